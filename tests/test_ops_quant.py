@@ -44,6 +44,13 @@ def test_fp8_of_every_e4m3_code_is_exact():
     assert scale.item() == 1 and torch.equal(q[0].float(), codes.float())
 
 
+def test_every_e4m3_code_has_its_value():
+    codes = torch.arange(256, dtype=torch.uint8).view(FP8).view(16, 16)
+    for q in (codes, codes.T, codes[3:5, ::2]):
+        value = ops.dequantize_fp8(q, torch.ones(1), "tensor")
+        assert torch.equal(value.nan_to_num(-1e3), q.float().nan_to_num(-1e3))
+
+
 def test_fp8_scale_of_zeros_is_one():
     for scaling in SCALINGS:
         q, scale = ops.quantize_fp8(torch.zeros(128, 128), scaling)

@@ -54,13 +54,16 @@ def chi_square_p(ids, probabilities):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("vary", ["seed", "counter"])
-def test_draws_follow_the_softmax(options, vary):
+def test_draws_follow_the_softmax(options, vary="seed"):
     torch.manual_seed(0)
     logits, draws = torch.randn(20) * 1.5, 100_000
     probabilities = filtered_softmax(logits.tolist(), **options)
     ids = draw(logits.expand(draws, 20), **options, **{vary: torch.arange(draws)}).ids
     assert chi_square_p(ids, probabilities) > 1e-3
+
+
+def test_tokens_of_one_request_follow_the_softmax():
+    test_draws_follow_the_softmax({"temperature": 0.7}, vary="counter")
 
 
 def filtered_softmax(row, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
