@@ -3,5 +3,6 @@
 from l4kernels.ops.activation import silu_mul
 from l4kernels.ops.mma_tile import mma_tile
 from l4kernels.ops.registry import OPS, Op, Work, reference
+from l4kernels.ops.word_sum import word_sum
 
-__all__ = ["OPS", "Op", "Work", "mma_tile", "reference", "silu_mul"]
+__all__ = ["OPS", "Op", "Work", "mma_tile", "reference", "silu_mul", "word_sum"]
