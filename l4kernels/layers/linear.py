@@ -119,7 +119,10 @@ class Linear(nn.Module):
             self.store(gate, "gate", expert)
             self.store(up, "up", expert)
             return
-        pad_n = -weight.shape[0] % 8 if rows in ("gate", "up") else 0
+        blocked = rows in ("gate", "up")
+        pad_n = -weight.shape[0] % 8 if blocked else 0
+        if rows == "all":
+            pad_n = self.out_features - weight.shape[0]
         pad_k = self.in_features - weight.shape[1]
         if pad_n or pad_k:
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
@@ -127,7 +130,6 @@ class Linear(nn.Module):
         for start in range(0, weight.shape[0], step):
             for target, value in self._quantised(weight[start : start + step].to(self.device)):
                 target = _rows(target if expert is None else target[expert], rows)
-                blocked = rows in ("gate", "up")
                 unit = 8 if blocked else 1
                 view = target[start // unit : (start + step) // unit]
                 view.copy_(value.unflatten(0, (-1, 8)) if blocked else value)

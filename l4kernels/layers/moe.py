@@ -17,16 +17,18 @@ class MoE(nn.Module):
         self, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, build: Build
     ):
         super().__init__()
-        self.top_k = top_k
+        self.num_experts, self.top_k = num_experts, top_k
         width = round_up(intermediate_size, 8)
-        self.router = Linear(hidden_size, num_experts, build, weights="bf16")
+        # The GEMM writes columns in multiples of 8; those past the experts are never looked at.
+        self.router = Linear(hidden_size, round_up(num_experts, 8), build, weights="bf16")
         self.gate_up_proj = Linear(hidden_size, 2 * width, build, experts=num_experts)
         self.down_proj = Linear(width, hidden_size, build, experts=num_experts)
         self.shared_expert = MLP(hidden_size, intermediate_size, build)
 
     def forward(self, x: "Tensor | Quantized", residual: Tensor) -> Tensor:
         tokens = x if isinstance(x, Tensor) else x.y
-        routing = ops.moe_route(self.router(tokens, out_dtype=torch.float32), self.top_k)
+        logits = self.router(tokens, out_dtype=torch.float32)[:, : self.num_experts]
+        routing = ops.moe_route(logits, self.top_k)
         if isinstance(x, Tensor):
             rows = ops.moe_permute(tokens, routing.permutation, self.top_k)
         else:

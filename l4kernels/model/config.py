@@ -243,7 +243,7 @@ class Llama4Config:
 
     @classmethod
     def preset(cls, name: str) -> "Llama4Config":
-        "x, "behemoth" (an estimate: never published) or "demo"."""
+        """A shape by name: scout, maverick, behemoth (an estimate: never published) or demo."""
         from l4kernels.model.presets import PRESETS
 
         if name not in PRESETS:
@@ -309,9 +309,7 @@ def _rope(f: Fields) -> tuple[float, RopeScaling | None]:
         factor=s.number("factor", 1.0, 1e6),
         low_freq_factor=s.number("low_freq_factor", 1e-6, 1e6),
         high_freq_factor=s.number("high_freq_factor", 1e-6, 1e6),
-        original_max_position_embeddings=s.integer(
-            "original_max_position_embeddings", 1, 1 << 28
-        ),
+        original_max_position_embeddings=s.integer("original_max_position_embeddings", 1, 1 << 28),
     )
 
 

@@ -135,6 +135,6 @@ def rope_table(config: Llama4Config, capacity: int, device: torch.device) -> Ten
     rows = capacity if unchunked or not chunk else min(chunk, capacity)
     scaling = None
     if config.rope_scaling:
-        scaling = asdict(config.rope_scaling)
+        scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
     table = ops.rope_table(rows, theta=config.rope_theta, scaling=scaling, head_dim=config.head_dim)
     return table.to(device)
