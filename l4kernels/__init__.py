@@ -3,10 +3,11 @@
 from typing import Any
 
 from l4kernels import ops
+from l4kernels._load import STATUS, take_device_error
 from l4kernels.ops.registry import reference
 
 __version__ = "0.1.0"
-__all__ = ["Llama4", "Llama4Config", "ops", "reference"]
+__all__ = ["STATUS", "Llama4", "Llama4Config", "ops", "reference", "take_device_error"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,8 +24,7 @@ def _check_gemm(
     row_scale: Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
-    fast_accum: bool = False,
-    config: int = -1,
+    **_: object,
 ) -> None:
     check = Checker("gemm")
     check.dtype("a", a, (*FLOATS, FP8))
@@ -124,8 +123,7 @@ def _work_gemm(
     row_scale: Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
-    fast_accum: bool = False,
-    config: int = -1,
+    **_: object,
 ) -> Work:
     return gemm_work(
         a,
@@ -142,26 +140,19 @@ def _default_dtype(a: Tensor) -> torch.dtype:
     return torch.bfloat16 if a.dtype == FP8 else a.dtype
 
 
-def _fake_gemm(
+def _empty_gemm(
     a: Tensor,
     b: Tensor,
     *,
-    expert_offsets: Tensor | None = None,
-    sfa: Tensor | None = None,
-    sfb: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
-    fast_accum: bool = False,
-    config: int = -1,
+    **_: object,
 ) -> Tensor:
     columns = output_columns(b.shape[-2], activation)
     return a.new_empty((a.shape[0], columns), dtype=out_dtype or _default_dtype(a))
 
 
-@op(check=_check_gemm, work=_work_gemm, fake=_fake_gemm, out=True)
+@op(check=_check_gemm, work=_work_gemm, fake=_empty_gemm, out=True)
 def gemm(
     a: Tensor,
     b: Tensor,
@@ -212,10 +203,7 @@ def gemm(
     >>> gemm(a, b, row_scale=torch.tensor([0.5]))
     tensor([[5.5000, 8.5000]])
     """
-    out = a.new_empty(
-        (a.shape[0], output_columns(b.shape[-2], activation)),
-        dtype=out_dtype or _default_dtype(a),
-    )
+    out = _empty_gemm(a, b, activation=activation, out_dtype=out_dtype)
     return _matmul(
         "gemm",
         a,
@@ -275,7 +263,7 @@ def _check_gemm_swiglu_fp8(
     sfb: Tensor,
     expert_offsets: Tensor | None = None,
     row_scale: Tensor | None = None,
-    config: int = -1,
+    **_: object,
 ) -> None:
     check = Checker("gemm_swiglu_fp8")
     check.dtype("a", a, (FP8,))
@@ -305,7 +293,7 @@ def _work_gemm_swiglu_fp8(
     sfb: Tensor,
     expert_offsets: Tensor | None = None,
     row_scale: Tensor | None = None,
-    config: int = -1,
+    **_: object,
 ) -> Work:
     scales = Work(flops=0, bytes=4 * a.shape[0] * (b.shape[-2] // 2 // BLOCK))
     return scales + gemm_work(
@@ -319,16 +307,7 @@ def _work_gemm_swiglu_fp8(
     )
 
 
-def _fake_gemm_swiglu_fp8(
-    a: Tensor,
-    b: Tensor,
-    *,
-    sfa: Tensor,
-    sfb: Tensor,
-    expert_offsets: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    config: int = -1,
-) -> tuple[Tensor, Tensor]:
+def _fake_gemm_swiglu_fp8(a: Tensor, b: Tensor, **_: object) -> tuple[Tensor, Tensor]:
     m, columns = a.shape[0], b.shape[-2] // 2
     return (
         a.new_empty((m, columns), dtype=FP8),

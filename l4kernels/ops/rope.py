@@ -146,9 +146,7 @@ def _work_rope_cache(
     cos_sin: Tensor | None = None,
     qk_norm_eps: float | None = None,
     attn_scale: float = 0.0,
-    floor_scale: int = 8192,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    **_: object,
 ) -> Work:
     tokens = qkv.shape[0]
     kv_heads, head_dim = k_cache.shape[2:]
@@ -171,12 +169,7 @@ def _fake_rope_cache(
     v_cache: Tensor,
     *,
     num_heads: int,
-    cos_sin: Tensor | None = None,
-    qk_norm_eps: float | None = None,
-    attn_scale: float = 0.0,
-    floor_scale: int = 8192,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
+    **_: object,
 ) -> Tensor:
     return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
 
@@ -270,4 +263,4 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
         value = value.clamp(-FP8_MAX, FP8_MAX)
     written = (slots >= 0).nonzero().squeeze(1)
     rows = cache.flatten(0, 1)
-    rows.index_copy_(0, slots[written], value[written].to(cache.dtype))
+    rows[slots[written]] = value[written].to(cache.dtype)

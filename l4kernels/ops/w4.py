@@ -20,7 +20,7 @@ def _check_w4_gemm(
     row_scale: Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
-    config: int = -1,
+    **_: object,
 ) -> None:
     check = Checker("w4_gemm")
     check.dtype("a", a, FLOATS)
@@ -74,7 +74,7 @@ def _work_w4_gemm(
     row_scale: Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
-    config: int = -1,
+    **_: object,
 ) -> Work:
     return gemm_work(
         a,
@@ -87,24 +87,20 @@ def _work_w4_gemm(
     )
 
 
-def _fake_w4_gemm(
+def _empty_w4_gemm(
     a: Tensor,
     packed: Tensor,
     scales: Tensor,
     *,
-    expert_offsets: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
     activation: str = "none",
     out_dtype: torch.dtype | None = None,
-    config: int = -1,
+    **_: object,
 ) -> Tensor:
     columns = output_columns(packed.shape[-2], activation)
     return a.new_empty((a.shape[0], columns), dtype=out_dtype or a.dtype)
 
 
-@op(check=_check_w4_gemm, work=_work_w4_gemm, fake=_fake_w4_gemm, out=True)
+@op(check=_check_w4_gemm, work=_work_w4_gemm, fake=_empty_w4_gemm, out=True)
 def w4_gemm(
     a: Tensor,
     packed: Tensor,
@@ -153,7 +149,7 @@ def w4_gemm(
         n,
         a.shape[1],
         whole_weight=False,
-        out=a.new_empty((a.shape[0], output_columns(n, activation)), dtype=out_dtype or a.dtype),
+        out=_empty_w4_gemm(a, packed, scales, activation=activation, out_dtype=out_dtype),
         expert_offsets=expert_offsets,
         bias=bias,
         residual=residual,
