@@ -62,15 +62,16 @@ def canvas_mismatches(count: int) -> list:
 
 
 def photo(width: int, height: int) -> torch.Tensor:
-    """Smooth waves with noise: edges, gradients and full range, uint8 [3, H, W]."""
+    """Gradients, edges and noise over the full range, uint8 [3, H, W]."""
     generator = torch.Generator().manual_seed(width * 10_000 + height)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    waves = torch.stack([torch.sin(x / 7 + y / 31), torch.sin(x / 97), torch.sin(y / 13 - x / 5)])
-    noise = torch.rand(waves.shape, generator=generator)
-    return ((waves * 0.4 + 0.5 + noise * 0.2).clamp(0, 1) * 255).to(torch.uint8)
+    y, x = torch.arange(height)[:, None], torch.arange(width)
+    waves = torch.stack([x * 3 + y, (x // 9 + y // 5) * 60, x * y // 64]) % 256
+    noise = torch.randint(0, 32, (3, height, width), generator=generator)
+    return (waves + noise).clamp(0, 255).to(torch.uint8)
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     from l4kernels.model.image_processor import ImageProcessor
 
     theirs = load_processor()(do_rescale=False, do_normalize=False)
