@@ -3,15 +3,15 @@
 import platform
 import re
 import sys
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import l4kernels
+from l4kernels._load import STATUS
 from l4kernels.ops import OPS
-from l4kernels.ops.registry import NAMESPACE
 
 PACKAGES = {
     "cli": ("typer", "rich", "jinja2"),
@@ -23,7 +23,6 @@ MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
 
 def report() -> dict[str, Any]:
     """Everything that a bug report needs; plain values, ready for JSON."""
-    library = _library()
     gpus = _gpus()
     return {
         "l4kernels": l4kernels.__version__,
@@ -34,8 +33,8 @@ def report() -> dict[str, Any]:
         "torch_cuda": torch.version.cuda,
         "driver": _driver(),
         "gpus": gpus,
-        "library": library,
-        "kernels": _kernels(library, gpus),
+        "library": _library(),
+        "kernels": _kernels(gpus),
         "packages": {
             extra: {name: _version(name) for name in names} for extra, names in PACKAGES.items()
         },
@@ -80,22 +79,18 @@ def _gpus() -> list[dict[str, Any]]:
 
 def _library() -> dict[str, Any]:
     """State of the compiled library, as the loader saw it."""
-    if util.find_spec("l4kernels._load") is None:
-        return {"loaded": False, "path": None, "reason": "this build has no library loader"}
-    from l4kernels import _load
-
-    path = getattr(_load, "path", None)
     return {
-        "loaded": bool(getattr(_load, "loaded", False)),
-        "path": None if path is None else str(path),
-        "reason": getattr(_load, "reason", None),
+        "loaded": STATUS.loaded,
+        "path": str(STATUS.path),
+        "reason": STATUS.reason,
+        "build": STATUS.build,
     }
 
 
-def _kernels(library: dict[str, Any], gpus: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+def _kernels(gpus: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """For every op: where it runs ("cuda" or "reference"), and why not on the GPU."""
-    if not library["loaded"]:
-        blocked = f"library not loaded: {library['reason']}"
+    if not STATUS.loaded:
+        blocked = STATUS.reason
     elif torch.version.cuda is None:
         blocked = "this torch is a CPU build"
     elif not gpus:
@@ -105,8 +100,9 @@ def _kernels(library: dict[str, Any], gpus: list[dict[str, Any]]) -> dict[str, d
     else:
         blocked = ""
     states = {}
-    for name in OPS:
-        compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA")
-        reason = blocked or ("" if compiled else "no CUDA kernel in this library yet")
+    for name in sorted(OPS):
+        reason = blocked
+        if not reason and name not in STATUS.kernels:
+            reason = "this version has no CUDA kernel for it"
         states[name] = {"active": "reference" if reason else "cuda", "reason": reason}
     return states

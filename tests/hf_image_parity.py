@@ -24,7 +24,7 @@ SIZES = [
 
 def load_processor():
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except (RuntimeError, ImportError):
         for name in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
             del sys.modules[name]

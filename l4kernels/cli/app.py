@@ -66,7 +66,9 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option(help="Nucleus mass, 1 is off.  [default: checkpoint's]")
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens, 0 is off.")] = 0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the k likeliest, 0 is off.  [default: checkpoint's]")
+    ] = None,
     min_p: Annotated[float, typer.Option(help="Drop below this share of the likeliest.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     stop: Annotated[

@@ -18,7 +18,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Numbers to the right, the first column to the left."""
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="right" if index else "left", style=None if index else "bold")
+        grid.add_column(
+            column, justify="right" if index else "left", style=None if index else "bold"
+        )
     for row in rows:
         grid.add_row(*row)
     console.print(grid)

@@ -84,7 +84,7 @@ class ChatTemplate:
                 length += len(part)
                 if length > MAX_RENDERED_CHARS:
                     raise ChatError(
-                        f"{self.name}: the rendered prompt exceeds {MAX_RENDERED_CHARS:,} characters"
+                        f"{self.name}: the prompt exceeds {MAX_RENDERED_CHARS:,} characters"
                     )
                 parts.append(part)
         except ChatError:
@@ -243,7 +243,9 @@ class Prompter:
             return None
         vision = self.config.vision
         if vision is None:
-            raise ChatError(f"{self.path}: this checkpoint has no vision tower; images cannot be used")
+            raise ChatError(
+                f"{self.path}: this checkpoint has no vision tower; images cannot be used"
+            )
         processor = ImageProcessor.from_pretrained(self.path)
         if processor.tile_size != vision.image_size:
             raise ChatError(
