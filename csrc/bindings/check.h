@@ -12,8 +12,11 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #ifdef L4K_EMULATED
@@ -27,14 +30,63 @@ extern "C" void l4k_emu_register_range(const void* base, size_t bytes);
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 
-// L4K_REGISTER(m) { m.impl("name", TORCH_BOX(&function)); }
+// L4K_REGISTER(m) { L4K_IMPL(m, "silu_mul", silu_mul); }   with the function in l4k::binding
 #define L4K_REGISTER_(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
 #define L4K_REGISTER(m) L4K_REGISTER_(L4K_TORCH_NAMESPACE, L4K_DISPATCH_KEY, m)
+#define L4K_IMPL(m, name, function)                                 \
+  (m).impl(name, TORCH_BOX(&l4k::binding::function));               \
+  l4k::signatures() += name + l4k::signature(&l4k::binding::function) + "\n"
 
 namespace l4k {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// The stable ABI's boxing checks how many arguments an op has, not their types; so each binding
+// writes its C++ signature in the schema's words, and a test compares the two.
+template <typename T>
+constexpr const char* kTypeName = nullptr;
+template <>
+constexpr const char* kTypeName<Tensor> = "Tensor";
+template <>
+constexpr const char* kTypeName<int64_t> = "int";
+template <>
+constexpr const char* kTypeName<double> = "float";
+template <>
+constexpr const char* kTypeName<bool> = "bool";
+template <>
+constexpr const char* kTypeName<std::string> = "str";
+template <>
+constexpr const char* kTypeName<ScalarType> = "ScalarType";
+
+template <typename T>
+struct TypeText {
+  static_assert(kTypeName<T> != nullptr, "not a type of torch's schemas; int64_t and double are");
+  static std::string text() { return kTypeName<T>; }
+};
+template <typename T>
+struct TypeText<std::optional<T>> {
+  static std::string text() { return TypeText<T>::text() + "?"; }
+};
+template <typename... T>
+struct TypeText<std::tuple<T...>> {
+  static std::string text() {
+    std::string all;
+    ((all += (all.empty() ? "" : ", ") + TypeText<T>::text()), ...);
+    return "(" + all + ")";
+  }
+};
+
+template <typename Result, typename... Arguments>
+std::string signature(Result (*)(Arguments...)) {
+  return TypeText<std::tuple<std::remove_cvref_t<Arguments>...>>::text() + " -> " +
+         TypeText<Result>::text();
+}
+
+inline std::string& signatures() {
+  static std::string all;
+  return all;
+}
 
 inline std::string describe(const Tensor& t) {
   std::ostringstream text;

@@ -21,4 +21,4 @@ Tensor word_sum(const Tensor& data) {
 
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { m.impl("word_sum", TORCH_BOX(&l4k::binding::word_sum)); }
+L4K_REGISTER(m) { L4K_IMPL(m, "word_sum", word_sum); }
