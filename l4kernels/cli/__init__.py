@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from l4kernels.extras import MissingExtra, require
+from l4kernels.model.extras import MissingExtra, require
 
 __all__ = ["main"]
 

@@ -120,7 +120,9 @@ def plan(
     form: Annotated[
         list[str] | None, typer.Option("--format", help="bf16, fp8, int4 ...; repeatable.")
     ] = None,
-    context: Annotated[str, typer.Option(help="Tokens per sequence: 8192, 128k, 1M.")] = "8192",
+    context: Annotated[
+        str | None, typer.Option(help="Tokens per sequence: 8192, 128k, 1M.  [default: 8192]")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
     kv_dtype: Annotated[
         str | None, typer.Option(help="bf16 or fp8.  [default: fp8 with int4 weights]")

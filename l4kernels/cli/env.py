@@ -1,6 +1,6 @@
 """`l4k env`."""
 
-from l4kernels.cli.output import console, facts, gigabytes, print_json
+from l4kernels.cli.output import console, facts, print_json
 from l4kernels.env import MINIMUM_DRIVER, report
 
 
@@ -11,7 +11,7 @@ def run(*, as_json: bool) -> None:
         return
     gpus = [
         f"{gpu['name']}, capability {gpu['capability']}, "
-        f"{gigabytes(gpu['memory_free'])} of {gigabytes(gpu['memory_total'])} GB free"
+        f"{gpu['memory_free'] / 1e9:.1f} of {gpu['memory_total'] / 1e9:.1f} GB free"
         for gpu in found["gpus"]
     ]
     library = found["library"]

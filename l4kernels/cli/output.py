@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+# Piped output is for files and other programs: no wrapping at 80 columns.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def print_json(value: Any) -> None:
@@ -16,7 +17,7 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Numbers to the right, the first column to the left."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for index, column in enumerate(columns):
         grid.add_column(
             column, justify="right" if index else "left", style=None if index else "bold"
@@ -37,10 +38,6 @@ def stream(text: str) -> None:
     """Model output as it comes; control characters must not steer the terminal."""
     sys.stdout.write("".join(c for c in text if c.isprintable() or c in "\n\t"))
     sys.stdout.flush()
-
-
-def gigabytes(value: float) -> str:
-    return f"{value / 1e9:,.2f}" if abs(value) < 1e12 else f"{value / 1e9:,.0f}"
 
 
 def tokens(value: int) -> str:

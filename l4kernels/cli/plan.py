@@ -1,14 +1,14 @@
 """`l4k plan`."""
 
 from l4kernels import plan as planner
-from l4kernels.cli.output import console, gigabytes, print_json, table, tokens
+from l4kernels.cli.output import console, print_json, table, tokens
 
 
 def run(
     model: str,
     gpus: list[str] | None,
     formats: list[str] | None,
-    context: str,
+    context: str | None,
     batch: int,
     kv_dtype: str | None,
     *,
@@ -16,7 +16,9 @@ def run(
     as_json: bool,
 ) -> None:
     config = planner.find_config(model)
-    length = planner.parse_tokens(context)
+    length = min(8192, config.max_position_embeddings)
+    if context is not None:
+        length = planner.parse_tokens(context)
     formats = formats or list(planner.FORMATS if every else planner.OWN_FORMATS)
     gpus = gpus or ["h100", "h200", "8xh100"]
     plans = [
@@ -40,34 +42,44 @@ def run(
         return
     label = " (an estimate: this shape was never published)" if config.estimate else ""
     console.print(
-        f"[bold]{config.name}[/bold]{label}: {total / 1e9:,.2f} B parameters, "
-        f"{active / 1e9:,.2f} B active per token"
+        f"[bold]{config.name}[/bold]{label}: {_count(total)} parameters, {_count(active)} active "
+        f"per token"
     )
+    unit = 1e9 if total > 1e9 else 1e6
+    name = "GB" if unit == 1e9 else "MB"
     sequences = f"{batch} sequences of " if batch > 1 else ""
     table(
-        f"{sequences}{tokens(length)} tokens; sizes in GB (10^9 bytes)",
-        ["format", "GPU", "weights", "KV", "reserve", "fits", "spare", "max context",
-         "GB/step", "floor ms", "tok/s at most"],
-        [_row(p) for p in plans],
+        f"{sequences}{tokens(length)} tokens; sizes in {name} (10^{9 if unit == 1e9 else 6} bytes)",
+        ["format", "KV in", "GPU", "weights", "KV", "fits", "spare", "max context",
+         f"{name}/step", "floor ms", "tok/s"],
+        [_row(p, unit) for p in plans],
     )  # fmt: skip
+    reserves = sorted({(p.gpu, p.reserve / p.num_gpus) for p in plans})
+    kept = ", ".join(f"{size / 1e9:.1f} GB of a {gpu}" for gpu, size in reserves)
     console.print(
-        "reserve: CUDA context, workspaces, activations and graphs (estimate) · floor: bytes read "
-        "by one decode step / datasheet bandwidth"
+        f"Kept free for CUDA, workspaces, activations and graphs (estimate): {kept}. floor, tok/s: "
+        f"bytes of one decode step at datasheet bandwidth; no kernel is faster."
     )
 
 
-def _row(p: planner.Plan) -> list[str]:
-    gpu = p.gpu if p.num_gpus == 1 else f"{p.num_gpus}x{p.gpu}"
+def _count(params: int) -> str:
+    return f"{params / 1e9:,.2f} B" if params >= 1e9 else f"{params / 1e6:.2f} M"
+
+
+def _row(p: planner.Plan, unit: float) -> list[str]:
+    def size(value: float) -> str:
+        return f"{value / unit:,.2f}" if abs(value / unit) < 1000 else f"{value / unit:,.0f}"
+
     return [
-        f"{p.format} ({p.kv_dtype} KV)",
-        gpu,
-        gigabytes(p.weights),
-        gigabytes(p.kv),
-        gigabytes(p.reserve),
+        p.format,
+        p.kv_dtype,
+        p.gpu if p.num_gpus == 1 else f"{p.num_gpus}x{p.gpu}",
+        size(p.weights),
+        size(p.kv),
         "[green]yes[/green]" if p.fits else "[red]no[/red]",
-        gigabytes(p.spare),
+        size(p.spare),
         tokens(p.max_context) if p.max_context else "-",
-        gigabytes(p.bytes_per_step),
-        f"{p.step_floor_ms:.2f}",
+        size(p.bytes_per_step),
+        f"{p.step_floor_ms:.2f}" if p.step_floor_ms >= 0.01 else f"{p.step_floor_ms:.4f}",
         f"{p.tokens_per_second_ceiling:,.0f}",
     ]

@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from l4kernels.extras import require
 from l4kernels.model.config import Llama4Config
+from l4kernels.model.extras import require
 from l4kernels.model.image_processor import ImageProcessor, Tiles, num_tiles
 from l4kernels.model.tokenizer import Tokenizer
 
@@ -189,6 +190,14 @@ class Prompter:
         self.config = config or Llama4Config.from_pretrained(path)
         self.tokenizer = Tokenizer(path)
 
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate.from_pretrained(self.path)
+
+    @cached_property
+    def image_processor(self) -> ImageProcessor:
+        return ImageProcessor.from_pretrained(self.path)
+
     def raw(self, text: str) -> Prompt:
         """The begin-of-text token and `text` as it is; the form of base models."""
         if not text:
@@ -209,11 +218,10 @@ class Prompter:
                 and `{"type": "image"}` parts.
             images: decoded images (uint8 [3, H, W]), in the order of the image parts.
         """
-        template = ChatTemplate.from_pretrained(self.path)
         mark = _unused_char([messages, tools])
         # A mark behind each first character of a special token keeps text from spelling one.
         guarded = {first: first + mark for first in {s[0] for s in self.tokenizer.special if s}}
-        rendered = template.render(
+        rendered = self.template.render(
             _guard(messages, guarded),
             tools=_guard(tools, guarded),
             **self.tokenizer.names,
@@ -246,7 +254,7 @@ class Prompter:
             raise ChatError(
                 f"{self.path}: this checkpoint has no vision tower; images cannot be used"
             )
-        processor = ImageProcessor.from_pretrained(self.path)
+        processor = self.image_processor
         if processor.tile_size != vision.image_size:
             raise ChatError(
                 f"{self.path}: the image processor makes tiles of {processor.tile_size} pixels, "

@@ -209,7 +209,7 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None) -> Tens
     import warnings
     from io import BytesIO
 
-    from l4kernels.extras import require
+    from l4kernels.model.extras import require
 
     require("PIL", "vision")
     import numpy as np
