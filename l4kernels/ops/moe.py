@@ -86,7 +86,7 @@ def moe_route(
     if top_k == 1:
         chosen, ids = value.max(-1, keepdim=True)
     else:
-        ordered, order = value.sort(-1, descending=True, stable=True)
+        ordered, order = value.sort(dim=-1, descending=True, stable=True)
         chosen, ids = ordered[:, :top_k], order[:, :top_k]
     weights = torch.sigmoid(chosen).masked_fill(nan, 0.0).contiguous()
     ids = ids.to(torch.int32).contiguous()

@@ -27,8 +27,15 @@ def visible_pieces(len_q: int, len_k: int, chunk: int) -> Iterator[tuple[int, in
 class PagedCache:
     """The keys and values of one sequence, gathered to float32."""
 
-    def __init__(self, name, k_cache, v_cache, k_scale, v_scale):
-        self.name, self.page_size, self.num_pages = name, k_cache.shape[1], k_cache.shape[0]
+    def __init__(
+        self,
+        op_name: str,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ):
+        self.op_name, self.page_size, self.num_pages = op_name, k_cache.shape[1], k_cache.shape[0]
         self.tensors = ((k_cache, k_scale), (v_cache, v_scale))
 
     def gather(self, table: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
@@ -36,14 +43,14 @@ class PagedCache:
         first_page, end_page = low // self.page_size, -(-high // self.page_size)
         if end_page > table.shape[0]:
             raise IndexError(
-                f"l4kernels.{self.name}: expected block_table to have a column for each of the "
+                f"l4kernels.{self.op_name}: expected block_table to have a column for each of the "
                 f"{end_page} pages of a sequence of {high} keys, got {table.shape[0]} columns"
             )
         pages = table[first_page:end_page]
         numbers = pages.tolist()
         if min(numbers) < 0 or max(numbers) >= self.num_pages:
             raise IndexError(
-                f"l4kernels.{self.name}: expected the visible entries of block_table in "
+                f"l4kernels.{self.op_name}: expected the visible entries of block_table in "
                 f"[0, {self.num_pages}), got {numbers}"
             )
         keep = slice(low - first_page * self.page_size, high - first_page * self.page_size)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l4kernels.ops.check import describe
+
 NAMESPACE = "l4kernels"
 EMULATED_NAMESPACE = "l4kernels_emulated"
 
@@ -88,9 +90,9 @@ class Op:
 
     def reference(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
-        result = self._checked(*args, **kwargs)
         if out is not None:
-            return out.copy_(result)
+            return self._checked_out(*args, out=out, **kwargs)
+        result = self._checked(*args, **kwargs)
         return result if self._returns is None else self._returns(*result)
 
     def _checked(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,7 +100,13 @@ class Op:
         return self.body(*args, **kwargs)
 
     def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
-        return out.copy_(self._checked(*args, **kwargs))
+        result = self._checked(*args, **kwargs)
+        if out.shape != result.shape or out.dtype != result.dtype:
+            raise ValueError(
+                f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
+                f"got {describe(out)}"
+            )
+        return out.copy_(result)
 
     def _fake_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
         def fake(*args: Any, **kwargs: Any) -> Any:

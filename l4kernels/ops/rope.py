@@ -263,4 +263,4 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
         value = value.clamp(-FP8_MAX, FP8_MAX)
     written = (slots >= 0).nonzero().squeeze(1)
     rows = cache.flatten(0, 1)
-    rows.index_copy_(0, slots[written], value[written].to(cache.dtype))
+    rows[slots[written]] = value[written].to(cache.dtype)

@@ -143,7 +143,7 @@ def sample(
     chosen = logprobs.gather(-1, ids[:, None]).squeeze(1)
     if top_logprobs == 0:
         return ids, chosen, ids.new_empty(len(ids), 0), chosen.new_empty(len(ids), 0)
-    ordered, order = logprobs.sort(-1, descending=True, stable=True)
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
     return (
         ids,
         chosen,
@@ -160,7 +160,7 @@ def _filtered(
     unlikely = value < min_p.clamp(0, 1).log()[:, None]
     if not bool(((top_k > 0) | (top_p < 1)).any()):
         return value.masked_fill(unlikely, float("-inf"))
-    ordered, order = value.sort(-1, descending=True, stable=True)
+    ordered, order = value.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(value.shape[1], device=value.device)
     limit = torch.where(top_k > 0, top_k, value.shape[1])[:, None]
     ordered = ordered.masked_fill(rank >= limit, float("-inf"))
