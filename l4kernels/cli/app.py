@@ -11,6 +11,7 @@ app = typer.Typer(
     name="l4k",
     help="Llama 4 on Hopper GPUs, and anywhere else on a CPU.",
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
