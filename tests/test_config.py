@@ -91,9 +91,7 @@ def test_maverick_file_is_the_preset():
     assert Llama4Config.from_dict(data) == Llama4Config(**{**vars(preset), "name": ""})
 
 
-@pytest.mark.parametrize(
-    "name, total", [("scout", 108_641_793_536), ("maverick", 401_583_781_376)]
-)
+@pytest.mark.parametrize("name, total", [("scout", 108_641_793_536), ("maverick", 401_583_781_376)])
 def test_parameter_counts(name, total):
     sizes = 0
     for slot in layout(Llama4Config.preset(name)).values():
@@ -115,7 +113,9 @@ def test_rope_parameters_spelling():
     data = scout()
     text = data["text_config"]
     text["rope_parameters"] = {**text.pop("rope_scaling"), "rope_theta": text.pop("rope_theta")}
-    data["vision_config"]["rope_parameters"] = {"rope_theta": data["vision_config"].pop("rope_theta")}
+    data["vision_config"]["rope_parameters"] = {
+        "rope_theta": data["vision_config"].pop("rope_theta")
+    }
     assert Llama4Config.from_dict(data) == Llama4Config.from_dict(SCOUT)
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1234.0}
     config = Llama4Config.from_dict(data)
