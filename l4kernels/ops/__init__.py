@@ -22,6 +22,7 @@ from l4kernels.ops.registry import OPS, Op, Work, reference
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.w4 import w4_gemm
+from l4kernels.ops.word_sum import word_sum
 
 __all__ = [
     "OPS",
@@ -63,4 +64,5 @@ __all__ = [
     "silu_mul_fp8",
     "unpack_int4",
     "w4_gemm",
+    "word_sum",
 ]

@@ -133,7 +133,8 @@ def sample(
     top = value.amax(-1, keepdim=True)
     value = torch.where(value == top, 0.0, value - top)
     ids = value.argmax(-1)
-    drawn = (temperature > 0).nonzero().squeeze(1)
+    hopeless = top.squeeze(1) == float("-inf")
+    drawn = ((temperature > 0) & ~hopeless).nonzero().squeeze(1)
     if drawn.numel():
         parameters = (t.index_select(0, drawn) for t in (temperature, top_k, top_p, min_p))
         kept = _filtered(value.index_select(0, drawn), *parameters)
@@ -144,12 +145,10 @@ def sample(
     if top_logprobs == 0:
         return ids, chosen, ids.new_empty(len(ids), 0), chosen.new_empty(len(ids), 0)
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    return (
-        ids,
-        chosen,
-        order[:, :top_logprobs].contiguous(),
-        ordered[:, :top_logprobs].contiguous(),
+    top_ids, top = (
+        t[:, :top_logprobs].clone(memory_format=torch.contiguous_format) for t in (order, ordered)
     )
+    return ids, chosen, top_ids, top
 
 
 def _filtered(
