@@ -75,7 +75,7 @@ def run(*, weights: str, device: str | None, seed: int, as_json: bool) -> None:
     for row in pictures(digits.images[:SHOWN]):
         console.print("  " + row, markup=False)
     for answer in answers[:SHOWN]:
-        console.print(f"  {answer:^8}", end="", markup=False)
+        console.print(f"  {answer[:8]:^8}", end="", markup=False)
     console.print(f"\n\n[dim]{ended - started:.1f} s in all[/dim]")
 
 
