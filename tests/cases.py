@@ -224,9 +224,9 @@ def _w4_gemm(make: Maker, name: str) -> Iterator[Case]:
 @_of("quantize_fp8")
 def _quantize_fp8(make: Maker, name: str) -> Iterator[Case]:
     for scaling in ("tensor", "row", "1x128", "128x128"):
-        for shape in ((0, 128), (1, 1024), (70, 256), (3, 130, 256)):
+        for shape in ((0, 128), (1, 512), (33, 256), (2, 130, 128)):
             yield Case(f"{shape} {scaling}", (make.randn(*shape), scaling))
-        mixed = make.randn(129, 256)
+        mixed = make.randn(9, 256)
         mixed[5], mixed[7] = 0, 1e4
         yield Case(f"mixed {scaling}", (mixed, scaling))
         yield Case(f"zeros {scaling}", (make.randn(2, 128, scale=0), scaling))

@@ -20,9 +20,9 @@
 #include <vector>
 
 #ifdef L4K_EMULATED
+#include "bindings/emulated.h"
 #define L4K_TORCH_NAMESPACE l4kernels_emulated
 #define L4K_DISPATCH_KEY CPU
-extern "C" void l4k_emu_register_range(const void* base, size_t bytes);
 #else
 #define L4K_TORCH_NAMESPACE l4kernels
 #define L4K_DISPATCH_KEY CUDA
@@ -120,11 +120,21 @@ inline bool fits(const Tensor& t, std::initializer_list<int64_t> shape) {
               "; call contiguous() first")
 #define L4K_CHECK_MULTIPLE(value, divisor) \
   L4K_REQUIRE((value) % (divisor) == 0, "expected " #value " to be a multiple of " #divisor ", got ", value)
+#ifdef L4K_EMULATED
+#define L4K_FINISH_EMULATED()                                   \
+  do {                                                          \
+    std::string report_ = l4k::emulated::finish_call();         \
+    L4K_REQUIRE(report_.empty(), "emulator report: ", report_); \
+  } while (false)
+#else
+#define L4K_FINISH_EMULATED()
+#endif
 #define L4K_LAUNCH(call)                                                                     \
   do {                                                                                       \
     cudaError_t error_ = (call);                                                             \
     L4K_REQUIRE(error_ == cudaSuccess, "launch failed: ", cudaGetErrorString(error_),        \
                 l4k::launch_hint(error_));                                                   \
+    L4K_FINISH_EMULATED();                                                                   \
   } while (false)
 
 inline const char* launch_hint(cudaError_t error) {
@@ -139,14 +149,13 @@ inline const char* launch_hint(cudaError_t error) {
   }
 }
 
-// Address of a tensor's data. Under the emulator this also declares the memory to it, so that an
-// access outside the tensor's storage is caught.
+// Address of a tensor's data. Under the emulator this also declares the tensor's extent.
 template <typename T = void>
 T* pointer(const Tensor& t) {
 #ifdef L4K_EMULATED
   int64_t extent = t.numel() == 0 ? 0 : 1;
   for (int64_t i = 0; i < t.dim() && extent; ++i) extent += (t.size(i) - 1) * t.stride(i);
-  l4k_emu_register_range(t.data_ptr(), extent * t.element_size());
+  emulated::declare(t.data_ptr(), extent * t.element_size());
 #endif
   return static_cast<T*>(t.data_ptr());
 }

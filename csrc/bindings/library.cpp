@@ -17,3 +17,11 @@ L4K_EXPORT const char* l4k_take_device_error() {
 
 // One line per binding: "name(Tensor, int) -> Tensor".
 L4K_EXPORT const char* l4k_signatures() { return l4k::signatures().c_str(); }
+
+#ifdef L4K_EMULATED
+// Opens (1) or closes (0) a chain of ops whose launches overlap; closing returns the report.
+L4K_EXPORT const char* l4k_emulated_chain(int open) {
+  l4k::emulated::state().chain = open != 0;
+  return open ? "" : l4k::emulated::finish();
+}
+#endif

@@ -144,12 +144,10 @@ def sample(
     if top_logprobs == 0:
         return ids, chosen, ids.new_empty(len(ids), 0), chosen.new_empty(len(ids), 0)
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    return (
-        ids,
-        chosen,
-        order[:, :top_logprobs].contiguous(),
-        ordered[:, :top_logprobs].contiguous(),
+    top_ids, top = (
+        t[:, :top_logprobs].clone(memory_format=torch.contiguous_format) for t in (order, ordered)
     )
+    return ids, chosen, top_ids, top
 
 
 def _filtered(
