@@ -81,7 +81,7 @@ def generate(
         typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
     ] = None,
     device: Device = None,
-    kv_dtype: Annotated[str, typer.Option(help="KV cache: auto or fp8.")] = "auto",
+    kv_dtype: Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")] = "auto",
     json: Json = False,
 ) -> None:
     """Continue a prompt (raw text), or answer it (--chat, --image)."""
