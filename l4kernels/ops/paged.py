@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from l4kernels.ops.check import FP8
+from l4kernels.ops.quant import fp8_values
+
 _SCORE_ELEMENTS = 1 << 23
 
 
@@ -56,7 +59,8 @@ class PagedCache:
         keep = slice(low - first_page * self.page_size, high - first_page * self.page_size)
         gathered = []
         for cache, scale in self.tensors:
-            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1).float()
+            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1)
+            rows = fp8_values(rows) if cache.dtype == FP8 else rows.float()
             gathered.append(rows if scale is None else rows * scale[:, None, None])
         return gathered[0], gathered[1]
 

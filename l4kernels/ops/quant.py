@@ -17,6 +17,7 @@ FP8_SCALINGS = ("tensor", "row", "1x128", "128x128")
 INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Nibble i (bits 4i to 4i+3) of word j holds element 8j + INT4_ORDER[i] of its row."""
 
+_E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
 _NIBBLE_OF_ELEMENT = sorted(range(8), key=INT4_ORDER.__getitem__)
 _CLIP_RATIOS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.7)
 _SEARCH_ELEMENTS = 1 << 20
@@ -107,6 +108,12 @@ def _blocks(x: Tensor, scaling: str) -> Tensor:
     return x.reshape(*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, columns, BLOCK)
 
 
+def fp8_values(q: Tensor) -> Tensor:
+    """`q.float()` of an e4m3 tensor by table: many times faster on a CPU."""
+    codes = q.reshape(-1).view(torch.uint8).int()
+    return _E4M3_VALUES.to(q.device).index_select(0, codes).view(q.shape)
+
+
 def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     """The float32 values of `quantize_fp8`'s result.
 
@@ -114,7 +121,7 @@ def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     >>> dequantize_fp8(*quantize_fp8(x, "tensor"), "tensor")
     tensor([[ 0.5000, -2.0000]])
     """
-    value = q.float()
+    value = fp8_values(q)
     if scaling == "tensor":
         return value * (scale.unsqueeze(-1) if scale.dim() > 1 else scale)
     if scaling == "row":
