@@ -142,7 +142,8 @@ def test_chat_and_images(generate, picture):
 
 @pytest.mark.parametrize(
     "options", [("--weights", "fp8"), ("--weights", "int4"), ("--dtype", "bfloat16"),
-                ("--kv-dtype", "fp8"), ("--top-k", 3, "--min-p", 0.1, "--top-p", 0.5)]
+                ("--kv-dtype", "fp8"), ("--top-k", 3, "--min-p", 0.1, "--top-p", 0.5),
+                ("--top-k", 10**12)]
 )  # fmt: skip
 def test_formats_and_sampling(generate, options):
     got = generate("--prompt", "the answer", "--max-new-tokens", 4, "--temperature", 1, *options)
@@ -338,6 +339,21 @@ def test_missing_extra_names_its_command(l4k, settings, picture, monkeypatch, mo
     code, out, _ = l4k("generate", *options)
     assert code == 2
     assert f"pip install 'l4kernels[{extra}]'" in json.loads(out)["error"]
+
+
+def test_full_memory_is_one_line(l4k, folder, monkeypatch):
+    def full(*arguments, **options):
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(Llama4, "from_pretrained", full)
+    code, out, err = l4k("generate", "--model", folder, "--prompt", "a")
+    assert (code, out) == (2, "") and err.startswith("l4k: out of memory; `l4k plan`")
+
+
+def test_bugs_keep_their_traceback(l4k, folder, monkeypatch):
+    monkeypatch.setattr(Llama4, "from_pretrained", lambda *a, **o: None)
+    with pytest.raises(AttributeError):
+        l4k("generate", "--model", folder, "--prompt", "a")
 
 
 def test_as_a_program(folder):

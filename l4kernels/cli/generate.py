@@ -157,7 +157,7 @@ def _sampling(request: Request, defaults: GenerationDefaults) -> Sampling:
         raise ValueError(f"expected --seed to fit 64 bits, got {request.seed}")
     return Sampling(
         temperature=chosen(request.temperature, defaults.temperature),
-        top_k=int(chosen(request.top_k, defaults.top_k)),
+        top_k=min(int(chosen(request.top_k, defaults.top_k)), 1 << 30),
         top_p=chosen(request.top_p, defaults.top_p),
         min_p=request.min_p,
         seed=request.seed,
