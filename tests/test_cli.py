@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import l4kernels
+from l4kernels.cli import generate as verb
 from l4kernels.cli import main, output
 from l4kernels.model.llama4 import Llama4
 from l4kernels.model.tokenizer import Tokenizer
@@ -148,6 +149,25 @@ def test_chat_and_images(generate, picture):
 def test_formats_and_sampling(generate, options):
     got = generate("--prompt", "the answer", "--max-new-tokens", 4, "--temperature", 1, *options)
     assert 1 <= got["completion_tokens"] <= 4
+
+
+def test_reference_gives_the_same_tokens(generate):
+    options = ("--prompt", "the", "--max-new-tokens", 5, "--temperature", 0)
+    assert generate(*options, "--reference")["token_ids"] == generate(*options)["token_ids"]
+
+
+def test_an_idle_gpu_is_not_passed_over_in_silence(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert verb.load_options(None, None, "bf16")["device"].type == "cpu"
+    assert "l4k: running on the CPU: " in capsys.readouterr().err
+    monkeypatch.setattr(verb, "gpu_problem", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    options = verb.load_options(None, None, "int4")
+    assert (options["device"].type, options["dtype"], options["kv_dtype"]) == (
+        "cuda",
+        torch.bfloat16,
+        "fp8",
+    )
 
 
 def test_control_characters_do_not_reach_the_terminal(capsys):

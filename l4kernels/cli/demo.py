@@ -18,8 +18,10 @@ NEW_TOKENS = 60
 SHOWN = 9
 
 
-def run(*, weights: str, device: str | None, seed: int, as_json: bool) -> None:
-    options = load_options(device, None, weights)
+def run(
+    *, weights: str, device: str | None, seed: int, as_json: bool, reference: bool = False
+) -> None:
+    options = load_options(device, None, weights, reference=reference)
     started = time.perf_counter()
     prompter = Prompter(data.CHECKPOINT)
     model = Llama4.from_pretrained(data.CHECKPOINT, **options)
