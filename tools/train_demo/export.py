@@ -154,6 +154,7 @@ def write_checkpoint(model: DemoLlama4, tokenizer: Tokenizer, folder: Path) -> N
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors creates it for its owner alone
     for name, content in config_files(model.text, model.vision).items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     save_tokenizer(tokenizer, folder)
@@ -183,5 +184,8 @@ def read_data(folder: Path) -> tuple[list[Chapter], Digits]:
 
 
 def export(trainer: Trainer, out: Path) -> None:
+    text = trainer.model.language_model.model
+    if text.depth < trainer.model.text.layers:
+        text.grow()
     write_checkpoint(trainer.model, trainer.tokenizer, out / "checkpoint")
     write_data(trainer.data.held_text, trainer.data.held_digits, out / "data")

@@ -87,7 +87,7 @@ class Attention(nn.Module):
         self.q_proj = linear(s.heads * s.head_dim, s.hidden)
         self.k_proj = linear(s.kv_heads * s.head_dim, s.hidden)
         self.v_proj = linear(s.kv_heads * s.head_dim, s.hidden)
-        self.o_proj = linear(s.hidden, s.heads * s.head_dim, 0.2)
+        self.o_proj = linear(s.hidden, s.heads * s.head_dim, 0.0)
 
     def forward(self, x: Tensor, turns: Tensor, temperature: Tensor) -> Tensor:
         s, (batch, length, _) = self.s, x.shape
@@ -130,7 +130,7 @@ class MLP(nn.Module):
         super().__init__()
         self.gate_proj = linear(width, hidden)
         self.up_proj = linear(width, hidden)
-        self.down_proj = linear(hidden, width, 0.2)
+        self.down_proj = linear(hidden, width, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -143,9 +143,7 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(
             torch.randn(s.experts, s.hidden, 2 * self.width) / math.sqrt(s.hidden)
         )
-        self.down_proj = nn.Parameter(
-            torch.randn(s.experts, self.width, s.hidden) * 0.2 / math.sqrt(self.width)
-        )
+        self.down_proj = nn.Parameter(torch.zeros(s.experts, self.width, s.hidden))
 
     def forward(self, x: Tensor, choice: Tensor) -> Tensor:
         order = choice.argsort(stable=True)
@@ -196,6 +194,7 @@ class TextModel(nn.Module):
         self.embed_tokens = nn.Embedding(s.vocab, s.hidden)
         nn.init.normal_(self.embed_tokens.weight, std=0.3)
         self.layers = nn.ModuleList(Layer(s, i) for i in range(s.layers))
+        self.depth = s.layers
         self.norm = RMSNorm(s.hidden, s.eps)
         position = torch.arange(s.positions).float()
         angle = position[:, None, None] * scaled_frequencies(s)
@@ -207,9 +206,19 @@ class TextModel(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         n = embeddings.shape[1]
         x = embeddings
-        for layer in self.layers:
+        for layer in self.layers[: self.depth]:
             x = layer(x, self.turns[:n], self.temperature[:n])
         return self.norm(x)
+
+    @torch.no_grad()
+    def grow(self) -> None:
+        """Double the depth in use: the new layers repeat the old ones and add nothing at first."""
+        for old, new in zip(self.layers[: self.depth], self.layers[self.depth :], strict=True):
+            new.load_state_dict(old.state_dict())
+            for name, p in new.named_parameters():
+                if "o_proj" in name or "down_proj" in name:
+                    p.zero_()
+        self.depth *= 2
 
 
 class LanguageModel(nn.Module):
@@ -316,13 +325,17 @@ class DemoLlama4(nn.Module):
         """ids [B, S], tiles [T, 3, 32, 32] in prompt order → final hidden states [B, S, hidden]."""
         x = self.language_model.model.embed_tokens(ids)
         if tiles is not None:
-            image = self.multi_modal_projector["linear_1"](self.vision_model(tiles))
+            image = self.image_tokens(tiles)
             x = x.masked_scatter((ids == self.patch_token)[..., None], image)
         return self.language_model.model(x)
+
+    def image_tokens(self, tiles: Tensor) -> Tensor:
+        return self.multi_modal_projector["linear_1"](self.vision_model(tiles))
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.language_model.lm_head(hidden)
 
     def balance_loss(self) -> Tensor:
-        layers = self.language_model.model.layers
-        return sum(layers[i].feed_forward.balance_loss for i in self.text.moe_layers)
+        text = self.language_model.model
+        moe = [text.layers[i].feed_forward for i in self.text.moe_layers if i < text.depth]
+        return sum(layer.balance_loss for layer in moe)

@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
     With several workers each orthogonalises its share, and one all-reduce hands the updates round.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float = 0.02, momentum: float = 0.95):
+    def __init__(self, params: list, lr: float = 0.02, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -34,7 +34,8 @@ class Muon(torch.optim.Optimizer):
         world = dist.get_world_size() if dist.is_initialized() else 1
         rank = dist.get_rank() if world > 1 else 0
         for group in self.param_groups:
-            params, momentum = group["params"], group["momentum"]
+            momentum = group["momentum"]
+            params = [p for p in group["params"] if p.grad is not None]
             flat = torch.zeros(sum(p.numel() for p in params))
             updates = flat.split([p.numel() for p in params])
             mine: dict[torch.Size, list[int]] = defaultdict(list)
@@ -61,14 +62,24 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update.view_as(p), alpha=-group["lr"])
 
 
-def build_optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    matrices, rest = [], []
+def build_optimisers(model: nn.Module, vision_rate: float) -> list[torch.optim.Optimizer]:
+    """vision_rate scales the learning rates of the vision tower and its projector."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, p in model.named_parameters():
         inside = ".layers." in name or "vision_adapter" in name
-        (matrices if inside and p.ndim >= 2 and "router" not in name else rest).append(p)
-    adam = torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    optimisers = [Muon(matrices), adam]
+        matrix = inside and p.ndim >= 2 and "router" not in name
+        groups[matrix, "vision" in name or "projector" in name].append(p)
+    optimisers = [
+        Muon([{"params": groups[True, v], "vision": v} for v in (False, True)]),
+        torch.optim.AdamW(
+            [{"params": groups[False, v], "vision": v} for v in (False, True)],
+            lr=3e-3,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            fused=True,
+        ),
+    ]
     for optimiser in optimisers:
         for group in optimiser.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = group["lr"] * (vision_rate if group.pop("vision") else 1.0)
     return optimisers
