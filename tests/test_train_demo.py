@@ -56,6 +56,33 @@ def test_a_few_steps_lower_the_loss_and_resume_repeats_them(trainer, data):
     assert again.train_step() == pytest.approx(later, abs=1e-4)
 
 
+def test_a_whole_run_starts_from_token_pairs_and_ends_at_full_depth(data, tmp_path, capsys):
+    settings = Settings(
+        steps=2, windows=1, singles=2, pairs=PAIRS, chats=1, bigram_steps=30, vision_steps=2
+    )
+    run = Trainer(settings, data, tmp_path)
+    run.run()
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["bigram_loss"] < 5.0  # a uniform guess is at 6.96
+    assert run.model.language_model.model.depth == run.model.text.layers // 2
+    export(run, tmp_path / "out")
+    assert run.model.language_model.model.depth == run.model.text.layers
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_growth_changes_no_output(trainer, data, tmp_path):
+    model = Trainer(trainer.settings, data, tmp_path).model
+    text = model.language_model.model
+    ids = torch.arange(100)[None]
+    with torch.no_grad():
+        for p in text.parameters():
+            p.add_(torch.randn_like(p), alpha=0.02)
+        before = model(ids)
+        text.grow()
+        assert text.depth == 4
+        torch.testing.assert_close(model(ids), before)
+
+
 def test_export_loads_and_keeps_the_rounded_model(trainer, tmp_path):
     export(trainer, tmp_path)
     model, tokenizer = read_checkpoint(tmp_path / "checkpoint")

@@ -185,7 +185,7 @@ def read_data(folder: Path) -> tuple[list[Chapter], Digits]:
 
 def export(trainer: Trainer, out: Path) -> None:
     text = trainer.model.language_model.model
-    if text.depth < trainer.model.text.layers:
+    while text.depth < trainer.model.text.layers:
         text.grow()
     write_checkpoint(trainer.model, trainer.tokenizer, out / "checkpoint")
     write_data(trainer.data.held_text, trainer.data.held_digits, out / "data")

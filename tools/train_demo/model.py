@@ -213,7 +213,8 @@ class TextModel(nn.Module):
     @torch.no_grad()
     def grow(self) -> None:
         """Double the depth in use: the new layers repeat the old ones and add nothing at first."""
-        for old, new in zip(self.layers[: self.depth], self.layers[self.depth :], strict=True):
+        both = self.layers[: 2 * self.depth]
+        for old, new in zip(both[: self.depth], both[self.depth :], strict=True):
             new.load_state_dict(old.state_dict())
             for name, p in new.named_parameters():
                 if "o_proj" in name or "down_proj" in name:

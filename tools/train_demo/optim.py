@@ -73,7 +73,7 @@ def build_optimisers(model: nn.Module, vision_rate: float) -> list[torch.optim.O
         Muon([{"params": groups[True, v], "vision": v} for v in (False, True)]),
         torch.optim.AdamW(
             [{"params": groups[False, v], "vision": v} for v in (False, True)],
-            lr=3e-3,
+            lr=1.5e-3,
             betas=(0.9, 0.95),
             weight_decay=0.0,
             fused=True,

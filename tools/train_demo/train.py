@@ -48,7 +48,7 @@ class Settings:
     vision_steps: int = 150  # the vision tower alone, before anything else
     vision_batch: int = 128
     vision_rate: float = 0.25  # of the peak learning rates, once the tower has had its own steps
-    grow_at: float = 0.5  # until then, half of the text layers
+    grow_at: tuple[float, ...] = (0.25, 0.55)  # progress at which the depth doubles: 2, 4, 8 layers
     clip: float = 1.0
     save_minutes: float = 2.0
     evaluate_minutes: float = 6.0
@@ -93,12 +93,16 @@ class Trainer:
         self.digits = DigitBatches(self.tokenizer, data.train_digits)
         self.chats = ChatBatches(self.tokenizer, data.train_text)
         self.step, self.elapsed, self.started = 0, 0.0, time.monotonic()
-        self.model.language_model.model.depth = self.model.text.layers // 2
+        self.model.language_model.model.depth = self.depth_wanted()
 
     @property
     def progress(self) -> float:
         s = self.settings
         return max(self.step / s.steps, self.elapsed / (60 * s.minutes))
+
+    def depth_wanted(self) -> int:
+        later = sum(self.progress < at for at in self.settings.grow_at)
+        return self.model.text.layers >> later
 
     def save(self) -> None:
         state = {
@@ -212,7 +216,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         text = self.model.language_model.model
-        if text.depth < self.model.text.layers and self.progress >= self.settings.grow_at:
+        while text.depth < self.depth_wanted():
             text.grow()
         self.model.train()
         losses = self.backward()
