@@ -76,8 +76,8 @@ double round_to_integral(double x, Round how);
 
 // ---- integers ---------------------------------------------------------------------------------
 // Float to integer of `width` bits (8..64), rni/rzi/rmi/rpi given as rn/rz/rm/rp. Out of range
-// clamps. NaN gives 0, or 1 << 63 when the source is f64 or the destination has 64 bits. The
-// result is sign- or zero-extended to 64 bits.
+// clamps. NaN gives 0, or 1 << (width - 1) when the source is f64 or the destination has 64 bits.
+// The result is sign- or zero-extended to 64 bits.
 uint64_t float_to_int(Format from, uint64_t x, int width, bool is_signed, Round how,
                       bool ftz = false);
 // 64-bit (already extended) integer to float.
@@ -119,7 +119,8 @@ uint16_t half_op(Format format, HalfOp op, uint16_t a, uint16_t b, uint16_t c = 
 // ---- approximations ---------------------------------------------------------------------------
 // The correctly rounded result, moved by a pseudo-random part of the error that the PTX ISA
 // documents: a pure function of (seed, operation, operand bits). Seed 0 does not move it. Special
-// operands (zeros, infinities, NaN) give the documented results for every seed.
+// operands (zeros, infinities, NaN) give the documented results for every seed, and results that
+// are exact powers of two (lg2: integers) stay exact, as the hardware's tables make them.
 enum class Approx : uint8_t { ex2, lg2, rcp, rsqrt, sqrt, sin, cos, tanh };
 float approx(Approx op, float x, bool ftz, uint64_t seed);
 void approx_n(Approx op, const float* in, float* out, int count, bool ftz, uint64_t seed);
