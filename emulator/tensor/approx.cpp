@@ -45,7 +45,7 @@ double move_relative(double v, double error, double u) {
 }
 
 // 2^x for |x| <= 1000, relative error about 1e-15; straight-line so that loops over it vectorise.
-double exp2_fast(double x) {
+[[gnu::always_inline]] inline double exp2_fast(double x) {
   constexpr double shifter = 0x1.8p52;
   double n = (x + shifter) - shifter, r = (x - n) * 0.693147180559945309417;
   double p = 1.0 / 6227020800.0;
@@ -66,7 +66,7 @@ double exp2_fast(double x) {
   return p * std::bit_cast<double>(scale);
 }
 
-float ex2(float x, double u) {
+[[gnu::always_inline]] inline float ex2(float x, double u) {
   // Clamped: beyond these everything is infinity or zero, also after the move.
   float clamped = x < 200.f ? x : 200.f;
   clamped = clamped > -200.f ? clamped : -200.f;
