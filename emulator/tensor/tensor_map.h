@@ -32,6 +32,7 @@ struct alignas(64) TensorMap {
   bool nan_fill;            // out-of-bounds elements are NaN instead of zero
   uint8_t reserved[38];
 
+  // Of dimension d; these and the type are all that a kernel's checks need.
   uint64_t extent(int d) const { return uint64_t{dims_minus_1[d]} + 1; }
   uint32_t element_bytes() const { return tensor_type_bytes(type); }
   // Elements of the box in shared memory along d: element strides thin the box out.
@@ -49,7 +50,9 @@ struct EncodeResult {
   std::string reason;  // empty when ok: expected, got, what to do
 };
 // Arguments as cuTensorMapEncodeTiled has them (enums as their integer values). `strides` has
-// rank - 1 entries, in bytes. Interleaved layouts and the 4- and 6-bit types are not supported.
+// rank - 1 entries, in bytes. Not supported, and said so: interleaved layouts, the 128B_ATOM
+// swizzles, the 4- and 6-bit types, the tf32 and ftz types (they convert while copying), and a box
+// whose inner dimension is narrower than its swizzle (no document gives that layout).
 EncodeResult encode_tiled(void* map_out, int data_type, uint32_t rank, const void* address,
                           const uint64_t* dims, const uint64_t* strides, const uint32_t* box,
                           const uint32_t* element_strides, int interleave, int swizzle,
@@ -81,12 +84,14 @@ void for_each_run(const TensorMap& m, const int32_t* coords, uint32_t shared, Fn
 // `smem` is indexed by shared address.
 void load_box(const TensorMap& m, const int32_t* coords, uint8_t* smem, uint32_t shared);
 void store_box(const TensorMap& m, const int32_t* coords, const uint8_t* smem, uint32_t shared);
-// cp.reduce.async.bulk.tensor: add, min, max, inc, dec, and, or, xor. Returns "" or why the
+// cp.reduce.async.bulk{.tensor}: add, min, max, inc, dec, and, or, xor. Returns "" or why the
 // operation does not exist for the map's type.
 enum class BoxReduce : uint8_t { add, min, max, inc, dec, and_, or_, xor_ };
 std::string reduce_box(const TensorMap& m, const int32_t* coords, const uint8_t* smem,
                        uint32_t shared, BoxReduce op);
-// One element of such a reduction, on the elements' bits (also cp.reduce.async.bulk).
+// Whether the operation exists, and one element of it on the elements' bits: `a` is what memory
+// holds. f32 add flushes subnormals, as the manual says of these instructions.
+bool reduce_exists(TensorType type, BoxReduce op);
 uint64_t reduce_element(TensorType type, BoxReduce op, uint64_t a, uint64_t b);
 
 // Lowest and one-past-highest global byte that the in-bounds part of the box touches; false when
