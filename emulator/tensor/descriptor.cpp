@@ -77,16 +77,14 @@ std::string gather_operand(const uint8_t* smem, uint32_t smem_bytes, uint64_t de
                            MmaType type, bool mn_major, uint8_t* packed,
                            std::vector<uint32_t>* chunk_addresses) {
   const MatrixDescriptor d = decode_descriptor(desc);
-  if (rows < 8 || rows % 8) {
-    return "wgmma operand: expected a positive multiple of 8 rows, got " + std::to_string(rows);
+  if (rows < 8 || rows > 256 || rows % 8) {
+    return "wgmma operand: expected a multiple of 8 rows in 8..256, got " + std::to_string(rows);
   }
   if (mn_major && mma_bytes(type) != 2) {
     return "wgmma operand: only bf16 and f16 may be MN-major (transposed); store the tile K-major";
   }
   uint32_t count = static_cast<uint32_t>(rows) * 2, last = 0;
-  std::vector<uint32_t> own;
-  std::vector<uint32_t>& chunks = chunk_addresses ? *chunk_addresses : own;
-  chunks.resize(count);
+  uint32_t chunks[512];
   for (uint32_t i = 0; i < count; ++i) {
     uint32_t offset =
         mn_major ? mn_major_offset(d, i / 16, i % 16) : k_major_offset(d, i / 2, i % 2);
@@ -98,6 +96,7 @@ std::string gather_operand(const uint8_t* smem, uint32_t smem_bytes, uint64_t de
            std::to_string(smem_bytes) + " (" + to_string(d) + ", " + std::to_string(rows) +
            " rows)";
   }
+  if (chunk_addresses) chunk_addresses->assign(chunks, chunks + count);
   if (!mn_major) {
     for (uint32_t i = 0; i < count; ++i) std::memcpy(packed + i * 16, smem + chunks[i], 16);
     return "";

@@ -105,7 +105,7 @@ EncodeResult encode_tiled(void* map_out, int data_type, uint32_t rank, const voi
   m.swizzle = static_cast<Swizzle>(swizzle);
   m.l2_promotion = static_cast<uint8_t>(l2_promotion);
   m.nan_fill = oob_fill == 1;
-  for (uint32_t d = 0; d < 5; ++d) m.box[d] = 1, m.element_strides[d] = 1;
+  for (uint32_t d = 0; d < 5; ++d) m.dims[d] = m.box[d] = m.element_strides[d] = 1;
   for (uint32_t d = 0; d < rank; ++d) {
     if (dims[d] < 1 || dims[d] > uint64_t{1} << 32) {
       return fail(invalid, "globalDim", "1..2^32", of_dimension(dims[d], d));
@@ -118,7 +118,7 @@ EncodeResult encode_tiled(void* map_out, int data_type, uint32_t rank, const voi
     if (step < 1 || step > 8) {
       return fail(invalid, "elementStrides", "1..8", of_dimension(step, d));
     }
-    m.dims_minus_1[d] = static_cast<uint32_t>(dims[d] - 1);
+    m.dims[d] = dims[d];
     m.box[d] = static_cast<uint16_t>(box[d]);
     m.element_strides[d] = static_cast<uint8_t>(step);
   }
@@ -159,7 +159,69 @@ std::string read_tensor_map(const void* p, TensorMap* out) {
     sane = sane && out->box[d] >= 1 && out->box[d] <= 256 && out->element_strides[d] >= 1 &&
            out->element_strides[d] <= 8;
   }
-  return sane ? "" : "tensor map: its contents were changed after cuTensorMapEncodeTiled";
+  uint32_t inner = sane ? out->box[0] * out->element_bytes() : 0;
+  sane = sane && inner % 16 == 0 &&
+         (out->swizzle == Swizzle::none || inner == swizzle_span(out->swizzle));
+  return sane ? "" : "tensor map: its contents were changed into no valid map";
+}
+
+std::string replace_field(void* p, MapField field, int ordinal, uint64_t value) {
+  TensorMap m;
+  std::memcpy(&m, p, sizeof m);
+  if (m.magic != kTensorMapMagic) {
+    return "tensormap.replace: expected a tensor map at this address, got other contents; copy all "
+           "128 bytes of an encoded map there first";
+  }
+  auto wrong = [&](const char* expected) {
+    return std::string("tensormap.replace: expected ") + expected + ", got " + number(value) +
+           " (ordinal " + std::to_string(ordinal) + ")";
+  };
+  bool per_dimension = field >= MapField::box_dim && field <= MapField::element_stride;
+  if (per_dimension && (ordinal < 0 || ordinal > (field == MapField::global_stride ? 3 : 4))) {
+    return wrong("an ordinal inside the rank");
+  }
+  switch (field) {
+    case MapField::global_address:
+      if (value % 16) return wrong("a 16-byte aligned global_address");
+      m.address = value;
+      break;
+    case MapField::rank:
+      if (value > 4) return wrong("a rank minus one of 0..4");
+      m.rank = static_cast<uint8_t>(value + 1);
+      break;
+    case MapField::box_dim:
+      if (value < 1 || value > 256) return wrong("a box_dim of 1..256");
+      m.box[ordinal] = static_cast<uint16_t>(value);
+      break;
+    case MapField::global_dim: m.dims[ordinal] = value; break;
+    case MapField::global_stride:
+      if (value % 16 || value >= uint64_t{1} << 40) return wrong("a multiple of 16 below 2^40");
+      m.strides[ordinal] = value;
+      break;
+    case MapField::element_stride:
+      if (value < 1 || value > 8) return wrong("an element_stride of 1..8");
+      m.element_strides[ordinal] = ordinal ? static_cast<uint8_t>(value) : 1;
+      break;
+    case MapField::elemtype:
+      if (value == 9) m.type = TensorType::f64;
+      else if (value == 10) m.type = TensorType::bf16;
+      else if (value < 8) m.type = static_cast<TensorType>(value);
+      else return wrong("an elemtype that is copied bit by bit");
+      break;
+    case MapField::interleave_layout:
+      if (value) return wrong("interleave_layout 0 (the emulator has no other)");
+      break;
+    case MapField::swizzle_mode:
+      if (value > 3) return wrong("a swizzle_mode of 0..3");
+      m.swizzle = static_cast<Swizzle>(value);
+      break;
+    case MapField::fill_mode:
+      if (value > 1) return wrong("a fill_mode of 0 or 1");
+      m.nan_fill = value == 1;
+      break;
+  }
+  std::memcpy(p, &m, sizeof m);
+  return "";
 }
 
 uint32_t box_bytes(const TensorMap& m) {
@@ -260,7 +322,7 @@ std::string reduce_box(const TensorMap& m, const int32_t* coords, const uint8_t*
 bool box_global_range(const TensorMap& m, const int32_t* coords, uint64_t* low, uint64_t* high) {
   uint64_t first = m.address, last = m.address;
   for (int d = 0; d < m.rank; ++d) {
-    int64_t step = m.element_strides[d], extent = static_cast<int64_t>(m.extent(d));
+    int64_t step = m.element_strides[d], extent = static_cast<int64_t>(m.dims[d]);
     int64_t from = coords[d], to = from + (int64_t{m.box_elements(d)} - 1) * step;
     // The first and last coordinates of the traversal that lie inside.
     if (from < 0) from += (-from + step - 1) / step * step;

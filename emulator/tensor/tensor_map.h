@@ -22,7 +22,7 @@ struct alignas(64) TensorMap {
   uint64_t magic;           // kTensorMapMagic, or the map was never encoded
   uint64_t address;         // global address of element (0, ..., 0)
   uint64_t strides[4];      // bytes, dimensions 1..4
-  uint32_t dims_minus_1[5]; // extents minus one (an extent may be 2^32)
+  uint64_t dims[5];         // extents in elements, 1 beyond the rank; 0 only through replace_field
   uint16_t box[5];          // 1..256 elements, before element strides
   uint8_t element_strides[5];
   TensorType type;
@@ -30,10 +30,8 @@ struct alignas(64) TensorMap {
   Swizzle swizzle;
   uint8_t l2_promotion;
   bool nan_fill;            // out-of-bounds elements are NaN instead of zero
-  uint8_t reserved[38];
+  uint8_t reserved[18];
 
-  // Of dimension d; these and the type are all that a kernel's checks need.
-  uint64_t extent(int d) const { return uint64_t{dims_minus_1[d]} + 1; }
   uint32_t element_bytes() const { return tensor_type_bytes(type); }
   // Elements of the box in shared memory along d: element strides thin the box out.
   uint32_t box_elements(int d) const {
@@ -60,6 +58,16 @@ EncodeResult encode_tiled(void* map_out, int data_type, uint32_t rank, const voi
 
 // Copies the map at `p` (any alignment) to `out`. Returns "" or why it is no map.
 std::string read_tensor_map(const void* p, TensorMap* out);
+
+// tensormap.replace.tile.<field>: changes one field of the map at `p`. `ordinal` is for box_dim,
+// global_dim, global_stride (0 is dimension 1) and element_stride. Values are PTX's, not the
+// driver's: rank minus one, PTX's element type codes, strides in bytes (as since CUDA 12.5).
+// Returns "" or what is wrong.
+enum class MapField : uint8_t {
+  global_address, rank, box_dim, global_dim, global_stride, element_stride, elemtype,
+  interleave_layout, swizzle_mode, fill_mode
+};
+std::string replace_field(void* p, MapField field, int ordinal, uint64_t value);
 
 // Shared-memory bytes of the whole box: what a load adds to an mbarrier's transaction count.
 uint32_t box_bytes(const TensorMap& m);
@@ -120,7 +128,7 @@ void split_run(const TensorMap& m, uint64_t global, uint32_t shared, uint32_t by
 template <typename Fn>
 void for_each_run(const TensorMap& m, const int32_t* coords, uint32_t shared, Fn&& fn) {
   uint32_t size = m.element_bytes(), inner = m.box_elements(0);
-  int64_t x = coords[0], extent0 = static_cast<int64_t>(m.extent(0));
+  int64_t x = coords[0], extent0 = static_cast<int64_t>(m.dims[0]);
   auto clamp = [&](int64_t v) { return static_cast<uint32_t>(v < 0 ? 0 : v > inner ? inner : v); };
   uint32_t first = clamp(-x), last = clamp(extent0 - x);
   if (last < first) last = first;
@@ -135,7 +143,7 @@ void for_each_run(const TensorMap& m, const int32_t* coords, uint32_t shared, Fn
           uint64_t global = m.address + static_cast<uint64_t>(x) * size;
           for (int d = 1; d < m.rank && inside; ++d) {
             int64_t c = coords[d] + int64_t{at[d]} * m.element_strides[d];
-            inside = c >= 0 && c < static_cast<int64_t>(m.extent(d));
+            inside = c >= 0 && c < static_cast<int64_t>(m.dims[d]);
             global += static_cast<uint64_t>(c) * m.strides[d - 1];
           }
           if (!inside) {
