@@ -345,6 +345,10 @@ void descriptors() {
   d.start = 128;
   check(error(d, 64, MmaType::bf16, false).empty() && !error(d, 72, MmaType::bf16, false).empty(),
         "one group past the end does not");
+  d.start = 4096 - 144;  // 8 rows of 16 bytes and one more chunk
+  check(error(d, 8, MmaType::bf16, false).empty(), "the last byte of memory may be read");
+  d.start += 16;
+  check(!error(d, 8, MmaType::bf16, false).empty(), "the next 16 may not");
   d.start = 4096 - 16;
   check(error(d, 8, MmaType::bf16, false).find("of 4096") != std::string::npos, "end of memory");
   d.start = 0;
