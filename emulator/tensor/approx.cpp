@@ -189,10 +189,9 @@ uint16_t approx_half(Approx op, Format format, uint16_t x, uint64_t seed) {
     if (!exact) v += u * v * (error - half_ulp);
   } else {
     v = std::tanh(static_cast<double>(a));
-    // Absolute errors 2^-10.987 and 2^-8: in the top binade (ulp of f16 2^-11) rounding takes half
-    // an ulp of it.
+    // Absolute errors 2^-10.987 and 2^-8, less what rounding the moved value takes.
     double error = f16 ? 0x1p-11 * 1.0090516338446813 : 0x1p-8;
-    double own = std::abs(v) * half_ulp;
+    double own = (std::abs(v) + error) * half_ulp;
     if (a != 0 && std::isfinite(a)) v += u * std::max(0.0, error - own);
     v = std::min(std::max(v, -1.0), 1.0);
     if (a == 0) return x;

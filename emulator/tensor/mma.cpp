@@ -18,10 +18,9 @@ __m256 canonical(__m256 x) {
   return _mm256_blendv_ps(x, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
-// B is kept in panels of 16 columns (the last may have 8), K outermost inside a panel: what the
-// inner loops read is contiguous whatever n is.
+// B is taken in panels of 16 columns (the last may have 8), K outermost inside a panel: what the
+// inner loops read is contiguous and stays in the first-level cache, whatever n is.
 constexpr int kPanel = 16;
-int panel_width(int n, int j) { return n - j < kPanel ? n - j : kPanel; }
 
 // Four rows by `groups` times eight columns, held in registers over K.
 template <int groups>
@@ -42,33 +41,54 @@ void block_exact(const float* a, const float* panel, int n, int k, float* acc) {
 }
 
 // Reduced precision: every term is cut to a multiple of 2^(e - 13), where e is the exponent of the
-// largest; the cut terms add up exactly (33 * 2^14 < 2^24).
-void block_aligned(const float* a, const float* b, int width, int k, float* acc) {
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  const __m256 infinity = _mm256_castsi256_ps(_mm256_set1_epi32(0x7f800000));
-  __m256 start = _mm256_loadu_ps(acc), plain = start, most = _mm256_and_ps(start, magnitude);
-  for (int p = 0; p < k; ++p) {
-    __m256 x = _mm256_mul_ps(_mm256_broadcast_ss(a + p), _mm256_load_ps(b + p * width));
-    plain = _mm256_add_ps(plain, x);
-    most = _mm256_max_ps(most, _mm256_and_ps(x, magnitude));
+// largest; the cut terms add up exactly (33 * 2^14 < 2^24). Four rows by eight columns.
+void block_aligned(const float* a, const float* b, int width, int n, int k, float* acc) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+  __m256 start[4], sum[4], inverse[4];
+  __m256i most[4];  // magnitudes compare as integers, and NaN is the largest
+  for (int i = 0; i < 4; ++i) {
+    start[i] = _mm256_loadu_ps(acc + i * n);
+    most[i] = _mm256_and_si256(_mm256_castps_si256(start[i]), magnitude);
   }
-  __m256i exponent = _mm256_srli_epi32(_mm256_castps_si256(most), 23);
-  const __m256i cut = _mm256_set1_epi32(kHopperFp8Bits - 1);
-  // 2^(e - 13) and its inverse. Below 2^-80 there is no product, only the accumulator.
-  __m256 unit = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_sub_epi32(exponent, cut), 23));
-  __m256 inverse = _mm256_castsi256_ps(_mm256_slli_epi32(
-      _mm256_sub_epi32(_mm256_add_epi32(_mm256_set1_epi32(254), cut), exponent), 23));
+  for (int p = 0; p < k; ++p) {
+    __m256 y = _mm256_load_ps(b + p * width);
+    for (int i = 0; i < 4; ++i) {
+      __m256 x = _mm256_mul_ps(_mm256_broadcast_ss(a + i * k + p), y);
+      most[i] = _mm256_max_epi32(most[i], _mm256_and_si256(_mm256_castps_si256(x), magnitude));
+    }
+  }
   constexpr int toward_zero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
-  __m256 sum = _mm256_round_ps(_mm256_mul_ps(start, inverse), toward_zero);
-  for (int p = 0; p < k; ++p) {
-    __m256 x = _mm256_mul_ps(_mm256_broadcast_ss(a + p), _mm256_load_ps(b + p * width));
-    sum = _mm256_add_ps(sum, _mm256_round_ps(_mm256_mul_ps(x, inverse), toward_zero));
+  const __m256i cut = _mm256_set1_epi32(kHopperFp8Bits - 1);
+  for (int i = 0; i < 4; ++i) {  // 2^(13 - e)
+    __m256i exponent = _mm256_srli_epi32(most[i], 23);
+    __m256i biased = _mm256_sub_epi32(_mm256_add_epi32(_mm256_set1_epi32(254), cut), exponent);
+    inverse[i] = _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+    sum[i] = _mm256_round_ps(_mm256_mul_ps(start[i], inverse[i]), toward_zero);
   }
-  sum = _mm256_mul_ps(sum, unit);
-  __m256 tiny = _mm256_cmp_ps(most, _mm256_set1_ps(0x1p-80f), _CMP_LT_OQ);
-  __m256 huge = _mm256_cmp_ps(_mm256_and_ps(plain, magnitude), infinity, _CMP_NLT_UQ);
-  sum = _mm256_blendv_ps(sum, start, tiny);
-  _mm256_storeu_ps(acc, canonical(_mm256_blendv_ps(sum, plain, huge)));
+  for (int p = 0; p < k; ++p) {
+    __m256 y = _mm256_load_ps(b + p * width);
+    for (int i = 0; i < 4; ++i) {
+      __m256 x = _mm256_mul_ps(_mm256_broadcast_ss(a + i * k + p), y);
+      x = _mm256_round_ps(_mm256_mul_ps(x, inverse[i]), toward_zero);
+      sum[i] = _mm256_add_ps(sum[i], x);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    __m256i unit = _mm256_sub_epi32(_mm256_srli_epi32(most[i], 23), cut);
+    __m256 result = _mm256_mul_ps(sum[i], _mm256_castsi256_ps(_mm256_slli_epi32(unit, 23)));
+    // Below 2^-80 there is no product, only the accumulator.
+    __m256i tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32((127 - 80) << 23), most[i]);
+    result = _mm256_blendv_ps(result, start[i], _mm256_castsi256_ps(tiny));
+    __m256i special = _mm256_cmpgt_epi32(most[i], _mm256_set1_epi32(0x7f7fffff));
+    if (!_mm256_testz_si256(special, special)) {  // infinities and NaN: as they come
+      __m256 plain = start[i];
+      for (int p = 0; p < k; ++p)
+        plain = _mm256_add_ps(plain, _mm256_mul_ps(_mm256_broadcast_ss(a + i * k + p),
+                                                   _mm256_load_ps(b + p * width)));
+      result = _mm256_blendv_ps(result, plain, _mm256_castsi256_ps(special));
+    }
+    _mm256_storeu_ps(acc + i * n, canonical(result));
+  }
 }
 
 // Through f16, which has e5m2's exponent; e4m3's bias is smaller by 8 and its 0x7f is NaN.
@@ -110,11 +130,10 @@ void widen(MmaType t, const uint8_t* packed, int rows, int k_bytes, float* out) 
   }
 }
 
-// n x k to panels, in 8 x 8 blocks (k is a multiple of 8, or 4).
-void make_panels(const float* in, int n, int k, float* panels) {
-  for (int j = 0; j < n; j += 8) {
-    int width = panel_width(n, j / kPanel * kPanel);
-    float* out = panels + j / kPanel * kPanel * k + j % kPanel;
+// One panel: `width` (8 or 16) rows of B, in 8 x 8 blocks (k is a multiple of 8, or 4).
+void make_panel(const float* in, int width, int k, float* panel) {
+  for (int j = 0; j < width; j += 8) {
+    float* out = panel + j;
     if (k % 8) {
       for (int i = 0; i < 8; ++i)
         for (int p = 0; p < k; ++p) out[p * width + i] = in[(j + i) * k + p];
@@ -149,25 +168,26 @@ int16_t widen_int(MmaType t, uint8_t x) {
 
 void multiply_float(MmaType ta, MmaType tb, int rows, int n, int k_bytes, const uint8_t* a,
                     const uint8_t* b, float* acc, bool negate, Fp8Accumulation fp8) {
-  alignas(32) float wide_a[kWgmmaRows * kMaxK], wide_b[kMaxN * kMaxK], panels[kMaxN * kMaxK];
+  alignas(32) float wide_a[kWgmmaRows * kMaxK], wide_b[kPanel * kMaxK], panel[kPanel * kMaxK];
   int k = k_bytes / mma_bytes(ta);
   widen(ta, a, rows, k_bytes, wide_a);
-  widen(tb, b, n, k_bytes, wide_b);
-  make_panels(wide_b, n, k, panels);
   if (negate)
     for (int i = 0; i < rows * k; ++i) wide_a[i] = -wide_a[i];
   bool aligned = mma_is_fp8(ta) && fp8 == Fp8Accumulation::hopper;
   for (int j = 0; j < n; j += kPanel) {
-    const float* panel = panels + j * k;
-    int width = panel_width(n, j);
-    if (aligned) {
-      for (int i = 0; i < rows; ++i)
-        for (int c = 0; c < width; c += 8)
-          block_aligned(wide_a + i * k, panel + c, width, k, acc + i * n + j + c);
-    } else if (width == kPanel) {
-      for (int i = 0; i < rows; i += 4) block_exact<2>(wide_a + i * k, panel, n, k, acc + i * n + j);
-    } else {
-      for (int i = 0; i < rows; i += 4) block_exact<1>(wide_a + i * k, panel, n, k, acc + i * n + j);
+    int width = n - j < kPanel ? n - j : kPanel;
+    widen(tb, b + j * k_bytes, width, k_bytes, wide_b);
+    make_panel(wide_b, width, k, panel);
+    for (int i = 0; i < rows; i += 4) {
+      const float* x = wide_a + i * k;
+      float* out = acc + i * n + j;
+      if (aligned) {
+        for (int c = 0; c < width; c += 8) block_aligned(x, panel + c, width, n, k, out + c);
+      } else if (width == kPanel) {
+        block_exact<2>(x, panel, n, k, out);
+      } else {
+        block_exact<1>(x, panel, n, k, out);
+      }
     }
   }
 }
