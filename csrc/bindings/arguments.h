@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings/check.h"
+#include "tile/base.h"
 #include "tile/scaling.h"
 
 namespace l4k {

@@ -41,15 +41,14 @@ __device__ __forceinline__ uint4 add(uint4 a_raw, uint4 b_raw) {
   return sum.raw;
 }
 
-// Largest magnitude as the bits of a non-negative bf16; NaN beats everything.
+// Largest magnitude, as the bits of a float32; NaN beats everything.
 __device__ __forceinline__ uint32_t amax_bits(uint4 raw) {
   constexpr uint32_t kMagnitude = 0x7fff7fff;
   uint32_t m = ptx::max_u16x2(ptx::max_u16x2(raw.x & kMagnitude, raw.y & kMagnitude),
                               ptx::max_u16x2(raw.z & kMagnitude, raw.w & kMagnitude));
-  return max(m >> 16, m & 0xffff);
+  return max(m & 0xffff0000, m << 16);
 }
 
-// The same of float32 values, as bits of a float32.
 __device__ __forceinline__ uint32_t amax_bits(const float (&v)[kVector]) {
   uint32_t m = 0;
 #pragma unroll

@@ -27,8 +27,8 @@ Kernel kernel_for(Scaling scaling) {
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream) {
   const int vectors = params.width / kVector;
   const int threads = round_up(ceil_div(vectors, kRmsNormVectors), 32);
-  // 64 registers: 1,024 threads fit an SM.
-  const int64_t resident = int64_t{sm_count()} * std::max(1, 1024 / threads);
+  const int registers = rms_norm_registers(params.residual != nullptr, params.scaling);
+  const int64_t resident = int64_t{sm_count()} * (65536 / registers / threads);
   LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(params.rows, resident))),
                       .block = dim3(threads)};
   Kernel kernel =

@@ -51,36 +51,9 @@ __device__ __forceinline__ uint4 normalise(uint4 s_raw, float factor, uint4 weig
   return y.raw;
 }
 
-template <int kScaling>
-__device__ __forceinline__ void quantise_row(const RmsNormParams& params, int64_t row,
-                                             const uint4 (&y)[kRmsNormVectors],
-                                             uint32_t* partials) {
-  const int vectors = params.width / kVector;
-  uint2* q = static_cast<uint2*>(params.q) + row * vectors;
-  Fp8Scale scale;
-  if constexpr (kScaling == kScalingRow) {
-    uint32_t amax = 0;
-#pragma unroll
-    for (int u = 0; u < kRmsNormVectors; ++u) amax = max(amax, amax_bits(y[u]));
-    scale = fp8_scale(bf16_bits_to_float(cta_max(amax, partials)));
-    if (threadIdx.x == 0) params.scale[row] = scale.scale;
-  }
-#pragma unroll
-  for (int u = 0; u < kRmsNormVectors; ++u) {
-    const int v = threadIdx.x + u * blockDim.x;
-    if constexpr (kScaling == kScaling1x128) {
-      // Sixteen neighbouring lanes hold one block of 128.
-      constexpr int kLanes = kScaleBlock / kVector;
-      scale = fp8_scale(bf16_bits_to_float(warp_max<kLanes>(amax_bits(y[u]))));
-      if (v < vectors && threadIdx.x % kLanes == 0)
-        params.scale[row * (vectors / kLanes) + v / kLanes] = scale.scale;
-    }
-    if (v < vectors) ptx::store_streaming(q + v, to_fp8(y[u], scale.inverse));
-  }
-}
-
 template <bool kResidual, int kScaling>
-__global__ void __launch_bounds__(kRmsNormMaxThreads) rms_norm_kernel(RmsNormParams params) {
+__global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
+    rms_norm_kernel(RmsNormParams params) {
   __shared__ float sums[2][32];
   __shared__ uint32_t maxima[2][32];
   const int vectors = params.width / kVector;
@@ -124,7 +97,11 @@ __global__ void __launch_bounds__(kRmsNormMaxThreads) rms_norm_kernel(RmsNormPar
       if (kScaling == kScalingNone || params.y != nullptr)
         ptx::store_streaming(static_cast<uint4*>(params.y) + row * vectors + v, y[u]);
     }
-    if constexpr (kScaling != kScalingNone) quantise_row<kScaling>(params, row, y, maxima[parity]);
+    if constexpr (kScaling != kScalingNone) {
+      const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
+      store_fp8_row<kScaling>(y, vectors, static_cast<uint2*>(params.q) + row * vectors,
+                              params.scale + row * scales, maxima[parity]);
+    }
   }
 }
 

@@ -10,6 +10,11 @@ namespace l4k {
 
 constexpr int kRmsNormMaxWidth = 16384;
 
+// Registers per thread: four CTAs of a 5,120-wide row fit an SM with 48, three with 64.
+constexpr int rms_norm_registers(bool residual, int scaling) {
+  return residual || scaling != kScalingNone ? 64 : 48;
+}
+
 struct RmsNormParams {
   int64_t rows;              // T
   int width;                 // D, a multiple of 8, at most kRmsNormMaxWidth
