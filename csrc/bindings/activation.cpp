@@ -23,4 +23,4 @@ Tensor silu_mul(const Tensor& x) {
 
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { m.impl("silu_mul", TORCH_BOX(&l4k::binding::silu_mul)); }
+L4K_REGISTER(m) { L4K_IMPL(m, "silu_mul", silu_mul); }
