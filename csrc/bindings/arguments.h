@@ -48,6 +48,15 @@ T* optional_pointer(const std::optional<Tensor>& t) {
   return t.has_value() ? pointer<T>(*t) : nullptr;
 }
 
+// Memory that only the kernels of this call see.
+inline Tensor workspace(const Tensor& like, int64_t words) {
+  Tensor memory = empty_like(like, {words}, ScalarType::Int);
+#ifdef L4K_EMULATED
+  emulated::state().workspaces.push_back(std::make_shared<Tensor>(memory));
+#endif
+  return memory;
+}
+
 #define L4K_CHECK_UNIFORM_ROWS(t)                                                             \
   L4K_REQUIRE(l4k::rows_of(t).stride >= 0 || (t).numel() == 0,                                \
               "expected the rows of " #t " to be evenly spaced in memory, got ",              \
