@@ -25,14 +25,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tenso
               "; call contiguous() first");
   L4K_REQUIRE(choices < int64_t{1} << 31, "expected fewer than 2^31 choices, got ", choices);
   Device device(logits);
-  const int64_t workspace = moe_route_workspace(tokens, static_cast<int>(experts));
   Tensor ids = empty_like(logits, {tokens, top_k}, ScalarType::Int);
   Tensor weights = empty_like(logits, {tokens, top_k}, ScalarType::Float);
   Tensor row_scale = empty_like(logits, {choices}, ScalarType::Float);
   Tensor offsets = empty_like(logits, {experts + 1}, ScalarType::Int);
   Tensor permutation = empty_like(logits, {choices}, ScalarType::Int);
   Tensor inverse = empty_like(logits, {choices}, ScalarType::Int);
-  Tensor counts = empty_like(logits, {workspace}, ScalarType::Int);
+  Tensor counts = workspace(logits, moe_route_workspace(tokens, static_cast<int>(experts)));
   MoeRouteParams params{.tokens = tokens,
                         .num_experts = static_cast<int>(experts),
                         .top_k = static_cast<int>(top_k),
@@ -162,8 +161,8 @@ Tensor moe_combine(const Tensor& y, const Tensor& inverse, int64_t top_k,
 }  // namespace l4k::binding
 
 L4K_REGISTER(m) {
-  m.impl("moe_route", TORCH_BOX(&l4k::binding::moe_route));
-  m.impl("moe_permute", TORCH_BOX(&l4k::binding::moe_permute));
-  m.impl("moe_permute_fp8", TORCH_BOX(&l4k::binding::moe_permute_fp8));
-  m.impl("moe_combine", TORCH_BOX(&l4k::binding::moe_combine));
+  L4K_IMPL(m, "moe_route", moe_route);
+  L4K_IMPL(m, "moe_permute", moe_permute);
+  L4K_IMPL(m, "moe_permute_fp8", moe_permute_fp8);
+  L4K_IMPL(m, "moe_combine", moe_combine);
 }

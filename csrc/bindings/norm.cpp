@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rms_norm_fp8(const Tensor& x, const T
 }  // namespace l4k::binding
 
 L4K_REGISTER(m) {
-  m.impl("rms_norm", TORCH_BOX(&l4k::binding::rms_norm));
-  m.impl("add_rms_norm", TORCH_BOX(&l4k::binding::add_rms_norm));
-  m.impl("rms_norm_fp8", TORCH_BOX(&l4k::binding::rms_norm_fp8));
+  L4K_IMPL(m, "rms_norm", rms_norm);
+  L4K_IMPL(m, "add_rms_norm", add_rms_norm);
+  L4K_IMPL(m, "rms_norm_fp8", rms_norm_fp8);
 }

@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::string& scal
   const int64_t elements = matrices == 0 ? 0 : x.numel() / matrices;
   Tensor scale = dims > 2 ? empty_like(x, {matrices, 1}, ScalarType::Float)
                           : empty_like(x, {1}, ScalarType::Float);
-  Tensor maxima = empty_like(x, {quantize_tensor_workspace(matrices, elements)}, ScalarType::Int);
+  Tensor maxima = workspace(x, quantize_tensor_workspace(matrices, elements));
   QuantizeTensorParams params{.matrices = matrices,
                               .elements = elements,
                               .x = pointer(x),
@@ -77,4 +77,4 @@ std::tuple<Tensor, Tensor> quantize_fp8(const Tensor& x, const std::string& scal
 
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { m.impl("quantize_fp8", TORCH_BOX(&l4k::binding::quantize_fp8)); }
+L4K_REGISTER(m) { L4K_IMPL(m, "quantize_fp8", quantize_fp8); }

@@ -85,4 +85,4 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
 
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { m.impl("rope_cache", TORCH_BOX(&l4k::binding::rope_cache)); }
+L4K_REGISTER(m) { L4K_IMPL(m, "rope_cache", rope_cache); }

@@ -4,8 +4,6 @@
 
 #include <cstdint>
 
-#include "ptx/arithmetic.cuh"
-
 namespace l4k {
 
 constexpr int kVector = 8;  // bf16 elements
@@ -43,10 +41,11 @@ __device__ __forceinline__ uint4 add(uint4 a_raw, uint4 b_raw) {
 
 // Largest magnitude, as the bits of a float32; NaN beats everything.
 __device__ __forceinline__ uint32_t amax_bits(uint4 raw) {
-  constexpr uint32_t kMagnitude = 0x7fff7fff;
-  uint32_t m = ptx::max_u16x2(ptx::max_u16x2(raw.x & kMagnitude, raw.y & kMagnitude),
-                              ptx::max_u16x2(raw.z & kMagnitude, raw.w & kMagnitude));
-  return max(m & 0xffff0000, m << 16);
+  Bf16Vector v{raw};
+  const __nv_bfloat162 pair = __hmax2_nan(__hmax2_nan(__habs2(v.pairs[0]), __habs2(v.pairs[1])),
+                                          __hmax2_nan(__habs2(v.pairs[2]), __habs2(v.pairs[3])));
+  const float2 m = __bfloat1622float2(pair);
+  return max(__float_as_uint(m.x), __float_as_uint(m.y));
 }
 
 __device__ __forceinline__ uint32_t amax_bits(const float (&v)[kVector]) {

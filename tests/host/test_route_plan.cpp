@@ -3,25 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "expect.h"
 #include "kernels/moe_route/plan.h"
+#include "tile/ordered.h"
 #include "tile/row_tiles.h"
 
 namespace {
-
-int failures = 0;
-
-#define EXPECT(condition)                                                            \
-  do {                                                                               \
-    if (!(condition) && ++failures < 20)                                             \
-      std::printf("%s:%d: expected %s\n", __FILE__, __LINE__, #condition);           \
-  } while (false)
 
 uint32_t bits_of(float value) {
   uint32_t bits;
@@ -35,28 +28,28 @@ void tiles_cover_the_tokens_once() {
   for (int64_t tokens : sizes)
     for (int sms : {1, 2, 78, 114, 132}) {
       const l4k::RoutePlan plan = l4k::plan_route(tokens, sms);
-      EXPECT(plan.tiles >= 1 && plan.tiles <= std::max(sms, 1));
-      EXPECT(int64_t{plan.tiles} * plan.tile_tokens >= tokens);
-      EXPECT(int64_t{plan.tiles - 1} * plan.tile_tokens < std::max<int64_t>(tokens, 1));
-      if (tokens <= l4k::kRouteOneLaunchTokens) EXPECT(plan.tiles == 1);
+      EXPECT(plan.tiles >= 1 && plan.tiles <= std::max(sms, 1), tokens << " tokens, " << plan.tiles << " tiles");
+      EXPECT(int64_t{plan.tiles} * plan.tile_tokens >= tokens, tokens);
+      EXPECT(int64_t{plan.tiles - 1} * plan.tile_tokens < std::max<int64_t>(tokens, 1), tokens);
+      if (tokens <= l4k::kRouteOneLaunchTokens) EXPECT(plan.tiles == 1, tokens);
     }
 }
 
 void warps_cover_the_choices_once() {
   for (int choices = 0; choices < 70000; choices += choices < 3000 ? 1 : 997) {
     const int stride = l4k::choices_per_warp(choices);
-    EXPECT(stride % 32 == 0 && stride >= 32);
-    EXPECT(stride * l4k::kRouteWarps >= choices);
-    EXPECT(l4k::ceil_div(choices, stride) <= l4k::kRouteWarps);
+    EXPECT(stride % 32 == 0 && stride >= 32, stride);
+    EXPECT(stride * l4k::kRouteWarps >= choices, choices);
+    EXPECT(l4k::ceil_div(choices, stride) <= l4k::kRouteWarps, choices);
   }
 }
 
 void lanes_hold_all_experts() {
   for (int experts = 1; experts <= l4k::kRouteMaxExperts; ++experts) {
     const int lanes = l4k::lanes_per_token(experts);
-    EXPECT(lanes <= 32 && (lanes & (lanes - 1)) == 0);
-    EXPECT(lanes * l4k::kRouteLogits >= experts);
-    EXPECT(lanes == 1 || lanes / 2 * l4k::kRouteLogits < experts);
+    EXPECT(lanes <= 32 && (lanes & (lanes - 1)) == 0, lanes);
+    EXPECT(lanes * l4k::kRouteLogits >= experts, experts);
+    EXPECT(lanes == 1 || lanes / 2 * l4k::kRouteLogits < experts, experts);
   }
 }
 
@@ -71,12 +64,12 @@ void keys_keep_the_order_of_floats() {
     if (!std::isnan(value)) values.push_back(value + 0.f);
   }
   for (float value : values) {
-    EXPECT(l4k::ordered_bits(l4k::ordered_key(bits_of(value))) == bits_of(value));
-    EXPECT(l4k::ordered_key(bits_of(value)) > 0);
+    EXPECT(l4k::ordered_bits(l4k::ordered_key(bits_of(value))) == bits_of(value), value);
+    EXPECT(l4k::ordered_key(bits_of(value)) > 0, value);
   }
   for (size_t i = 0; i + 1 < values.size(); ++i) {
     const float a = values[i], b = values[i + 1];
-    EXPECT((a < b) == (l4k::ordered_key(bits_of(a)) < l4k::ordered_key(bits_of(b))));
+    EXPECT((a < b) == (l4k::ordered_key(bits_of(a)) < l4k::ordered_key(bits_of(b))), a << " and " << b);
   }
 }
 
@@ -128,7 +121,7 @@ void the_counting_sort_is_stable() {
         std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return ids[a] < ids[b]; });
         const std::vector<int> inverse = counting_sort(ids, experts, top_k, 132);
         for (size_t row = 0; row < order.size(); ++row)
-          EXPECT(inverse[order[row]] == static_cast<int>(row));
+          EXPECT(inverse[order[row]] == static_cast<int>(row), "row " << row << " of " << tokens << " tokens");
       }
 }
 
@@ -136,10 +129,10 @@ void row_tiles_cover_a_row() {
   for (int64_t vectors = 0; vectors < 20000; vectors += vectors < 600 ? 1 : 37)
     for (int unroll : {2, 4}) {
       const l4k::RowTiles tiles = l4k::tile_rows(vectors, unroll, 256);
-      EXPECT(tiles.threads % 32 == 0 && tiles.threads >= 32 && tiles.threads <= 256);
-      EXPECT(int64_t{tiles.row_tiles} * tiles.threads * unroll >= vectors);
-      EXPECT(vectors == 0 ||
-             int64_t{tiles.row_tiles - 1} * tiles.threads * unroll < vectors);
+      EXPECT(tiles.threads % 32 == 0 && tiles.threads >= 32 && tiles.threads <= 256, vectors);
+      EXPECT(int64_t{tiles.row_tiles} * tiles.threads * unroll >= vectors, vectors);
+      EXPECT(vectors == 0 || int64_t{tiles.row_tiles - 1} * tiles.threads * unroll < vectors,
+             vectors);
     }
 }
 
@@ -152,6 +145,4 @@ int main() {
   keys_keep_the_order_of_floats();
   the_counting_sort_is_stable();
   row_tiles_cover_a_row();
-  if (failures) std::printf("%d failures\n", failures);
-  return failures != 0;
 }

@@ -18,6 +18,7 @@
 #include "kernels/moe_route/plan.h"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
+#include "tile/ordered.h"
 #include "tile/report.cuh"
 #include "tile/vector.cuh"
 

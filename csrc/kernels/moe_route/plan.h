@@ -1,5 +1,5 @@
-// How routing divides its work: tokens into tiles (one CTA each), a tile's choices into warps, and
-// the order of logits as integers. Compiles under g++.
+// How routing divides its work: tokens into tiles (one CTA each), a tile's choices into warps.
+// Compiles under g++.
 #pragma once
 #include "tile/base.h"
 
@@ -17,8 +17,8 @@ struct RoutePlan {
   int tile_tokens;
 };
 
-// Two launches of at most one CTA per SM. A tile of fewer than 32 tokens would leave most lanes idle
-// and give the second launch more counts to add up.
+// Two launches of at most one CTA per SM. A tile of fewer than 32 tokens would leave most lanes
+// idle and give the second launch more counts to add up.
 L4K_HD constexpr RoutePlan plan_route(int64_t tokens, int sm_count) {
   if (tokens <= kRouteOneLaunchTokens) return {1, kRouteOneLaunchTokens};
   int64_t tile_tokens = ceil_div<int64_t>(tokens, sm_count);
@@ -36,15 +36,6 @@ L4K_HD constexpr int lanes_per_token(int num_experts) {
 // Choices of a tile that one warp ranks: consecutive, in whole groups of 32.
 L4K_HD constexpr int choices_per_warp(int choices) {
   return choices <= 32 ? 32 : round_up(ceil_div(choices, kRouteWarps), 32);
-}
-
-// Float bits to an unsigned integer of the same order; 0 is below every number, -inf included.
-L4K_HD constexpr uint32_t ordered_key(uint32_t bits) {
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
-L4K_HD constexpr uint32_t ordered_bits(uint32_t key) {
-  return key >> 31 ? key & 0x7fffffffu : ~key;
 }
 
 }  // namespace l4k
