@@ -18,10 +18,11 @@ nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command
 
 venv: $(stamp)
 
-$(stamp): requirements/dev.txt requirements/nvcc.txt pyproject.toml setup.py
+$(stamp): requirements/dev.txt requirements/nvcc.txt requirements/oracles.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install -q --upgrade pip
 	$(bin)/python -m pip install -q -r requirements/dev.txt $(if $(nvcc),,-r requirements/nvcc.txt)
+	$(bin)/python -m pip install -q --no-deps --target $(VENV)/oracles -r requirements/oracles.txt
 	L4K_BUILD_CUDA=0 $(bin)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
