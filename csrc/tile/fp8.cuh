@@ -2,8 +2,6 @@
 #pragma once
 #include <cuda_fp8.h>
 
-#include <cfloat>
-
 #include "ptx/memory.cuh"
 #include "tile/reduce.cuh"
 #include "tile/scaling.h"
@@ -12,6 +10,7 @@
 namespace l4k {
 
 constexpr float kFp8Max = 448.f;
+constexpr float kFloatMax = 0x1.fffffep127f;
 
 struct Fp8Scale {
   float scale, inverse;
@@ -23,7 +22,7 @@ __device__ __forceinline__ Fp8Scale fp8_scale(float amax) {
   if (scale == 0.f) scale = 1.f;
   float inverse = 1.f / scale;
   // Where the reciprocal of a subnormal scale overflows, 0 * inf would turn zeros into NaN.
-  if (inverse > FLT_MAX) inverse = FLT_MAX;
+  if (inverse > kFloatMax) inverse = kFloatMax;
   return {scale, inverse};
 }
 

@@ -1,9 +1,10 @@
 // out[t] = sum over j of y[inverse[t * top_k + j]] + shared[t] + residual[t], in float32, in this
 // order, rounded once
 //
-// A tile is (part of) one token: two vectors of 16 bytes per thread from each of the rows. The loads
-// of `shared` and `residual` do not need the index and are issued before it arrives. A gather: every
-// output is written once, by one thread, so the sum has one order. See docs/kernels/moe_combine.md.
+// A tile is (part of) one token: two vectors of 16 bytes per thread from each of the rows. The
+// loads of `shared` and `residual` do not need the index and are issued before it arrives. A
+// gather: every output is written once, by one thread, so the sum has one order.
+// See docs/kernels/moe_combine.md.
 #pragma once
 #include "kernels/moe_combine/moe_combine.h"
 #include "ptx/memory.cuh"

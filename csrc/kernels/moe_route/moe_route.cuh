@@ -4,8 +4,8 @@
 //   choose   a group of lanes holds a token's logits in registers and takes the maximum k times;
 //            the tile's choices per expert are counted in shared memory
 //   offset   choices per expert before this tile, and the start of each expert
-//   rank     each warp owns consecutive choices; it counts them, takes its starting rows, and places
-//            32 at a time: equal experts of a group find each other with match.any
+//   rank     each warp owns consecutive choices; it counts them, takes its starting rows, and
+//            places 32 at a time: equal experts of a group find each other with match.any
 //
 // Up to 64 tokens one CTA does all three. Beyond, choose is one launch and offset + rank another
 // (each CTA adds up the counts of all tiles, 8 KB for 16 experts, instead of waiting on its
@@ -96,7 +96,8 @@ __device__ __forceinline__ void choose(const MoeRouteParams& params, int begin, 
       for (int distance = lanes / 2; distance > 0; distance /= 2) {
         const uint32_t other_key = __shfl_xor_sync(0xffffffff, key, distance);
         const int other = __shfl_xor_sync(0xffffffff, expert, distance);
-        if (other_key > key || (other_key == key && other < expert)) key = other_key, expert = other;
+        if (other_key > key || (other_key == key && other < expert))
+          key = other_key, expert = other;
       }
       const float logit = __uint_as_float(ordered_bits(key));
       const float weight = nan ? 0.f : 1.f / (1.f + expf(-logit));

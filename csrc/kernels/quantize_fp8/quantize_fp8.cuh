@@ -1,7 +1,7 @@
 // q = saturate(x / scale), scale = amax / 448 of a row, 128 elements of it, a block or a matrix
 //
 // rows    one CTA holds a row in registers (as rms_norm does) and loads the next one before it
-//         reduces this one; with a permutation it gathers, which makes it the fp8 form of moe_permute
+//         reduces this one; with a permutation it gathers: the fp8 form of moe_permute
 // blocks  one CTA holds a block of 128 x 128 in registers
 // tensor  two launches, for the maximum must be known before the first element is written: each CTA
 //         leaves the maximum of its share, then every CTA reduces those and quantises

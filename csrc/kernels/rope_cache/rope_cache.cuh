@@ -75,7 +75,8 @@ __device__ __forceinline__ void store_cache(const RopeCacheParams& params, int64
 }
 
 template <bool kRotate, bool kFp8>
-__global__ void __launch_bounds__(kRopeThreads, kRopeCtas) rope_cache_kernel(RopeCacheParams params) {
+__global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
+    rope_cache_kernel(RopeCacheParams params) {
   const int half = threadIdx.x % 32 / kRopeLanes, lane = threadIdx.x % kRopeLanes;
   const int heads = params.num_heads + 2 * params.kv_heads;
   const uint32_t groups = ceil_div(heads, kRopeHeads);
