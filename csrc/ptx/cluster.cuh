@@ -6,8 +6,8 @@
 
 namespace l4k::ptx {
 
-// PTX ISA: mapa, st.shared::cluster. Writes to the same offset in CTA `rank` of the cluster; visible
-// there after a cluster barrier.
+// PTX ISA: mapa, st.shared::cluster. Writes to the same offset in CTA `rank` of the cluster;
+// visible there after a cluster barrier.
 __device__ __forceinline__ void store_cluster(void* smem, uint32_t rank, uint2 v) {
   asm volatile(
       "{\n\t.reg .b32 remote;\n\t"

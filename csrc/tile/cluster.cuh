@@ -1,5 +1,5 @@
-// Reductions over all threads of a cluster. Every thread of every CTA gets the same bits: warps, CTAs
-// and ranks are combined in a fixed order.
+// Reductions over all threads of a cluster. Every thread of every CTA gets the same bits: warps,
+// CTAs and ranks are combined in a fixed order.
 #pragma once
 #include "ptx/cluster.cuh"
 #include "ptx/sync.cuh"
@@ -11,7 +11,7 @@ constexpr int kClusterMaxCtas = 16;
 
 struct ClusterScratch {
   uint2 warps[32];
-  uint2 ranks[2][kClusterMaxCtas];  // alternate, so that one cluster barrier per reduction is enough
+  uint2 ranks[2][kClusterMaxCtas];  // alternate: one cluster barrier per reduction is enough
 };
 
 // A count and a sum.

@@ -9,8 +9,8 @@ struct RowTiles {
   int row_tiles;  // per row; a tile is `threads * unroll` consecutive vectors
 };
 
-// As few tiles as `max_threads` allows, all of nearly the same size, so that no CTA of a row of, say,
-// 640 vectors is left with a small rest.
+// As few tiles as `max_threads` allows, all of nearly the same size, so that no CTA of a row of,
+// say, 640 vectors is left with a small rest.
 L4K_HD constexpr RowTiles tile_rows(int64_t row_vectors, int unroll, int max_threads) {
   const int64_t tiles = ceil_div<int64_t>(row_vectors, int64_t{max_threads} * unroll);
   if (tiles == 0) return {32, 0};

@@ -1,7 +1,7 @@
 // out[t] = image_rows[t] >= 0 ? image_features[image_rows[t]] : weight[input_ids[t]]
 //
-// A tile is (part of) one row, four vectors of 16 bytes per thread in flight. CTAs walk over tiles and
-// look up the next row's source while they copy the current one. See docs/kernels/embed.md.
+// A tile is (part of) one row, four vectors of 16 bytes per thread in flight. CTAs walk over tiles
+// and look up the next row's source while they copy the current one. See docs/kernels/embed.md.
 #pragma once
 #include "kernels/embed/embed.h"
 #include "ptx/memory.cuh"

@@ -1,17 +1,17 @@
-// One token per row: argmax of the logits, or of (logit / temperature + Gumbel noise) among the tokens
-// that top-k, top-p and min-p leave
+// One token per row: argmax of the logits, or of (logit / temperature + Gumbel noise) among the
+// tokens that top-k, top-p and min-p leave
 //
 // A cluster of kSampleCluster CTAs holds a row in shared memory, so everything after one pass over
-// memory is a pass over shared memory and one reduction over the cluster (tile/cluster.cuh): no sort,
-// no workspace, one launch. Greedy rows stop after two reductions.
+// memory is a pass over shared memory and one reduction over the cluster (tile/cluster.cuh): no
+// sort, no workspace, one launch. Greedy rows stop after two reductions.
 //
 //   values    logit - largest logit; NaN becomes -inf; +inf is the largest
-//   distance  (largest - logit) / temperature >= 0 as bits of a float, which order as the floats do:
-//             0 is the likeliest token, kAbsent no token at all
+//   distance  (largest - logit) / temperature >= 0 as bits of a float, which order as the floats
+//             do: 0 is the likeliest token, kAbsent no token at all
 //   Cut       which distances are kept; found by bisection on the bits, with exact counts
 //
-// The noise of a token depends on seed, counter and token only, and sums have a fixed order: the same
-// row gives the same token in any batch. See docs/kernels/sample.md.
+// The noise of a token depends on seed, counter and token only, and sums have a fixed order: the
+// same row gives the same token in any batch. See docs/kernels/sample.md.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -28,7 +28,7 @@ namespace l4k {
 constexpr int kSampleThreads = 1024;
 constexpr uint32_t kInfinity = 0x7f800000, kAbsent = 0x7fffffff;
 
-// A row's share of one CTA: tokens [first, first + size), `size` a multiple of 8, the same in all CTAs.
+// A CTA's share of a row: tokens [first, first + size), `size` a multiple of 8 and the same for all.
 struct SampleRow {
   int64_t row;
   int first, size, vocab;
@@ -213,7 +213,8 @@ __device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p
   const float each = __expf(-__uint_as_float(low));
   const uint32_t ties = below_high - below.count;
   const float crossing = floorf((allowed - below.sum) / each) + 1.f;
-  const uint32_t kept = crossing < static_cast<float>(ties) ? static_cast<uint32_t>(crossing) : ties;
+  const uint32_t kept =
+      crossing < static_cast<float>(ties) ? static_cast<uint32_t>(crossing) : ties;
   return {low, kept, below.count + kept};
 }
 
