@@ -2,9 +2,9 @@
 //
 // One CTA holds one row in registers, two vectors of 16 bytes per thread, so everything is read
 // once and written once. The launch has as many CTAs as fit the GPU; each walks over rows and
-// loads its next row before it reduces the current one. The weights are loaded once per CTA, before
-// the wait on the predecessor, and stay in registers. One configuration per width: the same row
-// gives the same bits at any place of any batch. See docs/kernels/rms_norm.md.
+// loads its next row before it reduces the current one. The weights are loaded once per CTA and stay
+// in registers. One configuration per width: the same row gives the same bits at any place of any
+// batch. See docs/kernels/rms_norm.md.
 #pragma once
 #include "kernels/rms_norm/rms_norm.h"
 #include "ptx/memory.cuh"
@@ -58,17 +58,16 @@ __global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
   __shared__ uint32_t maxima[2][32];
   const int vectors = params.width / kVector;
 
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  RmsNormRow ahead;
+  load_row<kResidual>(params, blockIdx.x, ahead);
   uint4 weight[kRmsNormVectors];
 #pragma unroll
   for (int u = 0; u < kRmsNormVectors; ++u) {
     const int v = threadIdx.x + u * blockDim.x;
     if (v < vectors) weight[u] = ptx::load_streaming(static_cast<const uint4*>(params.weight) + v);
   }
-  ptx::grid_dependency_wait();
-  ptx::grid_launch_dependents();
-
-  RmsNormRow ahead;
-  load_row<kResidual>(params, blockIdx.x, ahead);
   int parity = 0;
   for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x, parity ^= 1) {
     uint4 s[kRmsNormVectors];

@@ -303,7 +303,6 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams par
 
   if (temperature > 0.f && largest > -INFINITY) {
     divide_by_temperature(row, temperature);
-    __syncthreads();
     const int top_k = params.top_k[row.row];
     const float top_p = params.top_p[row.row];
     Cut cut{kInfinity, static_cast<uint32_t>(row.vocab), static_cast<uint32_t>(row.vocab)};
