@@ -29,7 +29,8 @@ $(stamp): requirements/dev.txt requirements/nvcc.txt requirements/oracles.txt py
 # The library, its twin for the emulator and the host tests, from one CMake configuration.
 build: $(stamp)
 	$(run) $(bin)/python setup.py -q build_ext --inplace
-	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON > build/configure.log
+	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON \
+	  -DPython_EXECUTABLE="$(abspath $(bin))/python" > build/configure.log
 	$(run) cmake --build build/cmake -j $(JOBS)
 
 demo: $(stamp)
