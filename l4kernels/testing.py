@@ -130,6 +130,23 @@ def emulated(
         yield control
 
 
+@contextlib.contextmanager
+def chained() -> Iterator[None]:
+    """Inside `emulated()`: ops return at once, and their launches overlap as in a stream.
+
+    Keep every tensor of the chain alive to its end; results may be read behind it.
+    """
+    chain = ctypes.CDLL(str(_BUILD / "libl4kernels_emulated.so")).l4k_emulated_chain
+    chain.restype = ctypes.c_char_p
+    chain(1)
+    try:
+        yield
+    finally:
+        report = chain(0).decode()
+    if report:
+        raise RuntimeError(f"l4kernels: emulator report: {report}")
+
+
 def _load_emulator() -> ModuleType:
     global _emulated_library
     library = _BUILD / "libl4kernels_emulated.so"

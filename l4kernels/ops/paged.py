@@ -75,6 +75,16 @@ def _attend(
     """
     length, num_heads, head_dim = q.shape
     kv_heads, group = k.shape[0], num_heads // k.shape[0]
+    if offset == 0 and q.device.type == "cpu":
+        # The same sums in one pass; the public call does not return lse.
+        heads = q.float().transpose(0, 1)[None]
+        k, v = (t[:, None].expand(-1, group, -1, -1).flatten(0, 1)[None] for t in (k, v))
+        value, value_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            heads, k, v, 0.0, True, scale=softmax_scale
+        )
+        out.copy_(value[0].transpose(0, 1))
+        lse.copy_(value_lse[0])
+        return
     block = max(1, min(length, 128, _SCORE_ELEMENTS // (num_heads * k.shape[1])))
     for i in range(0, length, block):
         rows = min(block, length - i)

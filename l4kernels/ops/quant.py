@@ -123,13 +123,13 @@ def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     """
     value = fp8_values(q)
     if scaling == "tensor":
-        return value * (scale.unsqueeze(-1) if scale.dim() > 1 else scale)
+        return value.mul_(scale.unsqueeze(-1) if scale.dim() > 1 else scale)
     if scaling == "row":
-        return value * scale.unsqueeze(-1)
+        return value.mul_(scale.unsqueeze(-1))
     if scaling == "1x128":
-        return value * scale.repeat_interleave(BLOCK, -1)
+        return value.mul_(scale.repeat_interleave(BLOCK, -1))
     rows = scale.repeat_interleave(BLOCK, -2)[..., : q.shape[-2], :]
-    return value * rows.repeat_interleave(BLOCK, -1)
+    return value.mul_(rows.repeat_interleave(BLOCK, -1))
 
 
 def _check_quantize_int4(w: Tensor, search: bool = True) -> None:
@@ -235,9 +235,12 @@ def unpack_int4(packed: Tensor) -> Tensor:
     >>> unpack_int4(pack_int4(torch.tensor([-8, 7, 0, 1, 2, 3, -1, -2])))
     tensor([-8,  7,  0,  1,  2,  3, -1, -2], dtype=torch.int8)
     """
+    return _codes_of(packed).to(torch.int8)
+
+
+def _codes_of(packed: Tensor) -> Tensor:
     shifts = torch.tensor(_NIBBLE_OF_ELEMENT, dtype=torch.int32, device=packed.device) * 4
-    nibbles = (packed.unsqueeze(-1) >> shifts) & 15
-    return (nibbles - 8).to(torch.int8).flatten(-2)
+    return (packed.unsqueeze(-1) >> shifts).bitwise_and_(15).sub_(8).flatten(-2)
 
 
 def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -247,5 +250,5 @@ def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.f
     >>> dequantize_int4(packed, torch.tensor([0.5]))[:4]
     tensor([-4.0000, -3.5000, -3.0000, -2.5000])
     """
-    groups = unpack_int4(packed).unflatten(-1, (-1, BLOCK)).float()
-    return (groups * scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
+    groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
+    return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
