@@ -14,7 +14,7 @@ run := PATH="$(abspath $(bin)):$$PATH"
 stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
-.PHONY: venv build demo test check fmt kernel gpu size clean
+.PHONY: venv build demo test parity check fmt kernel gpu size clean
 
 venv: $(stamp)
 
@@ -39,6 +39,10 @@ demo: $(stamp)
 test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
 	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
+
+# 200 random tiny models against transformers (make test runs a sample).
+parity: $(stamp)
+	$(bin)/python tests/parity.py --cases 200
 
 check: $(stamp)
 	$(bin)/ruff format --check .

@@ -75,6 +75,8 @@ def peak_above_model(kind: str, folder: str) -> int:
 @torch.inference_mode()
 def seconds(folder: str, rounds: int) -> dict[str, float]:
     """The best time of each, their runs interleaved so that noise hits both alike."""
+    # One thread: on a shared machine, waiting for the second one would drown the difference.
+    torch.set_num_threads(1)
     models = {kind: load(kind, folder)[1] for kind in ("ours", "theirs")}
     best = dict.fromkeys(models, float("inf"))
     outputs = {kind: model(prompt()) for kind, model in models.items()}
