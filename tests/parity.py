@@ -130,7 +130,7 @@ def hf_config(case: Case):
 
 
 def save_model(case: Case, folder: str) -> torch.nn.Module:
-    """Writes and returns a random checkpoint; norms and biases random too, so that a swapped one is seen."""
+    """Writes and returns a random model; norms and biases random too, so that a mix-up shows."""
     torch.manual_seed(case.seed)
     kinds = transformers.Llama4ForCausalLM, transformers.Llama4ForConditionalGeneration
     model = kinds[case.vision]._from_config(hf_config(case), attn_implementation="sdpa").eval()
