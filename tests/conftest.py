@@ -1,7 +1,10 @@
-"""One thread for each worker of a parallel run: threads of several workers that spin for one
-another on the same cores cost far more than they bring."""
+"""Shared test settings."""
 
-import os
+import pytest
+import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for subprocesses
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_per_process():
+    """Tiny matrices lose more to waking threads than they gain, above all under `pytest -n`."""
+    torch.set_num_threads(1)
