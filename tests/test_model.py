@@ -257,6 +257,5 @@ def test_bf16_is_as_good_as_transformers(seed, tmp_path):
 def test_config_and_tensors_agree(tmp_path):
     config = Llama4Config.from_dict(TEXT)
     model = Llama4.from_pretrained(write(tmp_path, tensors_of(config, seed=9)))
-    assert torch.equal(
-        model(torch.arange(9)[None]), Llama4.random(config, seed=9)(torch.arange(9)[None])
-    )
+    ids = torch.arange(9)[None]
+    assert torch.equal(model(ids), Llama4.random(config, seed=9)(ids))
