@@ -18,19 +18,17 @@ class Counters:
     """Sums over the launches of one call."""
 
     launches: int
-    moved_bytes: int  # global sectors times 32, and bulk copies
+    touched_bytes: int  # distinct 32-byte sectors read, and written: what HBM must deliver
+    requested_bytes: int  # sectors requested times 32, and bulk copies: what L2 must deliver
     needed_bytes: float  # of the op's work model
     bank_conflicts: int
     tensor_flop: float
     needed_flop: float
 
-    @property
-    def traffic(self) -> float:
-        return self.moved_bytes / self.needed_bytes
-
     def __str__(self) -> str:
         text = (
-            f"{self.launches} launches, {self.traffic:.3f} x the bytes needed, "
+            f"{self.launches} launches, bytes touched {self.touched_bytes / self.needed_bytes:.3f} "
+            f"x needed, requested {self.requested_bytes / self.needed_bytes:.3f} x, "
             f"{self.bank_conflicts} bank conflicts"
         )
         if self.tensor_flop:
@@ -47,7 +45,8 @@ def count(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], **settings: An
         kernels = control.counters().values()
     return Counters(
         launches=sum(k["launches"] for k in kernels),
-        moved_bytes=sum(32 * k["sectors"] + k["bulk_bytes"] for k in kernels),
+        touched_bytes=sum(k["distinct_read_bytes"] + k["distinct_written_bytes"] for k in kernels),
+        requested_bytes=sum(32 * k["sectors"] + k["bulk_bytes"] for k in kernels),
         needed_bytes=work.bytes,
         bank_conflicts=sum(k["bank_conflicts"] for k in kernels),
         tensor_flop=sum(k["flop"] for k in kernels),
