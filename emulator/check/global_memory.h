@@ -77,6 +77,7 @@ class StoreBuffer {
   bool empty() const { return chunks_.empty(); }
   void write(uint64_t address, const void* data, uint32_t bytes);
   void read(uint64_t address, void* data, uint32_t bytes) const;  // lays buffered bytes over data
+  bool holds(uint64_t address) const;   // this byte
   void erase(uint64_t address, uint32_t bytes);
   void merge_into(StoreBuffer* other);
   template <typename Fn>

@@ -50,7 +50,6 @@ void release_flag(Warp& w, uint64_t key) {
   }
   join(f.first, w.actor.seen);
   join(f.second, w.actor.proxied);
-  w.release();
 }
 
 void acquire_flag(Warp& w, uint64_t key) {
@@ -109,6 +108,22 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
   return reinterpret_cast<uint8_t*>(address);
 }
 
+// Several CTAs may own bytes of one sector, so the buffers decide.
+void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane) {
+  auto tag = static_cast<uint16_t>(w.cta->cluster->launch->id);
+  for (uint64_t a = address; a < address + bytes; ++a) {
+    const Sector& s = w.m->sectors.at(a);
+    if (!(s.unpublished >> (a & 31) & 1) || s.launch != tag) continue;
+    bool mine = w.cta->stores.holds(a);
+    for (const auto& other : w.cta->warps) mine = mine || other->stores.holds(a);
+    if (!mine)
+      fault_at("stale-global-read",
+               std::string(what) + " what another CTA (linear index " + std::to_string(s.owner - 1) +
+                   ") stored and has not published with a fence or release of gpu scope",
+               lane, a);
+  }
+}
+
 static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, void* out, Order order) {
   const uint8_t* p = global_pointer(w, lane, address, bytes, false);
   note_global(w, address, bytes, false, lane);
@@ -122,12 +137,7 @@ static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, voi
     if (!s.written) s.launch = tag;
     s.nc_read = true;
   }
-  if (order == Order::weak && (s.unpublished & mask) && s.launch == tag &&
-      s.owner != w.cta->linear + 1)
-    fault_at("stale-global-read",
-             "reads what CTA " + std::to_string(s.owner - 1) +
-                 " (linear index) stored and has not published with a fence or release of gpu scope",
-             lane, address);
+  if (order == Order::weak && (s.unpublished & mask)) check_published(w, address, bytes, "reads", lane);
   std::memcpy(out, p, bytes);
   if (!w.cta->stores.empty()) w.cta->stores.read(address, out, bytes);
   if (!w.stores.empty()) w.stores.read(address, out, bytes);
