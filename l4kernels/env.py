@@ -87,18 +87,31 @@ def _library() -> dict[str, Any]:
     }
 
 
+def gpu_problem() -> str | None:
+    """Why a model cannot run on CUDA kernels here; None if it can."""
+    blocked = _blocked(_gpus())
+    missing = [name for name in sorted(OPS) if name not in STATUS.kernels]
+    if not blocked and missing:
+        blocked = f"{len(missing)} of {len(OPS)} ops have no CUDA kernel: {', '.join(missing)}"
+    return blocked or None
+
+
+def _blocked(gpus: list[dict[str, Any]]) -> str:
+    """Why no op at all can run on a CUDA kernel; empty if some can."""
+    if not STATUS.loaded:
+        return STATUS.reason
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    if not gpus:
+        return "no CUDA device is visible"
+    if not any(gpu["hopper"] for gpu in gpus):
+        return f"needs compute capability 9.0 (Hopper), found {gpus[0]['capability']}"
+    return ""
+
+
 def _kernels(gpus: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     """For every op: where it runs ("cuda" or "reference"), and why not on the GPU."""
-    if not STATUS.loaded:
-        blocked = STATUS.reason
-    elif torch.version.cuda is None:
-        blocked = "this torch is a CPU build"
-    elif not gpus:
-        blocked = "no CUDA device is visible"
-    elif not any(gpu["hopper"] for gpu in gpus):
-        blocked = f"needs compute capability 9.0 (Hopper), found {gpus[0]['capability']}"
-    else:
-        blocked = ""
+    blocked = _blocked(gpus)
     states = {}
     for name in sorted(OPS):
         reason = blocked

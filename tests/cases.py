@@ -38,6 +38,13 @@ def _mma_tile(make: Maker, name: str) -> Iterator[Case]:
     yield Case("random", (a, b))
 
 
+@_of("word_sum")
+def _word_sum(make: Maker, name: str) -> Iterator[Case]:
+    for words in (0, 4, 1028, 70_000):
+        yield Case(f"{words} words", (make.integers(words, low=-(2**31), high=2**31),))
+    yield Case("floats", (make.randn(16, 8),))
+
+
 @_of("silu_mul", "silu_mul_fp8")
 def _silu_mul(make: Maker, name: str) -> Iterator[Case]:
     for rows, width in ((0, 128), (1, 8192), (7, 384), (65, 128)):

@@ -284,6 +284,10 @@ def test_streamed_bytes_that_are_no_text(prompter):
         assert "".join(parts) == prompter.tokenizer._tokenizer.decode(ids)
 
 
+def test_ids_that_only_pad_the_vocabulary_have_no_text(prompter):
+    assert prompter.tokenizer.decode([tiny.VOCAB - 1, *prompter.tokenizer.encode("the")]) == "the"
+
+
 @pytest.mark.parametrize(
     "text, stop, want",
     [

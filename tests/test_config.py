@@ -232,7 +232,7 @@ def test_inconsistent_vision_is_refused(field, value):
 def test_quantised_checkpoints_are_refused_with_what_is_supported(inside_text):
     data = scout()
     (data["text_config"] if inside_text else data)["quantization_config"] = {"bits": 4}
-    with pytest.raises(ConfigError, match='supported now: .*bf16.*weights="int4"'):
+    with pytest.raises(ConfigError, match=r'supported now: .*bf16.*weights="int4"'):
         Llama4Config.from_dict(data)
 
 

@@ -33,7 +33,7 @@ IMPORTS = [
     (r"l4kernels\._load", r"l4kernels\.ops\b.*"),
     (r"l4kernels\.testing", r"l4kernels\.ops\b.*"),
     (r"l4kernels\.layers\b", r"l4kernels\.(ops|layers)\b.*"),
-    (r"l4kernels\.model\b", r"l4kernels\.(ops|layers|model)\b.*"),
+    (r"l4kernels\.model\b", r"l4kernels\.(ops|layers|model|_load)\b.*"),
     (r"l4kernels\b", r"l4kernels\b.*"),
     (r"(bench|tools)\b", r"(l4kernels|bench|tools)\b.*"),
 ]

@@ -238,8 +238,8 @@ print(resident("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
 
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
 def test_peak_memory_of_loading(tmp_path, weights):
-    big = {**ALIGNED, "hidden_size": 768, "intermediate_size": 1024, "num_hidden_layers": 4}
-    big |= {"vocab_size": 4096, "num_local_experts": 6}
+    big = {**ALIGNED, "hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 4}
+    big |= {"vocab_size": 24_576, "num_local_experts": 4}
     for name, sizes, shards in (("big", big, 3), ("small", ALIGNED, 1)):
         config = Llama4Config.from_dict({**TEXT, **sizes})
         write(tmp_path / name, tensors_of(config, dtype=torch.bfloat16), shards, **sizes)

@@ -136,13 +136,18 @@ def write_settings(folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Settings and random weights, written by transformers."""
+    """Settings and random weights under the published tensor names."""
     import torch
-    from transformers import Llama4Config, Llama4ForConditionalGeneration
+    from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    text = {k: v for k, v in TEXT.items() if k != "model_type"}
-    tokens = {k: v for k, v in CONFIG.items() if k.endswith("_index")}
-    config = Llama4Config(text_config=text, vision_config=VISION, **tokens)
-    Llama4ForConditionalGeneration(config).save_pretrained(folder)
+    from l4kernels.model import weights
+    from l4kernels.model.config import Llama4Config
+
     write_settings(folder)
+    shapes = weights.shapes(weights.layout(Llama4Config.from_dict(CONFIG)))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in shapes.items():
+        scale = 1.0 if len(shape) == 1 else 2 / shape[-1] ** 0.5
+        tensors[name] = torch.randn(shape, generator=generator).mul(scale).bfloat16()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

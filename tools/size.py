@@ -13,7 +13,7 @@ from tools.nvcc import ROOT
 PARTS = {
     "csrc": (8000, ["csrc"]),
     "l4kernels": (7000, ["l4kernels"]),
-    "emulator": (7000, ["emulator"]),
+    "emulator": (12000, ["emulator"]),
     "bench and tools": (3000, ["bench", "tools"]),
 }
 SUFFIXES = {".py", ".h", ".cuh", ".cu", ".cpp"}

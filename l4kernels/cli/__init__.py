@@ -35,13 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _known(error: Exception) -> str | None:
-    """The message of a usage error or of a full GPU; None for what can only be a bug."""
+    """The message of a usage error or of full memory; None for what can only be a bug."""
     if hasattr(error, "format_message"):  # typer carries its own copy of click's classes
         return error.format_message()
     import torch
 
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory; `l4k plan` says what fits ({str(error).splitlines()[0]})"
+    full = isinstance(error, torch.OutOfMemoryError)
+    if full or "not enough memory" in str(error) or "can't allocate memory" in str(error):
+        return f"out of memory; `l4k plan` says what fits ({str(error).splitlines()[0]})"
     return "aborted" if type(error).__name__ == "Abort" else None
 
 

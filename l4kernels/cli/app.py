@@ -1,5 +1,6 @@
 """The verbs and their options; each verb's work is in its own module."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +18,15 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N.  [default: cuda if there is one]")
+    str | None, typer.Option(help="cpu, cuda or cuda:N.  [default: cuda if all ops can run there]")
 ]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Run the typed references instead of CUDA kernels.")
+]
+
+
+def _route(reference: bool) -> AbstractContextManager[None]:
+    return l4kernels.reference() if reference else nullcontext()
 
 
 def _version(value: bool) -> None:
@@ -41,12 +49,14 @@ def demo(
     weights: Annotated[str, typer.Option(help="bf16, fp8 or int4.")] = "bf16",
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the text sample.")] = 7,
+    reference: Reference = False,
     json: Json = False,
 ) -> None:
     """Run the shipped checkpoint: a text sample, bits per byte, and 360 digits."""
     from l4kernels.cli import demo as verb
 
-    verb.run(weights=weights, device=device, seed=seed, as_json=json)
+    with _route(reference):
+        verb.run(weights=weights, device=device, seed=seed, as_json=json, reference=reference)
 
 
 @app.command()
@@ -81,33 +91,34 @@ def generate(
         typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
     ] = None,
     device: Device = None,
-    kv_dtype: Annotated[str, typer.Option(help="KV cache: auto or fp8.")] = "auto",
+    kv_dtype: Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")] = "auto",
+    reference: Reference = False,
     json: Json = False,
 ) -> None:
     """Continue a prompt (raw text), or answer it (--chat, --image)."""
     from l4kernels.cli import generate as verb
 
-    verb.run(
-        verb.Request(
-            model=model,
-            prompt=prompt,
-            images=tuple(image or ()),
-            chat=chat,
-            system=system,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            stop=tuple(stop or ()),
-            weights=weights,
-            dtype=dtype,
-            device=device,
-            kv_dtype=kv_dtype,
-        ),
-        as_json=json,
+    request = verb.Request(
+        model=model,
+        prompt=prompt,
+        images=tuple(image or ()),
+        chat=chat,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        kv_dtype=kv_dtype,
+        reference=reference,
     )
+    with _route(reference):
+        verb.run(request, as_json=json)
 
 
 @app.command()

@@ -18,8 +18,10 @@ NEW_TOKENS = 60
 SHOWN = 9
 
 
-def run(*, weights: str, device: str | None, seed: int, as_json: bool) -> None:
-    options = load_options(device, None, weights)
+def run(
+    *, weights: str, device: str | None, seed: int, as_json: bool, reference: bool = False
+) -> None:
+    options = load_options(device, None, weights, reference=reference)
     started = time.perf_counter()
     prompter = Prompter(data.CHECKPOINT)
     model = Llama4.from_pretrained(data.CHECKPOINT, **options)
@@ -75,7 +77,7 @@ def run(*, weights: str, device: str | None, seed: int, as_json: bool) -> None:
     for row in pictures(digits.images[:SHOWN]):
         console.print("  " + row, markup=False)
     for answer in answers[:SHOWN]:
-        console.print(f"  {answer:^8}", end="", markup=False)
+        console.print(f"  {answer[:8]:^8}", end="", markup=False)
     console.print(f"\n\n[dim]{ended - started:.1f} s in all[/dim]")
 
 

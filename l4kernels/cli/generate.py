@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from l4kernels.cli.output import console, print_json, stream
+from l4kernels.env import gpu_problem
 from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.defaults import GenerationDefaults
@@ -39,12 +40,19 @@ class Request:
     dtype: str | None = None
     device: str | None = None
     kv_dtype: str = "auto"
+    reference: bool = False
 
 
 def run(request: Request, *, as_json: bool) -> None:
     """Everything that can be checked is checked before the weights are read."""
     started = time.perf_counter()
-    options = load_options(request.device, request.dtype, request.weights, request.kv_dtype)
+    options = load_options(
+        request.device,
+        request.dtype,
+        request.weights,
+        request.kv_dtype,
+        reference=request.reference,
+    )
     if not request.model.is_dir():
         raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
     config = Llama4Config.from_pretrained(request.model)
@@ -104,11 +112,16 @@ def run(request: Request, *, as_json: bool) -> None:
 
 
 def load_options(
-    device: str | None, dtype: str | None, weights: str, kv_dtype: str = "auto"
+    device: str | None,
+    dtype: str | None,
+    weights: str,
+    kv_dtype: str = "auto",
+    *,
+    reference: bool = False,
 ) -> dict[str, Any]:
     """Arguments of `Llama4.from_pretrained` behind the command line's spellings."""
     try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = torch.device(device or _default_device(reference))
     except RuntimeError:
         raise ValueError(f"expected --device cpu, cuda or cuda:N, got {device!r}") from None
     if target.type not in ("cpu", "cuda"):
@@ -135,6 +148,17 @@ def load_options(
     }
 
 
+def _default_device(reference: bool) -> str:
+    """The GPU if a whole model can run there; an idle GPU is never passed over in silence."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    problem = None if reference else gpu_problem()
+    if problem is None:
+        return "cuda"
+    print(f"l4k: running on the CPU: {problem}", file=sys.stderr)
+    return "cpu"
+
+
 def build_prompt(request: Request, prompter: Prompter) -> Prompt:
     """Raw text, or the checkpoint's chat form if there are images or a system message."""
     text = sys.stdin.read() if request.prompt == "-" else request.prompt
@@ -157,7 +181,7 @@ def _sampling(request: Request, defaults: GenerationDefaults) -> Sampling:
         raise ValueError(f"expected --seed to fit 64 bits, got {request.seed}")
     return Sampling(
         temperature=chosen(request.temperature, defaults.temperature),
-        top_k=int(chosen(request.top_k, defaults.top_k)),
+        top_k=min(int(chosen(request.top_k, defaults.top_k)), 1 << 30),
         top_p=chosen(request.top_p, defaults.top_p),
         min_p=request.min_p,
         seed=request.seed,

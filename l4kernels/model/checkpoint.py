@@ -78,14 +78,18 @@ class Checkpoint:
         A file is mapped while its tensors are read and unmapped before the next one.
         """
         for file in self.files:
-            with _opened(file) as f:
-                for name in sorted(n for n, e in self.entries.items() if e.file == file):
-                    if len(self.entries[name].shape) == 3:
-                        stack = f.get_slice(name)
-                        for expert in range(self.entries[name].shape[0]):
-                            yield name, expert, self._finite(name, stack[expert])
-                    else:
-                        yield name, None, self._finite(name, f.get_tensor(name))
+            yield from self._slabs_of(file)
+
+    def _slabs_of(self, file: Path) -> Iterator[tuple[str, int | None, Tensor]]:
+        # In a function of its own: a leftover handle would keep this file mapped beside the next.
+        with _opened(file) as f:
+            for name in sorted(n for n, e in self.entries.items() if e.file == file):
+                if len(self.entries[name].shape) == 3:
+                    stack = f.get_slice(name)
+                    for expert in range(self.entries[name].shape[0]):
+                        yield name, expert, self._finite(name, stack[expert])
+                else:
+                    yield name, None, self._finite(name, f.get_tensor(name))
 
     def _finite(self, name: str, data: Tensor) -> Tensor:
         # NaN and infinity survive a sum, which needs no memory; a finite sum clears the tensor.

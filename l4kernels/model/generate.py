@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels._load import take_device_error
 from l4kernels.model.prompt import Prompt
 
 
@@ -110,6 +111,8 @@ class Generation:
                 logits = model.decode(ids[:, None], cache)  # noqa: F821 (bound by the first step)
             ids = draw(logits, step)
             tokens = ids.tolist()
+            if ids.is_cuda:  # the host has just waited for the device anyway
+                take_device_error()
             now = time.perf_counter()
             if step:
                 self.timings.decode_s += now - started

@@ -105,14 +105,13 @@ class Tokenizer:
         yield text[start:], None
 
     def token_bytes(self, id: int, *, skip_special: bool = True) -> bytes:
+        """Bytes of one token; ids that only pad the model's vocabulary have none."""
         if id in self._special_ids and skip_special:
             return b""
         if id in self._content:
             return self._content[id].encode()
         token = self._tokenizer.id_to_token(id)
-        if token is None:
-            raise TokenizerError(f"token id {id} is outside the tokenizer's vocabulary")
-        return bytes(_BYTE_OF_CHAR[c] for c in token)
+        return b"" if token is None else bytes(_BYTE_OF_CHAR[c] for c in token)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         parts = (self.token_bytes(id, skip_special=skip_special) for id in ids)

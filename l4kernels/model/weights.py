@@ -164,6 +164,7 @@ def fill(
             )
         else:
             (target if slot.rows == "all" else target[slot.rows]).copy_(data)
+        del data  # the last reference to a mapped file would keep it beside the next one
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | Tensor:
@@ -208,8 +209,10 @@ def with_progress(checkpoint: Checkpoint) -> Iterator[tuple[str, int | None, Ten
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         for slab in slabs:
+            size = slab[2].nbytes
             yield slab
-            progress.advance(task, slab[2].nbytes)
+            del slab
+            progress.advance(task, size)
 
 
 def _with_plain_progress(
@@ -217,8 +220,9 @@ def _with_plain_progress(
 ) -> Iterator[tuple[str, int | None, Tensor]]:
     done, shown = 0, 0.0
     for slab in slabs:
-        yield slab
         done += slab[2].nbytes
+        yield slab
+        del slab
         if time.monotonic() - shown > 0.2:
             shown = time.monotonic()
             print(f"\rLoading {done / 1e9:.1f} / {total / 1e9:.1f} GB", end="", file=sys.stderr)

@@ -13,7 +13,7 @@ ACTIVATIONS = ("none", "gelu", "swiglu")
 INTERLEAVE = 8
 """SwiGLU weights alternate: 8 gate rows, then the 8 up rows of the same outputs."""
 
-_BLOCK_ELEMENTS = 1 << 24
+_BLOCK_ELEMENTS = 1 << 20
 _BLOCK_ROWS = 128
 
 

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from l4kernels.ops.check import FP8
+from l4kernels.ops.quant import fp8_values
+
 _SCORE_ELEMENTS = 1 << 23
 
 
@@ -56,7 +59,8 @@ class PagedCache:
         keep = slice(low - first_page * self.page_size, high - first_page * self.page_size)
         gathered = []
         for cache, scale in self.tensors:
-            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1).float()
+            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1)
+            rows = fp8_values(rows) if cache.dtype == FP8 else rows.float()
             gathered.append(rows if scale is None else rows * scale[:, None, None])
         return gathered[0], gathered[1]
 
@@ -71,6 +75,16 @@ def _attend(
     """
     length, num_heads, head_dim = q.shape
     kv_heads, group = k.shape[0], num_heads // k.shape[0]
+    if offset == 0 and q.device.type == "cpu":
+        # The same sums in one pass; the public call does not return lse.
+        heads = q.float().transpose(0, 1)[None]
+        k, v = (t[:, None].expand(-1, group, -1, -1).flatten(0, 1)[None] for t in (k, v))
+        value, value_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            heads, k, v, 0.0, True, scale=softmax_scale
+        )
+        out.copy_(value[0].transpose(0, 1))
+        lse.copy_(value_lse[0])
+        return
     block = max(1, min(length, 128, _SCORE_ELEMENTS // (num_heads * k.shape[1])))
     for i in range(0, length, block):
         rows = min(block, length - i)

@@ -17,6 +17,7 @@ FP8_SCALINGS = ("tensor", "row", "1x128", "128x128")
 INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Nibble i (bits 4i to 4i+3) of word j holds element 8j + INT4_ORDER[i] of its row."""
 
+_E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
 _NIBBLE_OF_ELEMENT = sorted(range(8), key=INT4_ORDER.__getitem__)
 _CLIP_RATIOS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.7)
 _SEARCH_ELEMENTS = 1 << 20
@@ -107,6 +108,12 @@ def _blocks(x: Tensor, scaling: str) -> Tensor:
     return x.reshape(*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, columns, BLOCK)
 
 
+def fp8_values(q: Tensor) -> Tensor:
+    """`q.float()` of an e4m3 tensor by table: many times faster on a CPU."""
+    codes = q.reshape(-1).view(torch.uint8).int()
+    return _E4M3_VALUES.to(q.device).index_select(0, codes).view(q.shape)
+
+
 def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     """The float32 values of `quantize_fp8`'s result.
 
@@ -114,15 +121,15 @@ def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     >>> dequantize_fp8(*quantize_fp8(x, "tensor"), "tensor")
     tensor([[ 0.5000, -2.0000]])
     """
-    value = q.float()
+    value = fp8_values(q)
     if scaling == "tensor":
-        return value * (scale.unsqueeze(-1) if scale.dim() > 1 else scale)
+        return value.mul_(scale.unsqueeze(-1) if scale.dim() > 1 else scale)
     if scaling == "row":
-        return value * scale.unsqueeze(-1)
+        return value.mul_(scale.unsqueeze(-1))
     if scaling == "1x128":
-        return value * scale.repeat_interleave(BLOCK, -1)
+        return value.mul_(scale.repeat_interleave(BLOCK, -1))
     rows = scale.repeat_interleave(BLOCK, -2)[..., : q.shape[-2], :]
-    return value * rows.repeat_interleave(BLOCK, -1)
+    return value.mul_(rows.repeat_interleave(BLOCK, -1))
 
 
 def _check_quantize_int4(w: Tensor, search: bool = True) -> None:
@@ -228,9 +235,12 @@ def unpack_int4(packed: Tensor) -> Tensor:
     >>> unpack_int4(pack_int4(torch.tensor([-8, 7, 0, 1, 2, 3, -1, -2])))
     tensor([-8,  7,  0,  1,  2,  3, -1, -2], dtype=torch.int8)
     """
+    return _codes_of(packed).to(torch.int8)
+
+
+def _codes_of(packed: Tensor) -> Tensor:
     shifts = torch.tensor(_NIBBLE_OF_ELEMENT, dtype=torch.int32, device=packed.device) * 4
-    nibbles = (packed.unsqueeze(-1) >> shifts) & 15
-    return (nibbles - 8).to(torch.int8).flatten(-2)
+    return (packed.unsqueeze(-1) >> shifts).bitwise_and_(15).sub_(8).flatten(-2)
 
 
 def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -240,5 +250,5 @@ def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.f
     >>> dequantize_int4(packed, torch.tensor([0.5]))[:4]
     tensor([-4.0000, -3.5000, -3.0000, -2.5000])
     """
-    groups = unpack_int4(packed).unflatten(-1, (-1, BLOCK)).float()
-    return (groups * scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
+    groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
+    return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)

@@ -252,7 +252,7 @@ def rope_cache(
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
     cos, sin = cos_sin[:, None].chunk(2, -1)
-    pairs = torch.complex(x[..., 0::2].contiguous(), x[..., 1::2].contiguous())
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
 
 

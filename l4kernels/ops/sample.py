@@ -133,7 +133,8 @@ def sample(
     top = value.amax(-1, keepdim=True)
     value = torch.where(value == top, 0.0, value - top)
     ids = value.argmax(-1)
-    drawn = (temperature > 0).nonzero().squeeze(1)
+    hopeless = top.squeeze(1) == float("-inf")
+    drawn = ((temperature > 0) & ~hopeless).nonzero().squeeze(1)
     if drawn.numel():
         parameters = (t.index_select(0, drawn) for t in (temperature, top_k, top_p, min_p))
         kept = _filtered(value.index_select(0, drawn), *parameters)
