@@ -24,8 +24,8 @@ def types_of(schema: str) -> str:
     name, rest = schema.split("(", 1)
     arguments, result = rest.rsplit(") -> ", 1)
     types = [a.split(" ")[0] for a in arguments.split(", ") if a and a != "*"]
-    types = [re.sub(r"\(\w!\)", "", t).replace("SymInt", "int") for t in types]
-    result = re.sub(r"\(\w!\)", "", result)
+    types = [re.sub(r"\(\w+!\)", "", t).replace("SymInt", "int") for t in types]
+    result = re.sub(r"\(\w+!\)", "", result)
     return f"{name}({', '.join(types)}) -> {result}"
 
 

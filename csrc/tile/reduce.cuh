@@ -18,11 +18,14 @@ __device__ __forceinline__ float warp_sum(float value) {
 
 template <int kLanes = 32>
 __device__ __forceinline__ uint32_t warp_max(uint32_t value) {
-  if constexpr (kLanes == 32) return ptx::warp_max_u32(value);
+  if constexpr (kLanes == 32) {
+    return ptx::warp_max_u32(value);
+  } else {
 #pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2)
-    value = max(value, __shfl_xor_sync(0xffffffff, value, distance));
-  return value;
+    for (int distance = kLanes / 2; distance > 0; distance /= 2)
+      value = max(value, __shfl_xor_sync(0xffffffff, value, distance));
+    return value;
+  }
 }
 
 // Whole warps only. `partials` is one word per warp of the CTA. There is one barrier, between the

@@ -25,7 +25,7 @@
 
 namespace l4k {
 
-constexpr int kSampleThreads = 1024;
+constexpr int kSampleMaxThreads = 1024;
 constexpr uint32_t kInfinity = 0x7f800000, kAbsent = 0x7fffffff;
 
 // A CTA's share of a row: tokens [first, first + size), `size` a multiple of 8 and the same for all.
@@ -61,7 +61,7 @@ __device__ __forceinline__ float logit_at(const SampleParams& params, int64_t ro
 // Calls `use(id of the first, four values)` for the thread's groups of four.
 template <typename Use>
 __device__ __forceinline__ void for_each_quad(const SampleRow& row, Use use) {
-  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * kSampleThreads)
+  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x)
     use(row.first + i, *reinterpret_cast<float4*>(row.values + i));
 }
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ Candidate load(const SampleParams& params, const Samp
                        reinterpret_cast<uintptr_t>(params.logits) % 16 == 0;
   Candidate best{0, kNoId};
 #pragma unroll 4
-  for (int i = kPerLoad * threadIdx.x; i < row.size; i += kPerLoad * kSampleThreads) {
+  for (int i = kPerLoad * threadIdx.x; i < row.size; i += kPerLoad * blockDim.x) {
     const int id = row.first + i;
     float v[kPerLoad];
     if (vectors && id + kPerLoad <= row.vocab) {
@@ -282,7 +282,7 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleParams params, int size) {
+__global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams params, int size) {
   extern __shared__ __align__(16) float smem[];
   __shared__ ClusterScratch scratch;
   const int rank = ptx::cluster_cta_rank();
