@@ -6,6 +6,7 @@
 #include <l4k_emulator.h>
 
 #include <cstddef>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -14,6 +15,7 @@ namespace l4k::emulated {
 struct State {
   bool chain = false;
   std::vector<std::pair<const void*, size_t>> ranges;
+  std::vector<std::shared_ptr<void>> workspaces;  // a chain outlives the binding that made them
 };
 
 inline State& state() {
@@ -31,6 +33,7 @@ inline const char* finish() {
   const bool failed = l4k_emu_synchronize() != 0;
   for (auto [base, bytes] : state().ranges) l4k_emu_unregister_range(base, bytes);
   state().ranges.clear();
+  state().workspaces.clear();
   return failed ? l4k_emu_report() : "";
 }
 

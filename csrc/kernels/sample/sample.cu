@@ -1,0 +1,17 @@
+#include "kernels/sample/sample.cuh"
+
+#include "host/launch.h"
+
+namespace l4k {
+
+cudaError_t sample(const SampleParams& params, cudaStream_t stream) {
+  const int size = round_up(ceil_div(params.vocab, kSampleCluster), 8);
+  LaunchConfig config{.grid = dim3(static_cast<unsigned>(params.rows * kSampleCluster)),
+                      .block = dim3(kSampleThreads),
+                      .smem_bytes = size * sizeof(float),
+                      .cluster = kSampleCluster};
+  return params.float32 ? launch(sample_kernel<float>, config, stream, params, size)
+                        : launch(sample_kernel<__nv_bfloat16>, config, stream, params, size);
+}
+
+}  // namespace l4k
