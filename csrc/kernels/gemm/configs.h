@@ -13,12 +13,12 @@ struct GemmConfig {
   int stages;
 
   // The widest wgmma: promotion needs a second set of accumulators, so it works in halves.
-  constexpr int mma_n() const { return promote && block_n > 128 ? 128 : block_n; }
-  constexpr int block_k() const { return fp8 ? 128 : 64; }
-  constexpr int stage_bytes() const { return (block_m + block_n) * 128; }
+  L4K_HD constexpr int mma_n() const { return promote && block_n > 128 ? 128 : block_n; }
+  L4K_HD constexpr int block_k() const { return fp8 ? 128 : 64; }
+  L4K_HD constexpr int stage_bytes() const { return (block_m + block_n) * 128; }
   // Stages, the staged bf16 result, schedule and barriers.
-  constexpr int smem_bytes() const {
-    return stages * stage_bytes() + block_m * block_n * 2 + 2 * kMaxExperts * 4 + stages * 16 +
+  L4K_HD constexpr int smem_bytes() const {
+    return stages * stage_bytes() + block_m * block_n * 2 + 2 * kMaxExperts * 4 + stages * 16 + 64 +
            1024;
   }
 };

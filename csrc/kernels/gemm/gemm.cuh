@@ -25,6 +25,7 @@
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "tile/pipeline.cuh"
+#include "tile/report.cuh"
 #include "tile/schedule.h"
 
 namespace l4k {
@@ -39,6 +40,8 @@ struct GemmSmem {
   alignas(1024) char b[C.stages][C.block_n * 128];
   alignas(1024) char d[2][64 * C.block_n * 2];  // one buffer per consumer: boxes of 64 x 128 bytes
   int row_ends[kMaxExperts], tile_ends[kMaxExperts];
+  // Read anew for every tile rather than kept in registers through the products.
+  RaggedSchedule schedule;
   Pipeline<C.stages> ring;
 };
 
@@ -80,13 +83,12 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, i
 }
 
 template <int I>
-__device__ __forceinline__ void produce(GemmSmem<I>& smem, const RaggedSchedule& schedule,
-                                        const CUtensorMap& map_a, const CUtensorMap& map_b,
-                                        int k_blocks) {
+__device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& map_a,
+                                        const CUtensorMap& map_b, int k_blocks) {
   constexpr GemmConfig C = kGemmConfigs[I];
   Stage<C.stages> stage;
-  for (int index = blockIdx.x; index < schedule.num_tiles(); index += gridDim.x) {
-    const RaggedTile tile = schedule.at(index);
+  for (int index = blockIdx.x; index < smem.schedule.num_tiles(); index += gridDim.x) {
+    const RaggedTile tile = smem.schedule.at(index);
     for (int block = 0; block < k_blocks; ++block, stage.advance()) {
       smem.ring.wait_empty(stage);
       uint64_t* full = &smem.ring.full[stage.index];
@@ -188,31 +190,34 @@ __device__ __forceinline__ void accumulate_promoted(float (&acc)[kGemmConfigs[I]
   }
 }
 
-template <int I>
-__device__ __forceinline__ void consume(GemmSmem<I>& smem, const RaggedSchedule& schedule,
-                                        const CUtensorMap& map_d, const GemmParams& p, int consumer,
-                                        int k_blocks) {
-  constexpr GemmConfig C = kGemmConfigs[I];
-  Stage<C.stages> stage;
+__device__ __forceinline__ GemmPlace place(const RaggedTile& tile, int first_row) {
   GemmPlace at;
   at.warp = threadIdx.x / 32 % 4;
   at.lane = threadIdx.x % 32;
-  for (int index = blockIdx.x; index < schedule.num_tiles(); index += gridDim.x) {
-    const RaggedTile tile = schedule.at(index);
-    const int first_row = tile.row + consumer * 64;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      at.row[h] = first_row + 16 * at.warp + at.lane / 4 + 8 * h;
-      at.valid[h] = at.row[h] < tile.row_end;
-    }
-    at.column = tile.column + 2 * (at.lane % 4);
+  for (int h = 0; h < 2; ++h) {
+    at.row[h] = first_row + 16 * at.warp + at.lane / 4 + 8 * h;
+    at.valid[h] = at.row[h] < tile.row_end;
+  }
+  at.column = tile.column + 2 * (at.lane % 4);
+  return at;
+}
+
+template <int I>
+__device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& map_d,
+                                        const GemmParams& p, int consumer, int k_blocks) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  Stage<C.stages> stage;
+  for (int index = blockIdx.x; index < smem.schedule.num_tiles(); index += gridDim.x) {
+    const RaggedTile tile = smem.schedule.at(index);
+    const int first_row = tile.row + consumer * 64;
     float acc[C.block_n / 2];
     if constexpr (C.promote) {
-      accumulate_promoted<I>(acc, smem, stage, consumer, k_blocks, p, tile, at);
+      accumulate_promoted<I>(acc, smem, stage, consumer, k_blocks, p, tile, place(tile, first_row));
     } else {
       accumulate<I>(acc, smem, stage, consumer, k_blocks);
     }
-    finish(acc, p, map_d, smem.d[consumer], tile, at, 1 + consumer, first_row);
+    finish(acc, p, map_d, smem.d[consumer], tile, place(tile, first_row), 1 + consumer, first_row);
   }
   ptx::tma_store_wait<0>();
 }
@@ -243,19 +248,20 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   if (threadIdx.x < 32) scan_experts(p, C.block_m, smem.row_ends, smem.tile_ends);
+  if (threadIdx.x == 32) {
+    smem.schedule = {p.num_experts, C.block_m,     C.block_n,     ceil_div(p.n, C.block_n),
+                     kGemmRaster,   smem.row_ends, smem.tile_ends};
+  }
   __syncthreads();
-  const RaggedSchedule schedule{p.num_experts, C.block_m,     C.block_n,
-                                ceil_div(p.n, C.block_n),     kGemmRaster,
-                                smem.row_ends, smem.tile_ends};
   clear_tail(p, smem.row_ends[p.num_experts - 1]);
   const int k_blocks = ceil_div(p.k, C.block_k());
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<40>();
-    if (threadIdx.x == 0) produce<I>(smem, schedule, map_a, map_b, k_blocks);
+    if (threadIdx.x == 0) produce<I>(smem, map_a, map_b, k_blocks);
   } else {
     ptx::registers_increase<232>();
-    consume<I>(smem, schedule, map_d, p, warpgroup - 1, k_blocks);
+    consume<I>(smem, map_d, p, warpgroup - 1, k_blocks);
   }
 }
 

@@ -18,14 +18,14 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const auto k = static_cast<uint64_t>(p.k), n = static_cast<uint64_t>(p.n);
   const uint64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
   const auto m = static_cast<uint64_t>(p.m), experts = static_cast<uint64_t>(p.num_experts);
-  const uint32_t block_k = C.block_k(), block_n = C.block_n;
+  const uint32_t block_k = C.block_k(), block_m = C.block_m, block_n = C.block_n;
   CUtensorMap a, b, d;
   const TensorMapSpec spec_a{.type = type,
                              .rank = 2,
                              .base = p.a,
                              .shape = {k, m},
                              .strides = {p.a_stride * element},
-                             .box = {block_k, C.block_m}};
+                             .box = {block_k, block_m}};
   const TensorMapSpec spec_b{.type = type,
                              .rank = 3,
                              .base = p.b,
