@@ -40,8 +40,8 @@ struct Pipeline {
   __device__ __forceinline__ void wait_full(const Stage<kStages>& stage) {
     ptx::mbarrier_wait(&full[stage.index], stage.phase);
   }
-  __device__ __forceinline__ void release(const Stage<kStages>& stage) {
-    ptx::mbarrier_arrive(&empty[stage.index]);
+  __device__ __forceinline__ void release(int index) {
+    ptx::mbarrier_arrive(&empty[index]);
   }
 };
 

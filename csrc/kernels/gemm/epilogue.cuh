@@ -155,14 +155,16 @@ __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
 }
 
 // All of the above for one warpgroup's 64 rows of a tile.
-template <int kRegisters>
+template <bool kGelu, int kRegisters>
 __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParams& p,
                                        const CUtensorMap& map_d, char* staging,
                                        const RaggedTile& tile, const GemmPlace& at, int barrier,
                                        int first_row) {
   scale_and_bias(acc, p, tile, at);
   const bool whole = first_row + 64 <= tile.row_end && !p.out_float32;
-  if (p.activation == GemmActivation::kSwiglu) {
+  if constexpr (kGelu) {
+    gelu(acc);
+  } else if (p.activation == GemmActivation::kSwiglu) {
     swiglu(acc);
     const int columns = p.n / 2;
     const int column = tile.column / 2 + 2 * (at.lane % 4);
@@ -174,7 +176,6 @@ __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParam
     }
     return;
   }
-  if (p.activation == GemmActivation::kGelu) gelu(acc);
   if (p.residual != nullptr) add_residual<kRegisters>(acc, p, at, at.column, p.n);
   if (whole) {
     store_staged<kRegisters>(acc, map_d, staging, at, barrier, first_row, tile.column);

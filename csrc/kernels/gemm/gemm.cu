@@ -27,7 +27,9 @@ cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
   const int config = params.config >= 0
                          ? params.config
                          : choose_gemm_config(params.m, params.n, params.num_experts, params.fp8,
-                                              params.fast_accum, sm_count());
+                                              params.fast_accum,
+                                              params.activation == GemmActivation::kGelu,
+                                              sm_count());
   return kLaunchers[config](params, stream);
 }
 

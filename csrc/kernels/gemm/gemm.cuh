@@ -102,34 +102,28 @@ __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& ma
 
 // 128 bytes of K: four wgmma of 32 bytes each.
 template <int I>
-__device__ __forceinline__ void multiply(float (&acc)[kGemmConfigs[I].mma_n() / 2], uint64_t a,
+__device__ __forceinline__ void multiply(float (&acc)[kGemmConfigs[I].block_n / 2], uint64_t a,
                                          uint64_t b, bool accumulate) {
   constexpr GemmConfig C = kGemmConfigs[I];
   using T = std::conditional_t<C.fp8, __nv_fp8_e4m3, __nv_bfloat16>;
 #pragma unroll
   for (int k = 0; k < 4; ++k)  // 32 bytes are 2 units of the descriptor
-    ptx::Wgmma<C.mma_n(), T>::ss(acc, a + 2 * k, b + 2 * k, accumulate || k > 0);
+    ptx::Wgmma<C.block_n, T>::ss(acc, a + 2 * k, b + 2 * k, accumulate || k > 0);
 }
 
-// Scales of one K block: A per row, B per 128 columns; 1 where a scale does not depend on K.
-struct BlockScale {
-  float a[2], b;
-};
+// Scale of one K block of a row of A; 1 where it does not depend on K.
+__device__ __forceinline__ float block_scale_a(const GemmParams& p, int row, bool valid,
+                                               int block) {
+  if (p.scale_a != GemmScale::kBlock || !valid) return 1.f;
+  return p.sfa[int64_t{row} * (p.k / 128) + block];
+}
 
-__device__ __forceinline__ BlockScale load_block_scale(const GemmParams& p, const RaggedTile& tile,
-                                                       const GemmPlace& at, int column, int block) {
-  BlockScale scale{{1.f, 1.f}, 1.f};
-  const int k_blocks = p.k / 128;
-  if (p.scale_a == GemmScale::kBlock) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      if (at.valid[h]) scale.a[h] = p.sfa[int64_t{at.row[h]} * k_blocks + block];
-  }
-  if (p.scale_b == GemmScale::kBlock && column < p.n) {
-    const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
-    scale.b = p.sfb[row * k_blocks + block];
-  }
-  return scale;
+// Scale of one 128 x 128 block of B: a tile that is promoted spans one column of blocks.
+__device__ __forceinline__ float block_scale_b(const GemmParams& p, const RaggedTile& tile,
+                                               int block) {
+  if (p.scale_b != GemmScale::kBlock) return 1.f;
+  const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + tile.column / 128;
+  return p.sfb[row * (p.k / 128) + block];
 }
 
 // Whole sums stay in the tensor core's accumulators; one K block is in flight while the one before
@@ -138,7 +132,8 @@ template <int I>
 __device__ __forceinline__ void accumulate(float (&acc)[kGemmConfigs[I].block_n / 2],
                                            GemmSmem<I>& smem, Stage<kGemmConfigs[I].stages>& stage,
                                            int consumer, int k_blocks) {
-  Stage<kGemmConfigs[I].stages> previous = stage;
+  int previous = 0;
+#pragma unroll 1  // unrolling only adds state to keep: a stage is four instructions of tensor core
   for (int block = 0; block < k_blocks; ++block, stage.advance()) {
     smem.ring.wait_full(stage);
     const uint64_t a = ptx::smem_descriptor_sw128(smem.a[stage.index] + consumer * 64 * 128);
@@ -148,10 +143,10 @@ __device__ __forceinline__ void accumulate(float (&acc)[kGemmConfigs[I].block_n 
     ptx::wgmma_commit();
     ptx::wgmma_wait<1>();
     if (block > 0 && threadIdx.x % 128 == 0) smem.ring.release(previous);
-    previous = stage;
+    previous = stage.index;
   }
   ptx::wgmma_wait<0>();
-  if (k_blocks > 0 && threadIdx.x % 128 == 0) smem.ring.release(previous);
+  if (threadIdx.x % 128 == 0) smem.ring.release(previous);
 }
 
 // e4m3 with promotion: the tensor core keeps about 14 bits of a running sum, so every 128 products
@@ -163,30 +158,25 @@ __device__ __forceinline__ void accumulate_promoted(float (&acc)[kGemmConfigs[I]
                                                     Stage<kGemmConfigs[I].stages>& stage,
                                                     int consumer, int k_blocks, const GemmParams& p,
                                                     const RaggedTile& tile, const GemmPlace& at) {
-  constexpr GemmConfig C = kGemmConfigs[I];
-  constexpr int kWidth = C.mma_n(), kParts = C.block_n / kWidth;
+  constexpr int kRegisters = kGemmConfigs[I].block_n / 2;
 #pragma unroll
-  for (int r = 0; r < C.block_n / 2; ++r) acc[r] = 0.f;
+  for (int r = 0; r < kRegisters; ++r) acc[r] = 0.f;
+#pragma unroll 1
   for (int block = 0; block < k_blocks; ++block, stage.advance()) {
-    BlockScale scale[kParts];
-#pragma unroll
-    for (int part = 0; part < kParts; ++part)
-      scale[part] = load_block_scale(p, tile, at, tile.column + part * kWidth, block);
+    const float scale_b = block_scale_b(p, tile, block);
+    const float factor[2] = {scale_b * block_scale_a(p, at.row[0], at.valid[0], block),
+                             scale_b * block_scale_a(p, at.row[1], at.valid[1], block)};
+    float scratch[kRegisters];
     smem.ring.wait_full(stage);
     const uint64_t a = ptx::smem_descriptor_sw128(smem.a[stage.index] + consumer * 64 * 128);
+    const uint64_t b = ptx::smem_descriptor_sw128(smem.b[stage.index]);
+    ptx::wgmma_fence();
+    multiply<I>(scratch, a, b, false);
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    if (threadIdx.x % 128 == 0) smem.ring.release(stage.index);
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      float scratch[kWidth / 2];
-      const uint64_t b = ptx::smem_descriptor_sw128(smem.b[stage.index] + part * kWidth * 128);
-      ptx::wgmma_fence();
-      multiply<I>(scratch, a, b, false);
-      ptx::wgmma_commit();
-      ptx::wgmma_wait<0>();
-      if (part == kParts - 1 && threadIdx.x % 128 == 0) smem.ring.release(stage);
-      const float factor[2] = {scale[part].a[0] * scale[part].b, scale[part].a[1] * scale[part].b};
-#pragma unroll
-      for (int r = 0; r < kWidth / 2; ++r) acc[part * kWidth / 2 + r] += factor[r / 2 % 2] * scratch[r];
-    }
+    for (int r = 0; r < kRegisters; ++r) acc[r] += factor[r / 2 % 2] * scratch[r];
   }
 }
 
@@ -217,7 +207,7 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
     } else {
       accumulate<I>(acc, smem, stage, consumer, k_blocks);
     }
-    finish(acc, p, map_d, smem.d[consumer], tile, place(tile, first_row), 1 + consumer, first_row);
+    finish<C.gelu>(acc, p, map_d, smem.d[consumer], tile, place(tile, first_row), 1 + consumer, first_row);
   }
   ptx::tma_store_wait<0>();
 }

@@ -2,7 +2,6 @@
 
 namespace l4k {
 
-template cudaError_t launch_gemm<2>(const GemmParams&, cudaStream_t);
 template cudaError_t launch_gemm<3>(const GemmParams&, cudaStream_t);
 template cudaError_t launch_gemm<4>(const GemmParams&, cudaStream_t);
 
