@@ -14,6 +14,7 @@ enum class DeviceError : uint32_t {
   kMoeCombineInverse,
   kEmbedInputIds,
   kEmbedImageRows,
+  kGemmExpertOffsets,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -25,6 +26,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "moe_combine: inverse",
     "embed: input_ids",
     "embed: image_rows",
+    "gemm: expert_offsets",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

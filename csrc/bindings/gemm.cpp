@@ -1,0 +1,157 @@
+#include "kernels/gemm/gemm.h"
+
+#include "bindings/arguments.h"
+#include "host/device.h"
+#include "kernels/gemm/configs.h"
+#include "tile/schedule.h"
+
+namespace l4k::binding {
+
+using OptionalTensor = std::optional<Tensor>;
+
+GemmActivation parse_activation(const std::string& name) {
+  if (name == "none") return GemmActivation::kNone;
+  if (name == "gelu") return GemmActivation::kGelu;
+  if (name == "swiglu") return GemmActivation::kSwiglu;
+  STD_TORCH_CHECK(false, "l4kernels.gemm: expected activation to be none, gelu or swiglu, got ",
+                  name);
+}
+
+// Reads the scalings of A and B off the shapes of their scales.
+void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool grouped) {
+  L4K_CHECK_DTYPE(sfa, Float);
+  L4K_CHECK_DTYPE(sfb, Float);
+  L4K_CHECK_CONTIGUOUS(sfa);
+  L4K_CHECK_CONTIGUOUS(sfb);
+  const int64_t blocks = ceil_div(p.k, 128), rows = ceil_div(p.n, 128), experts = p.num_experts;
+  if (fits(sfa, {p.m, blocks}) && p.k % 128 == 0) p.scale_a = GemmScale::kBlock;
+  if (fits(sfa, {p.m})) p.scale_a = GemmScale::kRow;
+  if (fits(sfa, {1})) p.scale_a = GemmScale::kTensor;
+  const bool per_block = grouped ? fits(sfb, {experts, rows, blocks}) : fits(sfb, {rows, blocks});
+  const bool per_channel = grouped ? fits(sfb, {experts, p.n}) : fits(sfb, {p.n});
+  const bool per_tensor = grouped ? fits(sfb, {experts, 1}) : fits(sfb, {1});
+  // The legal pairs; with M = 1 a scale [1] of A may be both per tensor and per row.
+  if (p.scale_a == GemmScale::kBlock && per_block) {
+    p.scale_b = GemmScale::kBlock;
+  } else if (per_channel && p.scale_a != GemmScale::kNone &&
+             (p.scale_a != GemmScale::kTensor || p.m == 1)) {
+    p.scale_b = GemmScale::kRow;
+  } else if (p.scale_a == GemmScale::kTensor && per_tensor) {
+    p.scale_b = GemmScale::kTensor;
+  } else {
+    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, 1x128 ",
+                    "and 128x128, or 1x128 and per channel, got sfa ", describe(sfa), ", sfb ",
+                    describe(sfb));
+  }
+  p.sfa = pointer<float>(sfa);
+  p.sfb = pointer<float>(sfb);
+}
+
+void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
+              const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
+              const OptionalTensor& residual, const OptionalTensor& row_scale,
+              const std::string& activation, bool fast_accum, int64_t config, Tensor& out) {
+  const bool fp8 = a.scalar_type() == ScalarType::Float8_e4m3fn, grouped = b.dim() == 3;
+  if (!fp8) L4K_CHECK_DTYPE(a, BFloat16);
+  L4K_REQUIRE(b.scalar_type() == a.scalar_type(), "expected b in the dtype of a, got ",
+              describe(b), " with a ", describe(a));
+  L4K_CHECK_SHAPE(a, -1, -1);
+  L4K_REQUIRE((b.dim() == 2 || grouped) && b.size(b.dim() - 1) == a.size(1),
+              "expected b to be [N, ", a.size(1), "] or [E, N, ", a.size(1), "], got ", describe(b));
+  L4K_CHECK_ROWS(a);
+  L4K_CHECK_CONTIGUOUS(b);
+  L4K_REQUIRE(grouped == expert_offsets.has_value(),
+              "expected expert_offsets with b of three dimensions, and only then");
+  const int64_t m = a.size(0), k = a.size(1), n = b.size(b.dim() - 2);
+  const int64_t experts = grouped ? b.size(0) : 1;
+  L4K_REQUIRE(experts >= 1 && experts <= kMaxExperts, "expected 1 to ", kMaxExperts,
+              " experts, got ", describe(b));
+  L4K_REQUIRE(m < int64_t{1} << 31 && n < int64_t{1} << 31 && k < int64_t{1} << 31,
+              "expected sizes below 2^31, got a ", describe(a), ", b ", describe(b));
+  L4K_CHECK_MULTIPLE(k * a.element_size(), 16);
+  L4K_REQUIRE(n % (activation == "swiglu" ? 16 : 8) == 0,
+              "expected N to be a multiple of 8 (16 for swiglu), got ", n);
+  L4K_REQUIRE(config >= -1 && config < kNumGemmConfigs, "expected config in -1 to ",
+              kNumGemmConfigs - 1, ", got ", config);
+  Device device(a);
+  GemmParams p{};
+  p.m = static_cast<int>(m);
+  p.n = static_cast<int>(n);
+  p.k = static_cast<int>(k);
+  p.num_experts = static_cast<int>(experts);
+  p.fp8 = fp8;
+  p.a = pointer(a);
+  p.b = pointer(b);
+  p.d = pointer(out);
+  p.a_stride = m > 1 ? a.stride(0) : k;
+  p.activation = parse_activation(activation);
+  p.out_float32 = out.scalar_type() == ScalarType::Float;
+  p.fast_accum = fast_accum;
+  p.config = static_cast<int>(config);
+  p.error = error_word();
+  const int64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
+  L4K_CHECK_SHAPE(out, m, columns);
+  if (!p.out_float32) L4K_CHECK_DTYPE(out, BFloat16);
+  L4K_CHECK_CONTIGUOUS(out);
+  L4K_CHECK_ROWS(out);
+  if (grouped) {
+    const Tensor& offsets = *expert_offsets;
+    L4K_CHECK_DTYPE(offsets, Int);
+    L4K_CHECK_SHAPE(offsets, experts + 1);
+    L4K_CHECK_CONTIGUOUS(offsets);
+    p.expert_offsets = pointer<int>(offsets);
+  }
+  L4K_REQUIRE(fp8 == sfa.has_value() && fp8 == sfb.has_value(),
+              "expected sfa and sfb with float8 operands, and only then");
+  if (fp8) fill_scales(p, *sfa, *sfb, grouped);
+  if (bias) {
+    L4K_CHECK_DTYPE(*bias, BFloat16);
+    L4K_CHECK_SHAPE(*bias, n);
+    L4K_CHECK_CONTIGUOUS(*bias);
+    p.bias = pointer(*bias);
+  }
+  if (residual) {
+    L4K_CHECK_DTYPE(*residual, BFloat16);
+    L4K_CHECK_SHAPE(*residual, m, columns);
+    L4K_CHECK_ROWS(*residual);
+    p.residual = pointer(*residual);
+    p.residual_stride = residual->stride(0);
+  }
+  if (row_scale) {
+    L4K_CHECK_DTYPE(*row_scale, Float);
+    L4K_CHECK_SHAPE(*row_scale, m);
+    L4K_CHECK_CONTIGUOUS(*row_scale);
+    p.row_scale = pointer<float>(*row_scale);
+  }
+  if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
+}
+
+Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
+            const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
+            const OptionalTensor& residual, const OptionalTensor& row_scale,
+            const std::string& activation, const std::optional<ScalarType>& out_dtype,
+            bool fast_accum, int64_t config) {
+  const int64_t n = b.size(b.dim() - 2);
+  Tensor out = empty_like(a, {a.size(0), activation == "swiglu" ? n / 2 : n},
+                          out_dtype.value_or(ScalarType::BFloat16));
+  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum, config,
+           out);
+  return out;
+}
+
+Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
+                const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
+                const OptionalTensor& residual, const OptionalTensor& row_scale,
+                const std::string& activation, const std::optional<ScalarType>&, bool fast_accum,
+                int64_t config, Tensor out) {
+  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum, config,
+           out);
+  return out;
+}
+
+}  // namespace l4k::binding
+
+L4K_REGISTER(m) {
+  L4K_IMPL(m, "gemm", gemm);
+  L4K_IMPL(m, "gemm.out", gemm_out);
+}

@@ -1,0 +1,187 @@
+// From accumulators to the result: scales, bias, activation, residual, store.
+//
+// A thread of a consumer warpgroup holds rows `row[0]`, `row[1]` (8 apart) and, of every 8 columns,
+// two neighbours: acc[4 j + 2 h + i] is row[h], column 8 j + 2 (lane % 4) + i of the tile. See
+// tile/fragment.h.
+#pragma once
+#include <cuda_bf16.h>
+
+#include "kernels/gemm/gemm.h"
+#include "ptx/memory.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+#include "tile/schedule.h"
+#include "tile/swizzle.h"
+
+namespace l4k {
+
+// What one thread needs to know of its place in a tile.
+struct GemmPlace {
+  int warp, lane;  // in the warpgroup
+  int row[2];      // in the whole matrix
+  bool valid[2];   // the row belongs to the tile's expert
+  int column;      // first column of this thread
+};
+
+__device__ __forceinline__ float2 load_pair(const void* base, int64_t index) {
+  const auto* pairs = static_cast<const __nv_bfloat162*>(base);
+  return __bfloat1622float2(pairs[index / 2]);
+}
+
+// Multiplies the scales that do not depend on K, then adds the bias.
+template <int kRegisters>
+__device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const GemmParams& p,
+                                               const RaggedTile& tile, const GemmPlace& at) {
+  float row_factor[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    row_factor[h] = 1.f;
+    if (!at.valid[h]) continue;
+    if (p.row_scale != nullptr) row_factor[h] = p.row_scale[at.row[h]];
+    if (p.scale_a == GemmScale::kTensor) row_factor[h] *= p.sfa[0];
+    if (p.scale_a == GemmScale::kRow) row_factor[h] *= p.sfa[at.row[h]];
+    if (p.scale_b == GemmScale::kTensor) row_factor[h] *= p.sfb[tile.expert];
+  }
+  const float* channel =
+      p.scale_b == GemmScale::kRow ? p.sfb + int64_t{tile.expert} * p.n : nullptr;
+#pragma unroll
+  for (int j = 0; j < kRegisters / 4; ++j) {
+    const int column = at.column + 8 * j;
+    float2 factor = {1.f, 1.f}, offset = {0.f, 0.f};
+    if (column < p.n) {
+      if (channel != nullptr) factor = {channel[column], channel[column + 1]};
+      if (p.bias != nullptr) offset = load_pair(p.bias, column);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      acc[4 * j + 2 * h] = acc[4 * j + 2 * h] * (row_factor[h] * factor.x) + offset.x;
+      acc[4 * j + 2 * h + 1] = acc[4 * j + 2 * h + 1] * (row_factor[h] * factor.y) + offset.y;
+    }
+  }
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void gelu(float (&acc)[kRegisters]) {
+#pragma unroll
+  for (int r = 0; r < kRegisters; ++r)
+    acc[r] = 0.5f * acc[r] * (1.f + erff(acc[r] * 0.7071067811865476f));
+}
+
+// Blocks of 8 columns alternate between gate and up, so both factors of an output are in this
+// thread; the results move into the first half of the registers.
+template <int kRegisters>
+__device__ __forceinline__ void swiglu(float (&acc)[kRegisters]) {
+#pragma unroll
+  for (int j = 0; j < kRegisters / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float gate = acc[8 * j + i], up = acc[8 * j + 4 + i];
+      acc[4 * j + i] = __fdividef(gate, 1.f + __expf(-gate)) * up;
+    }
+  }
+}
+
+// Adds the residual to the first kCount registers and stores them row by row: ragged tails, float32.
+// Four lanes make 32 bytes of float32 or 16 of bf16.
+template <int kCount, int kRegisters>
+__device__ __forceinline__ void store_direct(const float (&acc)[kRegisters], const GemmParams& p,
+                                             const GemmPlace& at, int column, int columns) {
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const int c = column + 8 * j;
+    if (c >= columns) continue;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!at.valid[h]) continue;
+      const float2 value = {acc[4 * j + 2 * h], acc[4 * j + 2 * h + 1]};
+      const int64_t index = int64_t{at.row[h]} * columns + c;
+      if (p.out_float32) {
+        *reinterpret_cast<float2*>(static_cast<float*>(p.d) + index) = value;
+      } else {
+        *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.d) + index) =
+            __float22bfloat162_rn(value);
+      }
+    }
+  }
+}
+
+template <int kCount, int kRegisters>
+__device__ __forceinline__ void add_residual(float (&acc)[kRegisters], const GemmParams& p,
+                                             const GemmPlace& at, int column, int columns) {
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    const int c = column + 8 * j;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!at.valid[h] || c >= columns) continue;
+      const float2 value = load_pair(p.residual, at.row[h] * p.residual_stride + c);
+      acc[4 * j + 2 * h] += value.x;
+      acc[4 * j + 2 * h + 1] += value.y;
+    }
+  }
+}
+
+// Stages 64 rows as bf16 in boxes of 64 columns (128 bytes, swizzled) and hands them to TMA, which
+// clips columns past N'. `staging` belongs to this warpgroup.
+template <int kCount, int kRegisters>
+__device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
+                                             const CUtensorMap& map_d, char* staging,
+                                             const GemmPlace& at, int barrier, int first_row,
+                                             int first_column) {
+  // The previous tile's stores must have read the staging buffer before it is overwritten.
+  if (at.warp == 0 && at.lane == 0) ptx::tma_store_wait_read<0>();
+  ptx::named_barrier_sync(barrier, 128);
+  const int row = 16 * at.warp + at.lane % 16;
+#pragma unroll
+  for (int block = 0; block < kCount / 8; ++block) {  // 16 columns
+    uint32_t packed[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      __nv_bfloat162 pair = __floats2bfloat162_rn(acc[8 * block + 2 * i], acc[8 * block + 2 * i + 1]);
+      packed[i] = reinterpret_cast<uint32_t&>(pair);
+    }
+    char* box = staging + block / 4 * (64 * 128);
+    const uint32_t offset = row * 128 + block % 4 * 32 + at.lane / 16 * 16;
+    ptx::stmatrix_x4(box + swizzle_128(offset), packed[0], packed[1], packed[2], packed[3]);
+  }
+  ptx::fence_proxy_async();
+  ptx::named_barrier_sync(barrier, 128);
+  if (at.warp == 0 && at.lane == 0) {
+#pragma unroll
+    for (int box = 0; box < kCount / 32; ++box)
+      ptx::tma_store_2d(&map_d, staging + box * (64 * 128), first_column + 64 * box, first_row);
+    ptx::tma_store_commit();
+  }
+}
+
+// All of the above for one warpgroup's 64 rows of a tile.
+template <bool kGelu, int kRegisters>
+__device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParams& p,
+                                       const CUtensorMap& map_d, char* staging,
+                                       const RaggedTile& tile, const GemmPlace& at, int barrier,
+                                       int first_row) {
+  scale_and_bias(acc, p, tile, at);
+  const bool whole = first_row + 64 <= tile.row_end && !p.out_float32;
+  if constexpr (kGelu) {
+    gelu(acc);
+  } else if (p.activation == GemmActivation::kSwiglu) {
+    swiglu(acc);
+    const int columns = p.n / 2;
+    const int column = tile.column / 2 + 2 * (at.lane % 4);
+    if (p.residual != nullptr) add_residual<kRegisters / 2>(acc, p, at, column, columns);
+    if (whole) {
+      store_staged<kRegisters / 2>(acc, map_d, staging, at, barrier, first_row, tile.column / 2);
+    } else {
+      store_direct<kRegisters / 2>(acc, p, at, column, columns);
+    }
+    return;
+  }
+  if (p.residual != nullptr) add_residual<kRegisters>(acc, p, at, at.column, p.n);
+  if (whole) {
+    store_staged<kRegisters>(acc, map_d, staging, at, barrier, first_row, tile.column);
+  } else {
+    store_direct<kRegisters>(acc, p, at, at.column, p.n);
+  }
+}
+
+}  // namespace l4k

@@ -1,0 +1,39 @@
+// D[m, :] = act(row_scale[m] * (A[m, :] B[e(m)]^T) + bias) + residual[m, :], ragged by expert.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace l4k {
+
+enum class GemmActivation : int { kNone, kGelu, kSwiglu };
+
+// How e4m3 operands are scaled. A: per matrix, per row, per row and 128 of K. B: per matrix, per
+// output channel, per 128 x 128 block.
+enum class GemmScale : int { kNone, kTensor, kRow, kBlock };
+
+struct GemmParams {
+  int m, n, k;      // n: rows of one expert's B, a multiple of 8; k * element size: of 16 bytes
+  int num_experts;  // 1 when dense
+  bool fp8;         // e4m3 operands, else bf16
+  const void* a;    // [M, K]
+  const void* b;    // [E, N, K], contiguous
+  void* d;          // [M, N'] bf16 or float32, contiguous; N' = N / 2 for SwiGLU
+  const int* expert_offsets;  // [E + 1], null when dense
+  GemmScale scale_a, scale_b;
+  const float* sfa;       // [1], [M] or [M, K / 128]
+  const float* sfb;       // [E, 1], [E, N] or [E, N / 128, K / 128]
+  const float* row_scale;  // [M], multiplied into the accumulators; null: 1
+  const void* bias;        // [N] bf16; null: 0
+  const void* residual;    // [M, N'] bf16; null: 0
+  int64_t a_stride, residual_stride;  // elements between rows
+  GemmActivation activation;
+  bool out_float32;
+  bool fast_accum;  // e4m3: leave long sums to the tensor core's reduced precision
+  int config;       // row of configs.h; -1: choose by shape
+  uint32_t* error;  // sticky error word
+};
+
+cudaError_t gemm(const GemmParams& params, cudaStream_t stream);
+
+}  // namespace l4k

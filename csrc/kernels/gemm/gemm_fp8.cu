@@ -1,0 +1,8 @@
+#include "kernels/gemm/launch.cuh"
+
+namespace l4k {
+
+template cudaError_t launch_gemm<3>(const GemmParams&, cudaStream_t);
+template cudaError_t launch_gemm<4>(const GemmParams&, cudaStream_t);
+
+}  // namespace l4k

@@ -1,0 +1,53 @@
+// Tensor maps and launch of one row of the table; each .cu instantiates a few rows so that they
+// compile side by side.
+#pragma once
+#include <algorithm>
+
+#include "host/device.h"
+#include "host/launch.h"
+#include "host/tensor_map.h"
+#include "kernels/gemm/gemm.cuh"
+
+namespace l4k {
+
+template <int I>
+cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  const uint64_t element = C.fp8 ? 1 : 2;
+  const auto type = C.fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const auto k = static_cast<uint64_t>(p.k), n = static_cast<uint64_t>(p.n);
+  const uint64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
+  const auto m = static_cast<uint64_t>(p.m), experts = static_cast<uint64_t>(p.num_experts);
+  const uint32_t block_k = C.block_k(), block_m = C.block_m, block_n = C.block_n;
+  CUtensorMap a, b, d;
+  const TensorMapSpec spec_a{.type = type,
+                             .rank = 2,
+                             .base = p.a,
+                             .shape = {k, m},
+                             .strides = {p.a_stride * element},
+                             .box = {block_k, block_m}};
+  const TensorMapSpec spec_b{.type = type,
+                             .rank = 3,
+                             .base = p.b,
+                             .shape = {k, n, experts},
+                             .strides = {k * element, n * k * element},
+                             .box = {block_k, block_n, 1}};
+  const TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                             .rank = 2,
+                             .base = p.d,
+                             .shape = {columns, m},
+                             .strides = {columns * 2},
+                             .box = {64, 64}};
+  cudaError_t error = make_tensor_map(spec_a, &a);
+  if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
+  // A float32 result is stored from registers and needs no map.
+  if (error == cudaSuccess && !p.out_float32) error = make_tensor_map(spec_d, &d);
+  if (error != cudaSuccess) return error;
+  const int tiles = max_row_tiles(p.m, p.num_experts, C.block_m) * ceil_div(p.n, C.block_n);
+  LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(tiles, sm_count()))),
+                      .block = dim3(kGemmThreads),
+                      .smem_bytes = sizeof(GemmSmem<I>) + 1024};
+  return launch(gemm_kernel<I>, config, stream, a, b, d, p);
+}
+
+}  // namespace l4k
