@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import line, measure
-from bench.peaks import PEAKS, gpu_key
-from bench.rows import Rows
-from bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels import STATUS
+
+from .measure import line, measure
+from .peaks import PEAKS, gpu_key
+from .rows import Rows
+from .shapes import PHASES, benchmarked_ops, calls
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def print_counters(op: str) -> None:
     """Bytes touched over needed, bank conflicts and launches of small cases, emulated."""
-    from bench.emulate import counters_of
+    from .emulate import counters_of
 
     for text in counters_of(op):
         print(f"    {text}", flush=True)

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.shapes import calls
 from l4kernels import STATUS
 from l4kernels.ops import OPS
 from l4kernels.testing import emulated
+
+from .shapes import calls
 
 SMALL = (8, 40)
 """Token counts of the emulated cases: a decode batch and a ragged small prefill."""

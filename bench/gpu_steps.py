@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from bench.measure import measure
-from bench.peaks import gpu_key
-from bench.shapes import PHASES, benchmarked_ops, calls
-from bench.timing import Timing, capture, time_calls
 from l4kernels import STATUS, ops, take_device_error
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close
 from tests.kernel_checks import check, kernel_cases, same_bits, tensors
 from tests.making import Case
+
+from .measure import measure
+from .peaks import gpu_key
+from .shapes import PHASES, benchmarked_ops, calls
+from .timing import Timing, capture, time_calls
 
 Result = tuple[Timing | None, dict[str, Any]]
 Step = Callable[[], Result]

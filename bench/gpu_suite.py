@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from bench.peaks import PEAKS, gpu_key
-from bench.rows import Rows
 from l4kernels import STATUS
+
+from .peaks import PEAKS, gpu_key
+from .rows import Rows
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def main() -> int:
         raise SystemExit("gpu_suite: torch sees no CUDA device; run `make test` without one")
     if not STATUS.loaded:
         raise SystemExit(f"gpu_suite: {STATUS.reason}")
-    from bench.gpu_steps import steps
+    from .gpu_steps import steps
 
     gpu = gpu_key(torch.cuda.get_device_name())
     rows = Rows(options.out, gpu)

@@ -4,12 +4,13 @@ from typing import Any
 
 import torch
 
-from bench.peaks import PEAKS, Peaks
-from bench.peers import cupy_oracle, peers
-from bench.shapes import Call
-from bench.timing import Timing, time_calls, time_graph
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import relative_error
+
+from .peaks import PEAKS, Peaks
+from .peers import cupy_oracle, peers
+from .shapes import Call
+from .timing import Timing, time_calls, time_graph
 
 SMALL_US = 50
 """Below this floor a call is timed inside a captured chain, where launches leave no gaps."""

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.peaks import PEAKS
+from .peaks import PEAKS
 
 Row = dict[str, Any]
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from bench.peaks import gpu_key
-from bench.timing import Timing
 from l4kernels import STATUS
+
+from .peaks import gpu_key
+from .timing import Timing
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from bench.measure import floor_us
-from bench.peaks import PEAKS, gpu_key
-from bench.shapes import benchmarked_ops, calls
 from l4kernels import STATUS
 from l4kernels.ops import OPS
+
+from .measure import floor_us
+from .peaks import PEAKS, gpu_key
+from .shapes import benchmarked_ops, calls
 
 on_gpu = torch.cuda.is_available() and STATUS.loaded
 CASES = [case for op in benchmarked_ops() for case in calls(op, ("scout",), ("decode", "prefill"))]

@@ -156,3 +156,14 @@ def env(json: Json = False) -> None:
     from l4kernels.cli import env as verb
 
     verb.run(as_json=json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> None:
+    """Floors of the ops at the models' shapes, and times where there is a GPU."""
+    from l4kernels.cli import bench as verb
+
+    raise typer.Exit(verb.run(context.args))
