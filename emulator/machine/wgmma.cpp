@@ -115,23 +115,18 @@ void mark_in_flight(Warp& w, const PendingWgmma& op) {
   }
 }
 
+// The registers of a completed operation are free again.
 void complete(Warp& w, PendingWgmma& op) {
-  if (!op.computed) compute(w, op);
   Form f(*op.inst);
-  SharedMemory& shared = *w.cta->shared;
-  for (u32 c : op.chunks) {
-    shared.end_pending_read(c, 16);
-    shared.note_read(c, 16, w.actor);
-  }
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
     RegState& s = w.state[op.inst->list[r].reg];
-    if (r < f.acc_registers()) s.bad = 0, s.tag = 0;
+    if (r < f.acc_registers()) s.bad = 0, s.tag = RegState::kResult;
     else if (s.busy() == Busy::fragment) s.tag &= 0x3fffffff;
   }
   for (const auto& move : op.moves) {
     RegState& s = w.state[move.to.reg];
     s.bad &= ~move.lanes;
-    s.tag = 0;
+    s.tag = RegState::kResult;
   }
 }
 
@@ -187,7 +182,7 @@ void issue(Warp& w, const Inst& in) {
     if (s.bad && (op->scale_d || !accumulator)) w.bad_source(in.list[r], kAllLanes, false);
     if (s.fence() == w.fence_count)
       fault("wgmma-fence-missing", "register " + w.program->ptx->registers[in.list[r].reg].name +
-                                       " was written after the last wgmma.fence");
+                                       " was written or read after the last wgmma.fence");
   }
   alignas(32) uint8_t scratch[256 * 32];
   std::vector<u32> chunks;
@@ -208,12 +203,13 @@ void issue(Warp& w, const Inst& in) {
   if (w.m->settings.mode == Mode::early) compute(w, *op);
   mark_in_flight(w, *op);
   w.wgmmas.push_back(std::move(op));
+  ++w.m->progress;
 }
 
 void fence(Warp& w, const Inst&) {
   if (!w.gather(~w.dead, "wgmma.fence")) return;
   w.wgmma_fenced = true;
-  if (++w.fence_count >= 0x3fffffff) fault("not-implemented", "more than 2^30 wgmma.fence");
+  if (++w.fence_count >= 0x1fffffff) fault("not-implemented", "more than 2^29 wgmma.fence");
 }
 void commit(Warp& w, const Inst&) {
   if (!w.gather(~w.dead, "wgmma.commit_group")) return;
@@ -221,19 +217,44 @@ void commit(Warp& w, const Inst&) {
     if (op->group == ~0u) op->group = w.wgmma_group;
   ++w.wgmma_group;
 }
+// An operation is the warpgroup's: when it is complete for one warp, it has read its operands for
+// all four. (One thread of a warpgroup may therefore release a stage after its own wait.)
 void wait(Warp& w, const Inst& in) {
   if (!w.gather(~w.dead, "wgmma.wait_group")) return;
-  ++w.counters().waits;
-  bool any = false;
-  while (!w.wgmmas.empty() && w.wgmmas.front()->group != ~0u &&
-         w.wgmmas.front()->group + static_cast<u64>(in.imm) < w.wgmma_group) {
-    complete(w, *w.wgmmas.front());
-    w.wgmmas.pop_front();
-    any = true;
+  u64 last = 0;
+  for (const auto& op : w.wgmmas)
+    if (op->group != ~0u && op->group + static_cast<u64>(in.imm) < w.wgmma_group) last = op->seq;
+  if (last) {
+    Cta& cta = *w.cta;
+    u32 group = w.index / 4, engine = cta.agent + 1 + group;
+    for (u32 i = group * 4; i < group * 4 + 4; ++i) {
+      Warp& other = *cta.warps[i];
+      if (other.wgmma_seq >= last) continue;
+      if (other.exited) check_warpgroup_exit(other);
+      return w.park(Wait::warpgroup);
+    }
+    bool first = true;
+    for (u32 i = group * 4; i < group * 4 + 4; ++i)
+      for (auto& op : cta.warps[i]->wgmmas) {
+        if (op->seq > last) break;
+        if (op->released) continue;
+        if (first) ++cta.tensor_clock[group], first = false;
+        if (!op->computed) compute(*cta.warps[i], *op);
+        for (u32 c : op->chunks) {
+          cta.shared->end_pending_read(c, 16);
+          cta.shared->note_engine_read(c, engine << 22 | cta.tensor_clock[group], w.actor.seen);
+        }
+        op->released = true;
+      }
+    w.actor.seen[engine] = cta.tensor_clock[group];
+    while (!w.wgmmas.empty() && w.wgmmas.front()->seq <= last) {
+      complete(w, *w.wgmmas.front());
+      w.wgmmas.pop_front();
+    }
+    for (const auto& op : w.wgmmas) mark_in_flight(w, *op);
+    ++w.m->progress;
   }
-  if (!any) return;
-  for (const auto& op : w.wgmmas) mark_in_flight(w, *op);
-  ++w.m->progress;
+  ++w.counters().waits;
 }
 
 MmaType operand_type(Decoder& d, const Type& t) {
