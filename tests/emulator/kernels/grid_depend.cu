@@ -1,0 +1,48 @@
+// Three chained launches: each starts while its predecessor still runs and waits before it reads.
+//
+// mutant | report | what
+// 1 | griddep global_race | the middle kernel never waits
+// 2 | griddep global_race | the middle kernel reads its input before it waits
+// 3 | griddep | a block of the middle kernel that has nothing to do ends without waiting
+// 4 | griddep global_race | the middle kernel writes over what its predecessor still reads before it waits
+#include "device.cuh"
+#include "host.h"
+
+constexpr int kN = 512, kThreads = 128;
+
+__global__ void first(const float* x, float* y) {
+  griddep_wait();
+  griddep_launch();
+  int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  y[i] = x[i] + 1.0f;  // @1 @2
+}
+__global__ void middle(const float* y, float* z, float* x) {
+  int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (MUTANT == 3 && i >= kN) return;  // @3
+  griddep_launch();
+  float early = 0;
+  ONLY(2) early = static_cast<const volatile float*>(y)[i % kN];  // @2
+  ONLY(4) if (i < kN) x[i] = 0;                                  // @4
+  UNLESS(1) griddep_wait();
+  if (i >= kN) return;
+  z[i] = 2.0f * PICK(2, y[i], early);  // @1
+  UNLESS(4) x[i] = 0;                  // @1
+}  // @1 @3
+__global__ void last(const float* z, float* x) {
+  griddep_wait();
+  int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  x[i] += z[i];
+}
+
+int main() {
+  auto x = small_floats(kN);
+  Buffer<float> dx(x), dy(kN), dz(kN);
+  Launch chained{.grid = kN / kThreads, .block = kThreads, .chained = true};
+  Launch wider{.grid = kN / kThreads + 2, .block = kThreads, .chained = true};
+  launch(first, chained, dx.data, dy.data);
+  launch(middle, wider, dy.data, dz.data, dx.data);
+  launch(last, chained, dz.data, dx.data);
+  CHECK(cudaDeviceSynchronize());
+  for (auto& value : x) value = 2.0f * (value + 1.0f);
+  return verdict(dx.download(), x);
+}
