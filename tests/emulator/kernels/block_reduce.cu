@@ -20,6 +20,7 @@ DEVICE float warp_sum(float x, unsigned mask) {
   return x;
 }
 
+template <int MUTANT>
 __global__ void row_sums(const float* x, float* sums) {
   __shared__ float partial[PICK(8, kWarps, 2 * kWarps)];
   int warp = threadIdx.x / 32;
@@ -41,12 +42,14 @@ __global__ void row_sums(const float* x, float* sums) {
   }
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kRows * kColumns);
   Buffer<float> dx(x), dsums(kRows);
   std::vector<float> want(kRows);
   for (int i = 0; i < kRows * kColumns; ++i) want[i / kColumns] += x[i];
-  launch(row_sums, {.grid = 2, .block = kThreads}, dx.data, dsums.data);
+  launch(row_sums<MUTANT>, {.grid = 2, .block = kThreads}, dx.data, dsums.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dsums.download(), want);
 }
+MAIN(9)

@@ -18,6 +18,7 @@
 
 constexpr int kRows = 32, kColumns = 64, kHalfBytes = kRows / 2 * kColumns * 4, kThreads = 64;
 
+template <int MUTANT>
 __global__ __cluster_dims__(2, 1, 1) void column_sums(const __grid_constant__ CUtensorMap map,
                                                       float* sums, float* echo) {
   __shared__ __align__(128) float tile[kRows][kColumns];
@@ -60,15 +61,17 @@ __global__ __cluster_dims__(2, 1, 1) void column_sums(const __grid_constant__ CU
   UNLESS(6) cluster_wait();
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kRows * kColumns);
   Buffer<float> dx(x), dsums(kColumns), decho(kColumns);
   std::vector<float> want(kColumns);
   for (int i = 0; i < kRows * kColumns; ++i) want[i % kColumns] += x[i];
   auto map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, dx.data, kColumns, kRows, kColumns * 4, kColumns,
                         kRows / 2, CU_TENSOR_MAP_SWIZZLE_NONE);
-  launch(column_sums, {.grid = 2, .block = kThreads}, map, dsums.data, decho.data);
+  launch(column_sums<MUTANT>, {.grid = 2, .block = kThreads}, map, dsums.data, decho.data);
   CHECK(cudaDeviceSynchronize());
   if (int failed = verdict(decho.download(), want)) return failed;
   return verdict(dsums.download(), want);
 }
+MAIN(11)

@@ -18,6 +18,7 @@
 
 constexpr int kThreads = 64, kStages = 3, kBlocks = 7, kBlock = kThreads * 4;
 
+template <int MUTANT>
 __global__ void with_groups(const float* x, float* y) {
   __shared__ __align__(16) float ring[kStages][kBlock];
   const float* source = x + PICK(6, 0, 1);
@@ -39,6 +40,7 @@ __global__ void with_groups(const float* x, float* y) {
   y[threadIdx.x] = sum;
 }
 
+template <int MUTANT>
 __global__ void with_mbarriers(const float* x, float* y) {
   __shared__ __align__(16) float ring[kStages][kBlock];
   __shared__ uint64_t full[kStages];
@@ -66,16 +68,18 @@ __global__ void with_mbarriers(const float* x, float* y) {
   y[threadIdx.x] = sum;
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kBlocks * kBlock);
   Buffer<float> dx(x), dy(kThreads);
   std::vector<float> want(kThreads);
   for (int i = 0; i < kBlocks * kBlock; ++i) want[kThreads - 1 - i % kBlock / 4] += x[i];
-  launch(with_groups, {.grid = 1, .block = kThreads}, dx.data, dy.data);
+  launch(with_groups<MUTANT>, {.grid = 1, .block = kThreads}, dx.data, dy.data);
   CHECK(cudaDeviceSynchronize());
   if (int failed = verdict(dy.download(), want)) return failed;
   dy.zero();
-  launch(with_mbarriers, {.grid = 1, .block = kThreads}, dx.data, dy.data);
+  launch(with_mbarriers<MUTANT>, {.grid = 1, .block = kThreads}, dx.data, dy.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
+MAIN(11)

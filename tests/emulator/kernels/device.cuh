@@ -6,9 +6,7 @@
 
 #include <cstdint>
 
-#ifndef MUTANT
-#define MUTANT 0
-#endif
+// Kernels are templates over MUTANT; 0 is the correct one.
 #define UNLESS(k) if constexpr (MUTANT != (k))        // a statement that mutant k lacks
 #define ONLY(k) if constexpr (MUTANT == (k))          // a statement that only mutant k has
 #define PICK(k, good, bad) (MUTANT == (k) ? (bad) : (good))

@@ -22,6 +22,7 @@ DEVICE void copy_panel(uint8_t* tile, const uint8_t* source, int rows) {
   }
 }
 
+template <int MUTANT>
 __global__ __launch_bounds__(128) void gemm(const uint8_t* a, const uint8_t* b, float* c) {
   __shared__ __align__(1024) uint8_t tile_a[kM * 128];
   __shared__ __align__(1024) uint8_t tile_b[kN * 128];
@@ -46,11 +47,13 @@ __global__ __launch_bounds__(128) void gemm(const uint8_t* a, const uint8_t* b, 
   for (int i = 0; i < 16; ++i) c[acc_row(i) * kN + acc_column(i)] = total[i];
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto a = small_floats(kM * kK), b = small_floats(kN * kK, 3);
   Buffer<uint8_t> da(to_e4m3(a)), db(to_e4m3(b));
   Buffer<float> dc(kM * kN);
-  launch(gemm, {.grid = 1, .block = 128}, da.data, db.data, dc.data);
+  launch(gemm<MUTANT>, {.grid = 1, .block = 128}, da.data, db.data, dc.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), matmul(a, b, kM, kN, kK));
 }
+MAIN(7)

@@ -14,23 +14,26 @@
 
 constexpr int kBlocks = 4, kThreads = 64, kRounds = 3;
 
+template <int MUTANT>
 DEVICE void arrive(unsigned* counter) {
-  if (MUTANT == 1)
+  if constexpr (MUTANT == 1)
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-  else if (MUTANT == 2)
+  else if constexpr (MUTANT == 2)
     asm volatile("red.release.cta.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
   else
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
+template <int MUTANT>
 DEVICE unsigned poll(const unsigned* counter) {
   unsigned value;
-  if (MUTANT == 7)
+  if constexpr (MUTANT == 7)
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");  // @7
   else
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
 
+template <int MUTANT>
 __global__ void rounds(float* ping, float* pong, unsigned* counter) {
   int i = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
   for (int round = 0; round < kRounds; ++round) {
@@ -39,22 +42,23 @@ __global__ void rounds(float* ping, float* pong, unsigned* counter) {
     to[block * kThreads + i] = from[(block + 1) % kBlocks * kThreads + i] + 1.0f;  // @1 @2 @3 @5 @6 @7
     UNLESS(3) __syncthreads();
     if (threadIdx.x == 0 && MUTANT != 5) {
-      arrive(counter);
-      while (poll(counter) < (round + 1) * (kBlocks + PICK(4, 0, 1))) {  // @4 @7
+      arrive<MUTANT>(counter);
+      while (poll<MUTANT>(counter) < (round + 1) * (kBlocks + PICK(4, 0, 1))) {  // @4 @7
       }
     }
     UNLESS(6) __syncthreads();  // @4 @7
   }
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kBlocks * kThreads);
   Buffer<float> ping(x), pong(x);
   Buffer<unsigned> counter(1);
   counter.zero();
   void *a = ping.data, *b = pong.data, *c = counter.data;
   void* args[] = {&a, &b, &c};
-  CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(rounds), dim3(kBlocks), dim3(kThreads),
+  CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(rounds<MUTANT>), dim3(kBlocks), dim3(kThreads),
                                     args, 0, nullptr));
   CHECK(cudaDeviceSynchronize());
   std::vector<float> want(x.size());
@@ -62,3 +66,4 @@ int main() {
     want[i] = x[(i + kRounds * kThreads) % (kBlocks * kThreads)] + kRounds;
   return verdict(pong.download(), want);
 }
+MAIN(7)

@@ -10,12 +10,14 @@
 
 constexpr int kN = 512, kThreads = 128;
 
+template <int MUTANT>
 __global__ void first(const float* x, float* y) {
   griddep_wait();
   griddep_launch();
   int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   y[i] = x[i] + 1.0f;  // @1 @2
 }
+template <int MUTANT>
 __global__ void middle(const float* y, float* z, float* x) {
   int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (MUTANT == 3 && i >= kN) return;  // @3
@@ -28,21 +30,24 @@ __global__ void middle(const float* y, float* z, float* x) {
   z[i] = 2.0f * PICK(2, y[i], early);  // @1
   UNLESS(4) x[i] = 0;                  // @1
 }  // @1 @3
+template <int MUTANT>
 __global__ void last(const float* z, float* x) {
   griddep_wait();
   int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   x[i] += z[i];
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kN);
   Buffer<float> dx(x), dy(kN), dz(kN);
   Launch chained{.grid = kN / kThreads, .block = kThreads, .chained = true};
   Launch wider{.grid = kN / kThreads + 2, .block = kThreads, .chained = true};
-  launch(first, chained, dx.data, dy.data);
-  launch(middle, wider, dy.data, dz.data, dx.data);
-  launch(last, chained, dz.data, dx.data);
+  launch(first<MUTANT>, chained, dx.data, dy.data);
+  launch(middle<MUTANT>, wider, dy.data, dz.data, dx.data);
+  launch(last<MUTANT>, chained, dz.data, dx.data);
   CHECK(cudaDeviceSynchronize());
   for (auto& value : x) value = 2.0f * (value + 1.0f);
   return verdict(dx.download(), x);
 }
+MAIN(4)

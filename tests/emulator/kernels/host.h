@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 // Exit status 3: the runtime refused something or a kernel was stopped.
@@ -133,3 +134,22 @@ inline std::vector<float> matmul(const std::vector<float>& a, const std::vector<
       for (int l = 0; l < k; ++l) c[i * n + j] += a[i * k + l] * b[j * k + l];
   return c;
 }
+
+// A main that runs the mutant named by its argument. One program holds all mutants of a kernel: compiling
+// them together takes little longer than compiling one.
+#ifdef ORIGINAL_ONLY
+#define MAIN(count) \
+  int main() { return run<0>(); }
+#else
+#define MAIN(count)                                                                     \
+  template <int... k>                                                                   \
+  int run_one(int mutant, std::integer_sequence<int, k...>) {                           \
+    int status = 2;                                                                     \
+    (static_cast<void>(k == mutant ? status = run<k>() : 0), ...);                      \
+    return status;                                                                      \
+  }                                                                                     \
+  int main(int argc, char** argv) {                                                     \
+    int mutant = argc > 1 ? std::atoi(argv[1]) : 0;                                     \
+    return run_one(mutant, std::make_integer_sequence<int, (count) + 1>{});             \
+  }
+#endif

@@ -15,6 +15,7 @@
 
 constexpr int kM = 16, kN = 16, kK = 32, kPitch = kK + 8;
 
+template <int MUTANT>
 __global__ void gemm(const uint16_t* a, const uint16_t* b, const __grid_constant__ CUtensorMap map_c) {
   __shared__ __align__(128) uint16_t out[kM * kN];
   __shared__ __align__(16) uint16_t tile_b[kN * kPitch];
@@ -45,12 +46,14 @@ __global__ void gemm(const uint16_t* a, const uint16_t* b, const __grid_constant
   }
 }  // @9
 
-int main() {
+template <int MUTANT>
+int run() {
   auto a = small_floats(kM * kK), b = small_floats(kN * kK, 11);
   Buffer<uint16_t> da(to_bf16(a)), db(to_bf16(b)), dc(kM * kN);
   auto map_c = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, dc.data, kN, kM, kN * 2, kN, kM,
                           CU_TENSOR_MAP_SWIZZLE_NONE);
-  launch(gemm, {.grid = 1, .block = 64}, da.data, db.data, map_c);
+  launch(gemm<MUTANT>, {.grid = 1, .block = 64}, da.data, db.data, map_c);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), to_bf16(matmul(a, b, kM, kN, kK)));
 }
+MAIN(9)

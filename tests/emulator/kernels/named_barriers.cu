@@ -15,6 +15,7 @@
 
 constexpr int kGroup = 128, kSteps = 4, kFull = 1, kEmpty = 2;
 
+template <int MUTANT>
 __global__ void mirror(const float* x, float* y) {
   __shared__ float buffer[kGroup];
   int thread = static_cast<int>(threadIdx.x) % kGroup;
@@ -34,12 +35,14 @@ __global__ void mirror(const float* x, float* y) {
   }
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kSteps * kGroup);
   Buffer<float> dx(x), dy(kSteps * kGroup);
   std::vector<float> want(kSteps * kGroup);
   for (int i = 0; i < kSteps * kGroup; ++i) want[i] = x[i / kGroup * kGroup + kGroup - 1 - i % kGroup];
-  launch(mirror, {.grid = 1, .block = 2 * kGroup}, dx.data, dy.data);
+  launch(mirror<MUTANT>, {.grid = 1, .block = 2 * kGroup}, dx.data, dy.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
+MAIN(9)

@@ -14,6 +14,7 @@
 
 constexpr int kColumns = 64, kRows = 264, kThreads = 32;
 
+template <int MUTANT>
 __global__ void copy(const __grid_constant__ CUtensorMap map, uint16_t* y) {
   extern __shared__ __align__(1024) uint16_t tile[];
   __shared__ uint64_t loaded;
@@ -32,14 +33,15 @@ __global__ void copy(const __grid_constant__ CUtensorMap map, uint16_t* y) {
           reinterpret_cast<uint4*>(tile + row * kColumns)[i ^ row % 8];
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = to_bf16(small_floats(kColumns * kRows));
   Buffer<uint16_t> dx(x), dy(256 * kColumns);
   auto map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, dx.data + PICK(5, 0, 4), kColumns, kRows - 2,
                         kColumns * 2 + PICK(6, 0, 8), PICK(8, 64, 72), PICK(7, 256, 264),
                         CU_TENSOR_MAP_SWIZZLE_128B);
-  UNLESS(1) allow_shared(copy, PICK(2, 65536, 240000));
-  launch(copy,
+  UNLESS(1) allow_shared(copy<MUTANT>, PICK(2, 65536, 240000));
+  launch(copy<MUTANT>,
          {.grid = PICK(3, 2, 3), .block = PICK(4, kThreads, 1056), .shared = PICK(2, 65536, 240000),
           .cluster = 2},
          map, dy.data);
@@ -47,3 +49,4 @@ int main() {
   x.resize(256 * kColumns);
   return verdict(dy.download(), x);
 }
+MAIN(8)

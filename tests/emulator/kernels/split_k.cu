@@ -13,6 +13,7 @@
 
 constexpr int kSlices = 6, kThreads = 64, kLength = 512;
 
+template <int MUTANT>
 __global__ void sum(const float* x, float* partial, float* y, unsigned* finished) {
   __shared__ unsigned is_last;
   int slice = static_cast<int>(blockIdx.x), column = static_cast<int>(threadIdx.x);
@@ -41,7 +42,8 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
   y[column] = result;  // @6
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kSlices * kLength * kThreads);
   Buffer<float> dx(x), dpartial(kSlices * kThreads), dy(kThreads);
   Buffer<unsigned> dfinished(1);
@@ -49,7 +51,8 @@ int main() {
   dfinished.zero();
   std::vector<float> want(kThreads);
   for (int i = 0; i < kSlices * kLength * kThreads; ++i) want[i % kThreads] += x[i];
-  launch(sum, {.grid = kSlices, .block = kThreads}, dx.data, dpartial.data, dy.data, dfinished.data);
+  launch(sum<MUTANT>, {.grid = kSlices, .block = kThreads}, dx.data, dpartial.data, dy.data, dfinished.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
+MAIN(7)

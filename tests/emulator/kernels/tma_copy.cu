@@ -20,6 +20,7 @@
 
 constexpr int kColumns = 64, kRows = 96, kTile = 32, kThreads = 128, kTileBytes = kTile * kTile * 4;
 
+template <int MUTANT>
 __global__ void twice(const __grid_constant__ CUtensorMap in, const __grid_constant__ CUtensorMap out) {
   extern __shared__ __align__(128) float smem[];
   __shared__ uint64_t loaded;
@@ -50,15 +51,17 @@ __global__ void twice(const __grid_constant__ CUtensorMap in, const __grid_const
   }
 }  // @11
 
-int main() {
+template <int MUTANT>
+int run() {
   auto x = small_floats(kRows * kColumns);
   Buffer<float> dx(x), dy(kRows * kColumns);
   auto type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   auto none = CU_TENSOR_MAP_SWIZZLE_NONE;
   auto in = tensor_map(type, dx.data, kColumns, kRows, kColumns * 4, kTile, kTile, none);
   auto out = tensor_map(type, dy.data, kColumns, kRows, kColumns * 4, kTile, kTile, none);
-  launch(twice, {.grid = kColumns / kTile, .block = kThreads, .shared = 2 * kTileBytes + 64}, in, out);
+  launch(twice<MUTANT>, {.grid = kColumns / kTile, .block = kThreads, .shared = 2 * kTileBytes + 64}, in, out);
   CHECK(cudaDeviceSynchronize());
   for (auto& value : x) value *= 2;
   return verdict(dy.download(), x);
 }
+MAIN(14)

@@ -11,6 +11,7 @@
 
 constexpr int kN = 1000;
 
+template <int MUTANT>
 __global__ void add(const float* a, const float* b, float* c, int n) {
   int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (PICK(1, PICK(2, i < n, i <= n), true)) {
@@ -19,6 +20,7 @@ __global__ void add(const float* a, const float* b, float* c, int n) {
   }
 }
 
+template <int MUTANT>
 __global__ void add_vectors(const float* a, const float* b, float* c, int n) {
   int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * 4;
   float scale;
@@ -32,16 +34,18 @@ __global__ void add_vectors(const float* a, const float* b, float* c, int n) {
   *reinterpret_cast<float4*>(c + i) = sum;                              // @4
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto a = small_floats(kN), b = small_floats(kN, 7);
   Buffer<float> da(a), db(b), dc(kN);
   std::vector<float> want(kN);
   for (int i = 0; i < kN; ++i) want[i] = a[i] + b[i];
-  launch(add, {.grid = 4, .block = 256}, da.data, db.data, dc.data, kN);
+  launch(add<MUTANT>, {.grid = 4, .block = 256}, da.data, db.data, dc.data, kN);
   CHECK(cudaDeviceSynchronize());
   if (int failed = verdict(dc.download(), want)) return failed;
   dc.zero();
-  launch(add_vectors, {.grid = 1, .block = 256}, da.data, db.data, dc.data, kN);
+  launch(add_vectors<MUTANT>, {.grid = 1, .block = 256}, da.data, db.data, dc.data, kN);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), want);
 }
+MAIN(5)

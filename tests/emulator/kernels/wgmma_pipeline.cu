@@ -27,6 +27,7 @@
 constexpr int kM = 128, kN = 32, kK = 320, kBlockK = 64, kStages = 2, kBlocks = kK / kBlockK;
 constexpr int kBytesA = kM * kBlockK * 2, kBytesB = kN * kBlockK * 2, kStageBytes = kBytesA + kBytesB;
 
+template <int MUTANT>
 __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorMap map_a,
                                                const __grid_constant__ CUtensorMap map_b, float* c) {
   extern __shared__ __align__(1024) uint8_t smem[];
@@ -77,15 +78,17 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
   }
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto a = small_floats(kM * kK), b = small_floats(kN * kK, 99);
   Buffer<uint16_t> da(to_bf16(a)), db(to_bf16(b));
   Buffer<float> dc(kM * kN);
   auto type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   auto map_a = tensor_map(type, da.data, kK, kM, kK * 2, kBlockK, kM, CU_TENSOR_MAP_SWIZZLE_128B);
   auto map_b = tensor_map(type, db.data, kK, kN, kK * 2, kBlockK, kN, CU_TENSOR_MAP_SWIZZLE_128B);
-  allow_shared(gemm, kStages * kStageBytes);
-  launch(gemm, {.grid = 1, .block = 384, .shared = kStages * kStageBytes}, map_a, map_b, dc.data);
+  allow_shared(gemm<MUTANT>, kStages * kStageBytes);
+  launch(gemm<MUTANT>, {.grid = 1, .block = 384, .shared = kStages * kStageBytes}, map_a, map_b, dc.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), matmul(a, b, kM, kN, kK));
 }
+MAIN(20)

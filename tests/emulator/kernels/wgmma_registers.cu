@@ -19,6 +19,7 @@ DEVICE uint32_t load_pair(const uint16_t* p) {
   return pair;
 }
 
+template <int MUTANT>
 __global__ __launch_bounds__(128) void gemm(const uint16_t* a, const __grid_constant__ CUtensorMap map_b,
                                             float* c) {
   extern __shared__ __align__(1024) uint8_t b[];
@@ -50,13 +51,15 @@ __global__ __launch_bounds__(128) void gemm(const uint16_t* a, const __grid_cons
   for (int i = 0; i < 16; ++i) c[acc_row(i) * kN + acc_column(i)] = acc[i];  // @2 @7
 }
 
-int main() {
+template <int MUTANT>
+int run() {
   auto a = small_floats(kM * kK), b = small_floats(kN * kK, 5);
   Buffer<uint16_t> da(to_bf16(a)), db(to_bf16(b));
   Buffer<float> dc(kM * kN);
   auto map_b = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, db.data, kK, kN, kK * 2, 64, kN,
                           CU_TENSOR_MAP_SWIZZLE_128B);
-  launch(gemm, {.grid = 1, .block = 128, .shared = 2 * kPanelBytes}, da.data, map_b, dc.data);
+  launch(gemm<MUTANT>, {.grid = 1, .block = 128, .shared = 2 * kPanelBytes}, da.data, map_b, dc.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), matmul(a, b, kM, kN, kK));
 }
+MAIN(7)
