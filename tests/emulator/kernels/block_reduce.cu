@@ -16,7 +16,7 @@
 constexpr int kThreads = 256, kWarps = kThreads / 32, kRows = 6, kColumns = 1024;
 
 DEVICE float warp_sum(float x, unsigned mask) {
-  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(mask, x, offset);
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(mask, x, offset);  // @3 @4
   return x;
 }
 

@@ -1,0 +1,117 @@
+"""Builds the emulator's test programs, runs them in a mode with a seed, reads the report."""
+
+import json
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "emulator-tests"
+MODES = ("late", "early", "random")
+REPORT = "l4k-emulator-report:"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake put into a kernel: the report it must cause, and the lines it may point at."""
+
+    kernel: str
+    number: int
+    kinds: frozenset[str]
+    what: str
+    lines: frozenset[int]
+
+    def __str__(self) -> str:
+        return f"{self.kernel}-{self.number}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    output: str
+    report: dict | None
+
+    def frames(self) -> set[tuple[str, int]]:
+        """Every source line that the report names: inlining chains, the other party, the waiters."""
+        found: set[tuple[str, int]] = set()
+
+        def collect(node: object) -> None:
+            if isinstance(node, dict):
+                if "file" in node and "line" in node:
+                    found.add((Path(node["file"]).name, node["line"]))
+                for value in node.values():
+                    collect(value)
+            elif isinstance(node, list):
+                for value in node:
+                    collect(value)
+
+        collect(self.report)
+        return found
+
+
+def kernels() -> list[str]:
+    return sorted(path.stem for path in (HERE / "kernels").glob("*.cu"))
+
+
+def cutlass_programs() -> list[str]:
+    return sorted(path.stem for path in (HERE / "programs").glob("*.cu"))
+
+
+@cache
+def mutants_of(kernel: str) -> tuple[Mutant, ...]:
+    """Reads the table at the top of a kernel and the `// @number` marks on its lines."""
+    text = (HERE / "kernels" / f"{kernel}.cu").read_text()
+    lines: dict[int, set[int]] = {}
+    for at, line in enumerate(text.splitlines(), 1):
+        comment = line.partition("//")[2]
+        for number in re.findall(r"@(\d+)", comment):
+            lines.setdefault(int(number), set()).add(at)
+    table = re.findall(r"^// (\d+) \| ([\w ]+) \| (.+)$", text, re.M)
+    return tuple(
+        Mutant(kernel, int(number), frozenset(kinds.split()), what, frozenset(lines.get(int(number), ())))
+        for number, kinds, what in table
+    )
+
+
+def all_mutants() -> list[Mutant]:
+    return [mutant for kernel in kernels() for mutant in mutants_of(kernel)]
+
+
+def cutlass_directory() -> Path | None:
+    spec = find_spec("cutlass_library")
+    if spec is None or spec.origin is None:
+        return None
+    source = Path(spec.origin).parent / "source"
+    return source if (source / "include" / "cutlass").is_dir() else None
+
+
+@cache
+def build(target: str, library: Path) -> None:
+    """Compiles what is out of date; `target` is a program, `kernels` or `cutlass`."""
+    configure = ["cmake", "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja"]
+    configure += [f"-DL4K_EMULATOR_LIBRARY={library}", f"-DCUTLASS_DIR={cutlass_directory() or ''}"]
+    for command in (configure, ["cmake", "--build", str(BUILD), "--target", target]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+
+
+def run(program: str, mutant: int = 0, mode: str = "late", seed: int = 0, timeout: float = 300) -> Outcome:
+    environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4")
+    done = subprocess.run(
+        [str(BUILD / program), str(mutant)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=timeout,
+    )
+    report = None
+    for line in done.stderr.splitlines():
+        if line.startswith(REPORT):
+            report = json.loads(line.removeprefix(REPORT))
+    return Outcome(done.returncode, done.stdout + done.stderr, report)

@@ -1,0 +1,46 @@
+"""The emulator on small kernels: right ones run without a report, each mutant is reported, with cause and line."""
+
+from pathlib import Path
+
+import pytest
+from harness import MODES, Mutant, all_mutants, build, kernels, mutants_of, run
+
+FALSE_REPORT_SEEDS = 20
+MUTANT_SEEDS = 4
+
+
+@pytest.mark.parametrize("kernel", kernels())
+def test_table_matches_marks(kernel: str) -> None:
+    table = mutants_of(kernel)
+    assert [mutant.number for mutant in table] == list(range(1, len(table) + 1))
+    for mutant in table:
+        assert mutant.lines or mutant.kinds == {"launch"}, f"{mutant} has no marked line"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kernel", kernels())
+def test_original_is_right(kernel: str, mode: str, emulator_library: Path) -> None:
+    build("kernels", emulator_library)
+    for seed in range(FALSE_REPORT_SEEDS):
+        outcome = run(kernel, 0, mode, seed)
+        assert outcome.report is None and outcome.status == 0, f"seed {seed}: {outcome.output}"
+        assert "PASS" in outcome.output
+
+
+@pytest.mark.parametrize("mutant", all_mutants(), ids=str)
+def test_mutant_is_reported(mutant: Mutant, emulator_library: Path) -> None:
+    build("kernels", emulator_library)
+    attempts = []
+    for seed in range(MUTANT_SEEDS):
+        for mode in MODES:
+            outcome = run(mutant.kernel, mutant.number, mode, seed)
+            if outcome.report is None:
+                attempts.append(f"{mode} {seed}: no report, status {outcome.status}")
+                continue
+            kind, frames = outcome.report["kind"], outcome.frames()
+            lines = {line for file, line in frames if file == f"{mutant.kernel}.cu"}
+            assert kind in mutant.kinds, f"{mutant.what}: reported as {kind}\n{outcome.output}"
+            if mutant.lines:
+                assert lines & mutant.lines, f"{mutant.what}: points at {frames}\n{outcome.output}"
+            return
+    pytest.fail(f"{mutant.what}: " + "; ".join(attempts))
