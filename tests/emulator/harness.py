@@ -67,13 +67,25 @@ def mutants_of(kernel: str) -> tuple[Mutant, ...]:
     """Reads the table at the top of a kernel and the `// @number` marks on its lines."""
     text = (HERE / "kernels" / f"{kernel}.cu").read_text()
     lines: dict[int, set[int]] = {}
+    statement: list[int] = []  # a mark holds for every line of its statement
+    marks: set[int] = set()
     for at, line in enumerate(text.splitlines(), 1):
-        comment = line.partition("//")[2]
-        for number in re.findall(r"@(\d+)", comment):
-            lines.setdefault(int(number), set()).add(at)
+        code, _, comment = line.partition("//")
+        statement.append(at)
+        marks |= {int(number) for number in re.findall(r"@(\d+)", comment)}
+        if not code.strip() or code.rstrip()[-1] in ";{}":
+            for number in marks:
+                lines.setdefault(number, set()).update(statement)
+            statement, marks = [], set()
     table = re.findall(r"^// (\d+) \| ([\w ]+) \| (.+)$", text, re.M)
     return tuple(
-        Mutant(kernel, int(number), frozenset(kinds.split()), what, frozenset(lines.get(int(number), ())))
+        Mutant(
+            kernel,
+            int(number),
+            frozenset(kinds.split()),
+            what,
+            frozenset(lines.get(int(number), ())),
+        )
         for number, kinds, what in table
     )
 
@@ -98,10 +110,14 @@ def build(target: str, library: Path) -> None:
     for command in (configure, ["cmake", "--build", str(BUILD), "--target", target]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+            raise RuntimeError(
+                f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+            )
 
 
-def run(program: str, mutant: int = 0, mode: str = "late", seed: int = 0, timeout: float = 300) -> Outcome:
+def run(
+    program: str, mutant: int = 0, mode: str = "late", seed: int = 0, timeout: float = 300
+) -> Outcome:
     environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4")
     done = subprocess.run(
         [str(BUILD / program), str(mutant)],

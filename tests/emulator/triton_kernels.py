@@ -115,7 +115,9 @@ class Compiled:
     shared_bytes: int
 
 
-def compile_kernel(kernel, arguments: str, warps: int = 4, stages: int = 3, **constants) -> Compiled:
+def compile_kernel(
+    kernel, arguments: str, warps: int = 4, stages: int = 3, **constants
+) -> Compiled:
     """Compiles without a GPU; `arguments` is the types of the non-constant parameters, in order.
 
     Pointers and integers are promised to be multiples of 16, so that copies are vectors and `cp.async`.

@@ -26,13 +26,15 @@ __global__ void row_sums(const float* x, float* sums) {
   int warp = threadIdx.x / 32;
   for (int row = static_cast<int>(blockIdx.x); row < kRows; row += static_cast<int>(gridDim.x)) {
     float sum = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < kColumns; i += kThreads) sum += x[row * kColumns + i];
+    for (int i = static_cast<int>(threadIdx.x); i < kColumns; i += kThreads)
+      sum += x[row * kColumns + i];
     bool shuffles = MUTANT != 4 || lane_id() < 31;
     if (shuffles) sum = warp_sum(sum, PICK(3, 0xffffffffu, 0x7fffffffu));  // @3 @4
     if (lane_id() == 0) partial[PICK(7, warp, warp + 1)] = sum;            // @1 @2 @7
     int id = PICK(9, 0, warp == 3 ? 1 : 0);
     bool waits = MUTANT != 6 || lane_id() < 16;
-    UNLESS(1) if (waits) named_sync(id, PICK(5, kThreads, kThreads - 32));  // @5 @6 @9
+    UNLESS(1)
+      if (waits) named_sync(id, PICK(5, kThreads, kThreads - 32));  // @5 @6 @9
     if (warp == 0) {
       float total = lane_id() < PICK(8, kWarps, 2 * kWarps) ? partial[lane_id()] : 0;  // @1 @2 @8
       total = warp_sum(total, 0xffffffffu);

@@ -1,12 +1,12 @@
-// Each block of a cluster of two loads half a tile and multicasts it to both, sums its columns of the whole
-// tile, and hands its sums to block 0 through distributed shared memory.
+// Each block of a cluster of two loads half a tile and multicasts it to both, sums half of the
+// whole tile's rows, and hands its sums to block 0 through distributed shared memory.
 //
 // mutant | report | what
 // 1 | deadlock | the multicast mask leaves out the other block
 // 2 | cluster out_of_bounds_shared | the multicast mask names a block that the cluster lacks
 // 3 | mbarrier | no cluster barrier between the barrier's initialisation and the other block's copy
 // 4 | mbarrier | no fence.mbarrier_init before the relaxed cluster barrier
-// 5 | uninitialised_shared shared_race | no cluster barrier between the remote stores and their reader
+// 5 | uninitialised_shared shared_race | no cluster barrier between remote stores and reader
 // 6 | cluster_exit | block 0 may end before the other block's last read of its shared memory
 // 7 | cluster out_of_bounds_shared | mapa to a rank that the cluster lacks
 // 8 | deadlock shared_race uninitialised_shared | block 1 skips the second cluster barrier
@@ -55,7 +55,7 @@ __global__ __cluster_dims__(2, 1, 1) void column_sums(const __grid_constant__ CU
     sums[column] = total[column];
   }
   cluster_arrive();
-  cluster_wait();  // @8
+  cluster_wait();                                                              // @8
   if (rank == 1) echo[column] = load_cluster(map_to_rank(&total[column], 0));  // @6 @8
   UNLESS(6) cluster_arrive();
   UNLESS(6) cluster_wait();
@@ -67,8 +67,8 @@ int run() {
   Buffer<float> dx(x), dsums(kColumns), decho(kColumns);
   std::vector<float> want(kColumns);
   for (int i = 0; i < kRows * kColumns; ++i) want[i % kColumns] += x[i];
-  auto map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, dx.data, kColumns, kRows, kColumns * 4, kColumns,
-                        kRows / 2, CU_TENSOR_MAP_SWIZZLE_NONE);
+  auto map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, dx.data, kColumns, kRows, kColumns * 4,
+                        kColumns, kRows / 2, CU_TENSOR_MAP_SWIZZLE_NONE);
   launch(column_sums<MUTANT>, {.grid = 2, .block = kThreads}, map, dsums.data, decho.data);
   CHECK(cudaDeviceSynchronize());
   if (int failed = verdict(decho.download(), want)) return failed;

@@ -1,10 +1,10 @@
-// Column-reversed row sums over a ring of cp.async stages: once with wait_group and bar.sync, once with an
-// mbarrier per stage that the copies arrive on.
+// Sums of mirrored blocks over a ring of cp.async stages: once with wait_group and bar.sync, once
+// with an mbarrier per stage that the copies arrive on.
 //
 // mutant | report | what
 // 1 | in_flight_shared uninitialised_shared | no wait_group
 // 2 | in_flight_shared uninitialised_shared | wait_group leaves the stage about to be read pending
-// 3 | in_flight_shared shared_race uninitialised_shared | no barrier after the wait: other threads' copies are not waited for
+// 3 | in_flight_shared shared_race uninitialised_shared | other threads' copies are not waited for
 // 4 | in_flight_shared shared_race | no barrier before the stage is filled again
 // 5 | out_of_bounds_global | the last copy runs past the input
 // 6 | misaligned | the copies' source is four bytes off
@@ -12,7 +12,7 @@
 // 8 | deadlock | the copies do not arrive on the mbarrier
 // 9 | in_flight_shared uninitialised_shared | plain arrive in place of the copies' own
 // 10 | deadlock | the mbarrier counts one thread more than arrive
-// 11 | in_flight_shared shared_race uninitialised_shared mbarrier | the mbarrier counts one thread less than arrive
+// 11 | in_flight_shared shared_race uninitialised_shared mbarrier | the mbarrier counts a thread less
 #include "device.cuh"
 #include "host.h"
 
@@ -25,7 +25,8 @@ __global__ void with_groups(const float* x, float* y) {
   int mine = static_cast<int>(threadIdx.x) * 4;
   auto fill = [&](int block) {
     int at = block * kBlock + mine + PICK(5, 0, block + 1 == kBlocks ? kThreads : 0);
-    if (block < kBlocks) cp_async_16(&ring[block % kStages][mine], source + at);  // @1 @2 @3 @4 @5 @6 @7
+    if (block < kBlocks)
+      cp_async_16(&ring[block % kStages][mine], source + at);  // @1 @2 @3 @4 @5 @6 @7
     UNLESS(7) cp_async_commit();
   };
   for (int block = 0; block + 1 < kStages; ++block) fill(block);
@@ -33,7 +34,8 @@ __global__ void with_groups(const float* x, float* y) {
   for (int block = 0; block < kBlocks; ++block) {
     UNLESS(1) cp_async_wait<PICK(2, kStages - 2, kStages - 1)>();
     UNLESS(3) __syncthreads();
-    for (int i = 0; i < 4; ++i) sum += ring[block % kStages][kBlock - 1 - mine - i];  // @1 @2 @3 @4 @7
+    for (int i = 0; i < 4; ++i)
+      sum += ring[block % kStages][kBlock - 1 - mine - i];  // @1 @2 @3 @4 @7
     UNLESS(4) __syncthreads();
     fill(block + kStages - 1);
   }
@@ -60,7 +62,7 @@ __global__ void with_mbarriers(const float* x, float* y) {
   for (int block = 0; block + 1 < kStages; ++block) fill(block);
   float sum = 0;
   for (int block = 0; block < kBlocks; ++block) {
-    mbar_wait(&full[block % kStages], block / kStages % 2);  // @8 @10
+    mbar_wait(&full[block % kStages], block / kStages % 2);                           // @8 @10
     for (int i = 0; i < 4; ++i) sum += ring[block % kStages][kBlock - 1 - mine - i];  // @9 @11
     __syncthreads();
     fill(block + kStages - 1);

@@ -1,5 +1,5 @@
-// PTX wrappers and mutation macros of the emulator's test kernels. Deliberately not csrc/ptx: a mistake
-// there must not be able to hide behind the same mistake here.
+// PTX wrappers and mutation macros of the emulator's test kernels. Deliberately not csrc/ptx: a
+// mistake there must not be able to hide behind the same mistake here.
 #pragma once
 #include <cuda.h>
 #include <cuda_runtime.h>
@@ -7,8 +7,8 @@
 #include <cstdint>
 
 // Kernels are templates over MUTANT; 0 is the correct one.
-#define UNLESS(k) if constexpr (MUTANT != (k))        // a statement that mutant k lacks
-#define ONLY(k) if constexpr (MUTANT == (k))          // a statement that only mutant k has
+#define UNLESS(k) if constexpr (MUTANT != (k))  // a statement that mutant k lacks
+#define ONLY(k) if constexpr (MUTANT == (k))    // a statement that only mutant k has
 #define PICK(k, good, bad) (MUTANT == (k) ? (bad) : (good))
 
 #define DEVICE __device__ __forceinline__
@@ -20,11 +20,10 @@ DEVICE int lane_id() { return threadIdx.x % 32; }
 
 // mbarrier
 DEVICE void mbar_init(uint64_t* bar, uint32_t count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_u32(bar)), "r"(count) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_u32(bar)), "r"(count)
+               : "memory");
 }
-DEVICE void fence_mbar_init() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
+DEVICE void fence_mbar_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void mbar_arrive(uint64_t* bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_u32(bar)) : "memory");
 }
@@ -64,10 +63,10 @@ DEVICE void tma_load_multicast(void* dst, const CUtensorMap* map, uint64_t* bar,
       : "memory");
 }
 DEVICE void tma_store(const CUtensorMap* map, const void* src, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                   map),
-               "r"(smem_u32(src)), "r"(x), "r"(y)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+      "r"(smem_u32(src)), "r"(x), "r"(y)
+      : "memory");
 }
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 template <int kPending>
@@ -77,7 +76,8 @@ DEVICE void bulk_wait_read() {
 
 // cp.async
 DEVICE void cp_async_16(void* dst, const void* src) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_u32(dst)), "l"(src) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_u32(dst)), "l"(src)
+               : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
@@ -85,7 +85,8 @@ DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 DEVICE void cp_async_arrive(uint64_t* bar) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_u32(bar)) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_u32(bar))
+               : "memory");
 }
 
 // barriers
@@ -98,7 +99,9 @@ DEVICE void named_arrive(int id, int threads) {
 DEVICE void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 DEVICE uint32_t cluster_rank() {
   uint32_t rank;
@@ -107,7 +110,9 @@ DEVICE uint32_t cluster_rank() {
 }
 DEVICE uint32_t map_to_rank(const void* p, uint32_t rank) {
   uint32_t address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem_u32(p)), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(smem_u32(p)), "r"(rank));
   return address;
 }
 DEVICE void store_cluster(uint32_t address, float value) {
@@ -135,8 +140,8 @@ DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
                : "memory");
 }
 DEVICE void stmatrix_x2(void* row, uint32_t a, uint32_t b) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(smem_u32(row)), "r"(a),
-               "r"(b)
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(smem_u32(row)),
+               "r"(a), "r"(b)
                : "memory");
 }
 DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -164,10 +169,10 @@ DEVICE uint64_t wgmma_descriptor(const void* tile) {
   return (smem_u32(tile) & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
          uint64_t{1} << 62;
 }
-#define ACC16(d)                                                                                  \
-  "+f"((d)[0]), "+f"((d)[1]), "+f"((d)[2]), "+f"((d)[3]), "+f"((d)[4]), "+f"((d)[5]), "+f"((d)[6]), \
-      "+f"((d)[7]), "+f"((d)[8]), "+f"((d)[9]), "+f"((d)[10]), "+f"((d)[11]), "+f"((d)[12]),      \
-      "+f"((d)[13]), "+f"((d)[14]), "+f"((d)[15])
+#define ACC16(d)                                                                            \
+  "+f"((d)[0]), "+f"((d)[1]), "+f"((d)[2]), "+f"((d)[3]), "+f"((d)[4]), "+f"((d)[5]),       \
+      "+f"((d)[6]), "+f"((d)[7]), "+f"((d)[8]), "+f"((d)[9]), "+f"((d)[10]), "+f"((d)[11]), \
+      "+f"((d)[12]), "+f"((d)[13]), "+f"((d)[14]), "+f"((d)[15])
 #define ACC16_NAMES "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 
 DEVICE void wgmma_bf16(float (&d)[16], uint64_t a, uint64_t b, int accumulate) {

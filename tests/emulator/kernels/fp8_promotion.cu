@@ -28,7 +28,7 @@ __global__ __launch_bounds__(128) void gemm(const uint8_t* a, const uint8_t* b, 
   __shared__ __align__(1024) uint8_t tile_b[kN * 128];
   float total[16] = {};
   for (int k = 0; k < kK; k += 128) {
-    copy_panel(tile_a, a + k, kM);                  // @1 @2 @6 @7
+    copy_panel(tile_a, a + k, kM);                   // @1 @2 @6 @7
     copy_panel(tile_b, b + k, PICK(5, kN, kN - 8));  // @1 @2 @6 @7
     UNLESS(1) fence_proxy_async();
     UNLESS(2) __syncthreads();

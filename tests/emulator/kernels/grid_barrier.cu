@@ -1,5 +1,5 @@
-// A cooperative grid: every block writes, all blocks meet at a barrier of atomics, every block reads what
-// its neighbour wrote.
+// A cooperative grid: every block writes, all blocks meet at a barrier of atomics, every block
+// reads what its neighbour wrote.
 //
 // mutant | report | what
 // 1 | global_race | the arrival is relaxed: it publishes nothing
@@ -39,7 +39,8 @@ __global__ void rounds(float* ping, float* pong, unsigned* counter) {
   for (int round = 0; round < kRounds; ++round) {
     const float* from = round % 2 ? pong : ping;
     float* to = round % 2 ? ping : pong;
-    to[block * kThreads + i] = from[(block + 1) % kBlocks * kThreads + i] + 1.0f;  // @1 @2 @3 @5 @6 @7
+    to[block * kThreads + i] =
+        from[(block + 1) % kBlocks * kThreads + i] + 1.0f;  // @1 @2 @3 @5 @6 @7
     UNLESS(3) __syncthreads();
     if (threadIdx.x == 0 && MUTANT != 5) {
       arrive<MUTANT>(counter);
@@ -58,8 +59,8 @@ int run() {
   counter.zero();
   void *a = ping.data, *b = pong.data, *c = counter.data;
   void* args[] = {&a, &b, &c};
-  CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(rounds<MUTANT>), dim3(kBlocks), dim3(kThreads),
-                                    args, 0, nullptr));
+  CHECK(cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(rounds<MUTANT>), dim3(kBlocks),
+                                    dim3(kThreads), args, 0, nullptr));
   CHECK(cudaDeviceSynchronize());
   std::vector<float> want(x.size());
   for (int i = 0; i < kBlocks * kThreads; ++i)

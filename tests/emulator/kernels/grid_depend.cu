@@ -4,7 +4,7 @@
 // 1 | griddep global_race | the middle kernel never waits
 // 2 | griddep global_race | the middle kernel reads its input before it waits
 // 3 | griddep | a block of the middle kernel that has nothing to do ends without waiting
-// 4 | griddep global_race | the middle kernel writes over what its predecessor still reads before it waits
+// 4 | griddep global_race | the middle kernel overwrites its predecessor's input before it waits
 #include "device.cuh"
 #include "host.h"
 
@@ -24,7 +24,8 @@ __global__ void middle(const float* y, float* z, float* x) {
   griddep_launch();
   float early = 0;
   ONLY(2) early = static_cast<const volatile float*>(y)[i % kN];  // @2
-  ONLY(4) if (i < kN) x[i] = 0;                                  // @4
+  ONLY(4)
+    if (i < kN) x[i] = 0;  // @4
   UNLESS(1) griddep_wait();
   if (i >= kN) return;
   z[i] = 2.0f * PICK(2, y[i], early);  // @1

@@ -60,7 +60,8 @@ inline std::vector<uint8_t> to_e4m3(const std::vector<float>& x) {
 }
 
 inline CUtensorMap tensor_map(CUtensorMapDataType type, void* data, int columns, int rows,
-                              int row_bytes, int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
+                              int row_bytes, int box_columns, int box_rows,
+                              CUtensorMapSwizzle swizzle) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
@@ -126,8 +127,8 @@ int verdict(const std::vector<T>& got, const std::vector<T>& want) {
   return 0;
 }
 // c[m][n] = sum over k of a[m][k] * b[n][k]
-inline std::vector<float> matmul(const std::vector<float>& a, const std::vector<float>& b, int m, int n,
-                                 int k) {
+inline std::vector<float> matmul(const std::vector<float>& a, const std::vector<float>& b, int m,
+                                 int n, int k) {
   std::vector<float> c(static_cast<size_t>(m) * n);
   for (int i = 0; i < m; ++i)
     for (int j = 0; j < n; ++j)
@@ -135,21 +136,21 @@ inline std::vector<float> matmul(const std::vector<float>& a, const std::vector<
   return c;
 }
 
-// A main that runs the mutant named by its argument. One program holds all mutants of a kernel: compiling
-// them together takes little longer than compiling one.
+// A main that runs the mutant named by its argument. One program holds all mutants of a kernel:
+// compiling them together takes little longer than compiling one.
 #ifdef ORIGINAL_ONLY
 #define MAIN(count) \
   int main() { return run<0>(); }
 #else
-#define MAIN(count)                                                                     \
-  template <int... k>                                                                   \
-  int run_one(int mutant, std::integer_sequence<int, k...>) {                           \
-    int status = 2;                                                                     \
-    (static_cast<void>(k == mutant ? status = run<k>() : 0), ...);                      \
-    return status;                                                                      \
-  }                                                                                     \
-  int main(int argc, char** argv) {                                                     \
-    int mutant = argc > 1 ? std::atoi(argv[1]) : 0;                                     \
-    return run_one(mutant, std::make_integer_sequence<int, (count) + 1>{});             \
+#define MAIN(count)                                                         \
+  template <int... k>                                                       \
+  int run_one(int mutant, std::integer_sequence<int, k...>) {               \
+    int status = 2;                                                         \
+    (static_cast<void>(k == mutant ? status = run<k>() : 0), ...);          \
+    return status;                                                          \
+  }                                                                         \
+  int main(int argc, char** argv) {                                         \
+    int mutant = argc > 1 ? std::atoi(argv[1]) : 0;                         \
+    return run_one(mutant, std::make_integer_sequence<int, (count) + 1>{}); \
   }
 #endif

@@ -1,4 +1,4 @@
-// A 16 x 8 tile per warp with ldmatrix and mma.sync, transposed into shared memory by stmatrix, TMA store.
+// A 16 x 8 tile per warp with ldmatrix and mma.sync; stmatrix and a TMA store bring it out.
 //
 // mutant | report | what
 // 1 | shared_race uninitialised_shared | no barrier between the stores and ldmatrix
@@ -8,7 +8,7 @@
 // 5 | out_of_bounds_shared | ldmatrix row addresses past the block's shared memory
 // 6 | uninitialised_shared | one row of A is never written
 // 7 | proxy_fence | no fence.proxy.async between stmatrix and the TMA store
-// 8 | proxy_fence in_flight_shared shared_race uninitialised_shared | no barrier between stmatrix and the TMA store
+// 8 | proxy_fence in_flight_shared shared_race uninitialised_shared | no barrier after stmatrix
 // 9 | in_flight_shared | the block ends while its TMA store still reads shared memory
 #include "device.cuh"
 #include "host.h"
@@ -16,7 +16,8 @@
 constexpr int kM = 16, kN = 16, kK = 32, kPitch = kK + 8;
 
 template <int MUTANT>
-__global__ void gemm(const uint16_t* a, const uint16_t* b, const __grid_constant__ CUtensorMap map_c) {
+__global__ void gemm(const uint16_t* a, const uint16_t* b,
+                     const __grid_constant__ CUtensorMap map_c) {
   __shared__ __align__(128) uint16_t out[kM * kN];
   __shared__ __align__(16) uint16_t tile_b[kN * kPitch];
   __shared__ __align__(16) uint16_t tile_a[kM * kPitch];
@@ -29,10 +30,11 @@ __global__ void gemm(const uint16_t* a, const uint16_t* b, const __grid_constant
   float acc[4] = {};
   for (int k = 0; k < kK; k += 16) {
     uint32_t fragment_a[4], fragment_b[2];
-    const uint16_t* row_a = tile_a + lane % 16 * kPitch + k + lane / 16 * 8 + PICK(2, 0, 4) + PICK(5, 0, 256);
+    const uint16_t* row_a =
+        tile_a + lane % 16 * kPitch + k + lane / 16 * 8 + PICK(2, 0, 4) + PICK(5, 0, 256);
     const uint16_t* row_b = tile_b + (warp * 8 + lane % 8) * kPitch + k + lane / 8 % 2 * 8;
-    if (MUTANT != 3 || lane < 16) ldmatrix_x4(fragment_a, row_a);  // @1 @2 @3 @5 @6
-    ldmatrix_x2(fragment_b, row_b);                               // @1
+    if (MUTANT != 3 || lane < 16) ldmatrix_x4(fragment_a, row_a);         // @1 @2 @3 @5 @6
+    ldmatrix_x2(fragment_b, row_b);                                       // @1
     if (MUTANT != 4 || lane < 16) mma_bf16(acc, fragment_a, fragment_b);  // @4
   }
   stmatrix_x2(out + lane % 16 * kN + warp * 8, pack_bf16(acc[0], acc[1]),  // @7 @8

@@ -21,14 +21,17 @@ __global__ void mirror(const float* x, float* y) {
   int thread = static_cast<int>(threadIdx.x) % kGroup;
   if (threadIdx.x < kGroup) {
     for (int step = 0; step < kSteps; ++step) {
-      if (step > 0 || MUTANT == 9) UNLESS(4) named_sync(kEmpty, 2 * kGroup);  // @1 @2 @6 @9
+      if (step > 0 || MUTANT == 9)
+        UNLESS(4) named_sync(kEmpty, 2 * kGroup);  // @1 @2 @6 @9
       ONLY(5) named_arrive(kFull, 2 * kGroup);
       buffer[thread] = x[step * kGroup + thread];  // @3 @4 @5
-      UNLESS(2) UNLESS(5) named_arrive(PICK(8, kFull, 16), 2 * kGroup + PICK(1, PICK(7, 0, 8), 32));  // @1 @7 @8
+      UNLESS(2)
+        UNLESS(5)
+          named_arrive(PICK(8, kFull, 16), 2 * kGroup + PICK(1, PICK(7, 0, 8), 32));  // @1 @7 @8
     }
   } else {
     for (int step = 0; step < kSteps; ++step) {
-      UNLESS(3) named_sync(PICK(6, kFull, 3), 2 * kGroup);  // @1 @2 @6 @7 @9
+      UNLESS(3) named_sync(PICK(6, kFull, 3), 2 * kGroup);      // @1 @2 @6 @7 @9
       y[step * kGroup + thread] = buffer[kGroup - 1 - thread];  // @3 @4 @5
       if (step + 1 < kSteps) named_arrive(kEmpty, 2 * kGroup);
     }
@@ -40,7 +43,8 @@ int run() {
   auto x = small_floats(kSteps * kGroup);
   Buffer<float> dx(x), dy(kSteps * kGroup);
   std::vector<float> want(kSteps * kGroup);
-  for (int i = 0; i < kSteps * kGroup; ++i) want[i] = x[i / kGroup * kGroup + kGroup - 1 - i % kGroup];
+  for (int i = 0; i < kSteps * kGroup; ++i)
+    want[i] = x[i / kGroup * kGroup + kGroup - 1 - i % kGroup];
   launch(mirror<MUTANT>, {.grid = 1, .block = 2 * kGroup}, dx.data, dy.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);

@@ -37,12 +37,14 @@ template <int MUTANT>
 int run() {
   auto x = to_bf16(small_floats(kColumns * kRows));
   Buffer<uint16_t> dx(x), dy(256 * kColumns);
-  auto map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, dx.data + PICK(5, 0, 4), kColumns, kRows - 2,
-                        kColumns * 2 + PICK(6, 0, 8), PICK(8, 64, 72), PICK(7, 256, 264),
+  auto map = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, dx.data + PICK(5, 0, 4), kColumns,
+                        kRows - 2, kColumns * 2 + PICK(6, 0, 8), PICK(8, 64, 72), PICK(7, 256, 264),
                         CU_TENSOR_MAP_SWIZZLE_128B);
   UNLESS(1) allow_shared(copy<MUTANT>, PICK(2, 65536, 240000));
   launch(copy<MUTANT>,
-         {.grid = PICK(3, 2, 3), .block = PICK(4, kThreads, 1056), .shared = PICK(2, 65536, 240000),
+         {.grid = PICK(3, 2, 3),
+          .block = PICK(4, kThreads, 1056),
+          .shared = PICK(2, 65536, 240000),
           .cluster = 2},
          map, dy.data);
   CHECK(cudaDeviceSynchronize());

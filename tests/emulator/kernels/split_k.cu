@@ -22,8 +22,8 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
   partial[slice * kThreads + column] = total;  // @1 @2 @3 @6
   if (MUTANT == 2)
     __threadfence_block();
-  else
-    UNLESS(1) __threadfence();
+  else UNLESS(1)
+    __threadfence();
   UNLESS(3) __syncthreads();
   if (threadIdx.x == 0) is_last = atomicAdd(finished, 1u) == kSlices - 1;  // @5
   UNLESS(5) __syncthreads();
@@ -51,7 +51,8 @@ int run() {
   dfinished.zero();
   std::vector<float> want(kThreads);
   for (int i = 0; i < kSlices * kLength * kThreads; ++i) want[i % kThreads] += x[i];
-  launch(sum<MUTANT>, {.grid = kSlices, .block = kThreads}, dx.data, dpartial.data, dy.data, dfinished.data);
+  launch(sum<MUTANT>, {.grid = kSlices, .block = kThreads}, dx.data, dpartial.data, dy.data,
+         dfinished.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }

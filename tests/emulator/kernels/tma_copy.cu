@@ -6,11 +6,11 @@
 // 3 | deadlock | expect_tx counts 16 bytes too many
 // 4 | mbarrier deadlock | expect_tx counts 16 bytes too few
 // 5 | proxy_fence | no fence.proxy.async between the stores and the TMA store
-// 6 | proxy_fence in_flight_shared shared_race uninitialised_shared | no barrier between the stores and the TMA store
+// 6 | proxy_fence in_flight_shared shared_race uninitialised_shared | no barrier before the TMA store
 // 7 | in_flight_shared | the output tile is overwritten while the TMA store may still read it
 // 8 | misaligned | the load's destination is 16 bytes off
 // 9 | mbarrier | other threads use the barrier before its initialisation is ordered
-// 10 | in_flight_shared shared_race | the input tile is loaded over while other warps may still read it
+// 10 | in_flight_shared shared_race | the input is loaded over while others may still read it
 // 11 | in_flight_shared | the block ends while its TMA store still reads shared memory
 // 12 | mbarrier | every thread arrives on a barrier that counts one
 // 13 | out_of_bounds_shared | the load's destination runs past the block's shared memory
@@ -21,7 +21,8 @@
 constexpr int kColumns = 64, kRows = 96, kTile = 32, kThreads = 128, kTileBytes = kTile * kTile * 4;
 
 template <int MUTANT>
-__global__ void twice(const __grid_constant__ CUtensorMap in, const __grid_constant__ CUtensorMap out) {
+__global__ void twice(const __grid_constant__ CUtensorMap in,
+                      const __grid_constant__ CUtensorMap out) {
   extern __shared__ __align__(128) float smem[];
   __shared__ uint64_t loaded;
   float* tile = smem + PICK(8, 0, 4) + PICK(13, 0, kTile * kTile + 128);
@@ -34,11 +35,11 @@ __global__ void twice(const __grid_constant__ CUtensorMap in, const __grid_const
   for (int y = 0; y < kRows / kTile; ++y) {
     int x = static_cast<int>(blockIdx.x) * kTile;
     if (threadIdx.x == 0 || MUTANT == 12)
-      mbar_expect_tx(&loaded, kTileBytes + PICK(3, PICK(4, 0, -16), 16));        // @3 @4 @9 @12
-    if (threadIdx.x == 0) tma_load(tile, &in, &loaded, x, y * kTile);           // @1 @2 @4 @8 @10 @12 @13
-    UNLESS(1) mbar_wait(&loaded, PICK(2, y % 2, y % 2 ^ 1));                     // @3 @4 @9
+      mbar_expect_tx(&loaded, kTileBytes + PICK(3, PICK(4, 0, -16), 16));  // @3 @4 @9 @12
+    if (threadIdx.x == 0) tma_load(tile, &in, &loaded, x, y * kTile);  // @1 @2 @4 @8 @10 @12 @13
+    UNLESS(1) mbar_wait(&loaded, PICK(2, y % 2, y % 2 ^ 1));           // @3 @4 @9
     for (int i = static_cast<int>(threadIdx.x); i < kTile * kTile; i += kThreads)
-      result[i] = 2.0f * tile[i];                                               // @1 @2 @5 @6 @7 @10 @14
+      result[i] = 2.0f * tile[i];  // @1 @2 @5 @6 @7 @10 @14
     if (MUTANT != 5 && (MUTANT != 14 || threadIdx.x == 0)) fence_proxy_async();
     UNLESS(6) __syncthreads();
     if (threadIdx.x == 0) {
@@ -59,7 +60,8 @@ int run() {
   auto none = CU_TENSOR_MAP_SWIZZLE_NONE;
   auto in = tensor_map(type, dx.data, kColumns, kRows, kColumns * 4, kTile, kTile, none);
   auto out = tensor_map(type, dy.data, kColumns, kRows, kColumns * 4, kTile, kTile, none);
-  launch(twice<MUTANT>, {.grid = kColumns / kTile, .block = kThreads, .shared = 2 * kTileBytes + 64}, in, out);
+  launch(twice<MUTANT>,
+         {.grid = kColumns / kTile, .block = kThreads, .shared = 2 * kTileBytes + 64}, in, out);
   CHECK(cudaDeviceSynchronize());
   for (auto& value : x) value *= 2;
   return verdict(dy.download(), x);

@@ -2,7 +2,7 @@
 //
 // mutant | report | what
 // 1 | in_flight_shared uninitialised_shared | consumers do not wait for the full barrier
-// 2 | in_flight_shared uninitialised_shared | consumers wait for the wrong parity, which passes at once
+// 2 | in_flight_shared uninitialised_shared | consumers wait for the wrong parity
 // 3 | in_flight_shared shared_race | the producer does not wait for the empty barrier
 // 4 | deadlock | the producer starts with the wrong parity
 // 5 | deadlock mbarrier | expect_tx counts the bytes of A only
@@ -17,7 +17,7 @@
 // 14 | register_pool | 24 and 248 registers: 24*128 + 248*256 exceeds 168*384
 // 15 | register_pool | the producer keeps its registers
 // 16 | missing_lanes | one warp of a warpgroup takes no part in the wgmma
-// 17 | out_of_bounds_shared uninitialised_shared | the producer's stage index runs one past the ring
+// 17 | out_of_bounds_shared uninitialised_shared | the producer's stage index is one past the ring
 // 18 | in_flight_register | an accumulator is scaled between two wgmmas
 // 19 | mbarrier | the barriers are used before their initialisation is seen by the other warps
 // 20 | mbarrier | every thread of a consumer releases the stage, not one
@@ -25,11 +25,13 @@
 #include "host.h"
 
 constexpr int kM = 128, kN = 32, kK = 320, kBlockK = 64, kStages = 2, kBlocks = kK / kBlockK;
-constexpr int kBytesA = kM * kBlockK * 2, kBytesB = kN * kBlockK * 2, kStageBytes = kBytesA + kBytesB;
+constexpr int kBytesA = kM * kBlockK * 2, kBytesB = kN * kBlockK * 2,
+              kStageBytes = kBytesA + kBytesB;
 
 template <int MUTANT>
 __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorMap map_a,
-                                               const __grid_constant__ CUtensorMap map_b, float* c) {
+                                               const __grid_constant__ CUtensorMap map_b,
+                                               float* c) {
   extern __shared__ __align__(1024) uint8_t smem[];
   __shared__ uint64_t full[kStages], empty[kStages];
   int group = threadIdx.x / 128;
@@ -46,10 +48,10 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
     if (threadIdx.x == 0) {
       for (int k = 0; k < kBlocks; ++k) {
         int s = k % kStages;
-        UNLESS(3) mbar_wait(&empty[s], k / kStages % 2 ^ PICK(4, 1, 0));  // @4 @12
+        UNLESS(3) mbar_wait(&empty[s], k / kStages % 2 ^ PICK(4, 1, 0));            // @4 @12
         mbar_expect_tx(&full[s], kBytesA + PICK(5, PICK(6, kBytesB, kBytesA), 0));  // @5 @6 @13 @19
         uint8_t* stage = smem + PICK(17, s, s + 1) * kStageBytes;
-        tma_load(stage, &map_a, &full[s], k * kBlockK, 0);           // @1 @2 @3 @5 @11 @13 @17
+        tma_load(stage, &map_a, &full[s], k * kBlockK, 0);            // @1 @2 @3 @5 @11 @13 @17
         tma_load(stage + kBytesA, &map_b, &full[s], k * kBlockK, 0);  // @1 @2 @3 @5 @11 @13 @17
       }
     }
@@ -68,10 +70,13 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
         ONLY(18) acc[3] *= 2.0f;                                   // @18
       }
       UNLESS(8) wgmma_commit();
-      ONLY(11) if (threadIdx.x % 128 == 0) mbar_arrive(&empty[s]);  // @11
+      ONLY(11)
+        if (threadIdx.x % 128 == 0) mbar_arrive(&empty[s]);  // @11
       UNLESS(9) wgmma_wait<PICK(10, 0, 1)>();
       bool releases = MUTANT == 20 || threadIdx.x % 128 == 0;
-      UNLESS(12) UNLESS(11) if (releases) mbar_arrive(&empty[s]);  // @3 @13 @20
+      UNLESS(12)
+        UNLESS(11)
+          if (releases) mbar_arrive(&empty[s]);  // @3 @13 @20
     }
     for (int i = 0; i < 16; ++i)
       c[((group - 1) * 64 + acc_row(i)) * kN + acc_column(i)] = acc[i];  // @8 @9 @10
@@ -87,7 +92,8 @@ int run() {
   auto map_a = tensor_map(type, da.data, kK, kM, kK * 2, kBlockK, kM, CU_TENSOR_MAP_SWIZZLE_128B);
   auto map_b = tensor_map(type, db.data, kK, kN, kK * 2, kBlockK, kN, CU_TENSOR_MAP_SWIZZLE_128B);
   allow_shared(gemm<MUTANT>, kStages * kStageBytes);
-  launch(gemm<MUTANT>, {.grid = 1, .block = 384, .shared = kStages * kStageBytes}, map_a, map_b, dc.data);
+  launch(gemm<MUTANT>, {.grid = 1, .block = 384, .shared = kStages * kStageBytes}, map_a, map_b,
+         dc.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), matmul(a, b, kM, kN, kK));
 }

@@ -20,8 +20,8 @@ DEVICE uint32_t load_pair(const uint16_t* p) {
 }
 
 template <int MUTANT>
-__global__ __launch_bounds__(128) void gemm(const uint16_t* a, const __grid_constant__ CUtensorMap map_b,
-                                            float* c) {
+__global__ __launch_bounds__(128) void gemm(const uint16_t* a,
+                                            const __grid_constant__ CUtensorMap map_b, float* c) {
   extern __shared__ __align__(1024) uint8_t b[];
   __shared__ uint64_t loaded;
   if (threadIdx.x == 0) {
@@ -44,7 +44,8 @@ __global__ __launch_bounds__(128) void gemm(const uint16_t* a, const __grid_cons
     if (MUTANT != 6 || lane_id() < 16)
       wgmma_bf16_rs(acc, fragment, wgmma_descriptor(panel) + k % 64 / 8, 1);  // @3 @4 @5 @6
     UNLESS(7) wgmma_commit();
-    UNLESS(1) UNLESS(2) wgmma_wait<0>();
+    UNLESS(1)
+      UNLESS(2) wgmma_wait<0>();
     ONLY(7) wgmma_commit();
   }
   ONLY(1) wgmma_wait<0>();
@@ -58,7 +59,8 @@ int run() {
   Buffer<float> dc(kM * kN);
   auto map_b = tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, db.data, kK, kN, kK * 2, 64, kN,
                           CU_TENSOR_MAP_SWIZZLE_128B);
-  launch(gemm<MUTANT>, {.grid = 1, .block = 128, .shared = 2 * kPanelBytes}, da.data, map_b, dc.data);
+  launch(gemm<MUTANT>, {.grid = 1, .block = 128, .shared = 2 * kPanelBytes}, da.data, map_b,
+         dc.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), matmul(a, b, kM, kN, kK));
 }

@@ -1,6 +1,7 @@
-// CUTLASS: bf16 GEMM whose epilogue adds a bias per column, applies ReLU and adds a residual loaded by TMA.
-#include <cutlass/epilogue/fusion/operations.hpp>
+// CUTLASS: bf16 GEMM whose epilogue adds a residual loaded by TMA and a bias, then applies ReLU.
 #include <cutlass/epilogue/thread/activation.h>
+
+#include <cutlass/epilogue/fusion/operations.hpp>
 
 #include "cutlass_gemm.h"
 
@@ -10,8 +11,8 @@ using Row = cutlass::layout::RowMajor;
 using Column = cutlass::layout::ColumnMajor;
 using TileShape = Shape<_64, _64, _64>;
 using ClusterShape = Shape<_1, _2, _1>;
-using Fusion = cutlass::epilogue::fusion::LinCombPerColBiasEltAct<cutlass::epilogue::thread::ReLu, T, float,
-                                                                  float, T, float>;
+using Fusion = cutlass::epilogue::fusion::LinCombPerColBiasEltAct<cutlass::epilogue::thread::ReLu,
+                                                                  T, float, float, T, float>;
 using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, TileShape, ClusterShape,
     cutlass::epilogue::collective::EpilogueTileAuto, float, float, T, Row, 8, T, Row, 8,
@@ -29,14 +30,16 @@ int main() {
   auto bias = small_floats(n, 9);
   Buffer<T> da(convert<T>(a)), db(convert<T>(b)), dc(convert<T>(c)), dd(m * n);
   Buffer<float> dbias(bias);
-  typename Gemm::Arguments arguments{
-      cutlass::gemm::GemmUniversalMode::kGemm,
-      {m, n, k, 1},
-      {da.data, packed<typename Gemm::GemmKernel::StrideA>(m, k), db.data,
-       packed<typename Gemm::GemmKernel::StrideB>(n, k)},
-      {{}, dc.data, packed<typename Gemm::GemmKernel::StrideC>(m, n), dd.data,
-       packed<typename Gemm::GemmKernel::StrideD>(m, n)},
-      hardware()};
+  typename Gemm::Arguments arguments{cutlass::gemm::GemmUniversalMode::kGemm,
+                                     {m, n, k, 1},
+                                     {da.data, packed<typename Gemm::GemmKernel::StrideA>(m, k),
+                                      db.data, packed<typename Gemm::GemmKernel::StrideB>(n, k)},
+                                     {{},
+                                      dc.data,
+                                      packed<typename Gemm::GemmKernel::StrideC>(m, n),
+                                      dd.data,
+                                      packed<typename Gemm::GemmKernel::StrideD>(m, n)},
+                                     hardware()};
   arguments.epilogue.thread.alpha = 1.0f;
   arguments.epilogue.thread.beta = 2.0f;
   arguments.epilogue.thread.bias_ptr = dbias.data;

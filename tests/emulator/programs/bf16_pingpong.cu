@@ -12,8 +12,9 @@ using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, Row, 8, T, Row, 8,
     cutlass::epilogue::TmaWarpSpecialized>::CollectiveOp;
 using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, T, Row, 8, T, Column, 8, float, TileShape, ClusterShape,
-    cutlass::gemm::collective::StageCount<3>, cutlass::gemm::KernelTmaWarpSpecializedPingpong>::CollectiveOp;
+    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, T, Row, 8, T, Column, 8, float, TileShape,
+    ClusterShape, cutlass::gemm::collective::StageCount<3>,
+    cutlass::gemm::KernelTmaWarpSpecializedPingpong>::CollectiveOp;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<
     cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue>>;
 

@@ -1,4 +1,4 @@
-// CUTLASS: bf16 GEMM, cooperative schedule, stream-K: blocks share tiles and reduce through a workspace.
+// CUTLASS: bf16 stream-K GEMM: blocks share tiles and reduce through a workspace.
 #include <cutlass/gemm/kernel/tile_scheduler.hpp>
 
 #include "cutlass_gemm.h"

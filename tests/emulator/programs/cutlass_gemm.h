@@ -1,9 +1,10 @@
-// What the CUTLASS programs share: operands of small integers, running an adapter, the CPU's answer.
+// What the CUTLASS programs share: operands of small integers, and running an adapter.
 #pragma once
 #include <cutlass/cutlass.h>
+#include <cutlass/gemm/device/gemm_universal_adapter.h>
+
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
-#include <cutlass/gemm/device/gemm_universal_adapter.h>
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 #include <cutlass/util/packed_stride.hpp>
 

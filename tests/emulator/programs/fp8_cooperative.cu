@@ -13,8 +13,8 @@ using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
     cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, Row, 8, Output, Row, 8,
     cutlass::epilogue::TmaWarpSpecializedCooperative>::CollectiveOp;
 using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, T, Row, 16, T, Column, 16, float, TileShape,
-    ClusterShape, cutlass::gemm::collective::StageCount<3>,
+    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, T, Row, 16, T, Column, 16, float,
+    TileShape, ClusterShape, cutlass::gemm::collective::StageCount<3>,
     cutlass::gemm::KernelTmaWarpSpecializedCooperativeFP8FastAccum>::CollectiveOp;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<
     cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue>>;
