@@ -120,7 +120,7 @@ def compile_kernel(
 ) -> Compiled:
     """Compiles without a GPU; `arguments` is the types of the non-constant parameters, in order.
 
-    Pointers and integers are promised to be multiples of 16, so that copies are vectors and `cp.async`.
+    Pointers and integers are promised to be multiples of 16: vector copies and `cp.async`.
     """
     types = arguments.split() + ["constexpr"] * len(constants)
     aligned = {

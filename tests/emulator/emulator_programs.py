@@ -1,9 +1,11 @@
 """Builds the emulator's test programs, runs them in a mode with a seed, reads the report."""
 
+import fcntl
 import json
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -37,7 +39,7 @@ class Outcome:
     report: dict | None
 
     def frames(self) -> set[tuple[str, int]]:
-        """Every source line that the report names: inlining chains, the other party, the waiters."""
+        """Every source line named: inlining chains, the other party, the waiters."""
         found: set[tuple[str, int]] = set()
 
         def collect(node: object) -> None:
@@ -102,17 +104,28 @@ def cutlass_directory() -> Path | None:
     return source if (source / "include" / "cutlass").is_dir() else None
 
 
+def find_library() -> Path:
+    """The stand-in runtime as `make build` leaves it."""
+    found = sorted((ROOT / "build").rglob("libl4k_emulator.so"))
+    if not found:
+        raise FileNotFoundError(f"no libl4k_emulator.so under {ROOT / 'build'}: run `make build`")
+    return found[0]
+
+
 @cache
-def build(target: str, library: Path) -> None:
+def build(target: str) -> None:
     """Compiles what is out of date; `target` is a program, `kernels` or `cutlass`."""
+    BUILD.mkdir(parents=True, exist_ok=True)
     configure = ["cmake", "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja"]
-    configure += [f"-DL4K_EMULATOR_LIBRARY={library}", f"-DCUTLASS_DIR={cutlass_directory() or ''}"]
-    for command in (configure, ["cmake", "--build", str(BUILD), "--target", target]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(
-                f"{' '.join(command)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-            )
+    configure.append(f"-DL4K_EMULATOR_LIBRARY={find_library()}")
+    configure.append(f"-DCUTLASS_DIR={cutlass_directory() or ''}")
+    with open(BUILD / ".lock", "w") as lock:  # test processes build one at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, ["cmake", "--build", str(BUILD), "--target", target]):
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                said = (done.stdout + done.stderr)[-8000:]
+                raise RuntimeError(f"{' '.join(command)} failed:\n{said}")
 
 
 def run(
@@ -121,6 +134,7 @@ def run(
     environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4")
     done = subprocess.run(
         [str(BUILD / program), str(mutant)],
+        check=False,
         capture_output=True,
         text=True,
         env=environment,
@@ -131,3 +145,8 @@ def run(
         if line.startswith(REPORT):
             report = json.loads(line.removeprefix(REPORT))
     return Outcome(done.returncode, done.stdout + done.stderr, report)
+
+
+if __name__ == "__main__":  # kernels | cutlass | one program
+    for name in sys.argv[1:]:
+        build(name)

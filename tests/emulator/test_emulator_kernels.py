@@ -1,9 +1,7 @@
-"""The emulator on small kernels: right ones run without a report, each mutant is reported, with cause and line."""
-
-from pathlib import Path
+"""The emulator on small kernels: right ones run clean, each mutant is reported with cause and line."""
 
 import pytest
-from harness import MODES, Mutant, all_mutants, build, kernels, mutants_of, run
+from emulator_programs import MODES, Mutant, all_mutants, build, kernels, mutants_of, run
 
 FALSE_REPORT_SEEDS = 20
 MUTANT_SEEDS = 4
@@ -19,8 +17,8 @@ def test_table_matches_marks(kernel: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kernel", kernels())
-def test_original_is_right(kernel: str, mode: str, emulator_library: Path) -> None:
-    build("kernels", emulator_library)
+def test_original_is_right(kernel: str, mode: str) -> None:
+    build("kernels")
     for seed in range(FALSE_REPORT_SEEDS):
         outcome = run(kernel, 0, mode, seed)
         assert outcome.report is None and outcome.status == 0, f"seed {seed}: {outcome.output}"
@@ -28,8 +26,8 @@ def test_original_is_right(kernel: str, mode: str, emulator_library: Path) -> No
 
 
 @pytest.mark.parametrize("mutant", all_mutants(), ids=str)
-def test_mutant_is_reported(mutant: Mutant, emulator_library: Path) -> None:
-    build("kernels", emulator_library)
+def test_mutant_is_reported(mutant: Mutant) -> None:
+    build("kernels")
     attempts = []
     for seed in range(MUTANT_SEEDS):
         for mode in MODES:
