@@ -1,4 +1,4 @@
-"""The emulator on small kernels: right ones run clean, each mutant is reported with cause and line."""
+"""The emulator on small kernels: right ones run clean, mutants are reported, with cause and line."""
 
 import pytest
 from emulator_programs import MODES, Mutant, all_mutants, build, kernels, mutants_of, run

@@ -48,8 +48,12 @@ int main() {
     auto group = matmul(group_a, group_b, m, n, k);
     want.insert(want.end(), group.begin(), group.end());
   }
-  Buffer dshapes(shapes), da_of(a_of), db_of(b_of), dd_of(d_of);
-  Buffer da_stride(a_stride), db_stride(b_stride), dd_stride(d_stride);
+  Buffer dshapes(shapes);
+  Buffer da_of(a_of), db_of(b_of);
+  Buffer dd_of(d_of);
+  Buffer da_stride(a_stride);
+  Buffer db_stride(b_stride);
+  Buffer dd_stride(d_stride);
   typename Gemm::Arguments arguments{cutlass::gemm::GemmUniversalMode::kGrouped,
                                      {groups, dshapes.data, shapes.data()},
                                      {da_of.data, da_stride.data, db_of.data, db_stride.data},
