@@ -5,7 +5,7 @@
 // 1 | in_flight_shared uninitialised_shared | no wait_group
 // 2 | in_flight_shared uninitialised_shared | wait_group leaves the stage about to be read pending
 // 3 | in_flight_shared shared_race uninitialised_shared | other threads' copies are not waited for
-// 4 | in_flight_shared shared_race | no barrier before the stage is filled again
+// 4 | in_flight_shared shared_race | a stage is filled before the barrier that ends its reading
 // 5 | out_of_bounds_global | the last copy runs past the input
 // 6 | misaligned | the copies' source is four bytes off
 // 7 | in_flight_shared uninitialised_shared | the copies are never committed
@@ -33,11 +33,11 @@ __global__ void with_groups(const float* x, float* y) {
   float sum = 0;
   for (int block = 0; block < kBlocks; ++block) {
     UNLESS(1) cp_async_wait<PICK(2, kStages - 2, kStages - 1)>();
+    ONLY(4) fill(block + kStages - 1);
     UNLESS(3) __syncthreads();
+    UNLESS(4) fill(block + kStages - 1);
     for (int i = 0; i < 4; ++i)
       sum += ring[block % kStages][kBlock - 1 - mine - i];  // @1 @2 @3 @4 @7
-    UNLESS(4) __syncthreads();
-    fill(block + kStages - 1);
   }
   y[threadIdx.x] = sum;
 }

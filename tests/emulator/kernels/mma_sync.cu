@@ -31,7 +31,7 @@ __global__ void gemm(const uint16_t* a, const uint16_t* b,
   for (int k = 0; k < kK; k += 16) {
     uint32_t fragment_a[4], fragment_b[2];
     const uint16_t* row_a =
-        tile_a + lane % 16 * kPitch + k + lane / 16 * 8 + PICK(2, 0, 4) + PICK(5, 0, 256);
+        tile_a + lane % 16 * kPitch + k + lane / 16 * 8 + PICK(2, 0, 4) + PICK(5, 0, 4096);
     const uint16_t* row_b = tile_b + (warp * 8 + lane % 8) * kPitch + k + lane / 8 % 2 * 8;
     if (MUTANT != 3 || lane < 16) ldmatrix_x4(fragment_a, row_a);         // @1 @2 @3 @5 @6
     ldmatrix_x2(fragment_b, row_b);                                       // @1

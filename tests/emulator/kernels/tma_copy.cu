@@ -10,7 +10,7 @@
 // 7 | in_flight_shared | the output tile is overwritten while the TMA store may still read it
 // 8 | misaligned | the load's destination is 16 bytes off
 // 9 | mbarrier | other threads use the barrier before its initialisation is ordered
-// 10 | in_flight_shared shared_race | the input is loaded over while others may still read it
+// 10 | in_flight_shared shared_race | the others do not wait until the TMA store has read
 // 11 | in_flight_shared | the block ends while its TMA store still reads shared memory
 // 12 | mbarrier | every thread arrives on a barrier that counts one
 // 13 | out_of_bounds_shared | the load's destination runs past the block's shared memory

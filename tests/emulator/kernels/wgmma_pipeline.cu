@@ -20,7 +20,7 @@
 // 17 | out_of_bounds_shared uninitialised_shared | the producer's stage index is one past the ring
 // 18 | in_flight_register | an accumulator is scaled between two wgmmas
 // 19 | mbarrier | the barriers are used before their initialisation is seen by the other warps
-// 20 | mbarrier | every thread of a consumer releases the stage, not one
+// 20 | mbarrier deadlock in_flight_shared | every thread of a consumer releases the stage, not one
 #include "device.cuh"
 #include "host.h"
 
