@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "emulator-tests"
 MODES = ("late", "early", "random")
+PROGRAMS = BUILD / "bin"
 REPORT = "l4k-emulator-report:"
 
 
@@ -133,7 +134,7 @@ def run(
 ) -> Outcome:
     environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4")
     done = subprocess.run(
-        [str(BUILD / program), str(mutant)],
+        [str(PROGRAMS / program), str(mutant)],
         check=False,
         capture_output=True,
         text=True,

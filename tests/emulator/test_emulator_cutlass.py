@@ -1,7 +1,7 @@
 """The emulator on CUTLASS: known-good device code of others, in every mode."""
 
 import pytest
-from emulator_programs import BUILD, MODES, build, cutlass_directory, cutlass_programs, run
+from emulator_programs import MODES, PROGRAMS, build, cutlass_directory, cutlass_programs, run
 
 SEEDS = 5
 
@@ -11,7 +11,7 @@ SEEDS = 5
 def test_cutlass(program: str, mode: str) -> None:
     if cutlass_directory() is None:
         pytest.skip("no CUTLASS headers: pip install nvidia-cutlass")
-    if not (BUILD / program).exists():
+    if not (PROGRAMS / program).exists():
         pytest.skip("a minute each to compile: python tests/emulator/emulator_programs.py cutlass")
     build(program)
     for seed in range(SEEDS):

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from emulator_programs import BUILD, build
+from emulator_programs import PROGRAMS, build
 
 CONTAINER = bytes.fromhex("50ed55ba")  # starts the fat binary; its PTX is plain text
 CORRUPTIONS = 12
@@ -29,7 +29,7 @@ def corrupt(binary: bytearray, part: str, chance: random.Random) -> None:
 @pytest.mark.parametrize("part", ["header", "cut", "text"])
 def test_malformed_module_is_an_error(part: str, tmp_path: Path) -> None:
     build("vector_add")
-    original = (BUILD / "vector_add").read_bytes()
+    original = (PROGRAMS / "vector_add").read_bytes()
     complaints = 0
     for seed in range(CORRUPTIONS):
         binary = bytearray(original)

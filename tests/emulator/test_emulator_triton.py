@@ -13,7 +13,9 @@ SEEDS = 5
 BF16 = torch.bfloat16
 
 
-def launch(compiled: kernels.Compiled, grid: tuple[int, int], *arguments: torch.Tensor | int | float):
+def launch(
+    compiled: kernels.Compiled, grid: tuple[int, int], *arguments: torch.Tensor | int | float
+):
     raise NotImplementedError
 
 
@@ -32,7 +34,9 @@ def run_softmax() -> tuple[torch.Tensor, torch.Tensor, float]:
 def run_layer_norm() -> tuple[torch.Tensor, torch.Tensor, float]:
     types = "*bf16 *bf16 *bf16 *bf16 i32 fp32"
     compiled = kernels.compile_kernel(kernels.layer_norm, types, block=512)
-    x, weight, bias = (numbers(*s, seed=i).to(BF16) for i, s in enumerate([(2, 400), (400,), (400,)]))
+    x, weight, bias = (
+        numbers(*s, seed=i).to(BF16) for i, s in enumerate([(2, 400), (400,), (400,)])
+    )
     out = torch.zeros(2, 400, dtype=BF16)
     launch(compiled, (2, 1), out, x, weight, bias, 400, 1e-5)
     want = torch.nn.functional.layer_norm(x.float(), (400,), weight.float(), bias.float())
