@@ -32,6 +32,10 @@ class Mutant:
     def __str__(self) -> str:
         return f"{self.kernel}-{self.number}"
 
+    def explains(self, kind: str) -> bool:
+        """Whether a report of this kind names the cause: `mbarrier` stands for all `mbarrier-...`."""
+        return any(kind == cause or kind.startswith(f"{cause}-") for cause in self.kinds)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -80,7 +84,7 @@ def mutants_of(kernel: str) -> tuple[Mutant, ...]:
             for number in marks:
                 lines.setdefault(number, set()).update(statement)
             statement, marks = [], set()
-    table = re.findall(r"^// (\d+) \| ([\w ]+) \| (.+)$", text, re.M)
+    table = re.findall(r"^// (\d+) \| ([\w -]+) \| (.+)$", text, re.M)
     return tuple(
         Mutant(
             kernel,

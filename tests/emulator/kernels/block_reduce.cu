@@ -1,15 +1,15 @@
 // Row sums: shuffle inside a warp, shared memory and bar.sync across the warps of the block.
 //
 // mutant | report | what
-// 1 | shared_race uninitialised_shared | no barrier between the partial sums and their reader
-// 2 | shared_race | no barrier before the partial sums of the next row overwrite them
-// 3 | missing_lanes | a shuffle whose mask lacks a lane that takes part
-// 4 | missing_lanes deadlock | a shuffle whose mask names a lane that never comes
-// 5 | barrier deadlock | bar.sync counts one warp too few
-// 6 | barrier missing_lanes deadlock | bar.sync inside a branch that half a warp takes
-// 7 | out_of_bounds_shared | a partial sum is written past the array
-// 8 | uninitialised_shared | the reader takes twice as many partial sums as were written
-// 9 | deadlock barrier | one warp waits at another barrier than the rest
+// 1 | shared-race uninitialised-shared-read | no barrier between the partial sums and their reader
+// 2 | shared-race | no barrier before the partial sums of the next row overwrite them
+// 3 | missing-lane | a shuffle whose mask lacks a lane that takes part
+// 4 | missing-lane deadlock | a shuffle whose mask names a lane that never comes
+// 5 | barrier-mismatch divergent-barrier deadlock | bar.sync counts one warp too few
+// 6 | barrier-mismatch divergent-barrier missing-lane deadlock | bar.sync inside a branch that half a warp takes
+// 7 | shared-out-of-bounds | a partial sum is written past the array
+// 8 | uninitialised-shared-read | the reader takes twice as many partial sums as were written
+// 9 | deadlock barrier-mismatch divergent-barrier | one warp waits at another barrier than the rest
 #include "device.cuh"
 #include "host.h"
 

@@ -3,15 +3,15 @@
 //
 // mutant | report | what
 // 1 | deadlock | the multicast mask leaves out the other block
-// 2 | cluster out_of_bounds_shared | the multicast mask names a block that the cluster lacks
+// 2 | shared-out-of-bounds | the multicast mask names a block that the cluster lacks
 // 3 | mbarrier | no cluster barrier between the barrier's initialisation and the other block's copy
 // 4 | mbarrier | no fence.mbarrier_init before the relaxed cluster barrier
-// 5 | uninitialised_shared shared_race | no cluster barrier between remote stores and reader
-// 6 | cluster_exit | block 0 may end before the other block's last read of its shared memory
-// 7 | cluster out_of_bounds_shared | mapa to a rank that the cluster lacks
-// 8 | deadlock shared_race uninitialised_shared | block 1 skips the second cluster barrier
-// 9 | out_of_bounds_shared | a remote store past the other block's array
-// 10 | shared_race uninitialised_shared | the second cluster barrier is arrived at relaxed
+// 5 | uninitialised-shared-read shared-race | no cluster barrier between remote stores and reader
+// 6 | cluster-exited | block 0 may end before the other block's last read of its shared memory
+// 7 | shared-out-of-bounds | mapa to a rank that the cluster lacks
+// 8 | deadlock shared-race uninitialised-shared-read | block 1 skips the second cluster barrier
+// 9 | shared-out-of-bounds | a remote store past the other block's array
+// 10 | shared-race uninitialised-shared-read | the second cluster barrier is arrived at relaxed
 // 11 | deadlock | expect_tx counts this block's half only
 #include "device.cuh"
 #include "host.h"

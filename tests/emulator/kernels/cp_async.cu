@@ -2,17 +2,17 @@
 // with an mbarrier per stage that the copies arrive on.
 //
 // mutant | report | what
-// 1 | in_flight_shared uninitialised_shared | no wait_group
-// 2 | in_flight_shared uninitialised_shared | wait_group leaves the stage about to be read pending
-// 3 | in_flight_shared shared_race uninitialised_shared | other threads' copies are not waited for
-// 4 | in_flight_shared shared_race | a stage is filled before the barrier that ends its reading
-// 5 | out_of_bounds_global | the last copy runs past the input
+// 1 | shared-in-flight uninitialised-shared-read | no wait_group
+// 2 | shared-in-flight uninitialised-shared-read | wait_group leaves the stage about to be read pending
+// 3 | shared-in-flight shared-race uninitialised-shared-read | other threads' copies are not waited for
+// 4 | shared-in-flight shared-race | a stage is filled before the barrier that ends its reading
+// 5 | global-out-of-bounds | the last copy runs past the input
 // 6 | misaligned | the copies' source is four bytes off
-// 7 | in_flight_shared uninitialised_shared | the copies are never committed
+// 7 | shared-in-flight uninitialised-shared-read | the copies are never committed
 // 8 | deadlock | the copies do not arrive on the mbarrier
-// 9 | in_flight_shared uninitialised_shared | plain arrive in place of the copies' own
+// 9 | shared-in-flight uninitialised-shared-read | plain arrive in place of the copies' own
 // 10 | deadlock | the mbarrier counts one thread more than arrive
-// 11 | in_flight_shared shared_race uninitialised_shared mbarrier | the mbarrier counts a thread less
+// 11 | shared-in-flight shared-race uninitialised-shared-read mbarrier | the mbarrier counts a thread less
 #include "device.cuh"
 #include "host.h"
 

@@ -1,13 +1,13 @@
 // e4m3 GEMM that adds each 128 of K to fp32 totals; operands written to shared memory by hand.
 //
 // mutant | report | what
-// 1 | proxy_fence | no fence.proxy.async between the stores and the wgmma
-// 2 | shared_race proxy_fence uninitialised_shared | no barrier between the stores and the wgmma
-// 3 | in_flight_register | the scratch accumulators are added to the totals before the wait
-// 4 | in_flight_register | no wgmma.fence after the scratch accumulators were read
-// 5 | uninitialised_shared | the last eight rows of B are never written
-// 6 | in_flight_shared | the next block of K is written while a wgmma reads the last one
-// 7 | shared_race in_flight_shared | no barrier before the next block of K is written
+// 1 | proxy-fence-missing | no fence.proxy.async between the stores and the wgmma
+// 2 | shared-race proxy-fence-missing uninitialised-shared-read | no barrier between the stores and the wgmma
+// 3 | register-in-flight | the scratch accumulators are added to the totals before the wait
+// 4 | register-in-flight | no wgmma.fence after the scratch accumulators were read
+// 5 | uninitialised-shared-read | the last eight rows of B are never written
+// 6 | shared-in-flight | the next block of K is written while a wgmma reads the last one
+// 7 | shared-race shared-in-flight | no barrier before the next block of K is written
 #include "device.cuh"
 #include "host.h"
 

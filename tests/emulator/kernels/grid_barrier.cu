@@ -2,13 +2,13 @@
 // reads what its neighbour wrote.
 //
 // mutant | report | what
-// 1 | global_race | the arrival is relaxed: it publishes nothing
-// 2 | global_race | the arrival is a release of block scope
-// 3 | global_race | no barrier of the block before its arrival
+// 1 | stale-global-read | the arrival is relaxed: it publishes nothing
+// 2 | stale-global-read | the arrival is a release of block scope
+// 3 | stale-global-read | no barrier of the block before its arrival
 // 4 | deadlock | the barrier waits for one block more than there are
-// 5 | global_race | no grid barrier
-// 6 | global_race | the other threads of the block do not wait for the one that polls
-// 7 | global_race deadlock | the poll is a plain load
+// 5 | stale-global-read | no grid barrier
+// 6 | stale-global-read | the other threads of the block do not wait for the one that polls
+// 7 | stale-global-read deadlock | the poll is a plain load
 #include "device.cuh"
 #include "host.h"
 

@@ -1,10 +1,10 @@
 // Three chained launches: each starts while its predecessor still runs and waits before it reads.
 //
 // mutant | report | what
-// 1 | griddep global_race | the middle kernel never waits
-// 2 | griddep global_race | the middle kernel reads its input before it waits
-// 3 | griddep | a block of the middle kernel that has nothing to do ends without waiting
-// 4 | griddep global_race | the middle kernel overwrites its predecessor's input before it waits
+// 1 | dependency-race stale-global-read | the middle kernel never waits
+// 2 | dependency-race stale-global-read | the middle kernel reads its input before it waits
+// 3 | dependency-race | a block of the middle kernel that has nothing to do ends without waiting
+// 4 | dependency-race stale-global-read | the middle kernel overwrites its predecessor's input before it waits
 #include "device.cuh"
 #include "host.h"
 

@@ -1,15 +1,15 @@
 // A 16 x 8 tile per warp with ldmatrix and mma.sync; stmatrix and a TMA store bring it out.
 //
 // mutant | report | what
-// 1 | shared_race uninitialised_shared | no barrier between the stores and ldmatrix
+// 1 | shared-race uninitialised-shared-read | no barrier between the stores and ldmatrix
 // 2 | misaligned | ldmatrix row addresses eight bytes off
-// 3 | missing_lanes | half a warp executes ldmatrix
-// 4 | missing_lanes | half a warp executes mma.sync
-// 5 | out_of_bounds_shared | ldmatrix row addresses past the block's shared memory
-// 6 | uninitialised_shared | one row of A is never written
-// 7 | proxy_fence | no fence.proxy.async between stmatrix and the TMA store
-// 8 | proxy_fence in_flight_shared shared_race uninitialised_shared | no barrier after stmatrix
-// 9 | in_flight_shared | the block ends while its TMA store still reads shared memory
+// 3 | missing-lane | half a warp executes ldmatrix
+// 4 | missing-lane | half a warp executes mma.sync
+// 5 | shared-out-of-bounds | ldmatrix row addresses past the block's shared memory
+// 6 | uninitialised-shared-read | one row of A is never written
+// 7 | proxy-fence-missing | no fence.proxy.async between stmatrix and the TMA store
+// 8 | proxy-fence-missing shared-in-flight shared-race uninitialised-shared-read | no barrier after stmatrix
+// 9 | shared-in-flight | the block ends while its TMA store still reads shared memory
 #include "device.cuh"
 #include "host.h"
 

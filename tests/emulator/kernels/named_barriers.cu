@@ -1,15 +1,15 @@
 // One warpgroup fills a buffer, the other empties it; named barriers hand it to and fro.
 //
 // mutant | report | what
-// 1 | deadlock barrier | the filler arrives counting one warp more than the emptier
+// 1 | deadlock barrier-mismatch divergent-barrier | the filler arrives counting one warp more than the emptier
 // 2 | deadlock | the filler does not say that the buffer is full
-// 3 | shared_race uninitialised_shared | the emptier does not wait until the buffer is full
-// 4 | shared_race | the filler does not wait until the buffer is empty
-// 5 | shared_race uninitialised_shared | the filler arrives before it has written
+// 3 | shared-race uninitialised-shared-read | the emptier does not wait until the buffer is full
+// 4 | shared-race | the filler does not wait until the buffer is empty
+// 5 | shared-race uninitialised-shared-read | the filler arrives before it has written
 // 6 | deadlock | the emptier waits at another barrier than the filler arrives at
-// 7 | barrier | the barrier's count is not a multiple of the warp size
-// 8 | barrier | a barrier number that the hardware lacks
-// 9 | deadlock shared_race | the two warpgroups wait for each other's first step
+// 7 | barrier-mismatch divergent-barrier | the barrier's count is not a multiple of the warp size
+// 8 | barrier-mismatch divergent-barrier | a barrier number that the hardware lacks
+// 9 | deadlock shared-race | the two warpgroups wait for each other's first step
 #include "device.cuh"
 #include "host.h"
 

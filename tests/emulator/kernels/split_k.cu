@@ -1,13 +1,13 @@
 // Every block adds up a slice; the last one to finish adds the slices' sums in order.
 //
 // mutant | report | what
-// 1 | global_race | no __threadfence between the partial sums and the counter
-// 2 | global_race | a fence of block scope where the reader is another block
-// 3 | global_race | no barrier between the block's partial sums and the thread that counts
-// 4 | nc_after_write | the last block reads the partial sums with ld.global.nc
-// 5 | shared_race uninitialised_shared | no barrier between the flag and its readers
-// 6 | global_race | every block adds up, whether or not it is the last
-// 7 | out_of_bounds_global | the last block reads one slice too many
+// 1 | stale-global-read | no __threadfence between the partial sums and the counter
+// 2 | stale-global-read | a fence of block scope where the reader is another block
+// 3 | stale-global-read | no barrier between the block's partial sums and the thread that counts
+// 4 | nc-read-of-written | the last block reads the partial sums with ld.global.nc
+// 5 | shared-race uninitialised-shared-read | no barrier between the flag and its readers
+// 6 | stale-global-read | every block adds up, whether or not it is the last
+// 7 | global-out-of-bounds | the last block reads one slice too many
 #include "device.cuh"
 #include "host.h"
 

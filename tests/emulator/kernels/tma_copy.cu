@@ -1,20 +1,20 @@
 // y = 2 x through shared memory: TMA load, mbarrier, plain loads and stores, TMA store.
 //
 // mutant | report | what
-// 1 | in_flight_shared uninitialised_shared | no wait for the load
-// 2 | in_flight_shared uninitialised_shared | wait for the wrong parity, which passes at once
+// 1 | shared-in-flight uninitialised-shared-read | no wait for the load
+// 2 | shared-in-flight uninitialised-shared-read | wait for the wrong parity, which passes at once
 // 3 | deadlock | expect_tx counts 16 bytes too many
 // 4 | mbarrier deadlock | expect_tx counts 16 bytes too few
-// 5 | proxy_fence | no fence.proxy.async between the stores and the TMA store
-// 6 | proxy_fence in_flight_shared shared_race uninitialised_shared | no barrier before the TMA store
-// 7 | in_flight_shared | the output tile is overwritten while the TMA store may still read it
+// 5 | proxy-fence-missing | no fence.proxy.async between the stores and the TMA store
+// 6 | proxy-fence-missing shared-in-flight shared-race uninitialised-shared-read | no barrier before the TMA store
+// 7 | shared-in-flight | the output tile is overwritten while the TMA store may still read it
 // 8 | misaligned | the load's destination is 16 bytes off
 // 9 | mbarrier | other threads use the barrier before its initialisation is ordered
-// 10 | in_flight_shared shared_race | the others do not wait until the TMA store has read
-// 11 | in_flight_shared | the block ends while its TMA store still reads shared memory
+// 10 | shared-in-flight shared-race | the others do not wait until the TMA store has read
+// 11 | shared-in-flight | the block ends while its TMA store still reads shared memory
 // 12 | mbarrier | every thread arrives on a barrier that counts one
-// 13 | out_of_bounds_shared | the load's destination runs past the block's shared memory
-// 14 | shared_race in_flight_shared proxy_fence | the thread that fences is not the one that stored
+// 13 | shared-out-of-bounds | the load's destination runs past the block's shared memory
+// 14 | shared-race shared-in-flight proxy-fence-missing | the thread that fences is not the one that stored
 #include "device.cuh"
 #include "host.h"
 

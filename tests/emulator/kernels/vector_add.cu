@@ -1,11 +1,11 @@
 // c = a + b, once per element and once in vectors of four.
 //
 // mutant | report | what
-// 1 | out_of_bounds_global | no bounds check
-// 2 | out_of_bounds_global | bounds check off by one
+// 1 | global-out-of-bounds | no bounds check
+// 2 | global-out-of-bounds | bounds check off by one
 // 3 | misaligned | 16-byte access four bytes off its alignment
-// 4 | uninitialised_register | a predicated move leaves its target unset in some lanes
-// 5 | out_of_bounds_global | an element offset that wraps in 32 bits
+// 4 | uninitialised-register | a predicated move leaves its target unset in some lanes
+// 5 | global-out-of-bounds | an element offset that wraps in 32 bits
 #include "device.cuh"
 #include "host.h"
 

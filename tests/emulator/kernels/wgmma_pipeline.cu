@@ -1,26 +1,26 @@
 // bf16 GEMM with a TMA producer warpgroup, two consumer warpgroups and a ring of two stages.
 //
 // mutant | report | what
-// 1 | in_flight_shared uninitialised_shared | consumers do not wait for the full barrier
-// 2 | in_flight_shared uninitialised_shared | consumers wait for the wrong parity
-// 3 | in_flight_shared shared_race | the producer does not wait for the empty barrier
+// 1 | shared-in-flight uninitialised-shared-read | consumers do not wait for the full barrier
+// 2 | shared-in-flight uninitialised-shared-read | consumers wait for the wrong parity
+// 3 | shared-in-flight shared-race | the producer does not wait for the empty barrier
 // 4 | deadlock | the producer starts with the wrong parity
 // 5 | deadlock mbarrier | expect_tx counts the bytes of A only
 // 6 | deadlock | expect_tx counts A twice
-// 7 | in_flight_register | no wgmma.fence before the accumulators are handed over
-// 8 | in_flight_register | the groups are never committed, so that the wait waits for nothing
-// 9 | in_flight_register | no wgmma wait before the accumulators are read
-// 10 | in_flight_register | the last wait leaves one group pending
-// 11 | in_flight_shared | a stage is released while a wgmma reads it
+// 7 | register-in-flight | no wgmma.fence before the accumulators are handed over
+// 8 | register-in-flight | the groups are never committed, so that the wait waits for nothing
+// 9 | register-in-flight | no wgmma wait before the accumulators are read
+// 10 | register-in-flight | the last wait leaves one group pending
+// 11 | shared-in-flight | a stage is released while a wgmma reads it
 // 12 | deadlock | a stage is never released
-// 13 | in_flight_shared shared_race | the empty barrier counts one of the two consumers
-// 14 | register_pool | 24 and 248 registers: 24*128 + 248*256 exceeds 168*384
-// 15 | register_pool | the producer keeps its registers
-// 16 | missing_lanes | one warp of a warpgroup takes no part in the wgmma
-// 17 | out_of_bounds_shared uninitialised_shared | the producer's stage index is one past the ring
-// 18 | in_flight_register | an accumulator is scaled between two wgmmas
+// 13 | shared-in-flight shared-race | the empty barrier counts one of the two consumers
+// 14 | setmaxnreg-pool | 24 and 248 registers: 24*128 + 248*256 exceeds 168*384
+// 15 | setmaxnreg-pool | the producer keeps its registers
+// 16 | missing-lane | one warp of a warpgroup takes no part in the wgmma
+// 17 | shared-out-of-bounds uninitialised-shared-read | the producer's stage index is one past the ring
+// 18 | register-in-flight | an accumulator is scaled between two wgmmas
 // 19 | mbarrier | the barriers are used before their initialisation is seen by the other warps
-// 20 | mbarrier deadlock in_flight_shared | every thread of a consumer releases the stage, not one
+// 20 | mbarrier deadlock shared-in-flight | every thread of a consumer releases the stage, not one
 #include "device.cuh"
 #include "host.h"
 

@@ -1,13 +1,13 @@
 // C = A B^T with A's fragments loaded from global memory straight into registers, B by TMA.
 //
 // mutant | report | what
-// 1 | in_flight_register | the next A fragment is loaded over the one in flight
-// 2 | in_flight_register | the accumulators are read before the wait
-// 3 | in_flight_register | no wgmma.fence between the loads of A and the wgmma
-// 4 | in_flight_shared uninitialised_shared | no wait for B
-// 5 | out_of_bounds_shared | B's descriptor points past the tile of the last step
-// 6 | missing_lanes | half a warp issues the wgmma
-// 7 | in_flight_register | the group is committed only after the wait
+// 1 | register-in-flight | the next A fragment is loaded over the one in flight
+// 2 | register-in-flight | the accumulators are read before the wait
+// 3 | register-in-flight | no wgmma.fence between the loads of A and the wgmma
+// 4 | shared-in-flight uninitialised-shared-read | no wait for B
+// 5 | shared-out-of-bounds | B's descriptor points past the tile of the last step
+// 6 | missing-lane | half a warp issues the wgmma
+// 7 | register-in-flight | the group is committed only after the wait
 #include "device.cuh"
 #include "host.h"
 
