@@ -16,5 +16,4 @@ def test_cutlass(program: str, mode: str) -> None:
     build(program)
     for seed in range(SEEDS):
         outcome = run(program, 0, mode, seed)
-        assert outcome.report is None and outcome.status == 0, f"seed {seed}: {outcome.output}"
-        assert "PASS" in outcome.output
+        assert outcome.passed, f"seed {seed}: {outcome.output}"
