@@ -4,8 +4,8 @@
 // mutant | report | what
 // 1 | deadlock | the multicast mask leaves out the other block
 // 2 | shared-out-of-bounds | the multicast mask names a block that the cluster lacks
-// 3 | mbarrier | no cluster barrier between the barrier's initialisation and the other block's copy
-// 4 | mbarrier | no fence.mbarrier_init before the relaxed cluster barrier
+// 3 | mbarrier shared-race | no cluster barrier between the barrier's initialisation and the other block's copy
+// 4 | mbarrier shared-race | no fence.mbarrier_init before the relaxed cluster barrier
 // 5 | uninitialised-shared-read shared-race | no cluster barrier between remote stores and reader
 // 6 | cluster-exited | block 0 may end before the other block's last read of its shared memory
 // 7 | shared-out-of-bounds | mapa to a rank that the cluster lacks

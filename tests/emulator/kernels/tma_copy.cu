@@ -9,7 +9,7 @@
 // 6 | proxy-fence-missing shared-in-flight shared-race uninitialised-shared-read | no barrier before the TMA store
 // 7 | shared-in-flight | the output tile is overwritten while the TMA store may still read it
 // 8 | misaligned | the load's destination is 16 bytes off
-// 9 | mbarrier | other threads use the barrier before its initialisation is ordered
+// 9 | mbarrier shared-race | other threads use the barrier before its initialisation is ordered
 // 10 | shared-in-flight shared-race | the others do not wait until the TMA store has read
 // 11 | shared-in-flight | the block ends while its TMA store still reads shared memory
 // 12 | mbarrier | every thread arrives on a barrier that counts one

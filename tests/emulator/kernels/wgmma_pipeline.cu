@@ -19,7 +19,7 @@
 // 16 | missing-lane | one warp of a warpgroup takes no part in the wgmma
 // 17 | shared-out-of-bounds uninitialised-shared-read | the producer's stage index is one past the ring
 // 18 | register-in-flight | an accumulator is scaled between two wgmmas
-// 19 | mbarrier | the barriers are used before their initialisation is seen by the other warps
+// 19 | mbarrier shared-race | the barriers are used before their initialisation is seen by the other warps
 // 20 | mbarrier deadlock shared-in-flight | every thread of a consumer releases the stage, not one
 #include "device.cuh"
 #include "host.h"
