@@ -1,0 +1,92 @@
+// Device memory: what may be accessed, which sectors were touched, and which stores are published.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace l4k::emu {
+
+struct Range {
+  uint64_t begin = 0, end = 0;
+  bool owned = false;      // came from cudaMalloc
+  bool read_only = false;
+  uint32_t references = 1;
+  bool holds(uint64_t a, uint64_t n) const { return a >= begin && n <= end - begin && a - begin <= end - begin - n; }
+};
+
+// Memory that kernels may touch. Addresses are host pointers.
+class GlobalMemory {
+ public:
+  ~GlobalMemory();
+  void* allocate(uint64_t bytes);
+  bool release(void* p);                           // false: not an allocation
+  void add_range(const void* p, uint64_t bytes, bool read_only = false);
+  bool remove_range(const void* p, uint64_t bytes);
+  // The range that holds [address, address + bytes), or null.
+  const Range* find(uint64_t address, uint64_t bytes) const;
+  // "0x.. is 16 bytes past the end of an allocation of 4096 bytes".
+  std::string describe(uint64_t address) const;
+  uint64_t bytes_in_use() const { return in_use_; }
+
+ private:
+  std::vector<Range> ranges_;
+  std::unordered_map<uint64_t, void*> blocks_;
+  mutable size_t last_ = 0;
+  uint64_t in_use_ = 0;
+};
+
+// What happened to 32 bytes of global memory since the launch began.
+struct Sector {
+  uint32_t written = 0;       // bytes written by this launch
+  uint32_t unpublished = 0;   // bytes in some CTA's store buffer
+  uint32_t owner = 0;         // CTA of the last store, + 1
+  uint16_t launch = 0;        // low bits of the launch that wrote
+  uint16_t early_reader = 0;  // launch that read it before griddepcontrol.wait
+  bool read = false, nc_read = false;
+};
+
+class SectorTable {
+ public:
+  Sector& at(uint64_t address) {
+    uint64_t page = address >> 12;
+    if (page != cached_page_) lookup(page);
+    return (*cached_)[address >> 5 & 127];
+  }
+  void clear();
+  uint64_t distinct_read = 0, distinct_written = 0;
+
+ private:
+  using Page = std::array<Sector, 128>;
+  void lookup(uint64_t page);
+  std::unordered_map<uint64_t, std::unique_ptr<Page>> pages_;
+  uint64_t cached_page_ = ~uint64_t{0};
+  Page* cached_ = nullptr;
+};
+
+// Stores that a warp or a CTA has made and the rest of the grid cannot see yet, by 16-byte chunk.
+class StoreBuffer {
+ public:
+  struct Chunk {
+    uint8_t data[16];
+    uint16_t mask = 0;
+  };
+  bool empty() const { return chunks_.empty(); }
+  void write(uint64_t address, const void* data, uint32_t bytes);
+  void read(uint64_t address, void* data, uint32_t bytes) const;  // lays buffered bytes over data
+  void erase(uint64_t address, uint32_t bytes);
+  void merge_into(StoreBuffer* other);
+  template <typename Fn>
+  void drain(Fn&& fn) {  // fn(address, data, mask)
+    for (auto& [a, c] : chunks_) fn(a << 4, c.data, c.mask);
+    chunks_.clear();
+  }
+
+ private:
+  std::unordered_map<uint64_t, Chunk> chunks_;
+};
+
+}  // namespace l4k::emu

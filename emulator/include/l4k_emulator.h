@@ -1,0 +1,38 @@
+// Control of the emulator from C, for programs linked against it. Everything is optional: without
+// a call the environment variable L4K_EMU ("mode=late,seed=3,sms=4") or the defaults apply.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { L4K_EMU_LATE = 0, L4K_EMU_EARLY = 1, L4K_EMU_RANDOM = 2 } l4k_emu_mode;
+
+// Waits for pending kernels, then changes mode, seed and number of SMs.
+void l4k_emu_configure(l4k_emu_mode mode, uint64_t seed, uint32_t sms);
+// "key=value,...": mode, seed, sms, strict (0/1), fp8 (exact/hopper), perturb (0/1), limit.
+// Returns 0, or -1 for a key or value it does not know.
+int l4k_emu_configure_text(const char* text);
+// Forgets the error, its sticky state, pending work and counters. Allocations and settings stay.
+void l4k_emu_reset(void);
+// Text of the first error since the last reset ("" if none); valid until the next call.
+const char* l4k_emu_report(void);
+// Its stable kind ("global-out-of-bounds"), "" if there is none.
+const char* l4k_emu_report_kind(void);
+// Why the last runtime call was refused, as a sentence ("" if none was).
+const char* l4k_emu_refusal(void);
+// Counters of every kernel launched since the last reset, as text.
+const char* l4k_emu_counters(void);
+// Makes host memory usable as device memory, with its exact extent; calls nest. Unregistering
+// first waits for pending kernels.
+void l4k_emu_register_range(const void* pointer, size_t bytes);
+void l4k_emu_unregister_range(const void* pointer, size_t bytes);
+// Finishes pending kernels. Returns 0, or -1 when there is a report.
+int l4k_emu_synchronize(void);
+
+#ifdef __cplusplus
+}
+#endif

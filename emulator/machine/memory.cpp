@@ -1,0 +1,245 @@
+#include "machine/memory.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace l4k::emu {
+
+SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
+  if (address >> 32) fault_at("shared-out-of-bounds", "a shared address has 32 bits", lane, address);
+  uint32_t rank = static_cast<uint32_t>(address >> 24), offset = address & 0xffffff;
+  if (!rank) return {w.cta, offset};
+  Cluster& c = *w.cta->cluster;
+  if (rank > c.ctas.size())
+    fault_at("shared-out-of-bounds",
+             "shared::cluster address names CTA rank " + std::to_string(rank - 1) + " of a cluster of " +
+                 std::to_string(c.ctas.size()),
+             lane, address);
+  Cta* cta = c.ctas[rank - 1].get();
+  if (!cta->running)
+    fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane, address);
+  return {cta, offset};
+}
+
+Space generic_space(uint64_t* address) {
+  if (*address >= kLocalWindow) {
+    *address -= kLocalWindow;
+    return Space::local;
+  }
+  if (*address >= kSharedWindow) {
+    *address -= kSharedWindow;
+    return Space::shared;
+  }
+  return Space::global;
+}
+
+void check_aligned(uint64_t address, uint32_t bytes, int lane) {
+  if (address & (bytes - 1))
+    fault_at("misaligned", "an access of " + std::to_string(bytes) + " bytes needs an address that is a "
+             "multiple of it", lane, address);
+}
+
+void release_flag(Warp& w, uint64_t key) {
+  Cluster& c = *w.cta->cluster;
+  if (c.actors <= 2) return;
+  auto& f = c.flags[key];
+  if (f.first.empty()) {
+    f.first.assign(c.actors, 0);
+    f.second.assign(c.actors, 0);
+  }
+  join(f.first, w.actor.seen);
+  join(f.second, w.actor.proxied);
+  w.release();
+}
+
+void acquire_flag(Warp& w, uint64_t key) {
+  auto& flags = w.cta->cluster->flags;
+  auto it = flags.find(key);
+  if (it == flags.end()) return;
+  uint32_t own = w.actor.seen[w.actor.id];
+  join(w.actor.seen, it->second.first);
+  join(w.actor.proxied, it->second.second);
+  w.actor.seen[w.actor.id] = own;
+}
+
+// Bookkeeping of a global access of a launch: who wrote what, and is it published?
+void note_global(Warp& w, uint64_t address, uint64_t bytes, bool write, int lane) {
+  Machine& m = *w.m;
+  Launch& l = *w.cta->cluster->launch;
+  uint32_t me = w.cta->linear + 1;
+  auto tag = static_cast<uint16_t>(l.id);
+  bool early = m.overlapping() && !m.dependency_done(l);
+  for (uint64_t s = address & ~uint64_t{31}; s < address + bytes; s += 32) {
+    Sector& sector = m.sectors.at(s);
+    if (early && sector.written && sector.launch != tag && m.find_launch(sector.launch))
+      fault_at("dependency-race",
+               std::string(write ? "writes" : "reads") + " what an unfinished earlier kernel wrote, "
+               "before griddepcontrol.wait", lane, address);
+    if (write && sector.early_reader && sector.early_reader != tag &&
+        m.find_launch(sector.early_reader))
+      fault_at("dependency-race", "writes what a dependent kernel read before its griddepcontrol.wait",
+               lane, address);
+    if (!write) {
+      if (early) sector.early_reader = tag;
+      if (!sector.read) sector.read = true, ++m.sectors.distinct_read;
+      continue;
+    }
+    if (sector.nc_read && sector.launch == tag)
+      fault_at("nc-read-of-written",
+               "writes a sector that this kernel read through ld.global.nc", lane, address);
+    if (!sector.written) ++m.sectors.distinct_written;
+    uint64_t lo = std::max(address, s) - s, hi = std::min(address + bytes, s + 32) - s;
+    auto mask = static_cast<uint32_t>(((uint64_t{1} << hi) - 1) & ~((uint64_t{1} << lo) - 1));
+    sector.written = sector.launch == tag ? sector.written | mask : mask;
+    sector.launch = tag;
+    sector.owner = me;
+  }
+}
+
+uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write) {
+  const Range* r = w.m->memory.find(address, bytes);
+  if (!r)
+    fault_at("global-out-of-bounds",
+             std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes: " +
+                 w.m->memory.describe(address),
+             lane, address);
+  if (write && r->read_only)
+    fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
+  return reinterpret_cast<uint8_t*>(address);
+}
+
+static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, void* out, Order order) {
+  const uint8_t* p = global_pointer(w, lane, address, bytes, false);
+  note_global(w, address, bytes, false, lane);
+  Sector& s = w.m->sectors.at(address);
+  auto tag = static_cast<uint16_t>(w.cta->cluster->launch->id);
+  uint32_t offset = address & 31;
+  auto mask = static_cast<uint32_t>(((uint64_t{1} << std::min(bytes, 32 - offset)) - 1) << offset);
+  if (order == Order::nc) {
+    if (s.launch == tag && (s.written & mask))
+      fault_at("nc-read-of-written", "ld.global.nc of memory that this kernel writes", lane, address);
+    if (!s.written) s.launch = tag;
+    s.nc_read = true;
+  }
+  if (order == Order::weak && (s.unpublished & mask) && s.launch == tag &&
+      s.owner != w.cta->linear + 1)
+    fault_at("stale-global-read",
+             "reads what CTA " + std::to_string(s.owner - 1) +
+                 " (linear index) stored and has not published with a fence or release of gpu scope",
+             lane, address);
+  std::memcpy(out, p, bytes);
+  if (!w.cta->stores.empty()) w.cta->stores.read(address, out, bytes);
+  if (!w.stores.empty()) w.stores.read(address, out, bytes);
+}
+
+static void write_global(Warp& w, int lane, uint64_t address, uint32_t bytes, const void* data,
+                         Order order) {
+  uint8_t* p = global_pointer(w, lane, address, bytes, true);
+  note_global(w, address, bytes, true, lane);
+  if (order == Order::weak && w.m->late()) {
+    w.stores.write(address, data, bytes);
+    Sector& s = w.m->sectors.at(address);
+    s.unpublished |= static_cast<uint32_t>(((uint64_t{1} << bytes) - 1) << (address & 31));
+    return;
+  }
+  if (w.m->late()) {
+    w.stores.erase(address, bytes);
+    w.cta->stores.erase(address, bytes);
+  }
+  std::memcpy(p, data, bytes);
+}
+
+void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
+                 Order order) {
+  if (space == Space::none) space = generic_space(&address);
+  check_aligned(address, bytes, lane);
+  switch (space) {
+    case Space::shared: {
+      SharedPlace at = shared_place(w, address, lane);
+      if (order == Order::coherent) {
+        acquire_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);
+        at.cta->shared->atomic(at.offset, bytes, w.actor, lane, true, false);
+      } else {
+        at.cta->shared->read(at.offset, bytes, w.actor, lane);
+      }
+      std::memcpy(out, at.cta->shared->data() + at.offset, bytes);
+      return;
+    }
+    case Space::local: std::memcpy(out, w.local_memory(lane, address, bytes), bytes); return;
+    case Space::global:
+      if (order == Order::coherent) acquire_flag(w, address);
+      read_global(w, lane, address, bytes, out, order);
+      return;
+    default: std::memcpy(out, global_pointer(w, lane, address, bytes, false), bytes); return;
+  }
+}
+
+void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
+                  const void* data, Order order) {
+  if (space == Space::none) space = generic_space(&address);
+  check_aligned(address, bytes, lane);
+  switch (space) {
+    case Space::shared: {
+      SharedPlace at = shared_place(w, address, lane);
+      for (auto it = at.cta->mbarriers.lower_bound(at.offset >= 7 ? at.offset - 7 : 0);
+           it != at.cta->mbarriers.end() && it->first < at.offset + bytes; ++it)
+        if (it->first + 8 > at.offset)
+          fault_at("mbarrier-overwritten", "a store hits a live mbarrier; mbarrier.inval comes first",
+                   lane, at.offset);
+      if (order == Order::coherent) {
+        at.cta->shared->atomic(at.offset, bytes, w.actor, lane, false, true);
+        release_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);
+      } else {
+        at.cta->shared->write(at.offset, bytes, w.actor, lane, Writer::generic);
+      }
+      std::memcpy(at.cta->shared->data() + at.offset, data, bytes);
+      if (order == Order::coherent) ++w.m->progress;
+      return;
+    }
+    case Space::local: std::memcpy(w.local_memory(lane, address, bytes), data, bytes); return;
+    case Space::global:
+      write_global(w, lane, address, bytes, data, order);
+      if (order == Order::coherent) {
+        release_flag(w, address);
+        ++w.m->progress;
+      }
+      return;
+    default: fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
+  }
+}
+
+void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes) {
+  uint64_t list[64];
+  int n = 0;
+  for (uint32_t l = lanes; l; l &= l - 1) {
+    uint64_t s = address[std::countr_zero(l)] >> 5;
+    if (!n || list[n - 1] != s) list[n++] = s;
+  }
+  if (!std::is_sorted(list, list + n)) std::sort(list, list + n);
+  InstCounters& c = w.counters();
+  c.sectors += static_cast<uint64_t>(std::unique(list, list + n) - list);
+  c.global_bytes += static_cast<uint64_t>(std::popcount(lanes)) * bytes;
+}
+
+// 128 bytes per wavefront: 8-byte accesses go in two halves, 16-byte ones in four quarters. Lanes
+// that read the same word share it.
+void count_shared(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes) {
+  uint32_t step = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, words = std::max(1u, bytes / 4);
+  for (uint32_t first = 0; first < 32; first += step) {
+    uint32_t bank[32][32], depth[32] = {}, deepest = 0;
+    for (uint32_t lane = first; lane < first + step; ++lane) {
+      if (!(lanes >> lane & 1)) continue;
+      for (uint32_t k = 0; k < words; ++k) {
+        auto word = static_cast<uint32_t>(address[lane] >> 2) + k;
+        uint32_t b = word & 31, i = 0;
+        while (i < depth[b] && bank[b][i] != word) ++i;
+        if (i == depth[b]) bank[b][depth[b]++] = word;
+        deepest = std::max(deepest, depth[b]);
+      }
+    }
+    if (deepest > 1) w.counters().conflicts += deepest - 1;
+  }
+}
+
+}  // namespace l4k::emu

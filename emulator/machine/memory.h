@@ -1,0 +1,45 @@
+// Access to every state space on behalf of a warp.
+#pragma once
+
+#include "machine/machine.h"
+
+namespace l4k::emu {
+
+// weak: may see a stale value. coherent: volatile, relaxed, acquire, .cg. nc: read-only cache.
+enum class Order : uint8_t { weak, coherent, nc };
+
+struct SharedPlace {
+  Cta* cta;
+  uint32_t offset;
+};
+// A 32-bit shared address: own CTA, or (rank + 1) << 24 | offset as mapa makes it.
+SharedPlace shared_place(Warp& w, uint64_t address, int lane);
+inline uint64_t map_rank(uint32_t address, uint32_t rank) {
+  return (uint64_t{rank} + 1) << 24 | (address & 0xffffff);
+}
+// Space of a generic address, which becomes an address in that space.
+Space generic_space(uint64_t* address);
+
+void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
+                 Order order);
+void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
+                  const void* data, Order order);
+// Host pointer to `bytes` of global memory for an asynchronous or atomic access; faults outside.
+uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
+void note_global(Warp& w, uint64_t address, uint64_t bytes, bool write, int lane);
+void check_aligned(uint64_t address, uint32_t bytes, int lane);
+
+// Completes the barriers of a CTA and its cluster that wait for nobody any more.
+void retry_barriers(Cta& cta);
+
+// Clocks passed through flags in memory.
+void release_flag(Warp& w, uint64_t key);
+void acquire_flag(Warp& w, uint64_t key);
+
+// Traffic of one warp-wide access, for the counters.
+void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);
+void count_shared(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);
+
+inline uint32_t register_bytes(uint32_t bits) { return bits <= 1 ? 4 : bits <= 16 ? 2 : bits / 8; }
+
+}  // namespace l4k::emu

@@ -1,0 +1,99 @@
+// The ends of things: warps, clusters, launches; and when their stores become visible.
+#include <cstring>
+
+#include "machine/machine.h"
+#include "machine/memory.h"
+#include "machine/wgmma.h"
+
+namespace l4k::emu {
+namespace {
+
+// A fence by whoever: the buffered bytes reach memory.
+void drain(Machine& m, StoreBuffer& buffer) {
+  buffer.drain([&](uint64_t address, const uint8_t* data, uint16_t mask) {
+    auto* p = reinterpret_cast<uint8_t*>(address);
+    for (uint32_t i = 0; i < 16; ++i)
+      if (mask >> i & 1) p[i] = data[i];
+    Sector& s = m.sectors.at(address);
+    s.unpublished &= ~(uint32_t{mask} << (address & 31));
+  });
+}
+
+}  // namespace
+
+void Machine::publish(Cta& cta, Warp* w) {
+  if (w && !w->stores.empty()) w->stores.merge_into(&cta.stores);
+  if (cta.stores.empty()) return;
+  drain(*this, cta.stores);
+  ++progress;
+}
+
+void Machine::publish_warp(Warp& w) {
+  if (!w.stores.empty()) w.stores.merge_into(&w.cta->stores);
+}
+
+void Machine::warp_exited(Warp& w) {
+  ++progress;
+  Cta& cta = *w.cta;
+  Launch& l = *cta.cluster->launch;
+  publish_warp(w);
+  check_warpgroup_exit(w);
+  for (const auto& op : bulk_)
+    if (op.warp == &w && op.group != ~0u && !op.released)
+      fault("shared-in-flight",
+            "the thread ends while a bulk store still reads shared memory: "
+            "cp.async.bulk.wait_group.read is missing", op.lane);
+  cta.cluster->running--;
+  --cta.running;
+  retry_barriers(cta);  // they count the warps that are left
+  if (cta.running) return;
+  bool waited = false;
+  for (const auto& other : cta.warps) waited |= other->dependency_waited;
+  if (l.overlaps && !waited)
+    fault("dependency-wait-missing",
+          "a CTA of a dependent launch ends without griddepcontrol.wait: the launch after it may start "
+          "before the one before it is complete");
+  for (const auto& op : bulk_)
+    if (op.warp->cta == &cta && op.group == ~0u)
+      fault("shared-in-flight", "the CTA ends while a copy that it issued is in flight", op.lane);
+  note_trigger(cta);
+  if (!cta.stores.empty()) l.held.push_back(std::move(cta.stores));
+  if (l.held.size() > 4096) {
+    for (auto& b : l.held) drain(*this, b);
+    l.held.clear();
+  }
+}
+
+void Machine::finish_cluster(Launch& l, size_t index) {
+  Cluster& c = *l.resident[index];
+  for (size_t i = bulk_.size(); i-- > 0;)
+    if (bulk_[i].warp->cta->cluster == &c) {
+      bulk_[i].released = true;
+      land(i);
+      if (failed()) return;
+    }
+  uint32_t threads = l.warps_per_cta() * 32;
+  for (auto& cta : c.ctas) {
+    Sm& s = sms_[static_cast<size_t>(cta->sm)];
+    s.threads -= threads;
+    s.shared -= l.shared_end;
+    s.ctas--;
+    s.registers -= l.entry_registers * threads;
+  }
+  l.resident.erase(l.resident.begin() + static_cast<ptrdiff_t>(index));
+  ++l.finished;
+  ++progress;
+}
+
+void Machine::finish_launch(Launch& l) {
+  for (auto& b : l.held) drain(*this, b);
+  l.held.clear();
+  auto& k = kernel_counters[l.program->ptx->name];
+  k.distinct_read_bytes += sectors.distinct_read * 32;
+  k.distinct_written_bytes += sectors.distinct_written * 32;
+  sectors.distinct_read = sectors.distinct_written = 0;
+  memory.remove_range(l.params.data(), l.params.size());
+  ++progress;
+}
+
+}  // namespace l4k::emu

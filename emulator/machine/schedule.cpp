@@ -1,0 +1,263 @@
+// Which warp runs next, what lands when nothing can, and what to say when nothing is left.
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+
+#include "machine/async.h"
+#include "machine/machine.h"
+#include "machine/wgmma.h"
+
+namespace l4k::emu {
+
+void Machine::run_until_done(size_t keep) {
+  while (!failed() && launches_.size() > keep) {
+    if (!step()) break;
+    while (!launches_.empty() && launches_.front()->done() && launches_.size() > keep) {
+      finish_launch(*launches_.front());
+      launches_.erase(launches_.begin());
+    }
+  }
+  if (failed()) {
+    if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", report.text().c_str());
+    launches_.clear();
+    bulk_.clear();
+    sms_.assign(settings.sms, Sm{});
+  }
+}
+
+bool Machine::step() {
+  place_clusters();
+  ready_.clear();
+  bool wake_some = settings.mode != Mode::late;
+  for (size_t li = launches_.size(); li-- > 0;) {
+    for (auto& cluster : launches_[li]->resident)
+      for (auto& cta : cluster->ctas)
+        for (auto& w : cta->warps) {
+          if (w->exited) continue;
+          if (w->notified && wake_some && (settings.mode == Mode::early || chance(2))) w->wake();
+          if (w->wait == Wait::none) ready_.push_back(w.get());
+        }
+    // Late: a dependent launch runs ahead of its predecessor for as long as it can.
+    if (!ready_.empty() && settings.mode == Mode::late) break;
+  }
+  if (ready_.empty()) {
+    bool woke = false;
+    uint64_t running = 0;
+    for (auto& l : launches_)
+      for (auto& cluster : l->resident)
+        for (auto& cta : cluster->ctas)
+          for (auto& w : cta->warps) {
+            if (w->exited) continue;
+            ++running;
+            bool retry = w->wait == Wait::poll || w->wait == Wait::registers || w->wait == Wait::grid;
+            if (w->notified || (retry && w->wait_progress != progress)) w->wake(), woke = true;
+          }
+    if (woke || land_one()) return true;
+    size_t before = launches_.size();
+    for (size_t i = 0; i < launches_.size();) {
+      if (launches_[i]->done() && i == 0 && launches_.size() > 1) {
+        finish_launch(*launches_[0]);
+        launches_.erase(launches_.begin());
+      } else {
+        ++i;
+      }
+    }
+    if (launches_.size() != before) return true;
+    if (!running) return false;
+    if (stuck_progress_ != progress) stuck_progress_ = progress, stuck_rounds_ = 0;
+    bool retried = false;
+    if (stuck_rounds_++ < 64)
+      for (auto& l : launches_)
+        for (auto& cluster : l->resident)
+          for (auto& cta : cluster->ctas)
+            for (auto& w : cta->warps)
+              if (!w->exited && (w->wait == Wait::poll || w->wait == Wait::mbarrier))
+                w->wake(), w->timed_out = true, retried = true;
+    if (!retried) deadlock();
+    return retried;
+  }
+  std::shuffle(ready_.begin(), ready_.end(), random);
+  for (Warp* w : ready_) {
+    uint32_t quantum = random() % 4 ? 256 : 1 + static_cast<uint32_t>(random() % 24);
+    try {
+      w->run(quantum);
+    } catch (const Fault& f) {
+      record(f, w, &w->current());
+      return false;
+    }
+    if (settings.mode == Mode::random && chance(3)) land_one();
+    if (settings.mode == Mode::random && !w->exited && chance(2)) compute_one(*w);
+    if (failed()) return false;
+  }
+  if (instructions > settings.max_instructions) {
+    record(Fault{"instruction-limit", "the instruction limit was reached", -1, false, 0}, nullptr,
+           nullptr);
+    return false;
+  }
+  for (size_t li = 0; li < launches_.size(); ++li)
+    for (size_t i = launches_[li]->resident.size(); i-- > 0;)
+      if (!launches_[li]->resident[i]->running) finish_cluster(*launches_[li], i);
+  return !failed();
+}
+
+void Machine::submit(BulkOp op) {
+  bulk_.push_back(std::move(op));
+  if (settings.mode == Mode::early) land(bulk_.size() - 1);
+}
+
+void Machine::land(size_t index) {
+  BulkOp& op = bulk_[index];
+  ++progress;
+  try {
+    if (!op.has_read && op.read) op.read();
+    op.has_read = true;
+    if (!op.landed) op.land();
+    op.landed = true;
+  } catch (const Fault& f) {
+    record(f, op.warp, op.inst);
+    return;
+  }
+  if (op.group == ~0u || op.released) bulk_.erase(bulk_.begin() + static_cast<ptrdiff_t>(index));
+}
+
+// Any copy may be next: they are not ordered among each other.
+bool Machine::land_one() {
+  std::vector<size_t> candidates;
+  for (size_t i = 0; i < bulk_.size(); ++i)
+    if (!bulk_[i].landed) candidates.push_back(i);
+  std::vector<Warp*> copying;
+  for (auto& l : launches_)
+    for (auto& cluster : l->resident)
+      for (auto& cta : cluster->ctas)
+        for (auto& w : cta->warps)
+          if (!w->copies.empty()) copying.push_back(w.get());
+  size_t n = candidates.size() + copying.size();
+  if (!n) return false;
+  size_t pick = random() % n;
+  if (pick < candidates.size()) {
+    land(candidates[pick]);
+  } else {
+    Warp* w = copying[pick - candidates.size()];
+    const Inst* in = w->copies.front().inst;
+    try {
+      land_copies(*w, w->copies.front().sequence);
+    } catch (const Fault& f) {
+      record(f, w, in);
+    }
+  }
+  return true;
+}
+
+void Machine::complete_bulk_groups(Warp& w, int lane, uint32_t allowed, bool read_only) {
+  uint32_t open = w.bulk_group[lane];
+  for (size_t i = bulk_.size(); i-- > 0;) {
+    BulkOp& op = bulk_[i];
+    if (op.warp != &w || op.lane != lane || op.group == ~0u || op.group + allowed >= open) continue;
+    if (!op.has_read && op.read) op.read();
+    op.has_read = true;
+    if (!op.released) op.release();
+    op.released = true;
+    if (!read_only || op.landed) land(i);
+  }
+  ++progress;
+}
+
+std::string Machine::describe_wait(const Warp& w) const {
+  const Launch& l = *w.cta->cluster->launch;
+  std::string s = l.program->ptx->name + " CTA (" + std::to_string(w.cta->id[0]) + ", " +
+                  std::to_string(w.cta->id[1]) + ", " + std::to_string(w.cta->id[2]) + ") warp " +
+                  std::to_string(w.index) + " lanes " + hex(w.live) + ": ";
+  switch (w.wait) {
+    case Wait::mbarrier: {
+      s += "mbarrier " + hex(w.wait_address) + " parity " + std::to_string(w.wait_parity);
+      if (w.wait_cta != w.cta) s += " of CTA rank " + std::to_string(w.wait_cta->rank);
+      auto it = w.wait_cta->mbarriers.find(w.wait_address);
+      if (it != w.wait_cta->mbarriers.end())
+        s += " (in phase " + std::to_string(it->second.phase) + ", still expects " +
+             std::to_string(it->second.pending) + " of " + std::to_string(it->second.count) +
+             " arrivals and " + std::to_string(it->second.tx) + " bytes)";
+      break;
+    }
+    case Wait::barrier: {
+      const NamedBarrier& b = w.cta->barriers[w.wait_barrier];
+      s += "barrier " + std::to_string(w.wait_barrier) + " (" + std::to_string(b.arrived) + " of " +
+           (b.expected ? std::to_string(b.expected) : "all") + " threads are there)";
+      break;
+    }
+    case Wait::cluster_barrier:
+      s += "barrier.cluster (" + std::to_string(w.cta->cluster->barrier_arrived) + " warps there)";
+      break;
+    case Wait::registers:
+      s += "setmaxnreg (" + std::to_string(w.cta->free_registers) + " registers free)";
+      break;
+    case Wait::grid: s += "griddepcontrol.wait"; break;
+    default: s += "polls"; break;
+  }
+  bool passed = w.wait == Wait::barrier && w.pc > 0;  // its program counter is already behind it
+  return s + " at " + location(*w.program, w.program->code[w.pc - passed]);
+}
+
+void Machine::deadlock() {
+  Fault f{"deadlock", "every warp waits, and no copy is in flight", -1, false, 0};
+  Warp* first = nullptr;
+  std::vector<std::string> table;
+  for (auto& l : launches_)
+    for (auto& cluster : l->resident)
+      for (auto& cta : cluster->ctas)
+        for (auto& w : cta->warps) {
+          if (w->exited) continue;
+          if (!first) first = w.get();
+          if (w->wait == Wait::registers) {
+            f.kind = "setmaxnreg-pool";
+            f.message = "setmaxnreg asks for more registers than the CTA's pool holds";
+            first = w.get();
+          }
+          if (table.size() < 64) table.push_back(describe_wait(*w));
+        }
+  record(f, first, first ? &first->current() : nullptr);
+  report.table = std::move(table);
+}
+
+std::string location(const Program& p, const Inst& in) {
+  if (!in.ptx) return "?";
+  const SourceLocation& l = p.module->locations[static_cast<size_t>(in.ptx->location)];
+  auto file = [&](int f) {
+    auto it = p.module->files.find(f);
+    return it == p.module->files.end() ? std::string("?") : it->second;
+  };
+  std::string s = file(l.file) + ":" + std::to_string(l.line);
+  if (l.outer_line) s += " (inlined at " + file(l.outer_file) + ":" + std::to_string(l.outer_line) + ")";
+  return s;
+}
+
+void Machine::record(const Fault& f, Warp* w, const Inst* in) {
+  if (report.present) return;
+  report = Report{};
+  report.present = true;
+  report.kind = f.kind;
+  report.message = f.message;
+  report.lane = f.lane;
+  report.has_address = f.has_address;
+  report.address = f.address;
+  if (w) locate(w, in);
+}
+
+void Machine::locate(Warp* w, const Inst* in) {
+  report.kernel = w->cta->cluster->launch->program->ptx->name;
+  for (int i = 0; i < 3; ++i) report.cta[i] = w->cta->id[i];
+  report.warp = static_cast<int>(w->index);
+  if (!in || !in->ptx) return;
+  report.instruction = in->ptx->text();
+  report.ptx_line = in->ptx->line;
+  const PtxModule& mod = *w->program->module;
+  const SourceLocation& l = mod.locations[static_cast<size_t>(in->ptx->location)];
+  auto file = [&](int n) {
+    auto it = mod.files.find(n);
+    return it == mod.files.end() ? std::string() : it->second;
+  };
+  report.file = file(l.file);
+  report.line = l.line;
+  if (l.outer_line) report.outer_file = file(l.outer_file), report.outer_line = l.outer_line;
+}
+
+}  // namespace l4k::emu

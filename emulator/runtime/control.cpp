@@ -1,0 +1,147 @@
+// The C interface of include/l4k_emulator.h, settings from text, counters as text.
+#include "l4k_emulator.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/registry.h"
+
+namespace l4k::emu {
+namespace {
+
+bool parse_settings(const std::string& text, Settings* s, std::string* error) {
+  for (size_t at = 0; at < text.size();) {
+    size_t end = std::min(text.find(',', at), text.size()), eq = text.find('=', at);
+    std::string key = text.substr(at, std::min(eq, end) - at);
+    std::string value = eq < end ? text.substr(eq + 1, end - eq - 1) : "";
+    at = end + 1;
+    char* rest = nullptr;
+    uint64_t number = std::strtoull(value.c_str(), &rest, 0);
+    bool numeric = !value.empty() && !*rest;
+    if (key == "mode" && value == "late") s->mode = Mode::late;
+    else if (key == "mode" && value == "early") s->mode = Mode::early;
+    else if (key == "mode" && value == "random") s->mode = Mode::random;
+    else if (key == "seed" && numeric) s->seed = number;
+    else if (key == "sms" && numeric && number) s->sms = static_cast<uint32_t>(number);
+    else if (key == "strict" && numeric) s->strict = number != 0;
+    else if (key == "perturb" && numeric) s->perturb = number != 0;
+    else if (key == "limit" && numeric) s->max_instructions = number;
+    else if (key == "print" && numeric) s->print = number != 0;
+    else if (key == "fp8" && value == "exact") s->fp8 = Fp8Accumulation::exact;
+    else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
+    else {
+      *error = "unknown setting '" + key + "=" + value + "'";
+      return false;
+    }
+  }
+  return true;
+}
+
+void add(InstCounters* to, const InstCounters& c) {
+  to->issued += c.issued, to->global_bytes += c.global_bytes, to->sectors += c.sectors;
+  to->bulk_bytes += c.bulk_bytes, to->conflicts += c.conflicts, to->flop += c.flop, to->waits += c.waits;
+}
+
+}  // namespace
+
+void Machine::configure_from_environment() {
+  Settings s;
+  s.print = true;
+  std::string error;
+  if (const char* text = std::getenv("L4K_EMU"); text && !parse_settings(text, &s, &error)) {
+    std::fprintf(stderr, "L4K_EMU: %s\n", error.c_str());
+    std::exit(2);
+  }
+  configure(s);
+}
+
+std::vector<KernelCounters> Machine::counters() const {
+  std::vector<KernelCounters> out;
+  for (const auto& [name, k] : kernel_counters) {
+    KernelCounters c = k;
+    std::map<std::string, InstCounters> lines;
+    const Program& p = *counted_programs.at(name);
+    for (size_t i = 0; i < p.code.size(); ++i) {
+      const InstCounters& n = p.counters[i];
+      if (!n.issued && !n.bulk_bytes) continue;
+      add(&c.total, n);
+      if (n.global_bytes || n.bulk_bytes || n.conflicts || n.flop || n.waits) add(&lines[location(p, p.code[i])], n);
+    }
+    c.lines.assign(lines.begin(), lines.end());
+    out.push_back(std::move(c));
+  }
+  return out;
+}
+
+void Machine::reset_counters() {
+  for (auto& [name, p] : counted_programs)
+    std::fill(p->counters.begin(), p->counters.end(), InstCounters{});
+  kernel_counters.clear();
+  counted_programs.clear();
+}
+
+}  // namespace l4k::emu
+
+using namespace l4k::emu;
+
+extern "C" {
+
+void l4k_emu_configure(l4k_emu_mode mode, uint64_t seed, uint32_t sms) {
+  Settings s = Machine::get().settings;
+  s.mode = static_cast<Mode>(mode);
+  s.seed = seed;
+  s.sms = sms;
+  Machine::get().configure(s);
+}
+int l4k_emu_configure_text(const char* text) {
+  Settings s = Machine::get().settings;
+  std::string error;
+  if (!parse_settings(text, &s, &error)) {
+    Registry::get().refusal = error;
+    return -1;
+  }
+  Machine::get().configure(s);
+  return 0;
+}
+void l4k_emu_reset(void) {
+  Machine::get().reset();
+  Machine::get().reset_counters();
+  Registry::get().last = cudaSuccess;
+  Registry::get().refusal.clear();
+}
+const char* l4k_emu_report(void) {
+  static std::string text;
+  text = Machine::get().failed() ? Machine::get().report.text() : "";
+  return text.c_str();
+}
+const char* l4k_emu_report_kind(void) { return Machine::get().report.kind.c_str(); }
+const char* l4k_emu_refusal(void) { return Registry::get().refusal.c_str(); }
+const char* l4k_emu_counters(void) {
+  static std::string text;
+  text.clear();
+  auto line = [](const InstCounters& c) {
+    std::string s;
+    auto item = [&](const char* name, uint64_t v) {
+      if (v) s += std::string(" ") + name + "=" + std::to_string(v);
+    };
+    item("issued", c.issued), item("global_bytes", c.global_bytes), item("sectors", c.sectors);
+    item("bulk_bytes", c.bulk_bytes), item("bank_conflicts", c.conflicts), item("flop", c.flop), item("waits", c.waits);
+    return s + "\n";
+  };
+  for (const auto& k : Machine::get().counters()) {
+    text += k.kernel + " launches=" + std::to_string(k.launches) +
+            " distinct_read=" + std::to_string(k.distinct_read_bytes) +
+            " distinct_written=" + std::to_string(k.distinct_written_bytes) + line(k.total);
+    for (const auto& [where, c] : k.lines) text += "  " + where + line(c);
+  }
+  return text.c_str();
+}
+void l4k_emu_register_range(const void* p, size_t n) { Machine::get().memory.add_range(p, n); }
+void l4k_emu_unregister_range(const void* p, size_t n) {
+  Machine::get().synchronize();
+  Machine::get().memory.remove_range(p, n);
+}
+int l4k_emu_synchronize(void) { return Machine::get().synchronize() ? 0 : -1; }
+
+}  // extern "C"

@@ -1,0 +1,58 @@
+// Fat binaries, kernels and device variables by host address; errors of the runtime.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "machine/machine.h"
+
+namespace l4k::emu {
+
+struct FatBinary {
+  const void* data = nullptr;
+  std::vector<std::unique_ptr<Image>> images;
+  bool loaded = false;
+  std::string error;
+  void load();
+};
+
+struct Kernel {
+  FatBinary* binary = nullptr;
+  std::string name;
+  uint32_t max_dynamic_shared = 48 * 1024;
+  bool dynamic_set = false, non_portable_cluster = false;
+  const Program* program = nullptr;
+  const Image* image = nullptr;
+  // Null, with `refuse` called, when the module is malformed or lacks the entry.
+  const Program* load();
+};
+
+struct DeviceVariable {
+  FatBinary* binary;
+  std::string name;
+};
+
+struct Registry {
+  std::vector<std::unique_ptr<FatBinary>> binaries;
+  std::map<const void*, std::unique_ptr<Kernel>> kernels;   // by host function
+  std::map<const void*, DeviceVariable> variables;
+  cudaError_t last = cudaSuccess;
+  std::string refusal;
+  static Registry& get();
+  // A host function, or a kernel handle that __cudaGetKernel returned.
+  Kernel* find(const void* function);
+  const Variable* variable(const void* symbol);
+};
+
+// Remembers the error (cudaGetLastError) and why; returns it.
+cudaError_t refuse(cudaError_t error, const std::string& why);
+// cudaSuccess, or the sticky error.
+cudaError_t status();
+cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
+                const cudaLaunchAttribute* attributes, unsigned count);
+
+}  // namespace l4k::emu
