@@ -12,6 +12,7 @@ void place_variables(PtxModule& module) {
   GlobalMemory& memory = Machine::get().memory;
   for (auto& v : module.variables) {
     if (v->space == Space::shared || v->external) continue;
+    if (v->bytes > (uint64_t{1} << 30)) throw PtxError(0, "variable '" + v->name + "' is larger than 1 GiB");
     v->address = reinterpret_cast<uint64_t>(memory.allocate(std::max<uint64_t>(v->bytes, 1)));
     auto* p = reinterpret_cast<uint8_t*>(v->address);
     std::memset(p, 0, v->bytes);
@@ -22,6 +23,7 @@ void place_variables(PtxModule& module) {
       const Variable* target = module.find_variable(ref.symbol);
       if (!target || !target->address)
         throw PtxError(0, "initialiser of '" + v->name + "' names '" + ref.symbol + "', which has no address");
+      if (ref.offset + 8 > v->bytes) throw PtxError(0, "initialiser of '" + v->name + "' is too long");
       uint64_t a = target->address + static_cast<uint64_t>(ref.addend);
       std::memcpy(reinterpret_cast<uint8_t*>(v->address) + ref.offset, &a, 8);
     }

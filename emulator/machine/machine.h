@@ -75,7 +75,8 @@ class Machine {
   };
   std::vector<Sm> sms_;
   std::vector<std::unique_ptr<Launch>> launches_;   // in stream order; the first is the oldest
-  std::vector<Warp*> ready_;
+  std::vector<Warp*> ready_, waiting_;
+  uint64_t idle_progress_ = 0, idle_rounds_ = 0;
   std::vector<BulkOp> bulk_;
   uint32_t next_launch_ = 1, stuck_rounds_ = 0;
   uint64_t stuck_progress_ = 0;

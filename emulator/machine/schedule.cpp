@@ -28,6 +28,7 @@ void Machine::run_until_done(size_t keep) {
 bool Machine::step() {
   place_clusters();
   ready_.clear();
+  waiting_.clear();
   bool wake_some = settings.mode != Mode::late;
   for (size_t li = launches_.size(); li-- > 0;) {
     for (auto& cluster : launches_[li]->resident)
@@ -36,6 +37,7 @@ bool Machine::step() {
           if (w->exited) continue;
           if (w->notified && wake_some && (settings.mode == Mode::early || chance(2))) w->wake();
           if (w->wait == Wait::none) ready_.push_back(w.get());
+          else if (w->notified || w->wait == Wait::poll) waiting_.push_back(w.get());
         }
     // Late: a dependent launch runs ahead of its predecessor for as long as it can.
     if (!ready_.empty() && settings.mode == Mode::late) break;
@@ -75,6 +77,17 @@ bool Machine::step() {
                 w->wake(), w->timed_out = true, retried = true;
     if (!retried) deadlock();
     return retried;
+  }
+  // Warps that spin without ever looking parked must not keep copies from landing.
+  if (idle_progress_ != progress) idle_progress_ = progress, idle_rounds_ = 0;
+  if (++idle_rounds_ % 1000 == 0) {
+    for (Warp* w : waiting_) w->wake();
+    land_one();
+  }
+  if (idle_rounds_ > 1000000) {
+    record(Fault{"deadlock", "warps spin for ever and nothing changes", -1, false, 0}, ready_[0],
+           &ready_[0]->current());
+    return false;
   }
   std::shuffle(ready_.begin(), ready_.end(), random);
   for (Warp* w : ready_) {

@@ -68,6 +68,11 @@ PtxOperand PtxParser::address_operand() {
 PtxOperand PtxParser::operand() {
   PtxOperand o;
   const Token t = lex_.peek();
+  struct Depth {
+    int* d;
+    ~Depth() { --*d; }
+  } guard{&depth_};
+  if (++depth_ > 64) lex_.fail("operand nested more than 64 deep");
   if (lex_.accept("{") || lex_.accept("(")) {
     o.kind = t.is("{") ? PtxOperand::Kind::group : PtxOperand::Kind::list;
     const char* close = t.is("{") ? "}" : ")";

@@ -44,6 +44,7 @@ std::unique_ptr<PtxModule> parse_ptx(const std::string& text) { return PtxParser
 
 std::unique_ptr<PtxModule> PtxParser::parse() {
   while (lex_.peek().kind != Token::Kind::end) module_statement();
+  if (module_->version.empty()) lex_.fail("no .version: this is not PTX");
   return std::move(module_);
 }
 
@@ -162,10 +163,12 @@ std::unique_ptr<Variable> PtxParser::variable(Space space, bool external) {
 
 void PtxParser::initialiser(Variable* v, uint32_t bytes, bool is_float) {
   if (lex_.accept("{")) {
+    if (++depth_ > 64) lex_.fail("initialiser nested more than 64 deep");
     if (lex_.accept("}")) return;
     do initialiser(v, bytes, is_float);
     while (lex_.accept(","));
     lex_.expect("}");
+    --depth_;
     return;
   }
   uint64_t value = 0;

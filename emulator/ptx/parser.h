@@ -61,7 +61,7 @@ class PtxParser {
   PtxFunction* f_ = nullptr;
   std::vector<Scope> scopes_;
   int scope_ = -1;
-  int location_ = 0;
+  int location_ = 0, depth_ = 0;
 };
 
 }  // namespace l4k::emu

@@ -96,8 +96,8 @@ float lg2(float x, double u) {
   double v = std::log2(static_cast<double>(x));
   if (!std::isfinite(v)) return canonical(static_cast<float>(v));
   if (v == std::floor(v)) return static_cast<float>(v);
-  double room = x > 0.5f && x < 2.f ? 0x1p-22 - std::abs(v) * kHalfUlp
-                                    : std::abs(v) * (0x1p-22 - kHalfUlp);
+  double room =
+      x > 0.5f && x < 2.f ? 0x1p-22 - std::abs(v) * kHalfUlp : std::abs(v) * (0x1p-22 - kHalfUlp);
   return static_cast<float>(v + u * room);
 }
 
@@ -107,9 +107,9 @@ float circular(float x, bool is_cos, double u) {
   double v = is_cos ? std::cos(static_cast<double>(x)) : std::sin(static_cast<double>(x));
   double magnitude = std::abs(static_cast<double>(x));
   // 2^-20.5 and 2^-14.7; beyond +-100 pi nothing is promised: let the error grow with the operand.
-  double room = magnitude <= 2 * kPi ? 0x1p-21 * 1.4142135623730951
-                                     : 0x1p-15 * 1.231144413344917 *
-                                           std::max(1.0, magnitude / (100 * kPi));
+  double room = magnitude <= 2 * kPi
+                    ? 0x1p-21 * 1.4142135623730951
+                    : 0x1p-15 * 1.231144413344917 * std::max(1.0, magnitude / (100 * kPi));
   v += u * (room - kHalfUlp);
   return static_cast<float>(std::min(std::max(v, -1.0), 1.0));
 }

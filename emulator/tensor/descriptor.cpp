@@ -64,9 +64,9 @@ uint64_t encode_descriptor(const MatrixDescriptor& d) {
 
 std::string to_string(const MatrixDescriptor& d) {
   char text[128];
-  std::snprintf(text, sizeof text, "start 0x%x, LBO %u, SBO %u, base offset %u, swizzle %s", d.start,
-                d.leading_offset, d.stride_offset, d.base_offset,
-                d.swizzle == Swizzle::none ? "none"
+  std::snprintf(text, sizeof text, "start 0x%x, LBO %u, SBO %u, base offset %u, swizzle %s",
+                d.start, d.leading_offset, d.stride_offset, d.base_offset,
+                d.swizzle == Swizzle::none  ? "none"
                 : d.swizzle == Swizzle::b32 ? "32B"
                 : d.swizzle == Swizzle::b64 ? "64B"
                                             : "128B");
@@ -105,8 +105,8 @@ std::string gather_operand(const uint8_t* smem, uint32_t smem_bytes, uint64_t de
     for (uint32_t half = 0; half < 2; ++half) {
       __m128i in[8], out[8];
       for (uint32_t k = 0; k < 8; ++k)
-        in[k] = _mm_loadu_si128(
-            reinterpret_cast<const __m128i*>(smem + chunks[m * 16 + half * 8 + k]));
+        in[k] =
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(smem + chunks[m * 16 + half * 8 + k]));
       transpose_8x8(in, out);
       for (uint32_t r = 0; r < 8; ++r)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(packed + (m * 8 + r) * 32 + half * 16), out[r]);

@@ -101,8 +101,7 @@ const char* mma_sync(MmaType a, MmaType b, MmaAcc acc, int k, const uint32_t* co
   alignas(32) uint8_t tile_a[16 * 32], tile_b[8 * 32];
   load_a(1, k_bytes, a_regs, tile_a);
   for (int r = 0; r < k_bytes / 16; ++r)
-    for (int n = 0; n < 8; ++n)
-      std::memcpy(tile_b + n * k_bytes + r * 16, b_regs[r] + n * 4, 16);
+    for (int n = 0; n < 8; ++n) std::memcpy(tile_b + n * k_bytes + r * 16, b_regs[r] + n * 4, 16);
   alignas(32) uint32_t tile_d[16 * 8];
   auto* floats = reinterpret_cast<float*>(tile_d);
   if (acc == MmaAcc::f16) {

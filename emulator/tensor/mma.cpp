@@ -115,8 +115,7 @@ void widen(MmaType t, const uint8_t* packed, int rows, int k_bytes, float* out) 
   switch (t) {
     case MmaType::bf16:
       return widen_bf16(reinterpret_cast<const uint16_t*>(packed), out, bytes / 2);
-    case MmaType::f16:
-      return widen_f16(reinterpret_cast<const uint16_t*>(packed), out, bytes / 2);
+    case MmaType::f16: return widen_f16(reinterpret_cast<const uint16_t*>(packed), out, bytes / 2);
     case MmaType::tf32:  // the hardware does not read the low 13 bits
       for (int i = 0; i < bytes / 4; ++i) {
         uint32_t u;
@@ -217,10 +216,9 @@ void multiply_int(MmaType ta, MmaType tb, int rows, int n, int k_bytes, const ui
       __m256i old = _mm256_loadu_si256(at), result = _mm256_add_epi32(old, sum);
       if (satfinite) {
         // Overflow: the operands agree in sign and the result does not.
-        __m256i wrong = _mm256_andnot_si256(_mm256_xor_si256(old, sum),
-                                            _mm256_xor_si256(old, result));
-        __m256i limit = _mm256_xor_si256(_mm256_srai_epi32(old, 31),
-                                         _mm256_set1_epi32(0x7fffffff));
+        __m256i wrong =
+            _mm256_andnot_si256(_mm256_xor_si256(old, sum), _mm256_xor_si256(old, result));
+        __m256i limit = _mm256_xor_si256(_mm256_srai_epi32(old, 31), _mm256_set1_epi32(0x7fffffff));
         result = _mm256_castps_si256(_mm256_blendv_ps(
             _mm256_castsi256_ps(result), _mm256_castsi256_ps(limit), _mm256_castsi256_ps(wrong)));
       }
@@ -232,8 +230,8 @@ void multiply_int(MmaType ta, MmaType tb, int rows, int n, int k_bytes, const ui
 void wgmma_tile(MmaType a, MmaType b, int n, const uint8_t* a_packed, const uint8_t* b_packed,
                 float* acc, bool scale_d, int scale_a, int scale_b, Fp8Accumulation fp8) {
   if (!scale_d) std::memset(acc, 0, sizeof(float) * kWgmmaRows * n);
-  multiply_float(a, b, kWgmmaRows, n, kWgmmaKBytes, a_packed, b_packed, acc,
-                 scale_a * scale_b < 0, fp8);
+  multiply_float(a, b, kWgmmaRows, n, kWgmmaKBytes, a_packed, b_packed, acc, scale_a * scale_b < 0,
+                 fp8);
 }
 
 void wgmma_tile_f16(MmaType a, MmaType b, int n, const uint8_t* a_packed, const uint8_t* b_packed,

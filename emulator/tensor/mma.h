@@ -26,8 +26,8 @@ inline constexpr int kWgmmaKBytes = 32;
 inline constexpr int kHopperFp8Bits = 14;
 
 // acc = (scale_d ? acc : 0) + scale_a * A * scale_b * B. `acc` is 64 x n row-major; n is a multiple
-// of 8 in 8..256; scale_a and scale_b are 1 or -1. One rounding per product pair at most; the order
-// of the sum over K is fixed, so results do not depend on anything but the operands.
+// of 8 in 8..256; scale_a and scale_b are 1 or -1. Products are exact, every addition rounds once,
+// and K is summed in order, so results depend on nothing but the operands. NaN comes out canonical.
 void wgmma_tile(MmaType a, MmaType b, int n, const uint8_t* a_packed, const uint8_t* b_packed,
                 float* acc, bool scale_d, int scale_a, int scale_b, Fp8Accumulation fp8);
 // f16 accumulators (f16, e4m3, e5m2 operands): the sum is formed in fp32 and rounded once.

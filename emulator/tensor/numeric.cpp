@@ -61,8 +61,7 @@ uint64_t round_pack(const Layout& f, bool negative, uint64_t m, int e, Round how
   }
   kept += away_from_zero(how, negative, kept & 1, rest);
   // A carry out of the mantissa lands in the exponent field, which is what it means.
-  uint64_t magnitude =
-      exponent < lowest ? kept : (uint64_t(exponent + f.bias - 1) << f.man) + kept;
+  uint64_t magnitude = exponent < lowest ? kept : (uint64_t(exponent + f.bias - 1) << f.man) + kept;
   if (magnitude > f.max) {
     bool to_infinity = how == Round::rn || how == Round::rna || (how == Round::rp && !negative) ||
                        (how == Round::rm && negative);
@@ -317,7 +316,8 @@ uint64_t int_to_int(uint64_t x, bool from_signed, int to_width, bool to_signed, 
   if (sat) {
     bool negative = from_signed && static_cast<int64_t>(x) < 0;
     if (to_signed) {
-      if (negative && static_cast<int64_t>(x) < -static_cast<int64_t>(top - 1) - 1) return ~all | top;
+      if (negative && static_cast<int64_t>(x) < -static_cast<int64_t>(top - 1) - 1)
+        return ~all | top;
       if (!negative && x > top - 1) return top - 1;
     } else {
       if (negative) return 0;
@@ -417,8 +417,12 @@ uint16_t half_op(Format format, HalfOp op, uint16_t a, uint16_t b, uint16_t c, H
     case HalfOp::sub: r = add_odd(x, -y); break;
     case HalfOp::mul: r = x * y; break;
     case HalfOp::fma: r = add_odd(x * y, value(c)); break;
-    case HalfOp::min: r = f32_min(static_cast<float>(x), static_cast<float>(y), false, o.nan); break;
-    case HalfOp::max: r = f32_max(static_cast<float>(x), static_cast<float>(y), false, o.nan); break;
+    case HalfOp::min:
+      r = f32_min(static_cast<float>(x), static_cast<float>(y), false, o.nan);
+      break;
+    case HalfOp::max:
+      r = f32_max(static_cast<float>(x), static_cast<float>(y), false, o.nan);
+      break;
   }
   CvtOptions cvt;
   cvt.sat = o.sat, cvt.relu = o.relu;

@@ -43,8 +43,8 @@ inline float saturate(float x) { return x > 0.f ? (x < 1.f ? x : 1.f) : 0.f; }
 
 // ---- exact widening ---------------------------------------------------------------------------
 inline float bf16_to_float(uint16_t x) { return from_bits(uint32_t{x} << 16); }
-float f16_to_float(uint16_t x);   // NaN payloads survive as they do in the hardware's widening
-float e4m3_to_float(uint8_t x);   // 0x7f and 0xff are NaN, there is no infinity
+float f16_to_float(uint16_t x);  // NaN payloads survive as they do in the hardware's widening
+float e4m3_to_float(uint8_t x);  // 0x7f and 0xff are NaN, there is no infinity
 float e5m2_to_float(uint8_t x);
 // cvt.rn.f16x2.e4m3x2 and cvt.rn.f16x2.e5m2x2: low byte to low half.
 uint32_t e4m3x2_to_f16x2(uint16_t x, bool relu = false);

@@ -8,8 +8,8 @@ namespace l4k::emu {
 namespace {
 
 constexpr uint32_t kBytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
-constexpr const char* kNames[] = {"UINT8",   "UINT16",   "UINT32",      "INT32",    "UINT64",
-                                  "INT64",   "FLOAT16",  "FLOAT32",     "FLOAT64",  "BFLOAT16",
+constexpr const char* kNames[] = {"UINT8",       "UINT16",   "UINT32",      "INT32",   "UINT64",
+                                  "INT64",       "FLOAT16",  "FLOAT32",     "FLOAT64", "BFLOAT16",
                                   "FLOAT32_FTZ", "TFLOAT32", "TFLOAT32_FTZ"};
 
 bool is_float(TensorType t) { return t >= TensorType::f16; }
@@ -44,8 +44,8 @@ EncodeResult check_support(int data_type, int interleave, int swizzle, int l2, i
                 "the emulator does not implement it; use FLOAT32 or UINT8");
   }
   if (interleave != 0) {
-    return fail(missing, "interleave", "CU_TENSOR_MAP_INTERLEAVE_NONE",
-                std::to_string(interleave), "the emulator does not implement it");
+    return fail(missing, "interleave", "CU_TENSOR_MAP_INTERLEAVE_NONE", std::to_string(interleave),
+                "the emulator does not implement it");
   }
   if (swizzle > 3) {
     return fail(missing, "swizzle", "NONE, 32B, 64B or 128B", std::to_string(swizzle),
@@ -139,8 +139,8 @@ EncodeResult encode_tiled(void* map_out, int data_type, uint32_t rank, const voi
                 number(inner) + " bytes", "split the box along dimension 0");
   }
   if (m.swizzle != Swizzle::none && inner < span) {
-    return fail(EncodeCode::not_supported, "boxDim[0]",
-                "the swizzle's " + number(span) + " bytes", number(inner) + " bytes",
+    return fail(EncodeCode::not_supported, "boxDim[0]", "the swizzle's " + number(span) + " bytes",
+                number(inner) + " bytes",
                 "the driver takes it, but no document gives the layout; use a narrower swizzle");
   }
   std::memcpy(map_out, &m, sizeof m);
@@ -203,10 +203,14 @@ std::string replace_field(void* p, MapField field, int ordinal, uint64_t value) 
       m.element_strides[ordinal] = ordinal ? static_cast<uint8_t>(value) : 1;
       break;
     case MapField::elemtype:
-      if (value == 9) m.type = TensorType::f64;
-      else if (value == 10) m.type = TensorType::bf16;
-      else if (value < 8) m.type = static_cast<TensorType>(value);
-      else return wrong("an elemtype that is copied bit by bit");
+      if (value == 9)
+        m.type = TensorType::f64;
+      else if (value == 10)
+        m.type = TensorType::bf16;
+      else if (value < 8)
+        m.type = static_cast<TensorType>(value);
+      else
+        return wrong("an elemtype that is copied bit by bit");
       break;
     case MapField::interleave_layout:
       if (value) return wrong("interleave_layout 0 (the emulator has no other)");
@@ -242,7 +246,8 @@ void load_box(const TensorMap& m, const int32_t* coords, uint8_t* smem, uint32_t
     if (run.in_bounds) {
       std::memcpy(smem + run.shared, host(run.global), run.bytes);
     } else {
-      for (uint32_t i = 0; i < run.bytes; i += size) std::memcpy(smem + run.shared + i, &fill, size);
+      for (uint32_t i = 0; i < run.bytes; i += size)
+        std::memcpy(smem + run.shared + i, &fill, size);
     }
   });
 }
@@ -277,11 +282,12 @@ uint64_t reduce_element(TensorType type, BoxReduce op, uint64_t a, uint64_t b) {
     if (type == TensorType::f32) {
       F32Options o;
       o.ftz = true;
-      return bits(f32_add(from_bits(static_cast<uint32_t>(a)), from_bits(static_cast<uint32_t>(b)),
-                          o));
+      return bits(
+          f32_add(from_bits(static_cast<uint32_t>(a)), from_bits(static_cast<uint32_t>(b)), o));
     }
-    HalfOp half = op == BoxReduce::add ? HalfOp::add : op == BoxReduce::min ? HalfOp::min
-                                                                            : HalfOp::max;
+    HalfOp half = op == BoxReduce::add   ? HalfOp::add
+                  : op == BoxReduce::min ? HalfOp::min
+                                         : HalfOp::max;
     return half_op(type == TensorType::f16 ? Format::f16 : Format::bf16, half,
                    static_cast<uint16_t>(a), static_cast<uint16_t>(b));
   }

@@ -13,23 +13,35 @@ namespace l4k::emu {
 
 // Values equal CUtensorMapDataType.
 enum class TensorType : uint8_t {
-  u8, u16, u32, s32, u64, s64, f16, f32, f64, bf16, f32_ftz, tf32, tf32_ftz
+  u8,
+  u16,
+  u32,
+  s32,
+  u64,
+  s64,
+  f16,
+  f32,
+  f64,
+  bf16,
+  f32_ftz,
+  tf32,
+  tf32_ftz
 };
 uint32_t tensor_type_bytes(TensorType t);
 const char* tensor_type_name(TensorType t);
 
 struct alignas(64) TensorMap {
-  uint64_t magic;           // kTensorMapMagic, or the map was never encoded
-  uint64_t address;         // global address of element (0, ..., 0)
-  uint64_t strides[4];      // bytes, dimensions 1..4
-  uint64_t dims[5];         // extents in elements, 1 beyond the rank; 0 only through replace_field
-  uint16_t box[5];          // 1..256 elements, before element strides
+  uint64_t magic;       // kTensorMapMagic, or the map was never encoded
+  uint64_t address;     // global address of element (0, ..., 0)
+  uint64_t strides[4];  // bytes, dimensions 1..4
+  uint64_t dims[5];     // extents in elements, 1 beyond the rank; 0 only through replace_field
+  uint16_t box[5];      // 1..256 elements, before element strides
   uint8_t element_strides[5];
   TensorType type;
   uint8_t rank;
   Swizzle swizzle;
   uint8_t l2_promotion;
-  bool nan_fill;            // out-of-bounds elements are NaN instead of zero
+  bool nan_fill;  // out-of-bounds elements are NaN instead of zero
   uint8_t reserved[18];
 
   uint32_t element_bytes() const { return tensor_type_bytes(type); }
@@ -64,8 +76,16 @@ std::string read_tensor_map(const void* p, TensorMap* out);
 // driver's: rank minus one, PTX's element type codes, strides in bytes (as since CUDA 12.5).
 // Returns "" or what is wrong.
 enum class MapField : uint8_t {
-  global_address, rank, box_dim, global_dim, global_stride, element_stride, elemtype,
-  interleave_layout, swizzle_mode, fill_mode
+  global_address,
+  rank,
+  box_dim,
+  global_dim,
+  global_stride,
+  element_stride,
+  elemtype,
+  interleave_layout,
+  swizzle_mode,
+  fill_mode
 };
 std::string replace_field(void* p, MapField field, int ordinal, uint64_t value);
 
@@ -76,10 +96,10 @@ uint64_t oob_fill_bits(const TensorMap& m);
 
 // A run of consecutive elements that is contiguous in global and in shared memory.
 struct BoxRun {
-  uint64_t global;    // address; meaningless where !in_bounds
-  uint32_t shared;    // absolute shared-memory address, swizzled
-  uint32_t bytes;     // a multiple of the element size; at most 16 under a swizzle
-  bool in_bounds;     // loads: copy, else fill. Stores and reductions: write, else skip
+  uint64_t global;  // address; meaningless where !in_bounds
+  uint32_t shared;  // absolute shared-memory address, swizzled
+  uint32_t bytes;   // a multiple of the element size; at most 16 under a swizzle
+  bool in_bounds;   // loads: copy, else fill. Stores and reductions: write, else skip
 };
 
 // Calls fn(const BoxRun&) for every run of the box at element coordinates `coords` (rank of them,
@@ -110,8 +130,8 @@ bool box_global_range(const TensorMap& m, const int32_t* coords, uint64_t* low, 
 namespace detail {
 // One inner row: its shared address before swizzling, and [first, last) elements in bounds.
 template <typename Fn>
-void split_run(const TensorMap& m, uint64_t global, uint32_t shared, uint32_t bytes,
-               bool in_bounds, Fn& fn) {
+void split_run(const TensorMap& m, uint64_t global, uint32_t shared, uint32_t bytes, bool in_bounds,
+               Fn& fn) {
   if (m.swizzle == Swizzle::none) {
     if (bytes) fn(BoxRun{global, shared, bytes, in_bounds});
     return;

@@ -95,8 +95,9 @@ void bounds() {
         moved += seed && got != approx(op, x, false, 0);
       }
       // The documented error is used, not a sliver of it.
-      if (seed) check(worst > 0.9, "op %d seed %llx: worst is %.3f of the limit", i,
-                      (unsigned long long)seed, worst);
+      if (seed)
+        check(worst > 0.9, "op %d seed %llx: worst is %.3f of the limit", i,
+              (unsigned long long)seed, worst);
     }
     check(moved > 30000, "op %d: only %ld results moved", i, moved);
   }
@@ -210,10 +211,12 @@ void halves() {
           }
           double v = op == Approx::ex2 ? std::exp2(a) : std::tanh(a);
           double limit = op == Approx::ex2 ? v * (f16 ? std::exp2(-9.9) : 0x1p-7)
-                                           : f16 ? std::exp2(-10.987) : 0x1p-8;
+                         : f16             ? std::exp2(-10.987)
+                                           : 0x1p-8;
           if (f16) limit = std::max(limit, 0x1p-25);
           // Results beyond the format's range, or flushed (bf16): infinity and zero.
-          bool edge = op == Approx::ex2 && (v > (f16 ? 65504. : 0x1.fep127) || (!f16 && v < 0x1p-126));
+          bool edge =
+              op == Approx::ex2 && (v > (f16 ? 65504. : 0x1.fep127) || (!f16 && v < 0x1p-126));
           if (edge) {
             check(y == (v > 1 ? kInf : 0.) || std::abs(y - v) <= limit, "half ex2 of %a: %a", a, y);
             continue;
@@ -225,7 +228,8 @@ void halves() {
       }
   }
   for (uint64_t seed : {0ull, 3ull}) {
-    check(approx_half(Approx::ex2, Format::bf16, 0x0001, seed) == 0x3f80, "ex2 of a subnormal bf16");
+    check(approx_half(Approx::ex2, Format::bf16, 0x0001, seed) == 0x3f80,
+          "ex2 of a subnormal bf16");
     check(approx_half(Approx::ex2, Format::f16, 0xfc00, seed) == 0, "ex2 of -inf");
     check(approx_half(Approx::tanh, Format::f16, 0x8000, seed) == 0x8000, "tanh of -0");
     check(approx_half(Approx::tanh, Format::bf16, 0xff80, seed) == 0xbf80, "tanh of -inf");

@@ -1,4 +1,5 @@
-// Tests are plain programs: check(...) prints what differs and counts it; finish() is main's result.
+// Tests are plain programs: check(...) prints what differs and counts it; finish() is main's
+// result.
 #pragma once
 
 #include <cstdarg>
@@ -37,7 +38,7 @@ struct Rng {
     return static_cast<uint32_t>(state * 0x2545f4914f6cdd1dull >> 32);
   }
   uint32_t below(uint32_t n) { return next() % n; }
-  double unit() { return next() * 0x1p-32; }                       // [0, 1)
+  double unit() { return next() * 0x1p-32; }  // [0, 1)
   double between(double a, double b) { return a + (b - a) * unit(); }
 };
 

@@ -31,9 +31,12 @@ template <class T>
 T value_at(int row, int col) {
   uint32_t h = (row * 2654435761u) ^ (col * 40503u + 77u);
   T out;
-  if constexpr (sizeof(T) == 1) out = T::bitcast(static_cast<uint8_t>(h >> 7));
-  else if constexpr (sizeof(T) == 2) out = T::bitcast(static_cast<uint16_t>(h >> 5));
-  else out = T::bitcast(h);
+  if constexpr (sizeof(T) == 1)
+    out = T::bitcast(static_cast<uint8_t>(h >> 7));
+  else if constexpr (sizeof(T) == 2)
+    out = T::bitcast(static_cast<uint16_t>(h >> 5));
+  else
+    out = T::bitcast(h);
   return out;
 }
 template <>
@@ -60,8 +63,9 @@ void compare(const char* name, MmaType type, bool mn_major, int rows_per, Tensor
         for (int c = 0; c < per_k; ++c) {
           T want = tile(i * rows_per + r, k * per_k + c), got;
           std::memcpy(&got, &packed[r * 32 + c * sizeof(T)], sizeof(T));
-          check(std::memcmp(&want, &got, sizeof(T)) == 0, "%s: block %d k step %d row %d col %d (%s)",
-                name, i, k, r, c, emu::to_string(emu::decode_descriptor(desc)).c_str());
+          check(std::memcmp(&want, &got, sizeof(T)) == 0,
+                "%s: block %d k step %d row %d col %d (%s)", name, i, k, r, c,
+                emu::to_string(emu::decode_descriptor(desc)).c_str());
         }
     }
 }
@@ -163,8 +167,8 @@ void fragments() {
         int reg = bit / 32, part = bit / 16 % 2;
         emu::Element e = emu::matrix_element(lane, part, trans);
         int source = emu::matrix_row_lane(reg, e.row) * 128 + e.col * 16;
-        check(layout(lane, bit) == source, "%s lane %d bit %d: expected %d, got %d", name, lane, bit,
-              int(layout(lane, bit)), source);
+        check(layout(lane, bit) == source, "%s lane %d bit %d: expected %d, got %d", name, lane,
+              bit, int(layout(lane, bit)), source);
       }
   };
   // SrcLayout maps (lane, bit of its row) to the same bits; with its lanes in row order it is

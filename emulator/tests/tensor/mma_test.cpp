@@ -14,7 +14,8 @@ using test::check;
 
 namespace {
 
-const MmaType kFloats[] = {MmaType::bf16, MmaType::f16, MmaType::tf32, MmaType::e4m3, MmaType::e5m2};
+const MmaType kFloats[] = {MmaType::bf16, MmaType::f16, MmaType::tf32, MmaType::e4m3,
+                           MmaType::e5m2};
 
 double element(MmaType t, const uint8_t* packed, int row, int col, int k_bytes) {
   const uint8_t* p = packed + row * k_bytes + col * mma_bytes(t);
@@ -77,8 +78,8 @@ void exact_products() {
             double want = scale_d ? start[i * n + j] : 0;
             for (int p = 0; p < k; ++p)
               want += sa * element(t, a.data(), i, p, 32) * sb * element(t, b.data(), j, p, 32);
-            check(acc[i * n + j] == want, "type %d n %d (%d, %d): expected %g, got %g", int(t), n, i,
-                  j, want, acc[i * n + j]);
+            check(acc[i * n + j] == want, "type %d n %d (%d, %d): expected %g, got %g", int(t), n,
+                  i, j, want, acc[i * n + j]);
           }
       }
 }
@@ -123,14 +124,15 @@ void reduced_precision() {
       auto finite = [&](MmaType t, uint8_t x) {
         return t == MmaType::e4m3 ? (x & 0x7f) != 0x7f : (x & 0x7c) != 0x7c;
       };
-      for (auto& x : a)
-        do x = static_cast<uint8_t>(rng.next());
+      for (auto& x : a) do
+          x = static_cast<uint8_t>(rng.next());
         while (!finite(ta, x));
-      for (auto& x : b)
-        do x = static_cast<uint8_t>(rng.next());
+      for (auto& x : b) do
+          x = static_cast<uint8_t>(rng.next());
         while (!finite(tb, x));
       std::vector<float> acc(64 * n), start(64 * n);
-      for (float& x : start) x = static_cast<float>(std::ldexp(rng.between(-1, 1), int(rng.below(60)) - 30));
+      for (float& x : start)
+        x = static_cast<float>(std::ldexp(rng.between(-1, 1), int(rng.below(60)) - 30));
       acc = start;
       long differ = 0;
       wgmma_tile(ta, tb, n, a.data(), b.data(), acc.data(), true, 1, 1, Fp8Accumulation::hopper);
@@ -156,7 +158,8 @@ void reduced_precision() {
     wgmma_tile(MmaType::e4m3, MmaType::e4m3, 8, zero.data(), one.data(), acc.data(), true, 1, 1,
                Fp8Accumulation::hopper);
     float cut = std::abs(x) < 0x1p-80f ? x : aligned_sum(x, {});
-    check(acc[0] == cut && acc[511] == cut, "accumulator %a alone: expected %a, got %a", x, cut, acc[0]);
+    check(acc[0] == cut && acc[511] == cut, "accumulator %a alone: expected %a, got %a", x, cut,
+          acc[0]);
   }
 }
 
@@ -224,8 +227,8 @@ void integers() {
             for (int p = 0; p < 32; ++p)
               want += int64_t(element(ta, a.data(), i, p, 32) * element(tb, b.data(), j, p, 32));
             if (satfinite) want = std::min<int64_t>(std::max<int64_t>(want, INT32_MIN), INT32_MAX);
-            check(acc[i * n + j] == static_cast<int32_t>(want), "s32 (%d, %d): expected %lld, got %d",
-                  i, j, (long long)want, acc[i * n + j]);
+            check(acc[i * n + j] == static_cast<int32_t>(want),
+                  "s32 (%d, %d): expected %lld, got %d", i, j, (long long)want, acc[i * n + j]);
           }
         wgmma_tile_s32(ta, tb, n, a.data(), b.data(), acc.data(), false, satfinite);
         int64_t first = 0;
@@ -238,7 +241,8 @@ void integers() {
 struct Registers {
   std::vector<uint32_t> words;
   std::vector<uint32_t*> pointers;
-  explicit Registers(int count, uint32_t fill = 0xdeadbeef) : words(static_cast<size_t>(count) * 32, fill) {
+  explicit Registers(int count, uint32_t fill = 0xdeadbeef)
+      : words(static_cast<size_t>(count) * 32, fill) {
     for (int i = 0; i < count; ++i) pointers.push_back(&words[static_cast<size_t>(i) * 32]);
   }
   uint32_t* const* data() const { return pointers.data(); }
@@ -252,7 +256,8 @@ void maps() {
       for (int r = 0; r < n / 2; ++r) {
         Element e = wgmma_acc_element(t, r);
         Place p = wgmma_acc_place(e.row, e.col);
-        check(p.thread == t && p.reg == r && e.row < 64 && e.col < n, "acc map thread %d reg %d", t, r);
+        check(p.thread == t && p.reg == r && e.row < 64 && e.col < n, "acc map thread %d reg %d", t,
+              r);
         regs.pointers[static_cast<size_t>(t / 32 * n / 2 + r)][t % 32] =
             static_cast<uint32_t>(e.row * 1000 + e.col);
       }
@@ -292,8 +297,8 @@ void maps() {
         Place p = a_fragment_place(t, row, col);
         Element e = a_fragment_element(t, p.thread, p.reg, p.part);
         check(e.row == row && e.col == col && p.part < per && p.reg < 4, "A map");
-        auto* word = reinterpret_cast<uint8_t*>(a.pointers[static_cast<size_t>(p.thread / 32 * 4 + p.reg)] +
-                                                p.thread % 32);
+        auto* word = reinterpret_cast<uint8_t*>(
+            a.pointers[static_cast<size_t>(p.thread / 32 * 4 + p.reg)] + p.thread % 32);
         std::memcpy(word + p.part * bytes, &want[static_cast<size_t>(row * 32 + col * bytes)],
                     static_cast<size_t>(bytes));
       }
@@ -324,14 +329,16 @@ void mma_sync_all() {
     for (int row = 0; row < 16; ++row)
       for (int col = 0; col < k; ++col) {
         Place p = a_fragment_place(ta, row, col);
-        std::memcpy(reinterpret_cast<uint8_t*>(ra.pointers[p.reg] + p.thread) + p.part * mma_bytes(ta),
-                    &a[row * k_bytes + col * mma_bytes(ta)], mma_bytes(ta));
+        std::memcpy(
+            reinterpret_cast<uint8_t*>(ra.pointers[p.reg] + p.thread) + p.part * mma_bytes(ta),
+            &a[row * k_bytes + col * mma_bytes(ta)], mma_bytes(ta));
       }
     for (int n = 0; n < 8; ++n)
       for (int col = 0; col < k; ++col) {
         Place p = b_fragment_place(tb, col, n);
-        std::memcpy(reinterpret_cast<uint8_t*>(rb.pointers[p.reg] + p.thread) + p.part * mma_bytes(tb),
-                    &b[n * k_bytes + col * mma_bytes(tb)], mma_bytes(tb));
+        std::memcpy(
+            reinterpret_cast<uint8_t*>(rb.pointers[p.reg] + p.thread) + p.part * mma_bytes(tb),
+            &b[n * k_bytes + col * mma_bytes(tb)], mma_bytes(tb));
       }
     double c[16][8];
     for (int i = 0; i < 16; ++i)
@@ -339,9 +346,12 @@ void mma_sync_all() {
         c[i][j] = double(rng.below(99)) - 50;
         Place p = acc == MmaAcc::f16 ? wgmma_acc_f16_place(i, j) : c_fragment_place(i, j);
         uint32_t& word = rc.pointers[p.reg][p.thread];
-        if (acc == MmaAcc::f16) word |= uint32_t{float_to_f16(float(c[i][j]))} << 16 * p.part;
-        else if (acc == MmaAcc::s32) word = static_cast<uint32_t>(int32_t(c[i][j]));
-        else word = bits(float(c[i][j]));
+        if (acc == MmaAcc::f16)
+          word |= uint32_t{float_to_f16(float(c[i][j]))} << 16 * p.part;
+        else if (acc == MmaAcc::s32)
+          word = static_cast<uint32_t>(int32_t(c[i][j]));
+        else
+          word = bits(float(c[i][j]));
       }
     for (bool in_place : {false, true}) {
       const Registers& out = in_place ? rc : rd;
@@ -354,7 +364,7 @@ void mma_sync_all() {
             want += element(ta, a.data(), i, p, k_bytes) * element(tb, b.data(), j, p, k_bytes);
           Place p = acc == MmaAcc::f16 ? wgmma_acc_f16_place(i, j) : c_fragment_place(i, j);
           uint32_t word = out.pointers[p.reg][p.thread];
-          double got = acc == MmaAcc::f16   ? f16_to_float(static_cast<uint16_t>(word >> 16 * p.part))
+          double got = acc == MmaAcc::f16 ? f16_to_float(static_cast<uint16_t>(word >> 16 * p.part))
                        : acc == MmaAcc::s32 ? static_cast<int32_t>(word)
                                             : from_bits(word);
           check(got == want, "mma types %d %d acc %d k %d (%d, %d): expected %g, got %g", int(ta),
@@ -404,12 +414,13 @@ void matrices() {
           int row = lane / 4, col = lane % 4 * 2;
           uint32_t low = trans ? m * 64 + col * 8 + row : m * 64 + row * 8 + col;
           uint32_t high = trans ? m * 64 + (col + 1) * 8 + row : m * 64 + row * 8 + col + 1;
-          check(regs.pointers[m][lane] == (low | high << 16), "ldmatrix x%d trans %d lane %d", count,
-                trans, lane);
+          check(regs.pointers[m][lane] == (low | high << 16), "ldmatrix x%d trans %d lane %d",
+                count, trans, lane);
         }
       stmatrix(count, trans, regs.data(), out_rows);
       for (int lane = 0; lane < 8 * count; ++lane)
-        check(std::memcmp(rows[lane], out_rows[lane], 16) == 0, "stmatrix x%d trans %d", count, trans);
+        check(std::memcmp(rows[lane], out_rows[lane], 16) == 0, "stmatrix x%d trans %d", count,
+              trans);
       if (!trans) {
         Registers turned(4);
         ldmatrix(count, true, rows, turned.data());

@@ -136,11 +136,13 @@ void against_search() {
       bool negative = rng.next() & 1;
       for (Round how : {Round::rn, Round::rz, Round::rm, Round::rp, Round::rna}) {
         CvtOptions o = rounding(how, true);
-        uint64_t got = cvt_float(c.format, Format::f64, std::bit_cast<uint64_t>(negative ? -x : x), o);
+        uint64_t got =
+            cvt_float(c.format, Format::f64, std::bit_cast<uint64_t>(negative ? -x : x), o);
         uint64_t want = std::min(values.round(x, how, negative), c.max);
         want = want << c.pad | uint64_t{negative} << c.sign;
-        check(got == want, "format %d rounding %d of %a: expected 0x%llx, got 0x%llx", int(c.format),
-              int(how), negative ? -x : x, (unsigned long long)want, (unsigned long long)got);
+        check(got == want, "format %d rounding %d of %a: expected 0x%llx, got 0x%llx",
+              int(c.format), int(how), negative ? -x : x, (unsigned long long)want,
+              (unsigned long long)got);
       }
     }
   }
@@ -219,7 +221,8 @@ void integers() {
   check(float_to_int(Format::f32, nan, 64, true, Round::rz) == 1ull << 63, "NaN to s64");
   check(float_to_int(Format::f32, nan, 64, false, Round::rz) == 1ull << 63, "NaN to u64");
   check(float_to_int(Format::f64, std::bit_cast<uint64_t>(double(NAN)), 32, true, Round::rz) ==
-            0xffffffff80000000ull, "f64 NaN to s32");
+            0xffffffff80000000ull,
+        "f64 NaN to s32");
   check(float_to_int(Format::f32, 1, 32, true, Round::rp) == 1, "a subnormal rounds up to 1");
   check(float_to_int(Format::f32, 1, 32, true, Round::rp, true) == 0, "unless it is flushed");
   check(int_to_float(Format::f16, 70000, false) == 0x7c00, "u32 to f16 overflows");
@@ -244,8 +247,9 @@ void arithmetic() {
     F32Options o;
     o.round = modes[m];
     for (int i = 0; i < 500000; ++i) {
-      volatile float a = from_bits(rng.next()), b = from_bits(rng.next()), c = from_bits(rng.next());
-      if (i % 4 == 1) b = from_bits((bits(a) ^ 0x80000000u) + rng.below(5) - 2);   // cancellation
+      volatile float a = from_bits(rng.next()), b = from_bits(rng.next()),
+                     c = from_bits(rng.next());
+      if (i % 4 == 1) b = from_bits((bits(a) ^ 0x80000000u) + rng.below(5) - 2);  // cancellation
       if (i % 4 == 2) b = from_bits((bits(a) & 0x7f800000u) ^ (rng.next() & 0x81ffffffu));
       if (i % 16 == 3) c = -(a * b);
       if (i % 97 == 0) a = i % 2 ? 0.f : -0.f;
@@ -254,7 +258,8 @@ void arithmetic() {
       volatile float sum = a + b, product = a * b, quotient = a / b, root = std::sqrt(a);
       volatile float fused = std::fma(a, b, c), difference = a - b;
       std::fesetround(FE_TONEAREST);
-      check(same(f32_add(a, b, o), sum), "add mode %d %a %a: %a, got %a", m, a, b, sum, f32_add(a, b, o));
+      check(same(f32_add(a, b, o), sum), "add mode %d %a %a: %a, got %a", m, a, b, sum,
+            f32_add(a, b, o));
       check(same(f32_sub(a, b, o), difference), "sub mode %d %a %a", m, a, b);
       check(same(f32_mul(a, b, o), product), "mul mode %d %a %a", m, a, b);
       check(same(f32_div(a, b, o), quotient), "div mode %d %a %a: %a, got %a", m, a, b, quotient,

@@ -63,8 +63,8 @@ int main() {
         gather_operand(smem.data(), 228 * 1024, da, 64, MmaType::bf16, false, a.data());
         gather_operand(smem.data(), 228 * 1024, db, 128, MmaType::bf16, false, b.data());
         wgmma_load_acc(128, regs.data(), reinterpret_cast<uint32_t*>(acc.data()));
-        wgmma_tile(MmaType::bf16, MmaType::bf16, 128, a.data(), b.data(), acc.data(), step > 0, 1, 1,
-                   Fp8Accumulation::exact);
+        wgmma_tile(MmaType::bf16, MmaType::bf16, 128, a.data(), b.data(), acc.data(), step > 0, 1,
+                   1, Fp8Accumulation::exact);
         wgmma_store_acc(128, reinterpret_cast<uint32_t*>(acc.data()), regs.data());
       }
   });
@@ -78,9 +78,8 @@ int main() {
   uint32_t* r = words.data();
   const uint32_t* in[] = {r, r + 32, r + 64, r + 96};
   uint32_t* out[] = {r + 128, r + 160, r + 192, r + 224};
-  double sync = best(2000, [&] {
-    mma_sync(MmaType::bf16, MmaType::bf16, MmaAcc::f32, 16, in, in, in, out);
-  });
+  double sync =
+      best(2000, [&] { mma_sync(MmaType::bf16, MmaType::bf16, MmaAcc::f32, 16, in, in, in, out); });
   std::printf("mma.sync m16n8k16 bf16: %.0f ns\n", sync * 1e9);
 
   alignas(64) uint8_t map[128];

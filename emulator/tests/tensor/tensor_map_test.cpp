@@ -48,8 +48,8 @@ struct Arguments {
   uint32_t steps[5] = {1, 1, 1, 1, 1};
   int interleave = 0, swizzle = 0, l2 = 0, oob = 0;
   EncodeResult encode() {
-    return encode_tiled(map, type, rank, address, dims, strides, box, steps, interleave, swizzle, l2,
-                        oob);
+    return encode_tiled(map, type, rank, address, dims, strides, box, steps, interleave, swizzle,
+                        l2, oob);
   }
 };
 
@@ -57,7 +57,8 @@ struct Arguments {
 void one_box(test::Rng& rng, int round) {
   static std::vector<uint8_t> storage(1 << 20);
   uint8_t* base = storage.data() + (16 - reinterpret_cast<uintptr_t>(storage.data()) % 16) % 16;
-  for (size_t i = 0; i < storage.size(); ++i) storage[i] = static_cast<uint8_t>(rng.state >> (i % 40)) ^ static_cast<uint8_t>(i * 31);
+  for (size_t i = 0; i < storage.size(); ++i)
+    storage[i] = static_cast<uint8_t>(rng.state >> (i % 40)) ^ static_cast<uint8_t>(i * 31);
   rng.next();
   Arguments a;
   const int types[] = {0, 1, 2, 3, 6, 7, 8, 9};
@@ -67,7 +68,8 @@ void one_box(test::Rng& rng, int round) {
   a.address = base + 16 * rng.below(64);
   a.swizzle = static_cast<int>(rng.below(4));
   a.oob = a.type >= 6 ? static_cast<int>(rng.below(2)) : 0;
-  uint32_t inner = a.swizzle ? swizzle_span(static_cast<Swizzle>(a.swizzle)) : 16 * (1 + rng.below(12));
+  uint32_t inner =
+      a.swizzle ? swizzle_span(static_cast<Swizzle>(a.swizzle)) : 16 * (1 + rng.below(12));
   if (inner / size > 256) inner = 256 * size;
   a.box[0] = inner / size;
   a.dims[0] = 1 + rng.below(a.box[0] * 3);
@@ -112,7 +114,8 @@ void one_box(test::Rng& rng, int round) {
               cell.global += uint64_t(c) * (d ? a.strides[d - 1] : size);
             }
             model[by_table(m.swizzle, shared + linear * size)] = cell;
-            if (cell.inside) low = std::min(low, cell.global), high = std::max(high, cell.global + size);
+            if (cell.inside)
+              low = std::min(low, cell.global), high = std::max(high, cell.global + size);
           }
   check(box_bytes(m) == linear * size, "round %d: box_bytes %u, model %u", round, box_bytes(m),
         linear * size);
@@ -126,7 +129,8 @@ void one_box(test::Rng& rng, int round) {
   load_box(m, coords, smem.data(), shared);
   for (auto& [at, cell] : model)
     std::memcpy(&want[at], cell.inside ? reinterpret_cast<const void*>(cell.global) : &fill, size);
-  check(smem == want, "round %d: load (rank %u swizzle %d type %d)", round, a.rank, a.swizzle, a.type);
+  check(smem == want, "round %d: load (rank %u swizzle %d type %d)", round, a.rank, a.swizzle,
+        a.type);
 
   uint64_t covered = 0;
   for_each_run(m, coords, shared, [&](const BoxRun& run) {
@@ -179,7 +183,8 @@ void refusals() {
     TensorMap m;
     check(read_tensor_map(a.map, &m).empty() == (code == EncodeCode::ok), "%s: map written", what);
   };
-  constexpr auto ok = EncodeCode::ok, bad = EncodeCode::invalid_value, no = EncodeCode::not_supported;
+  constexpr auto ok = EncodeCode::ok, bad = EncodeCode::invalid_value,
+                 no = EncodeCode::not_supported;
   expect("plain", ok, "", [](Arguments&) {});
   expect("address", bad, "globalAddress", [](Arguments& a) { a.address = data + 8; });
   expect("null", bad, "globalAddress", [](Arguments& a) { a.address = nullptr; });
@@ -209,7 +214,8 @@ void refusals() {
   expect("promotion", bad, "l2Promotion", [](Arguments& a) { a.l2 = 4; });
   Arguments a;
   a.address = data;
-  check(encode_tiled(a.map + 16, 9, 2, data, a.dims, a.strides, a.box, a.steps, 0, 0, 0, 0).code == bad,
+  check(encode_tiled(a.map + 16, 9, 2, data, a.dims, a.strides, a.box, a.steps, 0, 0, 0, 0).code ==
+            bad,
         "an unaligned map is refused");
   TensorMap m;
   check(!read_tensor_map(a.map, &m).empty(), "zeros are no map");
@@ -264,12 +270,15 @@ void reductions() {
   check(reduce_element(T::u32, R::min, 0xffffffff, 1) == 1, "u32 min is not");
   check(reduce_element(T::u32, R::add, 0xffffffff, 2) == 1, "u32 add wraps");
   check(reduce_element(T::s64, R::max, ~0ull, 0) == 0, "s64 max");
-  check(reduce_element(T::u32, R::inc, 5, 5) == 0 && reduce_element(T::u32, R::inc, 4, 5) == 5, "inc");
+  check(reduce_element(T::u32, R::inc, 5, 5) == 0 && reduce_element(T::u32, R::inc, 4, 5) == 5,
+        "inc");
   check(reduce_element(T::u32, R::dec, 0, 5) == 5 && reduce_element(T::u32, R::dec, 7, 5) == 5 &&
-            reduce_element(T::u32, R::dec, 3, 5) == 2, "dec");
+            reduce_element(T::u32, R::dec, 3, 5) == 2,
+        "dec");
   check(reduce_element(T::u32, R::xor_, 0xf0, 0xff) == 0x0f, "xor");
   check(!reduce_exists(T::f32, R::max) && !reduce_exists(T::u8, R::add) &&
-            !reduce_exists(T::s32, R::inc) && !reduce_exists(T::f16, R::and_), "what PTX has not");
+            !reduce_exists(T::s32, R::inc) && !reduce_exists(T::f16, R::and_),
+        "what PTX has not");
 }
 
 // A TMA load followed by wgmma's view of it: the two swizzles are one.
@@ -292,25 +301,28 @@ void through_a_descriptor() {
     load_box(m, coords, smem.data(), base);
     for (uint32_t k = 0; k < span / 32; ++k)
       for (int half = 0; half < 2; ++half) {
-        uint64_t desc = encode_descriptor({base + uint32_t(half) * 64 * span + k * 32, 16, 8 * span, 0,
-                                           swizzle});
+        uint64_t desc = encode_descriptor(
+            {base + uint32_t(half) * 64 * span + k * 32, 16, 8 * span, 0, swizzle});
         uint8_t packed[64 * 32];
-        std::string error = gather_operand(smem.data(), kSmem, desc, 64, MmaType::bf16, false, packed);
+        std::string error =
+            gather_operand(smem.data(), kSmem, desc, 64, MmaType::bf16, false, packed);
         check(error.empty(), "%s", error.c_str());
         for (int r = 0; r < 64; ++r)
-          check(std::memcmp(packed + r * 32,
-                            &matrix[(half * 64 + r) * cols + cols - wide + k * 16], 32) == 0,
+          check(std::memcmp(packed + r * 32, &matrix[(half * 64 + r) * cols + cols - wide + k * 16],
+                            32) == 0,
                 "swizzle %d k %u row %d", s, k, r);
       }
     // MN-major: the box's columns are rows of the operand, its rows are K.
     uint64_t desc = encode_descriptor({base, 8 * span, 8 * span, 0, swizzle});
     std::vector<uint8_t> packed(wide * 32);
-    gather_operand(smem.data(), kSmem, desc, static_cast<int>(wide), MmaType::bf16, true, packed.data());
+    gather_operand(smem.data(), kSmem, desc, static_cast<int>(wide), MmaType::bf16, true,
+                   packed.data());
     for (uint32_t r = 0; r < wide; ++r)
       for (uint32_t k = 0; k < 16; ++k) {
         uint16_t got;
         std::memcpy(&got, &packed[r * 32 + k * 2], 2);
-        check(got == matrix[k * cols + cols - wide + r], "MN-major swizzle %d row %u k %u", s, r, k);
+        check(got == matrix[k * cols + cols - wide + r], "MN-major swizzle %d row %u k %u", s, r,
+              k);
       }
   }
 }
@@ -323,7 +335,8 @@ void descriptors() {
     MatrixDescriptor e = decode_descriptor(encode_descriptor(d));
     check(e.start == d.start && e.leading_offset == d.leading_offset &&
               e.stride_offset == d.stride_offset && e.base_offset == d.base_offset &&
-              e.swizzle == d.swizzle, "round trip of %s", to_string(d).c_str());
+              e.swizzle == d.swizzle,
+          "round trip of %s", to_string(d).c_str());
   }
   check(decode_descriptor(1ull << 62).swizzle == Swizzle::b128, "1 is 128B");
   check(decode_descriptor(2ull << 62).swizzle == Swizzle::b64, "2 is 64B");

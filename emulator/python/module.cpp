@@ -1,0 +1,99 @@
+// l4k_emulator_control: settings, reports and counters of the emulator for Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "l4k_emulator.h"
+#include "machine/machine.h"
+
+namespace py = pybind11;
+using namespace l4k::emu;
+
+namespace {
+
+py::object optional_report() {
+  const Report& r = Machine::get().report;
+  if (!r.present) return py::none();
+  py::dict d;
+  d["kind"] = r.kind;
+  d["message"] = r.message;
+  d["kernel"] = r.kernel;
+  d["instruction"] = r.instruction;
+  d["ptx_line"] = r.ptx_line;
+  d["file"] = r.file;
+  d["line"] = r.line;
+  d["outer_file"] = r.outer_file;
+  d["outer_line"] = r.outer_line;
+  d["cta"] = py::make_tuple(r.cta[0], r.cta[1], r.cta[2]);
+  d["warp"] = r.warp;
+  d["lane"] = r.lane;
+  d["address"] = r.has_address ? py::object(py::int_(r.address)) : py::object(py::none());
+  d["table"] = r.table;
+  d["text"] = r.text();
+  return d;
+}
+
+py::dict counter_dict(const InstCounters& c) {
+  py::dict d;
+  d["issued"] = c.issued;
+  d["global_bytes"] = c.global_bytes;
+  d["sectors"] = c.sectors;
+  d["bulk_bytes"] = c.bulk_bytes;
+  d["bank_conflicts"] = c.conflicts;
+  d["flop"] = c.flop;
+  d["waits"] = c.waits;
+  return d;
+}
+
+py::dict counters() {
+  py::dict all;
+  for (const auto& k : Machine::get().counters()) {
+    py::dict d = counter_dict(k.total);
+    d["launches"] = k.launches;
+    d["distinct_read_bytes"] = k.distinct_read_bytes;
+    d["distinct_written_bytes"] = k.distinct_written_bytes;
+    py::dict lines;
+    for (const auto& [where, c] : k.lines) lines[py::str(where)] = counter_dict(c);
+    d["lines"] = lines;
+    all[py::str(k.kernel)] = d;
+  }
+  return all;
+}
+
+void configure(std::optional<std::string> mode, std::optional<uint64_t> seed, std::optional<uint32_t> sms,
+               std::optional<bool> strict, std::optional<std::string> fp8, std::optional<bool> perturb,
+               std::optional<uint64_t> limit) {
+  std::string text = "print=0";
+  auto item = [&](const char* key, const std::string& value) { text += "," + std::string(key) + "=" + value; };
+  if (mode) item("mode", *mode);
+  if (seed) item("seed", std::to_string(*seed));
+  if (sms) item("sms", std::to_string(*sms));
+  if (strict) item("strict", *strict ? "1" : "0");
+  if (fp8) item("fp8", *fp8);
+  if (perturb) item("perturb", *perturb ? "1" : "0");
+  if (limit) item("limit", std::to_string(*limit));
+  if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
+}
+
+}  // namespace
+
+PYBIND11_MODULE(l4k_emulator_control, m) {
+  m.doc() = "Control of the sm_90a emulator: settings, reports, counters.";
+  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(), py::arg("seed") = py::none(),
+        py::arg("sms") = py::none(), py::arg("strict") = py::none(), py::arg("fp8_accumulation") = py::none(),
+        py::arg("perturb") = py::none(), py::arg("limit") = py::none(),
+        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or 'hopper'.");
+  m.def("reset", &l4k_emu_reset, "Forgets the report and the counters.");
+  m.def("reset_counters", [] { Machine::get().reset_counters(); });
+  m.def("synchronize", [] { return l4k_emu_synchronize() == 0; },
+        "Finishes pending kernels; False when there is a report.");
+  m.def("last_report", &optional_report, "The first error since the last reset as a dict, or None.");
+  m.def("refusal", [] { return std::string(l4k_emu_refusal()); }, "Why the last runtime call was refused.");
+  m.def("counters", &counters, "Counters by kernel, with the source lines that cause traffic.");
+  m.def("counters_text", [] { return std::string(l4k_emu_counters()); });
+  m.def("register_range", [](uintptr_t p, size_t n) { l4k_emu_register_range(reinterpret_cast<void*>(p), n); },
+        py::arg("address"), py::arg("bytes"), "Makes host memory usable by kernels, with its exact extent.");
+  m.def("unregister_range", [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },
+        py::arg("address"), py::arg("bytes"));
+}
