@@ -37,7 +37,7 @@ void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, cons
   fault_at("shared-race",
            std::string(what) + " actor " + std::to_string(epoch >> 22) +
                " with no barrier between it and this access by actor " + std::to_string(who.id) +
-               " (actors of a CTA: its warps in order, then its copy engine)",
+               " (actors of a CTA: its warps in order, its copy engine, the tensor cores of each warpgroup)",
            lane, address);
 }
 

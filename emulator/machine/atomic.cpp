@@ -131,6 +131,10 @@ void atomic(Warp& w, const Inst& in) {
 void fence(Warp& w, const Inst& in) {
   if (in.a & 1) w.m->publish(*w.cta, &w);
   else if (!(in.a & 6)) w.m->publish_warp(w);
+  if (in.a & 4) {
+    w.initialised = w.actor.seen;
+    w.release();
+  }
   if (in.a & 2) {
     for (size_t i = 0; i < w.actor.seen.size(); ++i)
       w.actor.proxied[i] = std::max(w.actor.proxied[i], w.actor.seen[i]);

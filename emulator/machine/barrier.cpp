@@ -116,6 +116,8 @@ void cluster_arrive(Warp& w, const Inst& in) {  // in.a: relaxed
     join(c.proxied, w.actor.proxied);
     w.m->publish(*w.cta, &w);
     w.release();
+  } else if (!w.initialised.empty()) {
+    join(c.seen, w.initialised);
   }
   ++w.m->progress;
   if (++c.barrier_arrived >= c.running) complete_cluster(c);

@@ -160,7 +160,8 @@ bool Machine::place_cluster(Launch& l) {
   cluster->id[1] = static_cast<uint32_t>(index / per[0] % per[1]);
   cluster->id[2] = static_cast<uint32_t>(index / per[0] / per[1]);
   uint32_t warps = l.warps_per_cta(), block_threads = l.block[0] * l.block[1] * l.block[2];
-  cluster->actors = size * (warps + 1);
+  uint32_t groups = (warps + 3) / 4, actors = warps + 1 + groups;  // warps, copy engine, tensor cores
+  cluster->actors = size * actors;
   cluster->seen.assign(cluster->actors, 0);
   cluster->proxied = cluster->done_seen = cluster->done_proxied = cluster->seen;
   for (uint32_t r = 0; r < size; ++r) {
@@ -173,7 +174,8 @@ bool Machine::place_cluster(Launch& l) {
     cta->linear = cta->id[0] + l.grid[0] * (cta->id[1] + l.grid[1] * cta->id[2]);
     cta->sm = static_cast<int>(chosen[r]);
     cta->shared = std::make_unique<SharedMemory>(l.shared_end, cluster->actors);
-    cta->agent = r * (warps + 1) + warps;
+    cta->agent = r * actors + warps;
+    cta->tensor_clock.assign(groups, 0);
     cta->running = warps;
     for (auto& b : cta->barriers) {
       b.seen.assign(cluster->actors, 0);
@@ -186,7 +188,7 @@ bool Machine::place_cluster(Launch& l) {
       w->index = i;
       w->registers = l.entry_registers;
       w->bias[static_cast<int>(Bias::dynamic_shared)] = l.dynamic_base;
-      w->actor.id = r * (warps + 1) + i;
+      w->actor.id = r * actors + i;
       w->actor.seen.assign(cluster->actors, 0);
       w->actor.proxied.assign(cluster->actors, 0);
       w->actor.seen[w->actor.id] = 1;

@@ -51,7 +51,8 @@ bool Machine::step() {
           for (auto& w : cta->warps) {
             if (w->exited) continue;
             ++running;
-            bool retry = w->wait == Wait::poll || w->wait == Wait::registers || w->wait == Wait::grid;
+            bool retry = w->wait == Wait::poll || w->wait == Wait::registers ||
+                         w->wait == Wait::warpgroup || w->wait == Wait::grid;
             if (w->notified || (retry && w->wait_progress != progress)) w->wake(), woke = true;
           }
     if (woke || land_one()) return true;
@@ -204,6 +205,7 @@ std::string Machine::describe_wait(const Warp& w) const {
       s += "setmaxnreg (" + std::to_string(w.cta->free_registers) + " registers free)";
       break;
     case Wait::grid: s += "griddepcontrol.wait"; break;
+    case Wait::warpgroup: s += "the other warps of its warpgroup"; break;
     default: s += "polls"; break;
   }
   bool passed = w.wait == Wait::barrier && w.pc > 0;  // its program counter is already behind it
@@ -223,6 +225,11 @@ void Machine::deadlock() {
           if (w->wait == Wait::registers) {
             f.kind = "setmaxnreg-pool";
             f.message = "setmaxnreg asks for more registers than the CTA's pool holds";
+            first = w.get();
+          }
+          if (w->wait == Wait::warpgroup) {
+            f.kind = "missing-lane";
+            f.message = "a wgmma that other warps of the warpgroup never execute";
             first = w.get();
           }
           if (table.size() < 64) table.push_back(describe_wait(*w));

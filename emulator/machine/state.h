@@ -89,6 +89,7 @@ struct PendingWgmma {
   bool scale_d = true, computed = false;
   std::vector<uint32_t> chunks;    // 16-byte chunks of shared memory that it reads
   std::vector<DeferredMove> moves;
+  uint32_t read_epoch = 0;         // 0: its shared-memory operands are still being read
 };
 struct CpAsync {
   uint32_t mask = 0, bytes = 0, group = 0, sequence = 0;
@@ -112,7 +113,7 @@ struct BulkOp {
   std::function<void()> read, land, release;
 };
 
-enum class Wait : uint8_t { none, barrier, cluster_barrier, mbarrier, poll, registers, grid };
+enum class Wait : uint8_t { none, barrier, cluster_barrier, mbarrier, poll, registers, warpgroup, grid };
 
 struct Warp {
   Machine* m = nullptr;
@@ -138,6 +139,7 @@ struct Warp {
   uint64_t poll_key = 0, poll_progress = 0;
   // Order and visibility.
   Actor actor;
+  Clock initialised;            // what its last fence.mbarrier_init published
   StoreBuffer stores;
   // Local memory: per lane, grown on demand.
   std::vector<uint8_t> local;
@@ -206,6 +208,7 @@ struct Cta {
   NamedBarrier barriers[16];
   std::map<uint32_t, Mbarrier> mbarriers;
   std::vector<std::deque<WgmmaIssue>> wgmma_issues;   // by warpgroup
+  std::vector<uint32_t> tensor_clock;                 // by warpgroup: its tensor cores are an actor
   StoreBuffer stores;
   uint32_t agent = 0, agent_clock = 0;   // the copy engine's actor
   uint32_t free_registers = 0, running = 0;

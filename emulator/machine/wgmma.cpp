@@ -115,14 +115,34 @@ void mark_in_flight(Warp& w, const PendingWgmma& op) {
   }
 }
 
-void complete(Warp& w, PendingWgmma& op) {
-  if (!op.computed) compute(w, op);
-  Form f(*op.inst);
+// The operation is the warpgroup's: when one warp has waited for it, the operands of all four have
+// been read, so that one thread may release a stage for its warpgroup.
+void finish_reads(Warp& w, u64 seq) {
+  u32 group = w.index / 4;
   SharedMemory& shared = *w.cta->shared;
-  for (u32 c : op.chunks) {
-    shared.end_pending_read(c, 16);
-    shared.note_read(c, 16, w.actor);
+  Actor tensor = w.actor;
+  tensor.id = w.cta->agent + 1 + group;
+  tensor.seen[tensor.id] = ++w.cta->tensor_clock[group];
+  for (u32 i = group * 4; i < group * 4 + 4; ++i) {
+    Warp& peer = *w.cta->warps[i];
+    for (auto& op : peer.wgmmas) {
+      if (op->seq > seq) break;
+      if (op->read_epoch) continue;
+      if (!op->computed) compute(peer, *op);
+      for (u32 c : op->chunks) {
+        shared.end_pending_read(c, 16);
+        shared.note_read(c, 16, tensor);
+      }
+      op->read_epoch = tensor.seen[tensor.id];
+    }
   }
+}
+
+void complete(Warp& w, PendingWgmma& op) {
+  if (!op.read_epoch) finish_reads(w, op.seq);
+  u32& seen = w.actor.seen[w.cta->agent + 1 + w.index / 4];
+  seen = std::max(seen, op.read_epoch);
+  Form f(*op.inst);
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
     RegState& s = w.state[op.inst->list[r].reg];
     if (r < f.acc_registers()) s.bad = 0, s.tag = 0;
@@ -150,7 +170,10 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
                                         " with descriptor " + hex(it->descriptor_b) + " elsewhere, " +
                                         hex(descriptor_b) + " here");
     it->warps |= bit;
-    if (it->warps == 15) issues.erase(it);
+    if (it->warps == 15) {
+      issues.erase(it);
+      ++w.m->progress;
+    }
     return;
   }
   issues.push_back({seq, descriptor_b, &in, bit});
@@ -223,15 +246,19 @@ void commit(Warp& w, const Inst&) {
 }
 void wait(Warp& w, const Inst& in) {
   if (!w.gather(~w.dead, "wgmma.wait_group")) return;
+  size_t done = 0;
+  while (done < w.wgmmas.size() && w.wgmmas[done]->group != ~0u &&
+         w.wgmmas[done]->group + static_cast<u64>(in.imm) < w.wgmma_group)
+    ++done;
+  if (done)
+    for (const auto& issue : w.cta->wgmma_issues[w.index / 4])
+      if (issue.seq <= w.wgmmas[done - 1]->seq) return w.park(Wait::warpgroup);
   ++w.counters().waits;
-  bool any = false;
-  while (!w.wgmmas.empty() && w.wgmmas.front()->group != ~0u &&
-         w.wgmmas.front()->group + static_cast<u64>(in.imm) < w.wgmma_group) {
+  if (!done) return;
+  for (; done; --done) {
     complete(w, *w.wgmmas.front());
     w.wgmmas.pop_front();
-    any = true;
   }
-  if (!any) return;
   for (const auto& op : w.wgmmas) mark_in_flight(w, *op);
   ++w.m->progress;
 }
