@@ -1,0 +1,62 @@
+# Verbs. Each does its own set-up; needs only Python >= 3.10 and g++.
+#   make demo    the main job on the demo checkpoint        make venv    the set-up alone
+#   make test    every test that needs no GPU               make build   the compiled libraries
+#   make check   format, lint, CPU tests                    make gpu     the GPU visit (see bench/)
+#   make kernel K=silu_mul   compile one kernel, print its report
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+OUT ?= build/gpu
+BUDGET ?= 540
+
+bin := $(VENV)/bin
+run := PATH="$(abspath $(bin)):$$PATH"
+stamp := $(VENV)/.ready
+nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
+
+.PHONY: venv build demo test check fmt kernel gpu size clean
+
+venv: $(stamp)
+
+$(stamp): requirements/dev.txt requirements/nvcc.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install -q --upgrade pip
+	$(bin)/python -m pip install -q -r requirements/dev.txt $(if $(nvcc),,-r requirements/nvcc.txt)
+	L4K_BUILD_CUDA=0 $(bin)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+# The library, its twin for the emulator and the host tests, from one CMake configuration.
+build: $(stamp)
+	$(run) $(bin)/python setup.py -q build_ext --inplace
+	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON > build/configure.log
+	$(run) cmake --build build/cmake -j $(JOBS)
+
+demo: $(stamp)
+	$(bin)/l4k demo
+
+test: build
+	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
+	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
+
+check: $(stamp)
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(run) $(bin)/python -m pytest -x tests/test_house.py tests/test_ops.py
+
+fmt: $(stamp)
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+kernel: $(stamp)
+	$(run) $(bin)/python -m tools.budget $(K)
+
+# On a machine with a Hopper GPU and a library built elsewhere (l4kernels/lib): nothing is compiled
+# and nothing is installed, so this uses the python of that machine.
+gpu:
+	$(PYTHON) -m bench.gpu_suite --out $(OUT) --budget $(BUDGET)
+
+size:
+	@$(PYTHON) -m tools.size
+
+clean:
+	rm -rf build l4kernels/lib

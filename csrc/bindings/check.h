@@ -1,0 +1,140 @@
+// What a binding needs of torch: argument checks with messages that name the argument, pointers,
+// the current stream. A binding does five things in order: check, allocate, fill, launch, return.
+//
+// The bindings compile twice: for the GPU (namespace l4kernels, CUDA tensors) and, with
+// L4K_EMULATED, for the emulator (namespace l4kernels_emulated, CPU tensors).
+#pragma once
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#ifdef L4K_EMULATED
+#define L4K_TORCH_NAMESPACE l4kernels_emulated
+#define L4K_DISPATCH_KEY CPU
+extern "C" void l4k_emu_register_range(const void* base, size_t bytes);
+#else
+#define L4K_TORCH_NAMESPACE l4kernels
+#define L4K_DISPATCH_KEY CUDA
+// Absent from a CPU-only torch, where the library must still load: hence weak.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+#endif
+
+// L4K_REGISTER(m) { m.impl("name", TORCH_BOX(&function)); }
+#define L4K_REGISTER_(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
+#define L4K_REGISTER(m) L4K_REGISTER_(L4K_TORCH_NAMESPACE, L4K_DISPATCH_KEY, m)
+
+namespace l4k {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string describe(const Tensor& t) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
+  text << "] " << torch::headeronly::toString(t.scalar_type());
+  return text.str();
+}
+
+inline bool fits(const Tensor& t, std::initializer_list<int64_t> shape) {
+  if (t.dim() != static_cast<int64_t>(shape.size())) return false;
+  int64_t i = 0;
+  for (int64_t expected : shape)  // -1: any size
+    if (t.size(i++) != expected && expected != -1) return false;
+  return true;
+}
+
+#define L4K_REQUIRE(condition, ...) STD_TORCH_CHECK(condition, "l4kernels.", __func__, ": ", __VA_ARGS__)
+#define L4K_CHECK_DTYPE(t, dtype) \
+  L4K_REQUIRE((t).scalar_type() == ScalarType::dtype, "expected " #t " to be " #dtype ", got ", \
+              l4k::describe(t))
+#define L4K_CHECK_SHAPE(t, ...)                                                              \
+  L4K_REQUIRE(l4k::fits(t, {__VA_ARGS__}), "expected " #t " to be [" #__VA_ARGS__ "], got ", \
+              l4k::describe(t))
+#define L4K_CHECK_CONTIGUOUS(t)                                                            \
+  L4K_REQUIRE((t).is_contiguous(), "expected " #t " to be contiguous, got ", l4k::describe(t), \
+              "; call contiguous() first")
+#define L4K_CHECK_ROWS(t) /* 16-byte vectors along rows: contiguous and aligned */               \
+  L4K_REQUIRE(l4k::rows_aligned(t), "expected the rows of " #t                                  \
+              " to be contiguous and 16-byte aligned, got ", l4k::describe(t),                  \
+              "; call contiguous() first")
+#define L4K_CHECK_MULTIPLE(value, divisor) \
+  L4K_REQUIRE((value) % (divisor) == 0, "expected " #value " to be a multiple of " #divisor ", got ", value)
+#define L4K_LAUNCH(call)                                                                     \
+  do {                                                                                       \
+    cudaError_t error_ = (call);                                                             \
+    L4K_REQUIRE(error_ == cudaSuccess, "launch failed: ", cudaGetErrorString(error_),        \
+                l4k::launch_hint(error_));                                                   \
+  } while (false)
+
+inline const char* launch_hint(cudaError_t error) {
+  switch (error) {
+    case cudaErrorNoKernelImageForDevice:
+      return ". The kernels need a Hopper GPU (compute capability 9.0); elsewhere run the model "
+             "under l4kernels.reference()";
+    case cudaErrorInsufficientDriver:
+      return ". The library is built with CUDA 13 and needs driver 580 or newer";
+    default:
+      return "";
+  }
+}
+
+// Address of a tensor's data. Under the emulator this also declares the memory to it, so that an
+// access outside the tensor's storage is caught.
+template <typename T = void>
+T* pointer(const Tensor& t) {
+#ifdef L4K_EMULATED
+  int64_t extent = t.numel() == 0 ? 0 : 1;
+  for (int64_t i = 0; i < t.dim() && extent; ++i) extent += (t.size(i) - 1) * t.stride(i);
+  l4k_emu_register_range(t.data_ptr(), extent * t.element_size());
+#endif
+  return static_cast<T*>(t.data_ptr());
+}
+
+inline bool rows_aligned(const Tensor& t) {
+  const int64_t bytes = t.element_size();
+  if (reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 || t.stride(t.dim() - 1) != 1) return false;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i)
+    if (t.size(i) > 1 && t.stride(i) * bytes % 16) return false;
+  return true;
+}
+
+// Makes a tensor's device current for the binding's duration and gives the stream to launch on.
+class Device {
+ public:
+#ifdef L4K_EMULATED
+  explicit Device(const Tensor&) {}
+  cudaStream_t stream() const { return nullptr; }
+#else
+  explicit Device(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {}
+  cudaStream_t stream() const {
+    void* stream = nullptr;
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                    "l4kernels: this torch has no CUDA support");
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+ private:
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+inline Tensor empty_like(const Tensor& like, std::vector<int64_t> shape) {
+  return torch::stable::new_empty(like, shape);
+}
+
+inline Tensor empty_like(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+}  // namespace l4k

@@ -1,0 +1,35 @@
+// Loads, stores and matrix moves with the width and cache policy spelled out.
+#pragma once
+#include <cstdint>
+
+#include "ptx/mbarrier.cuh"
+
+namespace l4k::ptx {
+
+// PTX ISA: ld.global.nc. Read-only data that is read once: 16 bytes, not kept in L1.
+__device__ __forceinline__ uint4 load_streaming(const void* pointer) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(pointer));
+  return v;
+}
+
+// PTX ISA: st.global. 16 bytes, not kept in L1.
+__device__ __forceinline__ void store_streaming(void* pointer, uint4 v) {
+  asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.x),
+               "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+// PTX ISA: stmatrix, four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of
+// matrix i / 8.
+__device__ __forceinline__ void stmatrix_x4(void* row, uint32_t a, uint32_t b, uint32_t c,
+                                            uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   smem_address(row)),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+}  // namespace l4k::ptx

@@ -1,0 +1,73 @@
+// The Tensor Memory Accelerator: boxes between global tensors and shared memory.
+#pragma once
+#include <cuda.h>
+
+#include "ptx/mbarrier.cuh"
+
+namespace l4k::ptx {
+
+// PTX ISA: prefetch.tensormap
+__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// PTX ISA: cp.async.bulk.tensor, global to shared. Coordinates run from the innermost dimension;
+// what lies outside the tensor arrives as zeros and still counts towards expect_tx.
+__device__ __forceinline__ void tma_load_2d(void* smem, const CUtensorMap* map, uint64_t* barrier,
+                                            int x, int y) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4}], [%2];" ::"r"(smem_address(smem)),
+      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y)
+      : "memory");
+}
+
+__device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap* map, uint64_t* barrier,
+                                            int x, int y, int z) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(smem_address(smem)),
+      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+// The same box to the same offset in every CTA whose bit is set in `cta_mask`; each one's barrier
+// (same offset) receives the bytes.
+__device__ __forceinline__ void tma_load_2d_multicast(void* smem, const CUtensorMap* map,
+                                                      uint64_t* barrier, int x, int y,
+                                                      uint16_t cta_mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(smem_address(smem)),
+      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "h"(cta_mask)
+      : "memory");
+}
+
+// PTX ISA: cp.async.bulk.tensor, shared to global; what lies outside the tensor is not written.
+// Needs fence_proxy_async() between the generic writes to `smem` and this.
+__device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, const void* smem, int x,
+                                             int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::
+                   "l"(map),
+               "r"(smem_address(smem)), "r"(x), "r"(y)
+               : "memory");
+}
+
+// PTX ISA: cp.async.bulk.commit_group
+__device__ __forceinline__ void tma_store_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+// PTX ISA: cp.async.bulk.wait_group.read. At most `kPending` groups still read shared memory.
+template <int kPending>
+__device__ __forceinline__ void tma_store_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+
+// PTX ISA: cp.async.bulk.wait_group. At most `kPending` groups are not yet written.
+template <int kPending>
+__device__ __forceinline__ void tma_store_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+}  // namespace l4k::ptx

@@ -1,0 +1,17 @@
+// What a kernel reports when it meets an index that no caller should have passed. The row's output
+// is zero; the host raises an exception that names op and argument at its next synchronisation.
+#pragma once
+#include "tile/base.h"
+
+namespace l4k {
+
+enum class DeviceError : uint32_t { kNone };
+
+constexpr const char* kDeviceErrorNames[] = {""};
+
+L4K_HD constexpr const char* device_error_name(uint32_t code) {
+  return code < sizeof(kDeviceErrorNames) / sizeof(kDeviceErrorNames[0]) ? kDeviceErrorNames[code]
+                                                                       : "unknown";
+}
+
+}  // namespace l4k

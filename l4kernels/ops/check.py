@@ -1,0 +1,73 @@
+"""Argument checks of the ops: what was expected, what came, what to do.
+
+A check never reads tensor data, so the same function serves the CPU body and the shape function.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FP8 = torch.float8_e4m3fn
+
+
+def describe(t: Tensor) -> str:
+    """`[5120, 128] bfloat16 on cpu`"""
+    return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
+
+
+class Checker:
+    """Collects the op's name so that every message starts with it."""
+
+    def __init__(self, op_name: str):
+        self.op = f"l4kernels.{op_name}"
+
+    def fail(self, message: str, kind: type[Exception] = ValueError) -> None:
+        raise kind(f"{self.op}: {message}")
+
+    def require(self, condition: bool, message: str) -> None:
+        if not condition:
+            self.fail(message)
+
+    def dtype(self, name: str, t: Tensor, allowed: Sequence[torch.dtype]) -> None:
+        if t.dtype not in allowed:
+            names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
+            self.fail(f"expected {name} to be {names}, got {describe(t)}", TypeError)
+
+    def shape(self, name: str, t: Tensor, expected: Sequence[int | str]) -> None:
+        """`expected` holds sizes, or a letter where any size will do."""
+        fits = t.dim() == len(expected) and all(
+            isinstance(e, str) or got == e for got, e in zip(t.shape, expected, strict=True)
+        )
+        if not fits:
+            shown = ", ".join(str(e) for e in expected)
+            self.fail(f"expected {name} to be [{shown}], got {describe(t)}")
+
+    def contiguous(self, name: str, t: Tensor) -> None:
+        if not t.is_contiguous():
+            self.fail(
+                f"expected {name} to be contiguous, got {describe(t)} with strides "
+                f"{list(t.stride())}; call {name}.contiguous() first"
+            )
+
+    def last_dim_contiguous(self, name: str, t: Tensor) -> None:
+        if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
+            self.fail(
+                f"expected the last dimension of {name} to be contiguous, got {describe(t)} "
+                f"with strides {list(t.stride())}; call {name}.contiguous() first"
+            )
+
+    def same_device(self, **tensors: Tensor | None) -> None:
+        present = {name: t for name, t in tensors.items() if t is not None}
+        if len({t.device for t in present.values()}) > 1:
+            shown = ", ".join(f"{name} on {t.device}" for name, t in present.items())
+            self.fail(f"expected all tensors on one device, got {shown}")
+
+    def multiple(self, name: str, value: int, divisor: int) -> None:
+        if value % divisor:
+            self.fail(f"expected {name} to be a multiple of {divisor}, got {value}")
+
+    def choice(self, name: str, value: str, allowed: Sequence[str]) -> None:
+        if value not in allowed:
+            self.fail(f"expected {name} to be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,178 @@
+"""The compiler's report of a kernel, and the budget it must stay within.
+
+`python -m tools.budget NAME` compiles csrc/kernels/NAME/*.cu alone and prints registers, spills,
+shared memory and SASS counts; tests/test_budgets.py compares them with budget.toml:
+
+    [silu_mul_kernel]             # demangled name, template arguments included
+    threads = 128                 # per CTA, for the register pool
+    registers = 32                # at most
+    smem = 0                      # static bytes, exactly
+    setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
+    sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
+
+Spills, stack and local memory are never allowed and need no line.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.nvcc import FLAGS, ROOT, cuobjdump, nvcc, output_of
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+KERNELS = ROOT / "csrc" / "kernels"
+# ptxas: setmaxnreg ignored (C7508); wgmma serialised for one reason or another (C7510 ... C7519).
+FORBIDDEN_NOTICES = ["C7508", *(f"C75{n}" for n in range(10, 20))]
+
+
+@dataclass
+class Report:
+    """What ptxas and the disassembler say of one kernel."""
+
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    smem: int = 0
+    notices: list[str] = field(default_factory=list)
+    sass: dict[str, int] = field(default_factory=dict)
+
+    def count(self, prefix: str) -> int:
+        return sum(n for opcode, n in self.sass.items() if opcode.startswith(prefix))
+
+
+def load_budget(kernel: str) -> dict[str, dict[str, Any]]:
+    return tomllib.loads((KERNELS / kernel / "budget.toml").read_text())
+
+
+def reports(kernel: str) -> dict[str, Report]:
+    """Demangled kernel name -> report, for every .cu of a kernel's folder. Cached by content."""
+    found: dict[str, Report] = {}
+    for source in sorted((KERNELS / kernel).glob("*.cu")):
+        found |= _reports_of(source)
+    return found
+
+
+def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
+    """Every way in which a kernel exceeds its budget, as sentences."""
+    found = [f"{name}: ptxas notice {notice}" for notice in report.notices]
+    for what, value in (("stack bytes", report.stack), ("spilled bytes", report.spills)):
+        if value:
+            found.append(f"{name}: {value} {what}, none allowed")
+    for opcode in ("LDL", "STL"):
+        if report.count(opcode):
+            found.append(f"{name}: {report.count(opcode)} {opcode}, local memory is not allowed")
+    if report.registers > budget["registers"]:
+        found.append(f"{name}: {report.registers} registers, budget {budget['registers']}")
+    if report.smem != budget["smem"]:
+        found.append(f"{name}: {report.smem} bytes of static shared memory, not {budget['smem']}")
+    for prefix, rule in budget.get("sass", {}).items():
+        relation, number = rule.split()
+        count = report.count(prefix)
+        if not {">=": count >= int(number), "==": count == int(number)}[relation]:
+            found.append(f"{name}: {count} {prefix}, expected {rule}")
+    if warpgroups := budget.get("setmaxnreg"):
+        pool = round_up(report.registers, 8) * budget["threads"]
+        if 128 * sum(warpgroups) > pool:
+            found.append(f"{name}: setmaxnreg asks for {128 * sum(warpgroups)}, pool {pool}: hangs")
+    return found
+
+
+def round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+def _reports_of(source: Path) -> dict[str, Report]:
+    compiler, disassembler = nvcc(), cuobjdump()
+    if compiler is None or disassembler is None:
+        raise RuntimeError("expected nvcc and cuobjdump; `make venv` brings both")
+    headers = sorted(p for p in (ROOT / "csrc").rglob("*.*h") if p.suffix in (".h", ".cuh"))
+    inputs = b"".join(p.read_bytes() for p in [*headers, *sorted(source.parent.glob("*")), source])
+    key = hashlib.sha256(inputs + str((source, FLAGS, compiler)).encode()).hexdigest()[:16]
+    folder = ROOT / "build" / "budget"
+    cache = folder / f"{source.stem}.{key}.json"
+    if cache.exists():
+        return {name: Report(**facts) for name, facts in json.loads(cache.read_text()).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    cubin = folder / f"{source.stem}.{key}.cubin"
+    log = output_of(compiler, *FLAGS, "-Xptxas=-v", "-cubin", str(source), "-o", str(cubin))
+    found = _parse_ptxas(log)
+    _count_sass(output_of(disassembler, "-sass", str(cubin)), found)
+    demangled = output_of("c++filt", *found).splitlines()
+    named = {_short(d): r for d, r in zip(demangled, found.values(), strict=True)}
+    cubin.unlink()
+    cache.write_text(json.dumps({name: asdict(r) for name, r in named.items()}))
+    return named
+
+
+def _short(demangled: str) -> str:
+    """`void l4k::gemm_kernel<2>(l4k::GemmParams)` -> `gemm_kernel<2>`"""
+    name = demangled.removeprefix("void ").split("(")[0]
+    return name.rsplit("l4k::", 1)[-1] if "<" not in name else name.removeprefix("l4k::")
+
+
+def _parse_ptxas(log: str) -> dict[str, Report]:
+    found: dict[str, Report] = {}
+    current: Report | None = None
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            current = found.setdefault(match.group(1), Report())
+        elif current is None:
+            continue
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", line):
+            current.stack, current.spills = int(match.group(1)), int(match.group(2))
+        elif match := re.search(r"Used (\d+) registers", line):
+            current.registers = int(match.group(1))
+            if smem := re.search(r"(\d+) bytes smem", line):
+                current.smem = int(smem.group(1))
+    for notice in re.findall(r"\((C75\d\d)\)[^\n]*?'(\w+)'", log):
+        if notice[0] in FORBIDDEN_NOTICES and notice[1] in found:
+            found[notice[1]].notices.append(notice[0])
+    # A notice that names no kernel counts against all of them.
+    for code in set(re.findall(r"\((C75\d\d)\)", log)) & set(FORBIDDEN_NOTICES):
+        if not any(code in r.notices for r in found.values()):
+            for r in found.values():
+                r.notices.append(code)
+    return found
+
+
+def _count_sass(text: str, found: dict[str, Report]) -> None:
+    counts: dict[str, int] | None = None
+    for line in text.splitlines():
+        if match := re.search(r"Function : (\w+)", line):
+            report = found.get(match.group(1))
+            counts = {}
+            if report is not None:
+                report.sass = counts
+        elif counts is not None and (
+            match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", line)
+        ):
+            counts[match.group(1)] = counts.get(match.group(1), 0) + 1
+
+
+def main(names: list[str]) -> int:
+    failed = 0
+    for kernel in names or sorted(p.name for p in KERNELS.iterdir()):
+        budgets = load_budget(kernel) if (KERNELS / kernel / "budget.toml").exists() else {}
+        for name, report in reports(kernel).items():
+            print(
+                f"{name}: {report.registers} registers, {report.spills} spilled, "
+                f"{report.smem} bytes static smem"
+            )
+            for opcode, n in sorted(report.sass.items(), key=lambda item: -item[1])[:24]:
+                print(f"    {n:5d} {opcode}")
+            problems = violations(name, report, budgets[name]) if name in budgets else []
+            failed += len(problems)
+            print("\n".join(problems) or f"    within budget: {name in budgets}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
