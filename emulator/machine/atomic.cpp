@@ -68,7 +68,6 @@ void atomic(Warp& w, const Inst& in) {
   else count_shared(w, address, w.active, bytes * count);
   bool returns = in.target;   // atom
   if ((order & 4) && counted == Space::global) {  // a CTA's scope orders nothing against the grid
-    w.acquired = m.instructions;
     w.cta->cluster->launch->released[w.cta->linear] = m.instructions;
   }
   // A compare-and-swap that fails in a loop is a poll.
@@ -91,6 +90,8 @@ void atomic(Warp& w, const Inst& in) {
       if (m.late()) check_published(w, at, bytes * count, "an atomic access to", i);
       note_global(w, at, bytes * count, Access::atomic, i);
       acquire_flag(w, key);
+      acquire_from_grid(w, at);
+      release_to_grid(w, at, (order & 2) && (order & 4));
       if (m.late() && !(w.stores.empty() && w.cta->stores.empty())) {
         // The thread's own earlier store to the same place comes first.
         w.cta->stores.read(at, p, bytes * count);

@@ -136,6 +136,8 @@ void cluster_wait(Warp& w, const Inst&) {
   w.cluster_arrived = false;
   w.cluster_passed = w.cluster_phase;
   w.acquired = w.m->instructions;
+  for (const auto& other : c.ctas)
+    if (!w.cta->grid_seen.empty()) w.cta->grid_seen[other->linear] = w.m->instructions;
   acquire(w, c.done_seen, c.done_proxied);
 }
 

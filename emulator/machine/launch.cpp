@@ -87,6 +87,7 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
     l->entry_registers = std::min(l->entry_registers, 32u);
   l->clusters = uint64_t{l->grid[0] / l->cluster[0]} * (l->grid[1] / l->cluster[1]) *
                 (l->grid[2] / l->cluster[2]);
+  l->tracks_flags = uint64_t{l->grid[0]} * l->grid[1] * l->grid[2] <= 256;
   l->released.assign(uint64_t{l->grid[0]} * l->grid[1] * l->grid[2], 0);
   memory.add_range(l->params.data(), l->params.size(), true);
   auto& counters = kernel_counters[p.ptx->name];
@@ -178,6 +179,7 @@ bool Machine::place_cluster(Launch& l) {
     cta->agent = r * per_cta + warps;
     cta->tensor_clock.assign((warps + 3) / 4, 0);
     cta->running = warps;
+    if (l.tracks_flags) cta->grid_seen.assign(l.released.size(), 0);
     for (auto& b : cta->barriers) {
       b.seen.assign(cluster->actors, 0);
       b.proxied.assign(cluster->actors, 0);

@@ -81,8 +81,11 @@ void arrive(Warp& w, const Inst& in) {
       if (!(in.a & 8)) {
         join(b.next_seen, w.actor.seen);
         join(b.next_proxied, w.actor.proxied);
-        if (at.cta != w.cta) w.m->publish(*w.cta, &w);
-        else w.m->publish_warp(w);
+        if (at.cta != w.cta) {
+          w.m->publish(*w.cta, &w);
+          if (!at.cta->grid_seen.empty()) at.cta->grid_seen[w.cta->linear] = w.m->instructions;
+        }
+        w.m->publish_warp(w);
         released = true;
       }
       if (in.a & 4) --b.count;

@@ -62,6 +62,31 @@ void acquire_flag(Warp& w, uint64_t key) {
   w.actor.seen[w.actor.id] = own;
 }
 
+static void join_times(std::vector<uint64_t>& into, const std::vector<uint64_t>& from) {
+  for (size_t i = 0; i < into.size() && i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+}
+
+void release_to_grid(Warp& w, uint64_t address, bool release) {
+  Cta& cta = *w.cta;
+  Launch& l = *cta.cluster->launch;
+  if (release) cta.fence_time = w.m->instructions;
+  if (!l.tracks_flags) return;
+  if (l.grid_flags.size() > 4096) {
+    l.tracks_flags = false;
+    return;
+  }
+  auto& flag = l.grid_flags[address];
+  if (flag.empty()) flag.assign(l.released.size(), 0);
+  join_times(flag, cta.grid_seen);
+  flag[cta.linear] = std::max(flag[cta.linear], cta.fence_time);
+}
+
+void acquire_from_grid(Warp& w, uint64_t address) {
+  w.acquired = w.m->instructions;
+  auto& flags = w.cta->cluster->launch->grid_flags;
+  if (auto it = flags.find(address); it != flags.end()) join_times(w.cta->grid_seen, it->second);
+}
+
 namespace {
 
 uint32_t sector_mask(uint64_t sector, uint64_t address, uint64_t bytes) {
@@ -94,7 +119,8 @@ void check_ctas(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t a
   auto tag = static_cast<uint16_t>(l.id);
   uint32_t me = w.cta->linear + 1;
   auto unordered = [&](uint32_t other, uint64_t time) {
-    return l.released[other - 1] < time || w.acquired < time;
+    return l.released[other - 1] < time || w.acquired < time ||
+           (l.tracks_flags && w.cta->grid_seen[other - 1] < time);
   };
   auto name = [](uint32_t cta) { return "CTA " + std::to_string(cta - 1) + " (linear index)"; };
   if (!writes && s.launch == tag && (s.last_written & mask) && s.owner != me && unordered(s.owner, s.write_time))
@@ -223,7 +249,7 @@ void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byte
     case Space::global:
       if (order == Order::coherent) {
         acquire_flag(w, address);
-        w.acquired = w.m->instructions;
+        acquire_from_grid(w, address);
       }
       read_global(w, lane, address, bytes, out, order);
       return;
@@ -258,6 +284,7 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
       write_global(w, lane, address, bytes, data, order);
       if (order == Order::coherent) {
         release_flag(w, address);
+        release_to_grid(w, address, false);
         ++w.m->progress;
       }
       return;

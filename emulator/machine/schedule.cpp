@@ -240,6 +240,11 @@ void Machine::deadlock() {
             f.message = "setmaxnreg asks for more registers than the CTA's pool holds";
             first = w.get();
           }
+          if (w->wait == Wait::warpgroup && f.kind == "deadlock") {
+            f.kind = "missing-lane";
+            f.message = "a wgmma that other warps of the warpgroup never execute";
+            first = w.get();
+          }
           if (table.size() < 64) table.push_back(describe_wait(*w));
         }
   record(f, first, first ? &first->current() : nullptr);

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 #include "check/global_memory.h"
@@ -218,6 +219,8 @@ struct Cta {
   uint32_t agent = 0, agent_clock = 0;   // the copy engine's actor; the warpgroups' tensor cores follow
   std::vector<uint32_t> tensor_clock;    // by warpgroup
   uint32_t free_registers = 0, running = 0;
+  uint64_t fence_time = 0;               // last fence or release of gpu scope
+  std::vector<uint64_t> grid_seen;       // by CTA: what it released and this CTA has acquired
   bool triggered = false;                // griddepcontrol.launch_dependents, or ended
 };
 
@@ -239,6 +242,10 @@ struct Launch {
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false, cooperative = false, overlaps = false;  // overlaps an earlier launch
   std::vector<uint64_t> released;        // by CTA: when it last released anything to the grid
+  // What atomic and volatile accesses pass on, by address; up to 4096 addresses and 256 CTAs, and
+  // with more of either only `released` counts.
+  std::unordered_map<uint64_t, std::vector<uint64_t>> grid_flags;
+  bool tracks_flags = false;
   std::vector<uint8_t> params;           // aligned block at param_base
   uint64_t param_base = 0;
   uint64_t next_cluster = 0, clusters = 0, triggered = 0, finished = 0;
