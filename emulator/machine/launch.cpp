@@ -162,7 +162,7 @@ bool Machine::place_cluster(Launch& l) {
   cluster->id[1] = static_cast<uint32_t>(index / per[0] % per[1]);
   cluster->id[2] = static_cast<uint32_t>(index / per[0] / per[1]);
   uint32_t warps = l.warps_per_cta(), block_threads = l.block[0] * l.block[1] * l.block[2];
-  uint32_t per_cta = warps + 1 + (warps + 3) / 4;   // warps, copy engine, tensor cores
+  uint32_t per_cta = warps + 1 + (warps + 3) / 4;  // warps, copy engine, tensor cores
   cluster->actors = size * per_cta;
   cluster->seen.assign(cluster->actors, 0);
   cluster->proxied = cluster->done_seen = cluster->done_proxied = cluster->seen;

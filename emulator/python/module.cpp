@@ -61,11 +61,14 @@ py::dict counters() {
   return all;
 }
 
-void configure(std::optional<std::string> mode, std::optional<uint64_t> seed, std::optional<uint32_t> sms,
-               std::optional<bool> strict, std::optional<std::string> fp8, std::optional<bool> perturb,
+void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
+               std::optional<uint32_t> sms, std::optional<bool> strict,
+               std::optional<std::string> fp8, std::optional<bool> perturb,
                std::optional<uint64_t> limit) {
   std::string text = "print=0";
-  auto item = [&](const char* key, const std::string& value) { text += "," + std::string(key) + "=" + value; };
+  auto item = [&](const char* key, const std::string& value) {
+    text += "," + std::string(key) + "=" + value;
+  };
   if (mode) item("mode", *mode);
   if (seed) item("seed", std::to_string(*seed));
   if (sms) item("sms", std::to_string(*sms));
@@ -80,20 +83,31 @@ void configure(std::optional<std::string> mode, std::optional<uint64_t> seed, st
 
 PYBIND11_MODULE(l4k_emulator_control, m) {
   m.doc() = "Control of the sm_90a emulator: settings, reports, counters.";
-  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(), py::arg("seed") = py::none(),
-        py::arg("sms") = py::none(), py::arg("strict") = py::none(), py::arg("fp8_accumulation") = py::none(),
-        py::arg("perturb") = py::none(), py::arg("limit") = py::none(),
-        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or 'hopper'.");
+  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(),
+        py::arg("seed") = py::none(), py::arg("sms") = py::none(), py::arg("strict") = py::none(),
+        py::arg("fp8_accumulation") = py::none(), py::arg("perturb") = py::none(),
+        py::arg("limit") = py::none(),
+        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
+        "'hopper'.");
   m.def("reset", &l4k_emu_reset, "Forgets the report and the counters.");
   m.def("reset_counters", [] { Machine::get().reset_counters(); });
-  m.def("synchronize", [] { return l4k_emu_synchronize() == 0; },
-        "Finishes pending kernels; False when there is a report.");
-  m.def("last_report", &optional_report, "The first error since the last reset as a dict, or None.");
-  m.def("refusal", [] { return std::string(l4k_emu_refusal()); }, "Why the last runtime call was refused.");
+  m.def(
+      "synchronize", [] { return l4k_emu_synchronize() == 0; },
+      "Finishes pending kernels; False when there is a report.");
+  m.def("last_report", &optional_report,
+        "The first error since the last reset as a dict, or None.");
+  m.def(
+      "refusal", [] { return std::string(l4k_emu_refusal()); },
+      "Why the last runtime call was refused.");
   m.def("counters", &counters, "Counters by kernel, with the source lines that cause traffic.");
   m.def("counters_text", [] { return std::string(l4k_emu_counters()); });
-  m.def("register_range", [](uintptr_t p, size_t n) { l4k_emu_register_range(reinterpret_cast<void*>(p), n); },
-        py::arg("address"), py::arg("bytes"), "Makes host memory usable by kernels, with its exact extent.");
-  m.def("unregister_range", [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },
-        py::arg("address"), py::arg("bytes"));
+  m.def(
+      "register_range",
+      [](uintptr_t p, size_t n) { l4k_emu_register_range(reinterpret_cast<void*>(p), n); },
+      py::arg("address"), py::arg("bytes"),
+      "Makes host memory usable by kernels, with its exact extent.");
+  m.def(
+      "unregister_range",
+      [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },
+      py::arg("address"), py::arg("bytes"));
 }
