@@ -130,6 +130,11 @@ void StoreBuffer::read(uint64_t address, void* data, uint32_t bytes) const {
   }
 }
 
+bool StoreBuffer::holds(uint64_t address) const {
+  auto it = chunks_.find(address >> 4);
+  return it != chunks_.end() && (it->second.mask >> (address & 15) & 1);
+}
+
 void StoreBuffer::erase(uint64_t address, uint32_t bytes) {
   while (bytes) {
     uint32_t offset = address & 15, n = std::min<uint32_t>(16 - offset, bytes);

@@ -46,6 +46,7 @@ struct Sector {
   uint32_t owner = 0;         // CTA of the last store, + 1
   uint16_t launch = 0;        // low bits of the launch that wrote
   uint16_t early_reader = 0;  // launch that read it before griddepcontrol.wait
+  uint16_t reader = 0;        // the last launch that read it
   bool read = false, nc_read = false;
 };
 
@@ -77,6 +78,7 @@ class StoreBuffer {
   bool empty() const { return chunks_.empty(); }
   void write(uint64_t address, const void* data, uint32_t bytes);
   void read(uint64_t address, void* data, uint32_t bytes) const;  // lays buffered bytes over data
+  bool holds(uint64_t address) const;   // this byte
   void erase(uint64_t address, uint32_t bytes);
   void merge_into(StoreBuffer* other);
   template <typename Fn>

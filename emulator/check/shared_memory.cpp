@@ -8,8 +8,8 @@ void Actor::tick() {
   if (++seen[id] >= 0x3fffff) fault("not-implemented", "more than 4 million barriers in one warp");
 }
 
-SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors)
-    : data_((bytes + 15) / 16 * 16, 0xff), actors_(actors) {
+SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t warps)
+    : data_((bytes + 15) / 16 * 16, 0xff), actors_(actors), warps_(warps), per_cta_(warps + 1 + (warps + 3) / 4) {
   size_t words = data_.size() / 4;
   writer_.assign(words, 0);
   reader_.assign(words, 0);
@@ -32,12 +32,20 @@ void SharedMemory::set_initialised(uint32_t address, uint32_t bytes) {
     init_[b / 4] = static_cast<uint8_t>(init_[b / 4] | 1u << (b & 3));
 }
 
+// "warp 3", "the copy engine", and the CTA's rank when it is another one.
+std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
+  uint32_t id = epoch >> 22, index = id % per_cta_;
+  std::string s = index < warps_    ? "warp " + std::to_string(index)
+                  : index == warps_ ? "the copy engine"
+                                    : "wgmma of warpgroup " + std::to_string(index - warps_ - 1);
+  if (id / per_cta_ != own / per_cta_) s += " of CTA rank " + std::to_string(id / per_cta_);
+  return s;
+}
+
 void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                         int lane) const {
-  fault_at("shared-race",
-           std::string(what) + " actor " + std::to_string(epoch >> 22) +
-               " with no barrier between it and this access by actor " + std::to_string(who.id) +
-               " (actors of a CTA: its warps in order, its copy engine, the tensor cores of each warpgroup)",
+  fault_at("shared-race", std::string(what) + " " + name(epoch, who.id) +
+               " with no barrier between that and this access",
            lane, address);
 }
 
@@ -178,7 +186,7 @@ void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Acto
     bool fenced = kind_[w] == Writer::async_proxy || (kind_[w] == Writer::cp_async && !strict);
     if (!fenced && !ordered(e, who.proxied))
       fault_at("proxy-fence-missing",
-               "wgmma or a bulk copy reads shared memory written by actor " + std::to_string(e >> 22) +
+               "wgmma or a bulk copy reads shared memory written by " + name(e, who.id) +
                    " without a fence.proxy.async between",
                -1, w * 4);
   }
@@ -202,7 +210,7 @@ void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Act
     if (e && !ordered(e, who.seen)) race("copy over a word written by", w * 4, e, who, -1);
     if (e && kind_[w] == Writer::generic && !ordered(e, who.proxied))
       fault_at("proxy-fence-missing",
-               "a bulk copy overwrites shared memory written by actor " + std::to_string(e >> 22) +
+               "a bulk copy overwrites shared memory written by " + name(e, who.id) +
                    " without a fence.proxy.async between",
                -1, w * 4);
     if (!reads_ordered(w, who, &culprit))

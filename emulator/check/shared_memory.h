@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace l4k::emu {
@@ -31,7 +32,8 @@ enum class Writer : uint8_t { generic, cp_async, async_proxy, atomic };
 
 class SharedMemory {
  public:
-  SharedMemory(uint32_t bytes, uint32_t actors);
+  // Actors of a CTA: its warps in order, its copy engine, the tensor cores of each warpgroup.
+  SharedMemory(uint32_t bytes, uint32_t actors, uint32_t warps);
   uint8_t* data() { return data_.data(); }
   uint32_t size() const { return static_cast<uint32_t>(data_.size()); }
 
@@ -58,6 +60,7 @@ class SharedMemory {
   static bool ordered(uint32_t epoch, const Clock& clock) {
     return (epoch & 0x3fffff) <= clock[epoch >> 22];
   }
+  std::string name(uint32_t epoch, uint32_t own) const;
   void pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta);
   void note_word_read(uint32_t word, const Actor& who);
   bool reads_ordered(uint32_t word, const Actor& who, uint32_t* culprit) const;
@@ -74,7 +77,7 @@ class SharedMemory {
   std::vector<uint16_t> pending_read_, pending_write_;
   std::vector<Clock> read_sets_;
   std::vector<uint32_t> free_sets_;
-  uint32_t actors_;
+  uint32_t actors_, warps_, per_cta_;
 };
 
 }  // namespace l4k::emu

@@ -84,6 +84,7 @@ void atomic(Warp& w, const Inst& in) {
       p = place.cta->shared->data() + place.offset;
     } else {
       p = global_pointer(w, i, at, bytes * count, true);
+      if (m.late()) check_published(w, at, bytes * count, "an atomic access to", i);
       note_global(w, at, bytes * count, false, i);
       note_global(w, at, bytes * count, true, i);
       acquire_flag(w, key);
@@ -95,7 +96,8 @@ void atomic(Warp& w, const Inst& in) {
         w.stores.erase(at, bytes * count);
       }
       Sector& sector = m.sectors.at(at);
-      sector.unpublished &= ~static_cast<u32>(((u64{1} << (bytes * count)) - 1) << (at & 31));
+      auto mask = static_cast<u32>(((u64{1} << (bytes * count)) - 1) << (at & 31));
+      sector.unpublished &= ~mask;
     }
     for (u32 k = 0; k < count; ++k) {
       u64 old = 0;
@@ -110,6 +112,7 @@ void atomic(Warp& w, const Inst& in) {
     }
     release_flag(w, key);
   }
+  w.release();
   u64 key = w.pc;
   bool same = !changed && w.poll_pc == w.pc && w.poll_key == key && w.poll_progress == m.progress;
   w.poll_pc = w.pc, w.poll_key = key;
@@ -191,8 +194,8 @@ bool decode_atomic(Decoder& d) {
   d.finish();
   u32 count = vector < 0 ? 1 : 2u << vector;
   bool is_float = t.kind == Kind::real || t.kind == Kind::bf16 || t.kind == Kind::packed_f16 || t.kind == Kind::packed_bf16;
-  bool bitwise = o <= kXor;
-  if ((is_float && bitwise) || (t.kind == Kind::real && t.bits >= 32 && o != kAdd && o != kExch) ||
+  bool bitwise = static_cast<u32>(o) <= kXor;
+  if ((is_float && bitwise) || (t.kind == Kind::real && t.bits >= 32 && static_cast<u32>(o) != kAdd && static_cast<u32>(o) != kExch) ||
       t.bits == 128 || t.bits == 8 || (count > 2 && op == "atom"))
     d.unsupported();
   u32 order = (sem == 1 || sem == 3 ? 1u : 0) | (sem == 2 || sem == 3 ? 2u : 0) | (scope > 0 || scope < 0 ? 4u : 0);
@@ -212,7 +215,7 @@ bool decode_atomic(Decoder& d) {
   d.add_address(at++, space);
   d.add_list(d.operand(at++), t.bits, 1, t.kind == Kind::real);
   if (out.list.size() != count) throw PtxError(d.in->line, d.in->text() + ": wrong number of operands");
-  if (o == kCas) d.add_list(d.operand(at++), t.bits, 1);
+  if (static_cast<u32>(o) == kCas) d.add_list(d.operand(at++), t.bits, 1);
   (void)hint;
   out.run = atomic;
   return true;

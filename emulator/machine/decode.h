@@ -75,6 +75,7 @@ bool decode_barrier(Decoder& d);
 bool decode_mbarrier(Decoder& d);
 bool decode_copy(Decoder& d);
 bool decode_bulk(Decoder& d);
+bool decode_tensormap(Decoder& d);
 bool decode_wgmma(Decoder& d);
 bool decode_mma(Decoder& d);
 

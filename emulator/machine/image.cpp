@@ -67,7 +67,7 @@ void fell_off(Warp&, const Inst&) { fault("trap", "execution ran past the end of
 
 bool decode_any(Decoder& d) {
   static constexpr bool (*kDecoders[])(Decoder&) = {
-      decode_move, decode_memory, decode_control, decode_mbarrier, decode_bulk, decode_copy, decode_wgmma,
+      decode_move, decode_memory, decode_control, decode_mbarrier, decode_bulk, decode_copy, decode_wgmma, decode_tensormap,
       decode_mma, decode_warp, decode_barrier, decode_atomic, decode_compare, decode_convert};
   for (auto* f : kDecoders)
     if (f(d)) return true;

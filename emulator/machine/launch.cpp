@@ -173,7 +173,7 @@ bool Machine::place_cluster(Launch& l) {
     for (int d = 0; d < 3; ++d) cta->id[d] = cluster->id[d] * l.cluster[d] + in_cluster[d];
     cta->linear = cta->id[0] + l.grid[0] * (cta->id[1] + l.grid[1] * cta->id[2]);
     cta->sm = static_cast<int>(chosen[r]);
-    cta->shared = std::make_unique<SharedMemory>(l.shared_end, cluster->actors);
+    cta->shared = std::make_unique<SharedMemory>(l.shared_end, cluster->actors, warps);
     cta->agent = r * actors + warps;
     cta->tensor_clock.assign(groups, 0);
     cta->running = warps;

@@ -95,6 +95,7 @@ void store(Warp& w, const Inst& in) {
     }
     write_memory(w, i, s.space, address[i], bytes, data, s.order);
   }
+  if (s.order == Order::coherent) w.release();
 }
 
 // Parameters of device functions and of calls: per lane, in the frame.
@@ -211,6 +212,7 @@ bool decode_memory(Decoder& d) {
     out.propagates = true;
     out.run = is_load ? load_frame_param : store_frame_param;
   } else {
+    out.propagates = space == Space::local;  // padding of structures is copied undefined
     out.run = is_load ? load : store;
   }
   return true;

@@ -186,8 +186,7 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
     fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
   u32 e = it->second.init_epoch;
   if ((e & 0x3fffff) > w.actor.seen[e >> 22])
-    fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation by actor " +
-                                std::to_string(e >> 22) + " and here", lane, at.offset);
+    fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation and here", lane, at.offset);
   return it->second;
 }
 

@@ -50,7 +50,6 @@ void release_flag(Warp& w, uint64_t key) {
   }
   join(f.first, w.actor.seen);
   join(f.second, w.actor.proxied);
-  w.release();
 }
 
 void acquire_flag(Warp& w, uint64_t key) {
@@ -76,12 +75,18 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, bool write, int lane
       fault_at("dependency-race",
                std::string(write ? "writes" : "reads") + " what an unfinished earlier kernel wrote, "
                "before griddepcontrol.wait", lane, address);
+    if (early && write && sector.reader && sector.reader != tag && m.find_launch(sector.reader))
+      fault_at("dependency-race", "writes what an unfinished earlier kernel read, before griddepcontrol.wait", lane,
+               address);
+    if (!early && sector.written && sector.launch != tag && m.find_launch(sector.launch))
+      fault_at("dependency-race", "a dependent kernel wrote this before its griddepcontrol.wait", lane, address);
     if (write && sector.early_reader && sector.early_reader != tag &&
         m.find_launch(sector.early_reader))
       fault_at("dependency-race", "writes what a dependent kernel read before its griddepcontrol.wait",
                lane, address);
     if (!write) {
       if (early) sector.early_reader = tag;
+      sector.reader = tag;
       if (!sector.read) sector.read = true, ++m.sectors.distinct_read;
       continue;
     }
@@ -109,6 +114,22 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
   return reinterpret_cast<uint8_t*>(address);
 }
 
+// Several CTAs may own bytes of one sector, so the buffers decide.
+void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane) {
+  auto tag = static_cast<uint16_t>(w.cta->cluster->launch->id);
+  for (uint64_t a = address; a < address + bytes; ++a) {
+    const Sector& s = w.m->sectors.at(a);
+    if (!(s.unpublished >> (a & 31) & 1) || s.launch != tag) continue;
+    bool mine = w.cta->stores.holds(a);
+    for (const auto& other : w.cta->warps) mine = mine || other->stores.holds(a);
+    if (!mine)
+      fault_at("stale-global-read",
+               std::string(what) + " what another CTA (linear index " + std::to_string(s.owner - 1) +
+                   ") stored and has not published with a fence or release of gpu scope",
+               lane, a);
+  }
+}
+
 static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, void* out, Order order) {
   const uint8_t* p = global_pointer(w, lane, address, bytes, false);
   note_global(w, address, bytes, false, lane);
@@ -122,12 +143,7 @@ static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, voi
     if (!s.written) s.launch = tag;
     s.nc_read = true;
   }
-  if (order == Order::weak && (s.unpublished & mask) && s.launch == tag &&
-      s.owner != w.cta->linear + 1)
-    fault_at("stale-global-read",
-             "reads what CTA " + std::to_string(s.owner - 1) +
-                 " (linear index) stored and has not published with a fence or release of gpu scope",
-             lane, address);
+  if (order == Order::weak && (s.unpublished & mask)) check_published(w, address, bytes, "reads", lane);
   std::memcpy(out, p, bytes);
   if (!w.cta->stores.empty()) w.cta->stores.read(address, out, bytes);
   if (!w.stores.empty()) w.stores.read(address, out, bytes);

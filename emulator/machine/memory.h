@@ -27,12 +27,14 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
 // Host pointer to `bytes` of global memory for an asynchronous or atomic access; faults outside.
 uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
 void note_global(Warp& w, uint64_t address, uint64_t bytes, bool write, int lane);
+// Faults if another CTA holds one of these bytes in its store buffer.
+void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 void check_aligned(uint64_t address, uint32_t bytes, int lane);
 
 // Completes the barriers of a CTA and its cluster that wait for nobody any more.
 void retry_barriers(Cta& cta);
 
-// Clocks passed through flags in memory.
+// Clocks passed through flags in memory. After releasing, the instruction calls w.release() once.
 void release_flag(Warp& w, uint64_t key);
 void acquire_flag(Warp& w, uint64_t key);
 

@@ -21,7 +21,8 @@ template <typename T> void move(Warp& w, const Inst& in) {
     int i = std::countr_zero(l);
     d[i] = a[i];
   }
-  const RegState from = w.state[in.s[0].reg];
+  RegState from = w.state[in.s[0].reg];
+  if (from.retired()) from = RegState{0, 0};  // the copy is an ordinary register
   w.written(in.d[0], w.active, from.bad & w.active);
   RegState& to = w.state[in.d[0].reg];
   to.tag = in.s[0].reg ? from.fence() : 0;

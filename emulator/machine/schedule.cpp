@@ -215,6 +215,7 @@ std::string Machine::describe_wait(const Warp& w) const {
 void Machine::deadlock() {
   Fault f{"deadlock", "every warp waits, and no copy is in flight", -1, false, 0};
   Warp* first = nullptr;
+  const Inst* at = nullptr;
   std::vector<std::string> table;
   for (auto& l : launches_)
     for (auto& cluster : l->resident)
@@ -226,15 +227,19 @@ void Machine::deadlock() {
             f.kind = "setmaxnreg-pool";
             f.message = "setmaxnreg asks for more registers than the CTA's pool holds";
             first = w.get();
+            at = nullptr;
           }
-          if (w->wait == Wait::warpgroup) {
+          if (w->wait == Wait::warpgroup && f.kind == "deadlock") {
+            const WgmmaIssue& issue = cta->wgmma_issues[w->index / 4].front();
             f.kind = "missing-lane";
-            f.message = "a wgmma that other warps of the warpgroup never execute";
+            f.message = "warps " + hex(issue.warps) + " (a mask) of warpgroup " + std::to_string(w->index / 4) +
+                        " executed a wgmma that the others never execute";
             first = w.get();
+            at = issue.inst;
           }
           if (table.size() < 64) table.push_back(describe_wait(*w));
         }
-  record(f, first, first ? &first->current() : nullptr);
+  record(f, first, at ? at : first ? &first->current() : nullptr);
   report.table = std::move(table);
 }
 

@@ -45,7 +45,11 @@ struct RegState {
   uint32_t bad = kAllLanes;
   uint32_t tag = 0;  // Busy in the top two bits; below, the warp's fence count at the last write
   Busy busy() const { return static_cast<Busy>(tag >> 30); }
-  uint32_t fence() const { return tag & 0x3fffffff; }
+  // An accumulator that was waited for and not touched since: its lanes are `bad`, so that the first
+  // access takes the slow path and is remembered for the wgmma.fence check.
+  static constexpr uint32_t kRetired = 1u << 29;
+  bool retired() const { return tag == kRetired; }
+  uint32_t fence() const { return tag & 0x1fffffff; }
 };
 
 struct Frame {
@@ -177,7 +181,7 @@ struct Warp {
   }
   void written(const Src& d, uint32_t lanes, uint32_t bad = 0) {
     RegState& r = state[d.reg];
-    if (r.tag >> 30) busy_write(d);
+    if (r.tag >> 29) busy_write(d);
     r.bad = (r.bad & ~lanes) | bad;
     r.tag = fence_count;
   }

@@ -52,7 +52,12 @@ void Warp::run(uint32_t budget) {
 }
 
 uint32_t Warp::bad_source(const Src& s, uint32_t lanes, bool propagates) {
-  const RegState& r = state[s.reg];
+  RegState& r = state[s.reg];
+  if (r.retired()) {
+    r.bad = 0;
+    r.tag = fence_count;
+    return 0;
+  }
   uint32_t bad = r.bad & lanes;
   if (!bad) return 0;
   const std::string& name = program->ptx->registers[s.reg].name;
@@ -120,7 +125,11 @@ bool Warp::gather(uint32_t required, const char* what) {
   std::string who = std::string(what) + " needs lanes " + hex(required) + ", but only " +
                     hex(active) + " execute it";
   if (missing & (mask | ~live)) fault("missing-lane", who, std::countr_zero(missing));
-  if (!(missing & ~gathering)) fault("missing-lane", who, std::countr_zero(missing));
+  if (!(missing & ~gathering)) {
+    int lane = std::countr_zero(missing);
+    fault("missing-lane", who + "; lane " + std::to_string(lane) + " waits at " +
+                              location(*program, program->code[lane_pc[lane]]), lane);
+  }
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc;
   stalled |= mask;
   gathering |= mask;

@@ -145,8 +145,8 @@ void complete(Warp& w, PendingWgmma& op) {
   Form f(*op.inst);
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
     RegState& s = w.state[op.inst->list[r].reg];
-    if (r < f.acc_registers()) s.bad = 0, s.tag = 0;
-    else if (s.busy() == Busy::fragment) s.tag &= 0x3fffffff;
+    if (r < f.acc_registers()) s.bad = kAllLanes, s.tag = RegState::kRetired;
+    else if (s.busy() == Busy::fragment) s.tag &= 0x1fffffff;
   }
   for (const auto& move : op.moves) {
     RegState& s = w.state[move.to.reg];
@@ -205,12 +205,13 @@ void issue(Warp& w, const Inst& in) {
   for (size_t r = 0; r < in.list.size(); ++r) {
     const RegState& s = w.state[in.list[r].reg];
     bool accumulator = r < f.acc_registers();
+    if (s.retired()) continue;
     if (accumulator && (s.busy() == Busy::accumulator || s.busy() == Busy::alias)) continue;
     if (accumulator && s.busy() == Busy::fragment) w.busy_write(in.list[r]);
     if (s.bad && (op->scale_d || !accumulator)) w.bad_source(in.list[r], kAllLanes, false);
     if (s.fence() == w.fence_count)
       fault("wgmma-fence-missing", "register " + w.program->ptx->registers[in.list[r].reg].name +
-                                       " was written after the last wgmma.fence");
+                                       " was read or written after the last wgmma.fence");
   }
   alignas(32) uint8_t scratch[256 * 32];
   std::vector<u32> chunks;
@@ -236,7 +237,7 @@ void issue(Warp& w, const Inst& in) {
 void fence(Warp& w, const Inst&) {
   if (!w.gather(~w.dead, "wgmma.fence")) return;
   w.wgmma_fenced = true;
-  if (++w.fence_count >= 0x3fffffff) fault("not-implemented", "more than 2^30 wgmma.fence");
+  if (++w.fence_count >= RegState::kRetired) fault("not-implemented", "more than 2^29 wgmma.fence");
 }
 void commit(Warp& w, const Inst&) {
   if (!w.gather(~w.dead, "wgmma.commit_group")) return;
@@ -346,6 +347,10 @@ void defer_move(Warp& w, const Src& to, const Src& from, u32 bytes) {
 
 void Warp::busy_write(const Src& d) {
   RegState& s = state[d.reg];
+  if (s.retired()) {
+    s = RegState{0, 0};
+    return;
+  }
   if (s.busy() == Busy::alias) {  // the copy is overwritten before its value was needed
     for (auto& op : wgmmas) std::erase_if(op->moves, [&](const DeferredMove& m) { return m.to.reg == d.reg; });
     s.tag = 0;
