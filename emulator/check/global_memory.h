@@ -41,13 +41,15 @@ class GlobalMemory {
 
 // What happened to 32 bytes of global memory since the launch began.
 struct Sector {
-  uint32_t written = 0;       // bytes written by this launch
+  uint32_t written = 0;       // bytes written by the launch
   uint32_t unpublished = 0;   // bytes in some CTA's store buffer
-  uint32_t owner = 0;         // CTA of the last store, + 1
-  uint16_t launch = 0;        // low bits of the launch that wrote
-  uint16_t early_reader = 0;  // launch that read it before griddepcontrol.wait
-  uint16_t reader = 0;        // the last launch that read it
-  bool read = false, nc_read = false;
+  uint32_t last_written = 0, last_read = 0;   // bytes, of the last writer and the last plain reader
+  uint32_t owner = 0, reader = 0;             // their CTAs, + 1
+  uint64_t write_time = 0, read_time = 0;
+  uint16_t launch = 0, reader_launch = 0;     // low bits of the launches
+  uint32_t early_read = 0, nc_read = 0;       // bytes read before griddepcontrol.wait, through .nc
+  uint16_t early_reader = 0, nc_reader = 0;   // by these launches
+  bool counted_read = false;
 };
 
 class SectorTable {

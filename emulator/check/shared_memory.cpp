@@ -8,8 +8,8 @@ void Actor::tick() {
   if (++seen[id] >= 0x3fffff) fault("not-implemented", "more than 4 million barriers in one warp");
 }
 
-SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t warps)
-    : data_((bytes + 15) / 16 * 16, 0xff), actors_(actors), warps_(warps), per_cta_(warps + 1 + (warps + 3) / 4) {
+SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, uint32_t warps)
+    : data_((bytes + 15) / 16 * 16, 0xff), actors_(actors), per_cta_(per_cta), warps_(warps) {
   size_t words = data_.size() / 4;
   writer_.assign(words, 0);
   reader_.assign(words, 0);
@@ -37,7 +37,7 @@ std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
   uint32_t id = epoch >> 22, index = id % per_cta_;
   std::string s = index < warps_    ? "warp " + std::to_string(index)
                   : index == warps_ ? "the copy engine"
-                                    : "wgmma of warpgroup " + std::to_string(index - warps_ - 1);
+                                    : "the wgmma of warpgroup " + std::to_string(index - warps_ - 1);
   if (id / per_cta_ != own / per_cta_) s += " of CTA rank " + std::to_string(id / per_cta_);
   return s;
 }
@@ -58,12 +58,12 @@ void SharedMemory::pend(std::vector<uint16_t>& v, uint32_t address, uint32_t byt
     v[c] = static_cast<uint16_t>(v[c] + delta);
 }
 
-void SharedMemory::note_word_read(uint32_t w, const Actor& who) {
-  uint32_t mine = who.epoch(), old = reader_[w];
+void SharedMemory::note_word_read(uint32_t w, uint32_t mine, const Clock& seen) {
+  uint32_t old = reader_[w], id = mine >> 22, clock = mine & 0x3fffff;
   if (old == mine) return;
   if (old >= kReadSet) {
-    read_sets_[old & 0x3fffff][who.id] = who.seen[who.id];
-  } else if (!old || ordered(old, who.seen)) {
+    read_sets_[old & 0x3fffff][id] = clock;
+  } else if (!old || ordered(old, seen)) {
     reader_[w] = mine;
   } else {
     uint32_t index;
@@ -76,7 +76,7 @@ void SharedMemory::note_word_read(uint32_t w, const Actor& who) {
       read_sets_[index].assign(actors_, 0);
     }
     read_sets_[index][old >> 22] = old & 0x3fffff;
-    read_sets_[index][who.id] = who.seen[who.id];
+    read_sets_[index][id] = clock;
     reader_[w] = kReadSet | index;
   }
 }
@@ -110,7 +110,7 @@ void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int 
       race(kind_[w] == Writer::generic ? "read of a word written by"
                                        : "read of a word copied asynchronously by",
            w * 4, writer_[w], who, lane);
-    note_word_read(w, who);
+    note_word_read(w, who.epoch(), who.seen);
   }
 }
 
@@ -193,7 +193,12 @@ void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Acto
 }
 
 void SharedMemory::note_read(uint32_t address, uint32_t bytes, const Actor& who) {
-  for (uint32_t w = address / 4; w < (address + bytes + 3) / 4; ++w) note_word_read(w, who);
+  for (uint32_t w = address / 4; w < (address + bytes + 3) / 4; ++w)
+    note_word_read(w, who.epoch(), who.seen);
+}
+
+void SharedMemory::note_engine_read(uint32_t address, uint32_t epoch, const Clock& seen) {
+  for (uint32_t w = address / 4; w < address / 4 + 4; ++w) note_word_read(w, epoch, seen);
 }
 
 void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Actor& who) {

@@ -32,8 +32,8 @@ enum class Writer : uint8_t { generic, cp_async, async_proxy, atomic };
 
 class SharedMemory {
  public:
-  // Actors of a CTA: its warps in order, its copy engine, the tensor cores of each warpgroup.
-  SharedMemory(uint32_t bytes, uint32_t actors, uint32_t warps);
+  // Actors of a CTA: its warps in order, its copy engine, the tensor cores of its warpgroups.
+  SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, uint32_t warps);
   uint8_t* data() { return data_.data(); }
   uint32_t size() const { return static_cast<uint32_t>(data_.size()); }
 
@@ -45,6 +45,8 @@ class SharedMemory {
   // Operand reads of wgmma and bulk stores: check_* when issued, note_read when complete.
   void check_async_read(uint32_t address, uint32_t bytes, const Actor& who, bool strict);
   void note_read(uint32_t address, uint32_t bytes, const Actor& who);
+  // A read by an engine that has no clock of its own: `seen` is that of its last user.
+  void note_engine_read(uint32_t address, uint32_t epoch, const Clock& seen);
   // Bulk loads: checked when issued, marked when they land.
   void check_async_write(uint32_t address, uint32_t bytes, const Actor& who);
   void note_async_write(uint32_t address, uint32_t bytes, uint32_t epoch);
@@ -62,7 +64,7 @@ class SharedMemory {
   }
   std::string name(uint32_t epoch, uint32_t own) const;
   void pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta);
-  void note_word_read(uint32_t word, const Actor& who);
+  void note_word_read(uint32_t word, uint32_t epoch, const Clock& seen);
   bool reads_ordered(uint32_t word, const Actor& who, uint32_t* culprit) const;
   [[noreturn]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                          int lane) const;
@@ -77,7 +79,7 @@ class SharedMemory {
   std::vector<uint16_t> pending_read_, pending_write_;
   std::vector<Clock> read_sets_;
   std::vector<uint32_t> free_sets_;
-  uint32_t actors_, warps_, per_cta_;
+  uint32_t actors_, per_cta_, warps_;
 };
 
 }  // namespace l4k::emu

@@ -67,6 +67,10 @@ void atomic(Warp& w, const Inst& in) {
   if (counted == Space::global) count_global(w, address, w.active, bytes * count);
   else count_shared(w, address, w.active, bytes * count);
   bool returns = in.target;   // atom
+  if ((order & 4) && counted == Space::global) {  // a CTA's scope orders nothing against the grid
+    w.acquired = m.instructions;
+    w.cta->cluster->launch->released[w.cta->linear] = m.instructions;
+  }
   // A compare-and-swap that fails in a loop is a poll.
   bool changed = false;
   for (u32 l = w.active; l; l &= l - 1) {
@@ -85,8 +89,7 @@ void atomic(Warp& w, const Inst& in) {
     } else {
       p = global_pointer(w, i, at, bytes * count, true);
       if (m.late()) check_published(w, at, bytes * count, "an atomic access to", i);
-      note_global(w, at, bytes * count, false, i);
-      note_global(w, at, bytes * count, true, i);
+      note_global(w, at, bytes * count, Access::atomic, i);
       acquire_flag(w, key);
       if (m.late() && !(w.stores.empty() && w.cta->stores.empty())) {
         // The thread's own earlier store to the same place comes first.
@@ -132,11 +135,13 @@ void atomic(Warp& w, const Inst& in) {
 
 // in.a: 1 wider than the CTA, 2 proxy fence, 4 mbarrier init
 void fence(Warp& w, const Inst& in) {
-  if (in.a & 1) w.m->publish(*w.cta, &w);
-  else if (!(in.a & 6)) w.m->publish_warp(w);
-  if (in.a & 4) {
-    w.initialised = w.actor.seen;
-    w.release();
+  if (in.a & 4)
+    for (auto& [offset, b] : w.cta->mbarriers) b.fenced_phase = w.cta->cluster->barrier_phase;
+  if (in.a & 1) {
+    w.m->publish(*w.cta, &w);
+    w.acquired = w.m->instructions;
+  } else if (!(in.a & 6)) {
+    w.m->publish_warp(w);
   }
   if (in.a & 2) {
     for (size_t i = 0; i < w.actor.seen.size(); ++i)

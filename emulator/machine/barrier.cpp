@@ -31,11 +31,13 @@ void finish_red(Warp& w, const Inst& in, const NamedBarrier& b) {
 void complete(NamedBarrier& b) {
   for (Warp* w : b.waiting) {
     acquire(*w, b.seen, b.proxied);
+    w->acquired = std::max(w->acquired, b.acquired);
     finish_red(*w, w->program->code[w->pc - 1], b);
     w->wake();
   }
   b.waiting.clear();
   b.arrived = b.red_count = b.red_total = 0;
+  b.acquired = 0;
   b.seen.assign(b.seen.size(), 0);
   b.proxied.assign(b.proxied.size(), 0);
 }
@@ -72,6 +74,7 @@ void barrier(Warp& w, const Inst& in) {
   }
   join(b.seen, w.actor.seen);
   join(b.proxied, w.actor.proxied);
+  b.acquired = std::max(b.acquired, w.acquired);
   w.m->publish_warp(w);
   w.release();
   ++w.m->progress;
@@ -84,6 +87,7 @@ void barrier(Warp& w, const Inst& in) {
   }
   if (last) {
     acquire(w, b.seen, b.proxied);
+    w.acquired = b.acquired;
     finish_red(w, in, b);
     complete(b);
     return;
@@ -116,8 +120,6 @@ void cluster_arrive(Warp& w, const Inst& in) {  // in.a: relaxed
     join(c.proxied, w.actor.proxied);
     w.m->publish(*w.cta, &w);
     w.release();
-  } else if (!w.initialised.empty()) {
-    join(c.seen, w.initialised);
   }
   ++w.m->progress;
   if (++c.barrier_arrived >= c.running) complete_cluster(c);
@@ -132,6 +134,8 @@ void cluster_wait(Warp& w, const Inst&) {
   }
   ++w.counters().waits;
   w.cluster_arrived = false;
+  w.cluster_passed = w.cluster_phase;
+  w.acquired = w.m->instructions;
   acquire(w, c.done_seen, c.done_proxied);
 }
 
@@ -139,6 +143,7 @@ void launch_dependents(Warp& w, const Inst&) { w.m->note_trigger(*w.cta); }
 void wait_dependency(Warp& w, const Inst&) {
   if (!w.m->dependency_done(*w.cta->cluster->launch)) return w.park(Wait::grid);
   w.dependency_waited = true;
+  w.acquired = w.m->instructions;
 }
 
 void set_registers(Warp& w, const Inst& in) {  // in.a: inc, in.imm: registers

@@ -124,7 +124,7 @@ void load(Warp& w, const Inst& in, int lane) {
   } else {
     for (const Run& r : plan.runs)
       if (r.in_bounds) {
-        note_global(w, r.global, r.bytes, false, lane);
+        note_global(w, r.global, r.bytes, Access::read, lane);
         check_stored(w, r.global, r.bytes, lane);
         w.counters().bulk_bytes += r.bytes;
       }
@@ -227,7 +227,7 @@ void store(Warp& w, const Inst& in, int lane) {
     for (const Run& r : *runs) {
       if (!r.in_bounds) continue;
       auto* to = reinterpret_cast<uint8_t*>(r.global);
-      note_global(w, r.global, r.bytes, true, lane);
+      note_global(w, r.global, r.bytes, Access::write, lane);
       if (!(in.a & kReduce)) {
         std::memcpy(to, data->data() + at, r.bytes);
       } else {

@@ -150,6 +150,8 @@ void wait(Warp& w, const Inst& in) {
       join(w.actor.proxied, b.done_proxied);
       w.actor.seen[w.actor.id] = own;
     }
+  if (done)
+    for (const auto& other : w.cta->warps) w.acquired = std::max(w.acquired, other->acquired);
   if (done) ++w.counters().waits;
   u32& p = *w.reg<u32>(in.d[0]);
   p = (p & ~w.active) | done;
@@ -164,9 +166,9 @@ void arrive_after_copies(Warp& w, const Inst& in) {
     SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
     Mbarrier& b = find_mbarrier(w, at, i);
     if (!in.a) ++b.pending;
-    w.deferred_arrives.push_back({at.cta, at.offset, 1, w.copy_seq});
+    w.deferred_arrives.push_back({at.cta, at.offset, w.copy_seq, i});
   }
-  if (w.copies.empty()) land_copies(w, w.copy_seq);
+  land_copies(w, 0, w.active);  // lanes without copies in flight arrive at once
 }
 
 }  // namespace
@@ -185,7 +187,9 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
   if (it == at.cta->mbarriers.end())
     fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
   u32 e = it->second.init_epoch;
-  if ((e & 0x3fffff) > w.actor.seen[e >> 22])
+  int64_t fenced = it->second.fenced_phase;  // then a relaxed cluster barrier is enough
+  bool ordered = (e & 0x3fffff) <= w.actor.seen[e >> 22] || (fenced >= 0 && w.cluster_passed >= fenced);
+  if (!ordered)
     fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation and here", lane, at.offset);
   return it->second;
 }

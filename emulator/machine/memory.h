@@ -26,7 +26,9 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
                   const void* data, Order order);
 // Host pointer to `bytes` of global memory for an asynchronous or atomic access; faults outside.
 uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
-void note_global(Warp& w, uint64_t address, uint64_t bytes, bool write, int lane);
+// Bookkeeping of a global access: traffic, and races between CTAs and between overlapping kernels.
+enum class Access : uint8_t { read, coherent_read, write, atomic };
+void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane);
 // Faults if another CTA holds one of these bytes in its store buffer.
 void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 void check_aligned(uint64_t address, uint32_t bytes, int lane);

@@ -21,11 +21,10 @@ template <typename T> void move(Warp& w, const Inst& in) {
     int i = std::countr_zero(l);
     d[i] = a[i];
   }
-  RegState from = w.state[in.s[0].reg];
-  if (from.retired()) from = RegState{0, 0};  // the copy is an ordinary register
+  const RegState from = w.state[in.s[0].reg];
   w.written(in.d[0], w.active, from.bad & w.active);
   RegState& to = w.state[in.d[0].reg];
-  to.tag = in.s[0].reg ? from.fence() : 0;
+  to.tag = in.s[0].reg ? from.tag & 0x3fffffff : 0;
   if (from.busy() == Busy::accumulator || from.busy() == Busy::alias)
     defer_move(w, in.d[0], in.s[0], sizeof(T));
 }

@@ -22,6 +22,7 @@ void drain(Machine& m, StoreBuffer& buffer) {
 }  // namespace
 
 void Machine::publish(Cta& cta, Warp* w) {
+  cta.cluster->launch->released[cta.linear] = instructions;
   if (w && !w->stores.empty()) w->stores.merge_into(&cta.stores);
   if (cta.stores.empty()) return;
   drain(*this, cta.stores);

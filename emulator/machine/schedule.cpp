@@ -37,7 +37,7 @@ bool Machine::step() {
           if (w->exited) continue;
           if (w->notified && wake_some && (settings.mode == Mode::early || chance(2))) w->wake();
           if (w->wait == Wait::none) ready_.push_back(w.get());
-          else if (w->notified || w->wait == Wait::poll) waiting_.push_back(w.get());
+          else if (w->notified || w->wait == Wait::poll || w->wait == Wait::warpgroup) waiting_.push_back(w.get());
         }
     // Late: a dependent launch runs ahead of its predecessor for as long as it can.
     if (!ready_.empty() && settings.mode == Mode::late) break;
@@ -51,8 +51,8 @@ bool Machine::step() {
           for (auto& w : cta->warps) {
             if (w->exited) continue;
             ++running;
-            bool retry = w->wait == Wait::poll || w->wait == Wait::registers ||
-                         w->wait == Wait::warpgroup || w->wait == Wait::grid;
+            bool retry = w->wait == Wait::poll || w->wait == Wait::registers || w->wait == Wait::grid ||
+                         w->wait == Wait::warpgroup;
             if (w->notified || (retry && w->wait_progress != progress)) w->wake(), woke = true;
           }
     if (woke || land_one()) return true;
@@ -152,9 +152,22 @@ bool Machine::land_one() {
     land(candidates[pick]);
   } else {
     Warp* w = copying[pick - candidates.size()];
-    const Inst* in = w->copies.front().inst;
+    const CpAsync& front = w->copies.front();
+    const Inst* in = front.inst;
+    uint32_t lanes = front.mask, up_to = front.sequence;
+    if (!w->deferred_arrives.empty()) {
+      // Thread by thread: an mbarrier that counts too few of them completes too early.
+      uint32_t skip = static_cast<uint32_t>(random() % static_cast<uint32_t>(std::popcount(lanes)));
+      while (skip--) lanes &= lanes - 1;
+      lanes &= ~lanes + 1;
+      for (const auto& a : w->deferred_arrives)
+        if (lanes >> a.lane & 1) {
+          up_to = std::max(up_to, a.after);
+          break;
+        }
+    }
     try {
-      land_copies(*w, w->copies.front().sequence);
+      land_copies(*w, up_to, lanes);
     } catch (const Fault& f) {
       record(f, w, in);
     }
@@ -204,8 +217,8 @@ std::string Machine::describe_wait(const Warp& w) const {
     case Wait::registers:
       s += "setmaxnreg (" + std::to_string(w.cta->free_registers) + " registers free)";
       break;
+    case Wait::warpgroup: s += "the rest of its warpgroup"; break;
     case Wait::grid: s += "griddepcontrol.wait"; break;
-    case Wait::warpgroup: s += "the other warps of its warpgroup"; break;
     default: s += "polls"; break;
   }
   bool passed = w.wait == Wait::barrier && w.pc > 0;  // its program counter is already behind it
@@ -229,11 +242,11 @@ void Machine::deadlock() {
             first = w.get();
             at = nullptr;
           }
-          if (w->wait == Wait::warpgroup && f.kind == "deadlock") {
+          if (w->wait == Wait::warpgroup && f.kind == "deadlock" && !cta->wgmma_issues[w->index / 4].empty()) {
             const WgmmaIssue& issue = cta->wgmma_issues[w->index / 4].front();
             f.kind = "missing-lane";
-            f.message = "warps " + hex(issue.warps) + " (a mask) of warpgroup " + std::to_string(w->index / 4) +
-                        " executed a wgmma that the others never execute";
+            f.message = "some warps of warpgroup " + std::to_string(w->index / 4) +
+                        " never execute a wgmma that the others wait for";
             first = w.get();
             at = issue.inst;
           }

@@ -45,11 +45,9 @@ struct RegState {
   uint32_t bad = kAllLanes;
   uint32_t tag = 0;  // Busy in the top two bits; below, the warp's fence count at the last write
   Busy busy() const { return static_cast<Busy>(tag >> 30); }
-  // An accumulator that was waited for and not touched since: its lanes are `bad`, so that the first
-  // access takes the slow path and is remembered for the wgmma.fence check.
-  static constexpr uint32_t kRetired = 1u << 29;
-  bool retired() const { return tag == kRetired; }
   uint32_t fence() const { return tag & 0x1fffffff; }
+  bool result() const { return tag & kResult; }   // of a wgmma, and not touched since
+  static constexpr uint32_t kResult = 1u << 29;
 };
 
 struct Frame {
@@ -69,12 +67,14 @@ struct Mbarrier {
   int64_t tx = 0;
   uint64_t phase = 0;
   uint32_t init_epoch = 0;
+  int64_t fenced_phase = -1;   // of the cluster barrier, at fence.mbarrier_init
   Clock next_seen, next_proxied, done_seen, done_proxied;
 };
 
 struct NamedBarrier {
   uint32_t arrived = 0, expected = 0;  // threads; expected 0: every thread of the CTA
   std::vector<Warp*> waiting;
+  uint64_t acquired = 0;
   uint32_t red_count = 0, red_total = 0;  // bar.red: predicates that are true, of how many
   Clock seen, proxied;
 };
@@ -90,10 +90,9 @@ struct PendingWgmma {
   uint64_t seq = 0;
   uint32_t group = ~0u;            // ~0u: not committed
   uint64_t descriptor_a = 0, descriptor_b = 0;
-  bool scale_d = true, computed = false;
+  bool scale_d = true, computed = false, released = false;  // released: its reads have ended
   std::vector<uint32_t> chunks;    // 16-byte chunks of shared memory that it reads
   std::vector<DeferredMove> moves;
-  uint32_t read_epoch = 0;         // 0: its shared-memory operands are still being read
 };
 struct CpAsync {
   uint32_t mask = 0, bytes = 0, group = 0, sequence = 0;
@@ -101,9 +100,10 @@ struct CpAsync {
   uint64_t source[32] = {};
   const Inst* inst = nullptr;
 };
-struct DeferredArrive {    // cp.async.mbarrier.arrive: fires when earlier copies have landed
+struct DeferredArrive {    // cp.async.mbarrier.arrive: fires when the lane's earlier copies have landed
   Cta* cta;
-  uint32_t address, count, after;  // after: cp.async sequence number
+  uint32_t address, after;  // after: cp.async sequence number
+  int lane;
 };
 
 // An asynchronous bulk operation. Loads land and are gone; stores of a bulk group read their shared
@@ -117,7 +117,7 @@ struct BulkOp {
   std::function<void()> read, land, release;
 };
 
-enum class Wait : uint8_t { none, barrier, cluster_barrier, mbarrier, poll, registers, warpgroup, grid };
+enum class Wait : uint8_t { none, barrier, cluster_barrier, mbarrier, poll, registers, grid, warpgroup };
 
 struct Warp {
   Machine* m = nullptr;
@@ -143,7 +143,6 @@ struct Warp {
   uint64_t poll_key = 0, poll_progress = 0;
   // Order and visibility.
   Actor actor;
-  Clock initialised;            // what its last fence.mbarrier_init published
   StoreBuffer stores;
   // Local memory: per lane, grown on demand.
   std::vector<uint8_t> local;
@@ -160,6 +159,8 @@ struct Warp {
   uint32_t bulk_group[32] = {};
   uint32_t cluster_phase = 0;
   bool cluster_arrived = false, dependency_waited = false;
+  int64_t cluster_passed = -1;  // last phase of the cluster barrier it has been through
+  uint64_t acquired = 0;        // when it last synchronised with the rest of the grid
 
   template <typename T>
   T* reg(const Src& s) {
@@ -181,12 +182,13 @@ struct Warp {
   }
   void written(const Src& d, uint32_t lanes, uint32_t bad = 0) {
     RegState& r = state[d.reg];
-    if (r.tag >> 29) busy_write(d);
+    if (r.tag >> 30) busy_write(d);
     r.bad = (r.bad & ~lanes) | bad;
     r.tag = fence_count;
   }
   uint32_t bad_source(const Src& s, uint32_t lanes, bool propagates);
   void busy_write(const Src& d);
+  void touch_results(const Inst& in);
   void branch(uint32_t taken, uint32_t target);
   void exit_lanes(uint32_t lanes);
   void push_frame(const Program* callee, uint32_t lanes);
@@ -212,9 +214,9 @@ struct Cta {
   NamedBarrier barriers[16];
   std::map<uint32_t, Mbarrier> mbarriers;
   std::vector<std::deque<WgmmaIssue>> wgmma_issues;   // by warpgroup
-  std::vector<uint32_t> tensor_clock;                 // by warpgroup: its tensor cores are an actor
   StoreBuffer stores;
-  uint32_t agent = 0, agent_clock = 0;   // the copy engine's actor
+  uint32_t agent = 0, agent_clock = 0;   // the copy engine's actor; the warpgroups' tensor cores follow
+  std::vector<uint32_t> tensor_clock;    // by warpgroup
   uint32_t free_registers = 0, running = 0;
   bool triggered = false;                // griddepcontrol.launch_dependents, or ended
 };
@@ -236,6 +238,7 @@ struct Launch {
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false, cooperative = false, overlaps = false;  // overlaps an earlier launch
+  std::vector<uint64_t> released;        // by CTA: when it last released anything to the grid
   std::vector<uint8_t> params;           // aligned block at param_base
   uint64_t param_base = 0;
   uint64_t next_cluster = 0, clusters = 0, triggered = 0, finished = 0;

@@ -27,7 +27,7 @@ void replace(Warp& w, const Inst& in) {
       p = at.cta->shared->data() + at.offset;
     } else {
       p = global_pointer(w, lane, address, kBytes, true);
-      note_global(w, address, kBytes, true, lane);
+      note_global(w, address, kBytes, Access::write, lane);
     }
     std::string why = replace_field(p, static_cast<MapField>(in.a), static_cast<int>(in.b), get_lane(w, in.s[0], in.c, lane));
     if (!why.empty()) fault_at("tensor-map", why, lane, address);
@@ -42,7 +42,7 @@ void copy_fence(Warp& w, const Inst& in) {
   check_aligned(to, 64, lane);
   for (u32 i = 0; i < kBytes; i += 16) from.cta->shared->read(from.offset + i, 16, w.actor, lane);
   uint8_t* p = global_pointer(w, lane, to, kBytes, true);
-  note_global(w, to, kBytes, true, lane);
+  note_global(w, to, kBytes, Access::write, lane);
   std::memcpy(p, from.cta->shared->data() + from.offset, kBytes);
   w.m->publish(*w.cta, &w);
 }

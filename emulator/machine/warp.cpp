@@ -24,10 +24,11 @@ void Warp::run(uint32_t budget) {
       if (in.checks_itself) {
         in.run(*this, in);
       } else {
-        uint32_t bad = 0;
-        for (int i = 0; i < in.sources; ++i) bad |= state[in.s[i].reg].bad;
+        uint32_t bad = 0, tags = 0;
+        for (int i = 0; i < in.sources; ++i) bad |= state[in.s[i].reg].bad, tags |= state[in.s[i].reg].tag;
         if (in.list_role == 1)
-          for (const Src& s : in.list) bad |= state[s.reg].bad;
+          for (const Src& s : in.list) bad |= state[s.reg].bad, tags |= state[s.reg].tag;
+        if (tags & RegState::kResult) touch_results(in);
         if (bad &= lanes) {
           bad = 0;
           for (int i = 0; i < in.sources; ++i) bad |= bad_source(in.s[i], lanes, in.propagates);
@@ -51,13 +52,19 @@ void Warp::run(uint32_t budget) {
   }
 }
 
+// Results of a wgmma that are looked at must be fenced before the next wgmma uses their registers.
+void Warp::touch_results(const Inst& in) {
+  auto touch = [&](const Src& s) {
+    RegState& r = state[s.reg];
+    if (r.result()) r.tag = (r.tag & 0xc0000000u) | fence_count;
+  };
+  for (int i = 0; i < in.sources; ++i) touch(in.s[i]);
+  if (in.list_role == 1)
+    for (const Src& s : in.list) touch(s);
+}
+
 uint32_t Warp::bad_source(const Src& s, uint32_t lanes, bool propagates) {
-  RegState& r = state[s.reg];
-  if (r.retired()) {
-    r.bad = 0;
-    r.tag = fence_count;
-    return 0;
-  }
+  const RegState& r = state[s.reg];
   uint32_t bad = r.bad & lanes;
   if (!bad) return 0;
   const std::string& name = program->ptx->registers[s.reg].name;

@@ -115,43 +115,18 @@ void mark_in_flight(Warp& w, const PendingWgmma& op) {
   }
 }
 
-// The operation is the warpgroup's: when one warp has waited for it, the operands of all four have
-// been read, so that one thread may release a stage for its warpgroup.
-void finish_reads(Warp& w, u64 seq) {
-  u32 group = w.index / 4;
-  SharedMemory& shared = *w.cta->shared;
-  Actor tensor = w.actor;
-  tensor.id = w.cta->agent + 1 + group;
-  tensor.seen[tensor.id] = ++w.cta->tensor_clock[group];
-  for (u32 i = group * 4; i < group * 4 + 4; ++i) {
-    Warp& peer = *w.cta->warps[i];
-    for (auto& op : peer.wgmmas) {
-      if (op->seq > seq) break;
-      if (op->read_epoch) continue;
-      if (!op->computed) compute(peer, *op);
-      for (u32 c : op->chunks) {
-        shared.end_pending_read(c, 16);
-        shared.note_read(c, 16, tensor);
-      }
-      op->read_epoch = tensor.seen[tensor.id];
-    }
-  }
-}
-
+// The registers of a completed operation are free again.
 void complete(Warp& w, PendingWgmma& op) {
-  if (!op.read_epoch) finish_reads(w, op.seq);
-  u32& seen = w.actor.seen[w.cta->agent + 1 + w.index / 4];
-  seen = std::max(seen, op.read_epoch);
   Form f(*op.inst);
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
     RegState& s = w.state[op.inst->list[r].reg];
-    if (r < f.acc_registers()) s.bad = kAllLanes, s.tag = RegState::kRetired;
-    else if (s.busy() == Busy::fragment) s.tag &= 0x1fffffff;
+    if (r < f.acc_registers()) s.bad = 0, s.tag = RegState::kResult;
+    else if (s.busy() == Busy::fragment) s.tag &= 0x3fffffff;
   }
   for (const auto& move : op.moves) {
     RegState& s = w.state[move.to.reg];
     s.bad &= ~move.lanes;
-    s.tag = 0;
+    s.tag = RegState::kResult;
   }
 }
 
@@ -170,10 +145,7 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
                                         " with descriptor " + hex(it->descriptor_b) + " elsewhere, " +
                                         hex(descriptor_b) + " here");
     it->warps |= bit;
-    if (it->warps == 15) {
-      issues.erase(it);
-      ++w.m->progress;
-    }
+    if (it->warps == 15) issues.erase(it);
     return;
   }
   issues.push_back({seq, descriptor_b, &in, bit});
@@ -205,13 +177,12 @@ void issue(Warp& w, const Inst& in) {
   for (size_t r = 0; r < in.list.size(); ++r) {
     const RegState& s = w.state[in.list[r].reg];
     bool accumulator = r < f.acc_registers();
-    if (s.retired()) continue;
     if (accumulator && (s.busy() == Busy::accumulator || s.busy() == Busy::alias)) continue;
     if (accumulator && s.busy() == Busy::fragment) w.busy_write(in.list[r]);
     if (s.bad && (op->scale_d || !accumulator)) w.bad_source(in.list[r], kAllLanes, false);
     if (s.fence() == w.fence_count)
       fault("wgmma-fence-missing", "register " + w.program->ptx->registers[in.list[r].reg].name +
-                                       " was read or written after the last wgmma.fence");
+                                       " was written or read after the last wgmma.fence");
   }
   alignas(32) uint8_t scratch[256 * 32];
   std::vector<u32> chunks;
@@ -232,12 +203,13 @@ void issue(Warp& w, const Inst& in) {
   if (w.m->settings.mode == Mode::early) compute(w, *op);
   mark_in_flight(w, *op);
   w.wgmmas.push_back(std::move(op));
+  ++w.m->progress;
 }
 
 void fence(Warp& w, const Inst&) {
   if (!w.gather(~w.dead, "wgmma.fence")) return;
   w.wgmma_fenced = true;
-  if (++w.fence_count >= RegState::kRetired) fault("not-implemented", "more than 2^29 wgmma.fence");
+  if (++w.fence_count >= 0x1fffffff) fault("not-implemented", "more than 2^29 wgmma.fence");
 }
 void commit(Warp& w, const Inst&) {
   if (!w.gather(~w.dead, "wgmma.commit_group")) return;
@@ -245,23 +217,44 @@ void commit(Warp& w, const Inst&) {
     if (op->group == ~0u) op->group = w.wgmma_group;
   ++w.wgmma_group;
 }
+// An operation is the warpgroup's: when it is complete for one warp, it has read its operands for
+// all four. (One thread of a warpgroup may therefore release a stage after its own wait.)
 void wait(Warp& w, const Inst& in) {
   if (!w.gather(~w.dead, "wgmma.wait_group")) return;
-  size_t done = 0;
-  while (done < w.wgmmas.size() && w.wgmmas[done]->group != ~0u &&
-         w.wgmmas[done]->group + static_cast<u64>(in.imm) < w.wgmma_group)
-    ++done;
-  if (done)
-    for (const auto& issue : w.cta->wgmma_issues[w.index / 4])
-      if (issue.seq <= w.wgmmas[done - 1]->seq) return w.park(Wait::warpgroup);
-  ++w.counters().waits;
-  if (!done) return;
-  for (; done; --done) {
-    complete(w, *w.wgmmas.front());
-    w.wgmmas.pop_front();
+  u64 last = 0;
+  for (const auto& op : w.wgmmas)
+    if (op->group != ~0u && op->group + static_cast<u64>(in.imm) < w.wgmma_group) last = op->seq;
+  if (last) {
+    Cta& cta = *w.cta;
+    u32 group = w.index / 4, engine = cta.agent + 1 + group;
+    for (u32 i = group * 4; i < group * 4 + 4; ++i) {
+      Warp& other = *cta.warps[i];
+      if (other.wgmma_seq >= last) continue;
+      if (other.exited) check_warpgroup_exit(other);
+      return w.park(Wait::warpgroup);
+    }
+    bool first = true;
+    for (u32 i = group * 4; i < group * 4 + 4; ++i)
+      for (auto& op : cta.warps[i]->wgmmas) {
+        if (op->seq > last) break;
+        if (op->released) continue;
+        if (first) ++cta.tensor_clock[group], first = false;
+        if (!op->computed) compute(*cta.warps[i], *op);
+        for (u32 c : op->chunks) {
+          cta.shared->end_pending_read(c, 16);
+          cta.shared->note_engine_read(c, engine << 22 | cta.tensor_clock[group], w.actor.seen);
+        }
+        op->released = true;
+      }
+    w.actor.seen[engine] = cta.tensor_clock[group];
+    while (!w.wgmmas.empty() && w.wgmmas.front()->seq <= last) {
+      complete(w, *w.wgmmas.front());
+      w.wgmmas.pop_front();
+    }
+    for (const auto& op : w.wgmmas) mark_in_flight(w, *op);
+    ++w.m->progress;
   }
-  for (const auto& op : w.wgmmas) mark_in_flight(w, *op);
-  ++w.m->progress;
+  ++w.counters().waits;
 }
 
 MmaType operand_type(Decoder& d, const Type& t) {
@@ -347,10 +340,6 @@ void defer_move(Warp& w, const Src& to, const Src& from, u32 bytes) {
 
 void Warp::busy_write(const Src& d) {
   RegState& s = state[d.reg];
-  if (s.retired()) {
-    s = RegState{0, 0};
-    return;
-  }
   if (s.busy() == Busy::alias) {  // the copy is overwritten before its value was needed
     for (auto& op : wgmmas) std::erase_if(op->moves, [&](const DeferredMove& m) { return m.to.reg == d.reg; });
     s.tag = 0;
