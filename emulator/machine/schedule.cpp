@@ -236,6 +236,7 @@ std::string Machine::describe_wait(const Warp& w) const {
 void Machine::deadlock() {
   Fault f{"deadlock", "every warp waits, and no copy is in flight", -1, false, 0};
   Warp* first = nullptr;
+  const Inst* at = nullptr;
   std::vector<std::string> table;
   for (auto& l : launches_)
     for (auto& cluster : l->resident)
@@ -247,6 +248,16 @@ void Machine::deadlock() {
             f.kind = "setmaxnreg-pool";
             f.message = "setmaxnreg asks for more registers than the CTA's pool holds";
             first = w.get();
+            at = nullptr;
+          }
+          if (w->wait == Wait::warpgroup && f.kind == "deadlock" &&
+              !cta->wgmma_issues[w->index / 4].empty()) {
+            const WgmmaIssue& issue = cta->wgmma_issues[w->index / 4].front();
+            f.kind = "missing-lane";
+            f.message = "some warps of warpgroup " + std::to_string(w->index / 4) +
+                        " never execute a wgmma that the others wait for";
+            first = w.get();
+            at = issue.inst;
           }
           if (w->wait == Wait::warpgroup && f.kind == "deadlock") {
             f.kind = "missing-lane";
@@ -255,7 +266,7 @@ void Machine::deadlock() {
           }
           if (table.size() < 64) table.push_back(describe_wait(*w));
         }
-  record(f, first, first ? &first->current() : nullptr);
+  record(f, first, at ? at : first ? &first->current() : nullptr);
   report.table = std::move(table);
 }
 

@@ -135,7 +135,13 @@ bool Warp::gather(uint32_t required, const char* what) {
   std::string who = std::string(what) + " needs lanes " + hex(required) + ", but only " +
                     hex(active) + " execute it";
   if (missing & (mask | ~live)) fault("missing-lane", who, std::countr_zero(missing));
-  if (!(missing & ~gathering)) fault("missing-lane", who, std::countr_zero(missing));
+  if (!(missing & ~gathering)) {
+    int lane = std::countr_zero(missing);
+    fault("missing-lane",
+          who + "; lane " + std::to_string(lane) + " waits at " +
+              location(*program, program->code[lane_pc[lane]]),
+          lane);
+  }
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc;
   stalled |= mask;
   gathering |= mask;

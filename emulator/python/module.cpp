@@ -2,10 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 
 #include "l4k_emulator.h"
-#include "machine/machine.h"
+#include "runtime/registry.h"
 
 namespace py = pybind11;
 using namespace l4k::emu;
@@ -79,6 +80,47 @@ void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
   if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
 }
 
+using Triple = std::array<uint32_t, 3>;
+
+// One entry of PTX text. Arguments are the bytes of each parameter.
+struct PtxKernel {
+  PtxKernel(const std::string& text, const std::string& entry) {
+    try {
+      kernel = add_ptx_kernel(text, entry);
+    } catch (const PtxError& e) {
+      throw py::value_error(e.what());
+    }
+  }
+  size_t parameters() const { return kernel->program->ptx->params.size(); }
+  void launch(Triple grid, Triple block, Triple cluster, size_t shared,
+              const std::vector<std::string>& arguments) {
+    const auto& params = kernel->program->ptx->params;
+    if (arguments.size() != params.size())
+      throw py::value_error(kernel->name + " takes " + std::to_string(params.size()) +
+                            " arguments, got " + std::to_string(arguments.size()));
+    std::vector<void*> pointers;
+    for (size_t i = 0; i < params.size(); ++i) {
+      if (arguments[i].size() != params[i]->bytes)
+        throw py::value_error(kernel->name + ": argument " + std::to_string(i) + " has " +
+                              std::to_string(params[i]->bytes) + " bytes, got " +
+                              std::to_string(arguments[i].size()));
+      pointers.push_back(const_cast<char*>(arguments[i].data()));
+    }
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster[0], cluster[1], cluster[2]};
+    bool clustered = cluster[0] * cluster[1] * cluster[2] > 1;
+    cudaError_t error =
+        run(kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),
+            pointers.data(), shared, &attribute, clustered ? 1 : 0);
+    if (error == cudaSuccess && l4k_emu_synchronize() != 0) error = cudaErrorLaunchFailure;
+    if (error == cudaSuccess) return;
+    const Report& r = Machine::get().report;
+    throw std::runtime_error(r.present ? r.text() : Registry::get().refusal);
+  }
+  Kernel* kernel;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(l4k_emulator_control, m) {
@@ -89,6 +131,16 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
         py::arg("limit") = py::none(),
         "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
         "'hopper'.");
+  py::class_<PtxKernel>(m, "PtxKernel",
+                        "A kernel from PTX text, for code that comes without a host program.")
+      .def(py::init<const std::string&, const std::string&>(), py::arg("text"), py::arg("entry"))
+      .def_property_readonly("parameters", &PtxKernel::parameters,
+                             "How many parameters the entry has.")
+      .def("launch", &PtxKernel::launch, py::arg("grid"), py::arg("block"),
+           py::arg("cluster") = Triple{1, 1, 1}, py::arg("shared_bytes") = 0,
+           py::arg("arguments") = std::vector<std::string>{},
+           "Runs to the end; `arguments` are the bytes of each parameter. Raises RuntimeError with "
+           "the report.");
   m.def("reset", &l4k_emu_reset, "Forgets the report and the counters.");
   m.def("reset_counters", [] { Machine::get().reset_counters(); });
   m.def(

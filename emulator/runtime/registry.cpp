@@ -55,6 +55,27 @@ const Program* Kernel::load() {
   return nullptr;
 }
 
+Kernel* add_ptx_kernel(const std::string& text, const std::string& entry) {
+  Registry& r = Registry::get();
+  auto image = load_image(text);
+  const Program* program = image->find(entry);
+  if (!program || !program->ptx->entry) throw PtxError(0, "no kernel '" + entry + "' in this PTX");
+  auto kernel = std::make_unique<Kernel>();
+  kernel->name = entry;
+  kernel->program = program;
+  kernel->image = image.get();
+  kernel->max_dynamic_shared = 227 * 1024;
+  kernel->dynamic_set = true;
+  auto binary = std::make_unique<FatBinary>();
+  binary->loaded = true;
+  binary->images.push_back(std::move(image));
+  kernel->binary = binary.get();
+  r.binaries.push_back(std::move(binary));
+  Kernel* added = kernel.get();
+  r.kernels[added] = std::move(kernel);  // its own address stands for the host function
+  return added;
+}
+
 Kernel* Registry::find(const void* function) {
   if (auto it = kernels.find(function); it != kernels.end()) return it->second.get();
   for (auto& [f, k] : kernels)

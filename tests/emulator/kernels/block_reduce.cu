@@ -4,7 +4,7 @@
 // 1 | shared-race uninitialised-shared-read | no barrier between the partial sums and their reader
 // 2 | shared-race | no barrier before the partial sums of the next row overwrite them
 // 3 | missing-lane | a shuffle whose mask lacks a lane that takes part
-// 4 | missing-lane deadlock | a shuffle whose mask names a lane that never comes
+// 4 | missing-lane divergent-barrier | a shuffle whose mask names a lane that never comes
 // 5 | barrier-mismatch divergent-barrier deadlock | bar.sync counts one warp too few
 // 6 | barrier-mismatch divergent-barrier missing-lane deadlock | bar.sync inside a branch that half a warp takes
 // 7 | shared-out-of-bounds | a partial sum is written past the array
@@ -34,7 +34,7 @@ __global__ void row_sums(const float* x, float* sums) {
     int id = PICK(9, 0, warp == 3 ? 1 : 0);
     bool waits = MUTANT != 6 || lane_id() < 16;
     UNLESS(1)
-      if (waits) named_sync(id, PICK(5, kThreads, kThreads - 32));  // @5 @6 @9
+      if (waits) named_sync(id, PICK(5, kThreads, kThreads - 32));  // @4 @5 @6 @9
     if (warp == 0) {
       float total = lane_id() < PICK(8, kWarps, 2 * kWarps) ? partial[lane_id()] : 0;  // @1 @2 @8
       total = warp_sum(total, 0xffffffffu);

@@ -3,7 +3,7 @@
 //
 // mutant | report | what
 // 1 | deadlock | the multicast mask leaves out the other block
-// 2 | shared-out-of-bounds | the multicast mask names a block that the cluster lacks
+// 2 | shared-out-of-bounds bad-operand | the multicast mask names a block that the cluster lacks
 // 3 | mbarrier shared-race | no cluster barrier between the barrier's initialisation and the other block's copy
 // 4 | mbarrier shared-race | no fence.mbarrier_init before the relaxed cluster barrier
 // 5 | uninitialised-shared-read shared-race | no cluster barrier between remote stores and reader
@@ -12,7 +12,7 @@
 // 8 | deadlock shared-race uninitialised-shared-read | block 1 skips the second cluster barrier
 // 9 | shared-out-of-bounds | a remote store past the other block's array
 // 10 | shared-race uninitialised-shared-read | the second cluster barrier is arrived at relaxed
-// 11 | deadlock | expect_tx counts this block's half only
+// 11 | deadlock shared-in-flight mbarrier | expect_tx counts this block's half only
 #include "device.cuh"
 #include "host.h"
 
@@ -42,7 +42,7 @@ __global__ __cluster_dims__(2, 1, 1) void column_sums(const __grid_constant__ CU
                        PICK(1, PICK(2, 3, 7), 1 << rank));
   mbar_wait(&loaded, 0);  // @1 @11
   float sum = 0;
-  for (int row = rank; row < kRows; row += 2) sum += tile[row][column];
+  for (int row = rank; row < kRows; row += 2) sum += tile[row][column];          // @11
   uint32_t remote = map_to_rank(&received[rank][column], PICK(7, 0, rank * 2));  // @7
   store_cluster(remote + PICK(9, 0, 1024), sum);                                 // @5 @7 @9 @10
   if (MUTANT == 10)

@@ -12,7 +12,7 @@
 // 8 | deadlock | the copies do not arrive on the mbarrier
 // 9 | shared-in-flight uninitialised-shared-read | plain arrive in place of the copies' own
 // 10 | deadlock | the mbarrier counts one thread more than arrive
-// 11 | shared-in-flight shared-race uninitialised-shared-read mbarrier | the mbarrier counts a thread less
+// 11 | shared-in-flight shared-race uninitialised-shared-read mbarrier | the mbarrier counts half of the threads
 #include "device.cuh"
 #include "host.h"
 
@@ -47,7 +47,8 @@ __global__ void with_mbarriers(const float* x, float* y) {
   __shared__ __align__(16) float ring[kStages][kBlock];
   __shared__ uint64_t full[kStages];
   if (threadIdx.x == 0)
-    for (int s = 0; s < kStages; ++s) mbar_init(&full[s], kThreads + PICK(10, PICK(11, 0, -1), 1));
+    for (int s = 0; s < kStages; ++s)
+      mbar_init(&full[s], kThreads + PICK(10, PICK(11, 0, -kThreads / 2), 1));
   __syncthreads();
   int mine = static_cast<int>(threadIdx.x) * 4;
   auto fill = [&](int block) {

@@ -4,10 +4,10 @@
 // 1 | proxy-fence-missing | no fence.proxy.async between the stores and the wgmma
 // 2 | shared-race proxy-fence-missing uninitialised-shared-read | no barrier between the stores and the wgmma
 // 3 | register-in-flight | the scratch accumulators are added to the totals before the wait
-// 4 | register-in-flight | no wgmma.fence after the scratch accumulators were read
+// 4 | wgmma-fence-missing | no wgmma.fence after the scratch accumulators were read
 // 5 | uninitialised-shared-read | the last eight rows of B are never written
 // 6 | shared-in-flight | the next block of K is written while a wgmma reads the last one
-// 7 | shared-race shared-in-flight | no barrier before the next block of K is written
+// 7 | proxy-fence-missing | fence.proxy.async comes before the stores
 #include "device.cuh"
 #include "host.h"
 
@@ -27,12 +27,15 @@ __global__ __launch_bounds__(128) void gemm(const uint8_t* a, const uint8_t* b, 
   __shared__ __align__(1024) uint8_t tile_a[kM * 128];
   __shared__ __align__(1024) uint8_t tile_b[kN * 128];
   float total[16] = {};
+  float scratch[16];
+#pragma unroll 1
   for (int k = 0; k < kK; k += 128) {
+    ONLY(7) fence_proxy_async();
     copy_panel(tile_a, a + k, kM);                   // @1 @2 @6 @7
     copy_panel(tile_b, b + k, PICK(5, kN, kN - 8));  // @1 @2 @6 @7
-    UNLESS(1) fence_proxy_async();
+    UNLESS(1)
+      UNLESS(7) fence_proxy_async();
     UNLESS(2) __syncthreads();
-    float scratch[16];
     if (MUTANT != 4 || k == 0) wgmma_fence();
     for (int i = 0; i < 4; ++i)
       wgmma_e4m3(scratch, wgmma_descriptor(tile_a) + 2 * i, wgmma_descriptor(tile_b) + 2 * i,
@@ -41,7 +44,7 @@ __global__ __launch_bounds__(128) void gemm(const uint8_t* a, const uint8_t* b, 
     ONLY(6) continue;
     UNLESS(3) wgmma_wait<0>();
     for (int i = 0; i < 16; ++i) total[i] += scratch[i];  // @3 @4
-    UNLESS(7) __syncthreads();
+    __syncthreads();
   }
   wgmma_wait<0>();
   for (int i = 0; i < 16; ++i) c[acc_row(i) * kN + acc_column(i)] = total[i];

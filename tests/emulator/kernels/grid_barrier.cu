@@ -8,7 +8,7 @@
 // 4 | deadlock | the barrier waits for one block more than there are
 // 5 | stale-global-read | no grid barrier
 // 6 | stale-global-read | the other threads of the block do not wait for the one that polls
-// 7 | stale-global-read deadlock | the poll is a plain load
+// 7 | stale-global-read deadlock | the arrival is a plain increment
 #include "device.cuh"
 #include "host.h"
 
@@ -20,16 +20,15 @@ DEVICE void arrive(unsigned* counter) {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
   else if constexpr (MUTANT == 2)
     asm volatile("red.release.cta.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  else if constexpr (MUTANT == 7)
+    *counter = *counter + 1;  // @7
   else
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 template <int MUTANT>
 DEVICE unsigned poll(const unsigned* counter) {
   unsigned value;
-  if constexpr (MUTANT == 7)
-    asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");  // @7
-  else
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
 

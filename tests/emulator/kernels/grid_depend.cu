@@ -3,7 +3,7 @@
 // mutant | report | what
 // 1 | dependency-race stale-global-read | the middle kernel never waits
 // 2 | dependency-race stale-global-read | the middle kernel reads its input before it waits
-// 3 | dependency-race | a block of the middle kernel that has nothing to do ends without waiting
+// 3 | dependency-wait-missing | a block of the middle kernel that has nothing to do ends without waiting
 // 4 | dependency-race stale-global-read | the middle kernel overwrites its predecessor's input before it waits
 #include "device.cuh"
 #include "host.h"

@@ -6,7 +6,7 @@
 // 3 | stale-global-read | no barrier between the block's partial sums and the thread that counts
 // 4 | nc-read-of-written | the last block reads the partial sums with ld.global.nc
 // 5 | shared-race uninitialised-shared-read | no barrier between the flag and its readers
-// 6 | stale-global-read | every block adds up, whether or not it is the last
+// 6 | stale-global-read | the counter is a plain increment
 // 7 | global-out-of-bounds | the last block reads one slice too many
 #include "device.cuh"
 #include "host.h"
@@ -19,16 +19,19 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
   int slice = static_cast<int>(blockIdx.x), column = static_cast<int>(threadIdx.x);
   float total = 0;
   for (int i = 0; i < kLength; ++i) total += x[(slice * kLength + i) * kThreads + column];
-  partial[slice * kThreads + column] = total;  // @1 @2 @3 @6
-  if (MUTANT == 2)
-    __threadfence_block();
-  else UNLESS(1)
-    __threadfence();
+  partial[slice * kThreads + column] = total;  // @1 @2 @3
   UNLESS(3) __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(finished, 1u) == kSlices - 1;  // @5
+  if (threadIdx.x == 0) {
+    if (MUTANT == 2)
+      __threadfence_block();
+    else UNLESS(1)
+      __threadfence();
+    unsigned before = MUTANT == 6 ? (*finished)++ : atomicAdd(finished, 1u);  // @6
+    is_last = before == kSlices - 1;                                          // @5
+    __threadfence();
+  }
   UNLESS(5) __syncthreads();
-  if (!is_last && MUTANT != 6) return;  // @5
-  __threadfence();
+  if (!is_last) return;  // @5
   float result = 0;
   for (int s = 0; s < kSlices + PICK(7, 0, 1); ++s) {
     const float* from = partial + s * kThreads + column;
@@ -36,10 +39,10 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
     if (MUTANT == 4)
       asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(part) : "l"(from));  // @4
     else
-      part = *from;  // @1 @2 @3 @6 @7
+      part = *from;  // @1 @2 @3 @7
     result += part;
   }
-  y[column] = result;  // @6
+  y[column] = result;
 }
 
 template <int MUTANT>

@@ -10,7 +10,7 @@
 // 7 | shared-in-flight | the output tile is overwritten while the TMA store may still read it
 // 8 | misaligned | the load's destination is 16 bytes off
 // 9 | mbarrier shared-race | other threads use the barrier before its initialisation is ordered
-// 10 | shared-in-flight shared-race | the others do not wait until the TMA store has read
+// 10 | shared-in-flight | wait_group.read leaves the TMA store pending
 // 11 | shared-in-flight | the block ends while its TMA store still reads shared memory
 // 12 | mbarrier | every thread arrives on a barrier that counts one
 // 13 | shared-out-of-bounds | the load's destination runs past the block's shared memory
@@ -43,14 +43,14 @@ __global__ void twice(const __grid_constant__ CUtensorMap in,
     if (MUTANT != 5 && (MUTANT != 14 || threadIdx.x == 0)) fence_proxy_async();
     UNLESS(6) __syncthreads();
     if (threadIdx.x == 0) {
-      tma_store(&out, result, x, y * kTile);  // @5 @6 @7 @11 @14
+      tma_store(&out, result, x, y * kTile);  // @5 @6 @7 @10 @11 @14
       bulk_commit();
       if (MUTANT != 11 || y + 1 < kRows / kTile)
-        UNLESS(7) bulk_wait_read<0>();
+        UNLESS(7) bulk_wait_read<PICK(10, 0, 1)>();
     }
-    UNLESS(10) __syncthreads();
+    __syncthreads();
   }
-}  // @11
+}  // @10 @11
 
 template <int MUTANT>
 int run() {

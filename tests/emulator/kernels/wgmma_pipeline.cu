@@ -3,17 +3,17 @@
 // mutant | report | what
 // 1 | shared-in-flight uninitialised-shared-read | consumers do not wait for the full barrier
 // 2 | shared-in-flight uninitialised-shared-read | consumers wait for the wrong parity
-// 3 | shared-in-flight shared-race | the producer does not wait for the empty barrier
+// 3 | shared-in-flight shared-race mbarrier | the producer does not wait for the empty barrier
 // 4 | deadlock | the producer starts with the wrong parity
 // 5 | deadlock mbarrier | expect_tx counts the bytes of A only
 // 6 | deadlock | expect_tx counts A twice
-// 7 | register-in-flight | no wgmma.fence before the accumulators are handed over
-// 8 | register-in-flight | the groups are never committed, so that the wait waits for nothing
-// 9 | register-in-flight | no wgmma wait before the accumulators are read
+// 7 | wgmma-fence-missing | no wgmma.fence before the accumulators are handed over
+// 8 | register-in-flight shared-in-flight | the groups are never committed, so that the wait waits for nothing
+// 9 | register-in-flight shared-in-flight | no wgmma wait before the accumulators are read
 // 10 | register-in-flight | the last wait leaves one group pending
-// 11 | shared-in-flight | a stage is released while a wgmma reads it
+// 11 | shared-in-flight shared-race | a stage is released while a wgmma reads it
 // 12 | deadlock | a stage is never released
-// 13 | shared-in-flight shared-race | the empty barrier counts one of the two consumers
+// 13 | shared-in-flight shared-race deadlock | the empty barrier counts one of the two consumers
 // 14 | setmaxnreg-pool | 24 and 248 registers: 24*128 + 248*256 exceeds 168*384
 // 15 | setmaxnreg-pool | the producer keeps its registers
 // 16 | missing-lane | one warp of a warpgroup takes no part in the wgmma
@@ -48,11 +48,13 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
     if (threadIdx.x == 0) {
       for (int k = 0; k < kBlocks; ++k) {
         int s = k % kStages;
-        UNLESS(3) mbar_wait(&empty[s], k / kStages % 2 ^ PICK(4, 1, 0));            // @4 @12
-        mbar_expect_tx(&full[s], kBytesA + PICK(5, PICK(6, kBytesB, kBytesA), 0));  // @5 @6 @13 @19
+        UNLESS(3) mbar_wait(&empty[s], k / kStages % 2 ^ PICK(4, 1, 0));  // @4 @12 @13 @20
+        mbar_expect_tx(&full[s],
+                       kBytesA + PICK(5, PICK(6, kBytesB, kBytesA), 0));  // @3 @5 @6 @13 @19
         uint8_t* stage = smem + PICK(17, s, s + 1) * kStageBytes;
-        tma_load(stage, &map_a, &full[s], k * kBlockK, 0);            // @1 @2 @3 @5 @11 @13 @17
-        tma_load(stage + kBytesA, &map_b, &full[s], k * kBlockK, 0);  // @1 @2 @3 @5 @11 @13 @17
+        tma_load(stage, &map_a, &full[s], k * kBlockK, 0);  // @1 @2 @3 @5 @8 @9 @11 @13 @17
+        tma_load(stage + kBytesA, &map_b, &full[s], k * kBlockK,
+                 0);  // @1 @2 @3 @5 @8 @9 @11 @13 @17
       }
     }
   } else {
@@ -72,7 +74,10 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
       UNLESS(8) wgmma_commit();
       ONLY(11)
         if (threadIdx.x % 128 == 0) mbar_arrive(&empty[s]);  // @11
-      UNLESS(9) wgmma_wait<PICK(10, 0, 1)>();
+      if (MUTANT == 10 && k + 1 == kBlocks)
+        wgmma_wait<1>();
+      else UNLESS(9)
+        wgmma_wait<0>();
       bool releases = MUTANT == 20 || threadIdx.x % 128 == 0;
       UNLESS(12)
         UNLESS(11)

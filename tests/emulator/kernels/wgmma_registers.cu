@@ -3,7 +3,7 @@
 // mutant | report | what
 // 1 | register-in-flight | the next A fragment is loaded over the one in flight
 // 2 | register-in-flight | the accumulators are read before the wait
-// 3 | register-in-flight | no wgmma.fence between the loads of A and the wgmma
+// 3 | wgmma-fence-missing | no wgmma.fence between the loads of A and the wgmma
 // 4 | shared-in-flight uninitialised-shared-read | no wait for B
 // 5 | shared-out-of-bounds | B's descriptor points past the tile of the last step
 // 6 | missing-lane | half a warp issues the wgmma
