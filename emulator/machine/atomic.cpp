@@ -199,7 +199,7 @@ bool decode_atomic(Decoder& d) {
     return true;
   }
   if (op != "atom" && op != "red") return false;
-  if (d.in->has("async")) return false;  // red.async belongs to the mbarrier decoder
+  if (d.in->has("async")) d.unsupported();
   int sem = d.take_one("relaxed acquire release acq_rel"),
       scope = d.take_one("cta cluster gpu sys");
   int sp = d.take_one("global shared shared::cta shared::cluster");

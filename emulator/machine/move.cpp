@@ -1,6 +1,5 @@
 // mov, addresses of variables, conversions between address spaces.
 #include <bit>
-#include <chrono>
 #include <cstring>
 
 #include "machine/decode.h"
@@ -75,7 +74,6 @@ void address_of(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) put_lane(w, in.d[0], in.c, std::countr_zero(l), v);
 }
 void clock(Warp& w, const Inst& in) {
-  w.poll_count++;
   for (u32 l = w.active; l; l &= l - 1)
     put_lane(w, in.d[0], in.c, std::countr_zero(l), w.m->instructions);
 }
