@@ -27,11 +27,6 @@ void SharedMemory::check_bounds(uint32_t address, uint32_t bytes, int lane) cons
              lane, address);
 }
 
-void SharedMemory::set_initialised(uint32_t address, uint32_t bytes) {
-  for (uint32_t b = address; b < address + bytes; ++b)
-    init_[b / 4] = static_cast<uint8_t>(init_[b / 4] | 1u << (b & 3));
-}
-
 // "warp 3", "the copy engine", and the CTA's rank when it is another one.
 std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
   uint32_t id = epoch >> 22, index = id % per_cta_;

@@ -65,7 +65,6 @@ class SharedMemory {
     pend(pending_write_, address, bytes, -1);
   }
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
-  void set_initialised(uint32_t address, uint32_t bytes);
 
  private:
   static bool ordered(uint32_t epoch, const Clock& clock) {

@@ -142,7 +142,7 @@ inline uint64_t address_of(Warp& w, const Address& a, int lane) {
   uint64_t v = base + static_cast<uint64_t>(a.offset) + w.bias[static_cast<int>(a.bias)];
   return a.bytes == 4 ? static_cast<uint32_t>(v) : v;
 }
-// Addresses of an address operand whose base register has 32 or 64 bits (in.s[0], in.target =
+// Addresses of the operand that add_address decoded; its register has in.c bytes.
 // bytes).
 inline void addresses(Warp& w, const Inst& in, uint32_t base_bytes, uint64_t (&out)[32]) {
   uint64_t offset = static_cast<uint64_t>(in.imm) + w.bias[static_cast<int>(in.bias)];

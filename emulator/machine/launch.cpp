@@ -33,7 +33,6 @@ void Machine::reset() {
   launches_.clear();
   bulk_.clear();
   report = Report{};
-  advice.clear();
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);
 }

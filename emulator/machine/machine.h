@@ -1,8 +1,6 @@
 // Schedules launches over the emulated SMs and owns everything that outlives a CTA.
 #pragma once
 
-#include <mutex>
-
 #include "machine/state.h"
 
 namespace l4k::emu {
@@ -22,7 +20,6 @@ class Machine {
   GlobalMemory memory;
   SectorTable sectors;
   Report report;                    // first error since the last reset
-  std::vector<std::string> advice;  // strict mode
   std::mt19937_64 random{1};
   uint64_t progress = 0;  // bumped by everything another warp might wait for
   uint64_t instructions = 0;

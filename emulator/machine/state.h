@@ -58,10 +58,9 @@ struct Frame {
   std::vector<RegState> states;
   std::vector<uint8_t> params;  // 32 lanes, each ptx->param_bytes
   uint64_t local_base = 0;
-  const Inst* call = nullptr;      // the instruction that called
-  uint32_t call_pc = 0, mask = 0;  // the caller's position and lanes
-  uint32_t lane_pc[32] = {};
-  uint32_t live = 0, join = 0;
+  const Inst* call = nullptr;  // the instruction that called
+  uint32_t lane_pc[32] = {};   // the caller's lanes
+  uint32_t live = 0;
 };
 
 struct Mbarrier {

@@ -170,13 +170,8 @@ void Warp::push_frame(const Program* callee, uint32_t lanes) {
   f->registers.resize(callee->register_bytes);
   f->states.resize(callee->offset.size());
   for (uint32_t i = 0; i < kSpecialCount; ++i) f->states[i].bad = 0;
-  if (!callee->ptx->entry)
-    f->params.resize(callee->ptx->param_bytes * 32);
-  else
-    f->params.resize(0);
+  if (!callee->ptx->entry) f->params.resize(callee->ptx->param_bytes * 32);
   f->local_base = (local_top + 15) / 16 * 16;
-  f->call_pc = pc;
-  f->mask = mask;
   f->live = live;
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc + 1;
   std::memcpy(f->lane_pc, lane_pc, sizeof lane_pc);
