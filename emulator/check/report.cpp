@@ -1,8 +1,20 @@
 #include "check/report.h"
 
+#include <cxxabi.h>
+
 #include <cstdio>
+#include <cstdlib>
 
 namespace l4k::emu {
+
+// Demangled, and short: CUTLASS's names run to kilobytes.
+static std::string readable(const std::string& mangled) {
+  int status = 0;
+  char* p = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
+  std::string s = status == 0 ? p : mangled;
+  std::free(p);
+  return s.size() > 160 ? s.substr(0, 157) + "..." : s;
+}
 
 std::string hex(uint64_t v) {
   char s[24];
@@ -13,10 +25,9 @@ std::string hex(uint64_t v) {
 std::string Report::text() const {
   if (!present) return "no report";
   std::string s = kind + ": " + message;
-  if (!kernel.empty()) s += "\n  kernel  " + kernel;
+  if (!kernel.empty()) s += "\n  kernel  " + readable(kernel);
   if (!file.empty()) s += "\n  source  " + file + ":" + std::to_string(line);
-  if (!outer_file.empty())
-    s += "\n  inlined at " + outer_file + ":" + std::to_string(outer_line);
+  if (!outer_file.empty()) s += "\n  inlined at " + outer_file + ":" + std::to_string(outer_line);
   if (ptx_line) s += "\n  PTX     line " + std::to_string(ptx_line) + ": " + instruction;
   if (warp >= 0) {
     s += "\n  where   CTA (" + std::to_string(cta[0]) + ", " + std::to_string(cta[1]) + ", " +

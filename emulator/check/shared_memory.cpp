@@ -8,8 +8,8 @@ void Actor::tick() {
   if (++seen[id] >= 0x3fffff) fault("not-implemented", "more than 4 million barriers in one warp");
 }
 
-SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta)
-    : data_((bytes + 15) / 16 * 16, 0xff), actors_(actors), per_cta_(per_cta) {
+SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, uint32_t warps)
+    : data_((bytes + 15) / 16 * 16, 0xff), actors_(actors), per_cta_(per_cta), warps_(warps) {
   size_t words = data_.size() / 4;
   writer_.assign(words, 0);
   reader_.assign(words, 0);
@@ -27,22 +27,21 @@ void SharedMemory::check_bounds(uint32_t address, uint32_t bytes, int lane) cons
              lane, address);
 }
 
-void SharedMemory::set_initialised(uint32_t address, uint32_t bytes) {
-  for (uint32_t b = address; b < address + bytes; ++b)
-    init_[b / 4] = static_cast<uint8_t>(init_[b / 4] | 1u << (b & 3));
-}
-
 // "warp 3", "the copy engine", and the CTA's rank when it is another one.
 std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
   uint32_t id = epoch >> 22, index = id % per_cta_;
-  std::string s = index + 1 == per_cta_ ? "the copy engine" : "warp " + std::to_string(index);
+  std::string s = index < warps_ ? "warp " + std::to_string(index)
+                  : index == warps_
+                      ? "the copy engine"
+                      : "the wgmma of warpgroup " + std::to_string(index - warps_ - 1);
   if (id / per_cta_ != own / per_cta_) s += " of CTA rank " + std::to_string(id / per_cta_);
   return s;
 }
 
 void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                         int lane) const {
-  fault_at("shared-race", std::string(what) + " " + name(epoch, who.id) +
+  fault_at("shared-race",
+           std::string(what) + " " + name(epoch, who.id) +
                " with no barrier between that and this access",
            lane, address);
 }
@@ -56,12 +55,12 @@ void SharedMemory::pend(std::vector<uint16_t>& v, uint32_t address, uint32_t byt
     v[c] = static_cast<uint16_t>(v[c] + delta);
 }
 
-void SharedMemory::note_word_read(uint32_t w, const Actor& who) {
-  uint32_t mine = who.epoch(), old = reader_[w];
+void SharedMemory::note_word_read(uint32_t w, uint32_t mine, const Clock& seen) {
+  uint32_t old = reader_[w], id = mine >> 22, clock = mine & 0x3fffff;
   if (old == mine) return;
   if (old >= kReadSet) {
-    read_sets_[old & 0x3fffff][who.id] = who.seen[who.id];
-  } else if (!old || ordered(old, who.seen)) {
+    read_sets_[old & 0x3fffff][id] = clock;
+  } else if (!old || ordered(old, seen)) {
     reader_[w] = mine;
   } else {
     uint32_t index;
@@ -74,7 +73,7 @@ void SharedMemory::note_word_read(uint32_t w, const Actor& who) {
       read_sets_[index].assign(actors_, 0);
     }
     read_sets_[index][old >> 22] = old & 0x3fffff;
-    read_sets_[index][who.id] = who.seen[who.id];
+    read_sets_[index][id] = clock;
     reader_[w] = kReadSet | index;
   }
 }
@@ -96,7 +95,8 @@ bool SharedMemory::reads_ordered(uint32_t w, const Actor& who, uint32_t* culprit
 void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int lane) {
   check_bounds(address, bytes, lane);
   if (pending_write_[address / 16])
-    in_flight("read of shared memory that an asynchronous copy in flight will write", address, lane);
+    in_flight("read of shared memory that an asynchronous copy in flight will write", address,
+              lane);
   uint32_t end = address + bytes;
   for (uint32_t w = address / 4; w <= (end - 1) / 4; ++w) {
     uint32_t lo = std::max(address, w * 4) & 3, hi = std::min(end - w * 4, 4u);
@@ -108,11 +108,12 @@ void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int 
       race(kind_[w] == Writer::generic ? "read of a word written by"
                                        : "read of a word copied asynchronously by",
            w * 4, writer_[w], who, lane);
-    note_word_read(w, who);
+    note_word_read(w, who.epoch(), who.seen);
   }
 }
 
-void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind) {
+void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int lane,
+                         Writer kind) {
   check_bounds(address, bytes, lane);
   if (pending_read_[address / 16])
     in_flight("overwrites shared memory that a wgmma or bulk store in flight still reads", address,
@@ -147,7 +148,8 @@ void SharedMemory::atomic(uint32_t address, uint32_t bytes, const Actor& who, in
                           bool writes) {
   check_bounds(address, bytes, lane);
   if (pending_write_[address / 16])
-    in_flight("access to shared memory that an asynchronous copy in flight will write", address, lane);
+    in_flight("access to shared memory that an asynchronous copy in flight will write", address,
+              lane);
   if (writes && pending_read_[address / 16])
     in_flight("overwrites shared memory that a wgmma or bulk store in flight still reads", address,
               lane);
@@ -168,7 +170,8 @@ void SharedMemory::atomic(uint32_t address, uint32_t bytes, const Actor& who, in
   }
 }
 
-void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Actor& who, bool strict) {
+void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Actor& who,
+                                    bool strict) {
   check_bounds(address, bytes, -1);
   for (uint32_t c = address / 16; c <= (address + bytes - 1) / 16; ++c)
     if (pending_write_[c])
@@ -191,7 +194,12 @@ void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Acto
 }
 
 void SharedMemory::note_read(uint32_t address, uint32_t bytes, const Actor& who) {
-  for (uint32_t w = address / 4; w < (address + bytes + 3) / 4; ++w) note_word_read(w, who);
+  for (uint32_t w = address / 4; w < (address + bytes + 3) / 4; ++w)
+    note_word_read(w, who.epoch(), who.seen);
+}
+
+void SharedMemory::note_engine_read(uint32_t address, uint32_t epoch, const Clock& seen) {
+  for (uint32_t w = address / 4; w < address / 4 + 4; ++w) note_word_read(w, epoch, seen);
 }
 
 void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Actor& who) {
@@ -211,8 +219,7 @@ void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Act
                "a bulk copy overwrites shared memory written by " + name(e, who.id) +
                    " without a fence.proxy.async between",
                -1, w * 4);
-    if (!reads_ordered(w, who, &culprit))
-      race("copy over a word read by", w * 4, culprit, who, -1);
+    if (!reads_ordered(w, who, &culprit)) race("copy over a word read by", w * 4, culprit, who, -1);
   }
 }
 

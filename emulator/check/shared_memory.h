@@ -22,18 +22,18 @@ inline void join(Clock& into, const Clock& from) {
 
 struct Actor {
   uint32_t id = 0;
-  Clock seen;    // epochs ordered before this actor's next access
-  Clock proxied; // the same, and visible to the asynchronous proxy
+  Clock seen;     // epochs ordered before this actor's next access
+  Clock proxied;  // the same, and visible to the asynchronous proxy
   uint32_t epoch() const { return id << 22 | seen[id]; }
-  void tick();   // begins a new epoch: after every release
+  void tick();  // begins a new epoch: after every release
 };
 
 enum class Writer : uint8_t { generic, cp_async, async_proxy, atomic };
 
 class SharedMemory {
  public:
-  // `per_cta`: actors of a CTA, its warps in order and then its copy engine.
-  SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta);
+  // Actors of a CTA: its warps in order, its copy engine, the tensor cores of its warpgroups.
+  SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, uint32_t warps);
   uint8_t* data() { return data_.data(); }
   uint32_t size() const { return static_cast<uint32_t>(data_.size()); }
 
@@ -41,20 +41,30 @@ class SharedMemory {
   void read(uint32_t address, uint32_t bytes, const Actor& who, int lane);
   void write(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind);
   // Atomic and volatile accesses may race with each other, not with plain ones.
-  void atomic(uint32_t address, uint32_t bytes, const Actor& who, int lane, bool reads, bool writes);
+  void atomic(uint32_t address, uint32_t bytes, const Actor& who, int lane, bool reads,
+              bool writes);
   // Operand reads of wgmma and bulk stores: check_* when issued, note_read when complete.
   void check_async_read(uint32_t address, uint32_t bytes, const Actor& who, bool strict);
   void note_read(uint32_t address, uint32_t bytes, const Actor& who);
+  // A read by an engine that has no clock of its own: `seen` is that of its last user.
+  void note_engine_read(uint32_t address, uint32_t epoch, const Clock& seen);
   // Bulk loads: checked when issued, marked when they land.
   void check_async_write(uint32_t address, uint32_t bytes, const Actor& who);
   void note_async_write(uint32_t address, uint32_t bytes, uint32_t epoch);
   // Chunks (16 bytes) that an operation in flight reads or writes.
-  void begin_pending_read(uint32_t address, uint32_t bytes) { pend(pending_read_, address, bytes, 1); }
-  void end_pending_read(uint32_t address, uint32_t bytes) { pend(pending_read_, address, bytes, -1); }
-  void begin_pending_write(uint32_t address, uint32_t bytes) { pend(pending_write_, address, bytes, 1); }
-  void end_pending_write(uint32_t address, uint32_t bytes) { pend(pending_write_, address, bytes, -1); }
+  void begin_pending_read(uint32_t address, uint32_t bytes) {
+    pend(pending_read_, address, bytes, 1);
+  }
+  void end_pending_read(uint32_t address, uint32_t bytes) {
+    pend(pending_read_, address, bytes, -1);
+  }
+  void begin_pending_write(uint32_t address, uint32_t bytes) {
+    pend(pending_write_, address, bytes, 1);
+  }
+  void end_pending_write(uint32_t address, uint32_t bytes) {
+    pend(pending_write_, address, bytes, -1);
+  }
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
-  void set_initialised(uint32_t address, uint32_t bytes);
 
  private:
   static bool ordered(uint32_t epoch, const Clock& clock) {
@@ -62,7 +72,7 @@ class SharedMemory {
   }
   std::string name(uint32_t epoch, uint32_t own) const;
   void pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta);
-  void note_word_read(uint32_t word, const Actor& who);
+  void note_word_read(uint32_t word, uint32_t epoch, const Clock& seen);
   bool reads_ordered(uint32_t word, const Actor& who, uint32_t* culprit) const;
   [[noreturn]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                          int lane) const;
@@ -70,14 +80,14 @@ class SharedMemory {
 
   static constexpr uint32_t kReadSet = 1023u << 22;
   std::vector<uint8_t> data_;
-  std::vector<uint32_t> writer_;     // epoch of the last write of each word, 0: none
-  std::vector<uint32_t> reader_;     // epoch of the last read, or kReadSet | index into read_sets_
-  std::vector<uint8_t> init_;        // low nibble: bytes initialised; high: bytes of the last write
+  std::vector<uint32_t> writer_;  // epoch of the last write of each word, 0: none
+  std::vector<uint32_t> reader_;  // epoch of the last read, or kReadSet | index into read_sets_
+  std::vector<uint8_t> init_;     // low nibble: bytes initialised; high: bytes of the last write
   std::vector<Writer> kind_;
   std::vector<uint16_t> pending_read_, pending_write_;
   std::vector<Clock> read_sets_;
   std::vector<uint32_t> free_sets_;
-  uint32_t actors_, per_cta_;
+  uint32_t actors_, per_cta_, warps_;
 };
 
 }  // namespace l4k::emu

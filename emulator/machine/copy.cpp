@@ -25,23 +25,29 @@ void copy(Warp& w, const Inst& in) {
     int i = std::countr_zero(l);
     destination[i] = address_of(w, in.at[0], i);
     source[i] = address_of(w, in.at[1], i);
-    c.source_bytes[i] = in.b == 1 ? w.reg<u32>(in.s[0])[i]
-                        : in.b == 2 && (*w.reg<u32>(in.s[0]) >> i & 1) ? 0 : in.a;
+    c.source_bytes[i] = in.b == 1                                      ? w.reg<u32>(in.s[0])[i]
+                        : in.b == 2 && (*w.reg<u32>(in.s[0]) >> i & 1) ? 0
+                                                                       : in.a;
     if (c.source_bytes[i] > in.a)
-      fault_at("bad-operand", "cp.async with a source size of " + std::to_string(c.source_bytes[i]) + " for " +
-                                  std::to_string(in.a) + " bytes", i, source[i]);
+      fault_at("bad-operand",
+               "cp.async with a source size of " + std::to_string(c.source_bytes[i]) + " for " +
+                   std::to_string(in.a) + " bytes",
+               i, source[i]);
     SharedPlace at = shared_place(w, destination[i], i);
-    if (at.cta != w.cta) fault_at("shared-out-of-bounds", "cp.async writes its own CTA's shared memory only", i, destination[i]);
+    if (at.cta != w.cta)
+      fault_at("shared-out-of-bounds", "cp.async writes its own CTA's shared memory only", i,
+               destination[i]);
     check_aligned(at.offset, in.a, i);
     c.destination[i] = at.offset;
     c.source[i] = source[i];
     // Ordering and bounds are those of the moment of issue.
     at.cta->shared->write(at.offset, in.a, w.actor, i, Writer::cp_async);
     if (!c.source_bytes[i]) continue;
-    if (generic_space(&source[i]) != Space::global) fault_at("global-out-of-bounds", "cp.async reads global memory only", i, source[i]);
+    if (generic_space(&source[i]) != Space::global)
+      fault_at("global-out-of-bounds", "cp.async reads global memory only", i, source[i]);
     check_aligned(source[i], in.a, i);
     global_pointer(w, i, source[i], c.source_bytes[i], false);
-    note_global(w, source[i], c.source_bytes[i], false, i);
+    note_global(w, source[i], c.source_bytes[i], Access::read, i);
     reading |= 1u << i;
   }
   if (reading) count_global(w, source, reading, in.a);
@@ -53,7 +59,7 @@ void copy(Warp& w, const Inst& in) {
   w.copies.push_back(c);
   if (w.m->settings.mode == Mode::early) {
     // The data is there at once; whoever looks before the wait is still wrong, but gets it.
-    land_copies(w, w.copy_seq);
+    land_copies(w, w.copy_seq, w.active);
   }
 }
 
@@ -65,18 +71,17 @@ void wait(Warp& w, const Inst& in) {
   for (const auto& c : w.copies)
     if (in.imm < 0 || c.group + static_cast<u32>(in.imm) < w.copy_group) up_to = c.sequence;
   ++w.counters().waits;
-  if (up_to) land_copies(w, up_to);
+  if (up_to) land_copies(w, up_to, w.active);
 }
 
 }  // namespace
 
-void land_copies(Warp& w, u32 up_to) {
-  while (!w.copies.empty() && w.copies.front().sequence <= up_to) {
-    CpAsync c = w.copies.front();
-    w.copies.pop_front();
-    for (u32 l = c.mask; l; l &= l - 1) {
+void land_copies(Warp& w, u32 up_to, u32 lanes) {
+  SharedMemory& shared = *w.cta->shared;
+  for (CpAsync& c : w.copies) {
+    if (c.sequence > up_to) break;
+    for (u32 l = c.mask & lanes; l; l &= l - 1) {
       int i = std::countr_zero(l);
-      SharedMemory& shared = *w.cta->shared;
       shared.end_pending_write(c.destination[i], c.bytes);
       uint8_t* to = shared.data() + c.destination[i];
       u32 n = c.source_bytes[i];
@@ -88,24 +93,28 @@ void land_copies(Warp& w, u32 up_to) {
       std::memset(to + n, 0, c.bytes - n);
       shared.write(c.destination[i], c.bytes, w.actor, i, Writer::cp_async);
     }
+    c.mask &= ~lanes;
     ++w.m->progress;
   }
-  u32 landed = w.copies.empty() ? w.copy_seq : w.copies.front().sequence - 1;
+  std::erase_if(w.copies, [](const CpAsync& c) { return !c.mask; });
   bool released = false;
   for (size_t k = 0; k < w.deferred_arrives.size();) {
     DeferredArrive a = w.deferred_arrives[k];
-    if (a.after > landed) {
+    bool pending = false;
+    for (const CpAsync& c : w.copies) pending |= c.sequence <= a.after && (c.mask >> a.lane & 1);
+    if (pending || !(lanes >> a.lane & 1)) {
       ++k;
       continue;
     }
     w.deferred_arrives.erase(w.deferred_arrives.begin() + static_cast<ptrdiff_t>(k));
     auto it = a.cta->mbarriers.find(a.address);
     if (it == a.cta->mbarriers.end())
-      fault_at("mbarrier-uninitialised", "cp.async.mbarrier.arrive on a place that is no mbarrier", -1, a.address);
+      fault_at("mbarrier-uninitialised", "cp.async.mbarrier.arrive on a place that is no mbarrier",
+               a.lane, a.address);
     join(it->second.next_seen, w.actor.seen);
     join(it->second.next_proxied, w.actor.proxied);
     released = true;
-    mbarrier_arrive(*a.cta, a.address, it->second, a.count, -1);
+    mbarrier_arrive(*a.cta, a.address, it->second, 1, a.lane);
   }
   if (released) w.release();
 }

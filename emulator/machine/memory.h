@@ -26,7 +26,9 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
                   const void* data, Order order);
 // Host pointer to `bytes` of global memory for an asynchronous or atomic access; faults outside.
 uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
-void note_global(Warp& w, uint64_t address, uint64_t bytes, bool write, int lane);
+// Bookkeeping of a global access: traffic, and races between CTAs and between overlapping kernels.
+enum class Access : uint8_t { read, coherent_read, write, atomic };
+void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane);
 // Faults if another CTA holds one of these bytes in its store buffer.
 void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 void check_aligned(uint64_t address, uint32_t bytes, int lane);
@@ -37,6 +39,9 @@ void retry_barriers(Cta& cta);
 // Clocks passed through flags in memory. After releasing, the instruction calls w.release() once.
 void release_flag(Warp& w, uint64_t key);
 void acquire_flag(Warp& w, uint64_t key);
+// The same between the CTAs of the grid, for global memory. `release`: the access is one itself.
+void release_to_grid(Warp& w, uint64_t address, bool release);
+void acquire_from_grid(Warp& w, uint64_t address);
 
 // Traffic of one warp-wide access, for the counters.
 void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);

@@ -24,10 +24,12 @@ void Warp::run(uint32_t budget) {
       if (in.checks_itself) {
         in.run(*this, in);
       } else {
-        uint32_t bad = 0;
-        for (int i = 0; i < in.sources; ++i) bad |= state[in.s[i].reg].bad;
+        uint32_t bad = 0, tags = 0;
+        for (int i = 0; i < in.sources; ++i)
+          bad |= state[in.s[i].reg].bad, tags |= state[in.s[i].reg].tag;
         if (in.list_role == 1)
-          for (const Src& s : in.list) bad |= state[s.reg].bad;
+          for (const Src& s : in.list) bad |= state[s.reg].bad, tags |= state[s.reg].tag;
+        if (tags & RegState::kResult) touch_results(in);
         if (bad &= lanes) {
           bad = 0;
           for (int i = 0; i < in.sources; ++i) bad |= bad_source(in.s[i], lanes, in.propagates);
@@ -49,6 +51,17 @@ void Warp::run(uint32_t budget) {
       regroup();
     }
   }
+}
+
+// Results of a wgmma that are looked at must be fenced before the next wgmma uses their registers.
+void Warp::touch_results(const Inst& in) {
+  auto touch = [&](const Src& s) {
+    RegState& r = state[s.reg];
+    if (r.result()) r.tag = (r.tag & 0xc0000000u) | fence_count;
+  };
+  for (int i = 0; i < in.sources; ++i) touch(in.s[i]);
+  if (in.list_role == 1)
+    for (const Src& s : in.list) touch(s);
 }
 
 uint32_t Warp::bad_source(const Src& s, uint32_t lanes, bool propagates) {
@@ -76,8 +89,10 @@ void Warp::regroup() {
   join = ~0u;
   for (uint32_t l = live; l; l &= l - 1) {
     uint32_t lane = static_cast<uint32_t>(std::countr_zero(l)), at = lane_pc[lane];
-    if (at == lowest) mask |= 1u << lane;
-    else if (at > lowest && at < join) join = at;
+    if (at == lowest)
+      mask |= 1u << lane;
+    else if (at > lowest && at < join)
+      join = at;
   }
   stalled &= ~mask;
   gathering &= ~mask;
@@ -120,7 +135,13 @@ bool Warp::gather(uint32_t required, const char* what) {
   std::string who = std::string(what) + " needs lanes " + hex(required) + ", but only " +
                     hex(active) + " execute it";
   if (missing & (mask | ~live)) fault("missing-lane", who, std::countr_zero(missing));
-  if (!(missing & ~gathering)) fault("missing-lane", who, std::countr_zero(missing));
+  if (!(missing & ~gathering)) {
+    int lane = std::countr_zero(missing);
+    fault("missing-lane",
+          who + "; lane " + std::to_string(lane) + " waits at " +
+              location(*program, program->code[lane_pc[lane]]),
+          lane);
+  }
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc;
   stalled |= mask;
   gathering |= mask;
@@ -150,10 +171,7 @@ void Warp::push_frame(const Program* callee, uint32_t lanes) {
   f->states.resize(callee->offset.size());
   for (uint32_t i = 0; i < kSpecialCount; ++i) f->states[i].bad = 0;
   if (!callee->ptx->entry) f->params.resize(callee->ptx->param_bytes * 32);
-  else f->params.resize(0);
   f->local_base = (local_top + 15) / 16 * 16;
-  f->call_pc = pc;
-  f->mask = mask;
   f->live = live;
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc + 1;
   std::memcpy(f->lane_pc, lane_pc, sizeof lane_pc);

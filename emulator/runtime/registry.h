@@ -38,7 +38,7 @@ struct DeviceVariable {
 
 struct Registry {
   std::vector<std::unique_ptr<FatBinary>> binaries;
-  std::map<const void*, std::unique_ptr<Kernel>> kernels;   // by host function
+  std::map<const void*, std::unique_ptr<Kernel>> kernels;  // by host function
   std::map<const void*, DeviceVariable> variables;
   cudaError_t last = cudaSuccess;
   std::string refusal;
@@ -52,6 +52,8 @@ struct Registry {
 cudaError_t refuse(cudaError_t error, const std::string& why);
 // cudaSuccess, or the sticky error.
 cudaError_t status();
+// An entry of PTX text as a kernel to `run`; throws PtxError.
+Kernel* add_ptx_kernel(const std::string& text, const std::string& entry);
 cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
                 const cudaLaunchAttribute* attributes, unsigned count);
 

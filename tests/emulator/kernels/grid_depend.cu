@@ -1,0 +1,54 @@
+// Three chained launches: each starts while its predecessor still runs and waits before it reads.
+//
+// mutant | report | what
+// 1 | dependency-race stale-global-read | the middle kernel never waits
+// 2 | dependency-race stale-global-read | the middle kernel reads its input before it waits
+// 3 | dependency-wait-missing | a block of the middle kernel that has nothing to do ends without waiting
+// 4 | dependency-race stale-global-read | the middle kernel overwrites its predecessor's input before it waits
+#include "device.cuh"
+#include "host.h"
+
+constexpr int kN = 512, kThreads = 128;
+
+template <int MUTANT>
+__global__ void first(const float* x, float* y) {
+  griddep_wait();
+  griddep_launch();
+  int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  y[i] = x[i] + 1.0f;  // @1 @2
+}
+template <int MUTANT>
+__global__ void middle(const float* y, float* z, float* x) {
+  int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (MUTANT == 3 && i >= kN) return;  // @3
+  griddep_launch();
+  float early = 0;
+  ONLY(2) early = static_cast<const volatile float*>(y)[i % kN];  // @2
+  ONLY(4)
+    if (i < kN) x[i] = 0;  // @4
+  UNLESS(1) griddep_wait();
+  if (i >= kN) return;
+  z[i] = 2.0f * PICK(2, y[i], early);  // @1
+  UNLESS(4) x[i] = 0;                  // @1
+}  // @1 @3
+template <int MUTANT>
+__global__ void last(const float* z, float* x) {
+  griddep_wait();
+  int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  x[i] += z[i];
+}
+
+template <int MUTANT>
+int run() {
+  auto x = small_floats(kN);
+  Buffer<float> dx(x), dy(kN), dz(kN);
+  Launch chained{.grid = kN / kThreads, .block = kThreads, .chained = true};
+  Launch wider{.grid = kN / kThreads + 2, .block = kThreads, .chained = true};
+  launch(first<MUTANT>, chained, dx.data, dy.data);
+  launch(middle<MUTANT>, wider, dy.data, dz.data, dx.data);
+  launch(last<MUTANT>, chained, dz.data, dx.data);
+  CHECK(cudaDeviceSynchronize());
+  for (auto& value : x) value = 2.0f * (value + 1.0f);
+  return verdict(dx.download(), x);
+}
+MAIN(4)
