@@ -7,8 +7,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -109,10 +110,25 @@ def cutlass_directory() -> Path | None:
 
 def find_library() -> Path:
     """The stand-in runtime as `make build` leaves it."""
-    found = sorted((ROOT / "build").rglob("libl4k_emulator.so"))
+    found = sorted((ROOT / "build").rglob("libl4k_emulator.so"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise FileNotFoundError(f"no libl4k_emulator.so under {ROOT / 'build'}: run `make build`")
-    return found[0]
+    return found[-1]
+
+
+@cache
+def control() -> ModuleType:
+    """The emulator's control module, built beside its library."""
+    path = next(find_library().parent.glob("l4k_emulator_control*.so"), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no l4k_emulator_control beside {find_library()}: run `make build`"
+        )
+    spec = spec_from_file_location("l4k_emulator_control", path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache

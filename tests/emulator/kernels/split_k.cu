@@ -28,10 +28,10 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
       __threadfence();
     unsigned before = MUTANT == 6 ? (*finished)++ : atomicAdd(finished, 1u);  // @6
     is_last = before == kSlices - 1;                                          // @5
-    __threadfence();
   }
   UNLESS(5) __syncthreads();
   if (!is_last) return;  // @5
+  __threadfence();
   float result = 0;
   for (int s = 0; s < kSlices + PICK(7, 0, 1); ++s) {
     const float* from = partial + s * kThreads + column;
