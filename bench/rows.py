@@ -46,6 +46,7 @@ class Rows:
             for folder in (RESULTS / gpu, out)
             for file in sorted(folder.glob("*.jsonl"))
             for row in map(json.loads, file.read_text().splitlines())
+            if row["ok"]  # a step that failed is still missing
         }
 
     def age(self, key: str) -> str:

@@ -75,12 +75,17 @@ def _of(*names: str) -> Callable[..., Any]:
     return register
 
 
-def calls(op: str, models: tuple[str, ...], phases: tuple[str, ...]) -> Iterator[Call]:
-    """Every case of an op for the models and phases asked for."""
+def calls(
+    op: str,
+    models: tuple[str, ...],
+    phases: tuple[str, ...],
+    sizes: dict[str, tuple[int, ...]] = PHASES,
+) -> Iterator[Call]:
+    """Every case of an op for the models and phases asked for; `sizes` are tokens by phase."""
     for model in models:
         config = Llama4Config.preset(model)
         for phase in phases:
-            for tokens in PHASES[phase]:
+            for tokens in sizes[phase]:
                 for label, make in _CALLS[op](config, tokens):
                     name = f"{tokens}{'.' + label if label else ''}"
                     yield Call(op, model, phase, name, lambda d, make=make: make(Inputs(d)))

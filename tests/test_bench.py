@@ -97,7 +97,8 @@ def test_report_without_rows_says_not_measured(tmp_path):
 
 
 def test_missing_rows_come_first(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({"key": "x", "time": "2026"}) + "\n")
+    done = [{"key": "x", "ok": True, "time": "2026"}, {"key": "y", "ok": False, "time": "2026"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, done)) + "\n")
     rows = Rows(tmp_path, "h200")
     assert sorted(["x", "y"], key=rows.age) == ["y", "x"]
 

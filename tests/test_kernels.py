@@ -27,9 +27,10 @@ def test_kernel_equals_its_reference_in_every_mode(op, case):
 @pytest.mark.parametrize("op", KERNELS)
 def test_kernel_gives_the_same_bits_on_every_run(op):
     case = max(kernel_cases(op), key=lambda c: sum(getattr(a, "nbytes", 0) for a in c.args))
-    with emulated(mode="random", seed=1):
+    # The emulator's approximations vary with the seed, on a GPU they are what they are.
+    with emulated(mode="random", seed=1, perturb=False):
         first = check(op, case)
-    with emulated(mode="random", seed=2, sms=7):
+    with emulated(mode="random", seed=2, sms=7, perturb=False):
         second = check(op, case)
     assert all(same_bits(a, b) for a, b in zip(first, second, strict=True))
 
