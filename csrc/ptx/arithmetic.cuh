@@ -4,10 +4,22 @@
 
 namespace l4k::ptx {
 
-// PTX ISA: redux.sync, the maximum over a converged warp.
+// PTX ISA: redux.sync over a converged warp.
 __device__ __forceinline__ uint32_t warp_max_u32(uint32_t value) {
   uint32_t d;
   asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(d) : "r"(value));
+  return d;
+}
+
+__device__ __forceinline__ uint32_t warp_min_u32(uint32_t value) {
+  uint32_t d;
+  asm volatile("redux.sync.min.u32 %0, %1, 0xffffffff;" : "=r"(d) : "r"(value));
+  return d;
+}
+
+__device__ __forceinline__ uint32_t warp_sum_u32(uint32_t value) {
+  uint32_t d;
+  asm volatile("redux.sync.add.u32 %0, %1, 0xffffffff;" : "=r"(d) : "r"(value));
   return d;
 }
 

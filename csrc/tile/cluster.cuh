@@ -7,78 +7,43 @@
 
 namespace l4k {
 
-constexpr int kClusterMaxCtas = 16;
+constexpr int kClusterMaxCtas = 8;
 
-struct ClusterScratch {
-  uint2 warps[32];
-  uint2 ranks[2][kClusterMaxCtas];  // alternate: one cluster barrier per reduction is enough
+// 16 bytes per warp and per CTA.
+struct __align__(16) ClusterScratch {
+  uint4 warps[32];
+  uint4 ranks[2][kClusterMaxCtas];  // alternate: one cluster barrier per reduction is enough
 };
 
-// A count and a sum.
-struct Mass {
-  uint32_t count;
-  float sum;
+// A value to reduce has bits(), from(bits), operator+ and warp_reduce(); a default one is neutral.
 
-  __device__ __forceinline__ Mass operator+(Mass other) const {
-    return {count + other.count, sum + other.sum};
-  }
-};
-
-// The likelier of two tokens: by score, then by lower id. Scores are ordered as unsigned integers.
-struct Candidate {
-  uint32_t score;
-  uint32_t id;
-
-  __device__ __forceinline__ Candidate operator+(Candidate other) const {
-    return other.score > score || (other.score == score && other.id < id) ? other : *this;
-  }
-};
-
-constexpr uint32_t kNoId = ~0u;
-
-__device__ __forceinline__ uint2 bits_of(Mass m) { return {m.count, __float_as_uint(m.sum)}; }
-__device__ __forceinline__ uint2 bits_of(Candidate c) { return {c.score, c.id}; }
-__device__ __forceinline__ void from_bits(uint2 v, Mass& m) { m = {v.x, __uint_as_float(v.y)}; }
-__device__ __forceinline__ void from_bits(uint2 v, Candidate& c) { c = {v.x, v.y}; }
-
+// Combines a CTA's threads and shows the result to all CTAs: on return `scratch.ranks[parity]` holds
+// the partial of each rank. Called by all threads of the cluster, which must have passed a barrier
+// before the first call; `parity` alternates between calls.
 template <typename T>
-__device__ __forceinline__ T warp_reduce(T value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    const uint2 mine = bits_of(value);
-    T other;
-    from_bits({__shfl_xor_sync(0xffffffff, mine.x, distance),
-               __shfl_xor_sync(0xffffffff, mine.y, distance)},
-              other);
-    value = value + other;
-  }
-  return value;
-}
-
-// Called by all threads of all CTAs of the cluster. `zero` is neutral; `parity` alternates between
-// calls. The cluster must have passed a barrier before the first call.
-template <typename T>
-__device__ __forceinline__ T cluster_reduce(T value, T zero, ClusterScratch& scratch, int ctas,
-                                            int& parity) {
+__device__ __forceinline__ void cluster_share(T value, ClusterScratch& scratch, int ctas,
+                                              int parity) {
   const int lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
-  value = warp_reduce(value);
-  if (lane == 0) scratch.warps[threadIdx.x / 32] = bits_of(value);
+  value = value.warp_reduce();
+  if (lane == 0) scratch.warps[threadIdx.x / 32] = value.bits();
   __syncthreads();
   if (threadIdx.x < 32) {
-    T partial = zero;
-    if (lane < num_warps) from_bits(scratch.warps[lane], partial);
-    partial = warp_reduce(partial);
+    T partial{};
+    if (lane < num_warps) partial = T::from(scratch.warps[lane]);
+    partial = partial.warp_reduce();
     if (lane < ctas)
-      ptx::store_cluster(&scratch.ranks[parity][ptx::cluster_cta_rank()], lane, bits_of(partial));
+      ptx::store_cluster(&scratch.ranks[parity][ptx::cluster_cta_rank()], lane, partial.bits());
   }
   __syncwarp();
   ptx::cluster_sync();
-  from_bits(scratch.ranks[parity][0], value);
-  for (int rank = 1; rank < ctas; ++rank) {
-    T other;
-    from_bits(scratch.ranks[parity][rank], other);
-    value = value + other;
-  }
+}
+
+template <typename T>
+__device__ __forceinline__ T cluster_reduce(T value, ClusterScratch& scratch, int ctas,
+                                            int& parity) {
+  cluster_share(value, scratch, ctas, parity);
+  value = T::from(scratch.ranks[parity][0]);
+  for (int rank = 1; rank < ctas; ++rank) value = value + T::from(scratch.ranks[parity][rank]);
   parity ^= 1;
   return value;
 }

@@ -39,6 +39,15 @@ __device__ __forceinline__ float cta_sum(float value, float* partials) {
   return warp_sum(lane < num_warps ? partials[lane] : 0.f);
 }
 
+__device__ __forceinline__ uint32_t cta_sum(uint32_t value, uint32_t* partials) {
+  const int lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
+  value = ptx::warp_sum_u32(value);
+  if (num_warps == 1) return value;
+  if (lane == 0) partials[threadIdx.x / 32] = value;
+  __syncthreads();
+  return ptx::warp_sum_u32(lane < num_warps ? partials[lane] : 0u);
+}
+
 __device__ __forceinline__ uint32_t cta_max(uint32_t value, uint32_t* partials) {
   const int lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
   value = warp_max(value);

@@ -26,10 +26,10 @@ namespace l4k {
 
 static_assert(kRouteLogits == kVector);
 
-struct RouteSmem {
-  int totals[kRouteMaxExperts];                 // choices of each expert in the whole batch
-  int starts[kRouteMaxExperts];                 // row of the tile's first choice of each expert
-  int rows[kRouteWarps][kRouteMaxExperts];      // the same for each warp's choices
+struct __align__(16) RouteSmem {
+  int totals[kRouteMaxExperts];             // choices of each expert in the whole batch
+  int starts[kRouteMaxExperts];             // row of the tile's first choice of each expert
+  int rows[kRouteWarps][kRouteMaxExperts];  // the same for each warp's choices
 };
 
 __device__ __forceinline__ void load_logits(const float* row, float (&v)[kRouteLogits]) {
@@ -114,30 +114,37 @@ __device__ __forceinline__ void choose(const MoeRouteParams& params, int begin, 
   }
 }
 
-// starts[e] += number of choices of experts below e. One warp; eight experts per lane.
+// starts[e] += number of choices of experts below e. One warp; four neighbouring experts per lane,
+// then the next 128.
 __device__ __forceinline__ void add_offsets(const MoeRouteParams& params, RouteSmem& smem) {
-  constexpr int kPerLane = kRouteMaxExperts / 32;
-  const int first = threadIdx.x * kPerLane;
-  int before[kPerLane], sum = 0;
+  int below = 0;
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    before[i] = sum;
-    sum += first + i < params.num_experts ? smem.totals[first + i] : 0;
-  }
-  int inclusive = sum;
+  for (int half = 0; half < kRouteMaxExperts / 128; ++half) {
+    const int first = 128 * half + 4 * threadIdx.x;
+    const int4 totals = *reinterpret_cast<const int4*>(smem.totals + first);
+    int4& starts = *reinterpret_cast<int4*>(smem.starts + first);
+    const int sum = totals.x + totals.y + totals.z + totals.w;
+    int inclusive = sum;
 #pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int other = __shfl_up_sync(0xffffffff, inclusive, distance);
-    if (static_cast<int>(threadIdx.x) >= distance) inclusive += other;
-  }
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int other = __shfl_up_sync(0xffffffff, inclusive, distance);
+      if (static_cast<int>(threadIdx.x) >= distance) inclusive += other;
+    }
+    int4 offsets;
+    offsets.x = below + inclusive - sum;
+    offsets.y = offsets.x + totals.x;
+    offsets.z = offsets.y + totals.y;
+    offsets.w = offsets.z + totals.z;
+    starts = {starts.x + offsets.x, starts.y + offsets.y, starts.z + offsets.z,
+              starts.w + offsets.w};
+    const int values[] = {offsets.x, offsets.y, offsets.z, offsets.w};
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int expert = first + i, offset = inclusive - sum + before[i];
-    if (expert < params.num_experts) smem.starts[expert] += offset;
-    if (blockIdx.x == 0 && expert <= params.num_experts) params.expert_offsets[expert] = offset;
+    for (int i = 0; i < 4; ++i)
+      if (blockIdx.x == 0 && first + i < params.num_experts)
+        params.expert_offsets[first + i] = values[i];
+    below += __shfl_sync(0xffffffff, inclusive, 31);
   }
-  if (blockIdx.x == 0 && threadIdx.x == 31 && params.num_experts == kRouteMaxExperts)
-    params.expert_offsets[kRouteMaxExperts] = inclusive;
+  if (blockIdx.x == 0 && threadIdx.x == 0) params.expert_offsets[params.num_experts] = below;
 }
 
 // Lanes of the warp with the same expert as this one, among those with a choice.

@@ -33,7 +33,45 @@ struct SampleRow {
   int64_t row;
   int first, size, vocab;
   float* values;  // [size] in shared memory
-  uint32_t* distances() const { return reinterpret_cast<uint32_t*>(values); }
+};
+
+constexpr uint32_t kNoId = ~0u;
+
+// The likelier of two tokens: by score, then by lower id. Scores are ordered as unsigned integers.
+struct Candidate {
+  uint32_t score = 0, id = kNoId;
+
+  __device__ __forceinline__ Candidate operator+(Candidate other) const {
+    return other.score > score || (other.score == score && other.id < id) ? other : *this;
+  }
+  __device__ __forceinline__ Candidate warp_reduce() const {
+    const uint32_t best = ptx::warp_max_u32(score);
+    return {best, ptx::warp_min_u32(score == best ? id : kNoId)};
+  }
+  __device__ __forceinline__ uint4 bits() const { return {score, id, 0, 0}; }
+  static __device__ __forceinline__ Candidate from(uint4 v) { return {v.x, v.y}; }
+};
+
+// Tokens of an interval of distances, split at a distance: number and mass of those below it, the
+// farthest below it and the nearest of the others.
+struct Split {
+  uint32_t count = 0;
+  float mass = 0.f;
+  uint32_t last = 0, next = ~0u;
+
+  __device__ __forceinline__ Split operator+(Split other) const {
+    return {count + other.count, mass + other.mass, max(last, other.last), min(next, other.next)};
+  }
+  __device__ __forceinline__ Split warp_reduce() const {
+    return {ptx::warp_sum_u32(count), warp_sum(mass), ptx::warp_max_u32(last),
+            ptx::warp_min_u32(next)};
+  }
+  __device__ __forceinline__ uint4 bits() const {
+    return {count, __float_as_uint(mass), last, next};
+  }
+  static __device__ __forceinline__ Split from(uint4 v) {
+    return {v.x, __uint_as_float(v.y), v.z, v.w};
+  }
 };
 
 struct SampleReduce {
@@ -41,8 +79,8 @@ struct SampleReduce {
   int parity = 0;
 
   template <typename T>
-  __device__ __forceinline__ T operator()(T value, T zero) {
-    return cluster_reduce(value, zero, scratch, kSampleCluster, parity);
+  __device__ __forceinline__ T operator()(T value) {
+    return cluster_reduce(value, scratch, kSampleCluster, parity);
   }
 };
 
@@ -61,8 +99,23 @@ __device__ __forceinline__ float logit_at(const SampleParams& params, int64_t ro
 // Calls `use(id of the first, four values)` for the thread's groups of four.
 template <typename Use>
 __device__ __forceinline__ void for_each_quad(const SampleRow& row, Use use) {
-  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x)
-    use(row.first + i, *reinterpret_cast<float4*>(row.values + i));
+  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x) {
+    const float4 v = *reinterpret_cast<const float4*>(row.values + i);
+    const float values[] = {v.x, v.y, v.z, v.w};
+    use(row.first + i, values);
+  }
+}
+
+// The same, and what `use` leaves in the values goes back, 16 bytes at a time.
+template <typename Use>
+__device__ __forceinline__ void update_quads(const SampleRow& row, Use use) {
+  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x) {
+    float4* quad = reinterpret_cast<float4*>(row.values + i);
+    const float4 v = *quad;
+    float values[] = {v.x, v.y, v.z, v.w};
+    use(row.first + i, values);
+    *quad = make_float4(values[0], values[1], values[2], values[3]);
+  }
 }
 
 // Logits into shared memory; the thread's best token.
@@ -72,7 +125,7 @@ __device__ __forceinline__ Candidate load(const SampleParams& params, const Samp
   const T* logits = static_cast<const T*>(params.logits) + row.row * params.logits_stride;
   const bool vectors = params.logits_stride * sizeof(T) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(params.logits) % 16 == 0;
-  Candidate best{0, kNoId};
+  Candidate best;
 #pragma unroll 4
   for (int i = kPerLoad * threadIdx.x; i < row.size; i += kPerLoad * blockDim.x) {
     const int id = row.first + i;
@@ -97,10 +150,19 @@ __device__ __forceinline__ Candidate load(const SampleParams& params, const Samp
       const uint32_t key = ordered_key(__float_as_uint(v[j] + 0.f));
       if (key > best.score) best = {key, static_cast<uint32_t>(id + j)};
     }
+    if constexpr (kPerLoad == 8) {
+      // Half the lanes of a phase write their upper quad first: else two would meet in each bank.
+      const int upper = threadIdx.x & 4;
 #pragma unroll
-    for (int j = 0; j < kPerLoad; j += 4)
-      *reinterpret_cast<float4*>(row.values + i + j) =
-          make_float4(v[j], v[j + 1], v[j + 2], v[j + 3]);
+      for (int order = 0; order < 8; order += 4) {
+        const bool high = (upper ^ order) != 0;
+        *reinterpret_cast<float4*>(row.values + i + (high ? 4 : 0)) =
+            make_float4(high ? v[4] : v[0], high ? v[5] : v[1], high ? v[6] : v[2],
+                        high ? v[7] : v[3]);
+      }
+    } else {
+      *reinterpret_cast<float4*>(row.values + i) = make_float4(v[0], v[1], v[2], v[3]);
+    }
   }
   return best;
 }
@@ -114,31 +176,27 @@ __device__ __forceinline__ float above(float logit, float largest) {
 __device__ __forceinline__ float subtract_largest(const SampleRow& row, float largest,
                                                   SampleReduce& reduce) {
   float sum = 0.f;
-  for_each_quad(row, [&](int id, float4& v) {
-    v = {above(v.x, largest), above(v.y, largest), above(v.z, largest), above(v.w, largest)};
-    // Tokens past the end are -inf, which is not below a largest logit of -inf.
-    if (id + 4 > row.vocab) {
-      if (id + 0 >= row.vocab) v.x = -INFINITY;
-      if (id + 1 >= row.vocab) v.y = -INFINITY;
-      if (id + 2 >= row.vocab) v.z = -INFINITY;
-      if (id + 3 >= row.vocab) v.w = -INFINITY;
+  update_quads(row, [&](int id, float (&values)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      // Past the end there is nothing, even below a largest logit of -inf.
+      values[j] = id + j < row.vocab ? above(values[j], largest) : -INFINITY;
+      sum += __expf(values[j]);
     }
-    sum += (__expf(v.x) + __expf(v.y)) + (__expf(v.z) + __expf(v.w));
   });
-  return logf(reduce(Mass{0, sum}, Mass{}).sum);
+  return logf(reduce(Split{0, sum}).mass);
 }
 
 // The n likeliest tokens by log-probability. Each thread knows its best; only the owner of the last
 // winner looks again.
 __device__ __forceinline__ void write_top(const SampleParams& params, const SampleRow& row,
                                           float log_sum, bool writer, SampleReduce& reduce) {
-  Candidate last{kNoId, 0}, mine{0, kNoId};
+  Candidate last{kNoId, 0}, mine;
   bool stale = true;
   for (int n = 0; n < params.num_top; ++n) {
     if (stale) {
-      mine = {0, kNoId};
-      for_each_quad(row, [&](int id, float4& v) {
-        const float values[] = {v.x, v.y, v.z, v.w};
+      mine = {};
+      for_each_quad(row, [&](int id, const float (&values)[4]) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const uint32_t token = id + j, key = ordered_key(__float_as_uint(values[j] - log_sum));
@@ -147,7 +205,7 @@ __device__ __forceinline__ void write_top(const SampleParams& params, const Samp
         }
       });
     }
-    last = reduce(mine, Candidate{0, kNoId});
+    last = reduce(mine);
     stale = mine.id == last.id;
     if (writer) {
       params.top_ids[row.row * params.num_top + n] = last.id;
@@ -158,36 +216,42 @@ __device__ __forceinline__ void write_top(const SampleParams& params, const Samp
 
 // values become distances.
 __device__ __forceinline__ void divide_by_temperature(const SampleRow& row, float temperature) {
-  for_each_quad(row, [&](int id, float4& v) {
-    float* values = &v.x;
+  update_quads(row, [&](int id, float (&values)[4]) {
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       values[j] = id + j < row.vocab ? fabsf(values[j] / temperature) : __uint_as_float(kAbsent);
   });
 }
 
-// Number and mass of the tokens at a distance in [low, high).
-__device__ __forceinline__ Mass between(const SampleRow& row, uint32_t low, uint32_t high,
-                                        SampleReduce& reduce) {
-  Mass mass{};
-  for_each_quad(row, [&](int, float4& v) {
-    const float values[] = {v.x, v.y, v.z, v.w};
+// Splits the tokens at a distance in [low, high).
+__device__ __forceinline__ Split split(const SampleRow& row, uint32_t low, uint32_t middle,
+                                       uint32_t high, SampleReduce& reduce) {
+  Split all;
+  for_each_quad(row, [&](int, const float (&values)[4]) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      if (__float_as_uint(values[j]) - low < high - low) mass = mass + Mass{1, __expf(-values[j])};
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t distance = __float_as_uint(values[j]);
+      if (distance - low >= high - low) continue;
+      if (distance < middle)
+        all = all + Split{1, __expf(-values[j]), distance, ~0u};
+      else
+        all.next = min(all.next, distance);
+    }
   });
-  return reduce(mass, Mass{});
+  return reduce(all);
 }
 
-// The k nearest: the limit is the distance of the k-th.
+// The k nearest: the limit is the distance of the k-th. Bisection on the bits of the distance; both
+// ends move to tokens, so that it ends when one distance is left.
 __device__ __forceinline__ Cut keep_top_k(const SampleRow& row, uint32_t k, SampleReduce& reduce) {
-  uint32_t low = 0, high = kInfinity + 1, below = 0;  // fewer than k are below `low`
+  uint32_t low = 0, high = kInfinity + 1, below = 0;  // fewer than k below `low`, k below `high`
   while (high - low > 1) {
     const uint32_t middle = low + (high - low) / 2;
-    const uint32_t count = below + between(row, low, middle, reduce).count;
+    const Split parts = split(row, low, middle, high, reduce);
+    const uint32_t count = below + parts.count;
     if (count == k) return {middle, 0, k};
-    if (count < k) low = middle, below = count;
-    else high = middle;
+    if (count < k) low = parts.next, below = count;
+    else high = parts.last + 1;
   }
   return {low, k - below, k};
 }
@@ -195,50 +259,65 @@ __device__ __forceinline__ Cut keep_top_k(const SampleRow& row, uint32_t k, Samp
 // Of those: keep a token if all nearer ones together have at most the share p of the mass.
 __device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p,
                                           SampleReduce& reduce) {
-  Mass all = between(row, 0, cut.limit, reduce);
-  const float tie_mass = __expf(-__uint_as_float(cut.limit));
-  if (cut.ties > 0) all = all + Mass{cut.ties, cut.ties * tie_mass};
-  const float allowed = fmaxf(p, 0.f) * all.sum;
+  Split all = split(row, 0, cut.limit, cut.limit, reduce);
+  if (cut.ties > 0)
+    all = all + Split{cut.ties, cut.ties * __expf(-__uint_as_float(cut.limit))};
+  const float allowed = fmaxf(p, 0.f) * all.mass;
   uint32_t low = 0, high = cut.ties > 0 ? cut.limit + 1 : cut.limit;
-  uint32_t below_high = all.count;
-  Mass below{};  // of `low`; at most `allowed`
+  uint32_t below = 0, below_high = all.count;
+  float mass = 0.f;  // below `low`; at most `allowed`
   while (high - low > 1) {
-    if (below_high - below.count == 1) return {high, 0, below_high};
+    if (below_high - below == 1) return {high, 0, below_high};
     const uint32_t middle = low + (high - low) / 2;
-    const Mass mass = below + between(row, low, middle, reduce);
-    if (mass.sum <= allowed) low = middle, below = mass;
-    else high = middle, below_high = mass.count;
+    const Split parts = split(row, low, middle, high, reduce);
+    const uint32_t count = below + parts.count;
+    // Rounding may leave the mass of all below the allowed one: then there is nothing to move to.
+    if (mass + parts.mass <= allowed && count < below_high)
+      low = parts.next, below = count, mass += parts.mass;
+    else
+      high = parts.last + 1, below_high = count;
   }
-  // All that is left between the two is at one distance.
-  const float each = __expf(-__uint_as_float(low));
-  const uint32_t ties = below_high - below.count;
-  const float crossing = floorf((allowed - below.sum) / each) + 1.f;
+  // All that is left is at one distance.
+  const uint32_t ties = below_high - below;
+  const float crossing = floorf((allowed - mass) / __expf(-__uint_as_float(low))) + 1.f;
   const uint32_t kept =
       crossing < static_cast<float>(ties) ? static_cast<uint32_t>(crossing) : ties;
-  return {low, kept, below.count + kept};
+  return {low, kept, below + kept};
 }
 
-// The largest id that is kept at distance `cut.limit`.
+// The largest id that is kept at distance `cut.limit`: in the CTA where the last one lies, by
+// bisection on the id.
 __device__ __forceinline__ int last_tie(const SampleRow& row, Cut cut, SampleReduce& reduce) {
+  __shared__ uint32_t counts[2][32];
+  if (cut.ties == 0) return -1;
   auto count_to = [&](int last) {
-    Mass mass{};
-    for_each_quad(row, [&](int id, float4& v) {
-      const float values[] = {v.x, v.y, v.z, v.w};
+    uint32_t count = 0;
+    for_each_quad(row, [&](int id, const float (&values)[4]) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        mass.count += __float_as_uint(values[j]) == cut.limit && id + j <= last;
+        count += __float_as_uint(values[j]) == cut.limit && id + j <= last;
     });
-    return reduce(mass, Mass{}).count;
+    return count;
   };
-  if (cut.ties == 0) return -1;
-  if (count_to(row.vocab) <= cut.ties) return row.vocab;
-  int low = -1, high = row.vocab - 1;  // fewer than `ties` up to `low`
-  while (high - low > 1) {
-    const int middle = low + (high - low) / 2;
-    if (count_to(middle) < cut.ties) low = middle;
-    else high = middle;
+  cluster_share(Split{count_to(row.vocab)}, reduce.scratch, kSampleCluster, reduce.parity);
+  uint32_t before = 0, mine = 0;
+  const int rank = ptx::cluster_cta_rank();
+  for (int r = 0; r <= rank; ++r) {
+    before += mine;
+    mine = Split::from(reduce.scratch.ranks[reduce.parity][r]).count;
   }
-  return high;
+  reduce.parity ^= 1;
+  Split found;
+  if (before < cut.ties && cut.ties <= before + mine) {
+    int low = row.first - 1, high = row.first + row.size - 1;  // too few ties up to `low`
+    for (int parity = 0; high - low > 1; parity ^= 1) {
+      const int middle = low + (high - low) / 2;
+      if (before + cta_sum(count_to(middle), counts[parity]) < cut.ties) low = middle;
+      else high = middle;
+    }
+    found.last = high;
+  }
+  return reduce(found).last;
 }
 
 // In (0, 1). The large values of -log(-log1p(-u)) come from small u, where float32 is finest.
@@ -251,10 +330,9 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
   const uint64_t seed = params.seeds[row.row], counter = params.counters[row.row];
   const PhiloxKey key{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
   const float farthest = -logf(fminf(fmaxf(min_p, 0.f), 1.f));
-  Candidate best{0, kNoId};
+  Candidate best;
   float best_score = -INFINITY;
-  for_each_quad(row, [&](int id, float4& v) {
-    const float values[] = {v.x, v.y, v.z, v.w};
+  for_each_quad(row, [&](int id, const float (&values)[4]) {
     bool kept[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -278,7 +356,7 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
       best = {ordered_key(__float_as_uint(score + 0.f)), static_cast<uint32_t>(id + j)};
     }
   });
-  return reduce(best, Candidate{0, kNoId});
+  return reduce(best);
 }
 
 template <typename T>
@@ -296,7 +374,7 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
   const float temperature = params.temperature[row.row];
   Candidate chosen = load<T>(params, row);
   ptx::cluster_wait();  // every CTA of the cluster runs: its shared memory may be written
-  chosen = reduce(chosen, Candidate{0, kNoId});
+  chosen = reduce(chosen);
   const float largest = __uint_as_float(ordered_bits(chosen.score));
   const float log_sum = subtract_largest(row, largest, reduce);
   write_top(params, row, log_sum, writer, reduce);
@@ -305,11 +383,10 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
     divide_by_temperature(row, temperature);
     const int top_k = params.top_k[row.row];
     const float top_p = params.top_p[row.row];
-    Cut cut{kInfinity, static_cast<uint32_t>(row.vocab), static_cast<uint32_t>(row.vocab)};
-    int last = row.vocab;
+    Cut cut{kInfinity + 1, 0, static_cast<uint32_t>(row.vocab)};
     if (top_k > 0 && top_k < row.vocab) cut = keep_top_k(row, top_k, reduce);
     if (top_p < 1.f) cut = keep_top_p(row, cut, top_p, reduce);
-    if (cut.count < static_cast<uint32_t>(row.vocab)) last = last_tie(row, cut, reduce);
+    const int last = last_tie(row, cut, reduce);
     chosen = draw(params, row, cut, last, params.min_p[row.row], reduce);
   }
   if (writer) {
