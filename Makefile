@@ -14,21 +14,23 @@ run := PATH="$(abspath $(bin)):$$PATH"
 stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
-.PHONY: venv build demo test check fmt kernel gpu size clean
+.PHONY: venv build demo test parity check fmt kernel gpu size clean
 
 venv: $(stamp)
 
-$(stamp): requirements/dev.txt requirements/nvcc.txt pyproject.toml setup.py
+$(stamp): requirements/dev.txt requirements/nvcc.txt requirements/oracles.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(bin)/python -m pip install -q --upgrade pip
 	$(bin)/python -m pip install -q -r requirements/dev.txt $(if $(nvcc),,-r requirements/nvcc.txt)
+	$(bin)/python -m pip install -q --no-deps --target $(VENV)/oracles -r requirements/oracles.txt
 	L4K_BUILD_CUDA=0 $(bin)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 # The library, its twin for the emulator and the host tests, from one CMake configuration.
 build: $(stamp)
 	$(run) $(bin)/python setup.py -q build_ext --inplace
-	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON > build/configure.log
+	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON \
+	  -DPython_EXECUTABLE="$(abspath $(bin))/python" > build/configure.log
 	$(run) cmake --build build/cmake -j $(JOBS)
 
 demo: $(stamp)
@@ -37,6 +39,10 @@ demo: $(stamp)
 test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
 	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
+
+# 200 random tiny models against transformers (make test runs a sample).
+parity: $(stamp)
+	$(bin)/python tests/parity.py --cases 200
 
 check: $(stamp)
 	$(bin)/ruff format --check .

@@ -18,6 +18,7 @@ from pathlib import Path
 from setuptools import Distribution, Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 NVCC_WHEELS = [
@@ -52,22 +53,27 @@ def wants_cuda() -> bool:
     return choice == "1" or (choice == "" and find_nvcc() is not None)
 
 
-class CMakeBuild(build_ext):
-    """Builds libl4kernels.so into the package, or writes down why it was left out."""
+class PackageBuild(build_py):
+    """Copies the package; where the kernels are left out, writes down why."""
+
+    def run(self) -> None:
+        super().run()
+        if wants_cuda() or self.editable_mode:
+            return
+        asked = os.environ.get("L4K_BUILD_CUDA") == "0"
+        reason = "L4K_BUILD_CUDA=0 was set" if asked else NO_NVCC
+        print(f"l4kernels: CUDA kernels left out, the CPU package is complete: {reason}")
+        left_out = f"this installation was built without CUDA kernels: {reason}"
+        write_facts(Path(self.build_lib) / "l4kernels" / "lib", {"left_out": left_out})
+
+
+class LibraryBuild(build_ext):
+    """Builds libl4kernels.so into the package."""
 
     def run(self) -> None:
         package = ROOT if self.inplace else Path(self.build_lib).absolute()
         output = package / "l4kernels" / "lib"
-        output.mkdir(parents=True, exist_ok=True)
-        facts = self.build(output) if wants_cuda() else self.leave_out(output)
-        (output / "build.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-    def leave_out(self, output: Path) -> dict[str, str]:
-        asked = os.environ.get("L4K_BUILD_CUDA") == "0"
-        reason = "L4K_BUILD_CUDA=0 was set" if asked else NO_NVCC
-        (output / "libl4kernels.so").unlink(missing_ok=True)
-        print(f"l4kernels: CUDA kernels left out, the CPU package is complete: {reason}")
-        return {"left_out": f"this installation was built without CUDA kernels: {reason}"}
+        write_facts(output, self.build(output))
 
     def build(self, output: Path) -> dict[str, str]:
         nvcc = find_nvcc()
@@ -96,6 +102,11 @@ class CMakeBuild(build_ext):
             "commit": capture("git", "-C", ROOT, "rev-parse", "--short", "HEAD") or "unknown",
             "built": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         }
+
+
+def write_facts(output: Path, facts: dict[str, str]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "build.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def run(*command: object) -> None:
@@ -136,7 +147,7 @@ setup(
     package_dir={"l4kernels.bench": "bench"},
     package_data={"l4kernels": ["lib/*", "demo/**/*"]},
     ext_modules=[Extension("l4kernels.lib", [])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+    cmdclass={"build_py": PackageBuild, "build_ext": LibraryBuild, "bdist_wheel": AnyPythonWheel},
     distclass=LibraryDistribution,
     setup_requires=requirements_for_building() if "egg_info" in " ".join(sys.argv) else [],
 )

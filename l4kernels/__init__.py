@@ -1,8 +1,22 @@
 """Llama 4 on Hopper: CUDA kernels, their typed references, and a thin model on top."""
 
+from typing import Any
+
 from l4kernels import ops
 from l4kernels._load import STATUS, take_device_error
 from l4kernels.ops.registry import reference
 
 __version__ = "0.1.0"
-__all__ = ["STATUS", "ops", "reference", "take_device_error"]
+__all__ = ["STATUS", "Llama4", "Llama4Config", "ops", "reference", "take_device_error"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Llama4":
+        from l4kernels.model.llama4 import Llama4
+
+        return Llama4
+    if name == "Llama4Config":
+        from l4kernels.model.config import Llama4Config
+
+        return Llama4Config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,6 @@
-#include "bindings/check.h"
+#include <tuple>
+
+#include "bindings/arguments.h"
 #include "kernels/silu_mul/silu_mul.h"
 
 namespace l4k::binding {
@@ -21,6 +23,37 @@ Tensor silu_mul(const Tensor& x) {
   return out;
 }
 
+std::tuple<Tensor, Tensor> silu_mul_fp8(const Tensor& x, const std::string& scaling) {
+  L4K_CHECK_DTYPE(x, BFloat16);
+  L4K_CHECK_SHAPE(x, -1, -1);
+  const int64_t rows = x.size(0), width = x.size(1) / 2;
+  L4K_REQUIRE(x.size(1) % 16 == 0 && width >= 8 && width <= kSiluMulFp8MaxWidth,
+              "expected the last dimension of x to be a multiple of 16, at most ",
+              2 * kSiluMulFp8MaxWidth, ", got ", describe(x));
+  L4K_CHECK_ROWS(x);
+  const Scaling kind = scaling_named(scaling);
+  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,
+              "expected scaling to be one of row, 1x128, got '", scaling, "'");
+  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock);
+  Device device(x);
+  Tensor q = empty_like(x, {rows, width}, ScalarType::Float8_e4m3fn);
+  Tensor scale = kind == kScalingRow
+                     ? empty_like(x, {rows}, ScalarType::Float)
+                     : empty_like(x, {rows, width / kScaleBlock}, ScalarType::Float);
+  SiluMulFp8Params params{.rows = rows,
+                          .width = static_cast<int>(width),
+                          .x = pointer(x),
+                          .q = pointer(q),
+                          .scale = pointer<float>(scale),
+                          .x_stride = x.stride(0),
+                          .scaling = kind};
+  L4K_LAUNCH(l4k::silu_mul_fp8(params, device.stream()));
+  return {q, scale};
+}
+
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { m.impl("silu_mul", TORCH_BOX(&l4k::binding::silu_mul)); }
+L4K_REGISTER(m) {
+  L4K_IMPL(m, "silu_mul", silu_mul);
+  L4K_IMPL(m, "silu_mul_fp8", silu_mul_fp8);
+}

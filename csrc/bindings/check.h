@@ -12,14 +12,17 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #ifdef L4K_EMULATED
+#include "bindings/emulated.h"
 #define L4K_TORCH_NAMESPACE l4kernels_emulated
 #define L4K_DISPATCH_KEY CPU
-extern "C" void l4k_emu_register_range(const void* base, size_t bytes);
 #else
 #define L4K_TORCH_NAMESPACE l4kernels
 #define L4K_DISPATCH_KEY CUDA
@@ -27,14 +30,63 @@ extern "C" void l4k_emu_register_range(const void* base, size_t bytes);
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 
-// L4K_REGISTER(m) { m.impl("name", TORCH_BOX(&function)); }
+// L4K_REGISTER(m) { L4K_IMPL(m, "silu_mul", silu_mul); }   with the function in l4k::binding
 #define L4K_REGISTER_(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
 #define L4K_REGISTER(m) L4K_REGISTER_(L4K_TORCH_NAMESPACE, L4K_DISPATCH_KEY, m)
+#define L4K_IMPL(m, name, function)                                 \
+  (m).impl(name, TORCH_BOX(&l4k::binding::function));               \
+  l4k::signatures() += name + l4k::signature(&l4k::binding::function) + "\n"
 
 namespace l4k {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// The stable ABI's boxing checks how many arguments an op has, not their types; so each binding
+// writes its C++ signature in the schema's words, and a test compares the two.
+template <typename T>
+constexpr const char* kTypeName = nullptr;
+template <>
+constexpr const char* kTypeName<Tensor> = "Tensor";
+template <>
+constexpr const char* kTypeName<int64_t> = "int";
+template <>
+constexpr const char* kTypeName<double> = "float";
+template <>
+constexpr const char* kTypeName<bool> = "bool";
+template <>
+constexpr const char* kTypeName<std::string> = "str";
+template <>
+constexpr const char* kTypeName<ScalarType> = "ScalarType";
+
+template <typename T>
+struct TypeText {
+  static_assert(kTypeName<T> != nullptr, "not a type of torch's schemas; int64_t and double are");
+  static std::string text() { return kTypeName<T>; }
+};
+template <typename T>
+struct TypeText<std::optional<T>> {
+  static std::string text() { return TypeText<T>::text() + "?"; }
+};
+template <typename... T>
+struct TypeText<std::tuple<T...>> {
+  static std::string text() {
+    std::string all;
+    ((all += (all.empty() ? "" : ", ") + TypeText<T>::text()), ...);
+    return "(" + all + ")";
+  }
+};
+
+template <typename Result, typename... Arguments>
+std::string signature(Result (*)(Arguments...)) {
+  return TypeText<std::tuple<std::remove_cvref_t<Arguments>...>>::text() + " -> " +
+         TypeText<Result>::text();
+}
+
+inline std::string& signatures() {
+  static std::string all;
+  return all;
+}
 
 inline std::string describe(const Tensor& t) {
   std::ostringstream text;
@@ -68,11 +120,21 @@ inline bool fits(const Tensor& t, std::initializer_list<int64_t> shape) {
               "; call contiguous() first")
 #define L4K_CHECK_MULTIPLE(value, divisor) \
   L4K_REQUIRE((value) % (divisor) == 0, "expected " #value " to be a multiple of " #divisor ", got ", value)
+#ifdef L4K_EMULATED
+#define L4K_FINISH_EMULATED()                                   \
+  do {                                                          \
+    std::string report_ = l4k::emulated::finish_call();         \
+    L4K_REQUIRE(report_.empty(), "emulator report: ", report_); \
+  } while (false)
+#else
+#define L4K_FINISH_EMULATED()
+#endif
 #define L4K_LAUNCH(call)                                                                     \
   do {                                                                                       \
     cudaError_t error_ = (call);                                                             \
     L4K_REQUIRE(error_ == cudaSuccess, "launch failed: ", cudaGetErrorString(error_),        \
                 l4k::launch_hint(error_));                                                   \
+    L4K_FINISH_EMULATED();                                                                   \
   } while (false)
 
 inline const char* launch_hint(cudaError_t error) {
@@ -87,14 +149,13 @@ inline const char* launch_hint(cudaError_t error) {
   }
 }
 
-// Address of a tensor's data. Under the emulator this also declares the memory to it, so that an
-// access outside the tensor's storage is caught.
+// Address of a tensor's data. Under the emulator this also declares the tensor's extent.
 template <typename T = void>
 T* pointer(const Tensor& t) {
 #ifdef L4K_EMULATED
   int64_t extent = t.numel() == 0 ? 0 : 1;
   for (int64_t i = 0; i < t.dim() && extent; ++i) extent += (t.size(i) - 1) * t.stride(i);
-  l4k_emu_register_range(t.data_ptr(), extent * t.element_size());
+  emulated::declare(t.data_ptr(), extent * t.element_size());
 #endif
   return static_cast<T*>(t.data_ptr());
 }

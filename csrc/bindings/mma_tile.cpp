@@ -21,4 +21,4 @@ Tensor mma_tile(const Tensor& a, const Tensor& b) {
 
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { m.impl("mma_tile", TORCH_BOX(&l4k::binding::mma_tile)); }
+L4K_REGISTER(m) { L4K_IMPL(m, "mma_tile", mma_tile); }

@@ -22,6 +22,13 @@ __device__ __forceinline__ void store_streaming(void* pointer, uint4 v) {
                : "memory");
 }
 
+// PTX ISA: st.global. 8 bytes, not kept in L1: what 16 bytes of bf16 become in e4m3.
+__device__ __forceinline__ void store_streaming(void* pointer, uint2 v) {
+  asm volatile("st.global.L1::no_allocate.v2.u32 [%0], {%1, %2};" ::"l"(pointer), "r"(v.x),
+               "r"(v.y)
+               : "memory");
+}
+
 // PTX ISA: stmatrix, four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of
 // matrix i / 8.
 __device__ __forceinline__ void stmatrix_x4(void* row, uint32_t a, uint32_t b, uint32_t c,

@@ -5,9 +5,27 @@
 
 namespace l4k {
 
-enum class DeviceError : uint32_t { kNone };
+enum class DeviceError : uint32_t {
+  kNone,
+  kRopeCachePositions,
+  kRopeCacheSlotMapping,
+  kMoeRouteLogits,
+  kMoePermutePermutation,
+  kMoeCombineInverse,
+  kEmbedInputIds,
+  kEmbedImageRows,
+};
 
-constexpr const char* kDeviceErrorNames[] = {""};
+constexpr const char* kDeviceErrorNames[] = {
+    "",
+    "rope_cache: positions",
+    "rope_cache: slot_mapping",
+    "moe_route: logits (NaN)",
+    "moe_permute: permutation",
+    "moe_combine: inverse",
+    "embed: input_ids",
+    "embed: image_rows",
+};
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {
   return code < sizeof(kDeviceErrorNames) / sizeof(kDeviceErrorNames[0]) ? kDeviceErrorNames[code]

@@ -8,8 +8,8 @@
 
 namespace l4k::emu {
 namespace {
-constexpr uint64_t kAlign = 512;                       // guard zone on both sides, and alignment
-constexpr uint64_t kFillLimit = uint64_t{16} << 20;    // fresh memory up to this size is all NaN
+constexpr uint64_t kAlign = 512;                     // guard zone on both sides, and alignment
+constexpr uint64_t kFillLimit = uint64_t{16} << 20;  // fresh memory up to this size is all NaN
 }  // namespace
 
 GlobalMemory::~GlobalMemory() {

@@ -12,10 +12,12 @@ namespace l4k::emu {
 
 struct Range {
   uint64_t begin = 0, end = 0;
-  bool owned = false;      // came from cudaMalloc
+  bool owned = false;  // came from cudaMalloc
   bool read_only = false;
   uint32_t references = 1;
-  bool holds(uint64_t a, uint64_t n) const { return a >= begin && n <= end - begin && a - begin <= end - begin - n; }
+  bool holds(uint64_t a, uint64_t n) const {
+    return a >= begin && n <= end - begin && a - begin <= end - begin - n;
+  }
 };
 
 // Memory that kernels may touch. Addresses are host pointers.
@@ -23,7 +25,7 @@ class GlobalMemory {
  public:
   ~GlobalMemory();
   void* allocate(uint64_t bytes);
-  bool release(void* p);                           // false: not an allocation
+  bool release(void* p);  // false: not an allocation
   void add_range(const void* p, uint64_t bytes, bool read_only = false);
   bool remove_range(const void* p, uint64_t bytes);
   // The range that holds [address, address + bytes), or null.
@@ -41,14 +43,14 @@ class GlobalMemory {
 
 // What happened to 32 bytes of global memory since the launch began.
 struct Sector {
-  uint32_t written = 0;       // bytes written by the launch
-  uint32_t unpublished = 0;   // bytes in some CTA's store buffer
-  uint32_t last_written = 0, last_read = 0;   // bytes, of the last writer and the last plain reader
-  uint32_t owner = 0, reader = 0;             // their CTAs, + 1
+  uint32_t written = 0;                      // bytes written by the launch
+  uint32_t unpublished = 0;                  // bytes in some CTA's store buffer
+  uint32_t last_written = 0, last_read = 0;  // bytes, of the last writer and the last plain reader
+  uint32_t owner = 0, reader = 0;            // their CTAs, + 1
   uint64_t write_time = 0, read_time = 0;
-  uint16_t launch = 0, reader_launch = 0;     // low bits of the launches
-  uint32_t early_read = 0, nc_read = 0;       // bytes read before griddepcontrol.wait, through .nc
-  uint16_t early_reader = 0, nc_reader = 0;   // by these launches
+  uint16_t launch = 0, reader_launch = 0;    // low bits of the launches
+  uint32_t early_read = 0, nc_read = 0;      // bytes read before griddepcontrol.wait, through .nc
+  uint16_t early_reader = 0, nc_reader = 0;  // by these launches
   bool counted_read = false;
 };
 
@@ -80,7 +82,7 @@ class StoreBuffer {
   bool empty() const { return chunks_.empty(); }
   void write(uint64_t address, const void* data, uint32_t bytes);
   void read(uint64_t address, void* data, uint32_t bytes) const;  // lays buffered bytes over data
-  bool holds(uint64_t address) const;   // this byte
+  bool holds(uint64_t address) const;                             // this byte
   void erase(uint64_t address, uint32_t bytes);
   void merge_into(StoreBuffer* other);
   template <typename Fn>

@@ -9,7 +9,7 @@ namespace l4k::emu {
 
 // Thrown by an instruction; the machine adds where it happened and makes a Report of it.
 struct Fault {
-  std::string kind;      // stable name, see docs/emulator.md
+  std::string kind;  // stable name, see docs/emulator.md
   std::string message;
   int lane = -1;
   bool has_address = false;
@@ -19,7 +19,8 @@ struct Fault {
 [[noreturn]] inline void fault(const char* kind, std::string message, int lane = -1) {
   throw Fault{kind, std::move(message), lane, false, 0};
 }
-[[noreturn]] inline void fault_at(const char* kind, std::string message, int lane, uint64_t address) {
+[[noreturn]] inline void fault_at(const char* kind, std::string message, int lane,
+                                  uint64_t address) {
   throw Fault{kind, std::move(message), lane, true, address};
 }
 
@@ -31,7 +32,7 @@ struct Report {
   int warp = -1, lane = -1;
   bool has_address = false;
   uint64_t address = 0;
-  std::vector<std::string> table;   // deadlock: who waits for what
+  std::vector<std::string> table;  // deadlock: who waits for what
   std::string text() const;
 };
 

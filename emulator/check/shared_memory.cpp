@@ -27,24 +27,21 @@ void SharedMemory::check_bounds(uint32_t address, uint32_t bytes, int lane) cons
              lane, address);
 }
 
-void SharedMemory::set_initialised(uint32_t address, uint32_t bytes) {
-  for (uint32_t b = address; b < address + bytes; ++b)
-    init_[b / 4] = static_cast<uint8_t>(init_[b / 4] | 1u << (b & 3));
-}
-
 // "warp 3", "the copy engine", and the CTA's rank when it is another one.
 std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
   uint32_t id = epoch >> 22, index = id % per_cta_;
-  std::string s = index < warps_    ? "warp " + std::to_string(index)
-                  : index == warps_ ? "the copy engine"
-                                    : "the wgmma of warpgroup " + std::to_string(index - warps_ - 1);
+  std::string s = index < warps_ ? "warp " + std::to_string(index)
+                  : index == warps_
+                      ? "the copy engine"
+                      : "the wgmma of warpgroup " + std::to_string(index - warps_ - 1);
   if (id / per_cta_ != own / per_cta_) s += " of CTA rank " + std::to_string(id / per_cta_);
   return s;
 }
 
 void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                         int lane) const {
-  fault_at("shared-race", std::string(what) + " " + name(epoch, who.id) +
+  fault_at("shared-race",
+           std::string(what) + " " + name(epoch, who.id) +
                " with no barrier between that and this access",
            lane, address);
 }
@@ -98,7 +95,8 @@ bool SharedMemory::reads_ordered(uint32_t w, const Actor& who, uint32_t* culprit
 void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int lane) {
   check_bounds(address, bytes, lane);
   if (pending_write_[address / 16])
-    in_flight("read of shared memory that an asynchronous copy in flight will write", address, lane);
+    in_flight("read of shared memory that an asynchronous copy in flight will write", address,
+              lane);
   uint32_t end = address + bytes;
   for (uint32_t w = address / 4; w <= (end - 1) / 4; ++w) {
     uint32_t lo = std::max(address, w * 4) & 3, hi = std::min(end - w * 4, 4u);
@@ -114,7 +112,8 @@ void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int 
   }
 }
 
-void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind) {
+void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int lane,
+                         Writer kind) {
   check_bounds(address, bytes, lane);
   if (pending_read_[address / 16])
     in_flight("overwrites shared memory that a wgmma or bulk store in flight still reads", address,
@@ -149,7 +148,8 @@ void SharedMemory::atomic(uint32_t address, uint32_t bytes, const Actor& who, in
                           bool writes) {
   check_bounds(address, bytes, lane);
   if (pending_write_[address / 16])
-    in_flight("access to shared memory that an asynchronous copy in flight will write", address, lane);
+    in_flight("access to shared memory that an asynchronous copy in flight will write", address,
+              lane);
   if (writes && pending_read_[address / 16])
     in_flight("overwrites shared memory that a wgmma or bulk store in flight still reads", address,
               lane);
@@ -170,7 +170,8 @@ void SharedMemory::atomic(uint32_t address, uint32_t bytes, const Actor& who, in
   }
 }
 
-void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Actor& who, bool strict) {
+void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Actor& who,
+                                    bool strict) {
   check_bounds(address, bytes, -1);
   for (uint32_t c = address / 16; c <= (address + bytes - 1) / 16; ++c)
     if (pending_write_[c])
@@ -218,8 +219,7 @@ void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Act
                "a bulk copy overwrites shared memory written by " + name(e, who.id) +
                    " without a fence.proxy.async between",
                -1, w * 4);
-    if (!reads_ordered(w, who, &culprit))
-      race("copy over a word read by", w * 4, culprit, who, -1);
+    if (!reads_ordered(w, who, &culprit)) race("copy over a word read by", w * 4, culprit, who, -1);
   }
 }
 

@@ -22,10 +22,10 @@ inline void join(Clock& into, const Clock& from) {
 
 struct Actor {
   uint32_t id = 0;
-  Clock seen;    // epochs ordered before this actor's next access
-  Clock proxied; // the same, and visible to the asynchronous proxy
+  Clock seen;     // epochs ordered before this actor's next access
+  Clock proxied;  // the same, and visible to the asynchronous proxy
   uint32_t epoch() const { return id << 22 | seen[id]; }
-  void tick();   // begins a new epoch: after every release
+  void tick();  // begins a new epoch: after every release
 };
 
 enum class Writer : uint8_t { generic, cp_async, async_proxy, atomic };
@@ -41,7 +41,8 @@ class SharedMemory {
   void read(uint32_t address, uint32_t bytes, const Actor& who, int lane);
   void write(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind);
   // Atomic and volatile accesses may race with each other, not with plain ones.
-  void atomic(uint32_t address, uint32_t bytes, const Actor& who, int lane, bool reads, bool writes);
+  void atomic(uint32_t address, uint32_t bytes, const Actor& who, int lane, bool reads,
+              bool writes);
   // Operand reads of wgmma and bulk stores: check_* when issued, note_read when complete.
   void check_async_read(uint32_t address, uint32_t bytes, const Actor& who, bool strict);
   void note_read(uint32_t address, uint32_t bytes, const Actor& who);
@@ -51,12 +52,19 @@ class SharedMemory {
   void check_async_write(uint32_t address, uint32_t bytes, const Actor& who);
   void note_async_write(uint32_t address, uint32_t bytes, uint32_t epoch);
   // Chunks (16 bytes) that an operation in flight reads or writes.
-  void begin_pending_read(uint32_t address, uint32_t bytes) { pend(pending_read_, address, bytes, 1); }
-  void end_pending_read(uint32_t address, uint32_t bytes) { pend(pending_read_, address, bytes, -1); }
-  void begin_pending_write(uint32_t address, uint32_t bytes) { pend(pending_write_, address, bytes, 1); }
-  void end_pending_write(uint32_t address, uint32_t bytes) { pend(pending_write_, address, bytes, -1); }
+  void begin_pending_read(uint32_t address, uint32_t bytes) {
+    pend(pending_read_, address, bytes, 1);
+  }
+  void end_pending_read(uint32_t address, uint32_t bytes) {
+    pend(pending_read_, address, bytes, -1);
+  }
+  void begin_pending_write(uint32_t address, uint32_t bytes) {
+    pend(pending_write_, address, bytes, 1);
+  }
+  void end_pending_write(uint32_t address, uint32_t bytes) {
+    pend(pending_write_, address, bytes, -1);
+  }
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
-  void set_initialised(uint32_t address, uint32_t bytes);
 
  private:
   static bool ordered(uint32_t epoch, const Clock& clock) {
@@ -72,9 +80,9 @@ class SharedMemory {
 
   static constexpr uint32_t kReadSet = 1023u << 22;
   std::vector<uint8_t> data_;
-  std::vector<uint32_t> writer_;     // epoch of the last write of each word, 0: none
-  std::vector<uint32_t> reader_;     // epoch of the last read, or kReadSet | index into read_sets_
-  std::vector<uint8_t> init_;        // low nibble: bytes initialised; high: bytes of the last write
+  std::vector<uint32_t> writer_;  // epoch of the last write of each word, 0: none
+  std::vector<uint32_t> reader_;  // epoch of the last read, or kReadSet | index into read_sets_
+  std::vector<uint8_t> init_;     // low nibble: bytes initialised; high: bytes of the last write
   std::vector<Writer> kind_;
   std::vector<uint16_t> pending_read_, pending_write_;
   std::vector<Clock> read_sets_;

@@ -25,19 +25,28 @@ u64 apply(Op op, Kind kind, u32 bits, u64 a, u64 b, u64 c) {
     return bits == 64 ? static_cast<int64_t>(v) : int64_t{static_cast<int32_t>(v)};
   };
   switch (op) {
-    case kAnd: return a & b;
-    case kOr: return a | b;
-    case kXor: return a ^ b;
-    case kCas: return a == b ? c : a;
-    case kExch: return b;
-    case kInc: return a >= b ? 0 : a + 1;
-    case kDec: return a == 0 || a > b ? b : a - 1;
-    default: break;
+    case kAnd:
+      return a & b;
+    case kOr:
+      return a | b;
+    case kXor:
+      return a ^ b;
+    case kCas:
+      return a == b ? c : a;
+    case kExch:
+      return b;
+    case kInc:
+      return a >= b ? 0 : a + 1;
+    case kDec:
+      return a == 0 || a > b ? b : a - 1;
+    default:
+      break;
   }
   HalfOp h = op == kAdd ? HalfOp::add : op == kMin ? HalfOp::min : HalfOp::max;
   if (kind == Kind::packed_f16) return half_pair(Format::f16, h, a, b);
   if (kind == Kind::packed_bf16) return half_pair(Format::bf16, h, a, b);
-  if (kind == Kind::bf16) return half_op(Format::bf16, h, static_cast<uint16_t>(a), static_cast<uint16_t>(b));
+  if (kind == Kind::bf16)
+    return half_op(Format::bf16, h, static_cast<uint16_t>(a), static_cast<uint16_t>(b));
   if (kind == Kind::real && bits == 16)
     return half_op(Format::f16, h, static_cast<uint16_t>(a), static_cast<uint16_t>(b));
   if (kind == Kind::real && bits == 32) {
@@ -64,11 +73,12 @@ void atomic(Warp& w, const Inst& in) {
   if (order & 2) order & 4 ? m.publish(*w.cta, &w) : m.publish_warp(w);
   u64 probe = address[std::countr_zero(w.active)];
   Space counted = space == Space::none ? generic_space(&probe) : space;
-  if (counted == Space::global) count_global(w, address, w.active, bytes * count);
-  else count_shared(w, address, w.active, bytes * count);
-  bool returns = in.target;   // atom
+  if (counted == Space::global)
+    count_global(w, address, w.active, bytes * count);
+  else
+    count_shared(w, address, w.active, bytes * count);
+  bool returns = in.target;                       // atom
   if ((order & 4) && counted == Space::global) {  // a CTA's scope orders nothing against the grid
-    w.acquired = m.instructions;
     w.cta->cluster->launch->released[w.cta->linear] = m.instructions;
   }
   // A compare-and-swap that fails in a loop is a poll.
@@ -91,6 +101,8 @@ void atomic(Warp& w, const Inst& in) {
       if (m.late()) check_published(w, at, bytes * count, "an atomic access to", i);
       note_global(w, at, bytes * count, Access::atomic, i);
       acquire_flag(w, key);
+      acquire_from_grid(w, at);
+      release_to_grid(w, at, (order & 2) && (order & 4));
       if (m.late() && !(w.stores.empty() && w.cta->stores.empty())) {
         // The thread's own earlier store to the same place comes first.
         w.cta->stores.read(at, p, bytes * count);
@@ -187,8 +199,9 @@ bool decode_atomic(Decoder& d) {
     return true;
   }
   if (op != "atom" && op != "red") return false;
-  if (d.in->has("async")) return false;  // red.async belongs to the mbarrier decoder
-  int sem = d.take_one("relaxed acquire release acq_rel"), scope = d.take_one("cta cluster gpu sys");
+  if (d.in->has("async")) d.unsupported();
+  int sem = d.take_one("relaxed acquire release acq_rel"),
+      scope = d.take_one("cta cluster gpu sys");
   int sp = d.take_one("global shared shared::cta shared::cluster");
   int o = d.take_one(kOps);
   if (o < 0) d.unsupported("operation");
@@ -198,12 +211,16 @@ bool decode_atomic(Decoder& d) {
   Type t = d.take_type();
   d.finish();
   u32 count = vector < 0 ? 1 : 2u << vector;
-  bool is_float = t.kind == Kind::real || t.kind == Kind::bf16 || t.kind == Kind::packed_f16 || t.kind == Kind::packed_bf16;
+  bool is_float = t.kind == Kind::real || t.kind == Kind::bf16 || t.kind == Kind::packed_f16 ||
+                  t.kind == Kind::packed_bf16;
   bool bitwise = static_cast<u32>(o) <= kXor;
-  if ((is_float && bitwise) || (t.kind == Kind::real && t.bits >= 32 && static_cast<u32>(o) != kAdd && static_cast<u32>(o) != kExch) ||
+  if ((is_float && bitwise) ||
+      (t.kind == Kind::real && t.bits >= 32 && static_cast<u32>(o) != kAdd &&
+       static_cast<u32>(o) != kExch) ||
       t.bits == 128 || t.bits == 8 || (count > 2 && op == "atom"))
     d.unsupported();
-  u32 order = (sem == 1 || sem == 3 ? 1u : 0) | (sem == 2 || sem == 3 ? 2u : 0) | (scope > 0 || scope < 0 ? 4u : 0);
+  u32 order = (sem == 1 || sem == 3 ? 1u : 0) | (sem == 2 || sem == 3 ? 2u : 0) |
+              (scope > 0 || scope < 0 ? 4u : 0);
   Space space = sp < 0 ? Space::none : sp == 0 ? Space::global : Space::shared;
   out.a = static_cast<u32>(o) | static_cast<u32>(t.kind) << 8 | t.bits << 16;
   out.b = count | static_cast<u32>(space) << 8 | order << 16;
@@ -219,7 +236,8 @@ bool decode_atomic(Decoder& d) {
   }
   d.add_address(at++, space);
   d.add_list(d.operand(at++), t.bits, 1, t.kind == Kind::real);
-  if (out.list.size() != count) throw PtxError(d.in->line, d.in->text() + ": wrong number of operands");
+  if (out.list.size() != count)
+    throw PtxError(d.in->line, d.in->text() + ": wrong number of operands");
   if (static_cast<u32>(o) == kCas) d.add_list(d.operand(at++), t.bits, 1);
   (void)hint;
   out.run = atomic;

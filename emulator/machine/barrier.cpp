@@ -44,7 +44,8 @@ void complete(NamedBarrier& b) {
 
 void barrier(Warp& w, const Inst& in) {
   u32 all = ~w.dead;
-  if (all & ~w.live) fault("divergent-barrier", "a barrier inside a call that only some lanes made");
+  if (all & ~w.live)
+    fault("divergent-barrier", "a barrier inside a call that only some lanes made");
   try {
     if (!w.gather(all, in.ptx->text().c_str())) return;
   } catch (Fault& f) {
@@ -53,7 +54,8 @@ void barrier(Warp& w, const Inst& in) {
   }
   u32 id = w.reg<u32>(in.s[0])[std::countr_zero(all)];
   u32 count = in.c ? w.reg<u32>(in.s[1])[std::countr_zero(all)] : 0;
-  if (id > 15) fault("barrier-mismatch", "barrier " + std::to_string(id) + " does not exist: 0 to 15 do");
+  if (id > 15)
+    fault("barrier-mismatch", "barrier " + std::to_string(id) + " does not exist: 0 to 15 do");
   Cta& cta = *w.cta;
   if (in.c && (count == 0 || count % 32 || count > cta.warps.size() * 32))
     fault("barrier-mismatch", "barrier " + std::to_string(id) + " counts " + std::to_string(count) +
@@ -61,9 +63,10 @@ void barrier(Warp& w, const Inst& in) {
                                   std::to_string(cta.warps.size() * 32) + " is needed");
   NamedBarrier& b = cta.barriers[id];
   if (b.arrived && b.expected != count)
-    fault("barrier-mismatch", "barrier " + std::to_string(id) + " is used with " + std::to_string(count) +
-                                  " threads while another warp uses it with " + std::to_string(b.expected) +
-                                  " (0: the whole CTA)");
+    fault("barrier-mismatch", "barrier " + std::to_string(id) + " is used with " +
+                                  std::to_string(count) +
+                                  " threads while another warp uses it with " +
+                                  std::to_string(b.expected) + " (0: the whole CTA)");
   b.expected = count;
   ++w.counters().waits;
   if (in.a >= 2) {
@@ -136,6 +139,8 @@ void cluster_wait(Warp& w, const Inst&) {
   w.cluster_arrived = false;
   w.cluster_passed = w.cluster_phase;
   w.acquired = w.m->instructions;
+  for (const auto& other : c.ctas)
+    if (!w.cta->grid_seen.empty()) w.cta->grid_seen[other->linear] = w.m->instructions;
   acquire(w, c.done_seen, c.done_proxied);
 }
 
@@ -152,8 +157,9 @@ void set_registers(Warp& w, const Inst& in) {  // in.a: inc, in.imm: registers
   if (!f.max_threads[0] && !f.required_threads[0]) return;  // ptxas ignores it too
   auto n = static_cast<u32>(in.imm);
   if (in.a ? n < w.registers : n > w.registers)
-    fault("setmaxnreg-pool", std::string("setmaxnreg.") + (in.a ? "inc" : "dec") + " to " + std::to_string(n) +
-                                 " while the warp holds " + std::to_string(w.registers) + " per thread");
+    fault("setmaxnreg-pool", std::string("setmaxnreg.") + (in.a ? "inc" : "dec") + " to " +
+                                 std::to_string(n) + " while the warp holds " +
+                                 std::to_string(w.registers) + " per thread");
   u32 difference = (in.a ? n - w.registers : w.registers - n) * 32;
   if (in.a && difference > w.cta->free_registers) return w.park(Wait::registers);
   w.cta->free_registers += in.a ? 0 - difference : difference;

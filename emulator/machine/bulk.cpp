@@ -22,11 +22,18 @@ struct Plan {
   std::vector<Run> runs;
   u32 bytes = 0;
   u64 fill = 0;
-  u32 fill_bytes = 0;   // element size of the fill pattern
+  u32 fill_bytes = 0;  // element size of the fill pattern
 };
 
 // in.a bits
-enum : u32 { kTensor = 1, kLoad = 2, kReduce = 4, kMulticast = 8, kFromShared = 16, kPrefetch = 32 };
+enum : u32 {
+  kTensor = 1,
+  kLoad = 2,
+  kReduce = 4,
+  kMulticast = 8,
+  kFromShared = 16,
+  kPrefetch = 32
+};
 
 TensorMap tensor_map(Warp& w, u64 address, int lane) {
   check_aligned(address, 64, lane);
@@ -40,8 +47,10 @@ TensorMap tensor_map(Warp& w, u64 address, int lane) {
 Plan tensor_plan(Warp& w, const Inst& in, const TensorMap& map, u32 shared, int lane) {
   int32_t coords[5] = {};
   if (in.list.size() != map.rank)
-    fault("tensor-map", "the instruction has " + std::to_string(in.list.size()) + " coordinates, the map " +
-                            std::to_string(map.rank) + " dimensions", lane);
+    fault("tensor-map",
+          "the instruction has " + std::to_string(in.list.size()) + " coordinates, the map " +
+              std::to_string(map.rank) + " dimensions",
+          lane);
   for (size_t k = 0; k < in.list.size(); ++k) coords[k] = w.reg<int32_t>(in.list[k])[lane];
   Plan p;
   p.fill = oob_fill_bits(map);
@@ -71,8 +80,10 @@ void check_stored(Warp& w, u64 address, u64 bytes, int lane) {
     auto mask = static_cast<u32>(((u64{1} << hi) - 1) & ~((u64{1} << lo) - 1));
     const Sector& sector = w.m->sectors.at(s);
     if (sector.unpublished & mask)
-      fault_at("stale-global-read", "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
-                                        " (linear index) stored and has not published with a fence", lane, s);
+      fault_at("stale-global-read",
+               "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
+                   " (linear index) stored and has not published with a fence",
+               lane, s);
   }
 }
 
@@ -84,7 +95,8 @@ void load_runs(const Plan& p, SharedMemory& to, u32 epoch) {
     } else if (!p.fill) {
       std::memset(d, 0, r.bytes);
     } else {
-      for (u32 i = 0; i < r.bytes; ++i) d[i] = static_cast<uint8_t>(p.fill >> (8 * ((r.shared + i) % p.fill_bytes)));
+      for (u32 i = 0; i < r.bytes; ++i)
+        d[i] = static_cast<uint8_t>(p.fill >> (8 * ((r.shared + i) % p.fill_bytes)));
     }
     to.end_pending_write(r.shared, r.bytes);
     to.note_async_write(r.shared, r.bytes, epoch);
@@ -100,16 +112,21 @@ void load(Warp& w, const Inst& in, int lane) {
   Plan plan;
   if (in.a & kTensor) {
     check_aligned(to.offset, 128, lane);
-    if (generic_space(&source) != Space::global) fault_at("tensor-map", "a tensor map is in global, constant or parameter memory", lane, source);
+    if (generic_space(&source) != Space::global)
+      fault_at("tensor-map", "a tensor map is in global, constant or parameter memory", lane,
+               source);
     plan = tensor_plan(w, in, tensor_map(w, source, lane), to.offset, lane);
   } else {
     u32 bytes = w.reg<u32>(in.s[0])[lane];
-    if (!bytes || bytes % 16) fault("misaligned", "a bulk copy of " + std::to_string(bytes) + " bytes: a multiple of 16 is needed", lane);
+    if (!bytes || bytes % 16)
+      fault("misaligned",
+            "a bulk copy of " + std::to_string(bytes) + " bytes: a multiple of 16 is needed", lane);
     check_aligned(to.offset, 16, lane);
     check_aligned(source, 16, lane);
     plan.bytes = bytes;
     if (!(in.a & kFromShared)) {
-      if (generic_space(&source) != Space::global) fault_at("global-out-of-bounds", "the source is not global memory", lane, source);
+      if (generic_space(&source) != Space::global)
+        fault_at("global-out-of-bounds", "the source is not global memory", lane, source);
       global_pointer(w, lane, source, bytes, false);
     }
     plan.runs.push_back({source, to.offset, bytes, true});
@@ -133,7 +150,10 @@ void load(Warp& w, const Inst& in, int lane) {
   if (in.a & kMulticast) {
     u32 mask = w.reg<uint16_t>(in.s[in.sources - 1])[lane];
     if (!mask || mask >> cluster.ctas.size())
-      fault("bad-operand", "multicast mask " + hex(mask) + " for a cluster of " + std::to_string(cluster.ctas.size()), lane);
+      fault("bad-operand",
+            "multicast mask " + hex(mask) + " for a cluster of " +
+                std::to_string(cluster.ctas.size()),
+            lane);
     for (u32 r = 0; mask >> r; ++r)
       if (mask >> r & 1) targets.push_back(cluster.ctas[r].get());
   } else {
@@ -145,7 +165,8 @@ void load(Warp& w, const Inst& in, int lane) {
   };
   std::vector<Target> list;
   for (Cta* cta : targets) {
-    if (!cta->running) fault("cluster-exited", "a bulk copy into the shared memory of a CTA that has ended", lane);
+    if (!cta->running)
+      fault("cluster-exited", "a bulk copy into the shared memory of a CTA that has ended", lane);
     for (const Run& r : plan.runs) {
       cta->shared->check_async_write(r.shared, r.bytes, w.actor);
       cta->shared->begin_pending_write(r.shared, r.bytes);
@@ -159,12 +180,16 @@ void load(Warp& w, const Inst& in, int lane) {
   op.inst = &in;
   op.lane = lane;
   bool multicast = in.a & kMulticast;
-  op.land = [plan = std::move(plan), list = std::move(list), seen = w.actor.seen, proxied = w.actor.proxied, bar,
-             multicast, from] {
-    if (from) from->shared->end_pending_read(static_cast<u32>(plan.runs[0].global - reinterpret_cast<u64>(from->shared->data())), plan.bytes);
+  op.land = [plan = std::move(plan), list = std::move(list), seen = w.actor.seen,
+             proxied = w.actor.proxied, bar, multicast, from] {
+    if (from)
+      from->shared->end_pending_read(
+          static_cast<u32>(plan.runs[0].global - reinterpret_cast<u64>(from->shared->data())),
+          plan.bytes);
     for (const Target& t : list) {
       load_runs(plan, *t.cta->shared, t.epoch);
-      mbarrier_complete(multicast ? *t.cta : *bar.cta, bar.offset, plan.bytes, seen, proxied, t.epoch);
+      mbarrier_complete(multicast ? *t.cta : *bar.cta, bar.offset, plan.bytes, seen, proxied,
+                        t.epoch);
     }
   };
   // Later releases of the issuer must not look as if the copy had been ordered before them.
@@ -179,7 +204,8 @@ u64 combine(const Inst& in, TensorType type, u64 a, u64 b) {
 void store(Warp& w, const Inst& in, int lane) {
   u64 target = address_of(w, in.at[0], lane);
   SharedPlace from = shared_place(w, address_of(w, in.at[1], lane), lane);
-  if (from.cta != w.cta) fault("shared-out-of-bounds", "a bulk store reads its own CTA's shared memory only", lane);
+  if (from.cta != w.cta)
+    fault("shared-out-of-bounds", "a bulk store reads its own CTA's shared memory only", lane);
   Plan plan;
   auto type = static_cast<TensorType>(in.target);
   if (in.a & kTensor) {
@@ -189,7 +215,9 @@ void store(Warp& w, const Inst& in, int lane) {
     type = map.type;
   } else {
     u32 bytes = w.reg<u32>(in.s[0])[lane];
-    if (!bytes || bytes % 16) fault("misaligned", "a bulk copy of " + std::to_string(bytes) + " bytes: a multiple of 16 is needed", lane);
+    if (!bytes || bytes % 16)
+      fault("misaligned",
+            "a bulk copy of " + std::to_string(bytes) + " bytes: a multiple of 16 is needed", lane);
     check_aligned(from.offset, 16, lane);
     check_aligned(target, 16, lane);
     global_pointer(w, lane, target, bytes, true);
@@ -213,7 +241,8 @@ void store(Warp& w, const Inst& in, int lane) {
   op.group = w.bulk_group[lane];
   op.read = [shared, data, runs] {
     for (const Run& r : *runs)
-      if (r.in_bounds) data->insert(data->end(), shared->data() + r.shared, shared->data() + r.shared + r.bytes);
+      if (r.in_bounds)
+        data->insert(data->end(), shared->data() + r.shared, shared->data() + r.shared + r.bytes);
   };
   op.release = [shared, runs, &w] {
     for (const Run& r : *runs)
@@ -251,8 +280,10 @@ void bulk(Warp& w, const Inst& in) {
     int lane = std::countr_zero(l);
     if (in.a & kPrefetch) continue;
     for (const Src& s : in.list) w.use(s, 1u << lane);
-    if (in.a & kLoad) load(w, in, lane);
-    else store(w, in, lane);
+    if (in.a & kLoad)
+      load(w, in, lane);
+    else
+      store(w, in, lane);
   }
 }
 void commit(Warp& w, const Inst&) {
@@ -283,7 +314,8 @@ void store_async(Warp& w, const Inst& in) {
     u32 epoch = to.cta->agent << 22 | ++to.cta->agent_clock;
     BulkOp op;
     op.warp = &w, op.inst = &in, op.lane = lane;
-    op.land = [to, bar, data = std::move(data), epoch, seen = w.actor.seen, proxied = w.actor.proxied] {
+    op.land = [to, bar, data = std::move(data), epoch, seen = w.actor.seen,
+               proxied = w.actor.proxied] {
       std::memcpy(to.cta->shared->data() + to.offset, data.data(), data.size());
       to.cta->shared->end_pending_write(to.offset, static_cast<u32>(data.size()));
       to.cta->shared->note_async_write(to.offset, static_cast<u32>(data.size()), epoch);
@@ -311,10 +343,13 @@ bool decode_store_async(Decoder& d) {
 }
 
 TensorType element_type(Decoder& d, const Type& t) {
-  static constexpr struct { const char* name; TensorType type; } kTypes[] = {
-      {"u32", TensorType::u32}, {"s32", TensorType::s32}, {"u64", TensorType::u64}, {"s64", TensorType::s64},
-      {"f16", TensorType::f16}, {"bf16", TensorType::bf16}, {"f32", TensorType::f32}, {"f64", TensorType::f64},
-      {"b32", TensorType::u32}, {"b64", TensorType::u64}};
+  static constexpr struct {
+    const char* name;
+    TensorType type;
+  } kTypes[] = {{"u32", TensorType::u32}, {"s32", TensorType::s32}, {"u64", TensorType::u64},
+                {"s64", TensorType::s64}, {"f16", TensorType::f16}, {"bf16", TensorType::bf16},
+                {"f32", TensorType::f32}, {"f64", TensorType::f64}, {"b32", TensorType::u32},
+                {"b64", TensorType::u64}};
   for (const auto& k : kTypes)
     if (t.name == k.name) return k.type;
   d.unsupported("element type");
@@ -355,7 +390,8 @@ bool decode_bulk(Decoder& d) {
     if (!(out.a & kTensor)) return;
     if (o.parts.size() < 2 || o.parts[1].kind != PtxOperand::Kind::group ||
         o.parts[1].parts.size() != static_cast<size_t>(dims))
-      throw PtxError(d.in->line, d.in->text() + ": expected " + std::to_string(dims) + " coordinates");
+      throw PtxError(d.in->line,
+                     d.in->text() + ": expected " + std::to_string(dims) + " coordinates");
     for (const auto& c : o.parts[1].parts) out.list.push_back(d.source(c, 32));
   };
   if (out.a & kPrefetch) {

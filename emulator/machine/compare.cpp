@@ -14,7 +14,8 @@ using u32 = uint32_t;
 enum Op : u32 { eq, ne, lt, le, gt, ge, lo, ls, hi, hs, equ, neu, ltu, leu, gtu, geu, num, nan };
 constexpr const char* kOps = "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan";
 
-template <u32 O, typename T> bool compare(T a, T b) {
+template <u32 O, typename T>
+bool compare(T a, T b) {
   if constexpr (O == eq) return a == b;
   if constexpr (O == ne) return (a < b) | (a > b);
   if constexpr (O == lt || O == lo) return a < b;
@@ -31,13 +32,15 @@ template <u32 O, typename T> bool compare(T a, T b) {
   return !(a == a && b == b);
 }
 
-template <u32 O, typename T> u32 compare_lanes(Warp& w, const Inst& in) {
+template <u32 O, typename T>
+u32 compare_lanes(Warp& w, const Inst& in) {
   const T *a = w.reg<T>(in.s[0]), *b = w.reg<T>(in.s[1]);
   u32 v = 0;
   for (int i = 0; i < 32; ++i) v |= u32(compare<O, T>(a[i], b[i])) << i;
   return v;
 }
-template <u32 O> u32 compare_f32(Warp& w, const Inst& in) {
+template <u32 O>
+u32 compare_f32(Warp& w, const Inst& in) {
   if (!(in.a & 8)) return compare_lanes<O, float>(w, in);
   const float *a = w.reg<float>(in.s[0]), *b = w.reg<float>(in.s[1]);
   u32 v = 0;
@@ -45,7 +48,8 @@ template <u32 O> u32 compare_f32(Warp& w, const Inst& in) {
   return v;
 }
 // in.c: bit 0 bf16, bit 1 packed (two results).
-template <u32 O> u32 compare_half(Warp& w, const Inst& in, int shift) {
+template <u32 O>
+u32 compare_half(Warp& w, const Inst& in, int shift) {
   u32 v = 0;
   for (int i = 0; i < 32; ++i) {
     uint16_t x, y;
@@ -53,7 +57,8 @@ template <u32 O> u32 compare_half(Warp& w, const Inst& in, int shift) {
       x = uint16_t(w.reg<u32>(in.s[0])[i] >> shift), y = uint16_t(w.reg<u32>(in.s[1])[i] >> shift);
     else
       x = w.reg<uint16_t>(in.s[0])[i], y = w.reg<uint16_t>(in.s[1])[i];
-    float a = in.c & 1 ? bf16_to_float(x) : f16_to_float(x), b = in.c & 1 ? bf16_to_float(y) : f16_to_float(y);
+    float a = in.c & 1 ? bf16_to_float(x) : f16_to_float(x),
+          b = in.c & 1 ? bf16_to_float(y) : f16_to_float(y);
     v |= u32(compare<O, float>(a, b)) << i;
   }
   return v;
@@ -75,33 +80,43 @@ void finish_setp(Warp& w, const Inst& in, u32 v, u32 other) {
   store(w, in.d[0], combine(w, in, v));
   if (in.targets > 1) store(w, in.d[1], second);
 }
-template <u32 O, typename T> void setp(Warp& w, const Inst& in) {
+template <u32 O, typename T>
+void setp(Warp& w, const Inst& in) {
   u32 v = std::is_same_v<T, float> ? compare_f32<O>(w, in) : compare_lanes<O, T>(w, in);
   finish_setp(w, in, v, ~v);
 }
-template <u32 O> void setp_half(Warp& w, const Inst& in) {
+template <u32 O>
+void setp_half(Warp& w, const Inst& in) {
   u32 v = compare_half<O>(w, in, 0);
   finish_setp(w, in, v, in.c & 2 ? compare_half<O>(w, in, 16) : ~v);
 }
-template <u32 O, typename T> void set(Warp& w, const Inst& in) {  // in.b: result is 1.0f
-  u32 v = combine(w, in, std::is_same_v<T, float> ? compare_f32<O>(w, in) : compare_lanes<O, T>(w, in));
+template <u32 O, typename T>
+void set(Warp& w, const Inst& in) {  // in.b: result is 1.0f
+  u32 v =
+      combine(w, in, std::is_same_v<T, float> ? compare_f32<O>(w, in) : compare_lanes<O, T>(w, in));
   u32 yes = in.b ? 0x3f800000u : ~0u;
   each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) { return v >> i & 1 ? yes : 0; });
 }
-template <u32 O> void set_half(Warp& w, const Inst& in) {  // in.b: float result
+template <u32 O>
+void set_half(Warp& w, const Inst& in) {  // in.b: float result
   u32 low = compare_half<O>(w, in, 0), high = in.c & 2 ? compare_half<O>(w, in, 16) : 0;
   u32 one = !in.b ? 0xffff : in.c & 1 ? 0x3f80 : 0x3c00;
   if (in.c & 2)
-    each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) { return (low >> i & 1 ? one : 0) | (high >> i & 1 ? one << 16 : 0); });
+    each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) {
+      return (low >> i & 1 ? one : 0) | (high >> i & 1 ? one << 16 : 0);
+    });
   else
-    each_lane<uint16_t>(w, w.reg<uint16_t>(in.d[0]), [&](int i) { return uint16_t(low >> i & 1 ? one : 0); });
+    each_lane<uint16_t>(w, w.reg<uint16_t>(in.d[0]),
+                        [&](int i) { return uint16_t(low >> i & 1 ? one : 0); });
 }
-template <typename T> void selp(Warp& w, const Inst& in) {
+template <typename T>
+void selp(Warp& w, const Inst& in) {
   const T *a = w.reg<T>(in.s[0]), *b = w.reg<T>(in.s[1]);
   u32 p = *w.reg<u32>(in.s[2]);
   each_lane<T>(w, w.reg<T>(in.d[0]), [&](int i) { return p >> i & 1 ? a[i] : b[i]; });
 }
-template <typename T, bool Float> void slct(Warp& w, const Inst& in) {
+template <typename T, bool Float>
+void slct(Warp& w, const Inst& in) {
   const T *a = w.reg<T>(in.s[0]), *b = w.reg<T>(in.s[1]);
   each_lane<T>(w, w.reg<T>(in.d[0]), [&](int i) {
     bool first = Float ? w.reg<float>(in.s[2])[i] >= 0.f : w.reg<int32_t>(in.s[2])[i] >= 0;
@@ -109,7 +124,8 @@ template <typename T, bool Float> void slct(Warp& w, const Inst& in) {
   });
 }
 
-template <u32 O> Handler setp_handler(const Type& t) {
+template <u32 O>
+Handler setp_handler(const Type& t) {
   if (t.kind == Kind::real && t.bits == 32) return setp<O, float>;
   if (t.kind == Kind::real && t.bits == 64) return setp<O, double>;
   if (t.kind == Kind::bf16 || t.kind == Kind::packed_bf16 || t.kind == Kind::packed_f16 ||
@@ -120,17 +136,20 @@ template <u32 O> Handler setp_handler(const Type& t) {
   if (t.bits == 32) return s ? setp<O, int32_t> : setp<O, uint32_t>;
   return s ? setp<O, int64_t> : setp<O, uint64_t>;
 }
-template <u32 O> Handler set_handler(const Type& t) {
+template <u32 O>
+Handler set_handler(const Type& t) {
   if (t.kind == Kind::real && t.bits == 32) return set<O, float>;
   if (t.kind == Kind::real && t.bits == 64) return set<O, double>;
-  if (t.kind == Kind::bf16 || t.kind == Kind::packed_bf16 || t.kind == Kind::packed_f16 || t.kind == Kind::real)
+  if (t.kind == Kind::bf16 || t.kind == Kind::packed_bf16 || t.kind == Kind::packed_f16 ||
+      t.kind == Kind::real)
     return set_half<O>;
   bool s = t.is_signed();
   if (t.bits == 32) return s ? set<O, int32_t> : set<O, uint32_t>;
   if (t.bits == 64) return s ? set<O, int64_t> : set<O, uint64_t>;
   return nullptr;
 }
-template <size_t... I> Handler pick(bool p, u32 op, const Type& t, std::index_sequence<I...>) {
+template <size_t... I>
+Handler pick(bool p, u32 op, const Type& t, std::index_sequence<I...>) {
   Handler h = nullptr;
   ((op == I ? (h = p ? setp_handler<I>(t) : set_handler<I>(t), 0) : 0), ...);
   return h;
@@ -155,8 +174,9 @@ bool decode_compare(Decoder& d) {
     Type t = d.take_type(), c = d.take_type();
     d.finish();
     bool f = c.kind == Kind::real;
-    out.run = t.bits == 32 ? (f ? slct<u32, true> : slct<u32, false>)
-              : t.bits == 64 ? (f ? slct<uint64_t, true> : slct<uint64_t, false>) : nullptr;
+    out.run = t.bits == 32   ? (f ? slct<u32, true> : slct<u32, false>)
+              : t.bits == 64 ? (f ? slct<uint64_t, true> : slct<uint64_t, false>)
+                             : nullptr;
     if (!out.run) d.unsupported();
     d.add_target(0), d.add_source(1, t.bits), d.add_source(2, t.bits), d.add_source(3, 32);
     return true;
@@ -172,8 +192,8 @@ bool decode_compare(Decoder& d) {
   out.a = static_cast<u32>(bool_op + 1) | (ftz ? 8u : 0);
   bool bf = t.kind == Kind::bf16 || t.kind == Kind::packed_bf16;
   out.c = (bf ? 1u : 0) | (t.kind == Kind::packed_bf16 || t.kind == Kind::packed_f16 ? 2u : 0);
-  out.b = result.kind == Kind::real || result.kind == Kind::bf16 || result.kind == Kind::packed_bf16 ||
-          result.kind == Kind::packed_f16;
+  out.b = result.kind == Kind::real || result.kind == Kind::bf16 ||
+          result.kind == Kind::packed_bf16 || result.kind == Kind::packed_f16;
   out.run = pick(op == "setp", static_cast<u32>(how), t, std::make_index_sequence<18>());
   if (!out.run || t.bits == 8) d.unsupported();
   const PtxOperand& dst = d.operand(0);

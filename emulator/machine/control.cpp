@@ -53,7 +53,9 @@ std::vector<const Variable*> variables(const PtxOperand& list) {
   for (const auto& p : list.parts) v.push_back(p.variable);
   return v;
 }
-std::vector<const Variable*> constant(const std::vector<Variable*>& list) { return {list.begin(), list.end()}; }
+std::vector<const Variable*> constant(const std::vector<Variable*>& list) {
+  return {list.begin(), list.end()};
+}
 
 // in.a: index of the argument list among the operands, in.b: 1 + index of the result list
 void call(Warp& w, const Inst& in) {
@@ -63,7 +65,9 @@ void call(Warp& w, const Inst& in) {
   w.push_frame(in.callee, lanes);
   Frame& callee = *w.frames.back();
   callee.call = &in;
-  if (in.a) copy_params(callee, constant(in.callee->ptx->params), caller, variables(in.ptx->operands[in.a]), lanes);
+  if (in.a)
+    copy_params(callee, constant(in.callee->ptx->params), caller, variables(in.ptx->operands[in.a]),
+                lanes);
 }
 
 void give_back(Warp& w, const Inst&) {
@@ -72,7 +76,8 @@ void give_back(Warp& w, const Inst&) {
   Frame& caller = *w.frames[w.frames.size() - 2];
   const Inst& in = *callee.call;
   if (in.b)
-    copy_params(caller, variables(in.ptx->operands[in.b - 1]), callee, constant(in.callee->ptx->results), w.active);
+    copy_params(caller, variables(in.ptx->operands[in.b - 1]), callee,
+                constant(in.callee->ptx->results), w.active);
   w.pop_frame(w.active);
 }
 
@@ -81,7 +86,9 @@ u64 argument(Warp& w, const Inst& in, size_t index, int lane) {
   const auto& parts = in.ptx->operands[in.a].parts;
   if (index >= parts.size() || !parts[index].variable) fault("bad-call", "too few arguments", lane);
   u64 v = 0;
-  std::memcpy(&v, f.params.data() + static_cast<u64>(lane) * w.program->ptx->param_bytes + parts[index].variable->address,
+  std::memcpy(&v,
+              f.params.data() + static_cast<u64>(lane) * w.program->ptx->param_bytes +
+                  parts[index].variable->address,
               std::min<u64>(8, parts[index].variable->bytes));
   return v;
 }
@@ -116,10 +123,14 @@ void print(Warp& w, const Inst& in) {
       u64 v = 0;
       read_memory(w, lane, Space::none, at, bytes, &v, Order::coherent);
       at += bytes;
-      if (what == 's') std::snprintf(text, sizeof text, spec.c_str(), read_string(w, lane, v).c_str());
-      else if (std::strchr("fFeEgGaA", what)) std::snprintf(text, sizeof text, spec.c_str(), std::bit_cast<double>(v));
-      else if (wide) std::snprintf(text, sizeof text, spec.c_str(), v);
-      else std::snprintf(text, sizeof text, spec.c_str(), static_cast<u32>(v));
+      if (what == 's')
+        std::snprintf(text, sizeof text, spec.c_str(), read_string(w, lane, v).c_str());
+      else if (std::strchr("fFeEgGaA", what))
+        std::snprintf(text, sizeof text, spec.c_str(), std::bit_cast<double>(v));
+      else if (wide)
+        std::snprintf(text, sizeof text, spec.c_str(), v);
+      else
+        std::snprintf(text, sizeof text, spec.c_str(), static_cast<u32>(v));
       out += text;
       i = end;
     }
@@ -130,12 +141,16 @@ void print(Warp& w, const Inst& in) {
 
 void assert_failed(Warp& w, const Inst& in) {
   int lane = std::countr_zero(w.active);
-  fault("assertion", "assertion '" + read_string(w, lane, argument(w, in, 0, lane)) + "' failed at " +
-                         read_string(w, lane, argument(w, in, 1, lane)) + ":" +
-                         std::to_string(argument(w, in, 2, lane)), lane);
+  fault("assertion",
+        "assertion '" + read_string(w, lane, argument(w, in, 0, lane)) + "' failed at " +
+            read_string(w, lane, argument(w, in, 1, lane)) + ":" +
+            std::to_string(argument(w, in, 2, lane)),
+        lane);
 }
 
-void trap(Warp& w, const Inst&) { fault("trap", "the kernel executed trap", std::countr_zero(w.active)); }
+void trap(Warp& w, const Inst&) {
+  fault("trap", "the kernel executed trap", std::countr_zero(w.active));
+}
 
 void sleep(Warp& w, const Inst&) {  // lets everybody else run
   ++w.pc;
@@ -158,11 +173,13 @@ bool decode_call(Decoder& d) {
   if (d.operand(0).kind == PtxOperand::Kind::list) out.b = 1, at = 1;
   const PtxOperand& f = d.operand(at);
   if (f.kind != PtxOperand::Kind::symbol) d.unsupported("indirect call");
-  if (d.operands() > at + 1 && d.operand(at + 1).kind == PtxOperand::Kind::list) out.a = static_cast<u32>(at + 1);
+  if (d.operands() > at + 1 && d.operand(at + 1).kind == PtxOperand::Kind::list)
+    out.a = static_cast<u32>(at + 1);
   for (u32 list : {out.a, out.b - 1})
     if (list < d.operands() && d.operand(list).kind == PtxOperand::Kind::list)
       for (const auto& p : d.operand(list).parts)
-        if (p.kind != PtxOperand::Kind::symbol || !p.variable) d.unsupported("argument that is no .param variable");
+        if (p.kind != PtxOperand::Kind::symbol || !p.variable)
+          d.unsupported("argument that is no .param variable");
   out.checks_itself = true;
   if (f.name == "vprintf" && out.a) {
     out.run = print;

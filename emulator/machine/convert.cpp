@@ -20,7 +20,8 @@ CvtOptions options(const Inst& in) {
 }
 
 // Common integer conversions: register widths equal the types'.
-template <typename D, typename S> void widen(Warp& w, const Inst& in) {
+template <typename D, typename S>
+void widen(Warp& w, const Inst& in) {
   map1<D, S>(w, in, [](S a) { return static_cast<D>(a); });
 }
 void f32_from_bf16(Warp& w, const Inst& in) {
@@ -68,8 +69,10 @@ void general(Warp& w, const Inst& in) {
       v = float_to_int(s.format(), x, static_cast<int>(d.bits()), d.is_signed(), o.round, o.ftz);
     } else if (s.format() == d.format() && s.format() == Format::f32) {
       float f = from_bits(static_cast<u32>(x));
-      if (integral) f = round_to_integral(f, o.round, o.ftz, o.sat);
-      else if (o.ftz) f = flush(f);
+      if (integral)
+        f = round_to_integral(f, o.round, o.ftz, o.sat);
+      else if (o.ftz)
+        f = flush(f);
       if (!integral && o.sat) f = saturate(f);
       v = bits(f);
     } else if (s.format() == d.format() && s.format() == Format::f64) {
@@ -85,26 +88,32 @@ void general(Warp& w, const Inst& in) {
     put_lane(w, in.d[0], d.bytes(), i, extend(v, d.bits(), d.integer() && d.is_signed()));
   }
 }
-template <u32 (*Pack)(float, float, CvtOptions)> void pack32(Warp& w, const Inst& in) {
+template <u32 (*Pack)(float, float, CvtOptions)>
+void pack32(Warp& w, const Inst& in) {
   map2<u32, float, float>(w, in, [o = options(in)](float a, float b) { return Pack(a, b, o); });
 }
-template <u16 (*Pack)(float, float, CvtOptions)> void pack16(Warp& w, const Inst& in) {
+template <u16 (*Pack)(float, float, CvtOptions)>
+void pack16(Warp& w, const Inst& in) {
   map2<u16, float, float>(w, in, [o = options(in)](float a, float b) { return Pack(a, b, o); });
 }
-template <uint8_t (*Narrow)(u16, bool)> void fp8_from_f16x2(Warp& w, const Inst& in) {
+template <uint8_t (*Narrow)(u16, bool)>
+void fp8_from_f16x2(Warp& w, const Inst& in) {
   map1<u16, u32>(w, in, [relu = (in.a & 64) != 0](u32 a) {
     return u16(Narrow(u16(a), relu) | Narrow(u16(a >> 16), relu) << 8);
   });
 }
-template <u32 (*Widen)(u16, bool)> void f16x2_from_fp8(Warp& w, const Inst& in) {
+template <u32 (*Widen)(u16, bool)>
+void f16x2_from_fp8(Warp& w, const Inst& in) {
   map1<u32, u16>(w, in, [relu = (in.a & 64) != 0](u16 a) { return Widen(a, relu); });
 }
 
 u32 end_code(const Type& t, u32 bytes) {
   u32 code = t.bits << 8 | bytes << 16;
   if (t.kind == Kind::real) {
-    code |= static_cast<u32>(t.name == "tf32" ? Format::tf32 : t.bits == 64 ? Format::f64
-                             : t.bits == 32 ? Format::f32 : Format::f16);
+    code |= static_cast<u32>(t.name == "tf32" ? Format::tf32
+                             : t.bits == 64   ? Format::f64
+                             : t.bits == 32   ? Format::f32
+                                              : Format::f16);
   } else if (t.kind == Kind::bf16) {
     code |= static_cast<u32>(Format::bf16);
   } else {
@@ -121,8 +130,9 @@ bool decode_convert(Decoder& d) {
   if (d.take("pack")) d.unsupported();
   int round = d.take_one("rn rz rm rp rna"), integral = d.take_one("rni rzi rmi rpi");
   if (round < 0 && integral >= 0) round = integral;
-  out.a = static_cast<u32>(round < 0 ? 0 : round) | (d.take("ftz") ? 8u : 0) | (d.take("sat") ? 16u : 0) |
-          (d.take("satfinite") ? 32u : 0) | (d.take("relu") ? 64u : 0) | (integral >= 0 ? 128u : 0);
+  out.a = static_cast<u32>(round < 0 ? 0 : round) | (d.take("ftz") ? 8u : 0) |
+          (d.take("sat") ? 16u : 0) | (d.take("satfinite") ? 32u : 0) | (d.take("relu") ? 64u : 0) |
+          (integral >= 0 ? 128u : 0);
   Type to = d.take_type(), from = d.take_type();
   d.finish();
   out.propagates = true;
@@ -134,7 +144,8 @@ bool decode_convert(Decoder& d) {
   };
   bool e4m3 = to.name == "e4m3x2" || from.name == "e4m3x2";
   if (to.kind == Kind::packed_f16 && from.name == "f32") return sources(pack32<pack_f16x2>, 32, 2);
-  if (to.kind == Kind::packed_bf16 && from.name == "f32") return sources(pack32<pack_bf16x2>, 32, 2);
+  if (to.kind == Kind::packed_bf16 && from.name == "f32")
+    return sources(pack32<pack_bf16x2>, 32, 2);
   if (to.name == "e4m3x2" && from.name == "f32") return sources(pack16<pack_e4m3x2>, 32, 2);
   if (to.name == "e5m2x2" && from.name == "f32") return sources(pack16<pack_e5m2x2>, 32, 2);
   if (from.kind == Kind::packed_f16 && to.bits == 16)
@@ -142,13 +153,15 @@ bool decode_convert(Decoder& d) {
   if (to.kind == Kind::packed_f16 && from.bits == 16)
     return sources(e4m3 ? f16x2_from_fp8<e4m3x2_to_f16x2> : f16x2_from_fp8<e5m2x2_to_f16x2>, 16, 1);
   auto simple = [](const Type& t) {
-    return t.kind == Kind::uint || t.kind == Kind::sint || t.kind == Kind::real || t.kind == Kind::bf16;
+    return t.kind == Kind::uint || t.kind == Kind::sint || t.kind == Kind::real ||
+           t.kind == Kind::bf16;
   };
   if (to.kind == Kind::bits && from.kind == Kind::bits) to.kind = from.kind = Kind::uint;
   if (!simple(to) || !simple(from)) d.unsupported();
   const PtxOperand& src = d.operand(1);
   u32 have = d.bits_of(src), to_bits = d.bits_of(d.operand(0));
-  if (have && have < from.bits) throw PtxError(d.in->line, "cvt: the source register is too narrow");
+  if (have && have < from.bits)
+    throw PtxError(d.in->line, "cvt: the source register is too narrow");
   if (to_bits < to.bits) throw PtxError(d.in->line, "cvt: the destination register is too narrow");
   out.s[out.sources++] = d.source(src, have ? have : from.bits, from.kind == Kind::real);
   out.b = end_code(from, register_bytes(have ? have : from.bits));
@@ -158,17 +171,28 @@ bool decode_convert(Decoder& d) {
   bool modified = (out.a & ~7u) != 0;
   if (!exact) return true;
   auto is = [&](const char* a, const char* b) { return to.name == a && from.name == b; };
-  if (is("f32", "bf16") && !modified) out.run = f32_from_bf16;
-  else if (is("f32", "f16") && !modified) out.run = f32_from_f16;
-  else if (is("bf16", "f32")) out.run = bf16_from_f32;
-  else if (is("f16", "f32")) out.run = f16_from_f32;
-  else if (is("tf32", "f32")) out.run = tf32_from_f32;
-  else if (modified) return true;
-  else if (is("u64", "u32")) out.run = widen<uint64_t, uint32_t>;
-  else if (is("s64", "s32")) out.run = widen<int64_t, int32_t>;
-  else if (is("u32", "u64")) out.run = widen<uint32_t, uint64_t>;
-  else if (is("u32", "u16")) out.run = widen<uint32_t, uint16_t>;
-  else if (is("u16", "u32")) out.run = widen<uint16_t, uint32_t>;
+  if (is("f32", "bf16") && !modified)
+    out.run = f32_from_bf16;
+  else if (is("f32", "f16") && !modified)
+    out.run = f32_from_f16;
+  else if (is("bf16", "f32"))
+    out.run = bf16_from_f32;
+  else if (is("f16", "f32"))
+    out.run = f16_from_f32;
+  else if (is("tf32", "f32"))
+    out.run = tf32_from_f32;
+  else if (modified)
+    return true;
+  else if (is("u64", "u32"))
+    out.run = widen<uint64_t, uint32_t>;
+  else if (is("s64", "s32"))
+    out.run = widen<int64_t, int32_t>;
+  else if (is("u32", "u64"))
+    out.run = widen<uint32_t, uint64_t>;
+  else if (is("u32", "u16"))
+    out.run = widen<uint32_t, uint16_t>;
+  else if (is("u16", "u32"))
+    out.run = widen<uint16_t, uint32_t>;
   return true;
 }
 

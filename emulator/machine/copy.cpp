@@ -25,20 +25,26 @@ void copy(Warp& w, const Inst& in) {
     int i = std::countr_zero(l);
     destination[i] = address_of(w, in.at[0], i);
     source[i] = address_of(w, in.at[1], i);
-    c.source_bytes[i] = in.b == 1 ? w.reg<u32>(in.s[0])[i]
-                        : in.b == 2 && (*w.reg<u32>(in.s[0]) >> i & 1) ? 0 : in.a;
+    c.source_bytes[i] = in.b == 1                                      ? w.reg<u32>(in.s[0])[i]
+                        : in.b == 2 && (*w.reg<u32>(in.s[0]) >> i & 1) ? 0
+                                                                       : in.a;
     if (c.source_bytes[i] > in.a)
-      fault_at("bad-operand", "cp.async with a source size of " + std::to_string(c.source_bytes[i]) + " for " +
-                                  std::to_string(in.a) + " bytes", i, source[i]);
+      fault_at("bad-operand",
+               "cp.async with a source size of " + std::to_string(c.source_bytes[i]) + " for " +
+                   std::to_string(in.a) + " bytes",
+               i, source[i]);
     SharedPlace at = shared_place(w, destination[i], i);
-    if (at.cta != w.cta) fault_at("shared-out-of-bounds", "cp.async writes its own CTA's shared memory only", i, destination[i]);
+    if (at.cta != w.cta)
+      fault_at("shared-out-of-bounds", "cp.async writes its own CTA's shared memory only", i,
+               destination[i]);
     check_aligned(at.offset, in.a, i);
     c.destination[i] = at.offset;
     c.source[i] = source[i];
     // Ordering and bounds are those of the moment of issue.
     at.cta->shared->write(at.offset, in.a, w.actor, i, Writer::cp_async);
     if (!c.source_bytes[i]) continue;
-    if (generic_space(&source[i]) != Space::global) fault_at("global-out-of-bounds", "cp.async reads global memory only", i, source[i]);
+    if (generic_space(&source[i]) != Space::global)
+      fault_at("global-out-of-bounds", "cp.async reads global memory only", i, source[i]);
     check_aligned(source[i], in.a, i);
     global_pointer(w, i, source[i], c.source_bytes[i], false);
     note_global(w, source[i], c.source_bytes[i], Access::read, i);
@@ -103,7 +109,8 @@ void land_copies(Warp& w, u32 up_to, u32 lanes) {
     w.deferred_arrives.erase(w.deferred_arrives.begin() + static_cast<ptrdiff_t>(k));
     auto it = a.cta->mbarriers.find(a.address);
     if (it == a.cta->mbarriers.end())
-      fault_at("mbarrier-uninitialised", "cp.async.mbarrier.arrive on a place that is no mbarrier", a.lane, a.address);
+      fault_at("mbarrier-uninitialised", "cp.async.mbarrier.arrive on a place that is no mbarrier",
+               a.lane, a.address);
     join(it->second.next_seen, w.actor.seen);
     join(it->second.next_proxied, w.actor.proxied);
     released = true;

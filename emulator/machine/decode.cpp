@@ -28,19 +28,29 @@ std::optional<Type> Decoder::try_type() {
   for (auto& m : left_) {
     Type t;
     t.name = m;
-    if (m == "pred") t.kind = Kind::pred, t.bits = 1;
-    else if (m == "bf16") t.kind = Kind::bf16, t.bits = 16;
-    else if (m == "bf16x2") t.kind = Kind::packed_bf16, t.bits = 32;
-    else if (m == "f16x2") t.kind = Kind::packed_f16, t.bits = 32;
-    else if (m == "tf32") t.kind = Kind::real, t.bits = 32;
-    else if (m == "e4m3" || m == "e5m2") t.bits = 8;
-    else if (m == "e4m3x2" || m == "e5m2x2") t.bits = 16;
-    else if (m.size() >= 2 && std::strchr("busf", m[0]) && std::isdigit(static_cast<unsigned char>(m[1]))) {
+    if (m == "pred")
+      t.kind = Kind::pred, t.bits = 1;
+    else if (m == "bf16")
+      t.kind = Kind::bf16, t.bits = 16;
+    else if (m == "bf16x2")
+      t.kind = Kind::packed_bf16, t.bits = 32;
+    else if (m == "f16x2")
+      t.kind = Kind::packed_f16, t.bits = 32;
+    else if (m == "tf32")
+      t.kind = Kind::real, t.bits = 32;
+    else if (m == "e4m3" || m == "e5m2")
+      t.bits = 8;
+    else if (m == "e4m3x2" || m == "e5m2x2")
+      t.bits = 16;
+    else if (m.size() >= 2 && std::strchr("busf", m[0]) &&
+             std::isdigit(static_cast<unsigned char>(m[1]))) {
       char* end = nullptr;
       t.bits = static_cast<uint32_t>(std::strtoul(m.c_str() + 1, &end, 10));
       if (*end) continue;
-      t.kind = m[0] == 'b' ? Kind::bits : m[0] == 'u' ? Kind::uint : m[0] == 's' ? Kind::sint
-                                                                                 : Kind::real;
+      t.kind = m[0] == 'b'   ? Kind::bits
+               : m[0] == 'u' ? Kind::uint
+               : m[0] == 's' ? Kind::sint
+                             : Kind::real;
     } else {
       continue;
     }
@@ -71,7 +81,8 @@ const PtxOperand& Decoder::operand(size_t i) const {
 }
 
 uint32_t Decoder::bits_of(const PtxOperand& o) const {
-  return o.kind == PtxOperand::Kind::reg ? program->ptx->registers[static_cast<size_t>(o.reg)].bits : 0;
+  return o.kind == PtxOperand::Kind::reg ? program->ptx->registers[static_cast<size_t>(o.reg)].bits
+                                         : 0;
 }
 
 Src Decoder::constant(const void* value, uint32_t bytes) {
@@ -95,8 +106,9 @@ Src Decoder::source(const PtxOperand& o, uint32_t bits, bool is_float) {
       uint32_t have = bits_of(o);
       if (bits && register_bytes(have) != register_bytes(bits))
         throw PtxError(in->line, in->text() + ": register " +
-                                     program->ptx->registers[static_cast<size_t>(o.reg)].name + " has " +
-                                     std::to_string(have) + " bits, expected " + std::to_string(bits));
+                                     program->ptx->registers[static_cast<size_t>(o.reg)].name +
+                                     " has " + std::to_string(have) + " bits, expected " +
+                                     std::to_string(bits));
       if (o.negated) unsupported("negated operand");
       return {static_cast<uint32_t>(o.reg), program->offset[static_cast<size_t>(o.reg)]};
     }
@@ -135,7 +147,8 @@ Src Decoder::source(const PtxOperand& o, uint32_t bits, bool is_float) {
         return constant(&v, register_bytes(bits));
       }
       throw PtxError(in->line, in->text() + ": '" + o.name + "' is not declared");
-    default: throw PtxError(in->line, in->text() + ": unexpected kind of operand");
+    default:
+      throw PtxError(in->line, in->text() + ": unexpected kind of operand");
   }
 }
 
@@ -150,19 +163,22 @@ Src Decoder::target(const PtxOperand& o) {
 
 uint64_t Decoder::literal(size_t i) const {
   const PtxOperand& o = operand(i);
-  if (o.kind != PtxOperand::Kind::integer) unsupported("operand " + std::to_string(i) + " must be constant");
+  if (o.kind != PtxOperand::Kind::integer)
+    unsupported("operand " + std::to_string(i) + " must be constant");
   return o.value;
 }
 
 Address Decoder::address(const PtxOperand& o, Space space) {
-  if (o.kind != PtxOperand::Kind::address) throw PtxError(in->line, in->text() + ": expected an address");
+  if (o.kind != PtxOperand::Kind::address)
+    throw PtxError(in->line, in->text() + ": expected an address");
   const PtxOperand& base = o.parts[0];
   Address a;
   a.offset = static_cast<int64_t>(o.value);
   if (base.kind == PtxOperand::Kind::reg) {
     uint32_t bits = bits_of(base);
     if (bits != 32 && bits != 64)
-      throw PtxError(in->line, in->text() + ": address register of " + std::to_string(bits) + " bits");
+      throw PtxError(in->line,
+                     in->text() + ": address register of " + std::to_string(bits) + " bits");
     a.bytes = bits / 8;
     a.base = source(base, bits);
     return a;
@@ -171,16 +187,21 @@ Address Decoder::address(const PtxOperand& o, Space space) {
   if (base.kind == PtxOperand::Kind::integer) {
     v = base.value;
   } else if (base.kind == PtxOperand::Kind::symbol) {
-    if (!base.variable) throw PtxError(in->line, in->text() + ": '" + base.name + "' is not declared");
+    if (!base.variable)
+      throw PtxError(in->line, in->text() + ": '" + base.name + "' is not declared");
     const Variable& var = *base.variable;
     bool dynamic = var.space == Space::shared && var.external;
-    if (dynamic) a.bias = Bias::dynamic_shared;
-    else if (var.space == Space::local) a.bias = Bias::local_frame;
-    else if (var.space == Space::param) a.bias = Bias::frame_params;
+    if (dynamic)
+      a.bias = Bias::dynamic_shared;
+    else if (var.space == Space::local)
+      a.bias = Bias::local_frame;
+    else if (var.space == Space::param)
+      a.bias = Bias::frame_params;
     if (!dynamic) v = var.address;
     bool right = space == Space::none || var.space == space ||
                  (space == Space::global && var.space == Space::constant);
-    if (!right) throw PtxError(in->line, in->text() + ": '" + var.name + "' is in another state space");
+    if (!right)
+      throw PtxError(in->line, in->text() + ": '" + var.name + "' is in another state space");
   } else {
     throw PtxError(in->line, in->text() + ": malformed address");
   }
@@ -200,8 +221,10 @@ void Decoder::add_address(size_t i, Space space) {
 void Decoder::add_list(const PtxOperand& o, uint32_t bits, int role, bool is_float) {
   out->list_role = static_cast<uint8_t>(role);
   auto add = [&](const PtxOperand& p) {
-    if (role == 2) out->list.push_back(target(p));
-    else out->list.push_back(source(p, bits, is_float));
+    if (role == 2)
+      out->list.push_back(target(p));
+    else
+      out->list.push_back(source(p, bits, is_float));
   };
   if (o.kind != PtxOperand::Kind::group) return add(o);
   for (const auto& p : o.parts) add(p);

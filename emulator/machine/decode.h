@@ -35,16 +35,16 @@ class Decoder {
   bool take(const char* mod);
   // The first of the space-separated names that is present, as an index; -1 if none.
   int take_one(const char* names);
-  Type take_type();                     // the next modifier that is a type
+  Type take_type();  // the next modifier that is a type
   std::optional<Type> try_type();
-  void finish();                        // everything must have been taken
+  void finish();  // everything must have been taken
   [[noreturn]] void unsupported(const std::string& what = "") const;
 
   // Operands. Out-of-range indices are errors of the module.
   const PtxOperand& operand(size_t i) const;
   size_t operands() const { return in->operands.size(); }
   Src source(const PtxOperand& o, uint32_t bits, bool is_float = false);
-  Src target(const PtxOperand& o);      // also `_`: a scratch register
+  Src target(const PtxOperand& o);              // also `_`: a scratch register
   uint32_t bits_of(const PtxOperand& o) const;  // of a register; 0 for literals
   void add_source(size_t i, uint32_t bits, bool is_float = false) {
     out->s[out->sources++] = source(operand(i), bits, is_float);
@@ -54,7 +54,7 @@ class Decoder {
   // The same into s[sources++], imm, bias and c.
   void add_address(size_t i, Space space);
   void add_list(const PtxOperand& o, uint32_t bits, int role, bool is_float = false);
-  uint64_t literal(size_t i) const;     // an integer operand that must be constant
+  uint64_t literal(size_t i) const;  // an integer operand that must be constant
   Src constant(const void* lane_value, uint32_t bytes);
 
  private:
@@ -115,16 +115,25 @@ inline void map3(Warp& w, const Inst& in, F f) {
 
 inline uint64_t get_lane(Warp& w, const Src& s, uint32_t bytes, int lane) {
   switch (bytes) {
-    case 2: return w.reg<uint16_t>(s)[lane];
-    case 4: return w.reg<uint32_t>(s)[lane];
-    default: return w.reg<uint64_t>(s)[lane];
+    case 2:
+      return w.reg<uint16_t>(s)[lane];
+    case 4:
+      return w.reg<uint32_t>(s)[lane];
+    default:
+      return w.reg<uint64_t>(s)[lane];
   }
 }
 inline void put_lane(Warp& w, const Src& s, uint32_t bytes, int lane, uint64_t v) {
   switch (bytes) {
-    case 2: w.reg<uint16_t>(s)[lane] = static_cast<uint16_t>(v); return;
-    case 4: w.reg<uint32_t>(s)[lane] = static_cast<uint32_t>(v); return;
-    default: w.reg<uint64_t>(s)[lane] = v; return;
+    case 2:
+      w.reg<uint16_t>(s)[lane] = static_cast<uint16_t>(v);
+      return;
+    case 4:
+      w.reg<uint32_t>(s)[lane] = static_cast<uint32_t>(v);
+      return;
+    default:
+      w.reg<uint64_t>(s)[lane] = v;
+      return;
   }
 }
 inline uint64_t address_of(Warp& w, const Address& a, int lane) {
@@ -133,12 +142,14 @@ inline uint64_t address_of(Warp& w, const Address& a, int lane) {
   uint64_t v = base + static_cast<uint64_t>(a.offset) + w.bias[static_cast<int>(a.bias)];
   return a.bytes == 4 ? static_cast<uint32_t>(v) : v;
 }
-// Addresses of an address operand whose base register has 32 or 64 bits (in.s[0], in.target = bytes).
+// Addresses of the operand that add_address decoded; its register has in.c bytes.
+// bytes).
 inline void addresses(Warp& w, const Inst& in, uint32_t base_bytes, uint64_t (&out)[32]) {
   uint64_t offset = static_cast<uint64_t>(in.imm) + w.bias[static_cast<int>(in.bias)];
   if (base_bytes == 4) {
     const auto* p = w.reg<uint32_t>(in.s[0]);
-    for (int i = 0; i < 32; ++i) out[i] = static_cast<uint32_t>(p[i] + static_cast<uint32_t>(offset));
+    for (int i = 0; i < 32; ++i)
+      out[i] = static_cast<uint32_t>(p[i] + static_cast<uint32_t>(offset));
   } else {
     const auto* p = w.reg<uint64_t>(in.s[0]);
     for (int i = 0; i < 32; ++i) out[i] = p[i] + offset;

@@ -12,7 +12,8 @@ void place_variables(PtxModule& module) {
   GlobalMemory& memory = Machine::get().memory;
   for (auto& v : module.variables) {
     if (v->space == Space::shared || v->external) continue;
-    if (v->bytes > (uint64_t{1} << 30)) throw PtxError(0, "variable '" + v->name + "' is larger than 1 GiB");
+    if (v->bytes > (uint64_t{1} << 30))
+      throw PtxError(0, "variable '" + v->name + "' is larger than 1 GiB");
     v->address = reinterpret_cast<uint64_t>(memory.allocate(std::max<uint64_t>(v->bytes, 1)));
     auto* p = reinterpret_cast<uint8_t*>(v->address);
     std::memset(p, 0, v->bytes);
@@ -22,8 +23,10 @@ void place_variables(PtxModule& module) {
     for (const auto& ref : v->references) {
       const Variable* target = module.find_variable(ref.symbol);
       if (!target || !target->address)
-        throw PtxError(0, "initialiser of '" + v->name + "' names '" + ref.symbol + "', which has no address");
-      if (ref.offset + 8 > v->bytes) throw PtxError(0, "initialiser of '" + v->name + "' is too long");
+        throw PtxError(
+            0, "initialiser of '" + v->name + "' names '" + ref.symbol + "', which has no address");
+      if (ref.offset + 8 > v->bytes)
+        throw PtxError(0, "initialiser of '" + v->name + "' is too long");
       uint64_t a = target->address + static_cast<uint64_t>(ref.addend);
       std::memcpy(reinterpret_cast<uint8_t*>(v->address) + ref.offset, &a, 8);
     }
@@ -67,8 +70,9 @@ void fell_off(Warp&, const Inst&) { fault("trap", "execution ran past the end of
 
 bool decode_any(Decoder& d) {
   static constexpr bool (*kDecoders[])(Decoder&) = {
-      decode_move, decode_memory, decode_control, decode_mbarrier, decode_bulk, decode_copy, decode_wgmma, decode_tensormap,
-      decode_mma, decode_warp, decode_barrier, decode_atomic, decode_compare, decode_convert};
+      decode_move,    decode_memory, decode_control,   decode_mbarrier, decode_bulk,
+      decode_copy,    decode_wgmma,  decode_tensormap, decode_mma,      decode_warp,
+      decode_barrier, decode_atomic, decode_compare,   decode_convert};
   for (auto* f : kDecoders)
     if (f(d)) return true;
   Inst blank = *d.out;
@@ -96,10 +100,12 @@ void decode(Program& p, const Image& image) {
     }
     out.ptx = &in;
     if (in.predicate > 0) {
-      out.predicate = {static_cast<uint32_t>(in.predicate), p.offset[static_cast<size_t>(in.predicate)]};
+      out.predicate = {static_cast<uint32_t>(in.predicate),
+                       p.offset[static_cast<size_t>(in.predicate)]};
       out.predicate_negated = in.predicate_negated;
     }
-    if (in.opcode == "bra" && out.target > f.code.size()) throw PtxError(in.line, "branch out of range");
+    if (in.opcode == "bra" && out.target > f.code.size())
+      throw PtxError(in.line, "branch out of range");
   }
   p.code.back().run = fell_off;
   p.code.back().checks_itself = true;

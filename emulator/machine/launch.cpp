@@ -33,7 +33,6 @@ void Machine::reset() {
   launches_.clear();
   bulk_.clear();
   report = Report{};
-  advice.clear();
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);
 }
@@ -87,6 +86,7 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
     l->entry_registers = std::min(l->entry_registers, 32u);
   l->clusters = uint64_t{l->grid[0] / l->cluster[0]} * (l->grid[1] / l->cluster[1]) *
                 (l->grid[2] / l->cluster[2]);
+  l->tracks_flags = uint64_t{l->grid[0]} * l->grid[1] * l->grid[2] <= 256;
   l->released.assign(uint64_t{l->grid[0]} * l->grid[1] * l->grid[2], 0);
   memory.add_range(l->params.data(), l->params.size(), true);
   auto& counters = kernel_counters[p.ptx->name];
@@ -161,7 +161,7 @@ bool Machine::place_cluster(Launch& l) {
   cluster->id[1] = static_cast<uint32_t>(index / per[0] % per[1]);
   cluster->id[2] = static_cast<uint32_t>(index / per[0] / per[1]);
   uint32_t warps = l.warps_per_cta(), block_threads = l.block[0] * l.block[1] * l.block[2];
-  uint32_t per_cta = warps + 1 + (warps + 3) / 4;   // warps, copy engine, tensor cores
+  uint32_t per_cta = warps + 1 + (warps + 3) / 4;  // warps, copy engine, tensor cores
   cluster->actors = size * per_cta;
   cluster->seen.assign(cluster->actors, 0);
   cluster->proxied = cluster->done_seen = cluster->done_proxied = cluster->seen;
@@ -178,6 +178,7 @@ bool Machine::place_cluster(Launch& l) {
     cta->agent = r * per_cta + warps;
     cta->tensor_clock.assign((warps + 3) / 4, 0);
     cta->running = warps;
+    if (l.tracks_flags) cta->grid_seen.assign(l.released.size(), 0);
     for (auto& b : cta->barriers) {
       b.seen.assign(cluster->actors, 0);
       b.proxied.assign(cluster->actors, 0);

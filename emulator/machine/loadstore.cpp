@@ -18,22 +18,29 @@ struct Shape {
   Order order;
   Space space;
   explicit Shape(const Inst& in)
-      : element(in.a & 255), reg(in.a >> 8 & 255), count(in.b & 255), sync(in.b >> 8),
-        is_signed(in.a >> 16 & 1), order(static_cast<Order>(in.a >> 20 & 15)),
+      : element(in.a & 255),
+        reg(in.a >> 8 & 255),
+        count(in.b & 255),
+        sync(in.b >> 8),
+        is_signed(in.a >> 16 & 1),
+        order(static_cast<Order>(in.a >> 20 & 15)),
         space(static_cast<Space>(in.a >> 24)) {}
 };
 
 void count(Warp& w, const Shape& s, const u64* address) {
   u64 first = address[std::countr_zero(w.active)];
   Space space = s.space == Space::none ? generic_space(&first) : s.space;
-  if (space == Space::global) count_global(w, address, w.active, s.element * s.count);
-  else if (space == Space::shared) count_shared(w, address, w.active, s.element * s.count);
+  if (space == Space::global)
+    count_global(w, address, w.active, s.element * s.count);
+  else if (space == Space::shared)
+    count_shared(w, address, w.active, s.element * s.count);
 }
 
 // A load that polls: the same place, the same addresses, nothing has changed since.
 bool polls(Warp& w, const u64* address) {
   u64 key = w.active;
-  for (u32 l = w.active; l; l &= l - 1) key = key * 0x9e3779b97f4a7c15ull + address[std::countr_zero(l)];
+  for (u32 l = w.active; l; l &= l - 1)
+    key = key * 0x9e3779b97f4a7c15ull + address[std::countr_zero(l)];
   bool same = w.poll_pc == w.pc && w.poll_key == key && w.poll_progress == w.m->progress;
   w.poll_pc = w.pc, w.poll_key = key, w.poll_progress = w.m->progress;
   if (!same || w.timed_out) {
@@ -77,8 +84,10 @@ void store(Warp& w, const Inst& in) {
   Shape s(in);
   u64 address[32];
   addresses(w, in, in.c, address);
-  if (s.sync == 2) w.m->publish(*w.cta, &w);
-  else if (s.sync == 1) w.m->publish_warp(w);
+  if (s.sync == 2)
+    w.m->publish(*w.cta, &w);
+  else if (s.sync == 1)
+    w.m->publish_warp(w);
   count(w, s, address);
   u32 bytes = s.element * s.count;
   alignas(16) uint8_t data[64];
@@ -132,11 +141,12 @@ void make_policy(Warp& w, const Inst& in) {
 }
 
 Space state_space(Decoder& d) {
-  static constexpr Space kSpaces[] = {Space::global, Space::shared, Space::shared, Space::shared,
-                                      Space::local,  Space::constant, Space::param, Space::param,
-                                      Space::param};
-  int s = d.take_one("global shared shared::cta shared::cluster local const param param::entry "
-                     "param::func");
+  static constexpr Space kSpaces[] = {Space::global, Space::shared, Space::shared,
+                                      Space::shared, Space::local,  Space::constant,
+                                      Space::param,  Space::param,  Space::param};
+  int s = d.take_one(
+      "global shared shared::cta shared::cluster local const param param::entry "
+      "param::func");
   return s < 0 ? Space::none : kSpaces[s];
 }
 
@@ -163,7 +173,8 @@ bool decode_memory(Decoder& d) {
     d.add_target(0);
     return true;
   }
-  if ((op != "ld" && op != "ldu" && op != "st") || d.in->has("async") || d.in->has("bulk")) return false;
+  if ((op != "ld" && op != "ldu" && op != "st") || d.in->has("async") || d.in->has("bulk"))
+    return false;
   bool is_load = op != "st";
   int semantics = d.take_one("weak relaxed acquire release volatile mmio");
   int scope = d.take_one("cta cluster gpu sys");
@@ -184,7 +195,8 @@ bool decode_memory(Decoder& d) {
   if (!is_load && semantics < 1) order = Order::weak;
   // relaxed or acquire at cta scope still goes through the CTA's own cache.
   const PtxOperand& value = d.operand(is_load ? 0 : 1);
-  const PtxOperand& first = value.kind == PtxOperand::Kind::group && !value.parts.empty() ? value.parts[0] : value;
+  const PtxOperand& first =
+      value.kind == PtxOperand::Kind::group && !value.parts.empty() ? value.parts[0] : value;
   u32 reg = register_bytes(t.bits);
   auto widest = [&](const PtxOperand& o) {
     if (d.bits_of(o)) reg = register_bytes(d.bits_of(o));
@@ -193,12 +205,13 @@ bool decode_memory(Decoder& d) {
     for (const auto& p : value.parts) widest(p);
   else
     widest(first);
-  if (reg < std::min(element, 8u)) throw PtxError(d.in->line, d.in->text() + ": the register is too narrow");
+  if (reg < std::min(element, 8u))
+    throw PtxError(d.in->line, d.in->text() + ": the register is too narrow");
   d.add_address(is_load ? 1 : 0, space);
   d.add_list(value, reg * 8, is_load ? 2 : 1, t.kind == Kind::real);
   if (out.list.size() != count)
-    throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(out.list.size()) + " registers for " +
-                                   std::to_string(count) + " elements");
+    throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(out.list.size()) +
+                                   " registers for " + std::to_string(count) + " elements");
   for (const auto& p : value.parts)
     if (d.bits_of(p) && register_bytes(d.bits_of(p)) != reg)
       throw PtxError(d.in->line, d.in->text() + ": registers of different widths");

@@ -1,8 +1,6 @@
 // Schedules launches over the emulated SMs and owns everything that outlives a CTA.
 #pragma once
 
-#include <mutex>
-
 #include "machine/state.h"
 
 namespace l4k::emu {
@@ -11,7 +9,7 @@ struct KernelCounters {
   std::string kernel;
   uint64_t launches = 0, distinct_read_bytes = 0, distinct_written_bytes = 0;
   InstCounters total;
-  std::vector<std::pair<std::string, InstCounters>> lines;   // by source line
+  std::vector<std::pair<std::string, InstCounters>> lines;  // by source line
 };
 
 class Machine {
@@ -21,15 +19,14 @@ class Machine {
   Settings settings;
   GlobalMemory memory;
   SectorTable sectors;
-  Report report;                          // first error since the last reset
-  std::vector<std::string> advice;        // strict mode
+  Report report;                    // first error since the last reset
   std::mt19937_64 random{1};
-  uint64_t progress = 0;                  // bumped by everything another warp might wait for
+  uint64_t progress = 0;  // bumped by everything another warp might wait for
   uint64_t instructions = 0;
   bool failed() const { return report.present; }
 
   void configure(const Settings& s);
-  void reset();                           // clears the report, settings stay
+  void reset();  // clears the report, settings stay
   void configure_from_environment();
   // Runs the launch; a kernel that can overlap a dependent one stays pending until `synchronize`.
   // False: an error, in `report`.
@@ -42,10 +39,10 @@ class Machine {
   void reset_counters();
 
   // Called by instructions.
-  void submit(BulkOp op);                 // lands now in early mode
+  void submit(BulkOp op);  // lands now in early mode
   void complete_bulk_groups(Warp& w, int lane, uint32_t allowed, bool read_only);
-  void publish(Cta& cta, Warp* w);        // global stores become visible to the grid
-  void publish_warp(Warp& w);             // ... to the CTA
+  void publish(Cta& cta, Warp* w);  // global stores become visible to the grid
+  void publish_warp(Warp& w);       // ... to the CTA
   void note_trigger(Cta& cta);
   bool dependency_done(const Launch& l) const;
   void warp_exited(Warp& w);
@@ -74,7 +71,7 @@ class Machine {
     uint32_t threads = 0, shared = 0, ctas = 0, registers = 0;
   };
   std::vector<Sm> sms_;
-  std::vector<std::unique_ptr<Launch>> launches_;   // in stream order; the first is the oldest
+  std::vector<std::unique_ptr<Launch>> launches_;  // in stream order; the first is the oldest
   std::vector<Warp*> ready_, waiting_;
   uint64_t idle_progress_ = 0, idle_rounds_ = 0;
   std::vector<BulkOp> bulk_;

@@ -25,7 +25,8 @@ void settle(Cta& cta, u32 offset, Mbarrier& b) {
   b.next_proxied.assign(b.next_proxied.size(), 0);
   for (auto& other : cta.cluster->ctas)
     for (auto& w : other->warps)
-      if (w->wait == Wait::mbarrier && w->wait_cta == &cta && w->wait_address == offset) w->notified = true;
+      if (w->wait == Wait::mbarrier && w->wait_cta == &cta && w->wait_address == offset)
+        w->notified = true;
 }
 
 // in.b: the address is in a shared space
@@ -37,9 +38,11 @@ void init(Warp& w, const Inst& in) {
     int i = std::countr_zero(l);
     SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
     if (!count[i] || count[i] > kMaxCount)
-      fault_at("mbarrier-count", "mbarrier.init with a count of " + std::to_string(count[i]), i, at.offset);
+      fault_at("mbarrier-count", "mbarrier.init with a count of " + std::to_string(count[i]), i,
+               at.offset);
     if (at.cta->mbarriers.count(at.offset))
-      fault_at("mbarrier-overwritten", "mbarrier.init of a live mbarrier; mbarrier.inval comes first", i, at.offset);
+      fault_at("mbarrier-overwritten",
+               "mbarrier.init of a live mbarrier; mbarrier.inval comes first", i, at.offset);
     at.cta->shared->write(at.offset, 8, w.actor, i, Writer::generic);
     Mbarrier b;
     b.count = b.pending = count[i];
@@ -63,8 +66,10 @@ void invalidate(Warp& w, const Inst& in) {
 void expect(Mbarrier& b, u32 bytes, const SharedPlace& at, int lane) {
   b.tx += bytes;
   if (b.tx > kMaxTx)
-    fault_at("mbarrier-tx-overflow", "the transaction count reaches " + std::to_string(b.tx) +
-                                         " bytes; it holds up to 1048575", lane, at.offset);
+    fault_at(
+        "mbarrier-tx-overflow",
+        "the transaction count reaches " + std::to_string(b.tx) + " bytes; it holds up to 1048575",
+        lane, at.offset);
 }
 
 // in.a: 1 expect_tx, 2 arrive, 4 drop, 8 relaxed; s[0]: count or bytes (in.c: has it)
@@ -81,8 +86,11 @@ void arrive(Warp& w, const Inst& in) {
       if (!(in.a & 8)) {
         join(b.next_seen, w.actor.seen);
         join(b.next_proxied, w.actor.proxied);
-        if (at.cta != w.cta) w.m->publish(*w.cta, &w);
-        else w.m->publish_warp(w);
+        if (at.cta != w.cta) {
+          w.m->publish(*w.cta, &w);
+          if (!at.cta->grid_seen.empty()) at.cta->grid_seen[w.cta->linear] = w.m->instructions;
+        }
+        w.m->publish_warp(w);
         released = true;
       }
       if (in.a & 4) --b.count;
@@ -119,7 +127,8 @@ void wait(Warp& w, const Inst& in) {
     if (in.a & 1) {
       parity = w.reg<u32>(in.s[0])[i];
       if (parity > 1)
-        fault_at("mbarrier-parity", "a phase parity of " + std::to_string(parity) + "; it is 0 or 1", i, at.offset);
+        fault_at("mbarrier-parity",
+                 "a phase parity of " + std::to_string(parity) + "; it is 0 or 1", i, at.offset);
       complete = (b.phase & 1) != parity;
     } else {
       u64 token = w.reg<u64>(in.s[0])[i];
@@ -188,33 +197,43 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
     fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
   u32 e = it->second.init_epoch;
   int64_t fenced = it->second.fenced_phase;  // then a relaxed cluster barrier is enough
-  bool ordered = (e & 0x3fffff) <= w.actor.seen[e >> 22] || (fenced >= 0 && w.cluster_passed >= fenced);
+  bool ordered =
+      (e & 0x3fffff) <= w.actor.seen[e >> 22] || (fenced >= 0 && w.cluster_passed >= fenced);
   if (!ordered)
-    fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation and here", lane, at.offset);
+    fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation and here",
+             lane, at.offset);
   return it->second;
 }
 
 void mbarrier_arrive(Cta& cta, u32 offset, Mbarrier& b, u32 count, int lane) {
   if (count > b.pending)
-    fault_at("mbarrier-over-arrival", std::to_string(count) + " arrivals, but phase " + std::to_string(b.phase) +
-                                          " expects only " + std::to_string(b.pending) + " more of " +
-                                          std::to_string(b.count), lane, offset);
+    fault_at("mbarrier-over-arrival",
+             std::to_string(count) + " arrivals, but phase " + std::to_string(b.phase) +
+                 " expects only " + std::to_string(b.pending) + " more of " +
+                 std::to_string(b.count),
+             lane, offset);
   b.pending -= count;
   if (!b.pending && b.tx < 0)
-    fault_at("mbarrier-tx-overflow", "copies have delivered " + std::to_string(-b.tx) +
-                                         " bytes more than the phase expects", lane, offset);
+    fault_at(
+        "mbarrier-tx-overflow",
+        "copies have delivered " + std::to_string(-b.tx) + " bytes more than the phase expects",
+        lane, offset);
   settle(cta, offset, b);
 }
 
-void mbarrier_complete(Cta& cta, u32 offset, u32 bytes, const Clock& seen, const Clock& proxied, u32 agent_epoch) {
+void mbarrier_complete(Cta& cta, u32 offset, u32 bytes, const Clock& seen, const Clock& proxied,
+                       u32 agent_epoch) {
   auto it = cta.mbarriers.find(offset);
   if (it == cta.mbarriers.end())
-    fault_at("mbarrier-uninitialised", "a copy completes on a place that is no mbarrier", -1, offset);
+    fault_at("mbarrier-uninitialised", "a copy completes on a place that is no mbarrier", -1,
+             offset);
   Mbarrier& b = it->second;
   b.tx -= bytes;
   if (b.tx < -kMaxTx || (!b.pending && b.tx < 0))
-    fault_at("mbarrier-tx-overflow", "a copy delivers " + std::to_string(bytes) + " bytes, " + std::to_string(-b.tx) +
-                                         " more than phase " + std::to_string(b.phase) + " expects", -1, offset);
+    fault_at("mbarrier-tx-overflow",
+             "a copy delivers " + std::to_string(bytes) + " bytes, " + std::to_string(-b.tx) +
+                 " more than phase " + std::to_string(b.phase) + " expects",
+             -1, offset);
   join(b.next_seen, seen);
   join(b.next_proxied, proxied);
   if (agent_epoch) {
@@ -241,9 +260,11 @@ bool decode_mbarrier(Decoder& d) {
     out.run = arrive_after_copies;
     return true;
   }
-  int what = d.take_one("init inval arrive arrive_drop test_wait try_wait expect_tx complete_tx pending_count");
+  int what = d.take_one(
+      "init inval arrive arrive_drop test_wait try_wait expect_tx complete_tx pending_count");
   if (what == 2 || what == 3) {
-    out.a = 2u | (d.take("expect_tx") ? 1u : 0) | (what == 3 ? 4u : 0) | (d.take("relaxed") ? 8u : 0);
+    out.a =
+        2u | (d.take("expect_tx") ? 1u : 0) | (what == 3 ? 4u : 0) | (d.take("relaxed") ? 8u : 0);
     if (d.take("noComplete")) d.unsupported();
     d.take("release"), d.take_one("cta cluster");
     d.finish();

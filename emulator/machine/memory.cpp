@@ -7,18 +7,20 @@
 namespace l4k::emu {
 
 SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
-  if (address >> 32) fault_at("shared-out-of-bounds", "a shared address has 32 bits", lane, address);
+  if (address >> 32)
+    fault_at("shared-out-of-bounds", "a shared address has 32 bits", lane, address);
   uint32_t rank = static_cast<uint32_t>(address >> 24), offset = address & 0xffffff;
   if (!rank) return {w.cta, offset};
   Cluster& c = *w.cta->cluster;
   if (rank > c.ctas.size())
     fault_at("shared-out-of-bounds",
-             "shared::cluster address names CTA rank " + std::to_string(rank - 1) + " of a cluster of " +
-                 std::to_string(c.ctas.size()),
+             "shared::cluster address names CTA rank " + std::to_string(rank - 1) +
+                 " of a cluster of " + std::to_string(c.ctas.size()),
              lane, address);
   Cta* cta = c.ctas[rank - 1].get();
   if (!cta->running)
-    fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane, address);
+    fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane,
+             address);
   return {cta, offset};
 }
 
@@ -36,8 +38,11 @@ Space generic_space(uint64_t* address) {
 
 void check_aligned(uint64_t address, uint32_t bytes, int lane) {
   if (address & (bytes - 1))
-    fault_at("misaligned", "an access of " + std::to_string(bytes) + " bytes needs an address that is a "
-             "multiple of it", lane, address);
+    fault_at("misaligned",
+             "an access of " + std::to_string(bytes) +
+                 " bytes needs an address that is a "
+                 "multiple of it",
+             lane, address);
 }
 
 void release_flag(Warp& w, uint64_t key) {
@@ -62,15 +67,42 @@ void acquire_flag(Warp& w, uint64_t key) {
   w.actor.seen[w.actor.id] = own;
 }
 
+static void join_times(std::vector<uint64_t>& into, const std::vector<uint64_t>& from) {
+  for (size_t i = 0; i < into.size() && i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+}
+
+void release_to_grid(Warp& w, uint64_t address, bool release) {
+  Cta& cta = *w.cta;
+  Launch& l = *cta.cluster->launch;
+  if (release) cta.fence_time = w.m->instructions;
+  if (!l.tracks_flags) return;
+  if (l.grid_flags.size() > 4096) {
+    l.tracks_flags = false;
+    return;
+  }
+  auto& flag = l.grid_flags[address];
+  if (flag.empty()) flag.assign(l.released.size(), 0);
+  join_times(flag, cta.grid_seen);
+  flag[cta.linear] = std::max(flag[cta.linear], cta.fence_time);
+}
+
+void acquire_from_grid(Warp& w, uint64_t address) {
+  w.acquired = w.m->instructions;
+  auto& flags = w.cta->cluster->launch->grid_flags;
+  if (auto it = flags.find(address); it != flags.end()) join_times(w.cta->grid_seen, it->second);
+}
+
 namespace {
 
 uint32_t sector_mask(uint64_t sector, uint64_t address, uint64_t bytes) {
-  uint64_t lo = std::max(address, sector) - sector, hi = std::min(address + bytes, sector + 32) - sector;
+  uint64_t lo = std::max(address, sector) - sector,
+           hi = std::min(address + bytes, sector + 32) - sector;
   return static_cast<uint32_t>(((uint64_t{1} << hi) - 1) & ~((uint64_t{1} << lo) - 1));
 }
 
 // Dependent launches: before its wait, a kernel may touch nothing that an unfinished one touches.
-void check_overlap(Warp& w, Sector& s, uint32_t mask, bool reads, bool writes, uint64_t address, int lane) {
+void check_overlap(Warp& w, Sector& s, uint32_t mask, bool reads, bool writes, uint64_t address,
+                   int lane) {
   Machine& m = *w.m;
   Launch& l = *w.cta->cluster->launch;
   auto tag = static_cast<uint16_t>(l.id);
@@ -78,13 +110,17 @@ void check_overlap(Warp& w, Sector& s, uint32_t mask, bool reads, bool writes, u
   bool foreign_write = s.launch != tag && (s.written & mask) && m.find_launch(s.launch);
   if (foreign_write && (early || m.find_launch(s.launch)->id > l.id))
     fault_at("dependency-race",
-             std::string(reads ? "reads" : "writes") + " what an overlapping kernel wrote with no griddepcontrol.wait between",
+             std::string(reads ? "reads" : "writes") +
+                 " what an overlapping kernel wrote with no griddepcontrol.wait between",
              lane, address);
   if (!writes) return;
-  bool foreign_read = s.reader_launch && s.reader_launch != tag && (s.last_read & mask) && m.find_launch(s.reader_launch);
+  bool foreign_read = s.reader_launch && s.reader_launch != tag && (s.last_read & mask) &&
+                      m.find_launch(s.reader_launch);
   if ((foreign_read && (early || m.find_launch(s.reader_launch)->id > l.id)) ||
       ((s.early_read & mask) && s.early_reader != tag && m.find_launch(s.early_reader)))
-    fault_at("dependency-race", "writes what an overlapping kernel read with no griddepcontrol.wait between", lane, address);
+    fault_at("dependency-race",
+             "writes what an overlapping kernel read with no griddepcontrol.wait between", lane,
+             address);
 }
 
 // CTAs of one launch: an access conflicts with another CTA's unless that one released something to
@@ -94,15 +130,23 @@ void check_ctas(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t a
   auto tag = static_cast<uint16_t>(l.id);
   uint32_t me = w.cta->linear + 1;
   auto unordered = [&](uint32_t other, uint64_t time) {
-    return l.released[other - 1] < time || w.acquired < time;
+    return l.released[other - 1] < time || w.acquired < time ||
+           (l.tracks_flags && w.cta->grid_seen[other - 1] < time);
   };
   auto name = [](uint32_t cta) { return "CTA " + std::to_string(cta - 1) + " (linear index)"; };
-  if (!writes && s.launch == tag && (s.last_written & mask) && s.owner != me && unordered(s.owner, s.write_time))
-    fault_at("stale-global-read", "reads what " + name(s.owner) + " wrote, with no release there and acquire here between",
+  if (!writes && s.launch == tag && (s.last_written & mask) && s.owner != me &&
+      unordered(s.owner, s.write_time))
+    fault_at(
+        "stale-global-read",
+        "reads what " + name(s.owner) + " wrote, with no release there and acquire here between",
+        lane, address);
+  if (writes && s.reader_launch == tag && (s.last_read & mask) && s.reader && s.reader != me &&
+      unordered(s.reader, s.read_time))
+    fault_at("stale-global-read",
+             "writes what " + name(s.reader) +
+                 " has read, with no release there and acquire here "
+                 "between: the read may come before or after",
              lane, address);
-  if (writes && s.reader_launch == tag && (s.last_read & mask) && s.reader && s.reader != me && unordered(s.reader, s.read_time))
-    fault_at("stale-global-read", "writes what " + name(s.reader) + " has read, with no release there and acquire here "
-             "between: the read may come before or after", lane, address);
 }
 
 }  // namespace
@@ -130,7 +174,8 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
     }
     if (!writes) continue;
     if ((s.nc_read & mask) && s.nc_reader == tag)
-      fault_at("nc-read-of-written", "writes what this kernel has read through ld.global.nc", lane, address);
+      fault_at("nc-read-of-written", "writes what this kernel has read through ld.global.nc", lane,
+               address);
     if (!s.written) ++m.sectors.distinct_written;
     bool same = s.owner == me && s.launch == tag && l.released[me - 1] <= s.write_time;
     s.last_written = same ? s.last_written | mask : mask;
@@ -143,8 +188,8 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
   const Range* r = w.m->memory.find(address, bytes);
   if (!r)
     fault_at("global-out-of-bounds",
-             std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes: " +
-                 w.m->memory.describe(address),
+             std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
+                 " bytes: " + w.m->memory.describe(address),
              lane, address);
   if (write && r->read_only)
     fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
@@ -161,26 +206,31 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
     for (const auto& other : w.cta->warps) mine = mine || other->stores.holds(a);
     if (!mine)
       fault_at("stale-global-read",
-               std::string(what) + " what another CTA (linear index " + std::to_string(s.owner - 1) +
+               std::string(what) + " what another CTA (linear index " +
+                   std::to_string(s.owner - 1) +
                    ") stored and has not published with a fence or release of gpu scope",
                lane, a);
   }
 }
 
-static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, void* out, Order order) {
+static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, void* out,
+                        Order order) {
   const uint8_t* p = global_pointer(w, lane, address, bytes, false);
-  note_global(w, address, bytes, order == Order::coherent ? Access::coherent_read : Access::read, lane);
+  note_global(w, address, bytes, order == Order::coherent ? Access::coherent_read : Access::read,
+              lane);
   Sector& s = w.m->sectors.at(address);
   auto tag = static_cast<uint16_t>(w.cta->cluster->launch->id);
   uint32_t offset = address & 31;
   auto mask = static_cast<uint32_t>(((uint64_t{1} << std::min(bytes, 32 - offset)) - 1) << offset);
   if (order == Order::nc) {
     if (s.launch == tag && (s.written & mask))
-      fault_at("nc-read-of-written", "ld.global.nc of memory that this kernel writes", lane, address);
+      fault_at("nc-read-of-written", "ld.global.nc of memory that this kernel writes", lane,
+               address);
     s.nc_read = s.nc_reader == tag ? s.nc_read | mask : mask;
     s.nc_reader = tag;
   }
-  if (order == Order::weak && (s.unpublished & mask)) check_published(w, address, bytes, "reads", lane);
+  if (order == Order::weak && (s.unpublished & mask))
+    check_published(w, address, bytes, "reads", lane);
   std::memcpy(out, p, bytes);
   if (!w.cta->stores.empty()) w.cta->stores.read(address, out, bytes);
   if (!w.stores.empty()) w.stores.read(address, out, bytes);
@@ -219,15 +269,19 @@ void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byte
       std::memcpy(out, at.cta->shared->data() + at.offset, bytes);
       return;
     }
-    case Space::local: std::memcpy(out, w.local_memory(lane, address, bytes), bytes); return;
+    case Space::local:
+      std::memcpy(out, w.local_memory(lane, address, bytes), bytes);
+      return;
     case Space::global:
       if (order == Order::coherent) {
         acquire_flag(w, address);
-        w.acquired = w.m->instructions;
+        acquire_from_grid(w, address);
       }
       read_global(w, lane, address, bytes, out, order);
       return;
-    default: std::memcpy(out, global_pointer(w, lane, address, bytes, false), bytes); return;
+    default:
+      std::memcpy(out, global_pointer(w, lane, address, bytes, false), bytes);
+      return;
   }
 }
 
@@ -241,8 +295,8 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
       for (auto it = at.cta->mbarriers.lower_bound(at.offset >= 7 ? at.offset - 7 : 0);
            it != at.cta->mbarriers.end() && it->first < at.offset + bytes; ++it)
         if (it->first + 8 > at.offset)
-          fault_at("mbarrier-overwritten", "a store hits a live mbarrier; mbarrier.inval comes first",
-                   lane, at.offset);
+          fault_at("mbarrier-overwritten",
+                   "a store hits a live mbarrier; mbarrier.inval comes first", lane, at.offset);
       if (order == Order::coherent) {
         at.cta->shared->atomic(at.offset, bytes, w.actor, lane, false, true);
         release_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);
@@ -253,15 +307,19 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
       if (order == Order::coherent) ++w.m->progress;
       return;
     }
-    case Space::local: std::memcpy(w.local_memory(lane, address, bytes), data, bytes); return;
+    case Space::local:
+      std::memcpy(w.local_memory(lane, address, bytes), data, bytes);
+      return;
     case Space::global:
       write_global(w, lane, address, bytes, data, order);
       if (order == Order::coherent) {
         release_flag(w, address);
+        release_to_grid(w, address, false);
         ++w.m->progress;
       }
       return;
-    default: fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
+    default:
+      fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
   }
 }
 

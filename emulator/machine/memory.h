@@ -39,6 +39,9 @@ void retry_barriers(Cta& cta);
 // Clocks passed through flags in memory. After releasing, the instruction calls w.release() once.
 void release_flag(Warp& w, uint64_t key);
 void acquire_flag(Warp& w, uint64_t key);
+// The same between the CTAs of the grid, for global memory. `release`: the access is one itself.
+void release_to_grid(Warp& w, uint64_t address, bool release);
+void acquire_from_grid(Warp& w, uint64_t address);
 
 // Traffic of one warp-wide access, for the counters.
 void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);

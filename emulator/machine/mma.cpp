@@ -1,8 +1,9 @@
 // mma.sync, ldmatrix, stmatrix, movmatrix.
+#include "tensor/mma.h"
+
 #include <bit>
 
 #include "machine/decode.h"
-#include "tensor/mma.h"
 
 namespace l4k::emu {
 namespace {
@@ -12,7 +13,8 @@ using u64 = uint64_t;
 
 bool whole_warp(Warp& w, const Inst& in) {
   if (!w.gather(~w.dead, in.ptx->text().c_str())) return false;
-  if (w.live != kAllLanes) fault("missing-lane", in.ptx->text() + " needs all 32 lanes of the warp");
+  if (w.live != kAllLanes)
+    fault("missing-lane", in.ptx->text() + " needs all 32 lanes of the warp");
   return true;
 }
 
@@ -24,11 +26,12 @@ void mma(Warp& w, const Inst& in) {
   const u32* regs[16];
   for (size_t i = 0; i < in.list.size(); ++i) regs[i] = w.reg<u32>(in.list[i]);
   u32* d[4];
-  size_t nd = acc == MmaAcc::f16 ? 2 : 4, na = in.b * static_cast<u32>(mma_bytes(a)) / 8, nb = na / 2;
+  size_t nd = acc == MmaAcc::f16 ? 2 : 4, na = in.b * static_cast<u32>(mma_bytes(a)) / 8,
+         nb = na / 2;
   for (size_t i = 0; i < nd; ++i) d[i] = w.reg<u32>(in.list[i]);
   for (size_t i = nd; i < in.list.size(); ++i) w.use(in.list[i], kAllLanes);
-  const char* why = mma_sync(a, b, acc, static_cast<int>(in.b), regs + nd, regs + nd + na, regs + nd + na + nb, d,
-                             in.a >> 12 & 1, w.m->settings.fp8);
+  const char* why = mma_sync(a, b, acc, static_cast<int>(in.b), regs + nd, regs + nd + na,
+                             regs + nd + na + nb, d, in.a >> 12 & 1, w.m->settings.fp8);
   if (why) fault("not-implemented", in.ptx->text() + ": " + why);
   for (size_t i = 0; i < nd; ++i) w.written(in.list[i], kAllLanes);
   w.counters().flop += 2ull * 16 * 8 * in.b;
@@ -51,8 +54,10 @@ void rows_of(Warp& w, const Inst& in, bool store, uint8_t* (&rows)[32]) {
       fault_at("shared-out-of-bounds", "the address is not in shared memory", i, at);
     check_aligned(at, 16, i);
     SharedPlace place = shared_place(w, at, i);
-    if (store) place.cta->shared->write(place.offset, 16, w.actor, i, Writer::generic);
-    else place.cta->shared->read(place.offset, 16, w.actor, i);
+    if (store)
+      place.cta->shared->write(place.offset, 16, w.actor, i, Writer::generic);
+    else
+      place.cta->shared->read(place.offset, 16, w.actor, i);
     rows[lane] = place.cta->shared->data() + place.offset;
     counted[lane] = at;
   }
@@ -90,7 +95,8 @@ bool decode_matrix_copy(Decoder& d, bool is_load) {
   d.finish();
   d.add_address(is_load ? 1 : 0, out.target ? Space::shared : Space::none);
   d.add_list(d.operand(is_load ? 0 : 1), 32, is_load ? 2 : 1);
-  if (out.list.size() != out.a) throw PtxError(d.in->line, d.in->text() + ": wrong number of registers");
+  if (out.list.size() != out.a)
+    throw PtxError(d.in->line, d.in->text() + ": wrong number of registers");
   out.run = is_load ? load : store;
   return true;
 }
@@ -129,12 +135,14 @@ bool decode_mma(Decoder& d) {
   u32 bytes = out.b * static_cast<u32>(mma_bytes(static_cast<MmaType>(a)));
   if (bytes != 16 && bytes != 32) d.unsupported("shape");
   out.a = a | b << 4 | static_cast<u32>(kind) << 8 | (satfinite ? 1u << 12 : 0);
-  size_t expected[] = {kind == MmaAcc::f16 ? 2u : 4u, bytes / 8, bytes / 16, kind == MmaAcc::f16 ? 2u : 4u};
+  size_t expected[] = {kind == MmaAcc::f16 ? 2u : 4u, bytes / 8, bytes / 16,
+                       kind == MmaAcc::f16 ? 2u : 4u};
   for (size_t i = 0; i < 4; ++i) {
     size_t before = out.list.size();
     d.add_list(d.operand(i), 32, 1);
     if (out.list.size() - before != expected[i])
-      throw PtxError(d.in->line, d.in->text() + ": wrong number of registers in operand " + std::to_string(i));
+      throw PtxError(d.in->line,
+                     d.in->text() + ": wrong number of registers in operand " + std::to_string(i));
   }
   const PtxOperand& dst = d.operand(0);
   if (dst.kind == PtxOperand::Kind::group)

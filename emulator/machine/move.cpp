@@ -1,6 +1,5 @@
 // mov, addresses of variables, conversions between address spaces.
 #include <bit>
-#include <chrono>
 #include <cstring>
 
 #include "machine/decode.h"
@@ -14,7 +13,8 @@ using u64 = uint64_t;
 
 // A copy carries the source's state along: undefined lanes stay undefined, and a copy of an
 // accumulator in flight stands for its future value.
-template <typename T> void move(Warp& w, const Inst& in) {
+template <typename T>
+void move(Warp& w, const Inst& in) {
   const T* a = w.reg<T>(in.s[0]);
   T* d = w.reg<T>(in.d[0]);
   for (u32 l = w.active; l; l &= l - 1) {
@@ -74,10 +74,11 @@ void address_of(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) put_lane(w, in.d[0], in.c, std::countr_zero(l), v);
 }
 void clock(Warp& w, const Inst& in) {
-  w.poll_count++;
-  for (u32 l = w.active; l; l &= l - 1) put_lane(w, in.d[0], in.c, std::countr_zero(l), w.m->instructions);
+  for (u32 l = w.active; l; l &= l - 1)
+    put_lane(w, in.d[0], in.c, std::countr_zero(l), w.m->instructions);
 }
-template <typename T> void offset_by(Warp& w, const Inst& in) {
+template <typename T>
+void offset_by(Warp& w, const Inst& in) {
   map1<T, T>(w, in, [k = static_cast<u64>(in.imm)](T a) { return static_cast<T>(a + k); });
 }
 void is_space(Warp& w, const Inst& in) {
@@ -96,11 +97,14 @@ void mapa(Warp& w, const Inst& in) {
   const u32* rank = w.reg<u32>(in.s[1]);
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    u64 a = get_lane(w, in.s[0], in.b, i) + static_cast<u64>(in.imm) + w.bias[static_cast<int>(in.bias)];
+    u64 a = get_lane(w, in.s[0], in.b, i) + static_cast<u64>(in.imm) +
+            w.bias[static_cast<int>(in.bias)];
     u64 shared = in.a ? a - kSharedWindow : a;
     if (rank[i] >= w.cta->cluster->ctas.size())
-      fault("shared-out-of-bounds", "mapa to rank " + std::to_string(rank[i]) + " of a cluster of " +
-                                        std::to_string(w.cta->cluster->ctas.size()), i);
+      fault("shared-out-of-bounds",
+            "mapa to rank " + std::to_string(rank[i]) + " of a cluster of " +
+                std::to_string(w.cta->cluster->ctas.size()),
+            i);
     u64 v = map_rank(static_cast<u32>(shared), rank[i]) + (in.a ? kSharedWindow : 0);
     put_lane(w, in.d[0], in.b, i, v);
   }
@@ -121,8 +125,10 @@ bool decode_symbol(Decoder& d, const PtxOperand& o, uint64_t extra) {
   out.run = address_of;
   out.c = register_bytes(d.bits_of(d.operand(0)));
   out.imm = static_cast<int64_t>(o.value + extra);
-  if (v.space == Space::shared && v.external) out.bias = Bias::dynamic_shared;
-  else out.imm += static_cast<int64_t>(v.address);
+  if (v.space == Space::shared && v.external)
+    out.bias = Bias::dynamic_shared;
+  else
+    out.imm += static_cast<int64_t>(v.address);
   if (v.space == Space::local) out.bias = Bias::local_frame;
   if (v.space == Space::param) {
     if (!v.kernel_param) d.unsupported("address of a function's parameter");
@@ -137,7 +143,8 @@ bool decode_vector_move(Decoder& d, u32 bits) {
   bool packing = d.operand(1).kind == PtxOperand::Kind::group;
   const PtxOperand& group = d.operand(packing ? 1 : 0);
   auto n = static_cast<u32>(group.parts.size());
-  if (!n || bits % n || (bits / n) % 8) throw PtxError(d.in->line, "mov: a group does not fill the register");
+  if (!n || bits % n || (bits / n) % 8)
+    throw PtxError(d.in->line, "mov: a group does not fill the register");
   out.a = bits / n / 8;
   out.b = bits / 8;
   if (packing) {
@@ -149,7 +156,8 @@ bool decode_vector_move(Decoder& d, u32 bits) {
     d.add_list(group, bits / n, 2);
     out.run = out.a == 1 ? unpack_bytes : unpack;
     for (size_t i = 0; i < group.parts.size(); ++i)  // `_` has the scratch register's width
-      if (d.bits_of(group.parts[i]) && register_bytes(d.bits_of(group.parts[i])) != std::max(out.a, 2u))
+      if (d.bits_of(group.parts[i]) &&
+          register_bytes(d.bits_of(group.parts[i])) != std::max(out.a, 2u))
         throw PtxError(d.in->line, "mov: a part has the wrong width");
   }
   if (packing && out.a == 1) d.unsupported("packing bytes");
@@ -160,8 +168,8 @@ bool decode_vector_move(Decoder& d, u32 bits) {
 Space named_space(Decoder& d, bool* cluster) {
   int s = d.take_one("global shared shared::cta shared::cluster local const param");
   if (cluster) *cluster = s == 3;
-  static constexpr Space kSpaces[] = {Space::global, Space::shared, Space::shared, Space::shared,
-                                      Space::local, Space::constant, Space::param};
+  static constexpr Space kSpaces[] = {Space::global, Space::shared,   Space::shared, Space::shared,
+                                      Space::local,  Space::constant, Space::param};
   return s < 0 ? Space::none : kSpaces[s];
 }
 
@@ -173,7 +181,8 @@ bool decode_move(Decoder& d) {
   if (op == "mov") {
     Type t = d.take_type();
     d.finish();
-    if (d.operand(0).kind == PtxOperand::Kind::group || d.operand(1).kind == PtxOperand::Kind::group)
+    if (d.operand(0).kind == PtxOperand::Kind::group ||
+        d.operand(1).kind == PtxOperand::Kind::group)
       return decode_vector_move(d, t.bits);
     const PtxOperand& s = d.operand(1);
     d.add_target(0);
@@ -213,7 +222,8 @@ bool decode_move(Decoder& d) {
     u64 window = s == Space::shared ? kSharedWindow : s == Space::local ? kLocalWindow : 0;
     if (to) window = 0 - window;
     d.add_target(0);
-    if (d.operand(1).kind == PtxOperand::Kind::symbol) return decode_symbol(d, d.operand(1), window);
+    if (d.operand(1).kind == PtxOperand::Kind::symbol)
+      return decode_symbol(d, d.operand(1), window);
     d.add_source(1, t.bits);
     out.propagates = true;
     out.imm = static_cast<int64_t>(window);

@@ -26,9 +26,9 @@ struct Src {
 // Where an address operand's base comes from besides a register.
 enum class Bias : uint8_t { none, dynamic_shared, local_frame, frame_params };
 
-struct Address {               // [base + offset]
+struct Address {  // [base + offset]
   Src base;
-  uint32_t bytes = 8;          // of the base register
+  uint32_t bytes = 8;  // of the base register
   int64_t offset = 0;
   Bias bias = Bias::none;
 };
@@ -43,14 +43,14 @@ struct Inst {
   uint8_t sources = 0, targets = 0;
   Bias bias = Bias::none;
   Src s[4], d[2];
-  int64_t imm = 0;             // address offset, or whatever the handler needs
+  int64_t imm = 0;               // address offset, or whatever the handler needs
   uint32_t a = 0, b = 0, c = 0;  // modifiers, meaning is the handler's
-  uint32_t target = 0;         // branch
-  std::vector<Src> list;       // vector operands
-  std::vector<Address> at;     // instructions with several addresses; the handler checks their bases
+  uint32_t target = 0;           // branch
+  std::vector<Src> list;         // vector operands
+  std::vector<Address> at;  // instructions with several addresses; the handler checks their bases
   const Program* callee = nullptr;
   const PtxInstruction* ptx = nullptr;
-  std::string note;            // not implemented: what
+  std::string note;  // not implemented: what
 };
 
 struct InstCounters {
@@ -62,9 +62,9 @@ struct Program {
   const PtxFunction* ptx = nullptr;
   const PtxModule* module = nullptr;
   std::vector<Inst> code;
-  std::vector<uint32_t> offset;     // register -> byte offset in the register file
+  std::vector<uint32_t> offset;  // register -> byte offset in the register file
   uint32_t register_bytes = 0;
-  std::vector<uint8_t> pool;        // literals, each repeated for 32 lanes
+  std::vector<uint8_t> pool;  // literals, each repeated for 32 lanes
   uint32_t static_shared_end = 1024;
   uint32_t dynamic_align = 16;
   bool launches_dependents = false, waits_for_dependency = false;

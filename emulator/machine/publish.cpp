@@ -22,7 +22,7 @@ void drain(Machine& m, StoreBuffer& buffer) {
 }  // namespace
 
 void Machine::publish(Cta& cta, Warp* w) {
-  cta.cluster->launch->released[cta.linear] = instructions;
+  cta.cluster->launch->released[cta.linear] = cta.fence_time = instructions;
   if (w && !w->stores.empty()) w->stores.merge_into(&cta.stores);
   if (cta.stores.empty()) return;
   drain(*this, cta.stores);
@@ -43,7 +43,8 @@ void Machine::warp_exited(Warp& w) {
     if (op.warp == &w && op.group != ~0u && !op.released)
       fault("shared-in-flight",
             "the thread ends while a bulk store still reads shared memory: "
-            "cp.async.bulk.wait_group.read is missing", op.lane);
+            "cp.async.bulk.wait_group.read is missing",
+            op.lane);
   cta.cluster->running--;
   --cta.running;
   retry_barriers(cta);  // they count the warps that are left
@@ -52,7 +53,8 @@ void Machine::warp_exited(Warp& w) {
   for (const auto& other : cta.warps) waited |= other->dependency_waited;
   if (l.overlaps && !waited)
     fault("dependency-wait-missing",
-          "a CTA of a dependent launch ends without griddepcontrol.wait: the launch after it may start "
+          "a CTA of a dependent launch ends without griddepcontrol.wait: the launch after it may "
+          "start "
           "before the one before it is complete");
   for (const auto& op : bulk_)
     if (op.warp->cta == &cta && op.group == ~0u)

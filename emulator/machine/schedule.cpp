@@ -36,8 +36,10 @@ bool Machine::step() {
         for (auto& w : cta->warps) {
           if (w->exited) continue;
           if (w->notified && wake_some && (settings.mode == Mode::early || chance(2))) w->wake();
-          if (w->wait == Wait::none) ready_.push_back(w.get());
-          else if (w->notified || w->wait == Wait::poll || w->wait == Wait::warpgroup) waiting_.push_back(w.get());
+          if (w->wait == Wait::none)
+            ready_.push_back(w.get());
+          else if (w->notified || w->wait == Wait::poll || w->wait == Wait::warpgroup)
+            waiting_.push_back(w.get());
         }
     // Late: a dependent launch runs ahead of its predecessor for as long as it can.
     if (!ready_.empty() && settings.mode == Mode::late) break;
@@ -51,8 +53,8 @@ bool Machine::step() {
           for (auto& w : cta->warps) {
             if (w->exited) continue;
             ++running;
-            bool retry = w->wait == Wait::poll || w->wait == Wait::registers || w->wait == Wait::grid ||
-                         w->wait == Wait::warpgroup;
+            bool retry = w->wait == Wait::poll || w->wait == Wait::registers ||
+                         w->wait == Wait::grid || w->wait == Wait::warpgroup;
             if (w->notified || (retry && w->wait_progress != progress)) w->wake(), woke = true;
           }
     if (woke || land_one()) return true;
@@ -217,9 +219,15 @@ std::string Machine::describe_wait(const Warp& w) const {
     case Wait::registers:
       s += "setmaxnreg (" + std::to_string(w.cta->free_registers) + " registers free)";
       break;
-    case Wait::warpgroup: s += "the rest of its warpgroup"; break;
-    case Wait::grid: s += "griddepcontrol.wait"; break;
-    default: s += "polls"; break;
+    case Wait::warpgroup:
+      s += "the rest of its warpgroup";
+      break;
+    case Wait::grid:
+      s += "griddepcontrol.wait";
+      break;
+    default:
+      s += "polls";
+      break;
   }
   bool passed = w.wait == Wait::barrier && w.pc > 0;  // its program counter is already behind it
   return s + " at " + location(*w.program, w.program->code[w.pc - passed]);
@@ -242,13 +250,19 @@ void Machine::deadlock() {
             first = w.get();
             at = nullptr;
           }
-          if (w->wait == Wait::warpgroup && f.kind == "deadlock" && !cta->wgmma_issues[w->index / 4].empty()) {
+          if (w->wait == Wait::warpgroup && f.kind == "deadlock" &&
+              !cta->wgmma_issues[w->index / 4].empty()) {
             const WgmmaIssue& issue = cta->wgmma_issues[w->index / 4].front();
             f.kind = "missing-lane";
             f.message = "some warps of warpgroup " + std::to_string(w->index / 4) +
                         " never execute a wgmma that the others wait for";
             first = w.get();
             at = issue.inst;
+          }
+          if (w->wait == Wait::warpgroup && f.kind == "deadlock") {
+            f.kind = "missing-lane";
+            f.message = "a wgmma that other warps of the warpgroup never execute";
+            first = w.get();
           }
           if (table.size() < 64) table.push_back(describe_wait(*w));
         }
@@ -264,7 +278,8 @@ std::string location(const Program& p, const Inst& in) {
     return it == p.module->files.end() ? std::string("?") : it->second;
   };
   std::string s = file(l.file) + ":" + std::to_string(l.line);
-  if (l.outer_line) s += " (inlined at " + file(l.outer_file) + ":" + std::to_string(l.outer_line) + ")";
+  if (l.outer_line)
+    s += " (inlined at " + file(l.outer_file) + ":" + std::to_string(l.outer_line) + ")";
   return s;
 }
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 #include "check/global_memory.h"
@@ -22,7 +23,8 @@ struct Cluster;
 struct Launch;
 class Machine;
 
-inline constexpr uint64_t kSharedWindow = uint64_t{1} << 48;  // generic addresses, not host pointers
+inline constexpr uint64_t kSharedWindow = uint64_t{1}
+                                          << 48;  // generic addresses, not host pointers
 inline constexpr uint64_t kLocalWindow = uint64_t{1} << 49;
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
 
@@ -34,8 +36,8 @@ struct Settings {
   uint32_t sms = 4;
   bool strict = false;
   Fp8Accumulation fp8 = Fp8Accumulation::hopper;
-  bool print = false;           // reports go to stderr as well
-  bool perturb = true;          // move approximations inside their documented error
+  bool print = false;   // reports go to stderr as well
+  bool perturb = true;  // move approximations inside their documented error
   uint64_t max_instructions = uint64_t{1} << 40;
 };
 
@@ -46,7 +48,7 @@ struct RegState {
   uint32_t tag = 0;  // Busy in the top two bits; below, the warp's fence count at the last write
   Busy busy() const { return static_cast<Busy>(tag >> 30); }
   uint32_t fence() const { return tag & 0x1fffffff; }
-  bool result() const { return tag & kResult; }   // of a wgmma, and not touched since
+  bool result() const { return tag & kResult; }  // of a wgmma, and not touched since
   static constexpr uint32_t kResult = 1u << 29;
 };
 
@@ -54,12 +56,11 @@ struct Frame {
   const Program* program = nullptr;
   std::vector<uint8_t> registers;
   std::vector<RegState> states;
-  std::vector<uint8_t> params;       // 32 lanes, each ptx->param_bytes
+  std::vector<uint8_t> params;  // 32 lanes, each ptx->param_bytes
   uint64_t local_base = 0;
-  const Inst* call = nullptr;        // the instruction that called
-  uint32_t call_pc = 0, mask = 0;    // the caller's position and lanes
-  uint32_t lane_pc[32] = {};
-  uint32_t live = 0, join = 0;
+  const Inst* call = nullptr;  // the instruction that called
+  uint32_t lane_pc[32] = {};   // the caller's lanes
+  uint32_t live = 0;
 };
 
 struct Mbarrier {
@@ -67,7 +68,7 @@ struct Mbarrier {
   int64_t tx = 0;
   uint64_t phase = 0;
   uint32_t init_epoch = 0;
-  int64_t fenced_phase = -1;   // of the cluster barrier, at fence.mbarrier_init
+  int64_t fenced_phase = -1;  // of the cluster barrier, at fence.mbarrier_init
   Clock next_seen, next_proxied, done_seen, done_proxied;
 };
 
@@ -83,15 +84,15 @@ struct NamedBarrier {
 struct DeferredMove {
   Src to, from;
   uint32_t bytes, lanes;
-  bool done;                 // the value was known already; only the flag is left
+  bool done;  // the value was known already; only the flag is left
 };
 struct PendingWgmma {
   const Inst* inst = nullptr;
   uint64_t seq = 0;
-  uint32_t group = ~0u;            // ~0u: not committed
+  uint32_t group = ~0u;  // ~0u: not committed
   uint64_t descriptor_a = 0, descriptor_b = 0;
   bool scale_d = true, computed = false, released = false;  // released: its reads have ended
-  std::vector<uint32_t> chunks;    // 16-byte chunks of shared memory that it reads
+  std::vector<uint32_t> chunks;  // 16-byte chunks of shared memory that it reads
   std::vector<DeferredMove> moves;
 };
 struct CpAsync {
@@ -100,7 +101,8 @@ struct CpAsync {
   uint64_t source[32] = {};
   const Inst* inst = nullptr;
 };
-struct DeferredArrive {    // cp.async.mbarrier.arrive: fires when the lane's earlier copies have landed
+struct DeferredArrive {  // cp.async.mbarrier.arrive: fires when the lane's earlier copies have
+                         // landed
   Cta* cta;
   uint32_t address, after;  // after: cp.async sequence number
   int lane;
@@ -112,12 +114,21 @@ struct BulkOp {
   Warp* warp = nullptr;
   const Inst* inst = nullptr;
   int lane = 0;
-  uint32_t group = ~0u;      // bulk groups are per thread; ~0u: completes through an mbarrier
+  uint32_t group = ~0u;  // bulk groups are per thread; ~0u: completes through an mbarrier
   bool has_read = false, landed = false, released = false;
   std::function<void()> read, land, release;
 };
 
-enum class Wait : uint8_t { none, barrier, cluster_barrier, mbarrier, poll, registers, grid, warpgroup };
+enum class Wait : uint8_t {
+  none,
+  barrier,
+  cluster_barrier,
+  mbarrier,
+  poll,
+  registers,
+  grid,
+  warpgroup
+};
 
 struct Warp {
   Machine* m = nullptr;
@@ -137,7 +148,7 @@ struct Warp {
   Wait wait = Wait::none;
   bool timed_out = false, notified = false;
   uint64_t wait_progress = 0;
-  Cta* wait_cta = nullptr;      // the mbarrier it waits for
+  Cta* wait_cta = nullptr;  // the mbarrier it waits for
   uint32_t wait_address = 0, wait_parity = 0, wait_barrier = 0;
   uint32_t poll_pc = ~0u, poll_count = 0;
   uint64_t poll_key = 0, poll_progress = 0;
@@ -195,7 +206,7 @@ struct Warp {
   void pop_frame(uint32_t lanes);
   void use_frame();
   uint8_t* local_memory(int lane, uint64_t offset, uint64_t bytes);
-  void release();   // begins a new epoch after others have been given this one
+  void release();  // begins a new epoch after others have been given this one
 };
 
 // What the four warps of a warpgroup must agree on.
@@ -213,12 +224,15 @@ struct Cta {
   std::vector<std::unique_ptr<Warp>> warps;
   NamedBarrier barriers[16];
   std::map<uint32_t, Mbarrier> mbarriers;
-  std::vector<std::deque<WgmmaIssue>> wgmma_issues;   // by warpgroup
+  std::vector<std::deque<WgmmaIssue>> wgmma_issues;  // by warpgroup
   StoreBuffer stores;
-  uint32_t agent = 0, agent_clock = 0;   // the copy engine's actor; the warpgroups' tensor cores follow
-  std::vector<uint32_t> tensor_clock;    // by warpgroup
+  uint32_t agent = 0,
+           agent_clock = 0;  // the copy engine's actor; the warpgroups' tensor cores follow
+  std::vector<uint32_t> tensor_clock;  // by warpgroup
   uint32_t free_registers = 0, running = 0;
-  bool triggered = false;                // griddepcontrol.launch_dependents, or ended
+  uint64_t fence_time = 0;          // last fence or release of gpu scope
+  std::vector<uint64_t> grid_seen;  // by CTA: what it released and this CTA has acquired
+  bool triggered = false;           // griddepcontrol.launch_dependents, or ended
 };
 
 struct Cluster {
@@ -227,7 +241,7 @@ struct Cluster {
   std::vector<std::unique_ptr<Cta>> ctas;
   uint32_t actors = 0, running = 0, barrier_phase = 0, barrier_arrived = 0;
   std::vector<Warp*> barrier_waiting;
-  Clock seen, proxied, done_seen, done_proxied;   // of the barrier's current and last phase
+  Clock seen, proxied, done_seen, done_proxied;  // of the barrier's current and last phase
   // Clocks released through atomic and volatile accesses, by address.
   std::map<uint64_t, std::pair<Clock, Clock>> flags;
 };
@@ -238,12 +252,16 @@ struct Launch {
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false, cooperative = false, overlaps = false;  // overlaps an earlier launch
-  std::vector<uint64_t> released;        // by CTA: when it last released anything to the grid
-  std::vector<uint8_t> params;           // aligned block at param_base
+  std::vector<uint64_t> released;  // by CTA: when it last released anything to the grid
+  // What atomic and volatile accesses pass on, by address; up to 4096 addresses and 256 CTAs, and
+  // with more of either only `released` counts.
+  std::unordered_map<uint64_t, std::vector<uint64_t>> grid_flags;
+  bool tracks_flags = false;
+  std::vector<uint8_t> params;  // aligned block at param_base
   uint64_t param_base = 0;
   uint64_t next_cluster = 0, clusters = 0, triggered = 0, finished = 0;
   std::vector<std::unique_ptr<Cluster>> resident;
-  std::vector<StoreBuffer> held;         // late mode: what ended CTAs stored without a fence
+  std::vector<StoreBuffer> held;  // late mode: what ended CTAs stored without a fence
   bool done() const { return finished == clusters; }
   uint32_t warps_per_cta() const { return (block[0] * block[1] * block[2] + 31) / 32; }
 };

@@ -23,13 +23,15 @@ void replace(Warp& w, const Inst& in) {
     if (space == Space::shared) {
       SharedPlace at = shared_place(w, address, lane);
       for (u32 i = 0; i < kBytes; i += 16) at.cta->shared->read(at.offset + i, 16, w.actor, lane);
-      for (u32 i = 0; i < kBytes; i += 16) at.cta->shared->write(at.offset + i, 16, w.actor, lane, Writer::generic);
+      for (u32 i = 0; i < kBytes; i += 16)
+        at.cta->shared->write(at.offset + i, 16, w.actor, lane, Writer::generic);
       p = at.cta->shared->data() + at.offset;
     } else {
       p = global_pointer(w, lane, address, kBytes, true);
       note_global(w, address, kBytes, Access::write, lane);
     }
-    std::string why = replace_field(p, static_cast<MapField>(in.a), static_cast<int>(in.b), get_lane(w, in.s[0], in.c, lane));
+    std::string why = replace_field(p, static_cast<MapField>(in.a), static_cast<int>(in.b),
+                                    get_lane(w, in.s[0], in.c, lane));
     if (!why.empty()) fault_at("tensor-map", why, lane, address);
   }
 }
@@ -63,8 +65,9 @@ bool decode_tensormap(Decoder& d) {
     return true;
   }
   if (!d.take("replace") || !d.take("tile")) d.unsupported();
-  int field = d.take_one("global_address rank box_dim global_dim global_stride element_stride elemtype "
-                         "interleave_layout swizzle_mode fill_mode");
+  int field = d.take_one(
+      "global_address rank box_dim global_dim global_stride element_stride elemtype "
+      "interleave_layout swizzle_mode fill_mode");
   if (field < 0) d.unsupported("field");
   int space = d.take_one("global shared::cta");
   d.take("b1024");

@@ -25,7 +25,8 @@ void Warp::run(uint32_t budget) {
         in.run(*this, in);
       } else {
         uint32_t bad = 0, tags = 0;
-        for (int i = 0; i < in.sources; ++i) bad |= state[in.s[i].reg].bad, tags |= state[in.s[i].reg].tag;
+        for (int i = 0; i < in.sources; ++i)
+          bad |= state[in.s[i].reg].bad, tags |= state[in.s[i].reg].tag;
         if (in.list_role == 1)
           for (const Src& s : in.list) bad |= state[s.reg].bad, tags |= state[s.reg].tag;
         if (tags & RegState::kResult) touch_results(in);
@@ -88,8 +89,10 @@ void Warp::regroup() {
   join = ~0u;
   for (uint32_t l = live; l; l &= l - 1) {
     uint32_t lane = static_cast<uint32_t>(std::countr_zero(l)), at = lane_pc[lane];
-    if (at == lowest) mask |= 1u << lane;
-    else if (at > lowest && at < join) join = at;
+    if (at == lowest)
+      mask |= 1u << lane;
+    else if (at > lowest && at < join)
+      join = at;
   }
   stalled &= ~mask;
   gathering &= ~mask;
@@ -134,8 +137,10 @@ bool Warp::gather(uint32_t required, const char* what) {
   if (missing & (mask | ~live)) fault("missing-lane", who, std::countr_zero(missing));
   if (!(missing & ~gathering)) {
     int lane = std::countr_zero(missing);
-    fault("missing-lane", who + "; lane " + std::to_string(lane) + " waits at " +
-                              location(*program, program->code[lane_pc[lane]]), lane);
+    fault("missing-lane",
+          who + "; lane " + std::to_string(lane) + " waits at " +
+              location(*program, program->code[lane_pc[lane]]),
+          lane);
   }
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc;
   stalled |= mask;
@@ -166,10 +171,7 @@ void Warp::push_frame(const Program* callee, uint32_t lanes) {
   f->states.resize(callee->offset.size());
   for (uint32_t i = 0; i < kSpecialCount; ++i) f->states[i].bad = 0;
   if (!callee->ptx->entry) f->params.resize(callee->ptx->param_bytes * 32);
-  else f->params.resize(0);
   f->local_base = (local_top + 15) / 16 * 16;
-  f->call_pc = pc;
-  f->mask = mask;
   f->live = live;
   for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc + 1;
   std::memcpy(f->lane_pc, lane_pc, sizeof lane_pc);

@@ -17,7 +17,8 @@ bool members(Warp& w, const Inst& in, const Src& s) {
   const u32* masks = w.reg<u32>(s);
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    if (!(masks[i] >> i & 1)) fault("missing-lane", "the lane is not in its own member mask " + hex(masks[i]), i);
+    if (!(masks[i] >> i & 1))
+      fault("missing-lane", "the lane is not in its own member mask " + hex(masks[i]), i);
   }
   return w.gather(mask & ~w.dead, in.ptx->text().c_str());
 }
@@ -33,14 +34,27 @@ void shuffle(Warp& w, const Inst& in) {
     u32 max = (lane & segment) | (clamp & ~segment), min = lane & segment, j = 0;
     bool ok = true;
     switch (in.a) {
-      case 0: j = lane - n; ok = static_cast<int32_t>(j) >= static_cast<int32_t>(max); break;
-      case 1: j = lane + n; ok = j <= max; break;
-      case 2: j = lane ^ n; ok = j <= max; break;
-      default: j = min | (n & ~segment); ok = j <= max; break;
+      case 0:
+        j = lane - n;
+        ok = static_cast<int32_t>(j) >= static_cast<int32_t>(max);
+        break;
+      case 1:
+        j = lane + n;
+        ok = j <= max;
+        break;
+      case 2:
+        j = lane ^ n;
+        ok = j <= max;
+        break;
+      default:
+        j = min | (n & ~segment);
+        ok = j <= max;
+        break;
     }
     if (!ok) j = lane;
     if (!(w.active >> j & 1))
-      fault("missing-lane", "shfl reads lane " + std::to_string(j) + ", which does not take part", i);
+      fault("missing-lane", "shfl reads lane " + std::to_string(j) + ", which does not take part",
+            i);
     out[i] = a[j];
     valid |= u32(ok) << i;
   }
@@ -65,14 +79,16 @@ void vote(Warp& w, const Inst& in) {
   u32& d = *w.reg<u32>(in.d[0]);
   d = (d & ~w.active) | (v ? w.active : 0);
 }
-template <typename T, bool All> void match(Warp& w, const Inst& in) {
+template <typename T, bool All>
+void match(Warp& w, const Inst& in) {
   if (!members(w, in, in.s[1])) return;
   const T* a = w.reg<T>(in.s[0]);
   u32 mask = member_mask(w, in.s[1]), same = 0, out[32] = {};
   for (u32 l = mask; l; l &= l - 1) {
     int i = std::countr_zero(l);
     for (u32 k = mask; k; k &= k - 1)
-      if (std::memcmp(&a[i], &a[std::countr_zero(k)], sizeof(T)) == 0) out[i] |= 1u << std::countr_zero(k);
+      if (std::memcmp(&a[i], &a[std::countr_zero(k)], sizeof(T)) == 0)
+        out[i] |= 1u << std::countr_zero(k);
     same |= u32(out[i] == mask) << i;
   }
   bool all = same == mask;
@@ -91,12 +107,24 @@ void reduce(Warp& w, const Inst& in) {
     u32 x = a[std::countr_zero(l)];
     bool less = in.b ? static_cast<int32_t>(x) < static_cast<int32_t>(v) : x < v;
     switch (in.a) {
-      case 0: v += x; break;
-      case 1: v = less ? x : v; break;
-      case 2: v = less ? v : x; break;
-      case 3: v &= x; break;
-      case 4: v |= x; break;
-      default: v ^= x; break;
+      case 0:
+        v += x;
+        break;
+      case 1:
+        v = less ? x : v;
+        break;
+      case 2:
+        v = less ? v : x;
+        break;
+      case 3:
+        v &= x;
+        break;
+      case 4:
+        v |= x;
+        break;
+      default:
+        v ^= x;
+        break;
     }
   }
   each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int) { return v; });
@@ -159,7 +187,8 @@ bool decode_warp(Decoder& d) {
     d.finish();
     pair(0);
     d.add_source(1, t.bits), d.add_source(2, 32);
-    out.run = t.bits == 64 ? (all ? match<u64, true> : match<u64, false>) : (all ? match<u32, true> : match<u32, false>);
+    out.run = t.bits == 64 ? (all ? match<u64, true> : match<u64, false>)
+                           : (all ? match<u32, true> : match<u32, false>);
     return true;
   }
   if (op == "redux") {

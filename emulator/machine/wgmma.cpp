@@ -17,23 +17,34 @@ using u64 = uint64_t;
 
 enum class Acc : u32 { f32, f16, s32 };
 // in.a: n; in.b: A type | B type << 4 | Acc << 8 | flags
-enum : u32 { kTransA = 1 << 12, kTransB = 1 << 13, kNegative = 1 << 14, kSatfinite = 1 << 15, kRegisters = 1 << 16 };
+enum : u32 {
+  kTransA = 1 << 12,
+  kTransB = 1 << 13,
+  kNegative = 1 << 14,
+  kSatfinite = 1 << 15,
+  kRegisters = 1 << 16
+};
 struct Form {
   MmaType a, b;
   Acc acc;
   int n;
   u32 flags;
   explicit Form(const Inst& in)
-      : a(static_cast<MmaType>(in.b & 15)), b(static_cast<MmaType>(in.b >> 4 & 15)),
-        acc(static_cast<Acc>(in.b >> 8 & 15)), n(static_cast<int>(in.a)), flags(in.b) {}
+      : a(static_cast<MmaType>(in.b & 15)),
+        b(static_cast<MmaType>(in.b >> 4 & 15)),
+        acc(static_cast<Acc>(in.b >> 8 & 15)),
+        n(static_cast<int>(in.a)),
+        flags(in.b) {}
   size_t acc_registers() const { return static_cast<size_t>(n) / (acc == Acc::f16 ? 4 : 2); }
 };
 
 constexpr int kRows = 16;
 
-void gather(Warp& w, u64 desc, int rows, MmaType type, bool transposed, uint8_t* packed, std::vector<u32>* chunks) {
+void gather(Warp& w, u64 desc, int rows, MmaType type, bool transposed, uint8_t* packed,
+            std::vector<u32>* chunks) {
   SharedMemory& s = *w.cta->shared;
-  std::string why = gather_operand(s.data(), s.size(), desc, rows, type, transposed, packed, chunks);
+  std::string why =
+      gather_operand(s.data(), s.size(), desc, rows, type, transposed, packed, chunks);
   if (!why.empty()) fault("shared-out-of-bounds", why);
 }
 
@@ -75,10 +86,11 @@ void compute(Warp& w, PendingWgmma& op) {
       }
     }
   if (f.acc == Acc::s32)
-    multiply_int(f.a, f.b, kRows, f.n, 32, mine, b, reinterpret_cast<int32_t*>(tile), f.flags & kSatfinite);
+    multiply_int(f.a, f.b, kRows, f.n, 32, mine, b, reinterpret_cast<int32_t*>(tile),
+                 f.flags & kSatfinite);
   else
-    multiply_float(f.a, f.b, kRows, f.n, 32, mine, b, reinterpret_cast<float*>(tile), f.flags & kNegative,
-                   w.m->settings.fp8);
+    multiply_float(f.a, f.b, kRows, f.n, 32, mine, b, reinterpret_cast<float*>(tile),
+                   f.flags & kNegative, w.m->settings.fp8);
   for (u32 r = 0; r < count; ++r) {
     u32* reg = w.reg<u32>(in.list[r]);
     for (u32 lane = 0; lane < 32; ++lane)
@@ -120,8 +132,10 @@ void complete(Warp& w, PendingWgmma& op) {
   Form f(*op.inst);
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
     RegState& s = w.state[op.inst->list[r].reg];
-    if (r < f.acc_registers()) s.bad = 0, s.tag = RegState::kResult;
-    else if (s.busy() == Busy::fragment) s.tag &= 0x3fffffff;
+    if (r < f.acc_registers())
+      s.bad = 0, s.tag = RegState::kResult;
+    else if (s.busy() == Busy::fragment)
+      s.tag &= 0x3fffffff;
   }
   for (const auto& move : op.moves) {
     RegState& s = w.state[move.to.reg];
@@ -141,9 +155,10 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
   for (auto it = issues.begin(); it != issues.end(); ++it) {
     if (it->seq != seq) continue;
     if (it->inst != &in || it->descriptor_b != descriptor_b)
-      fault("warpgroup-divergence", "the warps of a warpgroup execute different wgmma: " + it->inst->ptx->text() +
-                                        " with descriptor " + hex(it->descriptor_b) + " elsewhere, " +
-                                        hex(descriptor_b) + " here");
+      fault("warpgroup-divergence",
+            "the warps of a warpgroup execute different wgmma: " + it->inst->ptx->text() +
+                " with descriptor " + hex(it->descriptor_b) + " elsewhere, " + hex(descriptor_b) +
+                " here");
     it->warps |= bit;
     if (it->warps == 15) issues.erase(it);
     return;
@@ -189,7 +204,8 @@ void issue(Warp& w, const Inst& in) {
   if (!(f.flags & kRegisters)) {
     gather(w, op->descriptor_a, 64, f.a, f.flags & kTransA, scratch, &chunks);
     size_t first = w.index % 4 * 32;
-    op->chunks.assign(chunks.begin() + static_cast<ptrdiff_t>(first), chunks.begin() + static_cast<ptrdiff_t>(first + 32));
+    op->chunks.assign(chunks.begin() + static_cast<ptrdiff_t>(first),
+                      chunks.begin() + static_cast<ptrdiff_t>(first + 32));
   }
   gather(w, op->descriptor_b, f.n, f.b, f.flags & kTransB, scratch, &chunks);
   op->chunks.insert(op->chunks.end(), chunks.begin(), chunks.end());
@@ -258,9 +274,12 @@ void wait(Warp& w, const Inst& in) {
 }
 
 MmaType operand_type(Decoder& d, const Type& t) {
-  static constexpr struct { const char* name; MmaType type; } kTypes[] = {
-      {"bf16", MmaType::bf16}, {"f16", MmaType::f16}, {"tf32", MmaType::tf32}, {"e4m3", MmaType::e4m3},
-      {"e5m2", MmaType::e5m2}, {"s8", MmaType::s8}, {"u8", MmaType::u8}};
+  static constexpr struct {
+    const char* name;
+    MmaType type;
+  } kTypes[] = {{"bf16", MmaType::bf16}, {"f16", MmaType::f16},   {"tf32", MmaType::tf32},
+                {"e4m3", MmaType::e4m3}, {"e5m2", MmaType::e5m2}, {"s8", MmaType::s8},
+                {"u8", MmaType::u8}};
   for (const auto& k : kTypes)
     if (t.name == k.name) return k.type;
   d.unsupported("operand type");
@@ -272,7 +291,8 @@ bool decode_issue(Decoder& d) {
   for (const auto& m : d.in->mods)
     if (m.rfind("m64n", 0) == 0) shape = m;
   int n = 0, k = 0;
-  if (std::sscanf(shape.c_str(), "m64n%dk%d", &n, &k) != 2 || !d.take(shape.c_str())) d.unsupported("shape");
+  if (std::sscanf(shape.c_str(), "m64n%dk%d", &n, &k) != 2 || !d.take(shape.c_str()))
+    d.unsupported("shape");
   bool satfinite = d.take("satfinite");
   Type acc = d.take_type();
   Type at = d.take_type(), bt = d.take_type();
@@ -283,17 +303,20 @@ bool decode_issue(Decoder& d) {
   Acc kind = acc.name == "f32" ? Acc::f32 : acc.name == "f16" ? Acc::f16 : Acc::s32;
   if (mma_is_int(a) != (kind == Acc::s32)) d.unsupported("accumulator type");
   out.a = static_cast<u32>(n);
-  out.b = static_cast<u32>(a) | static_cast<u32>(b) << 4 | static_cast<u32>(kind) << 8 | (satfinite ? kSatfinite : 0u);
+  out.b = static_cast<u32>(a) | static_cast<u32>(b) << 4 | static_cast<u32>(kind) << 8 |
+          (satfinite ? kSatfinite : 0u);
   out.checks_itself = true;
   out.run = issue;
   d.add_list(d.operand(0), 32, 1);
   if (out.list.size() != Form(out).acc_registers())
-    throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(out.list.size()) + " accumulator registers");
+    throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(out.list.size()) +
+                                   " accumulator registers");
   for (const auto& p : d.operand(0).parts) d.target(p);
   bool registers = d.operand(1).kind == PtxOperand::Kind::group;
   if (registers) {
     out.b |= kRegisters;
-    if (d.operand(1).parts.size() != 4) throw PtxError(d.in->line, d.in->text() + ": A needs four registers");
+    if (d.operand(1).parts.size() != 4)
+      throw PtxError(d.in->line, d.in->text() + ": A needs four registers");
     d.add_list(d.operand(1), 32, 1);
   }
   d.add_source(2, 64);
@@ -341,13 +364,15 @@ void defer_move(Warp& w, const Src& to, const Src& from, u32 bytes) {
 void Warp::busy_write(const Src& d) {
   RegState& s = state[d.reg];
   if (s.busy() == Busy::alias) {  // the copy is overwritten before its value was needed
-    for (auto& op : wgmmas) std::erase_if(op->moves, [&](const DeferredMove& m) { return m.to.reg == d.reg; });
+    for (auto& op : wgmmas)
+      std::erase_if(op->moves, [&](const DeferredMove& m) { return m.to.reg == d.reg; });
     s.tag = 0;
     return;
   }
-  fault("register-in-flight", "register " + program->ptx->registers[d.reg].name +
-                                  (s.busy() == Busy::fragment ? " is written while a wgmma in flight reads it as A"
-                                                              : " is written while a wgmma accumulates into it"));
+  fault("register-in-flight",
+        "register " + program->ptx->registers[d.reg].name +
+            (s.busy() == Busy::fragment ? " is written while a wgmma in flight reads it as A"
+                                        : " is written while a wgmma accumulates into it"));
 }
 
 void compute_one(Warp& w) {
@@ -363,7 +388,8 @@ void check_warpgroup_exit(Warp& w) {
   if (group >= w.cta->wgmma_issues.size()) return;
   for (const auto& i : w.cta->wgmma_issues[group])
     if (!(i.warps >> w.index % 4 & 1))
-      fault("missing-lane", "the warp ends, but the rest of its warpgroup executed " + i.inst->ptx->text());
+      fault("missing-lane",
+            "the warp ends, but the rest of its warpgroup executed " + i.inst->ptx->text());
 }
 
 bool decode_wgmma(Decoder& d) {

@@ -24,10 +24,10 @@ struct Variable {
   Space space = Space::none;
   uint32_t align = 1;
   uint64_t bytes = 0;
-  bool external = false;   // extern .shared (dynamic) or a symbol of another module
+  bool external = false;  // extern .shared (dynamic) or a symbol of another module
   bool kernel_param = false;
   std::vector<uint8_t> init;
-  struct Reference {       // an address stored by an initialiser
+  struct Reference {  // an address stored by an initialiser
     uint64_t offset;
     std::string symbol;
     int64_t addend;
@@ -50,11 +50,11 @@ struct PtxOperand {
   Kind kind = Kind::sink;
   bool negated = false;
   int reg = -1;
-  uint64_t value = 0;               // literal bits, or an address's offset
-  std::string name;                 // symbol: variable, function or label
+  uint64_t value = 0;  // literal bits, or an address's offset
+  std::string name;    // symbol: variable, function or label
   const Variable* variable = nullptr;
-  int target = -1;                  // symbol that is a label: instruction index
-  std::vector<PtxOperand> parts;    // address: parts[0] is the base, parts[1] a group if present
+  int target = -1;                // symbol that is a label: instruction index
+  std::vector<PtxOperand> parts;  // address: parts[0] is the base, parts[1] a group if present
 };
 
 struct SourceLocation {
@@ -63,15 +63,15 @@ struct SourceLocation {
 };
 
 struct PtxInstruction {
-  std::string opcode;                // "cp", "wgmma", "add"
-  std::vector<std::string> mods;     // "async", "bulk", "f32"
+  std::string opcode;             // "cp", "wgmma", "add"
+  std::vector<std::string> mods;  // "async", "bulk", "f32"
   int predicate = -1;
   bool predicate_negated = false;
   std::vector<PtxOperand> operands;
   int line = 0;
-  int location = 0;                  // index into PtxModule::locations
+  int location = 0;  // index into PtxModule::locations
   int scope = 0;
-  std::string text() const;          // opcode with modifiers
+  std::string text() const;  // opcode with modifiers
   bool has(const char* mod) const;
 };
 
@@ -79,11 +79,11 @@ struct PtxFunction {
   std::string name;
   bool entry = false;
   bool defined = false;
-  std::vector<Register> registers;   // index 0 is unused
+  std::vector<Register> registers;  // index 0 is unused
   std::vector<PtxInstruction> code;
   std::vector<std::unique_ptr<Variable>> variables;
   std::vector<Variable*> params, results;
-  uint64_t param_bytes = 0;          // entry: kernel parameter block; else frame parameter memory
+  uint64_t param_bytes = 0;  // entry: kernel parameter block; else frame parameter memory
   uint64_t local_bytes = 0;
   uint32_t max_threads[3] = {0, 0, 0}, required_threads[3] = {0, 0, 0};
   uint32_t min_ctas = 0, max_registers = 0;

@@ -46,7 +46,8 @@ void Lexer::number() {
     while (i < text_.size() && (word_char(text_[i]) || text_[i] == '.')) {
       bool exponent = text_[i] == 'e' || text_[i] == 'E';
       ++i;
-      if (exponent && second != 'x' && i < text_.size() && (text_[i] == '-' || text_[i] == '+')) ++i;
+      if (exponent && second != 'x' && i < text_.size() && (text_[i] == '-' || text_[i] == '+'))
+        ++i;
     }
     std::string s(text_.substr(at_, i - at_));
     char* end = nullptr;

@@ -11,9 +11,9 @@ struct Token {
   enum class Kind : uint8_t { end, word, dotted, integer, f32, f64, string, punctuation };
   Kind kind = Kind::end;
   std::string_view text;
-  uint64_t value = 0;     // literals: bits
+  uint64_t value = 0;  // literals: bits
   int line = 1;
-  bool glued = false;     // no white space before it
+  bool glued = false;  // no white space before it
   bool is(std::string_view s) const { return text == s && kind != Kind::string; }
 };
 

@@ -7,8 +7,8 @@ namespace l4k::emu {
 int PtxParser::find_register(const std::string& n) const {
   size_t digits = n.size();
   while (digits && n[digits - 1] >= '0' && n[digits - 1] <= '9') --digits;
-  bool numbered = digits < n.size() && n.size() - digits < 8 &&
-                  (n[digits] != '0' || n.size() == digits + 1);
+  bool numbered =
+      digits < n.size() && n.size() - digits < 8 && (n[digits] != '0' || n.size() == digits + 1);
   int number = numbered ? std::stoi(n.substr(digits)) : 0;
   for (int s = scope_; s >= 0; s = scopes_[static_cast<size_t>(s)].parent) {
     const Scope& scope = scopes_[static_cast<size_t>(s)];
@@ -58,8 +58,10 @@ PtxOperand PtxParser::address_operand() {
   PtxOperand& base = o.parts[0];
   o.value = base.kind == PtxOperand::Kind::symbol ? base.value : 0;
   base.value = base.kind == PtxOperand::Kind::symbol ? 0 : base.value;
-  if (lex_.accept("+")) o.value += static_cast<uint64_t>(signed_integer());
-  else if (lex_.peek().is("-")) o.value += static_cast<uint64_t>(signed_integer());
+  if (lex_.accept("+"))
+    o.value += static_cast<uint64_t>(signed_integer());
+  else if (lex_.peek().is("-"))
+    o.value += static_cast<uint64_t>(signed_integer());
   if (lex_.accept(",")) o.parts.push_back(operand());
   lex_.expect("]");
   return o;
@@ -90,10 +92,14 @@ PtxOperand PtxParser::operand() {
   }
   if (lex_.accept("-")) {
     o = operand();
-    if (o.kind == PtxOperand::Kind::integer) o.value = 0 - o.value;
-    else if (o.kind == PtxOperand::Kind::f64) o.value ^= uint64_t{1} << 63;
-    else if (o.kind == PtxOperand::Kind::f32) o.value ^= 0x80000000u;
-    else lex_.fail("'-' before something that is not a number");
+    if (o.kind == PtxOperand::Kind::integer)
+      o.value = 0 - o.value;
+    else if (o.kind == PtxOperand::Kind::f64)
+      o.value ^= uint64_t{1} << 63;
+    else if (o.kind == PtxOperand::Kind::f32)
+      o.value ^= 0x80000000u;
+    else
+      lex_.fail("'-' before something that is not a number");
     return o;
   }
   if (t.kind == Token::Kind::integer || t.kind == Token::Kind::f32 || t.kind == Token::Kind::f64) {
@@ -128,8 +134,7 @@ void PtxParser::instruction() {
       lex_.fail("'" + p + "' is not a predicate register");
   }
   in.opcode = name();
-  while (lex_.peek().kind == Token::Kind::dotted)
-    in.mods.emplace_back(lex_.next().text.substr(1));
+  while (lex_.peek().kind == Token::Kind::dotted) in.mods.emplace_back(lex_.next().text.substr(1));
   if (!lex_.peek().is(";")) {
     do in.operands.push_back(operand());
     while (lex_.accept(","));

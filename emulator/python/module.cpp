@@ -62,11 +62,14 @@ py::dict counters() {
   return all;
 }
 
-void configure(std::optional<std::string> mode, std::optional<uint64_t> seed, std::optional<uint32_t> sms,
-               std::optional<bool> strict, std::optional<std::string> fp8, std::optional<bool> perturb,
+void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
+               std::optional<uint32_t> sms, std::optional<bool> strict,
+               std::optional<std::string> fp8, std::optional<bool> perturb,
                std::optional<uint64_t> limit) {
   std::string text = "print=0";
-  auto item = [&](const char* key, const std::string& value) { text += "," + std::string(key) + "=" + value; };
+  auto item = [&](const char* key, const std::string& value) {
+    text += "," + std::string(key) + "=" + value;
+  };
   if (mode) item("mode", *mode);
   if (seed) item("seed", std::to_string(*seed));
   if (sms) item("sms", std::to_string(*sms));
@@ -89,24 +92,27 @@ struct PtxKernel {
     }
   }
   size_t parameters() const { return kernel->program->ptx->params.size(); }
-  void launch(Triple grid, Triple block, Triple cluster, size_t shared, const std::vector<std::string>& arguments) {
+  void launch(Triple grid, Triple block, Triple cluster, size_t shared,
+              const std::vector<std::string>& arguments) {
     const auto& params = kernel->program->ptx->params;
     if (arguments.size() != params.size())
-      throw py::value_error(kernel->name + " takes " + std::to_string(params.size()) + " arguments, got " +
-                            std::to_string(arguments.size()));
+      throw py::value_error(kernel->name + " takes " + std::to_string(params.size()) +
+                            " arguments, got " + std::to_string(arguments.size()));
     std::vector<void*> pointers;
     for (size_t i = 0; i < params.size(); ++i) {
       if (arguments[i].size() != params[i]->bytes)
         throw py::value_error(kernel->name + ": argument " + std::to_string(i) + " has " +
-                              std::to_string(params[i]->bytes) + " bytes, got " + std::to_string(arguments[i].size()));
+                              std::to_string(params[i]->bytes) + " bytes, got " +
+                              std::to_string(arguments[i].size()));
       pointers.push_back(const_cast<char*>(arguments[i].data()));
     }
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {cluster[0], cluster[1], cluster[2]};
     bool clustered = cluster[0] * cluster[1] * cluster[2] > 1;
-    cudaError_t error = run(kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),
-                            pointers.data(), shared, &attribute, clustered ? 1 : 0);
+    cudaError_t error =
+        run(kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),
+            pointers.data(), shared, &attribute, clustered ? 1 : 0);
     if (error == cudaSuccess && l4k_emu_synchronize() != 0) error = cudaErrorLaunchFailure;
     if (error == cudaSuccess) return;
     const Report& r = Machine::get().report;
@@ -119,26 +125,41 @@ struct PtxKernel {
 
 PYBIND11_MODULE(l4k_emulator_control, m) {
   m.doc() = "Control of the sm_90a emulator: settings, reports, counters.";
-  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(), py::arg("seed") = py::none(),
-        py::arg("sms") = py::none(), py::arg("strict") = py::none(), py::arg("fp8_accumulation") = py::none(),
-        py::arg("perturb") = py::none(), py::arg("limit") = py::none(),
-        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or 'hopper'.");
-  py::class_<PtxKernel>(m, "PtxKernel", "A kernel from PTX text, for code that comes without a host program.")
+  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(),
+        py::arg("seed") = py::none(), py::arg("sms") = py::none(), py::arg("strict") = py::none(),
+        py::arg("fp8_accumulation") = py::none(), py::arg("perturb") = py::none(),
+        py::arg("limit") = py::none(),
+        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
+        "'hopper'.");
+  py::class_<PtxKernel>(m, "PtxKernel",
+                        "A kernel from PTX text, for code that comes without a host program.")
       .def(py::init<const std::string&, const std::string&>(), py::arg("text"), py::arg("entry"))
-      .def_property_readonly("parameters", &PtxKernel::parameters, "How many parameters the entry has.")
-      .def("launch", &PtxKernel::launch, py::arg("grid"), py::arg("block"), py::arg("cluster") = Triple{1, 1, 1},
-           py::arg("shared_bytes") = 0, py::arg("arguments") = std::vector<std::string>{},
-           "Runs to the end; `arguments` are the bytes of each parameter. Raises RuntimeError with the report.");
+      .def_property_readonly("parameters", &PtxKernel::parameters,
+                             "How many parameters the entry has.")
+      .def("launch", &PtxKernel::launch, py::arg("grid"), py::arg("block"),
+           py::arg("cluster") = Triple{1, 1, 1}, py::arg("shared_bytes") = 0,
+           py::arg("arguments") = std::vector<std::string>{},
+           "Runs to the end; `arguments` are the bytes of each parameter. Raises RuntimeError with "
+           "the report.");
   m.def("reset", &l4k_emu_reset, "Forgets the report and the counters.");
   m.def("reset_counters", [] { Machine::get().reset_counters(); });
-  m.def("synchronize", [] { return l4k_emu_synchronize() == 0; },
-        "Finishes pending kernels; False when there is a report.");
-  m.def("last_report", &optional_report, "The first error since the last reset as a dict, or None.");
-  m.def("refusal", [] { return std::string(l4k_emu_refusal()); }, "Why the last runtime call was refused.");
+  m.def(
+      "synchronize", [] { return l4k_emu_synchronize() == 0; },
+      "Finishes pending kernels; False when there is a report.");
+  m.def("last_report", &optional_report,
+        "The first error since the last reset as a dict, or None.");
+  m.def(
+      "refusal", [] { return std::string(l4k_emu_refusal()); },
+      "Why the last runtime call was refused.");
   m.def("counters", &counters, "Counters by kernel, with the source lines that cause traffic.");
   m.def("counters_text", [] { return std::string(l4k_emu_counters()); });
-  m.def("register_range", [](uintptr_t p, size_t n) { l4k_emu_register_range(reinterpret_cast<void*>(p), n); },
-        py::arg("address"), py::arg("bytes"), "Makes host memory usable by kernels, with its exact extent.");
-  m.def("unregister_range", [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },
-        py::arg("address"), py::arg("bytes"));
+  m.def(
+      "register_range",
+      [](uintptr_t p, size_t n) { l4k_emu_register_range(reinterpret_cast<void*>(p), n); },
+      py::arg("address"), py::arg("bytes"),
+      "Makes host memory usable by kernels, with its exact extent.");
+  m.def(
+      "unregister_range",
+      [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },
+      py::arg("address"), py::arg("bytes"));
 }

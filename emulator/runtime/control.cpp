@@ -1,10 +1,9 @@
 // The C interface of include/l4k_emulator.h, settings from text, counters as text.
-#include "l4k_emulator.h"
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
+#include "l4k_emulator.h"
 #include "runtime/registry.h"
 
 namespace l4k::emu {
@@ -19,17 +18,28 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     char* rest = nullptr;
     uint64_t number = std::strtoull(value.c_str(), &rest, 0);
     bool numeric = !value.empty() && !*rest;
-    if (key == "mode" && value == "late") s->mode = Mode::late;
-    else if (key == "mode" && value == "early") s->mode = Mode::early;
-    else if (key == "mode" && value == "random") s->mode = Mode::random;
-    else if (key == "seed" && numeric) s->seed = number;
-    else if (key == "sms" && numeric && number) s->sms = static_cast<uint32_t>(number);
-    else if (key == "strict" && numeric) s->strict = number != 0;
-    else if (key == "perturb" && numeric) s->perturb = number != 0;
-    else if (key == "limit" && numeric) s->max_instructions = number;
-    else if (key == "print" && numeric) s->print = number != 0;
-    else if (key == "fp8" && value == "exact") s->fp8 = Fp8Accumulation::exact;
-    else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
+    if (key == "mode" && value == "late")
+      s->mode = Mode::late;
+    else if (key == "mode" && value == "early")
+      s->mode = Mode::early;
+    else if (key == "mode" && value == "random")
+      s->mode = Mode::random;
+    else if (key == "seed" && numeric)
+      s->seed = number;
+    else if (key == "sms" && numeric && number)
+      s->sms = static_cast<uint32_t>(number);
+    else if (key == "strict" && numeric)
+      s->strict = number != 0;
+    else if (key == "perturb" && numeric)
+      s->perturb = number != 0;
+    else if (key == "limit" && numeric)
+      s->max_instructions = number;
+    else if (key == "print" && numeric)
+      s->print = number != 0;
+    else if (key == "fp8" && value == "exact")
+      s->fp8 = Fp8Accumulation::exact;
+    else if (key == "fp8" && value == "hopper")
+      s->fp8 = Fp8Accumulation::hopper;
     else {
       *error = "unknown setting '" + key + "=" + value + "'";
       return false;
@@ -40,7 +50,8 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
 
 void add(InstCounters* to, const InstCounters& c) {
   to->issued += c.issued, to->global_bytes += c.global_bytes, to->sectors += c.sectors;
-  to->bulk_bytes += c.bulk_bytes, to->conflicts += c.conflicts, to->flop += c.flop, to->waits += c.waits;
+  to->bulk_bytes += c.bulk_bytes, to->conflicts += c.conflicts, to->flop += c.flop,
+      to->waits += c.waits;
 }
 
 }  // namespace
@@ -66,7 +77,8 @@ std::vector<KernelCounters> Machine::counters() const {
       const InstCounters& n = p.counters[i];
       if (!n.issued && !n.bulk_bytes) continue;
       add(&c.total, n);
-      if (n.global_bytes || n.bulk_bytes || n.conflicts || n.flop || n.waits) add(&lines[location(p, p.code[i])], n);
+      if (n.global_bytes || n.bulk_bytes || n.conflicts || n.flop || n.waits)
+        add(&lines[location(p, p.code[i])], n);
     }
     c.lines.assign(lines.begin(), lines.end());
     out.push_back(std::move(c));
@@ -126,7 +138,8 @@ const char* l4k_emu_counters(void) {
       if (v) s += std::string(" ") + name + "=" + std::to_string(v);
     };
     item("issued", c.issued), item("global_bytes", c.global_bytes), item("sectors", c.sectors);
-    item("bulk_bytes", c.bulk_bytes), item("bank_conflicts", c.conflicts), item("flop", c.flop), item("waits", c.waits);
+    item("bulk_bytes", c.bulk_bytes), item("bank_conflicts", c.conflicts), item("flop", c.flop),
+        item("waits", c.waits);
     return s + "\n";
   };
   for (const auto& k : Machine::get().counters()) {

@@ -14,38 +14,63 @@ namespace {
 int attribute(cudaDeviceAttr a, bool* known) {
   int sms = static_cast<int>(Machine::get().settings.sms);
   switch (a) {
-    case cudaDevAttrMaxThreadsPerBlock: return 1024;
+    case cudaDevAttrMaxThreadsPerBlock:
+      return 1024;
     case cudaDevAttrMaxBlockDimX:
-    case cudaDevAttrMaxBlockDimY: return 1024;
-    case cudaDevAttrMaxBlockDimZ: return 64;
-    case cudaDevAttrMaxGridDimX: return 0x7fffffff;
+    case cudaDevAttrMaxBlockDimY:
+      return 1024;
+    case cudaDevAttrMaxBlockDimZ:
+      return 64;
+    case cudaDevAttrMaxGridDimX:
+      return 0x7fffffff;
     case cudaDevAttrMaxGridDimY:
-    case cudaDevAttrMaxGridDimZ: return 65535;
-    case cudaDevAttrMaxSharedMemoryPerBlock: return 48 * 1024;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return 227 * 1024;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 228 * 1024;
-    case cudaDevAttrReservedSharedMemoryPerBlock: return 1024;
-    case cudaDevAttrTotalConstantMemory: return 65536;
-    case cudaDevAttrWarpSize: return 32;
+    case cudaDevAttrMaxGridDimZ:
+      return 65535;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      return 48 * 1024;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return 227 * 1024;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return 228 * 1024;
+    case cudaDevAttrReservedSharedMemoryPerBlock:
+      return 1024;
+    case cudaDevAttrTotalConstantMemory:
+      return 65536;
+    case cudaDevAttrWarpSize:
+      return 32;
     case cudaDevAttrMaxRegistersPerBlock:
-    case cudaDevAttrMaxRegistersPerMultiprocessor: return 65536;
-    case cudaDevAttrClockRate: return 1980000;
-    case cudaDevAttrMemoryClockRate: return 2619000;
-    case cudaDevAttrGlobalMemoryBusWidth: return 6144;
-    case cudaDevAttrMultiProcessorCount: return sms;
-    case cudaDevAttrL2CacheSize: return 50 * 1024 * 1024;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: return 32;
-    case cudaDevAttrComputeCapabilityMajor: return 9;
-    case cudaDevAttrComputeCapabilityMinor: return 0;
+    case cudaDevAttrMaxRegistersPerMultiprocessor:
+      return 65536;
+    case cudaDevAttrClockRate:
+      return 1980000;
+    case cudaDevAttrMemoryClockRate:
+      return 2619000;
+    case cudaDevAttrGlobalMemoryBusWidth:
+      return 6144;
+    case cudaDevAttrMultiProcessorCount:
+      return sms;
+    case cudaDevAttrL2CacheSize:
+      return 50 * 1024 * 1024;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return 2048;
+    case cudaDevAttrMaxBlocksPerMultiprocessor:
+      return 32;
+    case cudaDevAttrComputeCapabilityMajor:
+      return 9;
+    case cudaDevAttrComputeCapabilityMinor:
+      return 0;
     case cudaDevAttrCooperativeLaunch:
     case cudaDevAttrUnifiedAddressing:
     case cudaDevAttrManagedMemory:
     case cudaDevAttrConcurrentKernels:
     case cudaDevAttrMemoryPoolsSupported:
-    case cudaDevAttrStreamPrioritiesSupported: return 1;
-    case cudaDevAttrTextureAlignment: return 512;
-    default: *known = false; return 0;
+    case cudaDevAttrStreamPrioritiesSupported:
+      return 1;
+    case cudaDevAttrTextureAlignment:
+      return 512;
+    default:
+      *known = false;
+      return 0;
   }
 }
 
@@ -55,22 +80,26 @@ struct Event {
   std::chrono::steady_clock::time_point time;
 };
 
-CUresult encode_tiled_entry(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
-                            const cuuint64_t* dims, const cuuint64_t* strides, const cuuint32_t* box,
-                            const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
-                            CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion,
-                            CUtensorMapFloatOOBfill fill) {
-  EncodeResult r = encode_tiled(map, type, rank, address, dims, strides, box, element_strides, interleave, swizzle,
-                                promotion, fill);
+CUresult encode_tiled_entry(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
+                            void* address, const cuuint64_t* dims, const cuuint64_t* strides,
+                            const cuuint32_t* box, const cuuint32_t* element_strides,
+                            CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                            CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  EncodeResult r = encode_tiled(map, type, rank, address, dims, strides, box, element_strides,
+                                interleave, swizzle, promotion, fill);
   if (r.code != EncodeCode::ok) Registry::get().refusal = "cuTensorMapEncodeTiled: " + r.reason;
   return static_cast<CUresult>(r.code);
 }
 CUresult error_string(CUresult e, const char** s) {
-  *s = e == CUDA_SUCCESS ? "no error" : e == CUDA_ERROR_INVALID_VALUE ? "invalid argument" : "error";
+  *s = e == CUDA_SUCCESS               ? "no error"
+       : e == CUDA_ERROR_INVALID_VALUE ? "invalid argument"
+                                       : "error";
   return CUDA_SUCCESS;
 }
 CUresult error_name(CUresult e, const char** s) {
-  *s = e == CUDA_SUCCESS ? "CUDA_SUCCESS" : e == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR";
+  *s = e == CUDA_SUCCESS               ? "CUDA_SUCCESS"
+       : e == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE"
+                                       : "CUDA_ERROR";
   return CUDA_SUCCESS;
 }
 
@@ -81,7 +110,9 @@ cudaError_t entry_point(const char* name, void** f, cudaDriverEntryPointQueryRes
        : n == "cuGetErrorName"       ? reinterpret_cast<void*>(error_name)
                                      : nullptr;
   if (result) *result = *f ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-  if (!*f) return refuse(cudaErrorNotSupported, "driver entry point " + n + " is not implemented by the emulator");
+  if (!*f)
+    return refuse(cudaErrorNotSupported,
+                  "driver entry point " + n + " is not implemented by the emulator");
   return cudaSuccess;
 }
 
@@ -100,7 +131,8 @@ cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) {
   bool known = true;
   *v = attribute(a, &known);
   return known ? cudaSuccess
-               : refuse(cudaErrorNotSupported, "device attribute " + std::to_string(int(a)) + " is not implemented");
+               : refuse(cudaErrorNotSupported,
+                        "device attribute " + std::to_string(int(a)) + " is not implemented");
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   std::memset(p, 0, sizeof *p);
@@ -140,14 +172,20 @@ cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) {
       if (!p) return Registry::get().last;
       if (v < 0 || static_cast<uint32_t>(v) + static_shared(*p) > 227 * 1024)
         return refuse(cudaErrorInvalidValue, k->name + ": " + std::to_string(v) + " + " +
-                                                 std::to_string(static_shared(*p)) + " bytes of shared memory; 232448 fit");
+                                                 std::to_string(static_shared(*p)) +
+                                                 " bytes of shared memory; 232448 fit");
       k->max_dynamic_shared = static_cast<uint32_t>(v);
       k->dynamic_set = true;
       return cudaSuccess;
     }
-    case cudaFuncAttributeNonPortableClusterSizeAllowed: k->non_portable_cluster = v != 0; return cudaSuccess;
-    case cudaFuncAttributePreferredSharedMemoryCarveout: return cudaSuccess;
-    default: return refuse(cudaErrorInvalidValue, "function attribute " + std::to_string(int(a)) + " is not implemented");
+    case cudaFuncAttributeNonPortableClusterSizeAllowed:
+      k->non_portable_cluster = v != 0;
+      return cudaSuccess;
+    case cudaFuncAttributePreferredSharedMemoryCarveout:
+      return cudaSuccess;
+    default:
+      return refuse(cudaErrorInvalidValue,
+                    "function attribute " + std::to_string(int(a)) + " is not implemented");
   }
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* f) {
@@ -165,32 +203,42 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* f) {
   return cudaSuccess;
 }
 cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const void* f, int threads, size_t shared,
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const void* f,
+                                                                   int threads, size_t shared,
                                                                    unsigned) {
   Kernel* k = Registry::get().find(f);
   const Program* p = k ? k->load() : nullptr;
   if (!p) return Registry::get().last;
-  *n = static_cast<int>(occupancy(*p, static_cast<uint32_t>(threads), static_cast<uint32_t>(shared) + static_shared(*p)));
+  *n = static_cast<int>(occupancy(*p, static_cast<uint32_t>(threads),
+                                  static_cast<uint32_t>(shared) + static_shared(*p)));
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, const void* f, int threads, size_t shared) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* n, const void* f, int threads,
+                                                          size_t shared) {
   return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(n, f, threads, shared, 0);
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* n, const void* f, const cudaLaunchConfig_t* c) {
   int per_sm = 0;
   int threads = static_cast<int>(c->blockDim.x * c->blockDim.y * c->blockDim.z);
-  if (cudaError_t e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, f, threads, c->dynamicSmemBytes)) return e;
+  if (cudaError_t e =
+          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, f, threads, c->dynamicSmemBytes))
+    return e;
   unsigned size = 1;
   for (unsigned i = 0; i < c->numAttrs; ++i)
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension)
-      size = c->attrs[i].val.clusterDim.x * c->attrs[i].val.clusterDim.y * c->attrs[i].val.clusterDim.z;
+      size = c->attrs[i].val.clusterDim.x * c->attrs[i].val.clusterDim.y *
+             c->attrs[i].val.clusterDim.z;
   *n = static_cast<int>(static_cast<unsigned>(per_sm) * Machine::get().settings.sms / size);
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreate(cudaStream_t* s) { return *s = reinterpret_cast<cudaStream_t>(new char), cudaSuccess; }
+cudaError_t cudaStreamCreate(cudaStream_t* s) {
+  return *s = reinterpret_cast<cudaStream_t>(new char), cudaSuccess;
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { return cudaStreamCreate(s); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
+  return cudaStreamCreate(s);
+}
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
   Machine::get().synchronize();
   delete reinterpret_cast<char*>(s);
@@ -202,9 +250,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return st
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) {
   return *s = cudaStreamCaptureStatusNone, cudaSuccess;
 }
-cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = reinterpret_cast<cudaEvent_t>(new Event), cudaSuccess; }
+cudaError_t cudaEventCreate(cudaEvent_t* e) {
+  return *e = reinterpret_cast<cudaEvent_t>(new Event), cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
-cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete reinterpret_cast<Event*>(e), cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+  return delete reinterpret_cast<Event*>(e), cudaSuccess;
+}
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
   Machine::get().synchronize();
   reinterpret_cast<Event*>(e)->time = std::chrono::steady_clock::now();
@@ -212,8 +264,11 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {  // the emulator's own time
-  *ms = std::chrono::duration<float, std::milli>(reinterpret_cast<Event*>(b)->time - reinterpret_cast<Event*>(a)->time).count();
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a,
+                                 cudaEvent_t b) {  // the emulator's own time
+  *ms = std::chrono::duration<float, std::milli>(reinterpret_cast<Event*>(b)->time -
+                                                 reinterpret_cast<Event*>(a)->time)
+            .count();
   return cudaSuccess;
 }
 
@@ -225,42 +280,62 @@ cudaError_t cudaGetLastError() {
 cudaError_t cudaPeekAtLastError() { return Registry::get().last; }
 const char* cudaGetErrorName(cudaError_t e) {
   switch (e) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
-    case cudaErrorInvalidPtx: return "cudaErrorInvalidPtx";
-    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
-    case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
-    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-    case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
-    case cudaErrorInvalidClusterSize: return "cudaErrorInvalidClusterSize";
-    case cudaErrorNotSupported: return "cudaErrorNotSupported";
-    default: return "cudaError";
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidDeviceFunction:
+      return "cudaErrorInvalidDeviceFunction";
+    case cudaErrorInvalidPtx:
+      return "cudaErrorInvalidPtx";
+    case cudaErrorNoKernelImageForDevice:
+      return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorLaunchOutOfResources:
+      return "cudaErrorLaunchOutOfResources";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "cudaErrorCooperativeLaunchTooLarge";
+    case cudaErrorInvalidClusterSize:
+      return "cudaErrorInvalidClusterSize";
+    case cudaErrorNotSupported:
+      return "cudaErrorNotSupported";
+    default:
+      return "cudaError";
   }
 }
 const char* cudaGetErrorString(cudaError_t e) {
   // The reason is worth more than the name; it is kept until the next refusal.
   static std::string text;
-  if (e == cudaErrorLaunchFailure && Machine::get().failed()) text = "emulator: " + Machine::get().report.text();
-  else if (e != cudaSuccess && e == Registry::get().last && !Registry::get().refusal.empty()) text = Registry::get().refusal;
-  else return e == cudaSuccess ? "no error" : cudaGetErrorName(e);
+  if (e == cudaErrorLaunchFailure && Machine::get().failed())
+    text = "emulator: " + Machine::get().report.text();
+  else if (e != cudaSuccess && e == Registry::get().last && !Registry::get().refusal.empty())
+    text = Registry::get().refusal;
+  else
+    return e == cudaSuccess ? "no error" : cudaGetErrorName(e);
   return text.c_str();
 }
 
-cudaError_t cudaGetDriverEntryPoint(const char* name, void** f, unsigned long long, cudaDriverEntryPointQueryResult* r) {
+cudaError_t cudaGetDriverEntryPoint(const char* name, void** f, unsigned long long,
+                                    cudaDriverEntryPointQueryResult* r) {
   return entry_point(name, f, r);
 }
-cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, unsigned, unsigned long long,
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, unsigned,
+                                             unsigned long long,
                                              cudaDriverEntryPointQueryResult* r) {
   return entry_point(name, f, r);
 }
-CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* address,
-                                const cuuint64_t* dims, const cuuint64_t* strides, const cuuint32_t* box,
-                                const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
-                                CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
-  return encode_tiled_entry(map, type, rank, address, dims, strides, box, element_strides, interleave, swizzle, promotion, fill);
+CUresult cuTensorMapEncodeTiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
+                                void* address, const cuuint64_t* dims, const cuuint64_t* strides,
+                                const cuuint32_t* box, const cuuint32_t* element_strides,
+                                CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
+  return encode_tiled_entry(map, type, rank, address, dims, strides, box, element_strides,
+                            interleave, swizzle, promotion, fill);
 }
 
 }  // extern "C"

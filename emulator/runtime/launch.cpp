@@ -42,60 +42,77 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t
       case cudaLaunchAttributeProgrammaticStreamSerialization:
         l->programmatic = a.val.programmaticStreamSerializationAllowed != 0;
         break;
-      case cudaLaunchAttributeCooperative: l->cooperative = a.val.cooperative != 0; break;
+      case cudaLaunchAttributeCooperative:
+        l->cooperative = a.val.cooperative != 0;
+        break;
       case cudaLaunchAttributeIgnore:
       case cudaLaunchAttributePriority:
       case cudaLaunchAttributeAccessPolicyWindow:
       case cudaLaunchAttributeMemSyncDomain:
       case cudaLaunchAttributePreferredSharedMemoryCarveout:
-      case cudaLaunchAttributeClusterSchedulingPolicyPreference: break;
+      case cudaLaunchAttributeClusterSchedulingPolicyPreference:
+        break;
       default:
-        return refuse(cudaErrorNotSupported, k->name + ": launch attribute " + std::to_string(int(a.id)) +
+        return refuse(cudaErrorNotSupported, k->name + ": launch attribute " +
+                                                 std::to_string(int(a.id)) +
                                                  " is not implemented by the emulator");
     }
   }
   uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (!threads || threads > 1024 || block.z > 64 || !grid.x || !grid.y || !grid.z ||
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
-    return refuse(cudaErrorInvalidConfiguration, k->name + ": grid " + triple(grid) + " block " + triple(block));
+    return refuse(cudaErrorInvalidConfiguration,
+                  k->name + ": grid " + triple(grid) + " block " + triple(block));
   uint64_t bound = uint64_t{f.max_threads[0]} * f.max_threads[1] * f.max_threads[2];
   if (bound && threads > bound)
     return refuse(cudaErrorLaunchOutOfResources, k->name + ": " + std::to_string(threads) +
-                                                     " threads, but __launch_bounds__ says " + std::to_string(bound));
-  if (f.required_threads[0] && (block.x != f.required_threads[0] || block.y != f.required_threads[1] ||
-                                block.z != f.required_threads[2]))
-    return refuse(cudaErrorInvalidConfiguration, k->name + ": block " + triple(block) + " is not the required one");
+                                                     " threads, but __launch_bounds__ says " +
+                                                     std::to_string(bound));
+  if (f.required_threads[0] &&
+      (block.x != f.required_threads[0] || block.y != f.required_threads[1] ||
+       block.z != f.required_threads[2]))
+    return refuse(cudaErrorInvalidConfiguration,
+                  k->name + ": block " + triple(block) + " is not the required one");
   uint64_t fixed = p->static_shared_end - 1024;
-  uint64_t limit = k->dynamic_set ? k->max_dynamic_shared : 48 * 1024 - std::min<uint64_t>(fixed, 48 * 1024);
+  uint64_t limit =
+      k->dynamic_set ? k->max_dynamic_shared : 48 * 1024 - std::min<uint64_t>(fixed, 48 * 1024);
   if (shared > limit)
     return refuse(cudaErrorInvalidValue, k->name + ": " + std::to_string(shared) +
-                                             " bytes of dynamic shared memory; allowed are " + std::to_string(limit) +
+                                             " bytes of dynamic shared memory; allowed are " +
+                                             std::to_string(limit) +
                                              " (set cudaFuncAttributeMaxDynamicSharedMemorySize)");
   if (fixed + shared > kMaxShared)
-    return refuse(cudaErrorInvalidValue, k->name + ": " + std::to_string(fixed + shared) + " bytes of shared memory");
+    return refuse(cudaErrorInvalidValue,
+                  k->name + ": " + std::to_string(fixed + shared) + " bytes of shared memory");
   uint64_t size = uint64_t{cluster.x} * cluster.y * cluster.z;
   if (!size || size > (k->non_portable_cluster ? 16u : 8u))
-    return refuse(cudaErrorInvalidClusterSize, k->name + ": cluster " + triple(cluster) +
-                                                   " (up to 8 CTAs, or 16 with the non-portable attribute)");
-  if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
     return refuse(cudaErrorInvalidClusterSize,
-                  k->name + ": cluster " + triple(cluster) + " does not divide grid " + triple(grid));
-  uint32_t per_sm = occupancy(*p, static_cast<uint32_t>(threads), static_cast<uint32_t>(fixed + shared));
-  if (!per_sm) return refuse(cudaErrorLaunchOutOfResources, k->name + ": not even one CTA fits an SM");
+                  k->name + ": cluster " + triple(cluster) +
+                      " (up to 8 CTAs, or 16 with the non-portable attribute)");
+  if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
+    return refuse(cudaErrorInvalidClusterSize, k->name + ": cluster " + triple(cluster) +
+                                                   " does not divide grid " + triple(grid));
+  uint32_t per_sm =
+      occupancy(*p, static_cast<uint32_t>(threads), static_cast<uint32_t>(fixed + shared));
+  if (!per_sm)
+    return refuse(cudaErrorLaunchOutOfResources, k->name + ": not even one CTA fits an SM");
   if (l->cooperative && uint64_t{grid.x} * grid.y * grid.z > uint64_t{per_sm} * m.settings.sms)
     return refuse(cudaErrorCooperativeLaunchTooLarge,
-                  k->name + ": " + std::to_string(uint64_t{grid.x} * grid.y * grid.z) + " CTAs, but only " +
-                      std::to_string(uint64_t{per_sm} * m.settings.sms) + " are resident together");
+                  k->name + ": " + std::to_string(uint64_t{grid.x} * grid.y * grid.z) +
+                      " CTAs, but only " + std::to_string(uint64_t{per_sm} * m.settings.sms) +
+                      " are resident together");
   const dim3* shapes[] = {&grid, &block, &cluster};
   uint32_t* into[] = {l->grid, l->block, l->cluster};
-  for (int i = 0; i < 3; ++i) into[i][0] = shapes[i]->x, into[i][1] = shapes[i]->y, into[i][2] = shapes[i]->z;
+  for (int i = 0; i < 3; ++i)
+    into[i][0] = shapes[i]->x, into[i][1] = shapes[i]->y, into[i][2] = shapes[i]->z;
   l->dynamic_shared = static_cast<uint32_t>(shared);
   // Tensor maps in the block must keep their 64-byte alignment.
   l->params.assign(f.param_bytes + 256, 0);
   auto base = reinterpret_cast<uint64_t>(l->params.data());
   l->param_base = (base + 127) / 128 * 128;
   for (size_t i = 0; i < f.params.size(); ++i)
-    std::memcpy(reinterpret_cast<void*>(l->param_base + f.params[i]->address), args[i], f.params[i]->bytes);
+    std::memcpy(reinterpret_cast<void*>(l->param_base + f.params[i]->address), args[i],
+                f.params[i]->bytes);
   m.launch(std::move(l));
   return status();
 }

@@ -24,9 +24,10 @@ cudaError_t copy(void* dst, const void* src, size_t n, cudaMemcpyKind kind) {
   bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
   if ((to_device && !valid(dst, n)) || (from_device && !valid(src, n)))
-    return refuse(cudaErrorInvalidValue, "copy of " + std::to_string(n) + " bytes leaves its device allocation: " +
-                                             Machine::get().memory.describe(reinterpret_cast<uint64_t>(
-                                                 to_device && !valid(dst, n) ? dst : src)));
+    return refuse(cudaErrorInvalidValue,
+                  "copy of " + std::to_string(n) + " bytes leaves its device allocation: " +
+                      Machine::get().memory.describe(
+                          reinterpret_cast<uint64_t>(to_device && !valid(dst, n) ? dst : src)));
   std::memmove(dst, src, n);
   return cudaSuccess;
 }
@@ -43,7 +44,9 @@ cudaError_t allocate(void** p, size_t n) {
   if (cudaError_t e = status()) return e;
   if (!p) return refuse(cudaErrorInvalidValue, "cudaMalloc into a null pointer");
   *p = n ? Machine::get().memory.allocate(n) : nullptr;
-  return n && !*p ? refuse(cudaErrorMemoryAllocation, "out of memory: " + std::to_string(n) + " bytes") : cudaSuccess;
+  return n && !*p
+             ? refuse(cudaErrorMemoryAllocation, "out of memory: " + std::to_string(n) + " bytes")
+             : cudaSuccess;
 }
 
 cudaError_t release(void* p) {
@@ -56,7 +59,8 @@ cudaError_t release(void* p) {
 uint8_t* symbol(const void* s, size_t n, size_t offset, cudaError_t* error) {
   const Variable* v = Registry::get().variable(s);
   if (!v || offset > v->bytes || n > v->bytes - offset) {
-    *error = v ? refuse(cudaErrorInvalidValue, "copy past the end of " + v->name) : Registry::get().last;
+    *error =
+        v ? refuse(cudaErrorInvalidValue, "copy past the end of " + v->name) : Registry::get().last;
     return nullptr;
   }
   return reinterpret_cast<uint8_t*>(v->address) + offset;
@@ -79,33 +83,41 @@ cudaError_t cudaHostGetDevicePointer(void** d, void* h, unsigned) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind k) { return copy(d, s, n, k); }
+cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind k) {
+  return copy(d, s, n, k);
+}
 cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind k, cudaStream_t) {
   return copy(d, s, n, k);
 }
-cudaError_t cudaMemcpy2D(void* d, size_t dp, const void* s, size_t sp, size_t w, size_t h, cudaMemcpyKind k) {
-  if (w > dp || w > sp) return refuse(cudaErrorInvalidPitchValue, "cudaMemcpy2D: rows wider than the pitch");
+cudaError_t cudaMemcpy2D(void* d, size_t dp, const void* s, size_t sp, size_t w, size_t h,
+                         cudaMemcpyKind k) {
+  if (w > dp || w > sp)
+    return refuse(cudaErrorInvalidPitchValue, "cudaMemcpy2D: rows wider than the pitch");
   for (size_t y = 0; y < h; ++y)
-    if (cudaError_t e = copy(static_cast<char*>(d) + y * dp, static_cast<const char*>(s) + y * sp, w, k)) return e;
+    if (cudaError_t e =
+            copy(static_cast<char*>(d) + y * dp, static_cast<const char*>(s) + y * sp, w, k))
+      return e;
   return cudaSuccess;
 }
-cudaError_t cudaMemcpy2DAsync(void* d, size_t dp, const void* s, size_t sp, size_t w, size_t h, cudaMemcpyKind k,
-                              cudaStream_t) {
+cudaError_t cudaMemcpy2DAsync(void* d, size_t dp, const void* s, size_t sp, size_t w, size_t h,
+                              cudaMemcpyKind k, cudaStream_t) {
   return cudaMemcpy2D(d, dp, s, sp, w, h, k);
 }
 cudaError_t cudaMemset(void* p, int v, size_t n) { return fill(p, v, n); }
 cudaError_t cudaMemsetAsync(void* p, int v, size_t n, cudaStream_t) { return fill(p, v, n); }
-cudaError_t cudaMemcpyToSymbol(const void* s, const void* src, size_t n, size_t offset, cudaMemcpyKind) {
+cudaError_t cudaMemcpyToSymbol(const void* s, const void* src, size_t n, size_t offset,
+                               cudaMemcpyKind) {
   if (cudaError_t e = settle()) return e;
   cudaError_t error = cudaSuccess;
   if (uint8_t* p = symbol(s, n, offset, &error)) std::memcpy(p, src, n);
   return error;
 }
-cudaError_t cudaMemcpyToSymbolAsync(const void* s, const void* src, size_t n, size_t offset, cudaMemcpyKind k,
-                                    cudaStream_t) {
+cudaError_t cudaMemcpyToSymbolAsync(const void* s, const void* src, size_t n, size_t offset,
+                                    cudaMemcpyKind k, cudaStream_t) {
   return cudaMemcpyToSymbol(s, src, n, offset, k);
 }
-cudaError_t cudaMemcpyFromSymbol(void* dst, const void* s, size_t n, size_t offset, cudaMemcpyKind) {
+cudaError_t cudaMemcpyFromSymbol(void* dst, const void* s, size_t n, size_t offset,
+                                 cudaMemcpyKind) {
   if (cudaError_t e = settle()) return e;
   cudaError_t error = cudaSuccess;
   if (uint8_t* p = symbol(s, n, offset, &error)) std::memcpy(dst, p, n);

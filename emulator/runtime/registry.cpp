@@ -30,7 +30,8 @@ void FatBinary::load() {
   try {
     for (const auto& image : read_fat_binary(data)) images.push_back(load_image(image.ptx));
     if (images.empty())
-      error = "the fat binary holds no PTX: compile with -gencode=arch=compute_90a,code=compute_90a";
+      error =
+          "the fat binary holds no PTX: compile with -gencode=arch=compute_90a,code=compute_90a";
   } catch (const PtxError& e) {
     error = e.what();
   }
@@ -47,8 +48,10 @@ const Program* Kernel::load() {
       return p;
     }
   }
-  if (!binary->error.empty()) refuse(cudaErrorInvalidPtx, "kernel " + name + ": " + binary->error);
-  else refuse(cudaErrorNoKernelImageForDevice, "no PTX defines kernel " + name);
+  if (!binary->error.empty())
+    refuse(cudaErrorInvalidPtx, "kernel " + name + ": " + binary->error);
+  else
+    refuse(cudaErrorNoKernelImageForDevice, "no PTX defines kernel " + name);
   return nullptr;
 }
 
@@ -90,7 +93,8 @@ const Variable* Registry::variable(const void* symbol) {
   it->second.binary->load();
   for (auto& i : it->second.binary->images)
     if (const Variable* v = i->module->find_variable(it->second.name)) return v;
-  refuse(cudaErrorInvalidSymbol, "no PTX defines variable " + it->second.name + " " + it->second.binary->error);
+  refuse(cudaErrorInvalidSymbol,
+         "no PTX defines variable " + it->second.name + " " + it->second.binary->error);
   return nullptr;
 }
 
@@ -116,8 +120,8 @@ void __cudaUnregisterFatBinary(void** handle) {
   std::erase_if(r.kernels, [&](auto& k) { return k.second->binary == binary; });
   std::erase_if(r.variables, [&](auto& v) { return v.second.binary == binary; });
 }
-void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, uint3*, uint3*,
-                            dim3*, dim3*, int*) {
+void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, uint3*,
+                            uint3*, dim3*, dim3*, int*) {
   auto k = std::make_unique<Kernel>();
   k->binary = reinterpret_cast<FatBinary*>(handle);
   k->name = name;
@@ -143,7 +147,8 @@ unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, CUstr
 }
 cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
   auto& stack = configurations();
-  if (stack.empty()) return refuse(cudaErrorMissingConfiguration, "a launch without a configuration");
+  if (stack.empty())
+    return refuse(cudaErrorMissingConfiguration, "a launch without a configuration");
   *grid = stack.back().grid;
   *block = stack.back().block;
   *shared = stack.back().shared;
@@ -155,16 +160,16 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
   *kernel = reinterpret_cast<cudaKernel_t>(Registry::get().find(function));
   return *kernel ? cudaSuccess : Registry::get().last;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** args, size_t shared,
-                               cudaStream_t) {
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** args,
+                               size_t shared, cudaStream_t) {
   return run(kernel, grid, block, args, shared, nullptr, 0);
 }
-cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** args, size_t shared,
-                                    cudaStream_t) {
+cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** args,
+                                    size_t shared, cudaStream_t) {
   return run(kernel, grid, block, args, shared, nullptr, 0);
 }
-cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
-                             cudaStream_t) {
+cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** args,
+                             size_t shared, cudaStream_t) {
   return run(function, grid, block, args, shared, nullptr, 0);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** args) {

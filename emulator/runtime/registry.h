@@ -38,7 +38,7 @@ struct DeviceVariable {
 
 struct Registry {
   std::vector<std::unique_ptr<FatBinary>> binaries;
-  std::map<const void*, std::unique_ptr<Kernel>> kernels;   // by host function
+  std::map<const void*, std::unique_ptr<Kernel>> kernels;  // by host function
   std::map<const void*, DeviceVariable> variables;
   cudaError_t last = cudaSuccess;
   std::string refusal;

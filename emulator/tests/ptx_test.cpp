@@ -24,7 +24,8 @@ void expect(bool ok, const std::string& what) {
 const char* const kHead = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
 // Runs `body` with 32 lanes: %a, %b, %c hold the lane's inputs (32 bits), %d is the result.
-std::string run(const std::string& body, const std::vector<uint32_t>& in, std::vector<uint32_t>* out, uint32_t lanes = 32) {
+std::string run(const std::string& body, const std::vector<uint32_t>& in,
+                std::vector<uint32_t>* out, uint32_t lanes = 32) {
   std::string text = std::string(kHead) + R"(
 .visible .entry k(.param .u64 in, .param .u64 out) {
 .reg .b32 %a, %b, %c, %d, %t<8>; .reg .b64 %i, %o, %w<8>; .reg .pred %p<4>; .reg .b16 %h<4>;
@@ -64,7 +65,8 @@ void value(const std::string& body, const std::vector<uint32_t>& in, uint32_t wa
   std::vector<uint32_t> out;
   std::string kind = run(body, in, &out);
   char got[96];
-  std::snprintf(got, sizeof got, ": got 0x%x, want 0x%x %s", out.empty() ? 0 : out[0], want, kind.c_str());
+  std::snprintf(got, sizeof got, ": got 0x%x, want 0x%x %s", out.empty() ? 0 : out[0], want,
+                kind.c_str());
   expect(kind.empty() && !out.empty() && out[0] == want, body + got);
 }
 
@@ -94,7 +96,8 @@ void arithmetic() {
   value("max.u32 %d, %a, %b;", {0xffffffff, 2, 0}, 0xffffffff);
   value("shl.b32 %d, %a, %b;", {1, 32, 0}, 0);
   value("shr.s32 %d, %a, %b;", {0x80000000, 40, 0}, 0xffffffff);
-  value("lop3.b32 %d, %a, %b, %c, 0x96;", {0xff00ff00, 0xf0f0f0f0, 0xcccccccc}, 0xff00ff00 ^ 0xf0f0f0f0 ^ 0xcccccccc);
+  value("lop3.b32 %d, %a, %b, %c, 0x96;", {0xff00ff00, 0xf0f0f0f0, 0xcccccccc},
+        0xff00ff00 ^ 0xf0f0f0f0 ^ 0xcccccccc);
   value("lop3.b32 %d, %a, %b, %c, 0xea;", {0x0f, 0x3c, 0x80}, (0x0f & 0x3c) | 0x80);
   value("prmt.b32 %d, %a, %b, 0x5410;", {0x33221100, 0x77665544, 0}, 0x55441100);
   value("prmt.b32 %d, %a, %b, 0x9;", {0x00008000, 0, 0}, 0x000000ff);
@@ -111,7 +114,8 @@ void arithmetic() {
   value("add.cc.u32 %t1, %a, %b; addc.u32 %d, %c, 0;", {0xffffffff, 1, 5}, 6);
   value("setp.lt.s32 %p1, %a, %b; selp.b32 %d, 1, 2, %p1;", {0xffffffff, 0, 0}, 1);
   value("setp.lt.u32 %p1|%p2, %a, %b; selp.b32 %d, 1, 2, %p2;", {0xffffffff, 0, 0}, 1);
-  value("cvt.s64.s32 %w1, %a; shr.u64 %w1, %w1, 32; cvt.u32.u64 %d, %w1;", {0x80000000, 0, 0}, 0xffffffff);
+  value("cvt.s64.s32 %w1, %a; shr.u64 %w1, %w1, 32; cvt.u32.u64 %d, %w1;", {0x80000000, 0, 0},
+        0xffffffff);
   value("cvt.u32.u8 %d, %a;", {0x1234, 0, 0}, 0x34);
   value("cvt.s32.s8 %d, %a;", {0x1284, 0, 0}, 0xffffff84);
 }
@@ -128,7 +132,8 @@ void floating() {
   value("cvt.rzi.s32.f32 %d, %a;", {0xc0200000, 0, 0}, 0xfffffffe);
   value("cvt.rni.s32.f32 %d, %a;", {0x40200000, 0, 0}, 2);
   value("cvt.rn.f32.s32 %d, %a;", {0xffffffff, 0, 0}, 0xbf800000);
-  value("cvt.rn.satfinite.e4m3x2.f32 %h1, %a, %b; cvt.u32.u16 %d, %h1;", {0x447a0000, 0x3f800000, 0}, 0x7e38);
+  value("cvt.rn.satfinite.e4m3x2.f32 %h1, %a, %b; cvt.u32.u16 %d, %h1;",
+        {0x447a0000, 0x3f800000, 0}, 0x7e38);
   value("fma.rn.bf16x2 %d, %a, %b, %c;", {0x3f804000, 0x40003f80, 0x3f803f80}, 0x40404040);
   value("neg.f32 %d, %a;", {0x3f800000, 0, 0}, 0xbf800000);
   value("sqrt.rn.f32 %d, %a;", {0x41100000, 0, 0}, 0x40400000);
@@ -142,26 +147,46 @@ void warp() {
   value("elect.sync %d|%p1, -1;", {0}, 0);
   value("and.b32 %t1, %t0, 7; match.any.sync.b32 %d, %t1, -1;", {0}, 0x01010101);
   // Divergence: the long way round, meeting again before the vote.
-  value("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 bra L; bra M; L: mov.u32 %d, 1; M: redux.sync.add.u32 %d, %d, -1;", {0}, 4);
+  value(
+      "mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 bra L; bra M; L: mov.u32 %d, 1; M: "
+      "redux.sync.add.u32 %d, %d, -1;",
+      {0}, 4);
   // A later block that branches back: the early group has to wait for it.
-  value("mov.u32 %d, 1; setp.lt.u32 %p1, %t0, 4; @%p1 bra L; J: redux.sync.add.u32 %d, %d, -1; bra E; L: mov.u32 %d, 3; bra J; E:", {0}, 40);
-  value("{ .reg .b32 %x; mov.u32 %x, 5; bra D; D: mov.u32 %d, %x; } { .reg .b32 %x; add.u32 %x, %d, 1; bra D; D: mov.u32 %d, %x; }", {0}, 6);
+  value(
+      "mov.u32 %d, 1; setp.lt.u32 %p1, %t0, 4; @%p1 bra L; J: redux.sync.add.u32 %d, %d, -1; bra "
+      "E; L: mov.u32 %d, 3; bra J; E:",
+      {0}, 40);
+  value(
+      "{ .reg .b32 %x; mov.u32 %x, 5; bra D; D: mov.u32 %d, %x; } { .reg .b32 %x; add.u32 %x, %d, "
+      "1; bra D; D: mov.u32 %d, %x; }",
+      {0}, 6);
 }
 
 void reports() {
   report("add.u32 %d, %t5, 1;", "uninitialised-register");
   report("mov.u32 %d, 0; ld.global.b32 %d, [%o+128];", "global-out-of-bounds");
   report("mov.u32 %d, 0; ld.global.b32 %d, [%o+2];", "misaligned");
-  report("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 bra E; redux.sync.add.u32 %d, %d, -1; E:", "");
-  report("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 redux.sync.add.u32 %d, %d, -1;", "missing-lane");
-  report("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 exit; shfl.sync.idx.b32 %d, %d, 0, 31, -1;", "missing-lane");
+  report("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 bra E; redux.sync.add.u32 %d, %d, -1; E:",
+         "");
+  report("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 redux.sync.add.u32 %d, %d, -1;",
+         "missing-lane");
+  report("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 exit; shfl.sync.idx.b32 %d, %d, 0, 31, -1;",
+         "missing-lane");
   report(".shared .align 4 .b8 s[16]; ld.shared.b32 %d, [s];", "uninitialised-shared-read");
-  report(".shared .align 4 .b8 s[16]; st.shared.b32 [s+16], %a; mov.u32 %d, 0;", "shared-out-of-bounds");
-  report(".shared .align 8 .b8 s[16]; mov.u32 %d, 0; W: mbarrier.try_wait.parity.shared.b64 %p1, [s], 0; @!%p1 bra W;", "mbarrier-uninitialised");
-  report(".shared .align 8 .b8 s[16]; mov.u32 %d, 0; setp.ne.u32 %p2, %t0, 0; @%p2 bra W; mbarrier.init.shared.b64 [s], 1; "
-         "W: mbarrier.try_wait.parity.shared.b64 %p1, [s], 0; @!%p1 bra W;", "deadlock");
+  report(".shared .align 4 .b8 s[16]; st.shared.b32 [s+16], %a; mov.u32 %d, 0;",
+         "shared-out-of-bounds");
+  report(
+      ".shared .align 8 .b8 s[16]; mov.u32 %d, 0; W: mbarrier.try_wait.parity.shared.b64 %p1, [s], "
+      "0; @!%p1 bra W;",
+      "mbarrier-uninitialised");
+  report(
+      ".shared .align 8 .b8 s[16]; mov.u32 %d, 0; setp.ne.u32 %p2, %t0, 0; @%p2 bra W; "
+      "mbarrier.init.shared.b64 [s], 1; "
+      "W: mbarrier.try_wait.parity.shared.b64 %p1, [s], 0; @!%p1 bra W;",
+      "deadlock");
   report("trap; mov.u32 %d, 0;", "trap");
-  report("mov.u32 %d, 0; tcgen05.mma.cta_group::1.kind::f16 [%d], %w0, %w0, %d, %p0;", "not-implemented");
+  report("mov.u32 %d, 0; tcgen05.mma.cta_group::1.kind::f16 [%d], %w0, %w0, %d, %p0;",
+         "not-implemented");
   report("mov.u32 %d, 0; bar.sync 1, 64;", "barrier-mismatch");
   report("mov.u32 %d, 0; mov.u32 %d, %d; bra E; E: bar.sync 0;", "", 20);
 }
@@ -174,7 +199,8 @@ void parser() {
   malformed(std::string(kHead) + ".visible .entry k() { .reg .b32 %r<4>; L: L: ret; }");
   malformed(std::string(kHead) + ".visible .entry k() { .reg .b32 %r<4>; add.u32 %r1, %r2; }");
   malformed(std::string(kHead) + ".visible .entry k() { .reg .b64 %r<4>; add.u32 %r1, %r2, %r3; }");
-  malformed(std::string(kHead) + ".visible .entry k() { .reg .b32 %r<4>; ld.global.b32 %r1, [x]; }");
+  malformed(std::string(kHead) +
+            ".visible .entry k() { .reg .b32 %r<4>; ld.global.b32 %r1, [x]; }");
   malformed(std::string(kHead) + ".visible .entry k() {");
   malformed(std::string(kHead) + ".global .align 3 .b8 x[4];");
   malformed(std::string(kHead) + ".global .b8 x[4] = {1, 2, 3, 4, 5};");
@@ -202,7 +228,8 @@ L: st.global.v2.b32 [%d1+8], {%r1, %r2}; ret; }
     if (i % 4 == 0) {
       t.resize(next() % t.size());
     } else {
-      for (uint32_t k = 0; k <= next() % 3; ++k) t[next() % t.size()] = static_cast<char>(next() >> 24);
+      for (uint32_t k = 0; k <= next() % 3; ++k)
+        t[next() % t.size()] = static_cast<char>(next() >> 24);
     }
     try {
       load_image(t);

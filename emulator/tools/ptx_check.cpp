@@ -20,10 +20,11 @@ int check(const std::string& text) {
     for (const auto& [name, program] : image->programs)
       for (const Inst& in : program->code) {
         ++instructions;
-        if (!in.note.empty()) missing.emplace(in.note, name + ", PTX line " + std::to_string(in.ptx->line));
+        if (!in.note.empty())
+          missing.emplace(in.note, name + ", PTX line " + std::to_string(in.ptx->line));
       }
-    std::printf("  %zu functions, %zu instructions, %zu not implemented\n", image->programs.size(), instructions,
-                missing.size());
+    std::printf("  %zu functions, %zu instructions, %zu not implemented\n", image->programs.size(),
+                instructions, missing.size());
   } catch (const PtxError& e) {
     std::printf("  %s\n", e.what());
     return 1;
@@ -41,7 +42,8 @@ int main(int argc, char** argv) {
     std::string data((std::istreambuf_iterator<char>(file)), {});
     std::printf("%s\n", argv[i]);
     size_t found = 0;
-    for (size_t at = data.find(".version "); at != std::string::npos; at = data.find(".version ", at + 1)) {
+    for (size_t at = data.find(".version "); at != std::string::npos;
+         at = data.find(".version ", at + 1)) {
       ++found;
       status |= check(std::string(data.c_str() + at, strnlen(data.c_str() + at, data.size() - at)));
     }

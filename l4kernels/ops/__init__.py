@@ -1,7 +1,68 @@
 """Typed references: the meaning of every operation, and its CPU implementation."""
 
-from l4kernels.ops.activation import silu_mul
+from l4kernels.ops.activation import silu_mul, silu_mul_fp8
+from l4kernels.ops.attention import Attention, flash_decode, flash_prefill
+from l4kernels.ops.embed import embed
+from l4kernels.ops.epilogue import deinterleave_gate_up, interleave_gate_up
+from l4kernels.ops.gemm import gemm, gemm_swiglu_fp8
 from l4kernels.ops.mma_tile import mma_tile
+from l4kernels.ops.moe import Routing, moe_combine, moe_permute, moe_permute_fp8, moe_route
+from l4kernels.ops.norm import AddRmsNorm, RmsNormFp8, add_rms_norm, rms_norm, rms_norm_fp8
+from l4kernels.ops.quant import (
+    Int4,
+    Quantized,
+    dequantize_fp8,
+    dequantize_int4,
+    pack_int4,
+    quantize_fp8,
+    quantize_int4,
+    unpack_int4,
+)
 from l4kernels.ops.registry import OPS, Op, Work, reference
+from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
+from l4kernels.ops.sample import Sample, sample
+from l4kernels.ops.w4 import w4_gemm
+from l4kernels.ops.word_sum import word_sum
 
-__all__ = ["OPS", "Op", "Work", "mma_tile", "reference", "silu_mul"]
+__all__ = [
+    "OPS",
+    "AddRmsNorm",
+    "Attention",
+    "Int4",
+    "Op",
+    "Quantized",
+    "RmsNormFp8",
+    "Routing",
+    "Sample",
+    "Work",
+    "add_rms_norm",
+    "deinterleave_gate_up",
+    "dequantize_fp8",
+    "dequantize_int4",
+    "embed",
+    "flash_decode",
+    "flash_prefill",
+    "gemm",
+    "gemm_swiglu_fp8",
+    "interleave_gate_up",
+    "mma_tile",
+    "moe_combine",
+    "moe_permute",
+    "moe_permute_fp8",
+    "moe_route",
+    "pack_int4",
+    "quantize_fp8",
+    "quantize_int4",
+    "reference",
+    "rms_norm",
+    "rms_norm_fp8",
+    "rope_cache",
+    "rope_frequencies",
+    "rope_table",
+    "sample",
+    "silu_mul",
+    "silu_mul_fp8",
+    "unpack_int4",
+    "w4_gemm",
+    "word_sum",
+]

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l4kernels.ops.check import describe
+
 NAMESPACE = "l4kernels"
 EMULATED_NAMESPACE = "l4kernels_emulated"
 
@@ -23,6 +25,7 @@ OPS: dict[str, "Op"] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _route = "library"
+_on_reference: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,10 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
-        if _route == "reference":
+        if _route == "reference" or self.name in _on_reference:
             return self.reference(*args, out=out, **kwargs)
         namespace = EMULATED_NAMESPACE if _route == "emulated" else NAMESPACE
-        packet = getattr(getattr(torch.ops, namespace), self.name, None)
-        if packet is None:
-            raise NotImplementedError(
-                f"{NAMESPACE}.{self.name}: no compiled kernel to emulate. Run this op under "
-                f"l4kernels.reference(), or name it in emulated(reference=...)."
-            )
+        packet = getattr(getattr(torch.ops, namespace), self.name)
         if out is not None:
             if not self.has_out:
                 raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
@@ -92,9 +90,9 @@ class Op:
 
     def reference(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
-        result = self._checked(*args, **kwargs)
         if out is not None:
-            return out.copy_(result)
+            return self._checked_out(*args, out=out, **kwargs)
+        result = self._checked(*args, **kwargs)
         return result if self._returns is None else self._returns(*result)
 
     def _checked(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +100,13 @@ class Op:
         return self.body(*args, **kwargs)
 
     def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
-        return out.copy_(self._checked(*args, **kwargs))
+        result = self._checked(*args, **kwargs)
+        if out.shape != result.shape or out.dtype != result.dtype:
+            raise ValueError(
+                f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
+                f"got {describe(out)}"
+            )
+        return out.copy_(result)
 
     def _fake_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
         def fake(*args: Any, **kwargs: Any) -> Any:
@@ -138,14 +142,16 @@ def op(
 
 
 @contextlib.contextmanager
-def routed(route: str) -> Iterator[None]:
-    """Sends every op call in the block to "library", "reference" or "emulated"."""
-    global _route
-    previous, _route = _route, route
+def routed(route: str, reference: frozenset[str] = frozenset()) -> Iterator[None]:
+    """Sends op calls in the block to "library", "reference" or "emulated"; those named in
+    `reference` go to their typed bodies in any case."""
+    global _route, _on_reference
+    previous = _route, _on_reference
+    _route, _on_reference = route, reference
     try:
         yield
     finally:
-        _route = previous
+        _route, _on_reference = previous
 
 
 def reference() -> contextlib.AbstractContextManager[None]:

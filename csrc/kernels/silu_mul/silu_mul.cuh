@@ -5,12 +5,12 @@
 // copy bandwidth; each thread keeps four independent 16-byte loads in flight, 98 KB per SM at the
 // occupancy of the budget. See docs/kernels/silu_mul.md.
 #pragma once
-#include <cuda_bf16.h>
-
 #include "kernels/silu_mul/silu_mul.h"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "tile/base.h"
+#include "tile/fp8.cuh"
+#include "tile/vector.cuh"
 
 namespace l4k {
 
@@ -18,21 +18,14 @@ constexpr int kSiluMulThreads = 128;
 constexpr int kSiluMulUnroll = 2;
 constexpr int kSiluMulTile = kSiluMulThreads * kSiluMulUnroll;  // vectors of 8 outputs
 
-// Eight bf16 values in one 16-byte register quad.
-union SiluMulVector {
-  uint4 raw;
-  __nv_bfloat162 pairs[4];
-};
-
-__device__ __forceinline__ uint4 silu_mul_vector(uint4 gate_raw, uint4 up_raw) {
-  SiluMulVector gate{gate_raw}, up{up_raw}, out;
+__device__ __forceinline__ void silu_mul_vector(uint4 gate_raw, uint4 up_raw,
+                                                float (&out)[kVector]) {
+  float gate[kVector], up[kVector];
+  unpack(gate_raw, gate);
+  unpack(up_raw, up);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 g = __bfloat1622float2(gate.pairs[i]), u = __bfloat1622float2(up.pairs[i]);
-    out.pairs[i] = __floats2bfloat162_rn(__fdividef(g.x, 1.f + __expf(-g.x)) * u.x,
-                                         __fdividef(g.y, 1.f + __expf(-g.y)) * u.y);
-  }
-  return out.raw;
+  for (int i = 0; i < kVector; ++i)
+    out[i] = __fdividef(gate[i], 1.f + __expf(-gate[i])) * up[i];
 }
 
 __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams params) {
@@ -61,8 +54,57 @@ __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams
 #pragma unroll
     for (int u = 0; u < kSiluMulUnroll; ++u) {
       const int v = first + u * kSiluMulThreads;
-      if (v < row_vectors) ptx::store_streaming(out + v, silu_mul_vector(gate[u], up[u]));
+      if (v >= row_vectors) continue;
+      float value[kVector];
+      silu_mul_vector(gate[u], up[u], value);
+      ptx::store_streaming(out + v, pack(value));
     }
+  }
+}
+
+// The same as e4m3: a CTA holds a row of float32 products in registers, two vectors per thread, and
+// has the next row's gates and ups in flight while it reduces this one.
+constexpr int kSiluMulFp8Vectors = 2;
+constexpr int kSiluMulFp8Registers = 64;
+
+struct SiluMulRow {
+  uint4 gate[kSiluMulFp8Vectors], up[kSiluMulFp8Vectors];
+};
+
+__device__ __forceinline__ void load_row(const SiluMulFp8Params& params, int64_t row,
+                                         SiluMulRow& out) {
+  const int vectors = params.width / kVector;
+  const uint4* gates = static_cast<const uint4*>(params.x) + row * (params.x_stride / kVector);
+#pragma unroll
+  for (int u = 0; u < kSiluMulFp8Vectors; ++u) {
+    const int v = threadIdx.x + u * blockDim.x;
+    out.gate[u] = out.up[u] = uint4{};  // silu(0) * 0 = 0
+    if (row < params.rows && v < vectors) {
+      out.gate[u] = ptx::load_streaming(gates + v);
+      out.up[u] = ptx::load_streaming(gates + vectors + v);
+    }
+  }
+}
+
+template <int kScaling>
+__global__ void __maxnreg__(kSiluMulFp8Registers) silu_mul_fp8_kernel(SiluMulFp8Params params) {
+  __shared__ uint32_t partials[2][32];
+  const int vectors = params.width / kVector;
+  const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
+
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  SiluMulRow ahead;
+  load_row(params, blockIdx.x, ahead);
+  int parity = 0;
+  for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x, parity ^= 1) {
+    float value[kSiluMulFp8Vectors][kVector];
+#pragma unroll
+    for (int u = 0; u < kSiluMulFp8Vectors; ++u)
+      silu_mul_vector(ahead.gate[u], ahead.up[u], value[u]);
+    load_row(params, row + gridDim.x, ahead);
+    store_fp8_row<kScaling>(value, vectors, static_cast<uint2*>(params.q) + row * vectors,
+                            params.scale + row * scales, partials[parity]);
   }
 }
 

@@ -1,0 +1,76 @@
+"""One call measured: time, share of the floor, peers of the same run, as a row."""
+
+from typing import Any
+
+import torch
+
+from bench.peaks import PEAKS, Peaks
+from bench.peers import cupy_oracle, peers
+from bench.shapes import Call
+from bench.timing import Timing, time_calls, time_graph
+from l4kernels.ops import OPS, Work
+from l4kernels.testing import relative_error
+
+SMALL_US = 50
+"""Below this floor a call is timed inside a captured chain, where launches leave no gaps."""
+
+
+def floor_us(work: Work, peaks: Peaks, *, fp8: bool = False) -> float:
+    """The least time: bytes over bandwidth or FLOP over peak, whichever is longer."""
+    return 1e6 * max(work.bytes / peaks.memory, work.flops / (peaks.fp8 if fp8 else peaks.bf16))
+
+
+def timed(call: Any, floor: float) -> Timing:
+    return time_graph(call) if floor < SMALL_US else time_calls(call)
+
+
+def measure(case: Call, gpu: str) -> tuple[Timing, dict[str, Any]]:
+    """Times a call on the GPU, and its peers; each peer is first compared with the reference."""
+    args, kwargs = case.make("cuda")
+    op, work = OPS[case.op], case.work()
+    floor = floor_us(work, PEAKS[gpu])
+    timing = timed(lambda: op(*args, **kwargs), floor)
+    facts: dict[str, Any] = {
+        "op": case.op,
+        "model": case.model,
+        "phase": case.phase,
+        "bytes": work.bytes,
+        "flops": work.flops,
+        "floor_us": floor,
+        "share_of_floor": floor / timing.median,
+        "bytes_per_second": work.bytes / (timing.median * 1e-6),
+        "peers": {},
+    }
+    expected = first_tensor(op.reference(*args, **kwargs))
+    for name, peer in peers(case.op).items():
+        try:
+            if name.startswith("torch"):
+                error = relative_error(first_tensor(peer(*args, **kwargs)), expected)
+                if error > 0.05:
+                    facts["peers"][name] = f"differs from the reference by {error:.2g}"
+                    continue
+            facts["peers"][name] = timed(lambda p=peer: p(*args, **kwargs), floor).median
+        except Exception as error:
+            facts["peers"][name] = f"{type(error).__name__}: {error}"[:200]
+    oracle = cupy_oracle(case.op, args)
+    if oracle is not None:
+        facts["cupy_error"] = relative_error(first_tensor(op(*args, **kwargs)), oracle)
+    return timing, facts
+
+
+def first_tensor(result: Any) -> torch.Tensor:
+    return result if isinstance(result, torch.Tensor) else result[0]
+
+
+def line(case: Call, work: Work, gpu: str, timing: Timing | None, facts: dict[str, Any]) -> str:
+    """`rms_norm scout 16384   floor 69.9 us   73.1 us ±0.4   96 % of floor   1.9x torch`"""
+    floor = floor_us(work, PEAKS[gpu])
+    text = f"{case.op:16s} {case.model:9s} {case.label:14s} floor {floor:9.2f} us ({gpu})  "
+    if timing is None:
+        return text + "not measured"
+    text += f"{timing.median:9.2f} us ±{(timing.high - timing.low) / 2:.2f}  "
+    text += f"{floor / timing.median:4.0%} of floor"
+    for name, value in facts["peers"].items():
+        if isinstance(value, float):
+            text += f"  {value / timing.median:.2f}x {name}"
+    return text

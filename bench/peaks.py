@@ -1,0 +1,27 @@
+"""Datasheet peaks of the GPUs, dense; the measured ceilings stand in the result rows."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Bytes per second and dense FLOP per second, from the vendor's datasheet (SXM parts)."""
+
+    memory: float
+    bf16: float
+    fp8: float
+    memory_bytes: float
+
+
+PEAKS = {
+    "h100": Peaks(memory=3.35e12, bf16=989e12, fp8=1979e12, memory_bytes=80e9),
+    "h200": Peaks(memory=4.8e12, bf16=989e12, fp8=1979e12, memory_bytes=141e9),
+}
+
+
+def gpu_key(device_name: str) -> str:
+    """`NVIDIA H200` -> `h200`; raises on a GPU without published peaks here."""
+    for key in PEAKS:
+        if key.upper() in device_name.upper():
+            return key
+    raise KeyError(f"no datasheet peaks for {device_name!r}; known: {', '.join(PEAKS)}")

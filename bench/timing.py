@@ -1,0 +1,72 @@
+"""How long a GPU takes: CUDA events, cold L2, median and spread."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds over the repeats of one measurement."""
+
+    median: float
+    low: float  # 10th percentile
+    high: float  # 90th percentile
+    repeats: int
+
+
+def summarise(microseconds: list[float]) -> Timing:
+    ordered = sorted(microseconds)
+    n = len(ordered)
+    return Timing(statistics.median(ordered), ordered[n // 10], ordered[(9 * n) // 10], n)
+
+
+def time_calls(call: Callable[[], object], *, repeats: int = 30, warmup: int = 3) -> Timing:
+    """Times single calls, each on a cold L2: for work of tens of microseconds and more."""
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    for _ in range(warmup):
+        call()
+    pairs = []
+    for _ in range(repeats):
+        flush.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        pairs.append((begin, end))
+    torch.cuda.synchronize()
+    return summarise([begin.elapsed_time(end) * 1e3 for begin, end in pairs])
+
+
+def time_graph(call: Callable[[], object], *, chain: int = 20, repeats: int = 30) -> Timing:
+    """Times one call inside a captured chain of `chain` calls: no host gaps between launches.
+
+    For work of a few microseconds. The chain re-reads its inputs from L2 unless they exceed it.
+    """
+    graph = capture(lambda: [call() for _ in range(chain)])
+    graph.replay()
+    torch.cuda.synchronize()
+    samples = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        samples.append(begin.elapsed_time(end) * 1e3 / chain)
+    return summarise(samples)
+
+
+def capture(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Captures a call into a graph, after a warm-up on a side stream."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph

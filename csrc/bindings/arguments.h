@@ -1,0 +1,65 @@
+// What several bindings ask of their arguments.
+#pragma once
+#include <optional>
+#include <string>
+
+#include "bindings/check.h"
+#include "tile/base.h"
+#include "tile/scaling.h"
+
+namespace l4k {
+
+// kScalingNone if there is no such name.
+inline Scaling scaling_named(const std::string& name) {
+  if (name == "tensor") return kScalingTensor;
+  if (name == "row") return kScalingRow;
+  if (name == "1x128") return kScaling1x128;
+  if (name == "128x128") return kScaling128x128;
+  return kScalingNone;
+}
+
+// [..., D] seen as [rows, D].
+struct Rows {
+  int64_t count;   // product of all sizes but the last
+  int64_t stride;  // elements between rows; -1 if it differs from row to row
+};
+
+inline Rows rows_of(const Tensor& t) {
+  Rows rows{1, t.size(t.dim() - 1)};
+  bool first = true;
+  for (int64_t i = t.dim() - 2; i >= 0; --i) {
+    if (t.size(i) != 1) {
+      if (first) rows.stride = t.stride(i);
+      else if (t.stride(i) != rows.stride * rows.count) rows.stride = -1;
+      first = false;
+    }
+    rows.count *= t.size(i);
+    if (rows.stride == -1) break;
+  }
+  if (rows.stride == -1) {
+    rows.count = 1;
+    for (int64_t i = 0; i + 1 < t.dim(); ++i) rows.count *= t.size(i);
+  }
+  return rows;
+}
+
+template <typename T = void>
+T* optional_pointer(const std::optional<Tensor>& t) {
+  return t.has_value() ? pointer<T>(*t) : nullptr;
+}
+
+// Memory that only the kernels of this call see.
+inline Tensor workspace(const Tensor& like, int64_t words) {
+  Tensor memory = empty_like(like, {words}, ScalarType::Int);
+#ifdef L4K_EMULATED
+  emulated::state().workspaces.push_back(std::make_shared<Tensor>(memory));
+#endif
+  return memory;
+}
+
+#define L4K_CHECK_UNIFORM_ROWS(t)                                                             \
+  L4K_REQUIRE(l4k::rows_of(t).stride >= 0 || (t).numel() == 0,                                \
+              "expected the rows of " #t " to be evenly spaced in memory, got ",              \
+              l4k::describe(t), "; call contiguous() first")
+
+}  // namespace l4k

@@ -1,0 +1,129 @@
+#include <tuple>
+
+#include "bindings/arguments.h"
+#include "kernels/rms_norm/rms_norm.h"
+
+namespace l4k::binding {
+
+namespace {
+
+void check_width(const char* op, const Tensor& x) {
+  const int64_t width = x.size(x.dim() - 1);
+  STD_TORCH_CHECK(width % 8 == 0 && width >= 8 && width <= kRmsNormMaxWidth, "l4kernels.", op,
+                  ": expected the last dimension of x to be a multiple of 8, at most ",
+                  kRmsNormMaxWidth, ", got ", describe(x));
+}
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  L4K_CHECK_DTYPE(x, BFloat16);
+  L4K_CHECK_DTYPE(weight, BFloat16);
+  L4K_REQUIRE(x.dim() >= 1, "expected x to be [..., D], got ", describe(x));
+  check_width(__func__, x);
+  const int64_t width = x.size(x.dim() - 1);
+  L4K_CHECK_SHAPE(weight, width);
+  L4K_CHECK_ROWS(x);
+  L4K_CHECK_UNIFORM_ROWS(x);
+  L4K_CHECK_ROWS(weight);
+  Device device(x);
+  const Rows rows = rows_of(x);
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < x.dim(); ++i) shape.push_back(x.size(i));
+  Tensor y = empty_like(x, shape);
+  RmsNormParams params{.rows = rows.count,
+                       .width = static_cast<int>(width),
+                       .x = pointer(x),
+                       .weight = pointer(weight),
+                       .y = pointer(y),
+                       .x_stride = rows.stride,
+                       .eps = static_cast<float>(eps),
+                       .scaling = kScalingNone};
+  L4K_LAUNCH(l4k::rms_norm(params, device.stream()));
+  return y;
+}
+
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
+                                        const Tensor& weight, double eps) {
+  L4K_CHECK_DTYPE(x, BFloat16);
+  L4K_CHECK_DTYPE(residual, BFloat16);
+  L4K_CHECK_DTYPE(weight, BFloat16);
+  L4K_CHECK_SHAPE(x, -1, -1);
+  check_width(__func__, x);
+  L4K_CHECK_SHAPE(residual, x.size(0), x.size(1));
+  L4K_CHECK_SHAPE(weight, x.size(1));
+  L4K_CHECK_ROWS(x);
+  L4K_CHECK_ROWS(residual);
+  L4K_CHECK_ROWS(weight);
+  Device device(x);
+  Tensor y = empty_like(x, {x.size(0), x.size(1)});
+  Tensor total = empty_like(x, {x.size(0), x.size(1)});
+  RmsNormParams params{.rows = x.size(0),
+                       .width = static_cast<int>(x.size(1)),
+                       .x = pointer(x),
+                       .residual = pointer(residual),
+                       .weight = pointer(weight),
+                       .y = pointer(y),
+                       .residual_out = pointer(total),
+                       .x_stride = x.stride(0),
+                       .residual_stride = residual.stride(0),
+                       .eps = static_cast<float>(eps),
+                       .scaling = kScalingNone};
+  L4K_LAUNCH(l4k::rms_norm(params, device.stream()));
+  return {y, total};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> rms_norm_fp8(const Tensor& x, const Tensor& weight,
+                                                        double eps, const std::string& scaling,
+                                                        const std::optional<Tensor>& maybe_residual,
+                                                        bool keep_y) {
+  L4K_CHECK_DTYPE(x, BFloat16);
+  L4K_CHECK_DTYPE(weight, BFloat16);
+  L4K_CHECK_SHAPE(x, -1, -1);
+  check_width(__func__, x);
+  const int64_t rows = x.size(0), width = x.size(1);
+  L4K_CHECK_SHAPE(weight, width);
+  L4K_CHECK_ROWS(x);
+  L4K_CHECK_ROWS(weight);
+  const Scaling kind = scaling_named(scaling);
+  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,
+              "expected scaling to be one of row, 1x128, got '", scaling, "'");
+  const bool added = maybe_residual.has_value();
+  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock);
+  if (added) {
+    const Tensor& residual = *maybe_residual;
+    L4K_CHECK_DTYPE(residual, BFloat16);
+    L4K_CHECK_SHAPE(residual, rows, width);
+    L4K_CHECK_ROWS(residual);
+  }
+  Device device(x);
+  Tensor q = empty_like(x, {rows, width}, ScalarType::Float8_e4m3fn);
+  Tensor scale = kind == kScalingRow
+                     ? empty_like(x, {rows}, ScalarType::Float)
+                     : empty_like(x, {rows, width / kScaleBlock}, ScalarType::Float);
+  Tensor y = empty_like(x, {keep_y ? rows : 0, width});
+  Tensor total = empty_like(x, {added ? rows : 0, width});
+  RmsNormParams params{.rows = rows,
+                       .width = static_cast<int>(width),
+                       .x = pointer(x),
+                       .residual = optional_pointer(maybe_residual),
+                       .weight = pointer(weight),
+                       .y = keep_y ? pointer(y) : nullptr,
+                       .residual_out = added ? pointer(total) : nullptr,
+                       .q = pointer(q),
+                       .scale = pointer<float>(scale),
+                       .x_stride = x.stride(0),
+                       .residual_stride = added ? maybe_residual->stride(0) : 0,
+                       .eps = static_cast<float>(eps),
+                       .scaling = kind};
+  L4K_LAUNCH(l4k::rms_norm(params, device.stream()));
+  return {q, scale, y, total};
+}
+
+}  // namespace l4k::binding
+
+L4K_REGISTER(m) {
+  L4K_IMPL(m, "rms_norm", rms_norm);
+  L4K_IMPL(m, "add_rms_norm", add_rms_norm);
+  L4K_IMPL(m, "rms_norm_fp8", rms_norm_fp8);
+}

@@ -1,0 +1,39 @@
+#include "kernels/rms_norm/rms_norm.cuh"
+
+#include <algorithm>
+
+#include "host/device.h"
+#include "host/launch.h"
+#include "tile/base.h"
+
+namespace l4k {
+
+namespace {
+
+using Kernel = void (*)(RmsNormParams);
+
+template <bool kResidual>
+Kernel kernel_for(Scaling scaling) {
+  switch (scaling) {
+    case kScalingNone: return rms_norm_kernel<kResidual, kScalingNone>;
+    case kScalingRow: return rms_norm_kernel<kResidual, kScalingRow>;
+    case kScaling1x128: return rms_norm_kernel<kResidual, kScaling1x128>;
+    default: return nullptr;
+  }
+}
+
+}  // namespace
+
+cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream) {
+  const int vectors = params.width / kVector;
+  const int threads = round_up(ceil_div(vectors, kRmsNormVectors), 32);
+  const int registers = rms_norm_registers(params.residual != nullptr, params.scaling);
+  const int64_t resident = int64_t{sm_count()} * (65536 / registers / threads);
+  LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(params.rows, resident))),
+                      .block = dim3(threads)};
+  Kernel kernel =
+      params.residual ? kernel_for<true>(params.scaling) : kernel_for<false>(params.scaling);
+  return kernel ? launch(kernel, config, stream, params) : cudaErrorInvalidValue;
+}
+
+}  // namespace l4k

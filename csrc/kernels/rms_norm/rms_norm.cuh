@@ -1,0 +1,107 @@
+// s = x + residual,  y = round(s * rsqrt(mean(s^2) + eps)) * weight,  q = e4m3(y / scale)
+//
+// One CTA holds one row in registers, two vectors of 16 bytes per thread, so everything is read
+// once and written once. The launch has as many CTAs as fit the GPU; each walks over rows and
+// loads its next row before it reduces the current one. The weights are loaded once per CTA and stay
+// in registers. One configuration per width: the same row gives the same bits at any place of any
+// batch. See docs/kernels/rms_norm.md.
+#pragma once
+#include "kernels/rms_norm/rms_norm.h"
+#include "ptx/memory.cuh"
+#include "ptx/sync.cuh"
+#include "tile/fp8.cuh"
+#include "tile/reduce.cuh"
+#include "tile/vector.cuh"
+
+namespace l4k {
+
+constexpr int kRmsNormVectors = 2;  // per thread
+constexpr int kRmsNormMaxThreads = kRmsNormMaxWidth / kVector / kRmsNormVectors;
+
+struct RmsNormRow {
+  uint4 x[kRmsNormVectors], residual[kRmsNormVectors];
+};
+
+template <bool kResidual>
+__device__ __forceinline__ void load_row(const RmsNormParams& params, int64_t row,
+                                         RmsNormRow& out) {
+  const uint4* x = static_cast<const uint4*>(params.x) + row * (params.x_stride / kVector);
+  const uint4* residual =
+      static_cast<const uint4*>(params.residual) + row * (params.residual_stride / kVector);
+#pragma unroll
+  for (int u = 0; u < kRmsNormVectors; ++u) {
+    const int v = threadIdx.x + u * blockDim.x;
+    out.x[u] = out.residual[u] = uint4{};  // zeros change neither sum nor maximum
+    if (row < params.rows && v < params.width / kVector) {
+      out.x[u] = ptx::load_streaming(x + v);
+      if constexpr (kResidual) out.residual[u] = ptx::load_streaming(residual + v);
+    }
+  }
+}
+
+// round(s * factor) * weight: two roundings, as in the model.
+__device__ __forceinline__ uint4 normalise(uint4 s_raw, float factor, uint4 weight_raw) {
+  float s[kVector];
+  unpack(s_raw, s);
+#pragma unroll
+  for (float& value : s) value *= factor;
+  Bf16Vector y{pack(s)}, weight{weight_raw};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) y.pairs[i] = __hmul2_rn(y.pairs[i], weight.pairs[i]);
+  return y.raw;
+}
+
+template <bool kResidual, int kScaling>
+__global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
+    rms_norm_kernel(RmsNormParams params) {
+  __shared__ float sums[2][32];
+  __shared__ uint32_t maxima[2][32];
+  const int vectors = params.width / kVector;
+
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  RmsNormRow ahead;
+  load_row<kResidual>(params, blockIdx.x, ahead);
+  uint4 weight[kRmsNormVectors];
+#pragma unroll
+  for (int u = 0; u < kRmsNormVectors; ++u) {
+    const int v = threadIdx.x + u * blockDim.x;
+    if (v < vectors) weight[u] = ptx::load_streaming(static_cast<const uint4*>(params.weight) + v);
+  }
+  int parity = 0;
+  for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x, parity ^= 1) {
+    uint4 s[kRmsNormVectors];
+    float sum = 0.f;
+#pragma unroll
+    for (int u = 0; u < kRmsNormVectors; ++u) {
+      s[u] = kResidual ? add(ahead.x[u], ahead.residual[u]) : ahead.x[u];
+      float values[kVector];
+      unpack(s[u], values);
+#pragma unroll
+      for (float value : values) sum += value * value;
+    }
+    load_row<kResidual>(params, row + gridDim.x, ahead);
+    const float mean = cta_sum(sum, sums[parity]) / params.width;
+    const float factor = rsqrtf(mean + params.eps);
+
+    uint4 y[kRmsNormVectors];
+#pragma unroll
+    for (int u = 0; u < kRmsNormVectors; ++u) {
+      const int v = threadIdx.x + u * blockDim.x;
+      y[u] = uint4{};
+      if (v >= vectors) continue;
+      y[u] = normalise(s[u], factor, weight[u]);
+      if constexpr (kResidual)
+        ptx::store_streaming(static_cast<uint4*>(params.residual_out) + row * vectors + v, s[u]);
+      if (kScaling == kScalingNone || params.y != nullptr)
+        ptx::store_streaming(static_cast<uint4*>(params.y) + row * vectors + v, y[u]);
+    }
+    if constexpr (kScaling != kScalingNone) {
+      const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
+      store_fp8_row<kScaling>(y, vectors, static_cast<uint2*>(params.q) + row * vectors,
+                              params.scale + row * scales, maxima[parity]);
+    }
+  }
+}
+
+}  // namespace l4k

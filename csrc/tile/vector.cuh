@@ -1,0 +1,58 @@
+// Eight bf16 values in one 16-byte register quad: the unit of every streaming kernel.
+#pragma once
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace l4k {
+
+constexpr int kVector = 8;  // bf16 elements
+
+union Bf16Vector {
+  uint4 raw;
+  uint32_t words[4];
+  __nv_bfloat162 pairs[4];
+};
+
+__device__ __forceinline__ void unpack(uint4 raw, float (&v)[kVector]) {
+  Bf16Vector vector{raw};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float2 pair = __bfloat1622float2(vector.pairs[i]);
+    v[2 * i] = pair.x;
+    v[2 * i + 1] = pair.y;
+  }
+}
+
+__device__ __forceinline__ uint4 pack(const float (&v)[kVector]) {
+  Bf16Vector vector;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) vector.pairs[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+  return vector.raw;
+}
+
+// The sum, rounded once: the same as adding in float32 and rounding.
+__device__ __forceinline__ uint4 add(uint4 a_raw, uint4 b_raw) {
+  Bf16Vector a{a_raw}, b{b_raw}, sum;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum.pairs[i] = __hadd2_rn(a.pairs[i], b.pairs[i]);
+  return sum.raw;
+}
+
+// Largest magnitude, as the bits of a float32; NaN beats everything.
+__device__ __forceinline__ uint32_t amax_bits(uint4 raw) {
+  Bf16Vector v{raw};
+  const __nv_bfloat162 pair = __hmax2_nan(__hmax2_nan(__habs2(v.pairs[0]), __habs2(v.pairs[1])),
+                                          __hmax2_nan(__habs2(v.pairs[2]), __habs2(v.pairs[3])));
+  const float2 m = __bfloat1622float2(pair);
+  return max(__float_as_uint(m.x), __float_as_uint(m.y));
+}
+
+__device__ __forceinline__ uint32_t amax_bits(const float (&v)[kVector]) {
+  uint32_t m = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) m = max(m, __float_as_uint(v[i]) & 0x7fffffff);
+  return m;
+}
+
+}  // namespace l4k

@@ -1,0 +1,158 @@
+"""The verbs and their options; each verb's work is in its own module."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import l4kernels
+
+app = typer.Typer(
+    name="l4k",
+    help="Llama 4 on Hopper GPUs, and anywhere else on a CPU.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N.  [default: cuda if all ops can run there]")
+]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="Run the typed references instead of CUDA kernels.")
+]
+
+
+def _route(reference: bool) -> AbstractContextManager[None]:
+    return l4kernels.reference() if reference else nullcontext()
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(l4kernels.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    weights: Annotated[str, typer.Option(help="bf16, fp8 or int4.")] = "bf16",
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="Seed of the text sample.")] = 7,
+    reference: Reference = False,
+    json: Json = False,
+) -> None:
+    """Run the shipped checkpoint: a text sample, bits per byte, and 360 digits."""
+    from l4kernels.cli import demo as verb
+
+    with _route(reference):
+        verb.run(weights=weights, device=device, seed=seed, as_json=json, reference=reference)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    prompt: Annotated[str, typer.Option(help="Text; - reads standard input.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Image file; repeatable. Implies --chat.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Use the checkpoint's chat template.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="System message. Implies --chat.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token.  [default: checkpoint's]")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Nucleus mass, 1 is off.  [default: checkpoint's]")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep the k likeliest, 0 is off.  [default: checkpoint's]")
+    ] = None,
+    min_p: Annotated[float, typer.Option(help="Drop below this share of the likeliest.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string; repeatable.")
+    ] = None,
+    weights: Annotated[str, typer.Option(help="bf16, fp8 or int4: quantised at load.")] = "bf16",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
+    ] = None,
+    device: Device = None,
+    kv_dtype: Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")] = "auto",
+    reference: Reference = False,
+    json: Json = False,
+) -> None:
+    """Continue a prompt (raw text), or answer it (--chat, --image)."""
+    from l4kernels.cli import generate as verb
+
+    request = verb.Request(
+        model=model,
+        prompt=prompt,
+        images=tuple(image or ()),
+        chat=chat,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        kv_dtype=kv_dtype,
+        reference=reference,
+    )
+    with _route(reference):
+        verb.run(request, as_json=json)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="scout, maverick, behemoth, demo or a checkpoint folder.")
+    ] = "scout",
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="h100, h200, 8xh100 ...; repeatable.")
+    ] = None,
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="bf16, fp8, int4 ...; repeatable.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Tokens per sequence: 8192, 128k, 1M.  [default: 8192]")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="bf16 or fp8.  [default: fp8 with int4 weights]")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also the formats of published checkpoints.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """What fits where: weights, KV cache and the decode floor, before anything is loaded."""
+    from l4kernels.cli import plan as verb
+
+    verb.run(model, gpu, form, context, batch, kv_dtype, every=every, as_json=json)
+
+
+@app.command()
+def env(json: Json = False) -> None:
+    """What is installed, which kernels are active and why not."""
+    from l4kernels.cli import env as verb
+
+    verb.run(as_json=json)

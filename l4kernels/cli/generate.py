@@ -1,0 +1,199 @@
+"""`l4k generate`."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l4kernels.cli.output import console, print_json, stream
+from l4kernels.env import gpu_problem
+from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
+from l4kernels.model.config import Llama4Config
+from l4kernels.model.defaults import GenerationDefaults
+from l4kernels.model.generate import Sampling
+from l4kernels.model.image_processor import decode_image
+from l4kernels.model.llama4 import Llama4
+from l4kernels.model.tokenizer import Detokenizer
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+WEIGHTS = ("bf16", "fp8", "int4")
+
+
+@dataclass(frozen=True)
+class Request:
+    model: Path
+    prompt: str
+    images: tuple[Path, ...] = ()
+    chat: bool = False
+    system: str | None = None
+    max_new_tokens: int = 256
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    weights: str = "bf16"
+    dtype: str | None = None
+    device: str | None = None
+    kv_dtype: str = "auto"
+    reference: bool = False
+
+
+def run(request: Request, *, as_json: bool) -> None:
+    """Everything that can be checked is checked before the weights are read."""
+    started = time.perf_counter()
+    options = load_options(
+        request.device,
+        request.dtype,
+        request.weights,
+        request.kv_dtype,
+        reference=request.reference,
+    )
+    if not request.model.is_dir():
+        raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
+    config = Llama4Config.from_pretrained(request.model)
+    defaults = GenerationDefaults.from_pretrained(request.model, config)
+    sampling = _sampling(request, defaults)
+    prompter = Prompter(request.model, config)
+    prompt = build_prompt(request, prompter)
+    text = Detokenizer(prompter.tokenizer, request.stop)
+    _check_length(len(prompt.ids), request.max_new_tokens, config)
+    prepared = time.perf_counter()
+    model = Llama4.from_pretrained(request.model, **options)
+    loaded = time.perf_counter()
+
+    generation = model.stream(
+        torch.tensor([prompt.ids]),
+        request.max_new_tokens,
+        prompt.pixel_values,
+        sampling,
+        defaults.stop_ids,
+    )
+    show = (lambda part: None) if as_json else stream
+    token_ids: list[int] = []
+    for ids in generation:
+        token_ids.append(int(ids[0]))
+        show(text.push(token_ids[-1]))
+        if text.stopped:
+            break
+    show(text.finish())
+    finish_reason = "stop" if text.stopped else generation.finish_reasons[0]
+    timings = {
+        "prepare_s": prepared - started,
+        "load_s": loaded - prepared,
+        "image_s": generation.timings.image_s,
+        "prefill_s": generation.timings.prefill_s,
+        "decode_s": generation.timings.decode_s,
+        "tokens_per_second": generation.timings.tokens_per_second,
+        "total_s": time.perf_counter() - started,
+    }
+    if as_json:
+        print_json(
+            {
+                "text": text.text,
+                "token_ids": token_ids,
+                "prompt_tokens": len(prompt.ids),
+                "completion_tokens": len(token_ids),
+                "finish_reason": finish_reason,
+                "timings": timings,
+            }
+        )
+        return
+    stream("\n")
+    console.print(
+        f"[dim]{len(prompt.ids)} + {len(token_ids)} tokens ({finish_reason}) · load "
+        f"{timings['load_s']:.1f} s · prompt {timings['image_s'] + timings['prefill_s']:.2f} s · "
+        f"{timings['tokens_per_second']:.1f} tokens/s[/dim]"
+    )
+
+
+def load_options(
+    device: str | None,
+    dtype: str | None,
+    weights: str,
+    kv_dtype: str = "auto",
+    *,
+    reference: bool = False,
+) -> dict[str, Any]:
+    """Arguments of `Llama4.from_pretrained` behind the command line's spellings."""
+    try:
+        target = torch.device(device or _default_device(reference))
+    except RuntimeError:
+        raise ValueError(f"expected --device cpu, cuda or cuda:N, got {device!r}") from None
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected --device cpu, cuda or cuda:N, got {device!r}")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {device}: {torch.cuda.device_count()} CUDA devices are visible; "
+            f"`l4k env` says what is installed"
+        )
+    dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
+    for option, value, known in (
+        ("--dtype", dtype, DTYPES),
+        ("--weights", weights, WEIGHTS),
+        ("--kv-dtype", kv_dtype, ("auto", "fp8")),
+    ):
+        if value not in known:
+            raise ValueError(f"expected {option} to be one of {', '.join(known)}, got {value!r}")
+    small = kv_dtype == "fp8" or (weights == "int4" and target.type == "cuda")
+    return {
+        "device": target,
+        "dtype": DTYPES[dtype],
+        "weights": weights,
+        "kv_dtype": "fp8" if small else None,
+    }
+
+
+def _default_device(reference: bool) -> str:
+    """The GPU if a whole model can run there; an idle GPU is never passed over in silence."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    problem = None if reference else gpu_problem()
+    if problem is None:
+        return "cuda"
+    print(f"l4k: running on the CPU: {problem}", file=sys.stderr)
+    return "cpu"
+
+
+def build_prompt(request: Request, prompter: Prompter) -> Prompt:
+    """Raw text, or the checkpoint's chat form if there are images or a system message."""
+    text = sys.stdin.read() if request.prompt == "-" else request.prompt
+    if not (request.chat or request.images or request.system is not None):
+        return prompter.raw(text)
+    if not text and not request.images:
+        raise ChatError("the prompt is empty")
+    images = [decode_image(path) for path in request.images]
+    messages = [] if request.system is None else [{"role": "system", "content": request.system}]
+    return prompter.chat([*messages, user_message(text, len(images))], images)
+
+
+def _sampling(request: Request, defaults: GenerationDefaults) -> Sampling:
+    """What the request leaves open, the checkpoint decides."""
+
+    def chosen(value: float | None, default: float) -> float:
+        return default if value is None else value
+
+    if not -(1 << 63) <= request.seed < 1 << 63:
+        raise ValueError(f"expected --seed to fit 64 bits, got {request.seed}")
+    return Sampling(
+        temperature=chosen(request.temperature, defaults.temperature),
+        top_k=min(int(chosen(request.top_k, defaults.top_k)), 1 << 30),
+        top_p=chosen(request.top_p, defaults.top_p),
+        min_p=request.min_p,
+        seed=request.seed,
+    )
+
+
+def _check_length(prompt_tokens: int, new_tokens: int, config: Llama4Config) -> None:
+    if new_tokens < 1:
+        raise ValueError(f"expected --max-new-tokens to be at least 1, got {new_tokens}")
+    limit = config.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise ValueError(
+            f"the prompt has {prompt_tokens} tokens; with {new_tokens} new ones that is beyond the "
+            f"model's context of {limit}"
+        )

@@ -1,0 +1,121 @@
+"""What is installed, and which kernels are active on this machine and why not."""
+
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import l4kernels
+from l4kernels._load import STATUS
+from l4kernels.ops import OPS
+
+PACKAGES = {
+    "cli": ("typer", "rich", "jinja2"),
+    "vision": ("pillow",),
+    "core": ("torch", "numpy", "safetensors", "tokenizers"),
+}
+MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
+
+
+def report() -> dict[str, Any]:
+    """Everything that a bug report needs; plain values, ready for JSON."""
+    gpus = _gpus()
+    return {
+        "l4kernels": l4kernels.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "executable": sys.executable,
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "driver": _driver(),
+        "gpus": gpus,
+        "library": _library(),
+        "kernels": _kernels(gpus),
+        "packages": {
+            extra: {name: _version(name) for name in names} for extra, names in PACKAGES.items()
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _driver() -> str | None:
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", first)
+    return found.group(1) if found else None
+
+
+def _gpus() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return []
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append(
+            {
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "hopper": (properties.major, properties.minor) == (9, 0),
+                "memory_total": total,
+                "memory_free": free,
+                "sm_count": properties.multi_processor_count,
+            }
+        )
+    return gpus
+
+
+def _library() -> dict[str, Any]:
+    """State of the compiled library, as the loader saw it."""
+    return {
+        "loaded": STATUS.loaded,
+        "path": str(STATUS.path),
+        "reason": STATUS.reason,
+        "build": STATUS.build,
+    }
+
+
+def gpu_problem() -> str | None:
+    """Why a model cannot run on CUDA kernels here; None if it can."""
+    blocked = _blocked(_gpus())
+    missing = [name for name in sorted(OPS) if name not in STATUS.kernels]
+    if not blocked and missing:
+        blocked = f"{len(missing)} of {len(OPS)} ops have no CUDA kernel: {', '.join(missing)}"
+    return blocked or None
+
+
+def _blocked(gpus: list[dict[str, Any]]) -> str:
+    """Why no op at all can run on a CUDA kernel; empty if some can."""
+    if not STATUS.loaded:
+        return STATUS.reason
+    if torch.version.cuda is None:
+        return "this torch is a CPU build"
+    if not gpus:
+        return "no CUDA device is visible"
+    if not any(gpu["hopper"] for gpu in gpus):
+        return f"needs compute capability 9.0 (Hopper), found {gpus[0]['capability']}"
+    return ""
+
+
+def _kernels(gpus: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """For every op: where it runs ("cuda" or "reference"), and why not on the GPU."""
+    blocked = _blocked(gpus)
+    states = {}
+    for name in sorted(OPS):
+        reason = blocked
+        if not reason and name not in STATUS.kernels:
+            reason = "this version has no CUDA kernel for it"
+        states[name] = {"active": "reference" if reason else "cuda", "reason": reason}
+    return states

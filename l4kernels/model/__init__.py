@@ -1,0 +1,1 @@
+"""Llama 4: configuration, checkpoint, text and vision model, generation."""

@@ -1,0 +1,324 @@
+"""`Llama4Config`: one frozen record for every published Llama 4 `config.json`.
+
+Absurd values are refused here, before anything is allocated.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from l4kernels.model.fields import ConfigError, Fields
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """llama3 frequency scaling: long wavelengths are stretched by `factor`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    image_size: int
+    patch_size: int
+    num_channels: int
+    rope_theta: float
+    pixel_shuffle_ratio: float
+    projector_input_dim: int
+    projector_output_dim: int
+    vision_output_dim: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patch_row(self) -> int:
+        """Values in one patch."""
+        return self.num_channels * self.patch_size**2
+
+    @property
+    def shuffle(self) -> int:
+        """Patches along one side of the square that becomes one token."""
+        return round(1 / self.pixel_shuffle_ratio)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.grid // self.shuffle) ** 2
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "VisionConfig":
+        # No defaults: the defaults of the code that writes these files differ from every
+        # published model, so a filled-in value would be a wrong one.
+        f = Fields(data, "vision_config")
+        f.expect("hidden_act", "gelu", default="gelu")
+        f.expect("multi_modal_projector_bias", False, default=False)
+        rope = data.get("rope_parameters") or data
+        vision = cls(
+            hidden_size=f.integer("hidden_size", 1, 65_536),
+            num_hidden_layers=f.integer("num_hidden_layers", 1, 512),
+            num_attention_heads=f.integer("num_attention_heads", 1, 1024),
+            intermediate_size=f.integer("intermediate_size", 1, 1 << 20),
+            image_size=f.square("image_size", 4096),
+            patch_size=f.square("patch_size", 512),
+            num_channels=f.integer("num_channels", 1, 16),
+            rope_theta=Fields(rope, "vision_config").number("rope_theta", 1.0, 1e12),
+            pixel_shuffle_ratio=f.number("pixel_shuffle_ratio", 1 / 16, 1.0),
+            projector_input_dim=f.integer("projector_input_dim", 1, 65_536),
+            projector_output_dim=f.integer("projector_output_dim", 1, 65_536),
+            vision_output_dim=f.integer("vision_output_dim", 1, 65_536),
+        )
+        f.divides("num_attention_heads", vision.num_attention_heads, vision.hidden_size)
+        f.divides("4 (rotated pairs of two axes)", 4, vision.head_dim)
+        f.divides("patch_size", vision.patch_size, vision.image_size)
+        f.divides("the pixel shuffle", vision.shuffle, vision.grid)
+        f.equal(
+            "hidden_size / pixel_shuffle_ratio^2",
+            vision.hidden_size * vision.shuffle**2,
+            "intermediate_size",
+            vision.intermediate_size,
+        )
+        for name in ("projector_output_dim", "vision_output_dim"):
+            f.equal(name, getattr(vision, name), "projector_input_dim", vision.projector_input_dim)
+        return vision
+
+
+@dataclass(frozen=True)
+class Llama4Config:
+    """The text model's fields by their names in `config.json`, and the vision tower's record."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    intermediate_size_mlp: int
+    num_local_experts: int
+    num_experts_per_tok: int
+    moe_layers: tuple[int, ...]
+    rope_layers: tuple[bool, ...]
+    """Which layers rotate q and k (`no_rope_layers` of the file, whose 1 means "with RoPE")."""
+    chunked_layers: tuple[bool, ...]
+    """Which layers attend inside their chunk only; published models: exactly the RoPE layers."""
+    attention_chunk_size: int
+    """0: no chunks."""
+    attn_temperature_tuning: bool
+    floor_scale: int
+    attn_scale: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    use_qk_norm: bool
+    rms_norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    image_token_index: int | None = None
+    boi_token_index: int | None = None
+    eoi_token_index: int | None = None
+    vision: VisionConfig | None = None
+    name: str = ""
+    estimate: bool = False
+    """The shape was never published."""
+
+    def is_moe(self, layer: int) -> bool:
+        return layer in self.moe_layers
+
+    def chunk(self, layer: int) -> int:
+        """Chunk size of a layer's attention, 0 for global attention."""
+        return self.attention_chunk_size if self.chunked_layers[layer] else 0
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Llama4Config":
+        """Reads `config.json` in the folder `path` (or that file itself)."""
+        file = Path(path)
+        file = file / "config.json" if file.is_dir() else file
+        try:
+            config = cls.from_dict(_read(file))
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+        config = replace(config, name=file.parent.name)
+        generation = file.with_name("generation_config.json")
+        if not generation.exists():
+            return config
+        # Chat models list more end tokens here than in config.json.
+        f = Fields(_read(generation), "generation_config")
+        pad = f.integer("pad_token_id", -1, 1_000_000, default=config.pad_token_id)
+        ids = f.id_list("eos_token_id") or config.eos_token_ids
+        return replace(config, eos_token_ids=ids, pad_token_id=pad)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Llama4Config":
+        """From the parsed `config.json`, with or without a `text_config` inside."""
+        if not isinstance(data, Mapping):
+            raise ConfigError("expected a JSON object")
+        text = data.get("text_config") or data
+        model_type = text.get("model_type", "llama4_text")
+        if model_type not in ("llama4_text", "llama4"):
+            raise ConfigError(f"expected model_type llama4 or llama4_text, got {model_type!r}")
+        for part in (data, text):
+            if part.get("quantization_config"):
+                raise ConfigError(
+                    "this checkpoint is already quantised (quantization_config is present); "
+                    "supported now: unquantised safetensors (bf16, fp16 or fp32), quantised "
+                    'while loading with weights="fp8" or weights="int4"'
+                )
+        f = Fields(text, "text_config" if text is not data else "config")
+        f.expect("hidden_act", "silu", default="silu")
+        f.expect("attention_bias", False, default=False)
+        layers = f.integer("num_hidden_layers", 1, 512)
+        heads = f.integer("num_attention_heads", 1, 1024)
+        hidden = f.integer("hidden_size", 1, 65_536)
+        experts = f.integer("num_local_experts", 0, 256, default=0)
+        moe_layers = _moe_layers(f, layers) if experts else ()
+        rope_layers = _rope_layers(f, layers)
+        chunk = f.integer("attention_chunk_size", 0, 1 << 28, default=0)
+        theta, scaling = _rope(f)
+        vision = data.get("vision_config") if text is not data else None
+        ids = Fields(data, "config")
+        vocab = f.integer("vocab_size", 1, 1_000_000)
+        expert_size = f.integer("intermediate_size", 1, 1 << 20)
+        config = cls(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=f.integer("num_key_value_heads", 1, heads, default=heads),
+            head_dim=f.integer("head_dim", 2, 1024, default=max(2, hidden // heads)),
+            intermediate_size=expert_size,
+            intermediate_size_mlp=f.integer(
+                "intermediate_size_mlp", 1, 1 << 20, default=expert_size
+            ),
+            num_local_experts=experts if moe_layers else 0,
+            num_experts_per_tok=f.integer("num_experts_per_tok", 1, 8, default=1),
+            moe_layers=moe_layers,
+            rope_layers=rope_layers,
+            chunked_layers=_chunked_layers(f, rope_layers) if chunk else (False,) * layers,
+            attention_chunk_size=chunk,
+            # One release wrote the integer 4 here; any non-zero value means on.
+            attn_temperature_tuning=bool(f.integer("attn_temperature_tuning", 0, 99, default=1)),
+            floor_scale=f.integer("floor_scale", 1, 1 << 30, default=8192),
+            attn_scale=f.number("attn_scale", 0.0, 100.0, default=0.1),
+            rope_theta=theta,
+            rope_scaling=_fixed_scaling(scaling, experts),
+            use_qk_norm=f.boolean("use_qk_norm", default=False),
+            rms_norm_eps=f.number("rms_norm_eps", 0.0, 1.0, default=1e-5),
+            max_position_embeddings=f.integer("max_position_embeddings", 1, 1 << 28),
+            tie_word_embeddings=f.boolean(
+                "tie_word_embeddings", default=ids.boolean("tie_word_embeddings", default=False)
+            ),
+            bos_token_id=f.integer("bos_token_id", 0, vocab, default=None),
+            eos_token_ids=f.id_list("eos_token_id"),
+            pad_token_id=f.integer("pad_token_id", -1, 1_000_000, default=None),
+            image_token_index=ids.integer("image_token_index", 0, 1_000_000, default=None),
+            boi_token_index=ids.integer("boi_token_index", 0, 1_000_000, default=None),
+            eoi_token_index=ids.integer("eoi_token_index", 0, 1_000_000, default=None),
+            vision=VisionConfig.from_dict(vision) if vision else None,
+        )
+        f.divides("num_key_value_heads", config.num_key_value_heads, heads)
+        f.divides("2 (rotated pairs)", 2, config.head_dim)
+        if config.moe_layers and config.num_experts_per_tok > experts:
+            f.fail(f"expected num_experts_per_tok <= {experts} experts")
+        if config.vision and config.image_token_index is None:
+            ids.fail("image_token_index is missing, but vision_config is present")
+        return config
+
+    @classmethod
+    def preset(cls, name: str) -> "Llama4Config":
+        """A shape by name: scout, maverick, behemoth (an estimate: never published) or demo."""
+        from l4kernels.model.presets import PRESETS
+
+        if name not in PRESETS:
+            raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {name!r}")
+        return PRESETS[name]
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("not found; expected a checkpoint folder with a config.json") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not valid JSON ({error})") from None
+
+
+def _moe_layers(f: Fields, layers: int) -> tuple[int, ...]:
+    explicit = f.data.get("moe_layers")
+    if explicit is not None:
+        return f.integers("moe_layers", explicit, 0, layers - 1)
+    step = f.integer("interleave_moe_layer_step", 0, 512, default=1)
+    return tuple(range(step - 1, layers, step)) if step else ()
+
+
+def _rope_layers(f: Fields, layers: int) -> tuple[bool, ...]:
+    explicit = f.data.get("no_rope_layers")
+    if explicit:
+        flags = f.integers("no_rope_layers", explicit, 0, 1)
+        if len(flags) < layers:
+            f.fail(f"expected no_rope_layers to have {layers} entries, got {len(flags)}")
+        return tuple(bool(flag) for flag in flags[:layers])
+    interval = f.integer("no_rope_layer_interval", 0, 512, default=4)
+    return tuple(not interval or (layer + 1) % interval != 0 for layer in range(layers))
+
+
+def _chunked_layers(f: Fields, rope_layers: tuple[bool, ...]) -> tuple[bool, ...]:
+    types = f.data.get("layer_types")
+    if not types:
+        return rope_layers
+    known = ("chunked_attention", "full_attention")
+    if not isinstance(types, list) or any(t not in known for t in types):
+        f.fail(f"expected layer_types to be a list of {' and '.join(known)}, got {types!r}")
+    if len(types) < len(rope_layers):
+        f.fail(f"expected layer_types to have {len(rope_layers)} entries, got {len(types)}")
+    return tuple(t == "chunked_attention" for t in types[: len(rope_layers)])
+
+
+def _rope(f: Fields) -> tuple[float, RopeScaling | None]:
+    """`rope_parameters` (transformers >= 5), or `rope_theta` beside `rope_scaling`."""
+    parameters = f.data.get("rope_parameters")
+    source = parameters or f.data.get("rope_scaling") or {}
+    if not isinstance(source, Mapping):
+        f.fail(f"expected the RoPE parameters to be an object, got {source!r}")
+    theta_source = f if not parameters or "rope_theta" not in parameters else Fields(source, "rope")
+    theta = theta_source.number("rope_theta", 1.0, 1e12, default=500_000.0)
+    kind = source.get("rope_type", source.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        f.fail(f"expected rope_type default or llama3, got {kind!r}")
+    s = Fields(source, "rope")
+    return theta, RopeScaling(
+        factor=s.number("factor", 1.0, 1e6),
+        low_freq_factor=s.number("low_freq_factor", 1e-6, 1e6),
+        high_freq_factor=s.number("high_freq_factor", 1e-6, 1e6),
+        original_max_position_embeddings=s.integer("original_max_position_embeddings", 1, 1 << 28),
+    )
+
+
+def _fixed_scaling(scaling: RopeScaling | None, experts: int) -> RopeScaling | None:
+    if experts == 16 and scaling == RopeScaling(8.0, 1.0, 4.0, 8192):
+        warnings.warn(
+            "this 16-expert config has Scout's first, wrong RoPE scaling (factor 8, "
+            "high_freq_factor 4); using the corrected factor 16, high_freq_factor 1",
+            stacklevel=4,
+        )
+        return RopeScaling(16.0, 1.0, 1.0, 8192)
+    return scaling

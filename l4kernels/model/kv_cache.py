@@ -1,0 +1,140 @@
+"""Paged KV cache that knows chunks.
+
+A chunked layer never looks behind the start of the current chunk, so it keeps a ring of pages that
+holds one chunk; its block table repeats the ring, and neither `rope_cache` nor attention knows.
+That is right as long as no step crosses a chunk boundary: `pieces` cuts a prompt there. Global
+layers keep every token.
+
+Page size: 64, or the largest power of two from 16 that divides the chunk, so that the ring is
+exactly one chunk. Only a chunk that 16 does not divide (tests; no published model) leaves its first
+page shared with the chunk before, and the ring takes one page more.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from l4kernels import ops
+from l4kernels.layers.attention import LayerCache, Tokens
+from l4kernels.model.config import Llama4Config
+
+FP8 = torch.float8_e4m3fn
+MAX_PIECE = 8192
+
+
+def page_size_for(chunk: int) -> int:
+    return next((size for size in (64, 32) if chunk % size == 0), 16)
+
+
+def ring_pages(chunk: int, page_size: int) -> int:
+    """Pages that hold one chunk wherever it starts."""
+    return -(-chunk // page_size) + (chunk % page_size != 0)
+
+
+class KVCache:
+    """Keys and values of `batch` sequences of up to `capacity` tokens each.
+
+    Args:
+        dtype: the model's dtype, or float8_e4m3fn.
+        scratch: for a forward whose keys nobody reads again: all layers share one layer's pages,
+            and a prompt goes through in one piece.
+    """
+
+    def __init__(
+        self,
+        config: Llama4Config,
+        batch: int,
+        capacity: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        scratch: bool = False,
+    ):
+        self.batch, self.capacity, self.length = batch, capacity, 0
+        self.device, self.scratch = device, scratch
+        self.chunk = 0 if scratch else config.attention_chunk_size
+        self.page_size = page_size_for(self.chunk)
+        self._config = config
+        self._cos_sin = rope_table(config, capacity, device)
+        pages = -(-capacity // self.page_size)
+        self._table = self._block_table(pages, pages)
+        ring = min(pages, ring_pages(self.chunk, self.page_size)) if self.chunk else pages
+        self._ring_table = self._block_table(pages, ring)
+        shape = (self.page_size, config.num_key_value_heads, config.head_dim)
+        num_layers = 1 if scratch else config.num_hidden_layers
+        self._layers = []
+        for layer in range(num_layers):
+            num_pages = batch * (ring if config.chunk(layer) else pages)
+            k, v = (torch.empty(num_pages, *shape, dtype=dtype, device=device) for _ in "kv")
+            self._layers.append((k, v))
+        ones = torch.ones(config.num_key_value_heads, device=device) if dtype == FP8 else None
+        self._scale = ones
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for pair in self._layers for t in pair)
+
+    def pieces(self, num_tokens: int) -> Iterator[int]:
+        """Lengths of the steps that `num_tokens` more tokens take: none crosses a chunk."""
+        if self.length + num_tokens > self.capacity:
+            raise ValueError(
+                f"expected at most {self.capacity - self.length} more tokens in this KV cache "
+                f"(capacity {self.capacity}, in use {self.length}), got {num_tokens}"
+            )
+        at, end = self.length, self.length + num_tokens
+        while at < end:
+            stop = end if self.scratch else min(end, at + MAX_PIECE)
+            if self.chunk:
+                stop = min(stop, (at // self.chunk + 1) * self.chunk)
+            yield stop - at
+            at = stop
+
+    def step(self, num_tokens: int) -> tuple[Tokens, list[LayerCache]]:
+        """Makes room for the next `num_tokens` tokens of every sequence."""
+        start, self.length = self.length, self.length + num_tokens
+        span = torch.arange(start, self.length, device=self.device)
+        int32 = {"dtype": torch.int32, "device": self.device}
+        tokens = Tokens(
+            batch=self.batch,
+            positions=span.repeat(self.batch),
+            cu_seqlens_q=torch.arange(self.batch + 1, **int32) * num_tokens,
+            seqlens_k=torch.full((self.batch,), self.length, **int32),
+            cos_sin=self._cos_sin,
+        )
+        full = self._slots(self._table, span), self._table
+        ring = self._slots(self._ring_table, span), self._ring_table
+        layers = []
+        for layer in range(self._config.num_hidden_layers):
+            k, v = self._layers[0 if self.scratch else layer]
+            slots, table = ring if self._config.chunk(layer) else full
+            layers.append(LayerCache(k, v, slots, table, self._scale, self._scale))
+        return tokens, layers
+
+    def _block_table(self, pages: int, ring: int) -> Tensor:
+        first = torch.arange(self.batch, device=self.device)[:, None] * ring
+        logical = torch.arange(pages, device=self.device)
+        return (first + logical % ring).to(torch.int32)
+
+    def _slots(self, table: Tensor, span: Tensor) -> Tensor:
+        page = table[:, span // self.page_size].long()
+        return (page * self.page_size + span % self.page_size).flatten()
+
+
+def rope_table(config: Llama4Config, capacity: int, device: torch.device) -> Tensor:
+    """cos and sin of positions inside a chunk: exact however long the context is.
+
+    Layers that rotate without chunks (no published Llama 4) need a row per position.
+    """
+    chunk = config.attention_chunk_size
+    unchunked = any(
+        rope and not chunked
+        for rope, chunked in zip(config.rope_layers, config.chunked_layers, strict=True)
+    )
+    rows = capacity if unchunked or not chunk else min(chunk, capacity)
+    scaling = None
+    if config.rope_scaling:
+        scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
+    table = ops.rope_table(rows, theta=config.rope_theta, scaling=scaling, head_dim=config.head_dim)
+    return table.to(device)

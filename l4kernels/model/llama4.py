@@ -1,0 +1,232 @@
+"""Llama 4 on one page."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from l4kernels import ops
+from l4kernels.layers.attention import Attention, AttentionShape, LayerCache, Tokens
+from l4kernels.layers.linear import FORMATS, Build, Linear
+from l4kernels.layers.mlp import MLP
+from l4kernels.layers.moe import MoE
+from l4kernels.layers.norm import RMSNorm
+from l4kernels.model import weights as loading
+from l4kernels.model.checkpoint import Checkpoint
+from l4kernels.model.config import Llama4Config
+from l4kernels.model.generate import Generation, Sampling
+from l4kernels.model.kv_cache import FP8, KVCache
+from l4kernels.model.prompt import Prompt
+from l4kernels.model.vision import VisionModel
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: Llama4Config, layer: int, build: Build):
+        super().__init__()
+        moe, rope = config.is_moe(layer), config.rope_layers[layer]
+        size, eps = config.hidden_size, config.rms_norm_eps
+        shape = AttentionShape(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            chunk=config.chunk(layer),
+            rope=rope,
+            qk_norm_eps=eps if rope and config.use_qk_norm else None,
+            attn_scale=0.0 if rope or not config.attn_temperature_tuning else config.attn_scale,
+            floor_scale=config.floor_scale,
+        )
+        self.input_layernorm = RMSNorm(size, eps, build)
+        self.attention = Attention(size, shape, build)
+        self.post_attention_layernorm = RMSNorm(size, eps, build, keep=moe)
+        if moe:
+            experts, top_k = config.num_local_experts, config.num_experts_per_tok
+            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, build)
+        else:
+            self.feed_forward = MLP(size, config.intermediate_size_mlp, build)
+
+    def forward(self, x: Tensor, tokens: Tokens, cache: LayerCache) -> Tensor:
+        x = self.attention(self.input_layernorm(x), x, tokens, cache)
+        return self.feed_forward(self.post_attention_layernorm(x), x)
+
+
+class Llama4(nn.Module):
+    """The text model, and the vision model if the checkpoint has one.
+
+    `from_pretrained` reads a checkpoint; `random` makes one up. Every computation is an op of
+    `l4kernels.ops` and runs where the weights are.
+    """
+
+    def __init__(self, config: Llama4Config, build: Build, *, kv_dtype: torch.dtype | None = None):
+        super().__init__()
+        self.config, self.build, self.kv_dtype = config, build, kv_dtype or build.dtype
+        size = config.hidden_size
+        self.embedding = build.empty(config.vocab_size, size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer, build) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(size, config.rms_norm_eps, build)
+        # int4 is for the layers: the output is the one place where its error is not averaged away.
+        head = "fp8" if build.weights == "int4" else build.weights
+        self.lm_head = Linear(size, config.vocab_size, build, weights=head)
+        plain = Build(build.dtype, build.device)
+        self.vision = VisionModel(config.vision, size, plain) if config.vision else None
+
+    @torch.inference_mode()
+    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            input_ids: int64 `[B, S]`, no padding.
+            pixel_values: `[tiles, 3, H, W]` of all images, in the order of the prompts.
+
+        Returns:
+            float32 `[B, S, vocab_size]`.
+        """
+        prompt = Prompt(self, input_ids, pixel_values)
+        cache = self.new_cache(prompt.batch, prompt.length, scratch=True)
+        hidden = self.hidden(prompt.embeddings(self.embedding, 0, prompt.length), cache)
+        return self.logits(hidden).view(prompt.batch, prompt.length, -1)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        pixel_values: Tensor | None = None,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop_ids: Sequence[int] | None = None,
+        streamer: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """Continues every row of `input_ids` `[B, S]`; `[B, S + n]` with n <= `max_new_tokens`.
+
+        A row that met an end token (`stop_ids`, by default the checkpoint's) is padded with the
+        pad id; generation ends when all rows have. `streamer` gets the tokens `[B]` of each step.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+        columns = [input_ids]
+        for ids in self.stream(input_ids, max_new_tokens, pixel_values, sampling, stop_ids):
+            columns.append(ids[:, None].to(input_ids))
+            if streamer:
+                streamer(ids)
+        return torch.cat(columns, 1)
+
+    def stream(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 32,
+        pixel_values: Tensor | None = None,
+        sampling: Sampling | None = None,
+        stop_ids: Sequence[int] | None = None,
+    ) -> Generation:
+        """The tokens one step at a time, with timings and finish reasons: see `Generation`."""
+        sampling = sampling or Sampling()
+        return Generation(self, input_ids, max_new_tokens, pixel_values, sampling, stop_ids)
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Prompt, cache: KVCache) -> Tensor:
+        """Runs a prompt behind what is in the cache; logits `[B, vocab_size]` of its last token."""
+        at = 0
+        for piece in cache.pieces(prompt.length):
+            hidden = self.hidden(prompt.embeddings(self.embedding, at, at + piece), cache)
+            at += piece
+        return self.logits(hidden.view(prompt.batch, piece, -1)[:, -1])
+
+    @torch.inference_mode()
+    def decode(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits `[B, vocab_size]` behind the newest token of every sequence, `ids` `[B, 1]`."""
+        return self.logits(self.hidden(ops.embed(ids.flatten(), self.embedding), cache))
+
+    def hidden(self, x: Tensor, cache: KVCache) -> Tensor:
+        """One step of all layers over embeddings `[B * S, D]`; a step crosses no chunk boundary."""
+        tokens, layer_caches = cache.step(x.shape[0] // cache.batch)
+        for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
+            x = layer(x, tokens, layer_cache)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(self.norm(hidden), out_dtype=torch.float32)
+
+    def new_cache(self, batch: int, capacity: int, *, scratch: bool = False) -> KVCache:
+        return KVCache(
+            self.config,
+            batch,
+            capacity,
+            dtype=self.kv_dtype,
+            device=self.build.device,
+            scratch=scratch,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: str | None = None,
+        kv_dtype: str | torch.dtype | None = None,
+    ) -> "Llama4":
+        """Reads a Hugging Face checkpoint folder (config.json and safetensors).
+
+        Args:
+            path: the folder.
+            device: where the weights go.
+            dtype: float32 or bfloat16, of the activations and of what is not quantised.
+            weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
+                quantised while loading, a slab at a time.
+            kv_dtype: None (`dtype`) or "fp8".
+        """
+        build, kv_dtype = _build(device, dtype, weights, kv_dtype)
+        config = Llama4Config.from_pretrained(path)
+        checkpoint = Checkpoint(path)
+        slots = loading.layout(config, checkpoint.entries)
+        checkpoint.check(loading.shapes(slots))
+        model = cls(config, build, kv_dtype=kv_dtype)
+        loading.fill(model, slots, loading.with_progress(checkpoint))
+        return model.tied()
+
+    @classmethod
+    def random(
+        cls,
+        config: Llama4Config,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: str | None = None,
+        kv_dtype: str | torch.dtype | None = None,
+        seed: int = 0,
+    ) -> "Llama4":
+        """Random weights of the config's shapes, for benchmarks and tests."""
+        build, kv_dtype = _build(device, dtype, weights, kv_dtype)
+        model = cls(config, build, kv_dtype=kv_dtype)
+        slots = loading.layout(config)
+        loading.fill(model, slots, loading.random_slabs(slots, build.device, seed))
+        return model.tied()
+
+    def tied(self) -> "Llama4":
+        """Gives lm_head the embedding's weights where the config ties them."""
+        if self.config.tie_word_embeddings and self.lm_head.weights == "bf16":
+            self.lm_head.weight = self.embedding
+        elif self.config.tie_word_embeddings:
+            self.lm_head.store(self.embedding)
+        return self
+
+
+def _build(
+    device: str | torch.device,
+    dtype: torch.dtype,
+    weights: str | None,
+    kv_dtype: str | torch.dtype | None,
+) -> tuple[Build, torch.dtype]:
+    weights = weights or "bf16"
+    if weights not in FORMATS:
+        raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"expected dtype to be float32 or bfloat16, got {dtype}")
+    kv = {None: dtype, "fp8": FP8}.get(kv_dtype, kv_dtype)
+    if kv not in (dtype, FP8):
+        raise ValueError(f'expected kv_dtype to be None, {dtype} or "fp8", got {kv_dtype!r}')
+    return Build(dtype, torch.device(device), weights), kv

@@ -1,0 +1,370 @@
+"""Matrix products `D = A @ B^T`, dense and ragged by expert, in float32, bfloat16 and float8."""
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.check import FLOATS, FP8, Checker, describe
+from l4kernels.ops.epilogue import check_epilogue, gemm_work, matmul, output_columns
+from l4kernels.ops.quant import BLOCK, Quantized, dequantize_fp8, fp8_with_scale
+from l4kernels.ops.registry import Work, op
+
+LEGAL_SCALES = (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row"))
+"""Scalings of (A, B) that go together; "row" of B is one scale per output channel."""
+
+
+def _check_gemm(
+    a: Tensor,
+    b: Tensor,
+    *,
+    expert_offsets: Tensor | None = None,
+    sfa: Tensor | None = None,
+    sfb: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    activation: str = "none",
+    out_dtype: torch.dtype | None = None,
+    **_: object,
+) -> None:
+    check = Checker("gemm")
+    check.dtype("a", a, (*FLOATS, FP8))
+    _check_operands(check, a, b, expert_offsets, sfa, sfb)
+    if out_dtype is not None:
+        check.require(out_dtype in FLOATS, f"expected a float out_dtype, got {out_dtype}")
+    check_epilogue(
+        check,
+        a.shape[0],
+        b.shape[-2],
+        num_experts=b.shape[0] if b.dim() == 3 else None,
+        expert_offsets=expert_offsets,
+        bias=bias,
+        residual=residual,
+        row_scale=row_scale,
+        activation=activation,
+    )
+    check.same_device(
+        a=a,
+        b=b,
+        expert_offsets=expert_offsets,
+        sfa=sfa,
+        sfb=sfb,
+        bias=bias,
+        residual=residual,
+        row_scale=row_scale,
+    )
+
+
+def _check_operands(
+    check: Checker,
+    a: Tensor,
+    b: Tensor,
+    expert_offsets: Tensor | None,
+    sfa: Tensor | None,
+    sfb: Tensor | None,
+) -> None:
+    check.dtype("b", b, (a.dtype,))
+    check.shape("a", a, ["M", "K"])
+    check.require(
+        b.dim() in (2, 3) and b.shape[-1] == a.shape[1] and a.shape[1] > 0,
+        f"expected b to be [N, {a.shape[1]}] or [E, N, {a.shape[1]}], got {describe(b)}",
+    )
+    check.last_dim_contiguous("a", a)
+    check.contiguous("b", b)
+    if a.is_cuda:
+        check.multiple("N (rows of b) on CUDA", b.shape[-2], 8)
+        check.multiple("the bytes of a row of a on CUDA", a.shape[1] * a.element_size(), 16)
+    if a.dtype != FP8:
+        check.require(
+            sfa is None and sfb is None, f"expected no sfa or sfb with {a.dtype}, got one"
+        )
+        return
+    if sfa is None or sfb is None:
+        check.fail("expected sfa and sfb with float8 operands, got none; see quantize_fp8")
+        return
+    scalings = scale_layouts(check, a, b, sfa, sfb)
+    if "128" in scalings[0]:
+        check.multiple("K with 1x128 scales", a.shape[1], BLOCK)
+
+
+def scale_layouts(
+    check: Checker, a: Tensor, b: Tensor, sfa: Tensor, sfb: Tensor
+) -> tuple[str, str]:
+    """Reads the scalings of A and B off the shapes of their scales."""
+    (m, k), n, experts = a.shape, b.shape[-2], list(b.shape[:-2])
+    blocks = (k + BLOCK - 1) // BLOCK
+    of_a = {"tensor": [1], "row": [m], "1x128": [m, blocks]}
+    of_b = {
+        "tensor": [*experts, 1],
+        "row": [*experts, n],
+        "128x128": [*experts, (n + BLOCK - 1) // BLOCK, blocks],
+    }
+    for name, t in (("sfa", sfa), ("sfb", sfb)):
+        check.dtype(name, t, (torch.float32,))
+        check.contiguous(name, t)
+    for pair in LEGAL_SCALES:
+        if list(sfa.shape) == of_a[pair[0]] and list(sfb.shape) == of_b[pair[1]]:
+            return pair
+    pairs = ", ".join(f"{of_a[x]} with {of_b[y]}" for x, y in LEGAL_SCALES)
+    check.fail(
+        f"expected sfa and sfb to be one of {pairs}, got {list(sfa.shape)} with {list(sfb.shape)}"
+    )
+    raise AssertionError
+
+
+def _work_gemm(
+    a: Tensor,
+    b: Tensor,
+    *,
+    expert_offsets: Tensor | None = None,
+    sfa: Tensor | None = None,
+    sfb: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    activation: str = "none",
+    out_dtype: torch.dtype | None = None,
+    **_: object,
+) -> Work:
+    return gemm_work(
+        a,
+        b.shape[-2],
+        (b, sfb),
+        out_dtype=out_dtype or _default_dtype(a),
+        activation=activation,
+        expert_offsets=expert_offsets,
+        others=(sfa, bias, residual, row_scale),
+    )
+
+
+def _default_dtype(a: Tensor) -> torch.dtype:
+    return torch.bfloat16 if a.dtype == FP8 else a.dtype
+
+
+def _empty_gemm(
+    a: Tensor,
+    b: Tensor,
+    *,
+    activation: str = "none",
+    out_dtype: torch.dtype | None = None,
+    **_: object,
+) -> Tensor:
+    columns = output_columns(b.shape[-2], activation)
+    return a.new_empty((a.shape[0], columns), dtype=out_dtype or _default_dtype(a))
+
+
+@op(check=_check_gemm, work=_work_gemm, fake=_empty_gemm, out=True)
+def gemm(
+    a: Tensor,
+    b: Tensor,
+    *,
+    expert_offsets: Tensor | None = None,
+    sfa: Tensor | None = None,
+    sfb: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    activation: str = "none",
+    out_dtype: torch.dtype | None = None,
+    fast_accum: bool = False,
+    config: int = -1,
+) -> Tensor:
+    """`D = act(row_scale * (A @ B^T) + bias) + residual`, accumulated in float32, rounded once.
+
+    With `expert_offsets` row i of A meets `b[e]` of the expert e that owns it:
+    `expert_offsets[e] <= i < expert_offsets[e + 1]`. Rows past the last offset give zeros.
+
+    Args:
+        a: `[M, K]` float32, bfloat16, float16 or e4m3.
+        b: `[N, K]`, or `[E, N, K]` with `expert_offsets`; the dtype of `a`. On CUDA, N is a
+            multiple of 8 and a row of K a multiple of 16 bytes.
+        expert_offsets: int32 `[E + 1]`, ascending from 0.
+        sfa: float32 scales of e4m3 `a`: `[1]`, `[M]` (per row) or `[M, K / 128]`.
+        sfb: float32 scales of e4m3 `b`: `[1]`, `[N]` (per channel) or `[ceil(N / 128), K / 128]`,
+            with a leading E for `[E, N, K]`. Legal pairs: tensor and tensor, row and channel,
+            1x128 and 128x128, 1x128 and channel.
+        bias: `[N]` float, dense weights only.
+        residual: `[M, N']` float, added after the activation.
+        row_scale: float32 `[M]`, multiplied into the accumulator before bias and activation: the
+            router's score, which in Llama 4 scales the expert's input.
+        activation: "none", "gelu" (the erf form) or "swiglu": `silu(gate) * up`, N' = N / 2, with
+            the rows of `b` interleaved in blocks of 8 (`interleave_gate_up`).
+        out_dtype: of D; default the dtype of `a`, bfloat16 for e4m3.
+        fast_accum: allow e4m3 products to accumulate in the tensor core's reduced precision; the
+            meaning is the same.
+        config: the kernel's row of tile sizes, -1 to choose by shape; the meaning is the same.
+
+    Returns:
+        `[M, N']`, N' = N, or N / 2 for "swiglu".
+
+    Raises:
+        IndexError: `expert_offsets` that do not ascend from 0 to at most M.
+
+    >>> a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+    >>> gemm(a, b, row_scale=torch.tensor([0.5]))
+    tensor([[5.5000, 8.5000]])
+    """
+    out = _empty_gemm(a, b, activation=activation, out_dtype=out_dtype)
+    return _matmul(
+        "gemm",
+        a,
+        b,
+        sfa,
+        sfb,
+        out=out,
+        expert_offsets=expert_offsets,
+        bias=bias,
+        residual=residual,
+        row_scale=row_scale,
+        activation=activation,
+    )
+
+
+def _matmul(
+    name: str, a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None, **epilogue
+) -> Tensor:
+    of_a, of_b = "none", "none"
+    if sfa is not None and sfb is not None:
+        of_a, of_b = scale_layouts(Checker(name), a, b, sfa, sfb)
+
+    def rows_of_a(first: int, end: int) -> Tensor:
+        rows = a[first:end]
+        if sfa is None:
+            return rows.float()
+        return dequantize_fp8(rows, sfa if of_a == "tensor" else sfa[first:end], of_a)
+
+    def rows_of_b(expert: int | None, first: int, end: int) -> Tensor:
+        rows = (b if expert is None else b[expert])[first:end]
+        if sfb is None:
+            return rows.float()
+        scale = sfb if expert is None else sfb[expert]
+        if of_b == "row":
+            scale = scale[first:end]
+        elif of_b == "128x128":
+            scale = scale[first // BLOCK : (end + BLOCK - 1) // BLOCK]
+        return dequantize_fp8(rows, scale, of_b)
+
+    return matmul(
+        name,
+        rows_of_a,
+        rows_of_b,
+        a.shape[0],
+        b.shape[-2],
+        a.shape[1],
+        whole_weight=b.dtype == torch.float32,
+        **epilogue,
+    )
+
+
+def _check_gemm_swiglu_fp8(
+    a: Tensor,
+    b: Tensor,
+    *,
+    sfa: Tensor,
+    sfb: Tensor,
+    expert_offsets: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    **_: object,
+) -> None:
+    check = Checker("gemm_swiglu_fp8")
+    check.dtype("a", a, (FP8,))
+    _check_operands(check, a, b, expert_offsets, sfa, sfb)
+    check.multiple("N / 2, the columns of the result,", b.shape[-2] // 2, BLOCK)
+    check_epilogue(
+        check,
+        a.shape[0],
+        b.shape[-2],
+        num_experts=b.shape[0] if b.dim() == 3 else None,
+        expert_offsets=expert_offsets,
+        bias=None,
+        residual=None,
+        row_scale=row_scale,
+        activation="swiglu",
+    )
+    check.same_device(
+        a=a, b=b, expert_offsets=expert_offsets, sfa=sfa, sfb=sfb, row_scale=row_scale
+    )
+
+
+def _work_gemm_swiglu_fp8(
+    a: Tensor,
+    b: Tensor,
+    *,
+    sfa: Tensor,
+    sfb: Tensor,
+    expert_offsets: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    **_: object,
+) -> Work:
+    scales = Work(flops=0, bytes=4 * a.shape[0] * (b.shape[-2] // 2 // BLOCK))
+    return scales + gemm_work(
+        a,
+        b.shape[-2],
+        (b, sfb),
+        out_dtype=FP8,
+        activation="swiglu",
+        expert_offsets=expert_offsets,
+        others=(sfa, row_scale),
+    )
+
+
+def _fake_gemm_swiglu_fp8(a: Tensor, b: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+    m, columns = a.shape[0], b.shape[-2] // 2
+    return (
+        a.new_empty((m, columns), dtype=FP8),
+        a.new_empty((m, columns // BLOCK), dtype=torch.float32),
+    )
+
+
+@op(
+    check=_check_gemm_swiglu_fp8,
+    work=_work_gemm_swiglu_fp8,
+    fake=_fake_gemm_swiglu_fp8,
+    returns=Quantized,
+)
+def gemm_swiglu_fp8(
+    a: Tensor,
+    b: Tensor,
+    *,
+    sfa: Tensor,
+    sfb: Tensor,
+    expert_offsets: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    config: int = -1,
+) -> tuple[Tensor, Tensor]:
+    """`gemm` with SwiGLU whose result is quantised in the epilogue, ready for the next GEMM.
+
+    A row's largest value spans many thread blocks, a block of 128 columns does not: hence 1x128
+    scales, whatever the layout of the operands' own scales.
+
+    Args:
+        a: e4m3 `[M, K]`.
+        b: e4m3 `[N, K]`, or `[E, N, K]` with `expert_offsets`; rows interleaved as for `gemm`.
+            N is a multiple of 256.
+        sfa, sfb: float32 scales, as for `gemm`.
+        expert_offsets: int32 `[E + 1]`, ascending from 0.
+        row_scale: float32 `[M]`, multiplied into the accumulator before SwiGLU.
+        config: the kernel's row of tile sizes, -1 to choose by shape.
+
+    Returns:
+        `Quantized(q, scale)`: e4m3 `[M, N / 2]` and float32 `[M, N / 256]`, the float32 SwiGLU
+        values quantised as `quantize_fp8(..., "1x128")`. Rows past the last offset are zeros with
+        scale 1.
+
+    >>> a, b = torch.ones(1, 128).to(torch.float8_e4m3fn), torch.ones(256, 128)
+    >>> one = torch.ones(1)
+    >>> gemm_swiglu_fp8(a, b.to(a.dtype), sfa=one, sfb=one / 128).scale
+    tensor([[0.0016]])
+    """
+    out = a.new_empty((a.shape[0], b.shape[-2] // 2), dtype=torch.float32)
+    value = _matmul(
+        "gemm_swiglu_fp8",
+        a,
+        b,
+        sfa,
+        sfb,
+        out=out,
+        expert_offsets=expert_offsets,
+        row_scale=row_scale,
+        activation="swiglu",
+    )
+    return fp8_with_scale(value, "1x128")

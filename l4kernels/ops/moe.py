@@ -1,0 +1,287 @@
+"""Mixture of experts: choose experts, sort tokens by expert, gather and sum.
+
+The router's score is an argument (`row_scale`) of the first expert GEMM: Llama 4 scales the
+*input* of an expert, and SwiGLU is not linear, so scaling its output is another function. Neither
+`moe_permute` nor `moe_combine` multiplies by it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.check import FLOATS, FP8, Checker
+from l4kernels.ops.indices import require_indices
+from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
+from l4kernels.ops.registry import Work, op, tensor_bytes
+
+MAX_EXPERTS = 256
+MAX_TOP_K = 8
+
+
+class Routing(NamedTuple):
+    """Where each token goes. Permuted rows are sorted by expert, then by token and choice."""
+
+    topk_ids: Tensor
+    topk_weights: Tensor
+    row_scale: Tensor
+    expert_offsets: Tensor
+    permutation: Tensor
+    inverse: Tensor
+
+
+def _check_moe_route(logits: Tensor, top_k: int = 1) -> None:
+    check = Checker("moe_route")
+    check.dtype("logits", logits, FLOATS)
+    check.shape("logits", logits, ["T", "E"])
+    experts = logits.shape[1]
+    check.require(
+        1 <= experts <= MAX_EXPERTS,
+        f"expected 1 to {MAX_EXPERTS} experts, got logits {list(logits.shape)}",
+    )
+    limit = min(MAX_TOP_K, experts)
+    check.require(
+        1 <= top_k <= limit,
+        f"expected top_k in 1 to {limit} for {experts} experts, got {top_k}",
+    )
+    check.last_dim_contiguous("logits", logits)
+
+
+def _work_moe_route(logits: Tensor, top_k: int = 1) -> Work:
+    tokens, experts = logits.shape
+    written = tokens * top_k * 5 * 4 + (experts + 1) * 4
+    return Work(flops=logits.numel() * top_k, bytes=tensor_bytes(logits) + written)
+
+
+@op(check=_check_moe_route, work=_work_moe_route, returns=Routing)
+def moe_route(
+    logits: Tensor, top_k: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Picks each token's experts and the order in which the expert GEMMs see the tokens.
+
+    Llama 4's router: top-k on the logits themselves, then a sigmoid of each chosen logit; no
+    softmax, no renormalisation, no capacity limit. Equal logits: the lowest expert first. A row
+    with a NaN goes to experts 0 to k - 1 with weight 0 (and sets the device's error word on CUDA).
+
+    Args:
+        logits: `[T, E]` float32, bfloat16 or float16, the output of the router's GEMM; E <= 256.
+        top_k: experts per token, 1 to 8.
+
+    Returns:
+        `Routing` of
+        `topk_ids` int32 `[T, k]`, by descending logit;
+        `topk_weights` float32 `[T, k]`, `sigmoid(logit)`;
+        `row_scale` float32 `[T * k]`, the weights in permuted order;
+        `expert_offsets` int32 `[E + 1]`, expert e owns permuted rows `[off[e], off[e + 1])`;
+        `permutation` int32 `[T * k]`, permuted row -> flat index `token * k + choice`;
+        `inverse` int32 `[T * k]`, flat index -> permuted row.
+
+    >>> r = moe_route(torch.tensor([[0.0, 2.0], [1.0, 1.0], [-1.0, 0.0]]))
+    >>> r.topk_ids.flatten().tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
+    ([1, 0, 1], [1, 0, 2], [0, 1, 3])
+    """
+    value = logits.float()
+    nan = value.isnan().any(-1, keepdim=True)
+    value = value.masked_fill(nan, 0.0)
+    if top_k == 1:
+        chosen, ids = value.max(-1, keepdim=True)
+    else:
+        ordered, order = value.sort(dim=-1, descending=True, stable=True)
+        chosen, ids = ordered[:, :top_k], order[:, :top_k]
+    weights = torch.sigmoid(chosen).masked_fill(nan, 0.0).contiguous()
+    ids = ids.to(torch.int32).contiguous()
+    sorted_ids, permutation = ids.flatten().sort(stable=True)
+    experts = torch.arange(logits.shape[1] + 1, dtype=torch.int32, device=logits.device)
+    offsets = torch.searchsorted(sorted_ids, experts, out_int32=True)
+    rows = torch.arange(permutation.shape[0], dtype=torch.int32, device=logits.device)
+    inverse = torch.empty_like(rows).scatter_(0, permutation, rows)
+    row_scale = weights.flatten()[permutation]
+    return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
+
+
+def _check_moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> None:
+    check = Checker("moe_permute")
+    check.dtype("x", x, (*FLOATS, FP8))
+    _check_permutation(check, x, permutation, top_k)
+
+
+def _check_permutation(check: Checker, x: Tensor, permutation: Tensor, top_k: int) -> None:
+    check.shape("x", x, ["T", "D"])
+    check.require(1 <= top_k <= MAX_TOP_K, f"expected top_k in 1 to {MAX_TOP_K}, got {top_k}")
+    check.dtype("permutation", permutation, (torch.int32,))
+    check.shape("permutation", permutation, [x.shape[0] * top_k])
+    check.last_dim_contiguous("x", x)
+    check.same_device(x=x, permutation=permutation)
+
+
+def _work_moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Work:
+    return Work(flops=0, bytes=(1 + top_k) * tensor_bytes(x) + tensor_bytes(permutation))
+
+
+def _fake_moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
+    return x.new_empty(x.shape[0] * top_k, x.shape[1])
+
+
+@op(check=_check_moe_permute, work=_work_moe_permute, fake=_fake_moe_permute)
+def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
+    """Copies token rows into expert order: row i of the result is `x[permutation[i] // top_k]`.
+
+    Args:
+        x: `[T, D]` float32, bfloat16, float16 or e4m3.
+        permutation: int32 `[T * top_k]` of `moe_route`.
+        top_k: experts per token.
+
+    Returns:
+        `[T * top_k, D]`, the dtype of `x`. Rows are never multiplied by the router's score.
+
+    >>> moe_permute(torch.tensor([[1.0], [2.0]]), torch.tensor([1, 0], dtype=torch.int32), 1)
+    tensor([[2.],
+            [1.]])
+    """
+    require_indices("moe_permute", "permutation", permutation, 0, x.shape[0] * top_k)
+    return _gathered(x, permutation, top_k)
+
+
+def _gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
+    rows = permutation if top_k == 1 else permutation // top_k
+    return x.index_select(0, rows)
+
+
+def _check_moe_permute_fp8(
+    x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row"
+) -> None:
+    check = Checker("moe_permute_fp8")
+    check.dtype("x", x, FLOATS)
+    _check_permutation(check, x, permutation, top_k)
+    check.choice("scaling", scaling, ("row", "1x128"))
+    if scaling == "1x128":
+        check.multiple("the last dimension of x", x.shape[1], BLOCK)
+
+
+def _work_moe_permute_fp8(x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row") -> Work:
+    scales = top_k * (x.shape[0] if scaling == "row" else x.numel() // BLOCK)
+    moved = tensor_bytes(x, permutation) + top_k * x.numel() + 4 * scales
+    return Work(flops=3 * x.numel(), bytes=moved)
+
+
+def _fake_moe_permute_fp8(
+    x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row"
+) -> tuple[Tensor, Tensor]:
+    rows, columns = x.shape[0] * top_k, x.shape[1]
+    scales = (rows,) if scaling == "row" else (rows, columns // BLOCK)
+    return (
+        x.new_empty((rows, columns), dtype=FP8),
+        x.new_empty(scales, dtype=torch.float32),
+    )
+
+
+@op(
+    check=_check_moe_permute_fp8,
+    work=_work_moe_permute_fp8,
+    fake=_fake_moe_permute_fp8,
+    returns=Quantized,
+)
+def moe_permute_fp8(
+    x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row"
+) -> tuple[Tensor, Tensor]:
+    """`moe_permute` and `quantize_fp8` in one pass; each token is quantised once.
+
+    Args:
+        x: `[T, D]` float32, bfloat16 or float16.
+        permutation: int32 `[T * top_k]` of `moe_route`.
+        top_k: experts per token.
+        scaling: "row" (one scale per token) or "1x128" (D is a multiple of 128).
+
+    Returns:
+        `Quantized(q, scale)`: e4m3 `[T * top_k, D]`, and float32 `[T * top_k]` or
+        `[T * top_k, D / 128]`.
+
+    >>> order = torch.tensor([1, 0], dtype=torch.int32)
+    >>> moe_permute_fp8(torch.tensor([[448.0], [896.0]]), order, 1).scale
+    tensor([2., 1.])
+    """
+    require_indices("moe_permute_fp8", "permutation", permutation, 0, x.shape[0] * top_k)
+    q, scale = fp8_with_scale(x.float(), scaling)
+    return _gathered(q, permutation, top_k), _gathered(scale, permutation, top_k)
+
+
+def _check_moe_combine(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    shared: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    check = Checker("moe_combine")
+    check.dtype("y", y, FLOATS)
+    check.shape("y", y, ["T*k", "D"])
+    check.require(1 <= top_k <= MAX_TOP_K, f"expected top_k in 1 to {MAX_TOP_K}, got {top_k}")
+    check.multiple("the number of rows of y", y.shape[0], top_k)
+    check.dtype("inverse", inverse, (torch.int32,))
+    check.shape("inverse", inverse, [y.shape[0]])
+    check.last_dim_contiguous("y", y)
+    for name, t in (("shared", shared), ("residual", residual)):
+        if t is not None:
+            check.dtype(name, t, (y.dtype,))
+            check.shape(name, t, [y.shape[0] // top_k, y.shape[1]])
+            check.last_dim_contiguous(name, t)
+    check.same_device(y=y, inverse=inverse, shared=shared, residual=residual)
+
+
+def _work_moe_combine(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    shared: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Work:
+    added = top_k - 1 + (shared is not None) + (residual is not None)
+    out = tensor_bytes(y) // top_k
+    moved = tensor_bytes(y, inverse, shared, residual) + out
+    return Work(flops=added * (y.numel() // top_k), bytes=moved)
+
+
+def _fake_moe_combine(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    shared: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    return y.new_empty(y.shape[0] // top_k, y.shape[1])
+
+
+@op(check=_check_moe_combine, work=_work_moe_combine, fake=_fake_moe_combine)
+def moe_combine(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    shared: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Brings expert outputs back to token order and sums what belongs to a token.
+
+    Args:
+        y: `[T * top_k, D]` float32, bfloat16 or float16, rows in permuted order.
+        inverse: int32 `[T * top_k]` of `moe_route`.
+        top_k: experts per token.
+        shared: `[T, D]`, the shared expert's output.
+        residual: `[T, D]`, the residual stream.
+
+    Returns:
+        `[T, D]`, the dtype of `y`: the k rows in order of choice, plus `shared`, plus `residual`,
+        summed in float32 and rounded once.
+
+    >>> y = torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
+    >>> moe_combine(y, torch.tensor([0, 2, 1, 3], dtype=torch.int32), 2)
+    tensor([[ 101.],
+            [1010.]])
+    """
+    require_indices("moe_combine", "inverse", inverse, 0, y.shape[0])
+    total = y.index_select(0, inverse).float()
+    if top_k > 1:
+        total = total.unflatten(0, (-1, top_k)).sum(1)
+    for other in (shared, residual):
+        if other is not None:
+            total.add_(other)
+    return total.to(y.dtype)

@@ -1,0 +1,122 @@
+"""Walking one sequence's pages: what a query sees, and attention in blocks of queries."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.check import FP8
+from l4kernels.ops.quant import fp8_values
+
+_SCORE_ELEMENTS = 1 << 23
+
+
+def visible_pieces(len_q: int, len_k: int, chunk: int) -> Iterator[tuple[int, int, int]]:
+    """Splits one sequence at chunk edges: `(first query, end query, first visible key)`.
+
+    Query i is at position p = len_k - len_q + i and sees the keys from its piece's first key to p.
+    Queries at a negative position see nothing and belong to no piece.
+    """
+    start = len_k - len_q
+    first = max(0, -start)
+    while first < len_q:
+        position = start + first
+        low = position - position % chunk if chunk else 0
+        end = min(len_q, low + chunk - start) if chunk else len_q
+        yield first, end, low
+        first = end
+
+
+class PagedCache:
+    """The keys and values of one sequence, gathered to float32."""
+
+    def __init__(
+        self,
+        op_name: str,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ):
+        self.op_name, self.page_size, self.num_pages = op_name, k_cache.shape[1], k_cache.shape[0]
+        self.tensors = ((k_cache, k_scale), (v_cache, v_scale))
+
+    def gather(self, table: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `[low, high)` as `[Hkv, high - low, D]`."""
+        first_page, end_page = low // self.page_size, -(-high // self.page_size)
+        if end_page > table.shape[0]:
+            raise IndexError(
+                f"l4kernels.{self.op_name}: expected block_table to have a column for each of the "
+                f"{end_page} pages of a sequence of {high} keys, got {table.shape[0]} columns"
+            )
+        pages = table[first_page:end_page]
+        numbers = pages.tolist()
+        if min(numbers) < 0 or max(numbers) >= self.num_pages:
+            raise IndexError(
+                f"l4kernels.{self.op_name}: expected the visible entries of block_table in "
+                f"[0, {self.num_pages}), got {numbers}"
+            )
+        keep = slice(low - first_page * self.page_size, high - first_page * self.page_size)
+        gathered = []
+        for cache, scale in self.tensors:
+            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1)
+            rows = fp8_values(rows) if cache.dtype == FP8 else rows.float()
+            gathered.append(rows if scale is None else rows * scale[:, None, None])
+        return gathered[0], gathered[1]
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, offset: int, softmax_scale: float, out: Tensor, lse: Tensor
+) -> None:
+    """One causal problem: query row i sees keys `[0, offset + i]`.
+
+    Works through blocks of queries so that the scores stay small; `q` and `out` are
+    `[L, Hq, D]`, `lse` is `[Hq, L]`, `k` and `v` are float32 `[Hkv, S, D]`.
+    """
+    length, num_heads, head_dim = q.shape
+    kv_heads, group = k.shape[0], num_heads // k.shape[0]
+    if offset == 0 and q.device.type == "cpu":
+        # The same sums in one pass; the public call does not return lse.
+        heads = q.float().transpose(0, 1)[None]
+        k, v = (t[:, None].expand(-1, group, -1, -1).flatten(0, 1)[None] for t in (k, v))
+        value, value_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            heads, k, v, 0.0, True, scale=softmax_scale
+        )
+        out.copy_(value[0].transpose(0, 1))
+        lse.copy_(value_lse[0])
+        return
+    block = max(1, min(length, 128, _SCORE_ELEMENTS // (num_heads * k.shape[1])))
+    for i in range(0, length, block):
+        rows = min(block, length - i)
+        high = offset + i + rows
+        grouped = q[i : i + rows].float().mul(softmax_scale)
+        grouped = grouped.view(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+        scores = torch.bmm(grouped.reshape(kv_heads, group * rows, head_dim), k[:, :high].mT)
+        scores = scores.view(kv_heads, group, rows, high)
+        if rows > 1:
+            key = torch.arange(high, device=q.device)
+            query = torch.arange(offset + i, high, device=q.device)
+            scores.masked_fill_(key > query[:, None], float("-inf"))
+        block_lse = scores.logsumexp(-1)
+        weights = scores.sub_(block_lse.unsqueeze(-1)).exp_()
+        value = torch.bmm(weights.view(kv_heads, group * rows, high), v[:, :high])
+        value = value.view(num_heads, rows, head_dim)
+        out[i : i + rows] = value.transpose(0, 1)
+        lse[:, i : i + rows] = block_lse.view(num_heads, rows)
+
+
+def attend_sequence(
+    cache: PagedCache,
+    q: Tensor,
+    len_k: int,
+    table: Tensor,
+    softmax_scale: float,
+    chunk: int,
+    out: Tensor,
+    lse: Tensor,
+) -> None:
+    start = len_k - q.shape[0]
+    for first, end, low in visible_pieces(q.shape[0], len_k, chunk):
+        k, v = cache.gather(table, low, start + end)
+        piece = slice(first, end)
+        _attend(q[piece], k, v, start + first - low, softmax_scale, out[piece], lse[:, piece])

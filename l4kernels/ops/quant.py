@@ -1,0 +1,254 @@
+"""Quantisation: float8 e4m3 with four scale layouts, and int4 in groups of 128."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.check import FLOATS, FP8, Checker
+from l4kernels.ops.registry import Work, op, tensor_bytes
+
+BLOCK = 128
+"""Elements along K that share a scale: one int4 group, one 1x128 or 128x128 block."""
+
+FP8_MAX = 448.0
+FP8_SCALINGS = ("tensor", "row", "1x128", "128x128")
+
+INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Nibble i (bits 4i to 4i+3) of word j holds element 8j + INT4_ORDER[i] of its row."""
+
+_E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
+_NIBBLE_OF_ELEMENT = sorted(range(8), key=INT4_ORDER.__getitem__)
+_CLIP_RATIOS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.7)
+_SEARCH_ELEMENTS = 1 << 20
+
+
+class Quantized(NamedTuple):
+    """An e4m3 tensor and its float32 scales: value = q * scale."""
+
+    q: Tensor
+    scale: Tensor
+
+
+class Int4(NamedTuple):
+    """Packed int4 weights and the scales of their groups of 128."""
+
+    packed: Tensor
+    scales: Tensor
+
+
+def _check_quantize_fp8(x: Tensor, scaling: str) -> None:
+    check = Checker("quantize_fp8")
+    check.dtype("x", x, FLOATS)
+    check.choice("scaling", scaling, FP8_SCALINGS)
+    check.require(x.dim() >= 1, f"expected x to have at least one dimension, got a scalar {x}")
+    if scaling in ("1x128", "128x128"):
+        check.multiple("the last dimension of x", x.shape[-1], BLOCK)
+    if scaling == "128x128":
+        check.require(x.dim() >= 2, f"expected x to be [..., N, K], got {list(x.shape)}")
+
+
+def _work_quantize_fp8(x: Tensor, scaling: str) -> Work:
+    return Work(flops=3 * x.numel(), bytes=x.numel() * (x.element_size() + 1))
+
+
+@op(check=_check_quantize_fp8, work=_work_quantize_fp8, returns=Quantized)
+def quantize_fp8(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
+    """Quantises to float8 e4m3 with scale = amax / 448 (1 where the block is all zeros).
+
+    Args:
+        x: `[..., K]` float32, bfloat16 or float16. K is a multiple of 128 for block scales.
+        scaling: what shares a scale, and the shape of `scale`:
+            "tensor"  everything, `[1]`; for weights `[E, N, K]` each expert, `[E, 1]`
+            "row"     a row of K (a token, or an output channel of a weight), `[...]`
+            "1x128"   128 elements of a row, `[..., K / 128]`
+            "128x128" a block of a weight, `[..., ceil(N / 128), K / 128]`
+
+    Returns:
+        `Quantized(q, scale)`: `q` e4m3 in the shape of `x`, `scale` float32, with
+        `q = saturate(x / scale)` and `x ~ q * scale`.
+
+    >>> quantize_fp8(torch.tensor([[0.5, -2.0], [0.0, 0.0]]), "row").scale
+    tensor([0.0045, 1.0000])
+    """
+    return fp8_with_scale(x.float(), scaling)
+
+
+def fp8_with_scale(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
+    """The body of every op that ends in e4m3; `x` is float32."""
+    blocks = _blocks(x, scaling)
+    reduced = {"tensor": (-2, -1), "row": -1, "1x128": -1, "128x128": (-3, -1)}[scaling]
+    if blocks.numel() == 0:
+        amax = blocks.sum(reduced, keepdim=True)
+    else:
+        amax = blocks.abs().amax(reduced, keepdim=True)
+    scale = amax / FP8_MAX
+    scale = torch.where(scale == 0, 1.0, scale)
+    q = (blocks / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    if scaling == "128x128":
+        q = q.flatten(-4, -3).flatten(-2)[..., : x.shape[-2], :]
+        return q.reshape(x.shape).contiguous(), scale.squeeze(-1).squeeze(-2)
+    if scaling == "tensor":
+        return q.reshape(x.shape), scale.flatten(-2) if x.dim() > 2 else scale.flatten()
+    return q.reshape(x.shape), scale.squeeze(-1)
+
+
+def _blocks(x: Tensor, scaling: str) -> Tensor:
+    """`x` with the dimensions that share a scale at a fixed place."""
+    if scaling == "tensor":
+        return x.flatten(1).unsqueeze(-2) if x.dim() > 2 else x.reshape(1, -1)
+    if scaling == "row":
+        return x
+    columns = x.shape[-1] // BLOCK
+    if scaling == "1x128":
+        return x.reshape(*x.shape[:-1], columns, BLOCK)
+    padding = -x.shape[-2] % BLOCK
+    if padding:
+        x = torch.nn.functional.pad(x, (0, 0, 0, padding))
+    return x.reshape(*x.shape[:-2], x.shape[-2] // BLOCK, BLOCK, columns, BLOCK)
+
+
+def fp8_values(q: Tensor) -> Tensor:
+    """`q.float()` of an e4m3 tensor by table: many times faster on a CPU."""
+    codes = q.reshape(-1).view(torch.uint8).int()
+    return _E4M3_VALUES.to(q.device).index_select(0, codes).view(q.shape)
+
+
+def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
+    """The float32 values of `quantize_fp8`'s result.
+
+    >>> x = torch.tensor([[0.5, -2.0]])
+    >>> dequantize_fp8(*quantize_fp8(x, "tensor"), "tensor")
+    tensor([[ 0.5000, -2.0000]])
+    """
+    value = fp8_values(q)
+    if scaling == "tensor":
+        return value.mul_(scale.unsqueeze(-1) if scale.dim() > 1 else scale)
+    if scaling == "row":
+        return value.mul_(scale.unsqueeze(-1))
+    if scaling == "1x128":
+        return value.mul_(scale.repeat_interleave(BLOCK, -1))
+    rows = scale.repeat_interleave(BLOCK, -2)[..., : q.shape[-2], :]
+    return value.mul_(rows.repeat_interleave(BLOCK, -1))
+
+
+def _check_quantize_int4(w: Tensor, search: bool = True) -> None:
+    check = Checker("quantize_int4")
+    check.dtype("w", w, FLOATS)
+    check.require(w.dim() >= 2, f"expected w to be [..., N, K], got {list(w.shape)}")
+    check.multiple("the last dimension of w", w.shape[-1], BLOCK)
+
+
+def _work_quantize_int4(w: Tensor, search: bool = True) -> Work:
+    candidates = 2 * len(_CLIP_RATIOS) if search else 1
+    written = w.numel() / 2 + w.numel() / BLOCK * 2
+    return Work(flops=6 * candidates * w.numel(), bytes=tensor_bytes(w) + written)
+
+
+def _fake_quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
+    *rows, k = w.shape
+    return (
+        w.new_empty((*rows, k // 8), dtype=torch.int32),
+        w.new_empty((*rows, k // BLOCK), dtype=torch.bfloat16),
+    )
+
+
+@op(check=_check_quantize_int4, work=_work_quantize_int4, fake=_fake_quantize_int4, returns=Int4)
+def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
+    """Quantises weights to int4, symmetric, in groups of 128 along K: w ~ q * scale, q in -8..7.
+
+    Without `search`, scale = amax / 7.5. With it, each group takes the candidate of least squared
+    error among clipped scales; half of the candidates are aligned so that the element of largest
+    magnitude gets the code -8, which makes a scale negative where that element is positive.
+
+    Args:
+        w: `[..., N, K]` float32, bfloat16 or float16; K is a multiple of 128.
+        search: look for the best scale of each group.
+
+    Returns:
+        `Int4(packed, scales)`: int32 `[..., N, K / 8]` (see `pack_int4`) and bfloat16
+        `[..., N, K / 128]`. Codes are chosen for the rounded scale.
+
+    >>> packed, scales = quantize_int4(torch.linspace(-1, 1, 128).view(1, 128))
+    >>> packed.shape, scales.shape
+    (torch.Size([1, 16]), torch.Size([1, 1]))
+    """
+    groups = w.reshape(-1, BLOCK)
+    packed = torch.empty(groups.shape[0], BLOCK // 8, dtype=torch.int32, device=w.device)
+    scales = torch.empty(groups.shape[0], dtype=torch.bfloat16, device=w.device)
+    step = _SEARCH_ELEMENTS // BLOCK
+    for i in range(0, groups.shape[0], step):
+        piece = groups[i : i + step].float()
+        scale = _best_scale(piece) if search else _rounded(piece.abs().amax(-1) / 7.5)
+        packed[i : i + step] = pack_int4(_codes(piece, scale))
+        scales[i : i + step] = scale
+    k = w.shape[-1]
+    return packed.view(*w.shape[:-1], k // 8), scales.view(*w.shape[:-1], k // BLOCK)
+
+
+def _rounded(scale: Tensor) -> Tensor:
+    scale = scale.to(torch.bfloat16).float()
+    return torch.where(scale == 0, 1.0, scale)
+
+
+def _codes(groups: Tensor, scale: Tensor) -> Tensor:
+    return (groups / scale[:, None]).round_().clamp_(-8, 7)
+
+
+def _best_scale(groups: Tensor) -> Tensor:
+    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    best, least = None, None
+    for base in (extreme.abs() / 7.5, extreme / -8):
+        for ratio in _CLIP_RATIOS:
+            scale = _rounded(base * ratio)
+            error = (_codes(groups, scale) * scale[:, None] - groups).square_().sum(-1)
+            if best is None:
+                best, least = scale, error
+            else:
+                best = torch.where(error < least, scale, best)
+                least = torch.minimum(error, least)
+    return best
+
+
+def pack_int4(q: Tensor) -> Tensor:
+    """Packs codes -8..7 `[..., K]` into int32 `[..., K / 8]`.
+
+    A nibble holds code + 8. Nibble i (bits 4i to 4i+3) of word j holds element 8j + ORDER[i],
+    ORDER = (0, 2, 4, 6, 1, 3, 5, 7): `(word >> 4 * s) & 0x000f000f` is then the pair of elements
+    2s and 2s + 1, one in each half word.
+
+    >>> pack_int4(torch.tensor([-8, -7, -6, -5, -4, -3, -2, -1])).item() == 0x75316420
+    True
+    """
+    if q.shape[-1] % 8:
+        raise ValueError(f"pack_int4: expected a multiple of 8 codes in a row, got {q.shape[-1]}")
+    nibbles = (q.to(torch.int32) + 8).unflatten(-1, (-1, 8))
+    word = torch.zeros(nibbles.shape[:-1], dtype=torch.int32, device=q.device)
+    for i, element in enumerate(INT4_ORDER):
+        word |= nibbles[..., element] << (4 * i)
+    return word
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """The codes -8..7 of `pack_int4`, int8 `[..., K]`.
+
+    >>> unpack_int4(pack_int4(torch.tensor([-8, 7, 0, 1, 2, 3, -1, -2])))
+    tensor([-8,  7,  0,  1,  2,  3, -1, -2], dtype=torch.int8)
+    """
+    return _codes_of(packed).to(torch.int8)
+
+
+def _codes_of(packed: Tensor) -> Tensor:
+    shifts = torch.tensor(_NIBBLE_OF_ELEMENT, dtype=torch.int32, device=packed.device) * 4
+    return (packed.unsqueeze(-1) >> shifts).bitwise_and_(15).sub_(8).flatten(-2)
+
+
+def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The values `[..., K]` of packed codes `[..., K / 8]` and scales `[..., K / 128]`.
+
+    >>> packed = pack_int4(torch.arange(128) % 16 - 8)
+    >>> dequantize_int4(packed, torch.tensor([0.5]))[:4]
+    tensor([-4.0000, -3.5000, -3.0000, -2.5000])
+    """
+    groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
+    return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)

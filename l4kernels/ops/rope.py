@@ -1,0 +1,266 @@
+"""Split the fused QKV, rotate, normalise, scale, and write K and V into the paged cache."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.check import FLOATS, FP8, Checker, describe
+from l4kernels.ops.indices import require_indices
+from l4kernels.ops.quant import FP8_MAX
+from l4kernels.ops.registry import Work, op, tensor_bytes
+
+HEAD_DIM = 128
+"""The head size of Llama 4, and the only one that the CUDA kernels take."""
+
+
+def rope_frequencies(
+    *, theta: float, scaling: Mapping[str, Any] | None = None, head_dim: int = HEAD_DIM
+) -> Tensor:
+    """Radians per position of each pair, `[head_dim / 2]` float64.
+
+    `theta^(-2i / head_dim)`, then the "llama3" rule if `scaling` is given: wavelengths shorter
+    than `original_max_position_embeddings / high_freq_factor` stay, longer ones than `original /
+    low_freq_factor` are slowed by `factor`, and those between are blended. With equal factors
+    (Scout) the blend is empty and the rule is a switch.
+
+    >>> rope_frequencies(theta=10000.0, head_dim=4).tolist()
+    [1.0, 0.01]
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    frequencies = theta**-exponents
+    kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
+    if scaling is None or kind == "default":
+        return frequencies
+    if kind != "llama3":
+        raise ValueError(f"rope_table: expected scaling of type llama3 or default, got {kind!r}")
+    original = float(scaling["original_max_position_embeddings"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = original * frequencies / (2 * math.pi)
+    blend = (turns - low) / (high - low) if high > low else (turns >= low).double()
+    kept = blend.clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / float(scaling["factor"]))
+
+
+def rope_table(
+    num_positions: int,
+    *,
+    theta: float,
+    scaling: Mapping[str, Any] | None = None,
+    head_dim: int = HEAD_DIM,
+) -> Tensor:
+    """Cosines and sines of positions 0 to `num_positions - 1` for `rope_cache`.
+
+    A chunked layer only compares positions within one chunk, so a table of one chunk serves it at
+    any length, and exactly: no angle grows with the position.
+
+    Returns:
+        `[num_positions, head_dim]` float32: the cosines of the pairs, then their sines; the angles
+        are float64 until the end.
+
+    >>> rope_table(2, theta=10000.0, head_dim=4)
+    tensor([[1.0000, 1.0000, 0.0000, 0.0000],
+            [0.5403, 0.9999, 0.8415, 0.0100]])
+    """
+    frequencies = rope_frequencies(theta=theta, scaling=scaling, head_dim=head_dim)
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1).float()
+
+
+def _check_rope_cache(
+    qkv: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    cos_sin: Tensor | None = None,
+    qk_norm_eps: float | None = None,
+    attn_scale: float = 0.0,
+    floor_scale: int = 8192,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
+    check = Checker("rope_cache")
+    check.dtype("qkv", qkv, FLOATS)
+    check.shape("k_cache", k_cache, ["P", "page", "Hkv", "D"])
+    check.shape("v_cache", v_cache, list(k_cache.shape))
+    check.dtype("k_cache", k_cache, (qkv.dtype, FP8))
+    check.dtype("v_cache", v_cache, (k_cache.dtype,))
+    kv_heads, head_dim = k_cache.shape[2:]
+    check.require(
+        num_heads >= 1 and kv_heads >= 1 and num_heads % kv_heads == 0,
+        f"expected num_heads to be a positive multiple of the {kv_heads} heads of k_cache, "
+        f"got {num_heads}",
+    )
+    check.multiple("the head size", head_dim, 2)
+    if qkv.is_cuda:
+        check.require(
+            head_dim == HEAD_DIM, f"expected head size {HEAD_DIM} on CUDA, got {describe(k_cache)}"
+        )
+    check.shape("qkv", qkv, ["T", (num_heads + 2 * kv_heads) * head_dim])
+    check.last_dim_contiguous("qkv", qkv)
+    for name, t in (("positions", positions), ("slot_mapping", slot_mapping)):
+        check.dtype(name, t, (torch.int64,))
+        check.shape(name, t, [qkv.shape[0]])
+    for name, t in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check.contiguous(name, t)
+    if cos_sin is not None:
+        check.dtype("cos_sin", cos_sin, (torch.float32,))
+        check.shape("cos_sin", cos_sin, ["R", head_dim])
+        check.require(
+            cos_sin.shape[0] > 0, "expected cos_sin to hold at least one position, got none"
+        )
+        check.contiguous("cos_sin", cos_sin)
+    check.require(floor_scale >= 1, f"expected floor_scale to be positive, got {floor_scale}")
+    for name, t in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if t is not None:
+            check.require(
+                k_cache.dtype == FP8, f"expected no {name} with a {k_cache.dtype} cache, got one"
+            )
+            check.dtype(name, t, (torch.float32,))
+            check.shape(name, t, [kv_heads])
+    check.same_device(
+        qkv=qkv,
+        positions=positions,
+        slot_mapping=slot_mapping,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        cos_sin=cos_sin,
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
+
+
+def _work_rope_cache(
+    qkv: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    cos_sin: Tensor | None = None,
+    qk_norm_eps: float | None = None,
+    attn_scale: float = 0.0,
+    **_: object,
+) -> Work:
+    tokens = qkv.shape[0]
+    kv_heads, head_dim = k_cache.shape[2:]
+    rotated = tokens * (num_heads + kv_heads) * head_dim
+    written = tokens * num_heads * head_dim * qkv.element_size()
+    written += 2 * tokens * kv_heads * head_dim * k_cache.element_size()
+    table = tokens * head_dim * 4 if cos_sin is not None else 0
+    flops = 3 * rotated * (cos_sin is not None) + 3 * rotated * (qk_norm_eps is not None)
+    return Work(
+        flops=flops + tokens * num_heads * head_dim * (attn_scale != 0),
+        bytes=tensor_bytes(qkv, positions, slot_mapping) + table + written,
+    )
+
+
+def _fake_rope_cache(
+    qkv: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    **_: object,
+) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
+
+
+@op(
+    check=_check_rope_cache,
+    work=_work_rope_cache,
+    fake=_fake_rope_cache,
+    mutates=("k_cache", "v_cache"),
+)
+def rope_cache(
+    qkv: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    cos_sin: Tensor | None = None,
+    qk_norm_eps: float | None = None,
+    attn_scale: float = 0.0,
+    floor_scale: int = 8192,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> Tensor:
+    """Turns the fused QKV projection into attention's q, and stores K and V in the paged cache.
+
+    Per token, in float32 with one rounding at the end: rotate the adjacent pairs (2i, 2i + 1) of q
+    and k by `cos_sin[position % R]`; divide each head of q and k by its root mean square; multiply
+    q by `1 + attn_scale * ln(1 + floor((position + 1) / floor_scale))`. In Llama 4 the first two
+    belong to the chunked (RoPE) layers and the last to the full (NoPE) layers. This is the only
+    place where the temperature is applied: attention knows none.
+
+    Args:
+        qkv: `[T, (Hq + 2 Hkv) * D]` float32, bfloat16 or float16: q heads, k heads, v heads. D is
+            128 on CUDA.
+        positions: int64 `[T]`, absolute, from 0.
+        slot_mapping: int64 `[T]`: page * page_size + offset; -1 writes no K and V.
+        k_cache, v_cache: `[P, page_size, Hkv, D]`, the dtype of `qkv`, or e4m3; written in place.
+        num_heads: Hq, a multiple of Hkv.
+        cos_sin: float32 `[R, D]` of `rope_table`; None on NoPE layers.
+        qk_norm_eps: turns on the weightless norm of each q and k head.
+        attn_scale: 0 turns the temperature off.
+        floor_scale: positions per step of the temperature.
+        k_scale, v_scale: float32 `[Hkv]` for an e4m3 cache, which holds
+            `saturate(value / scale)`; None means 1.
+
+    Returns:
+        q `[T, Hq, D]`, the dtype of `qkv`.
+
+    Raises:
+        IndexError: a negative position, or a slot outside the cache.
+
+    >>> k, v = torch.zeros(2, 1, 2, 2, 4)
+    >>> qkv = torch.arange(12.0).view(1, 12)
+    >>> zero, two = torch.tensor([0]), torch.tensor([2])
+    >>> cache = k.view(2, 2, 1, 4), v.view(2, 2, 1, 4)
+    >>> q = rope_cache(qkv, zero, two, *cache, num_heads=1)
+    >>> q.tolist(), cache[0][1, 0].tolist()
+    ([[[0.0, 1.0, 2.0, 3.0]]], [[4.0, 5.0, 6.0, 7.0]])
+    """
+    num_pages, page_size, kv_heads, head_dim = k_cache.shape
+    require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
+    require_indices("rope_cache", "slot_mapping", slot_mapping, -1, num_pages * page_size)
+    heads = qkv.unflatten(-1, (-1, head_dim))
+    qk = heads[:, : num_heads + kv_heads].float()
+    value = heads[:, num_heads + kv_heads :].float()
+    if cos_sin is not None:
+        qk = _rotated(qk, cos_sin.index_select(0, positions % cos_sin.shape[0]))
+    if qk_norm_eps is not None:
+        qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + qk_norm_eps)
+    q, key = qk[:, :num_heads], qk[:, num_heads:]
+    if attn_scale != 0.0:
+        steps = ((positions + 1) // floor_scale).float()
+        q = q * (1 + attn_scale * torch.log1p(steps))[:, None, None]
+    _write(k_cache, key, slot_mapping, k_scale)
+    _write(v_cache, value, slot_mapping, v_scale)
+    return torch.empty_like(q, dtype=qkv.dtype, memory_format=torch.contiguous_format).copy_(q)
+
+
+def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
+    cos, sin = cos_sin[:, None].chunk(2, -1)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+
+
+def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
+    if cache.dtype == FP8:
+        if scale is not None:
+            value = value / scale[:, None]
+        value = value.clamp(-FP8_MAX, FP8_MAX)
+    written = (slots >= 0).nonzero().squeeze(1)
+    rows = cache.flatten(0, 1)
+    rows[slots[written]] = value[written].to(cache.dtype)

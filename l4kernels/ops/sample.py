@@ -1,0 +1,171 @@
+"""Choosing the next token."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.check import FLOATS, Checker
+from l4kernels.ops.philox import gumbel_noise
+from l4kernels.ops.registry import Work, op, tensor_bytes
+
+
+class Sample(NamedTuple):
+    """Chosen tokens, and log-probabilities of the unmodified logits."""
+
+    ids: Tensor
+    logprobs: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+
+
+def _check_sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    counters: Tensor,
+    top_logprobs: int = 0,
+) -> None:
+    check = Checker("sample")
+    check.dtype("logits", logits, FLOATS)
+    check.shape("logits", logits, ["B", "V"])
+    batch, vocab = logits.shape
+    check.require(vocab >= 1, f"expected at least one token to choose from, got {[batch, vocab]}")
+    check.last_dim_contiguous("logits", logits)
+    rows = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    for name, t in rows.items():
+        check.dtype(name, t, (torch.float32,))
+    check.dtype("top_k", top_k, (torch.int32,))
+    for name, t in (("seeds", seeds), ("counters", counters)):
+        check.dtype(name, t, (torch.int64,))
+    rows |= {"top_k": top_k, "seeds": seeds, "counters": counters}
+    for name, t in rows.items():
+        check.shape(name, t, [batch])
+    check.require(
+        0 <= top_logprobs <= vocab,
+        f"expected top_logprobs in 0 to {vocab} (the vocabulary), got {top_logprobs}",
+    )
+    check.same_device(logits=logits, **rows)
+
+
+def _work_sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    counters: Tensor,
+    top_logprobs: int = 0,
+) -> Work:
+    batch = logits.shape[0]
+    parameters = tensor_bytes(temperature, top_k, top_p, min_p, seeds, counters)
+    return Work(
+        flops=4 * logits.numel(),
+        bytes=tensor_bytes(logits) + parameters + 12 * batch * (1 + top_logprobs),
+    )
+
+
+def _fake_sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    counters: Tensor,
+    top_logprobs: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = logits.shape[0]
+    return (
+        logits.new_empty((batch,), dtype=torch.int64),
+        logits.new_empty((batch,), dtype=torch.float32),
+        logits.new_empty((batch, top_logprobs), dtype=torch.int64),
+        logits.new_empty((batch, top_logprobs), dtype=torch.float32),
+    )
+
+
+@op(check=_check_sample, work=_work_sample, fake=_fake_sample, returns=Sample)
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    counters: Tensor,
+    top_logprobs: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draws one token per row; the same seed and counter give the same token in any batch.
+
+    Temperature 0 takes the largest logit, the lowest id among equals. Otherwise, in float32:
+    divide by the temperature; keep the k likeliest; of those, keep a token if the probability of
+    all likelier ones is at most `top_p` (so the token that crosses it stays); keep tokens with at
+    least `min_p` times the largest probability; add Gumbel noise (`gumbel_noise`) and take the
+    largest, which draws from the softmax of what is left. Equally likely tokens are ordered by id.
+    A NaN logit never wins; a row of nothing but NaN and -inf gives token 0.
+
+    Args:
+        logits: `[B, V]` float32, bfloat16 or float16.
+        temperature: float32 `[B]`; 0 (or less): greedy.
+        top_k: int32 `[B]`; 0: off.
+        top_p: float32 `[B]`; 1: off.
+        min_p: float32 `[B]`; 0: off.
+        seeds: int64 `[B]`, of the request.
+        counters: int64 `[B]`, different for each token of a request, e.g. its position.
+        top_logprobs: how many of the likeliest tokens to report.
+
+    Returns:
+        `Sample` of `ids` int64 `[B]`, `logprobs` float32 `[B]` (log-softmax of the raw logits at
+        `ids`), and the likeliest tokens `top_ids` int64 and `top_logprobs` float32 `[B, n]`.
+
+    >>> one, off = torch.ones(1), torch.zeros(1)
+    >>> number = torch.zeros(1, dtype=torch.int64)
+    >>> sample(torch.tensor([[0.0, 9.0, 9.0]]), off, number.int(), one, off, number, number).ids
+    tensor([1])
+    """
+    value = logits.float()
+    value = value.masked_fill(value.isnan(), float("-inf"))
+    # Relative to the largest, and exactly 0 there: infinite logits then need no other care.
+    top = value.amax(-1, keepdim=True)
+    value = torch.where(value == top, 0.0, value - top)
+    ids = value.argmax(-1)
+    hopeless = top.squeeze(1) == float("-inf")
+    drawn = ((temperature > 0) & ~hopeless).nonzero().squeeze(1)
+    if drawn.numel():
+        parameters = (t.index_select(0, drawn) for t in (temperature, top_k, top_p, min_p))
+        kept = _filtered(value.index_select(0, drawn), *parameters)
+        noise = gumbel_noise(seeds[drawn], counters[drawn], logits.shape[1])
+        ids = ids.index_copy(0, drawn, (kept + noise).argmax(-1))
+    logprobs = value - value.exp().sum(-1, keepdim=True).log()
+    chosen = logprobs.gather(-1, ids[:, None]).squeeze(1)
+    if top_logprobs == 0:
+        return ids, chosen, ids.new_empty(len(ids), 0), chosen.new_empty(len(ids), 0)
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    top_ids, top = (
+        t[:, :top_logprobs].clone(memory_format=torch.contiguous_format) for t in (order, ordered)
+    )
+    return ids, chosen, top_ids, top
+
+
+def _filtered(
+    value: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> Tensor:
+    """Scaled logits (the largest is 0); -inf where a filter drops the token."""
+    value = value / temperature[:, None]
+    unlikely = value < min_p.clamp(0, 1).log()[:, None]
+    if not bool(((top_k > 0) | (top_p < 1)).any()):
+        return value.masked_fill(unlikely, float("-inf"))
+    ordered, order = value.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(value.shape[1], device=value.device)
+    limit = torch.where(top_k > 0, top_k, value.shape[1])[:, None]
+    ordered = ordered.masked_fill(rank >= limit, float("-inf"))
+    mass = ordered.softmax(-1)
+    likelier = mass.cumsum(-1) - mass
+    dropped = (likelier > top_p.clamp(min=0)[:, None]) & (top_p < 1)[:, None]
+    ordered = ordered.masked_fill(dropped, float("-inf"))
+    kept = torch.empty_like(value).scatter_(-1, order, ordered)
+    return kept.masked_fill(unlikely, float("-inf"))

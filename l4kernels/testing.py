@@ -1,0 +1,186 @@
+"""Comparing kernels with their references, for this package's tests and for its users' own."""
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, routed
+
+TILE = 128
+_BUILD = Path(__file__).resolve().parent.parent / "build" / "cmake"
+_emulated_library: torch.library.Library | None = None
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Frobenius norm of the difference over that of `expected`, in float64; NaN-aware.
+
+    Two results that agree in where they are not finite are compared on the rest; a difference
+    there counts as infinite.
+    """
+    a, e = actual.double(), expected.double()
+    odd = ~torch.isfinite(e)
+    if not torch.equal(odd, ~torch.isfinite(a)) or not torch.equal(
+        torch.nan_to_num(a[odd]), torch.nan_to_num(e[odd])
+    ):
+        return float("inf")
+    difference, scale = (a - e)[~odd].norm().item(), e[~odd].norm().item()
+    return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
+
+
+def worst_tile(actual: Tensor, expected: Tensor) -> tuple[float, tuple[int, int]]:
+    """The largest `relative_error` of any 128 x 128 tile of the last two dimensions, and where.
+
+    A whole-tensor norm hides one wrong tile among a thousand. A tile's error is relative to the
+    larger of its own norm and its share of the whole tensor's, so that tiles of near-zeros do not
+    dominate.
+    """
+    a = actual.reshape(-1, actual.shape[-1]) if actual.dim() > 1 else actual.reshape(1, -1)
+    e = expected.reshape(a.shape)
+    share = torch.nan_to_num(e.double()).norm().item() / max(1.0, e.numel() ** 0.5)
+    worst, where = 0.0, (0, 0)
+    for row in range(0, a.shape[0], TILE):
+        for col in range(0, a.shape[1], TILE):
+            x, y = a[row : row + TILE, col : col + TILE], e[row : row + TILE, col : col + TILE]
+            error = relative_error(x, y)
+            norm = torch.nan_to_num(y.double()).norm().item()
+            if error != float("inf") and norm:
+                error *= norm / max(norm, share * y.numel() ** 0.5)
+            if error > worst:
+                worst, where = error, (row, col)
+    return worst, where
+
+
+def assert_close(actual: Any, expected: Any, bound: float, what: str = "result") -> None:
+    """Fails unless `actual` equals `expected`: exactly for integers, else tile by tile to `bound`.
+
+    Args:
+        actual, expected: a tensor, or a tuple of tensors.
+        bound: largest relative error of the whole and of any 128 x 128 tile.
+        what: names the tensor in the message.
+    """
+    if isinstance(expected, tuple):
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            name = getattr(expected, "_fields", range(len(expected)))[i]
+            assert_close(a, e, bound, f"{what}.{name}")
+        return
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, not {expected.shape}"
+    assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, not {expected.dtype}"
+    if not expected.numel():
+        return
+    actual, expected = actual.cpu(), expected.cpu()
+    if not expected.dtype.is_floating_point:
+        wrong = (actual != expected).nonzero()
+        assert not len(wrong), (
+            f"{what}: {len(wrong)} of {expected.numel()} values differ, first at "
+            f"{wrong[0].tolist()}: {actual[tuple(wrong[0])]} instead of {expected[tuple(wrong[0])]}"
+        )
+        return
+    whole = relative_error(actual, expected)
+    tile, (row, col) = worst_tile(actual, expected)
+    if max(whole, tile) > bound:
+        a = actual.reshape(-1, actual.shape[-1])[row : row + TILE, col : col + TILE].float()
+        e = expected.reshape(-1, expected.shape[-1])[row : row + TILE, col : col + TILE].float()
+        at = torch.nan_to_num((a - e).abs(), nan=torch.inf).argmax().item()
+        i, j = divmod(int(at), e.shape[1])
+        raise AssertionError(
+            f"{what}: relative error {whole:.3g} (worst tile {tile:.3g} at row {row}, column "
+            f"{col}), bound {bound:.3g}; worst value at [{row + i}, {col + j}]: "
+            f"{a[i, j]:.6g} instead of {e[i, j]:.6g}; its row reads "
+            f"{a[i, j : j + 6].tolist()} instead of {e[i, j : j + 6].tolist()}"
+        )
+
+
+@contextlib.contextmanager
+def emulated(
+    *,
+    mode: str = "late",
+    seed: int = 0,
+    sms: int = 4,
+    reference: tuple[str, ...] = (),
+    **settings: Any,
+) -> Iterator[ModuleType]:
+    """Runs every op in the block through its compiled kernel on the emulator, on CPU tensors.
+
+    Args:
+        mode: when asynchronous work lands: "late", "early" or "random".
+        seed: of the scheduler and of the random mode.
+        sms: streaming multiprocessors of the emulated GPU.
+        reference: names of ops that may run on their typed reference instead.
+        settings: further settings of the emulator (see docs/emulator.md).
+
+    Yields:
+        The emulator's control module: counters, last report.
+
+    Raises:
+        RuntimeError: outside a clone in which `make build` has run.
+    """
+    control = _load_emulator()
+    unknown = set(reference) - set(OPS)
+    if unknown:
+        raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
+    control.configure(mode=mode, seed=seed, sms=sms, **settings)
+    with routed("emulated", reference=frozenset(reference)):
+        yield control
+
+
+@contextlib.contextmanager
+def chained() -> Iterator[None]:
+    """Inside `emulated()`: ops return at once, and their launches overlap as in a stream.
+
+    Keep every tensor of the chain alive to its end; results may be read behind it.
+    """
+    chain = ctypes.CDLL(str(_BUILD / "libl4kernels_emulated.so")).l4k_emulated_chain
+    chain.restype = ctypes.c_char_p
+    chain(1)
+    try:
+        yield
+    finally:
+        report = chain(0).decode()
+    if report:
+        raise RuntimeError(f"l4kernels: emulator report: {report}")
+
+
+def _load_emulator() -> ModuleType:
+    global _emulated_library
+    library = _BUILD / "libl4kernels_emulated.so"
+    if not library.exists():
+        raise RuntimeError(
+            f"the emulator is not part of an installed package: expected {library}; "
+            "in a clone, run `make build`"
+        )
+    if _emulated_library is None:
+        if str(_BUILD) not in sys.path:
+            sys.path.insert(0, str(_BUILD))
+        definitions = torch.library.Library(EMULATED_NAMESPACE, "DEF")
+        for op in OPS.values():
+            definitions.define(op.schema)
+            if op.has_out:
+                definitions.define(op.out_schema)
+        # Global, so that the control module and the kernels share one emulator.
+        ctypes.CDLL(str(_BUILD / "libl4k_emulator.so"), mode=ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(str(library))
+        for name in OPS:
+            qualified = f"{EMULATED_NAMESPACE}::{name}"
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CPU"):
+                definitions.impl(name, _no_kernel(name), "CPU")
+        _emulated_library = definitions
+    import l4k_emulator_control
+
+    return l4k_emulator_control
+
+
+def _no_kernel(name: str) -> Any:
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f"l4kernels.{name} has no compiled kernel to emulate; allow its typed reference with "
+            f"emulated(reference=({name!r},))"
+        )
+
+    return missing

@@ -1,0 +1,68 @@
+"""One case of a kernel against its typed reference; used under the emulator and on a GPU."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels.ops import OPS
+from l4kernels.testing import assert_close
+from tests.cases import cases
+from tests.making import FP8, Case
+
+# Largest relative error against the reference, for the whole result and for any 128 x 128 tile.
+# bf16 results differ by one rounding here and there (2^-9 = 2e-3 at most per value); e4m3 codes by
+# a step where a value sits on a rounding boundary.
+BF16, F32, E4M3 = 3e-3, 1e-4, 2e-2
+EXACT = {"mma_tile", "word_sum", "embed", "moe_permute"}
+
+
+def bound(op: str, t: Tensor) -> float:
+    if op in EXACT:
+        return 0.0
+    return {torch.float32: F32, FP8: E4M3}.get(t.dtype, BF16)
+
+
+def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
+    """The op's cases in bfloat16, less those outside of its kernel's contract."""
+    outside = OUTSIDE.get(op, lambda case: False)
+    return [case for case in cases(op, device, torch.bfloat16) if not outside(case)]
+
+
+# Cases that a kernel refuses or does not know, with the reason beside them.
+OUTSIDE: dict[str, Callable[[Case], bool]] = {}
+
+
+def mutated(op: str, case: Case) -> Iterator[tuple[str, Tensor]]:
+    """The arguments that the op writes into."""
+    schema = OPS[op].overload._schema
+    names = [argument.name for argument in schema.arguments]
+    for argument in schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            position = names.index(argument.name)
+            in_place = position < len(case.args)
+            yield argument.name, case.args[position] if in_place else case.kwargs[argument.name]
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def check(op: str, case: Case) -> tuple[Tensor, ...]:
+    """Runs a case on the current route and compares all that it returns and writes."""
+    mine, theirs = case.copy(), case.copy()
+    got = tensors(OPS[op](*mine.args, **mine.kwargs))
+    expected = tensors(OPS[op].reference(*theirs.args, **theirs.kwargs))
+    assert len(got) == len(expected)
+    for i, (a, e) in enumerate(zip(got, expected, strict=True)):
+        assert_close(a, e, bound(op, e), f"{op} [{case}] result {i}")
+    written = zip(mutated(op, mine), mutated(op, theirs), strict=True)
+    for (name, a), (_, e) in written:
+        assert_close(a, e, bound(op, e), f"{op} [{case}] {name}")
+    return got
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equality, NaN included."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

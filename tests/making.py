@@ -1,0 +1,71 @@
+"""Seeded sample tensors, and one call of an op."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels import ops
+
+FP8 = torch.float8_e4m3fn
+I32 = torch.int32
+
+
+@dataclass
+class Case:
+    """One call of an op."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def copy(self) -> "Case":
+        """With tensors of its own, for ops that write into their arguments."""
+
+        def own(value: Any) -> Any:
+            return value.clone() if isinstance(value, Tensor) else value
+
+        kwargs = {name: own(value) for name, value in self.kwargs.items()}
+        return Case(self.name, tuple(own(value) for value in self.args), kwargs)
+
+
+class Maker:
+    """Makes seeded tensors of one device and dtype; the numbers do not depend on either."""
+
+    def __init__(self, device: str, dtype: torch.dtype, seed: int):
+        self.device, self.dtype = device, dtype
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def randn(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        values = torch.randn(shape, generator=self.generator) * scale
+        return values.to(self.device, dtype or self.dtype)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        values = torch.rand(shape, generator=self.generator) * (high - low) + low
+        return values.to(self.device)
+
+    def integers(self, *shape: int, low: int = 0, high: int, dtype: torch.dtype = I32) -> Tensor:
+        values = torch.randint(low, high, shape, generator=self.generator)
+        return values.to(self.device, dtype)
+
+    def tensor(self, values: Any, dtype: torch.dtype = I32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+    def permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.generator).to(self.device, I32)
+
+    def offsets(self, counts: list[int]) -> Tensor:
+        """expert_offsets of experts with so many rows each."""
+        return self.tensor([0, *torch.tensor(counts).cumsum(0).tolist()])
+
+    def fp8(self, *shape: int, scaling: str) -> tuple[Tensor, Tensor]:
+        values = self.randn(*shape, dtype=torch.float32)
+        return ops.quantize_fp8.reference(values, scaling)
+
+    def int4(self, *shape: int) -> tuple[Tensor, Tensor]:
+        weight = self.randn(*shape, scale=0.05, dtype=torch.float32)
+        return ops.quantize_int4.reference(weight, search=False)

@@ -1,0 +1,114 @@
+"""The bench without a GPU: floors, shapes, reports; nothing is made up."""
+
+import json
+
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.measure import floor_us
+from bench.peaks import PEAKS, gpu_key
+from bench.peers import EAGER
+from bench.report import load, roofline, table
+from bench.rows import Rows
+from bench.shapes import benchmarked_ops, calls
+from bench.timing import summarise
+from l4kernels.ops import OPS, Work
+from l4kernels.testing import assert_close
+
+ROW = {
+    "key": "bench.silu_mul.scout.16384",
+    "ok": True,
+    "op": "silu_mul",
+    "median": 200.0,
+    "low": 199.0,
+    "high": 202.0,
+    "floor_us": 168.0,
+    "share_of_floor": 0.84,
+    "flops": 6.7e8,
+    "bytes": 8.05e8,
+    "bytes_per_second": 4.0e12,
+    "peers": {"torch": 400.0, "other": "ImportError"},
+    "name": "a test's row",
+    "gpu": "h200",
+    "driver_version": "0",
+    "commit": "0",
+    "torch": "0",
+    "time": "2026-01-01T00:00:00",
+}
+
+
+def test_every_case_has_a_floor_without_a_device():
+    for op in benchmarked_ops():
+        for case in calls(op, ("scout", "maverick"), ("decode", "prefill")):
+            assert case.work().bytes > 0, case.key
+
+
+def test_floors_are_the_formula():
+    case = next(c for c in calls("silu_mul", ("scout",), ("prefill",)) if c.label == "16384")
+    assert case.work().bytes == 3 * 16384 * 8192 * 2
+    assert floor_us(case.work(), PEAKS["h200"]) == pytest.approx(167.77, abs=0.01)
+    compute_bound = Work(flops=989e12, bytes=1)
+    assert floor_us(compute_bound, PEAKS["h100"]) == pytest.approx(1e6)
+
+
+def test_command_prints_floors_and_says_not_measured(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this is about machines without a GPU")
+    assert main(["rms_norm", "--model", "scout", "--phase", "prefill"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not measured") == 3 and "69.91 us" in out
+    assert main(["rms_norm", "--model", "scout", "--phase", "decode", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(row["measured_us"] is None for row in rows)
+
+
+def test_unknown_op_is_an_error_that_names_the_known(capsys):
+    with pytest.raises(SystemExit):
+        main(["no_such_op"])
+    assert "rms_norm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", sorted(set(EAGER) & set(benchmarked_ops())))
+def test_peers_mean_the_same_as_the_op(op):
+    case = next(calls(op, ("scout",), ("decode",)))
+    args, kwargs = case.make("cpu")
+    expected, got = OPS[op](*args, **kwargs), EAGER[op](*args, **kwargs)
+    if isinstance(expected, tuple):
+        expected, got = expected[0], got[0]
+    assert_close(got, expected, 2e-2, op)
+
+
+def test_report_shows_shares_of_floor_and_of_the_measured_ceiling(tmp_path):
+    older = ROW | {"median": 999.0, "time": "2025-01-01T00:00:00"}
+    copy = {"key": "ceiling.copy", "ok": True, "bytes_per_second": 4.3e12, "time": "2026"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in (ROW, older, copy)) + "\n")
+    text = table(load([tmp_path]))
+    assert "200.00 (199.00-202.00)" in text and "999" not in text
+    assert "84%" in text and "93%" in text and "torch 400.0; other: ImportError" in text
+
+
+def test_report_without_rows_says_not_measured(tmp_path):
+    assert table([]) == "not measured\n"
+    pytest.importorskip("matplotlib")
+    roofline([], tmp_path / "roofline.png")
+    assert (tmp_path / "roofline.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_missing_rows_come_first(tmp_path):
+    done = [{"key": "x", "ok": True, "time": "2026"}, {"key": "y", "ok": False, "time": "2026"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, done)) + "\n")
+    rows = Rows(tmp_path, "h200")
+    assert sorted(["x", "y"], key=rows.age) == ["y", "x"]
+
+
+def test_timing_summary_is_median_and_spread():
+    timing = summarise([float(i) for i in range(1, 101)])
+    assert (timing.median, timing.low, timing.high, timing.repeats) == (50.5, 11, 91, 100)
+
+
+def test_unknown_gpu_has_no_peaks():
+    assert gpu_key("NVIDIA H200") == "h200"
+    with pytest.raises(KeyError, match="known: h100, h200"):
+        gpu_key("NVIDIA A100")

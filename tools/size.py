@@ -1,0 +1,61 @@
+"""Lines of code per part, against the ceilings agreed in advance. `make size` prints the table.
+
+Documentation does not count towards a part: docstrings in Python are left out there. How long a
+file may be counts every line, since a reader reads them all.
+"""
+
+import ast
+from pathlib import Path
+
+from tools.nvcc import ROOT
+
+# part -> (ceiling of the whole, folders)
+PARTS = {
+    "csrc": (8000, ["csrc"]),
+    "l4kernels": (7000, ["l4kernels"]),
+    "emulator": (12000, ["emulator"]),
+    "bench and tools": (3000, ["bench", "tools"]),
+}
+SUFFIXES = {".py", ".h", ".cuh", ".cu", ".cpp"}
+
+
+def files(folders: list[str]) -> list[Path]:
+    """Sources of the given folders; the emulator's own tests count as tests."""
+    found = [p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES]
+    return sorted(p for p in found if "tests" not in p.relative_to(ROOT).parts)
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def code_lines(path: Path) -> int:
+    if path.suffix != ".py":
+        return lines(path)
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    strings = [
+        node.body[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, documented) and node.body and ast.get_docstring(node) is not None
+    ]
+    return lines(path) - sum(s.end_lineno - s.lineno + 1 for s in strings)
+
+
+def cap(path: Path) -> int:
+    """The longest a file may be: what can be read in one sitting."""
+    device = path.suffix == ".cuh" or "emulator" in path.relative_to(ROOT).parts
+    return 500 if device else 400
+
+
+def main() -> None:
+    for part, (ceiling, folders) in PARTS.items():
+        sources = files(folders)
+        longest = max(sources, key=lines, default=None)
+        where = f", longest {longest.relative_to(ROOT)} {lines(longest)}" if longest else ""
+        total = sum(map(code_lines, sources))
+        print(f"{part:16s} {total:6d} of {ceiling}   {len(sources)} files{where}")
+
+
+if __name__ == "__main__":
+    main()
