@@ -6,8 +6,9 @@ import ctypes
 import pytest
 import torch
 
+import l4kernels
 from l4kernels import STATUS, ops, testing
-from l4kernels.testing import assert_close, emulated
+from l4kernels.testing import assert_close, chained, emulated
 from tests.kernel_checks import tensors
 from tests.making import FP8, I32, Maker
 
@@ -160,6 +161,28 @@ def test_a_row_has_the_same_bits_at_any_place(make):
             for a, b in zip(whole, moved, strict=True):
                 rows = (t.view(torch.uint8).reshape(13, -1) for t in (a, b))
                 assert torch.equal(next(rows)[order], next(rows))
+
+
+@pytest.mark.parametrize("mode", ("late", "early", "random"))
+def test_a_layer_of_dependent_launches(make, mode):
+    """Norm, routing in two launches, gather, combine, sample: none reads ahead of another."""
+    x, residual, weight = make.randn(80, 256), make.randn(80, 256), make.randn(256)
+    plain = sampling(80)
+
+    def layer():
+        normed = ops.add_rms_norm(x, residual, weight)
+        routing = ops.moe_route(normed.y[:, :16], 2)
+        rows = ops.moe_permute(normed.y, routing.permutation, 2)
+        quantised = ops.moe_permute_fp8(normed.y, routing.permutation, 2)
+        summed = ops.moe_combine(rows, routing.inverse, 2, normed.y, normed.residual)
+        return normed, routing, rows, quantised, summed, ops.sample(summed, *plain)
+
+    with emulated(mode=mode, seed=5, sms=2), chained():
+        got = layer()
+    with l4kernels.reference():
+        expected = layer()
+    for a, b, bound in zip(got, expected, (3e-3, 1e-5, 3e-3, 2e-2, 3e-3, 1e-2), strict=True):
+        assert_close(a, b, bound)
 
 
 def sampling(batch: int, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0) -> list[torch.Tensor]:

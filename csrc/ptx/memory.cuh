@@ -29,6 +29,13 @@ __device__ __forceinline__ void store_streaming(void* pointer, uint2 v) {
                : "memory");
 }
 
+// PTX ISA: st.shared. 16 bytes in one store: left to itself the compiler may split it in four.
+__device__ __forceinline__ void store_shared(void* smem, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(smem)), "f"(a), "f"(b),
+               "f"(c), "f"(d)
+               : "memory");
+}
+
 // PTX ISA: stmatrix, four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of
 // matrix i / 8.
 __device__ __forceinline__ void stmatrix_x4(void* row, uint32_t a, uint32_t b, uint32_t c,

@@ -204,7 +204,7 @@ __device__ __forceinline__ void rank(const MoeRouteParams& params, int begin, in
 
 // All three steps, at most kRouteOneLaunchTokens tokens, one CTA.
 template <typename T>
-__global__ void __launch_bounds__(kRouteThreads) moe_route_small_kernel(MoeRouteParams params) {
+__global__ void __launch_bounds__(kRouteThreads, 1) moe_route_small_kernel(MoeRouteParams params) {
   __shared__ RouteSmem smem;
   if (threadIdx.x < kRouteMaxExperts) smem.totals[threadIdx.x] = smem.starts[threadIdx.x] = 0;
   __syncthreads();
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kRouteThreads) moe_route_small_kernel(MoeRoute
 
 // First launch: tile blockIdx.x chooses, and leaves its counts in the workspace.
 template <typename T>
-__global__ void __launch_bounds__(kRouteThreads)
+__global__ void __launch_bounds__(kRouteThreads, 1)
     moe_route_choose_kernel(MoeRouteParams params, RoutePlan plan) {
   __shared__ int counts[kRouteMaxExperts];
   if (threadIdx.x < kRouteMaxExperts) counts[threadIdx.x] = 0;
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kRouteThreads)
 }
 
 // Second launch: offsets from the counts of all tiles, then the rows of this tile's choices.
-__global__ void __launch_bounds__(kRouteThreads)
+__global__ void __launch_bounds__(kRouteThreads, 1)
     moe_route_rank_kernel(MoeRouteParams params, RoutePlan plan) {
   __shared__ RouteSmem smem;
   if (threadIdx.x < kRouteMaxExperts) smem.totals[threadIdx.x] = smem.starts[threadIdx.x] = 0;

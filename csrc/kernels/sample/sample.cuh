@@ -110,11 +110,10 @@ __device__ __forceinline__ void for_each_quad(const SampleRow& row, Use use) {
 template <typename Use>
 __device__ __forceinline__ void update_quads(const SampleRow& row, Use use) {
   for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x) {
-    float4* quad = reinterpret_cast<float4*>(row.values + i);
-    const float4 v = *quad;
+    const float4 v = *reinterpret_cast<const float4*>(row.values + i);
     float values[] = {v.x, v.y, v.z, v.w};
     use(row.first + i, values);
-    *quad = make_float4(values[0], values[1], values[2], values[3]);
+    ptx::store_shared(row.values + i, values[0], values[1], values[2], values[3]);
   }
 }
 
@@ -156,12 +155,11 @@ __device__ __forceinline__ Candidate load(const SampleParams& params, const Samp
 #pragma unroll
       for (int order = 0; order < 8; order += 4) {
         const bool high = (upper ^ order) != 0;
-        *reinterpret_cast<float4*>(row.values + i + (high ? 4 : 0)) =
-            make_float4(high ? v[4] : v[0], high ? v[5] : v[1], high ? v[6] : v[2],
-                        high ? v[7] : v[3]);
+        ptx::store_shared(row.values + i + (high ? 4 : 0), high ? v[4] : v[0], high ? v[5] : v[1],
+                          high ? v[6] : v[2], high ? v[7] : v[3]);
       }
     } else {
-      *reinterpret_cast<float4*>(row.values + i) = make_float4(v[0], v[1], v[2], v[3]);
+      ptx::store_shared(row.values + i, v[0], v[1], v[2], v[3]);
     }
   }
   return best;
@@ -325,13 +323,25 @@ __device__ __forceinline__ float uniform(uint32_t word) {
   return fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.f - 0x1p-24f);
 }
 
+__device__ __forceinline__ float gumbel(float u) { return -logf(-log1pf(-u)); }
+
+// Largest of noise - distance among the kept tokens. `likeliest` has distance 0 and is always kept,
+// so its noise is a bound that most tokens fall short of.
 __device__ __forceinline__ Candidate draw(const SampleParams& params, const SampleRow& row, Cut cut,
-                                          int last, float min_p, SampleReduce& reduce) {
+                                          int last, uint32_t likeliest, SampleReduce& reduce) {
   const uint64_t seed = params.seeds[row.row], counter = params.counters[row.row];
   const PhiloxKey key{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  const float farthest = -logf(fminf(fmaxf(min_p, 0.f), 1.f));
+  auto words_of = [&](uint32_t id) {
+    return philox({{id / 4, 0, static_cast<uint32_t>(counter),
+                    static_cast<uint32_t>(counter >> 32)}},
+                  key);
+  };
+  const float farthest = -logf(fminf(fmaxf(params.min_p[row.row], 0.f), 1.f));
   Candidate best;
-  float best_score = -INFINITY;
+  const PhiloxWords first = words_of(likeliest);
+  const uint32_t word = likeliest & 2 ? (likeliest & 1 ? first.x[3] : first.x[2])
+                                      : (likeliest & 1 ? first.x[1] : first.x[0]);
+  float best_score = gumbel(uniform(word)) - 1e-3f;  // the token itself must still pass
   for_each_quad(row, [&](int id, const float (&values)[4]) {
     bool kept[4];
 #pragma unroll
@@ -341,16 +351,13 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
                 values[j] <= farthest;
     }
     if (!(kept[0] || kept[1] || kept[2] || kept[3])) return;
-    const PhiloxWords words =
-        philox({{static_cast<uint32_t>(id / 4), 0, static_cast<uint32_t>(counter),
-                 static_cast<uint32_t>(counter >> 32)}},
-               key);
+    const PhiloxWords words = words_of(id);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float u = uniform(words.x[j]);
       // noise > best + distance needs u < exp(-(best + distance)): most tokens stop here.
       if (!kept[j] || u > 1.001f * __expf(-(best_score + values[j]))) continue;
-      const float score = -logf(-log1pf(-u)) - values[j];
+      const float score = gumbel(u) - values[j];
       if (score <= best_score) continue;
       best_score = score;
       best = {ordered_key(__float_as_uint(score + 0.f)), static_cast<uint32_t>(id + j)};
@@ -387,7 +394,7 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
     if (top_k > 0 && top_k < row.vocab) cut = keep_top_k(row, top_k, reduce);
     if (top_p < 1.f) cut = keep_top_p(row, cut, top_p, reduce);
     const int last = last_tie(row, cut, reduce);
-    chosen = draw(params, row, cut, last, params.min_p[row.row], reduce);
+    chosen = draw(params, row, cut, last, chosen.id, reduce);
   }
   if (writer) {
     params.ids[row.row] = chosen.id;
