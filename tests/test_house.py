@@ -35,7 +35,7 @@ IMPORTS = [
     (r"l4kernels\.layers\b", r"l4kernels\.(ops|layers)\b.*"),
     (r"l4kernels\.model\b", r"l4kernels\.(ops|layers|model|_load)\b.*"),
     (r"l4kernels\b", r"l4kernels\b.*"),
-    (r"bench\.gpu_steps", r"(l4kernels|bench|tests)\b.*"),
+    (r"(bench\.gpu_steps|tools\.emulate)", r"(l4kernels|bench|tests)\b.*"),
     (r"(bench|tools)\b", r"(l4kernels|bench|tools)\b.*"),
 ]
 
