@@ -1,4 +1,4 @@
-"""One kernel case in the emulator: `python -m tools.emulate OP [--case TEXT] [--mode M] [--seed N]`.
+"""One kernel case in the emulator: `python -m tools.emulate OP [--case TEXT] [--seed N] ...`.
 
 Runs the case on the compiled kernel, compares it with the typed reference and prints the report, if
 there is one, and the counters by kernel; `--lines` adds the source lines that cause traffic.
