@@ -15,7 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Distribution, Extension, find_packages, setup
+from setuptools import Distribution, Extension, find_namespace_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -143,9 +143,16 @@ def requirements_for_building() -> list[str]:
 version = re.search(r'__version__ = "(.+)"', (ROOT / "l4kernels" / "__init__.py").read_text())
 setup(
     version=version.group(1) if version else "0",
-    packages=[*find_packages(include=["l4kernels", "l4kernels.*"]), "l4kernels.bench"],
+    packages=[
+        *find_namespace_packages(include=["l4kernels*"], exclude=["l4kernels.lib"]),
+        "l4kernels.bench",
+    ],
     package_dir={"l4kernels.bench": "bench"},
-    package_data={"l4kernels": ["lib/*", "demo/**/*"]},
+    package_data={
+        "l4kernels.demo": ["*.md", "*.json"],
+        "l4kernels.demo.checkpoint": ["*"],
+        "l4kernels.demo.data": ["*"],
+    },
     ext_modules=[Extension("l4kernels.lib", [])],
     cmdclass={"build_py": PackageBuild, "build_ext": LibraryBuild, "bdist_wheel": AnyPythonWheel},
     distclass=LibraryDistribution,
