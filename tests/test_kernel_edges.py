@@ -68,6 +68,21 @@ def test_rope_cache_rejects_slots_and_positions(make, cache):
             assert_close(rows, wanted, 2e-2)
 
 
+def test_rope_cache_at_far_positions(make):
+    positions = torch.tensor([0, 8190, 8191, 8192, 2**20, 10 * 2**20 - 1, 2**32 + 5, 2**62])
+    qkv, slots = make.randn(8, 3 * 128), torch.arange(8)
+    table = ops.rope_table(100, theta=500000.0)
+    for options in ({"cos_sin": table, "qk_norm_eps": 1e-5}, {"attn_scale": 0.1}):
+        caches = [[make.randn(2, 4, 1, 128) for _ in range(2)] for _ in range(2)]
+        with emulated():
+            q = ops.rope_cache(qkv, positions, slots, *caches[0], num_heads=1, **options)
+        expected = ops.rope_cache.reference(
+            qkv, positions, slots, *caches[1], num_heads=1, **options
+        )
+        assert device_error() == ""
+        assert_close((q, *caches[0]), (expected, *caches[1]), 3e-3)
+
+
 @pytest.mark.parametrize("bad", (-1, 6, 2**31 - 1, -(2**31)))
 def test_a_bad_index_zeroes_its_row_and_no_other(make, bad):
     x, order = make.randn(3, 256), make.permutation(6)
