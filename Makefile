@@ -10,7 +10,8 @@ OUT ?= build/gpu
 BUDGET ?= 540
 
 bin := $(VENV)/bin
-run := PATH="$(abspath $(bin)):$$PATH"
+# PyPI's nvcc comes last: a toolkit of the machine goes before it.
+run = PATH="$(abspath $(bin)):$$PATH:$(abspath $(wildcard $(VENV)/lib/python*/site-packages/nvidia/cu13/bin))"
 stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
@@ -38,6 +39,7 @@ demo: $(stamp)
 
 test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
+	$(run) $(bin)/python tests/emulator/emulator_programs.py cutlass
 	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
 
 # 200 random tiny models against transformers (make test runs a sample).

@@ -7,8 +7,19 @@ from l4kernels import STATUS
 from l4kernels.ops import OPS
 from l4kernels.testing import chained, emulated
 from tests.kernel_checks import check, kernel_cases, same_bits
+from tests.making import Case
 
 MODES = ("late", "early", "random")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch fills every new tensor with NaN: what a kernel leaves unwritten does not pass."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 KERNELS = [name for name in sorted(OPS) if name in STATUS.kernels]
 CASES = [
     pytest.param(op, case, id=f"{op}-{case}".replace(" ", "_"))
@@ -24,15 +35,22 @@ def test_kernel_equals_its_reference_in_every_mode(op, case):
             check(op, case)
 
 
+def size(case: Case) -> int:
+    return sum(t.nbytes for t in case.args if isinstance(t, torch.Tensor))
+
+
 @pytest.mark.parametrize("op", KERNELS)
 def test_kernel_gives_the_same_bits_on_every_run(op):
-    case = max(kernel_cases(op), key=lambda c: sum(getattr(a, "nbytes", 0) for a in c.args))
-    # The emulator's approximations vary with the seed, on a GPU they are what they are.
-    with emulated(mode="random", seed=1, perturb=False):
-        first = check(op, case)
-    with emulated(mode="random", seed=2, sms=7, perturb=False):
-        second = check(op, case)
-    assert all(same_bits(a, b) for a, b in zip(first, second, strict=True))
+    """20 repeats of a small case under 20 schedules, and the largest case under two."""
+    cases = sorted(filter(size, kernel_cases(op)), key=size)
+    for case, repeats in ((cases[0], 20), (cases[-1], 2)):
+        results = []
+        for seed in range(repeats):
+            # The emulator's approximations vary with the seed, on a GPU they are what they are.
+            with emulated(mode="random", seed=seed, sms=4 + seed % 3, perturb=False):
+                results.append(check(op, case))
+        for again in results[1:]:
+            assert all(same_bits(a, b) for a, b in zip(results[0], again, strict=True))
 
 
 def test_dependent_launches_overlap_and_keep_their_order():
