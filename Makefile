@@ -11,7 +11,7 @@ BUDGET ?= 540
 
 bin := $(VENV)/bin
 # PyPI's nvcc comes last: a toolkit of the machine goes before it.
-run = PATH="$(abspath $(bin)):$$PATH:$(abspath $(wildcard $(VENV)/lib/python*/site-packages/nvidia/cu13/bin))"
+run = PATH="$(abspath $(bin)):$$PATH$(addprefix :,$(abspath $(wildcard $(VENV)/lib/python*/site-packages/nvidia/cu13/bin)))"
 stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
