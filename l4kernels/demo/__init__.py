@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
 DATA = FOLDER / "data"
 QUESTION = "Which digit is this?"
+_FILL = -1  # behind the end of a piece: a target that does not count
 
 
 class Digits(NamedTuple):
@@ -71,21 +74,21 @@ def bits_per_byte(model, tokenizer, chapters: list[str], window: int = 512, batc
     """Cross-entropy of the chapters in bits per byte of their UTF-8 text.
 
     Chapters are cut every `window` tokens, as in training; the begin-of-text token opens each
-    piece; every token counts once. Pieces of equal length go through in batches.
+    piece; every token counts once. Pieces of similar length go through together, filled up behind
+    their end, where nothing looks back from.
     """
-    pieces: dict[int, list[list[int]]] = {}
+    pieces: list[Tensor] = []
     for chapter in chapters:
-        ids = tokenizer.encode(chapter, bos=False)
-        for at in range(0, len(ids), window):
-            piece = ids[at : at + window]
-            pieces.setdefault(len(piece), []).append(piece)
+        ids = torch.tensor(tokenizer.encode(chapter, bos=False))
+        pieces += ids.split(window)
+    pieces.sort(key=len, reverse=True)
     nats = 0.0
-    for same_length in pieces.values():
-        for at in range(0, len(same_length), batch):
-            targets = torch.tensor(same_length[at : at + batch])
-            first = torch.full((len(targets), 1), tokenizer.bos_id)
-            logits = model(torch.cat([first, targets[:, :-1]], 1)).flatten(0, 1)
-            wanted = targets.flatten().to(logits.device)
-            nats += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
+    for at in range(0, len(pieces), batch):
+        targets = pad_sequence(pieces[at : at + batch], batch_first=True, padding_value=_FILL)
+        first = torch.full((len(targets), 1), tokenizer.bos_id)
+        inputs = torch.cat([first, targets[:, :-1].clamp(min=0)], 1)
+        logits = model(inputs).flatten(0, 1)
+        wanted = targets.flatten().to(logits.device)
+        nats += cross_entropy(logits, wanted, ignore_index=_FILL, reduction="sum").item()
     num_bytes = sum(len(chapter.encode()) for chapter in chapters)
     return nats / torch.tensor(2.0).log().item() / num_bytes
