@@ -131,12 +131,14 @@ def test_prompts_of_a_two_tile_image_follow_the_published_layout():
     )
 
 
-def test_two_chunks_do_not_see_each_other_where_layers_rotate(trainer):
+def test_two_chunks_do_not_see_each_other_where_layers_rotate(trainer, data, tmp_path):
     """A changed token moves later positions of its own chunk at once, the next chunk only
     through the layers without RoPE."""
-    attention = trainer.model.language_model.model.layers[0].self_attn
-    model = trainer.model.language_model.model
-    x = torch.randn(1, 130, trainer.model.text.hidden)
+    whole = Trainer(trainer.settings, data, tmp_path).model
+    model = whole.language_model.model
+    attention = model.layers[0].self_attn
+    torch.nn.init.normal_(attention.o_proj.weight, std=0.1)  # a new model's are zero
+    x = torch.randn(1, 130, whole.text.hidden)
     y = x.clone()
     y[0, 10] += 1
     with torch.no_grad():
