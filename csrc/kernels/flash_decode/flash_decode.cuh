@@ -170,7 +170,7 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const FlashDec
 
 template <bool kFp8>
 __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const DecodeShape& shape,
-                                             const DecodeLine& line, DecodeSmem<kFp8>& smem) {
+                                             DecodeSmem<kFp8>& smem) {
   using Smem = DecodeSmem<kFp8>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rows = p.tokens * p.group, row_blocks = decode_row_blocks(rows);
@@ -180,9 +180,9 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
   while (row_warps * 16 < work.rows) row_warps *= 2;
   Stage<Smem::kStages> stage;
 
-  // In shared memory: the registers are for sums.
-  DecodeWalk& walk = smem.walk[warp];
-  for (; !walk.done(shape, line); __syncwarp()) {
+  const DecodeWalk& walk = smem.walk[warp];
+  const DecodeLine& line = smem.line;
+  for (; !walk.done(shape, line); next_piece(p, shape, smem)) {
     const int kv_head = walk.head / row_blocks;
     const int block_row = walk.head % row_blocks * kDecodeRows;
     const int first_row = block_row + warp % row_warps * 16;
@@ -241,28 +241,26 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
       attend.consumers_sync();
       if (smem.is_last) add_pieces(p, work, line, walk, kv_head, block_row);
     }
-    __syncwarp();
-    if (lane == 0) walk.advance(shape, line, p.lengths);
   }
 }
 
 template <bool kFp8>
 __global__ void __launch_bounds__(kDecodeWarps * 32, 1)
-    flash_decode_kernel(const __grid_constant__ FlashDecodeParams p) {
+    flash_decode_kernel(const __grid_constant__ FlashDecodeParams p,
+                        const __grid_constant__ DecodeShape shape) {
   extern __shared__ char raw[];
   auto& smem = *reinterpret_cast<DecodeSmem<kFp8>*>(raw);
   if (threadIdx.x == 0)
     smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32 + kDecodeProducers);
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  const DecodeShape shape = decode_shape(p, gridDim.x);
-  const DecodeLine line = plan_decode(p, shape, smem);
+  plan_decode(p, shape, smem);
   if (threadIdx.x / 32 < kDecodeConsumers) {
     ptx::registers_increase<208>();
-    attend_tiles(p, shape, line, smem);
+    attend_tiles(p, shape, smem);
   } else {
     ptx::registers_decrease<88>();
-    load_tiles(p, shape, line, smem);
+    load_tiles(p, shape, smem);
   }
 }
 

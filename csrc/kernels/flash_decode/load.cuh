@@ -36,15 +36,16 @@ struct DecodeSmem {
   Pipeline<kStages> pipeline;
   int64_t warp_tiles[kDecodeWarps], warp_length[kDecodeWarps];
   int warp_largest[kDecodeWarps];
+  // The plan: registers are for other things.
+  DecodeLine line;
   DecodeWalk walk[kDecodeWarps];  // of each warp
   bool is_last;
 };
 
 // Every CTA adds up all lengths and finds its first piece: the split lives on the device.
 template <bool kFp8>
-__device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
-                                                  const DecodeShape& shape,
-                                                  DecodeSmem<kFp8>& smem) {
+__device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const DecodeShape& shape,
+                                            DecodeSmem<kFp8>& smem) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int share = ceil_div(shape.batch, static_cast<int>(blockDim.x));
   const int first = min(static_cast<int>(threadIdx.x) * share, shape.batch);
@@ -64,16 +65,16 @@ __device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
     smem.warp_tiles[warp] = tiles;
     smem.warp_largest[warp] = static_cast<int>(largest);
   }
-  // No piece, unless a thread finds one.
-  if (threadIdx.x < kDecodeWarps) smem.walk[threadIdx.x].b = shape.batch;
+  if (lane == 0) smem.walk[warp].b = shape.batch;  // no piece, unless a thread finds one
   __syncthreads();
   DecodeTotals totals{0, 0};
   for (int w = 0; w < kDecodeWarps; ++w) {
     totals.tiles += smem.warp_tiles[w];
     totals.largest = max(totals.largest, smem.warp_largest[w]);
   }
-  const DecodeLine line(decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid),
-                        totals, shape.grid);
+  const DecodeSplit split =
+      decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid);
+  const DecodeLine line = decode_line(split, totals, shape.grid);
 
   int64_t length = 0;  // of the thread's sequences on the line
   for (int b = first; b < end; ++b) {
@@ -96,15 +97,24 @@ __device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
                                         line.begin_of(cta + 1, shape.grid));
     for (DecodeWalk& copy : smem.walk) copy = walk;
   }
+  if (threadIdx.x == 0) smem.line = line;
   __syncthreads();
-  return line;
+}
+
+template <bool kFp8>
+__device__ __forceinline__ void next_piece(const FlashDecodeParams& p, const DecodeShape& shape,
+                                           DecodeSmem<kFp8>& smem) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0)
+    smem.walk[threadIdx.x / 32].advance(shape, smem.line, p.lengths);
+  __syncwarp();
 }
 
 // A producer warp copies two granules of each tile. What no query sees arrives as zeros and is not
 // read, so that a value nobody wrote cannot turn a weight of zero into NaN.
 template <bool kFp8>
 __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const DecodeShape& shape,
-                                           const DecodeLine& line, DecodeSmem<kFp8>& smem) {
+                                           DecodeSmem<kFp8>& smem) {
   using Smem = DecodeSmem<kFp8>;
   constexpr int kChunks = Smem::kRowBytes / 16, kRows = 32 / kChunks;  // of one copy of a warp
   constexpr int kMine = kDecodeGranules / kDecodeProducers;
@@ -114,12 +124,14 @@ __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const Dec
   const uint64_t policy = ptx::evict_first_policy();
   Stage<Smem::kStages> stage;
 
-  DecodeWalk walk = smem.walk[threadIdx.x / 32];
-  for (; !walk.done(shape, line); walk.advance(shape, line, p.lengths)) {
+  const DecodeWalk& walk = smem.walk[threadIdx.x / 32];
+  for (; !walk.done(shape, smem.line); next_piece(p, shape, smem)) {
     const Piece piece = walk.piece();
     const Span keys = walk.sequence.keys;
     const int* table = p.block_table + walk.b * p.table_stride;
-    const int64_t chunk = walk.head / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
+    // The lane's row of the first copy and its chunk of the row.
+    const int64_t own = lane / kChunks * row_stride +
+                        walk.head / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
     if (!walk.sequence.valid && lane == 0)
       report_error(p.error, DeviceError::kFlashDecodeSeqlens);
     const auto granule_key = [&](int tile, int i) {
@@ -153,25 +165,26 @@ __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const Dec
         offset[i] = span[i].first < span[i].end ? slot * row_stride : 0;
       }
       if (bad && lane == 0) report_error(p.error, DeviceError::kFlashDecodeBlockTable);
-#pragma unroll
+#pragma unroll 1  // registers: unrolled, the addresses of both are kept
       for (int is_value = 0; is_value < 2; ++is_value, stage.advance()) {
         const char* cache = static_cast<const char*>(is_value ? p.v_cache : p.k_cache);
         smem.pipeline.wait_empty(stage);
         uint64_t* full = &smem.pipeline.full[stage.index];
+        uint32_t to = ptx::smem_address(smem.ring[stage.index]) +
+                      (warp * kDecodeGranule + lane / kChunks) * Smem::kRowBytes;
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
-          const uint32_t to = ptx::smem_address(
-              smem.ring[stage.index] +
-              (warp + i * kDecodeProducers) * kDecodeGranule * Smem::kRowBytes);
+          const char* from = cache + offset[i] + own;
 #pragma unroll
           for (int r = 0; r < kDecodeGranule; r += kRows) {
             const int row = r + lane / kChunks;
             const bool read = span[i].first <= row && row < span[i].end;
-            const char* from = cache + (read ? offset[i] + row * row_stride + chunk : 0);
-            ptx::copy_16_or_zeros(
-                to + row * Smem::kRowBytes + ((lane % kChunks) ^ (row % 8)) * 16, from, read,
-                policy);
+            ptx::copy_16_or_zeros(to + ((lane % kChunks) ^ (row % 8)) * 16, read ? from : cache,
+                                  read, policy);
+            from += kRows * row_stride;
+            to += kRows * Smem::kRowBytes;
           }
+          to += (kDecodeProducers - 1) * kDecodeGranule * Smem::kRowBytes;
         }
         ptx::copies_arrive(full);
         // Copies arrive on their own behalf; this arrival carries the flag.
