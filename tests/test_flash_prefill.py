@@ -1,4 +1,4 @@
-"""flash_prefill in the emulator: chunks x pages x groups against float64, edges of full chunks, what
+"""flash_prefill in the emulator: chunks x pages x groups against float64, edges of chunks, what
 nobody may see, hostile arguments, traffic, and the overlap that the compiler may undo."""
 
 import itertools
