@@ -17,7 +17,6 @@ enum class DeviceError : uint32_t {
   kGemmExpertOffsets,
   kFlashPrefillOffsets,
   kFlashPrefillPages,
-  kFlashDecodePages,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -32,7 +31,6 @@ constexpr const char* kDeviceErrorNames[] = {
     "gemm: expert_offsets",
     "flash_prefill: cu_seqlens_q",
     "flash_prefill: block_table",
-    "flash_decode: block_table",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {
