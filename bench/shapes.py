@@ -184,6 +184,50 @@ def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]
     yield "", make
 
 
+@_of("flash_decode")
+def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    heads, kv_heads, size = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+
+    def make(
+        i: Inputs, lengths: list[int], cache: torch.dtype
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        counts = [-(-length // PAGE) for length in lengths]
+        pages, table = i.shuffled(sum(counts)), i.full(-1, tokens, max(counts), dtype=torch.int32)
+        for row, own in zip(table, pages.split(counts), strict=True):
+            row[: len(own)] = own
+        k, v = (i.normal(sum(counts), PAGE, kv_heads, size).to(cache) for _ in "kv")
+        # The work model reads them, so they are real on "meta" too.
+        device = "cpu" if i.device == "meta" else i.device
+        lens = torch.tensor(lengths, dtype=torch.int32, device=device)
+        return (i.normal(tokens, 1, heads, size), k, v, lens, table), {"softmax_scale": size**-0.5}
+
+    if tokens == 1:
+        contexts = {f"{n}_keys": [n] for n in (8192, 131_072, 1_048_576)}
+    elif tokens <= 64:
+        longest = 131_072 if tokens in PHASES["decode"] else 512
+        contexts = {"mixed_keys": [longest >> b % 6 for b in range(tokens)]}
+    else:
+        return
+    for label, n in contexts.items():
+        yield f"{label}.kv_bf16", lambda i, n=n: make(i, n, torch.bfloat16)
+        yield f"{label}.kv_fp8", lambda i, n=n: make(i, n, torch.float8_e4m3fn)
+
+
+@_of("merge_attention_states")
+def _merge_attention_states(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    heads, parts = config.num_attention_heads, 8
+
+    def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        lses = i.normal(parts, heads, tokens, dtype=torch.float32)
+        return (i.normal(parts, tokens, heads, config.head_dim), lses), {}
+
+    yield f"{parts}_parts", make
+
+
 @_of("embed")
 def _embed(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,7 +8,8 @@ from bench.shapes import benchmarked_ops, calls
 from l4kernels import STATUS
 
 TOKENS = 48
-STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - {"embed", "moe_route", "sample"})
+OWN_TESTS = {"embed", "flash_decode", "moe_route", "sample"}
+STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
 
 
 def counters(op: str, tokens: int = TOKENS):
