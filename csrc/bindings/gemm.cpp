@@ -126,8 +126,9 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
     L4K_CHECK_CONTIGUOUS(*row_scale);
     p.row_scale = pointer<float>(*row_scale);
   }
-  L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)), "expected config to be a row "
-              "for these operands and this activation, or -1, got ", config);
+  L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)),
+              "expected config to be a row for these operands, scales and activation, or -1, got ",
+              config);
   if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
 }
 

@@ -13,8 +13,8 @@
 //
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
 // row counts come from device memory; a role never talks to the other except through the ring, so
-// the producer runs ahead into the next tile while the consumers still store the last one. A cluster is
-// one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of K of one
+// the producer runs ahead into the next tile while the consumers still store the last one. A cluster
+// is one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of K of one
 // tile. See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
@@ -169,8 +169,8 @@ __device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& 
   ptx::wgmma_commit();
 }
 
-// The factors of one K block: those of the rows of A times that of the one column of 128 x 128 blocks
-// of B under the tile. A thread needs two rows; swapped, it needs two of every eight columns, and the
+// The factors of one K block: those of the rows of A times that of the one column of 128 x 128
+// blocks of B under the tile. A thread needs two rows; swapped, it needs two of every eight columns, and the
 // warp's lanes hold one each of every 32.
 template <bool kSwap, int kRegisters>
 struct BlockScales {
