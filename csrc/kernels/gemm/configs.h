@@ -9,8 +9,8 @@
 namespace l4k {
 
 // Two consumer warpgroups; a stage holds 128 bytes of K of both operands. The tensor core
-// multiplies 64 rows a warpgroup by 8 to 256 columns: rows of A by rows of B, or, swapped, rows of B
-// (weights) by rows of A (tokens), so that few tokens leave no lane idle.
+// multiplies 64 rows a warpgroup by 8 to 256 columns: rows of A by rows of B, or, swapped, rows of
+// B (weights) by rows of A (tokens), so that few tokens leave no lane idle.
 struct GemmConfig {
   bool fp8;
   // e4m3: add each 128 of K to float32 registers: a second set of accumulators, so no 256 columns.
@@ -102,13 +102,21 @@ constexpr int ctas_per_tile(const GemmConfig& c, const GemmProblem& p, int split
   return p.fp8_out ? 2 : splits;
 }
 
+// Clusters that surely run at once, one CTA per SM. A cluster stays within a GPC, and GPCs have 16
+// or 18 SMs, so that some go unused where the size does not divide 16; a pair always fits. One
+// cluster too many would be a second wave.
+constexpr int cluster_slots(int sms, int ctas) {
+  if (ctas <= 2 || sms < 16) return sms / ctas;
+  return sms / 16 * (16 / ctas);
+}
+
 // Cycles, from what one SM can do: a wgmma of 64 x 8 x 32 bytes takes 4, L2 delivers about 40 bytes
 // a cycle and SM, HBM 20. The longer of products and L2 is the main loop of a tile; what a tile
 // costs besides (first loads, epilogue, partial sums of a split) was guessed from other kernels of
 // this kind. Never faster than HBM.
 constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int splits, int sms) {
   const int ctas = ctas_per_tile(c, p, splits);
-  const int64_t slots = sms / ctas;
+  const int64_t slots = cluster_slots(sms, ctas);
   if (slots == 0) return INT64_MAX;
   const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
   const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);

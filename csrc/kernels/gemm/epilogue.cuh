@@ -87,7 +87,8 @@ __device__ __forceinline__ void swiglu(float (&acc)[kRegisters]) {
   }
 }
 
-// Stores the first kCount registers row by row: ragged tails, float32. Four lanes make 32 bytes of float32 or 16 of bf16.
+// Stores the first kCount registers row by row: ragged tails, float32. Four lanes make 32 bytes of
+// float32 or 16 of bf16.
 template <int kCount, int kRegisters>
 __device__ __forceinline__ void store_direct(const float (&acc)[kRegisters], const GemmParams& p,
                                              const GemmPlace& at, int column, int columns) {
@@ -181,8 +182,8 @@ __device__ __forceinline__ uint2 transpose_quad(uint32_t low, uint32_t high, int
 }
 
 // SwiGLU to e4m3 with one scale per row and 128 results. Two CTAs hold 64 of them each and show
-// each other the largest values of their rows. Called for every tile: the meeting alternates between
-// its phases, the table between its halves.
+// each other the largest values of their rows. Called for every tile: the meeting alternates
+// between its phases, the table between its halves.
 template <int I, int kRegisters>
 __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmParams& p,
                                            GemmSmem<I>& smem, const RaggedTile& tile,
