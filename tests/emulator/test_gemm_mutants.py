@@ -103,7 +103,7 @@ def program(row: int, mutant: Mutant | None = None) -> Path:
         (copy / path).write_text(content)
     compiler = shutil.which("nvcc")
     assert compiler is not None, "expected nvcc on the PATH; `make venv` brings one"
-    flags = "-std=c++20 -gencode=arch=compute_90a,code=compute_90a --no-compress -lineinfo"
+    flags = "-std=c++20 -O2 -gencode=arch=compute_90a,code=compute_90a --no-compress -lineinfo"
     made = f"{copy}/chain.o"
     for command in (
         [compiler, *flags.split(), "--cudart=none", f"-DROW={row}", "-I", str(copy), "-c",

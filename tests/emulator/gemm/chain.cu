@@ -10,7 +10,7 @@
 namespace {
 
 constexpr l4k::GemmConfig kConfig = l4k::kGemmConfigs[ROW];
-constexpr int kM = 150, kN = 512, kK = 512;
+constexpr int kM = 300, kN = 512, kK = 512;
 
 template <typename T>
 Buffer<T> operand(size_t size, size_t salt) {
