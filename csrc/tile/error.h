@@ -15,6 +15,8 @@ enum class DeviceError : uint32_t {
   kEmbedInputIds,
   kEmbedImageRows,
   kGemmExpertOffsets,
+  kFlashPrefillOffsets,
+  kFlashPrefillPages,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -27,6 +29,8 @@ constexpr const char* kDeviceErrorNames[] = {
     "embed: input_ids",
     "embed: image_rows",
     "gemm: expert_offsets",
+    "flash_prefill: cu_seqlens_q",
+    "flash_prefill: block_table",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

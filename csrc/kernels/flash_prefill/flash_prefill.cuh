@@ -1,0 +1,308 @@
+// O = softmax(scale * Q K^T + mask) V over a paged cache; a tile is 128 rows of tokens x heads.
+//
+//   warpgroup 0                          warpgroups 1, 2: 64 rows of the tile each
+//   warp 0: Q, then K0 K1 V0 K2 V1 ...   S = Q K_j, O += P V_(j-1) in flight; softmax of S; P
+//   warps 1-3, e4m3 only: to bf16        ... -> O / sum -> staging -> global
+//
+// barrier       arrives                       waits       promises
+// q_full        producer, and TMA's bytes     consumers   the item and its Q
+// q_empty       each consumer warp            producer    it needs Q no more
+// ring.full     producer and TMA's bytes, or  consumers   a tile of K or V in bf16
+//               each converting warp
+// ring.empty    each consumer warp            producer or converters
+// raw.full      producer, and TMA's bytes     converters  a tile of K or V in e4m3
+// raw.empty     each converting warp          producer
+// named 1       both consumers                both        rows of V that nobody sees are zero
+// named 2, 3    the other consumer            a consumer  its turn to feed the tensor cores
+//
+// Persistent: CTA c takes its items from the list of plan.cuh in snake order; the producer hands
+// them on. See docs/kernels/flash_prefill.md.
+#pragma once
+#include <cuda.h>
+
+#include "kernels/flash_prefill/flash_prefill.h"
+#include "kernels/flash_prefill/loads.cuh"
+#include "kernels/flash_prefill/schedule.h"
+#include "kernels/flash_prefill/softmax.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/wgmma.cuh"
+#include "tile/swizzle.h"
+
+namespace l4k {
+
+constexpr int kPrefillThreads = 384;
+constexpr int kConsumers = 256;
+
+// Zeroes the rows of a V tile outside `keep`: weights of 0 would not stop a NaN there. Both
+// consumers share the work; K needs none of it, since the mask replaces its products.
+__device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan keep) {
+  const int thread = threadIdx.x - (kPrefillThreads - kConsumers);
+#pragma unroll
+  for (int row = thread / 8; row < kPrefillKeys; row += kConsumers / 8) {
+    if (keep.first <= row && row < keep.end) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<uint4*>(&v[half][row * 128 + thread % 8 * 16]) = make_uint4(0, 0, 0, 0);
+  }
+  ptx::fence_proxy_async();
+  ptx::named_barrier_sync(1, kConsumers);
+}
+
+// One consumer warpgroup. A thread has the rows `warp * 16 + lane / 4 + 8 h` of a tile.
+template <bool kFp8>
+struct PrefillConsumer {
+  using Smem = PrefillSmem<kFp8>;
+  Smem& smem;
+  const FlashPrefillParams& p;
+  int warp;  // of both consumers: 0 ... 7
+  Stage<Smem::kStages> stage{};
+  uint32_t items = 0;
+
+  __device__ __forceinline__ void arrive(uint64_t* barrier) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(barrier);
+  }
+
+  __device__ __forceinline__ const PrefillWork& work() const { return smem.work[items % 2]; }
+  __device__ __forceinline__ int group() const { return p.num_heads / p.kv_heads; }
+  __device__ __forceinline__ int consumer() const { return warp / 4; }
+  __device__ __forceinline__ int row(int h) const {
+    return warp * 16 + threadIdx.x % 32 / 4 + 8 * h;
+  }
+
+  // S = Q K^T.
+  __device__ __forceinline__ void scores(float (&s)[64], int index) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t q = ptx::smem_descriptor_sw128(smem.q[half] + consumer() * 64 * 128);
+      const uint64_t k = ptx::smem_descriptor_sw128(smem.kv[index][half]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)  // 16 of D are 32 bytes, 2 units of the descriptor
+        ptx::Wgmma<128, __nv_bfloat16>::ss(s, q + 2 * i, k + 2 * i, half + i > 0);
+    }
+    ptx::wgmma_commit();
+  }
+
+  // O += P V.
+  __device__ __forceinline__ void weighted(float (&o)[64], const uint32_t (&weights)[8][4],
+                                           int index) {
+    const uint64_t v = ptx::smem_descriptor_sw128_transposed(smem.kv[index][0], kHalfTile);
+#pragma unroll
+    for (int i = 0; i < 8; ++i)  // 16 keys are 16 rows of 128 bytes
+      ptx::WgmmaRegisterA<128>::rs(o, weights[i], v + i * (16 * 128 / 16), true);
+    ptx::wgmma_commit();
+  }
+
+  // Masks S where some row of the tile does not see all of the keys; notes in bit h of `broken`
+  // that row h sees a page which the cache does not have.
+  __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_pieces,
+                                              uint32_t& broken) {
+    TileSpan seen[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const Span keys = visible_keys(int64_t{work().position} + row(h) / group(), p.chunk);
+      seen[h] = within_tile(keys, int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
+      if (bad_pieces == 0 || seen[h].first == seen[h].end) continue;
+      const int piece = piece_slots(p.page_size);
+      for (int i = seen[h].first / piece; i * piece < seen[h].end; ++i)
+        broken |= (bad_pieces >> i & 1) << h;
+    }
+    mask(s, seen);
+  }
+
+  // V must be there and hold zeros wherever no query of the tile looks.
+  __device__ __forceinline__ void await_values(const Stage<Smem::kStages>& at, int key_tile) {
+    smem.ring.wait_full(at);
+    const TileSpan keep = within_tile({work().first_key, work().end_key},
+                                      int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
+    // Pieces that nobody sees have come as zeros.
+    if (((keep.first | keep.end) & (piece_slots(p.page_size) - 1)) != 0)
+      clear_rows(smem.kv[at.index], keep);
+  }
+
+  // S becomes the next weights, against all keys so far. Two calls, since behind an optional mask
+  // ptxas moves the wait that follows in front of the exponentials, and nothing overlaps.
+  __device__ __forceinline__ void soften(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
+                                         uint32_t bad_pieces, float (&decay)[2],
+                                         uint32_t& broken) {
+    const bool whole = work().first_whole <= key_tile && key_tile < work().end_whole;
+    if (whole && bad_pieces == 0) {
+      softmax.step(s, decay);
+    } else {
+      mask_scores(s, key_tile, bad_pieces, broken);
+      softmax.step(s, decay);
+    }
+  }
+
+  // Adds all keys of one item to O, which stays unnormalised.
+  __device__ __forceinline__ void attend(float (&o)[64], OnlineSoftmax& softmax, uint32_t& broken) {
+    uint32_t weights[8][4];
+    float decay[2];
+    int tile = work().first_tile;
+    {
+      float s[64];
+      smem.ring.wait_full(stage);
+      const uint32_t bad = smem.bad[stage.index];
+      ptx::wgmma_fence();
+      scores(s, stage.index);
+      ptx::wgmma_wait<0>();
+      arrive(&smem.ring.empty[stage.index]);
+      stage.advance();
+      soften(s, softmax, tile, bad, decay, broken);
+      to_operand<8>(s, weights);
+    }
+#pragma unroll 1
+    for (++tile; tile < work().end_tile; ++tile) {
+      float s[64];
+      const auto k_stage = stage;
+      stage.advance();
+      const auto v_stage = stage;
+      stage.advance();
+      smem.ring.wait_full(k_stage);
+      const uint32_t bad = smem.bad[k_stage.index];
+      await_values(v_stage, tile - 1);
+      // While one warpgroup's products run, the other computes its softmax.
+      ptx::named_barrier_sync(2 + consumer(), kConsumers);
+      ptx::wgmma_fence();
+      scores(s, k_stage.index);
+      weighted(o, weights, v_stage.index);
+      ptx::named_barrier_arrive(3 - consumer(), kConsumers);
+      ptx::wgmma_wait<1>();  // S
+      arrive(&smem.ring.empty[k_stage.index]);
+      soften(s, softmax, tile, bad, decay, broken);
+      ptx::wgmma_wait<0>();  // O, and the weights' registers
+      arrive(&smem.ring.empty[v_stage.index]);
+#pragma unroll
+      for (int r = 0; r < 64; ++r) o[r] *= decay[r / 2 % 2];
+      to_operand<8>(s, weights);
+    }
+    arrive(&smem.q_empty);  // the next item's Q, K and V come during the rest of this one
+    await_values(stage, tile - 1);
+    ptx::wgmma_fence();
+    weighted(o, weights, stage.index);
+    ptx::wgmma_wait<0>();
+    arrive(&smem.ring.empty[stage.index]);
+    stage.advance();
+  }
+
+  // Normalises, and stores whole rows of 256 bytes by way of this warp's staging buffer.
+  __device__ __forceinline__ void store(const float (&o)[64], const OnlineSoftmax& softmax,
+                                        uint32_t broken, const PrefillWork& at) {
+    const int lane = threadIdx.x % 32;
+    const float v_scale = p.v_scale != nullptr ? p.v_scale[at.kv_head] : 1.f;
+    float factor[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const bool nothing = (broken >> h & 1) != 0 || softmax.sum[h] == 0.f;
+      factor[h] = nothing ? 0.f : v_scale / softmax.sum[h];
+      const int token = row(h) / group();
+      if (lane % 4 == 0 && token < at.tokens) {
+        const int64_t head = int64_t{at.kv_head} * group() + row(h) % group();
+        p.lse[head * p.rows + at.row + token] = nothing ? kMinusInfinity : softmax.lse(h);
+      }
+    }
+    char(&staging)[2][16 * 128] = smem.out[warp];
+    __syncwarp();  // the last item's values have been read
+#pragma unroll
+    for (int block = 0; block < 8; ++block) {  // 16 columns
+      uint32_t packed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // A select, not a product: a row of nothing may hold NaN.
+        const float f = factor[i % 2], a = o[8 * block + 2 * i], b = o[8 * block + 2 * i + 1];
+        packed[i] = f == 0.f ? 0 : pack_pair(a * f, b * f);
+      }
+      const uint32_t offset = lane % 16 * 128 + block % 4 * 32 + lane / 16 * 16;
+      ptx::stmatrix_x4(&staging[block / 4][swizzle_128(offset)], packed[0], packed[1], packed[2],
+                       packed[3]);
+    }
+    __syncwarp();
+    auto* out = static_cast<uint4*>(p.out);
+    const int vector = lane % 16;  // of 16 bytes
+#pragma unroll
+    for (int i = lane / 16; i < 16; i += 2) {
+      const int token = (warp * 16 + i) / group(), head = (warp * 16 + i) % group();
+      if (token >= at.tokens) continue;
+      const uint32_t offset = swizzle_128(i * 128 + vector % 8 * 16);
+      const int64_t to = int64_t{at.row + token} * p.num_heads + at.kv_head * group() + head;
+      ptx::store_streaming(&out[to * 16 + vector],
+                           *reinterpret_cast<const uint4*>(&staging[vector / 8][offset]));
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    constexpr float kLog2E = 1.4426950408889634f;
+    for (;; ++items) {
+      ptx::mbarrier_wait(&smem.q_full, items % 2);
+      if (work().row < 0) return;
+      warp = ptx::opaque(warp);
+      const float k_scale = p.k_scale != nullptr ? p.k_scale[work().kv_head] : 1.f;
+      OnlineSoftmax softmax(p.softmax_scale * kLog2E * k_scale);
+      uint32_t broken = 0;
+      float o[64];
+#pragma unroll
+      for (int r = 0; r < 64; ++r) o[r] = 0.f;
+      if (work().first_tile < work().end_tile) {
+        attend(o, softmax, broken);
+      } else {
+        arrive(&smem.q_empty);
+      }
+      softmax.finish();
+      store(o, softmax, broken, work());
+    }
+  }
+};
+
+// Rows that no sequence owns.
+__device__ __forceinline__ void clear_tail(const FlashPrefillParams& p, int first_row) {
+  const int64_t thread = int64_t{blockIdx.x} * kPrefillThreads + threadIdx.x;
+  const int64_t threads = int64_t{gridDim.x} * kPrefillThreads, row_vectors = p.num_heads * 16;
+  auto* out = static_cast<uint4*>(p.out);
+  for (int64_t i = first_row * row_vectors + thread; i < p.rows * row_vectors; i += threads)
+    out[i] = make_uint4(0, 0, 0, 0);
+  for (int head = 0; head < p.num_heads; ++head)
+    for (int64_t row = first_row + thread; row < p.rows; row += threads)
+      p.lse[int64_t{head} * p.rows + row] = kMinusInfinity;
+}
+
+template <bool kFp8>
+__global__ void __launch_bounds__(kPrefillThreads, 1)
+    flash_prefill_kernel(const __grid_constant__ CUtensorMap map_q,
+                         const __grid_constant__ CUtensorMap map_k,
+                         const __grid_constant__ CUtensorMap map_v,
+                         const __grid_constant__ FlashPrefillParams p) {
+  extern __shared__ char dynamic_smem[];
+  // An offset to the pointer, not a new pointer: the compiler must still see that it is shared.
+  auto& smem = *reinterpret_cast<PrefillSmem<kFp8>*>(
+      dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023));
+  static_assert(sizeof(PrefillSmem<kFp8>) + 1024 <= 227 * 1024);
+
+  smem.init(p);
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  __syncthreads();
+  const auto& plan = *reinterpret_cast<const PrefillPlan*>(p.plan);
+  clear_tail(p, plan.rows);
+  const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
+  const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+  if (warpgroup == 0) {
+    ptx::registers_decrease<56>();
+    if (warp == 0) {
+      PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
+      for_each_item(p, producer);
+      PrefillWork end{};
+      end.row = -1;
+      producer.publish(end);
+    } else if constexpr (kFp8) {
+      PrefillConverter converter{smem, warp - 1};
+      for_each_item(p, converter);
+    }
+  } else {
+    ptx::registers_increase<224>();
+    if (warpgroup == 2) ptx::named_barrier_arrive(2, kConsumers);  // the first turn
+    PrefillConsumer<kFp8>{smem, p, warp - 4}.run();
+    if (warpgroup == 1) ptx::named_barrier_sync(2, kConsumers);  // takes back the last one
+  }
+}
+
+}  // namespace l4k

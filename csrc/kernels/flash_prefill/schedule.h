@@ -1,0 +1,77 @@
+// Tiles of queries, what each costs, and which CTA takes which: longest first. Integers only; the
+// kernels and the host test share it.
+#pragma once
+#include "tile/base.h"
+#include "tile/mask.h"
+
+namespace l4k {
+
+constexpr int kPrefillRows = 128;  // of a tile of queries: tokens x heads of one KV head
+constexpr int kPrefillKeys = 128;  // of a tile of keys
+
+// Tile `tile` of sequence `sequence`, for every KV head.
+struct PrefillItem {
+  int sequence, tile;
+};
+
+// What the planning kernel leaves for the main one; `items` items follow it.
+struct PrefillPlan {
+  int items;
+  int rows;  // of Q that belong to a sequence
+};
+
+L4K_HD constexpr int prefill_tokens(int group) { return kPrefillRows / group; }
+
+// Items that any lengths can need: the static bound of list and grid.
+L4K_HD constexpr int64_t max_prefill_items(int64_t rows, int64_t batch, int64_t max_seqlen_q,
+                                           int group) {
+  const int tokens = prefill_tokens(group);
+  const int64_t by_rows = rows / tokens + batch;
+  const int64_t by_length = batch * ceil_div<int64_t>(max_seqlen_q, tokens);
+  return by_rows < by_length ? by_rows : by_length;
+}
+
+// What is computed at once: up to 128 / group tokens, for one KV head. Lengths are 32-bit, so are
+// positions.
+struct PrefillTile {
+  int first_token, tokens;   // in the sequence
+  int position;              // of the first token; negative ones see nothing
+  int first_key, end_key;    // that some token sees
+  int first_tile, end_tile;  // tiles of keys to look at
+  int first_whole, end_whole;  // of those, the ones that all tokens see entirely
+};
+
+L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int group,
+                                          int64_t chunk) {
+  const int first = tile * prefill_tokens(group), left = len_q - first;
+  const int tokens = left < prefill_tokens(group) ? left : prefill_tokens(group);
+  const int64_t position = int64_t{len_k} - len_q + first;
+  const Span queries = {position, position + tokens}, keys = keys_of_any(queries, chunk);
+  const KeyTiles tiles = key_tiles(queries, chunk, kPrefillKeys);
+  return {first,
+          tokens,
+          static_cast<int>(position),
+          static_cast<int>(keys.first),
+          static_cast<int>(keys.end),
+          static_cast<int>(tiles.touched.first),
+          static_cast<int>(tiles.touched.end),
+          static_cast<int>(tiles.whole.first),
+          static_cast<int>(tiles.whole.end)};
+}
+
+// Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
+constexpr int kPrefillClasses = 1024;
+
+L4K_HD constexpr int cost_class(int64_t cost) {
+  int shift = 0;
+  while (cost >> shift >= 64) ++shift;
+  return 32 * shift + static_cast<int>(cost >> shift);
+}
+
+// The index of a CTA's item in a round over the sorted list. Every other round runs backwards: who
+// got the longest item of one round gets the shortest of the next.
+L4K_HD constexpr int snake(int round, int cta, int ctas) {
+  return round * ctas + (round % 2 == 0 ? cta : ctas - 1 - cta);
+}
+
+}  // namespace l4k
