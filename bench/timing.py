@@ -1,7 +1,7 @@
 """How long a GPU takes: CUDA events, cold L2, median and spread."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +40,15 @@ def time_calls(call: Callable[[], object], *, repeats: int = 30, warmup: int = 3
     return summarise([begin.elapsed_time(end) * 1e3 for begin, end in pairs])
 
 
-def time_graph(call: Callable[[], object], *, chain: int = 20, repeats: int = 30) -> Timing:
+def time_graph(
+    calls: Sequence[Callable[[], object]], *, chain: int = 20, repeats: int = 30
+) -> Timing:
     """Times one call inside a captured chain of `chain` calls: no host gaps between launches.
 
-    For work of a few microseconds. The chain re-reads its inputs from L2 unless they exceed it.
+    For work of a few microseconds. The chain goes round `calls`, which do the same to different
+    tensors, so that L2 holds no more of them than it does in a model.
     """
-    graph = capture(lambda: [call() for _ in range(chain)])
+    graph = capture(lambda: [calls[i % len(calls)]() for i in range(chain)])
     graph.replay()
     torch.cuda.synchronize()
     samples = []

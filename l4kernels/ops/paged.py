@@ -75,16 +75,6 @@ def _attend(
     """
     length, num_heads, head_dim = q.shape
     kv_heads, group = k.shape[0], num_heads // k.shape[0]
-    if offset == 0 and q.device.type == "cpu":
-        # The same sums in one pass; the public call does not return lse.
-        heads = q.float().transpose(0, 1)[None]
-        k, v = (t[:, None].expand(-1, group, -1, -1).flatten(0, 1)[None] for t in (k, v))
-        value, value_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            heads, k, v, 0.0, True, scale=softmax_scale
-        )
-        out.copy_(value[0].transpose(0, 1))
-        lse.copy_(value_lse[0])
-        return
     block = max(1, min(length, 128, _SCORE_ELEMENTS // (num_heads * k.shape[1])))
     for i in range(0, length, block):
         rows = min(block, length - i)
@@ -105,6 +95,25 @@ def _attend(
         lse[:, i : i + rows] = block_lse.view(num_heads, rows)
 
 
+def _attend_whole(
+    q: Tensor, k: Tensor, v: Tensor, length: int, softmax_scale: float, out: Tensor, lse: Tensor
+) -> None:
+    """Causal problems of `length` queries and keys each, one behind the other, in one CPU pass.
+
+    The same sums as `_attend`'s; the public call does not return lse.
+    """
+    heads = q.float().unflatten(0, (-1, length)).transpose(1, 2)
+    group = q.shape[1] // k.shape[0]
+    k, v = (
+        t.unflatten(1, (-1, length)).transpose(0, 1).repeat_interleave(group, 1) for t in (k, v)
+    )
+    value, value_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        heads, k, v, 0.0, True, scale=softmax_scale
+    )
+    out.copy_(value.transpose(1, 2).flatten(0, 1))
+    lse.copy_(value_lse.transpose(0, 1).flatten(1))
+
+
 def attend_sequence(
     cache: PagedCache,
     q: Tensor,
@@ -116,7 +125,17 @@ def attend_sequence(
     lse: Tensor,
 ) -> None:
     start = len_k - q.shape[0]
-    for first, end, low in visible_pieces(q.shape[0], len_k, chunk):
+    pieces = list(visible_pieces(q.shape[0], len_k, chunk))
+    while pieces:
+        first, end, low = pieces.pop(0)
+        whole = q.device.type == "cpu" and start + first == low
+        length = end - first
+        # On a CPU, chunks that are seen from their first token on go through together.
+        while whole and pieces and pieces[0][1] - pieces[0][0] == length:
+            end = pieces.pop(0)[1]
         k, v = cache.gather(table, low, start + end)
         piece = slice(first, end)
-        _attend(q[piece], k, v, start + first - low, softmax_scale, out[piece], lse[:, piece])
+        if whole:
+            _attend_whole(q[piece], k, v, length, softmax_scale, out[piece], lse[:, piece])
+        else:
+            _attend(q[piece], k, v, start + first - low, softmax_scale, out[piece], lse[:, piece])
