@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from bench.emulate import count
-from bench.shapes import benchmarked_ops, calls
+from bench.shapes import SIZES, benchmarked_ops, calls
 from l4kernels import STATUS
 
 TOKENS = 48
-STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - {"embed", "moe_route", "sample"})
+ELSEWHERE = {"embed", "moe_route", "sample", *SIZES}
+STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - ELSEWHERE)
 
 
 def counters(op: str, tokens: int = TOKENS):

@@ -14,7 +14,7 @@ PARTS = {
     "csrc": (8000, ["csrc"]),
     "l4kernels": (7000, ["l4kernels"]),
     "emulator": (12000, ["emulator"]),
-    "bench and tools": (3000, ["bench", "tools"]),
+    "bench and tools": (3400, ["bench", "tools"]),
 }
 SUFFIXES = {".py", ".h", ".cuh", ".cu", ".cpp"}
 
