@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import relative_error
@@ -22,6 +22,7 @@ SMALL_US = 50
 
 ROTATED_BYTES = 128 << 20
 """A chain goes round enough copies of its tensors to push each out of L2 (50 MB) in between."""
+MAX_COPIED_BYTES = 4 << 30  # a vocabulary of which a call reads a few rows is copied once or twice
 
 
 def timed(
@@ -29,7 +30,8 @@ def timed(
 ) -> Timing:
     if floor >= SMALL_US:
         return time_calls(functools.partial(function, *args, **kwargs))
-    copies = min(20, math.ceil(ROTATED_BYTES / max(work.bytes, 1)))
+    held = sum(t.nbytes for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
+    copies = min(20, math.ceil(ROTATED_BYTES / max(work.bytes, 1)), 1 + MAX_COPIED_BYTES // held)
     sets = [tree_map_only(torch.Tensor, torch.Tensor.clone, (args, kwargs)) for _ in range(copies)]
     return time_graph([functools.partial(function, *own, **named) for own, named in sets])
 
