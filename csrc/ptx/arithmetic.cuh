@@ -4,6 +4,13 @@
 
 namespace l4k::ptx {
 
+// PTX ISA: ex2.approx. 2^x; results below the normal range are 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float d;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+  return d;
+}
+
 // PTX ISA: redux.sync over a converged warp.
 __device__ __forceinline__ uint32_t warp_max_u32(uint32_t value) {
   uint32_t d;

@@ -31,6 +31,15 @@ __device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap* map, 
       : "memory");
 }
 
+__device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap* map, uint64_t* barrier,
+                                            int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(smem_address(smem)),
+      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
+
 // The same box to the same offset in every CTA whose bit is set in `cta_mask`; each one's barrier
 // (same offset) receives the bytes.
 __device__ __forceinline__ void tma_load_2d_multicast(void* smem, const CUtensorMap* map,

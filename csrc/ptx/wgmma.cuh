@@ -41,6 +41,17 @@ __device__ __forceinline__ uint64_t smem_descriptor_sw128(const void* tile) {
   return start | kLeading << 16 | kStride << 32 | kSwizzle128 << 62;
 }
 
+// The same swizzle for a B whose N is contiguous ("transposed"; 16-bit types only): rows of 128 bytes
+// are 64 of N at one k, groups of 8 k are 1024 bytes apart, groups of 64 of N `column_stride` bytes.
+// Advance K by 16 rows by adding 2048 / 16.
+__device__ __forceinline__ uint64_t smem_descriptor_sw128_transposed(const void* tile,
+                                                                     uint32_t column_stride) {
+  constexpr uint64_t kStride = 1024 >> 4;
+  constexpr uint64_t kSwizzle128 = 1;
+  uint64_t start = (smem_address(tile) & 0x3ffff) >> 4;
+  return start | uint64_t{column_stride >> 4} << 16 | kStride << 32 | kSwizzle128 << 62;
+}
+
 // clang-format off
 #define L4K_R4(b)   "%" #b "0, %" #b "1, %" #b "2, %" #b "3"
 #define L4K_R10(b)  "%" #b "0, %" #b "1, %" #b "2, %" #b "3, %" #b "4, %" #b "5, %" #b "6, %" #b "7, %" #b "8, %" #b "9"
@@ -92,5 +103,26 @@ L4K_WGMMA(64, 32, "32", "33", "34")
 L4K_WGMMA(128, 64, "64", "65", "66")
 L4K_WGMMA(192, 96, "96", "97", "98")
 L4K_WGMMA(256, 128, "128", "129", "130")
+
+// bf16 with A in registers, two elements each, and B transposed: P V of attention. The four A
+// registers may not be written before the wait either.
+template <int N>
+struct WgmmaRegisterA;
+
+#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd)                                        \
+  template <>                                                                                     \
+  struct WgmmaRegisterA<n> {                                                                      \
+    static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],      \
+                                              uint64_t b, bool accumulate) {                      \
+      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd ", 0;\n\t"                         \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16"                     \
+                   " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb          \
+                   ", p, 1, 1, 1;\n\t}"                                                           \
+                   : L4K_O##registers(d)                                                          \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));   \
+    }                                                                                             \
+  };
+
+L4K_WGMMA_RS(128, 64, "64", "65", "66", "67", "68", "69")
 
 }  // namespace l4k::ptx

@@ -15,6 +15,9 @@ enum class DeviceError : uint32_t {
   kEmbedInputIds,
   kEmbedImageRows,
   kGemmExpertOffsets,
+  kFlashPrefillOffsets,
+  kFlashPrefillPages,
+  kFlashDecodePages,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -27,6 +30,9 @@ constexpr const char* kDeviceErrorNames[] = {
     "embed: input_ids",
     "embed: image_rows",
     "gemm: expert_offsets",
+    "flash_prefill: cu_seqlens_q",
+    "flash_prefill: block_table",
+    "flash_decode: block_table",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

@@ -21,12 +21,12 @@ struct Stage {
 
 template <int kStages>
 struct Pipeline {
-  uint64_t full[kStages];   // the producer's arrival and the bytes of its copies
+  uint64_t full[kStages];   // the producers' arrivals and the bytes of their copies
   uint64_t empty[kStages];  // one arrival per consumer that has read the stage
 
-  __device__ __forceinline__ void init(int consumers) {
+  __device__ __forceinline__ void init(int consumers, int producers = 1) {
     for (int i = 0; i < kStages; ++i) {
-      ptx::mbarrier_init(&full[i], 1);
+      ptx::mbarrier_init(&full[i], producers);
       ptx::mbarrier_init(&empty[i], consumers);
     }
     ptx::fence_mbarrier_init();

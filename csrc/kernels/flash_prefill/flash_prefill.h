@@ -1,0 +1,36 @@
+// Causal attention, optionally in chunks, of new tokens over their paged keys and values.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace l4k {
+
+struct FlashPrefillParams {
+  int rows, batch;  // rows of Q: the new tokens of all sequences
+  int num_heads, kv_heads;
+  int num_pages, page_size, max_pages;  // page_size: a multiple of 8
+  int max_seqlen_q;
+  int64_t chunk;  // 0: none
+  float softmax_scale;
+  bool fp8;                             // e4m3 cache, else bf16
+  const void* q;                        // [rows, num_heads, 128] bf16
+  int64_t q_row_stride, q_head_stride;  // elements
+  const void* k_cache;                  // [num_pages, page_size, kv_heads, 128], contiguous
+  const void* v_cache;
+  const int* cu_seqlens_q;  // [batch + 1]
+  const int* seqlens_k;     // [batch]
+  const int* block_table;   // [batch, max_pages]
+  int64_t table_stride;     // elements
+  const float* k_scale;     // [kv_heads]; null: 1
+  const float* v_scale;
+  void* out;        // [rows, num_heads, 128] bf16, contiguous
+  float* lse;       // [num_heads, rows]
+  int* plan;        // workspace of flash_prefill_plan_words()
+  uint32_t* error;  // sticky error word
+};
+
+int64_t flash_prefill_plan_words(const FlashPrefillParams& params);
+cudaError_t flash_prefill(const FlashPrefillParams& params, cudaStream_t stream);
+
+}  // namespace l4k

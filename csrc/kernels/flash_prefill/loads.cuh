@@ -1,0 +1,207 @@
+// Shared memory of a CTA, and the roles that fill it: one warp of TMA loads through the block
+// table, and for an e4m3 cache three warps that convert to bf16.
+#pragma once
+#include <cuda.h>
+
+#include "kernels/flash_prefill/flash_prefill.h"
+#include "kernels/flash_prefill/schedule.h"
+#include "ptx/mbarrier.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+#include "tile/fp8.cuh"
+#include "tile/pipeline.cuh"
+#include "tile/report.cuh"
+#include "tile/swizzle.h"
+
+namespace l4k {
+
+constexpr int kHalfTile = 128 * 128;  // 128 rows of 128 bytes: half of D in bf16, all of it in e4m3
+constexpr int kConverters = 3;        // warps
+
+// Slots of a page that one box takes: it divides both a page and a tile of keys.
+L4K_HD constexpr int piece_slots(int page_size) {
+  const int lowest_bit = page_size & -page_size;
+  return lowest_bit < kPrefillKeys ? lowest_bit : kPrefillKeys;
+}
+
+template <bool kFp8>
+struct PrefillSmem {
+  static constexpr int kStages = kFp8 ? 4 : 5, kRawStages = 2;
+
+  // Tiles are [half of D][rows][128 bytes] with the 128-byte swizzle.
+  alignas(1024) char q[2][kHalfTile];
+  alignas(1024) char out[8][2][16 * 128];       // staging of each consumer warp: 16 rows
+  alignas(1024) char kv[kStages][2][kHalfTile];
+  alignas(1024) char raw[kFp8 ? kRawStages : 1][kFp8 ? kHalfTile : 16];
+  Pipeline<kStages> ring;
+  Pipeline<kRawStages> raw_ring;
+  uint64_t q_full, q_empty;
+  uint32_t bad[kStages], raw_bad[kRawStages];  // one bit per piece whose page does not exist
+  int piece;
+
+  __device__ __forceinline__ void init(const FlashPrefillParams& p) {
+    if (threadIdx.x == 0) {
+      piece = piece_slots(p.page_size);
+      ring.init(8, kFp8 ? kConverters : 1);
+      raw_ring.init(kConverters);
+      ptx::mbarrier_init(&q_full, 1);
+      ptx::mbarrier_init(&q_empty, 8);
+      ptx::fence_mbarrier_init();
+    }
+    // Rows of Q past the last whole token are never loaded.
+    const int group = p.num_heads / p.kv_heads, used = prefill_tokens(group) * group;
+    for (int i = used * 128 + threadIdx.x * 16; i < kHalfTile; i += blockDim.x * 16)
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<uint4*>(&q[half][i]) = make_uint4(0, 0, 0, 0);
+    ptx::fence_proxy_async();
+  }
+};
+
+// One tile of queries and one KV head.
+struct PrefillWork {
+  PrefillTile tile;
+  int sequence, kv_head;
+  int row;  // of Q, the tile's first
+};
+
+// Calls role(work) for every item of this CTA.
+template <typename Role>
+__device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role role) {
+  const auto* plan = reinterpret_cast<const PrefillPlan*>(p.plan);
+  const auto* items = reinterpret_cast<const PrefillItem*>(plan + 1);
+  const int64_t count = int64_t{plan->items} * p.kv_heads;
+  for (int64_t round = 0; round * gridDim.x < count; ++round) {
+    const int64_t index = snake(round, blockIdx.x, gridDim.x);
+    if (index >= count) continue;
+    const PrefillItem item = items[index / p.kv_heads];
+    PrefillWork work;
+    work.sequence = item.sequence;
+    work.kv_head = static_cast<int>(index % p.kv_heads);
+    const int first = p.cu_seqlens_q[item.sequence], end = p.cu_seqlens_q[item.sequence + 1];
+    work.tile = prefill_tile(item.tile, end - first, p.seqlens_k[item.sequence],
+                             p.num_heads / p.kv_heads, p.chunk);
+    work.row = first + work.tile.first_token;
+    role(work);
+  }
+}
+
+// Warp 0. Lane l loads piece l % pieces of every tile, and in bf16 half l / pieces of its D.
+template <bool kFp8>
+struct PrefillProducer {
+  using Smem = PrefillSmem<kFp8>;
+  Smem& smem;
+  const FlashPrefillParams& p;
+  const CUtensorMap &map_q, &map_k, &map_v;
+  Stage<kFp8 ? Smem::kRawStages : Smem::kStages> stage{};
+  uint32_t item_phase = 0;
+
+  // Where this lane's piece of a tile is. A page past the last one lies outside of the tensor map
+  // and arrives as zeros: what a piece that nobody sees gets, and one whose page does not exist.
+  struct Piece {
+    int page, slot;
+    bool bad;
+  };
+
+  __device__ __forceinline__ Piece find(const PrefillWork& work, int64_t key_tile) const {
+    const int64_t key = key_tile * kPrefillKeys + threadIdx.x * smem.piece % kPrefillKeys;
+    const Span keys = work.tile.keys;
+    if (key + smem.piece <= keys.first || key >= keys.end) return {p.num_pages, 0, false};
+    const int index = static_cast<int>(key) / p.page_size;
+    const int slot = static_cast<int>(key) % p.page_size;
+    int page = -1;
+    if (index < p.max_pages) page = p.block_table[work.sequence * p.table_stride + index];
+    if (page < 0 || page >= p.num_pages) return {p.num_pages, 0, true};
+    return {page, slot, false};
+  }
+
+  __device__ __forceinline__ void load(const CUtensorMap& map, const PrefillWork& work,
+                                       const Piece& at) {
+    const int lane = threadIdx.x, pieces = kPrefillKeys / smem.piece, row = lane % pieces * smem.piece;
+    const uint32_t bad = __ballot_sync(0xffffffff, at.bad) & ((1u << pieces) - 1);
+    auto& ring = [&]() -> auto& {
+      if constexpr (kFp8) return smem.raw_ring; else return smem.ring;
+    }();
+    ring.wait_empty(stage);
+    uint64_t* full = &ring.full[stage.index];
+    if (lane == 0) {
+      (kFp8 ? smem.raw_bad : smem.bad)[stage.index] = bad;
+      if (bad != 0) report_error(p.error, DeviceError::kFlashPrefillPages);
+      ptx::mbarrier_arrive_expect_tx(full, kHalfTile * (kFp8 ? 1 : 2));
+    }
+    __syncwarp();  // no copy lands before its bytes are expected
+    if (lane < pieces * (kFp8 ? 1 : 2)) {
+      const int half = lane / pieces;
+      char* to = kFp8 ? smem.raw[stage.index] : smem.kv[stage.index][half];
+      ptx::tma_load_4d(to + row * 128, &map, full, half * 64, work.kv_head, at.slot, at.page);
+    }
+    stage.advance();
+  }
+
+  __device__ __forceinline__ void operator()(const PrefillWork& work) {
+    const Span tiles = work.tile.tiles.touched;
+    if (tiles.empty()) return;
+    const int group = p.num_heads / p.kv_heads;
+    ptx::mbarrier_wait(&smem.q_empty, item_phase ^ 1);
+    item_phase ^= 1;
+    if (threadIdx.x == 0) {
+      ptx::mbarrier_arrive_expect_tx(&smem.q_full, prefill_tokens(group) * group * 256);
+      for (int half = 0; half < 2; ++half)
+        ptx::tma_load_3d(smem.q[half], &map_q, &smem.q_full, half * 64, work.kv_head * group,
+                         work.row);
+    }
+    // The block table is read one tile ahead; V follows the next tile's K.
+    Piece before, piece = find(work, tiles.first);
+    for (int64_t tile = tiles.first; tile < tiles.end; ++tile) {
+      const Piece next = tile + 1 < tiles.end ? find(work, tile + 1) : piece;
+      load(map_k, work, piece);
+      if (tile > tiles.first) load(map_v, work, before);
+      before = piece;
+      piece = next;
+    }
+    load(map_v, work, before);
+  }
+};
+
+// Warps 1-3 of an e4m3 cache's kernel: a tile of 128 rows of 128 bytes becomes one of bf16.
+struct PrefillConverter {
+  PrefillSmem<true>& smem;
+  const int warp;
+  Stage<PrefillSmem<true>::kRawStages> from{};
+  Stage<PrefillSmem<true>::kStages> to{};
+
+  __device__ __forceinline__ void convert(const char* raw, char (&tile)[2][kHalfTile]) const {
+    // Eight lanes move four 16-byte vectors of two rows that differ in bits 0 and 2: no two of the
+    // loads, and no two of the stores, then meet in a bank.
+    const int lane = threadIdx.x % 32;
+    const int row_in_8 = lane / 8 ^ (lane / 4 % 2 * 5);
+    for (int i = warp; i < 32; i += kConverters) {
+      const int row = i / 2 * 8 + row_in_8, half = i % 2, column = lane % 4;
+      const uint4 bytes =
+          *reinterpret_cast<const uint4*>(raw + swizzle_128(row * 128 + (half * 4 + column) * 16));
+      const uint32_t offset = row * 128 + column * 32;
+      *reinterpret_cast<uint4*>(&tile[half][swizzle_128(offset)]) = fp8_to_bf16({bytes.x, bytes.y});
+      *reinterpret_cast<uint4*>(&tile[half][swizzle_128(offset + 16)]) =
+          fp8_to_bf16({bytes.z, bytes.w});
+    }
+  }
+
+  __device__ __forceinline__ void operator()(const PrefillWork& work) {
+    const Span tiles = work.tile.tiles.touched;
+    for (int64_t load = 2 * (tiles.end - tiles.first); load > 0; --load) {
+      smem.raw_ring.wait_full(from);
+      smem.ring.wait_empty(to);
+      convert(smem.raw[from.index], smem.kv[to.index]);
+      if (threadIdx.x == 32) smem.bad[to.index] = smem.raw_bad[from.index];
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) {
+        ptx::mbarrier_arrive(&smem.ring.full[to.index]);
+        smem.raw_ring.release(from.index);
+      }
+      from.advance();
+      to.advance();
+    }
+  }
+};
+
+}  // namespace l4k

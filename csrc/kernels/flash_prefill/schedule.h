@@ -1,0 +1,67 @@
+// Tiles of queries, what each costs, and which CTA takes which: longest first. Integers only; the
+// kernels and the host test share it.
+#pragma once
+#include "tile/base.h"
+#include "tile/mask.h"
+
+namespace l4k {
+
+constexpr int kPrefillRows = 128;  // of a tile of queries: tokens x heads of one KV head
+constexpr int kPrefillKeys = 128;  // of a tile of keys
+
+// Tile `tile` of sequence `sequence`, for every KV head.
+struct PrefillItem {
+  int sequence, tile;
+};
+
+// What the planning kernel leaves for the main one; `items` items follow it.
+struct PrefillPlan {
+  int items;
+  int rows;  // of Q that belong to a sequence
+};
+
+L4K_HD constexpr int prefill_tokens(int group) { return kPrefillRows / group; }
+
+// Items that any lengths can need: the static bound of list and grid.
+L4K_HD constexpr int64_t max_prefill_items(int64_t rows, int64_t batch, int64_t max_seqlen_q,
+                                           int group) {
+  const int tokens = prefill_tokens(group);
+  const int64_t by_rows = rows / tokens + batch;
+  const int64_t by_length = batch * ceil_div<int64_t>(max_seqlen_q, tokens);
+  return by_rows < by_length ? by_rows : by_length;
+}
+
+struct PrefillTile {
+  int first_token;  // in the sequence
+  int tokens;
+  Span queries;  // positions
+  Span keys;     // that some query sees
+  KeyTiles tiles;
+};
+
+L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int group,
+                                          int64_t chunk) {
+  const int first = tile * prefill_tokens(group), left = len_q - first;
+  const int tokens = left < prefill_tokens(group) ? left : prefill_tokens(group);
+  const int64_t position = int64_t{len_k} - len_q + first;
+  const Span queries = {position, position + tokens};
+  return {first, tokens, queries, keys_of_any(queries, chunk),
+          key_tiles(queries, chunk, kPrefillKeys)};
+}
+
+// Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
+constexpr int kPrefillClasses = 1024;
+
+L4K_HD constexpr int cost_class(int64_t cost) {
+  int shift = 0;
+  while (cost >> shift >= 64) ++shift;
+  return 32 * shift + static_cast<int>(cost >> shift);
+}
+
+// The index of a CTA's item in a round over the sorted list. Every other round runs backwards: who
+// got the longest item of one round gets the shortest of the next.
+L4K_HD constexpr int64_t snake(int64_t round, int cta, int ctas) {
+  return round * ctas + (round % 2 == 0 ? cta : ctas - 1 - cta);
+}
+
+}  // namespace l4k
