@@ -47,9 +47,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     problem = gpu_problem(options.format)
     if problem and options.model != "demo":
-        print(
-            f"l4k bench e2e: {options.model} needs a Hopper GPU: {problem}; --model demo runs here"
-        )
+        needs = f"{options.model} needs a Hopper GPU: {problem}; --model demo runs here"
+        print(f"l4k bench e2e: {needs}", file=sys.stderr)
         return 2
     device = "cpu" if problem else "cuda"
     if problem:
