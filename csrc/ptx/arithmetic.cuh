@@ -11,6 +11,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return d;
 }
 
+// The same value, of which the compiler knows nothing: what follows from it is not computed ahead of
+// a loop and kept in registers.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // PTX ISA: redux.sync over a converged warp.
 __device__ __forceinline__ uint32_t warp_max_u32(uint32_t value) {
   uint32_t d;

@@ -126,6 +126,11 @@ def _check_flash_prefill(
     check.require(max_seqlen_q >= 0, f"expected max_seqlen_q >= 0, got {max_seqlen_q}")
     batch = cu_seqlens_q.shape[0] - 1
     _check_cache(check, q, k_cache, v_cache, seqlens_k, block_table, batch, chunk, k_scale, v_scale)
+    if q.is_cuda:
+        check.require(
+            k_cache.shape[1] > 0 and k_cache.shape[1] % 8 == 0,
+            f"expected pages of a multiple of 8 slots on CUDA, got k_cache {describe(k_cache)}",
+        )
     check.same_device(q=q, cu_seqlens_q=cu_seqlens_q)
 
 
@@ -179,7 +184,8 @@ def flash_prefill(
 
     Args:
         q: `[Tq, Hq, D]` float32, bfloat16 or float16, the sequences one after the other.
-        k_cache, v_cache: `[P, page_size, Hkv, D]`, the dtype of `q`, or e4m3. D is 128 on CUDA.
+        k_cache, v_cache: `[P, page_size, Hkv, D]`, the dtype of `q`, or e4m3. On CUDA D is 128 and
+            page_size a multiple of 8.
         cu_seqlens_q: int32 `[B + 1]`, where each sequence's queries begin, and the end. Rows past
             the end give 0 and -inf.
         seqlens_k: int32 `[B]`, all keys of a sequence including the new tokens.

@@ -5,8 +5,8 @@
 //   warps 1-3, e4m3 only: to bf16        ... -> O / sum -> staging -> global
 //
 // barrier       arrives                       waits       promises
-// q_full        producer, and TMA's bytes     consumers   Q of the item
-// q_empty       each consumer warp            producer    its last product with Q is done
+// q_full        producer, and TMA's bytes     consumers   the item and its Q
+// q_empty       each consumer warp            producer    it needs Q no more
 // ring.full     producer and TMA's bytes, or  consumers   a tile of K or V in bf16
 //               each converting warp
 // ring.empty    each consumer warp            producer or converters
@@ -48,48 +48,33 @@ __device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan kee
   ptx::named_barrier_sync(1, kConsumers);
 }
 
-// The two rows of a thread.
-struct PrefillRows {
-  int token[2];  // in the tile, may be past its end
-  int head[2];   // of the KV head's group
-  Span keys[2];
-  bool broken[2];  // sees a page that the cache does not have
-};
-
-__device__ __forceinline__ PrefillRows prefill_rows(const PrefillTile& tile, int first_row,
-                                                    int group, int64_t chunk) {
-  PrefillRows rows;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int row = first_row + threadIdx.x % 32 / 4 + 8 * h;
-    rows.token[h] = row / group;
-    rows.head[h] = row % group;
-    rows.keys[h] = visible_keys(tile.queries.first + rows.token[h], chunk);
-    rows.broken[h] = false;
-  }
-  return rows;
-}
-
-// One consumer warpgroup.
+// One consumer warpgroup. A thread has the rows `warp * 16 + lane / 4 + 8 h` of a tile.
 template <bool kFp8>
 struct PrefillConsumer {
-  PrefillSmem<kFp8>& smem;
+  using Smem = PrefillSmem<kFp8>;
+  Smem& smem;
   const FlashPrefillParams& p;
-  const int consumer;  // 0, 1
-  const int warp;      // of both consumers: 0 ... 7
-  Stage<PrefillSmem<kFp8>::kStages> stage{};
-  uint32_t item_phase = 0;
+  int warp;  // of both consumers: 0 ... 7
+  Stage<Smem::kStages> stage{};
+  uint32_t items = 0;
 
   __device__ __forceinline__ void arrive(uint64_t* barrier) {
     __syncwarp();
     if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(barrier);
   }
 
+  __device__ __forceinline__ const PrefillWork& work() const { return smem.work[items % 2]; }
+  __device__ __forceinline__ int group() const { return p.num_heads / p.kv_heads; }
+  __device__ __forceinline__ int consumer() const { return warp / 4; }
+  __device__ __forceinline__ int row(int h) const {
+    return warp * 16 + threadIdx.x % 32 / 4 + 8 * h;
+  }
+
   // S = Q K^T.
   __device__ __forceinline__ void scores(float (&s)[64], int index) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint64_t q = ptx::smem_descriptor_sw128(smem.q[half] + consumer * 64 * 128);
+      const uint64_t q = ptx::smem_descriptor_sw128(smem.q[half] + consumer() * 64 * 128);
       const uint64_t k = ptx::smem_descriptor_sw128(smem.kv[index][half]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)  // 16 of D are 32 bytes, 2 units of the descriptor
@@ -100,85 +85,97 @@ struct PrefillConsumer {
 
   // O += P V.
   __device__ __forceinline__ void weighted(float (&o)[64], const uint32_t (&weights)[8][4],
-                                           int index, bool accumulate) {
+                                           int index) {
     const uint64_t v = ptx::smem_descriptor_sw128_transposed(smem.kv[index][0], kHalfTile);
 #pragma unroll
     for (int i = 0; i < 8; ++i)  // 16 keys are 16 rows of 128 bytes
-      ptx::WgmmaRegisterA<128>::rs(o, weights[i], v + i * (16 * 128 / 16), accumulate || i > 0);
+      ptx::WgmmaRegisterA<128>::rs(o, weights[i], v + i * (16 * 128 / 16), true);
     ptx::wgmma_commit();
   }
 
-  // Masks S where the tile of keys is not visible to all, and notes pages that do not exist.
-  __device__ __forceinline__ void mask_scores(float (&s)[64], PrefillRows& rows,
-                                              const PrefillTile& tile, int64_t key_tile,
-                                              uint32_t bad_pieces) {
-    if (tile.tiles.is_whole(key_tile) && bad_pieces == 0) return;
+  // Masks S where some row of the tile does not see all of the keys; notes in bit h of `broken` that
+  // row h sees a page which the cache does not have.
+  __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_pieces,
+                                              uint32_t& broken) {
     TileSpan seen[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      seen[h] = within_tile(rows.keys[h], key_tile * kPrefillKeys, kPrefillKeys);
-      for (int i = seen[h].first / smem.piece; bad_pieces != 0 && i * smem.piece < seen[h].end; ++i)
-        rows.broken[h] |= seen[h].first < seen[h].end && (bad_pieces >> i & 1);
+      const Span keys = visible_keys(int64_t{work().position} + row(h) / group(), p.chunk);
+      seen[h] = within_tile(keys, int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
+      if (bad_pieces == 0 || seen[h].first == seen[h].end) continue;
+      for (int i = seen[h].first / smem.piece; i * smem.piece < seen[h].end; ++i)
+        broken |= (bad_pieces >> i & 1) << h;
     }
     mask(s, seen);
   }
 
   // V must be there and hold zeros wherever no query of the tile looks.
-  __device__ __forceinline__ void await_values(const Stage<PrefillSmem<kFp8>::kStages>& at,
-                                               const PrefillTile& tile, int64_t key_tile) {
+  __device__ __forceinline__ void await_values(const Stage<Smem::kStages>& at, int key_tile) {
     smem.ring.wait_full(at);
-    const TileSpan keep = within_tile(tile.keys, key_tile * kPrefillKeys, kPrefillKeys);
+    const TileSpan keep = within_tile({work().first_key, work().end_key},
+                                      int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
     // Pieces that nobody sees have come as zeros.
-    if (keep.first % smem.piece != 0 || keep.end % smem.piece != 0)
-      clear_rows(smem.kv[at.index], keep);
+    if (((keep.first | keep.end) & (smem.piece - 1)) != 0) clear_rows(smem.kv[at.index], keep);
   }
 
-  // All keys of one item; leaves O unnormalised.
-  __device__ __forceinline__ void attend(float (&o)[64], OnlineSoftmax& softmax, PrefillRows& rows,
-                                         const PrefillTile& tile) {
-    const int64_t first = tile.tiles.touched.first;
-    const int count = static_cast<int>(tile.tiles.touched.end - first);
-    float s[64], decay[2];
+  // S becomes the next weights, against all keys so far.
+  __device__ __forceinline__ void soften(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
+                                         uint32_t bad_pieces, float (&decay)[2],
+                                         uint32_t& broken) {
+    const bool whole = work().first_whole <= key_tile && key_tile < work().end_whole;
+    if (whole && bad_pieces == 0) {
+      softmax.step(s, decay);
+    } else {
+      mask_scores(s, key_tile, bad_pieces, broken);
+      softmax.step(s, decay);
+    }
+  }
+
+  // Adds all keys of one item to O, which stays unnormalised.
+  __device__ __forceinline__ void attend(float (&o)[64], OnlineSoftmax& softmax, uint32_t& broken) {
     uint32_t weights[8][4];
-    smem.ring.wait_full(stage);
-    uint32_t bad = smem.bad[stage.index];
-    ptx::wgmma_fence();
-    scores(s, stage.index);
-    ptx::wgmma_wait<0>();
-    arrive(&smem.ring.empty[stage.index]);
-    stage.advance();
-    mask_scores(s, rows, tile, first, bad);
-    softmax.step(s, decay);
-    to_operand<8>(s, weights);
+    float decay[2];
+    int tile = work().first_tile;
+    {
+      float s[64];
+      smem.ring.wait_full(stage);
+      const uint32_t bad = smem.bad[stage.index];
+      ptx::wgmma_fence();
+      scores(s, stage.index);
+      ptx::wgmma_wait<0>();
+      arrive(&smem.ring.empty[stage.index]);
+      stage.advance();
+      soften(s, softmax, tile, bad, decay, broken);
+      to_operand<8>(s, weights);
+    }
 #pragma unroll 1
-    for (int j = 1; j < count; ++j) {
+    for (++tile; tile < work().end_tile; ++tile) {
+      float s[64];
       const auto k_stage = stage;
       stage.advance();
       const auto v_stage = stage;
       stage.advance();
       smem.ring.wait_full(k_stage);
-      bad = smem.bad[k_stage.index];
-      await_values(v_stage, tile, first + j - 1);
+      const uint32_t bad = smem.bad[k_stage.index];
+      await_values(v_stage, tile - 1);
       // While one warpgroup's products run, the other computes its softmax.
-      ptx::named_barrier_sync(2 + consumer, kConsumers);
+      ptx::named_barrier_sync(2 + consumer(), kConsumers);
       ptx::wgmma_fence();
       scores(s, k_stage.index);
-      weighted(o, weights, v_stage.index, j > 1);
-      ptx::named_barrier_arrive(3 - consumer, kConsumers);
+      weighted(o, weights, v_stage.index);
+      ptx::named_barrier_arrive(3 - consumer(), kConsumers);
       ptx::wgmma_wait<1>();  // S
       arrive(&smem.ring.empty[k_stage.index]);
-      mask_scores(s, rows, tile, first + j, bad);
-      softmax.step(s, decay);
+      soften(s, softmax, tile, bad, decay, broken);
       ptx::wgmma_wait<0>();  // O, and the weights' registers
       arrive(&smem.ring.empty[v_stage.index]);
 #pragma unroll
       for (int r = 0; r < 64; ++r) o[r] *= decay[r / 2 % 2];
       to_operand<8>(s, weights);
     }
-    arrive(&smem.q_empty);
-    await_values(stage, tile, first + count - 1);
+    await_values(stage, tile - 1);
     ptx::wgmma_fence();
-    weighted(o, weights, stage.index, count > 1);
+    weighted(o, weights, stage.index);
     ptx::wgmma_wait<0>();
     arrive(&smem.ring.empty[stage.index]);
     stage.advance();
@@ -186,19 +183,18 @@ struct PrefillConsumer {
 
   // Normalises, and stores whole rows of 256 bytes by way of this warp's staging buffer.
   __device__ __forceinline__ void store(const float (&o)[64], const OnlineSoftmax& softmax,
-                                        const PrefillRows& rows, const PrefillTile& tile, int row,
-                                        int kv_head) {
-    const int lane = threadIdx.x % 32, group = p.num_heads / p.kv_heads;
-    const float v_scale = p.v_scale != nullptr ? p.v_scale[kv_head] : 1.f;
+                                        uint32_t broken, const PrefillWork& at) {
+    const int lane = threadIdx.x % 32;
+    const float v_scale = p.v_scale != nullptr ? p.v_scale[at.kv_head] : 1.f;
     float factor[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool nothing = rows.broken[h] || softmax.sum[h] == 0.f;
+      const bool nothing = (broken >> h & 1) != 0 || softmax.sum[h] == 0.f;
       factor[h] = nothing ? 0.f : v_scale / softmax.sum[h];
-      if (lane % 4 == 0 && rows.token[h] < tile.tokens) {
-        const int64_t head = int64_t{kv_head} * group + rows.head[h];
-        p.lse[head * p.rows + row + rows.token[h]] =
-            rows.broken[h] ? kMinusInfinity : softmax.lse(h);
+      const int token = row(h) / group();
+      if (lane % 4 == 0 && token < at.tokens) {
+        const int64_t head = int64_t{at.kv_head} * group() + row(h) % group();
+        p.lse[head * p.rows + at.row + token] = nothing ? kMinusInfinity : softmax.lse(h);
       }
     }
     char(&staging)[2][16 * 128] = smem.out[warp];
@@ -218,36 +214,36 @@ struct PrefillConsumer {
     }
     __syncwarp();
     auto* out = static_cast<uint4*>(p.out);
-    const int chunk = lane % 16;  // of 16 bytes
+    const int vector = lane % 16;  // of 16 bytes
 #pragma unroll
     for (int i = lane / 16; i < 16; i += 2) {
-      const int token = (warp * 16 + i) / group, head = (warp * 16 + i) % group;
-      if (token >= tile.tokens) continue;
-      const uint32_t offset = swizzle_128(i * 128 + chunk % 8 * 16);
-      const int64_t to = int64_t{row + token} * p.num_heads + kv_head * group + head;
-      ptx::store_streaming(&out[to * 16 + chunk],
-                           *reinterpret_cast<const uint4*>(&staging[chunk / 8][offset]));
+      const int token = (warp * 16 + i) / group(), head = (warp * 16 + i) % group();
+      if (token >= at.tokens) continue;
+      const uint32_t offset = swizzle_128(i * 128 + vector % 8 * 16);
+      const int64_t to = int64_t{at.row + token} * p.num_heads + at.kv_head * group() + head;
+      ptx::store_streaming(&out[to * 16 + vector],
+                           *reinterpret_cast<const uint4*>(&staging[vector / 8][offset]));
     }
   }
 
-  __device__ __forceinline__ void operator()(const PrefillWork& work) {
-    const int group = p.num_heads / p.kv_heads;
-    const PrefillTile& tile = work.tile;
-    PrefillRows rows = prefill_rows(tile, warp * 16, group, p.chunk);
+  __device__ __forceinline__ void run() {
     constexpr float kLog2E = 1.4426950408889634f;
-    const float k_scale = p.k_scale != nullptr ? p.k_scale[work.kv_head] : 1.f;
-    OnlineSoftmax softmax(p.softmax_scale * kLog2E * k_scale);
-    float o[64];
-    if (tile.keys.empty()) {
+    for (;; ++items) {
+      ptx::mbarrier_wait(&smem.q_full, items % 2);
+      if (work().row < 0) return;
+      warp = ptx::opaque(warp);
+      const float k_scale = p.k_scale != nullptr ? p.k_scale[work().kv_head] : 1.f;
+      OnlineSoftmax softmax(p.softmax_scale * kLog2E * k_scale);
+      uint32_t broken = 0;
+      float o[64];
 #pragma unroll
       for (int r = 0; r < 64; ++r) o[r] = 0.f;
-    } else {
-      ptx::mbarrier_wait(&smem.q_full, item_phase);
-      item_phase ^= 1;
-      attend(o, softmax, rows, tile);
+      if (work().first_tile < work().end_tile) attend(o, softmax, broken);
       softmax.finish();
+      const PrefillWork at = work();
+      arrive(&smem.q_empty);  // the next item's Q comes while this one is stored
+      store(o, softmax, broken, at);
     }
-    store(o, softmax, rows, tile, work.row, work.kv_head);
   }
 };
 
@@ -270,8 +266,9 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
                          const __grid_constant__ CUtensorMap map_v,
                          const __grid_constant__ FlashPrefillParams p) {
   extern __shared__ char dynamic_smem[];
+  // An offset to the pointer, not a new pointer: the compiler must still see that it is shared.
   auto& smem = *reinterpret_cast<PrefillSmem<kFp8>*>(
-      (reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) & ~uintptr_t{1023});
+      dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023));
   static_assert(sizeof(PrefillSmem<kFp8>) + 1024 <= 227 * 1024);
 
   smem.init(p);
@@ -285,14 +282,19 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   if (warpgroup == 0) {
     ptx::registers_decrease<56>();
     if (warp == 0) {
-      for_each_item(p, PrefillProducer<kFp8>{smem, p, map_q, map_k, map_v});
+      PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
+      for_each_item(p, producer);
+      PrefillWork end{};
+      end.row = -1;
+      producer.publish(end);
     } else if constexpr (kFp8) {
-      for_each_item(p, PrefillConverter{smem, warp - 1});
+      PrefillConverter converter{smem, warp - 1};
+      for_each_item(p, converter);
     }
   } else {
     ptx::registers_increase<224>();
     if (warpgroup == 2) ptx::named_barrier_arrive(2, kConsumers);  // the first turn
-    for_each_item(p, PrefillConsumer<kFp8>{smem, p, warpgroup - 1, warp - 4});
+    PrefillConsumer<kFp8>{smem, p, warp - 4}.run();
     if (warpgroup == 1) ptx::named_barrier_sync(2, kConsumers);  // takes back the last one
   }
 }

@@ -24,6 +24,12 @@ L4K_HD constexpr int piece_slots(int page_size) {
   return lowest_bit < kPrefillKeys ? lowest_bit : kPrefillKeys;
 }
 
+// One tile of queries and one KV head.
+struct PrefillWork : PrefillTile {
+  int sequence, kv_head;
+  int row;  // of Q, the first; -1: there is no more work
+};
+
 template <bool kFp8>
 struct PrefillSmem {
   static constexpr int kStages = kFp8 ? 4 : 5, kRawStages = 2;
@@ -37,6 +43,8 @@ struct PrefillSmem {
   Pipeline<kRawStages> raw_ring;
   uint64_t q_full, q_empty;
   uint32_t bad[kStages], raw_bad[kRawStages];  // one bit per piece whose page does not exist
+  // Of this item and the next: the consumers have no registers to keep it in.
+  PrefillWork work[2];
   int piece;
 
   __device__ __forceinline__ void init(const FlashPrefillParams& p) {
@@ -57,30 +65,23 @@ struct PrefillSmem {
   }
 };
 
-// One tile of queries and one KV head.
-struct PrefillWork {
-  PrefillTile tile;
-  int sequence, kv_head;
-  int row;  // of Q, the tile's first
-};
-
 // Calls role(work) for every item of this CTA.
 template <typename Role>
-__device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role role) {
+__device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role& role) {
   const auto* plan = reinterpret_cast<const PrefillPlan*>(p.plan);
   const auto* items = reinterpret_cast<const PrefillItem*>(plan + 1);
-  const int64_t count = int64_t{plan->items} * p.kv_heads;
-  for (int64_t round = 0; round * gridDim.x < count; ++round) {
-    const int64_t index = snake(round, blockIdx.x, gridDim.x);
+  const int count = plan->items * p.kv_heads, ctas = static_cast<int>(gridDim.x);
+  for (int round = 0; round * ctas < count; ++round) {
+    const int index = snake(round, blockIdx.x, ctas);
     if (index >= count) continue;
     const PrefillItem item = items[index / p.kv_heads];
     PrefillWork work;
-    work.sequence = item.sequence;
-    work.kv_head = static_cast<int>(index % p.kv_heads);
     const int first = p.cu_seqlens_q[item.sequence], end = p.cu_seqlens_q[item.sequence + 1];
-    work.tile = prefill_tile(item.tile, end - first, p.seqlens_k[item.sequence],
-                             p.num_heads / p.kv_heads, p.chunk);
-    work.row = first + work.tile.first_token;
+    static_cast<PrefillTile&>(work) = prefill_tile(
+        item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads, p.chunk);
+    work.sequence = item.sequence;
+    work.kv_head = index % p.kv_heads;
+    work.row = first + work.first_token;
     role(work);
   }
 }
@@ -93,7 +94,7 @@ struct PrefillProducer {
   const FlashPrefillParams& p;
   const CUtensorMap &map_q, &map_k, &map_v;
   Stage<kFp8 ? Smem::kRawStages : Smem::kStages> stage{};
-  uint32_t item_phase = 0;
+  uint32_t items = 0;
 
   // Where this lane's piece of a tile is. A page past the last one lies outside of the tensor map
   // and arrives as zeros: what a piece that nobody sees gets, and one whose page does not exist.
@@ -102,12 +103,11 @@ struct PrefillProducer {
     bool bad;
   };
 
-  __device__ __forceinline__ Piece find(const PrefillWork& work, int64_t key_tile) const {
-    const int64_t key = key_tile * kPrefillKeys + threadIdx.x * smem.piece % kPrefillKeys;
-    const Span keys = work.tile.keys;
-    if (key + smem.piece <= keys.first || key >= keys.end) return {p.num_pages, 0, false};
-    const int index = static_cast<int>(key) / p.page_size;
-    const int slot = static_cast<int>(key) % p.page_size;
+  __device__ __forceinline__ Piece find(const PrefillWork& work, int key_tile) const {
+    const int key = key_tile * kPrefillKeys + threadIdx.x * smem.piece % kPrefillKeys;
+    // key + piece may be 2^31.
+    if (key <= work.first_key - smem.piece || key >= work.end_key) return {p.num_pages, 0, false};
+    const int index = key / p.page_size, slot = key % p.page_size;
     int page = -1;
     if (index < p.max_pages) page = p.block_table[work.sequence * p.table_stride + index];
     if (page < 0 || page >= p.num_pages) return {p.num_pages, 0, true};
@@ -137,24 +137,31 @@ struct PrefillProducer {
     stage.advance();
   }
 
-  __device__ __forceinline__ void operator()(const PrefillWork& work) {
-    const Span tiles = work.tile.tiles.touched;
-    if (tiles.empty()) return;
-    const int group = p.num_heads / p.kv_heads;
-    ptx::mbarrier_wait(&smem.q_empty, item_phase ^ 1);
-    item_phase ^= 1;
+  // Hands the consumers their next item, and Q with it.
+  __device__ __forceinline__ void publish(const PrefillWork& work) {
+    ptx::mbarrier_wait(&smem.q_empty, items % 2 ^ 1);
     if (threadIdx.x == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem.q_full, prefill_tokens(group) * group * 256);
-      for (int half = 0; half < 2; ++half)
+      smem.work[items % 2] = work;
+      const int group = p.num_heads / p.kv_heads;
+      const bool load = work.row >= 0 && work.first_tile < work.end_tile;
+      ptx::mbarrier_arrive_expect_tx(&smem.q_full, load ? prefill_tokens(group) * group * 256 : 0);
+      for (int half = 0; load && half < 2; ++half)
         ptx::tma_load_3d(smem.q[half], &map_q, &smem.q_full, half * 64, work.kv_head * group,
                          work.row);
     }
+    __syncwarp();
+    ++items;
+  }
+
+  __device__ __forceinline__ void operator()(const PrefillWork& work) {
+    publish(work);
+    if (work.first_tile >= work.end_tile) return;
     // The block table is read one tile ahead; V follows the next tile's K.
-    Piece before, piece = find(work, tiles.first);
-    for (int64_t tile = tiles.first; tile < tiles.end; ++tile) {
-      const Piece next = tile + 1 < tiles.end ? find(work, tile + 1) : piece;
+    Piece before, piece = find(work, work.first_tile);
+    for (int tile = work.first_tile; tile < work.end_tile; ++tile) {
+      const Piece next = tile + 1 < work.end_tile ? find(work, tile + 1) : piece;
       load(map_k, work, piece);
-      if (tile > tiles.first) load(map_v, work, before);
+      if (tile > work.first_tile) load(map_v, work, before);
       before = piece;
       piece = next;
     }
@@ -186,8 +193,7 @@ struct PrefillConverter {
   }
 
   __device__ __forceinline__ void operator()(const PrefillWork& work) {
-    const Span tiles = work.tile.tiles.touched;
-    for (int64_t load = 2 * (tiles.end - tiles.first); load > 0; --load) {
+    for (int load = 2 * work.first_tile; load < 2 * work.end_tile; ++load) {
       smem.raw_ring.wait_full(from);
       smem.ring.wait_empty(to);
       convert(smem.raw[from.index], smem.kv[to.index]);

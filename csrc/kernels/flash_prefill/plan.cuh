@@ -28,8 +28,8 @@ __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, Visit
     const int len_q = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b], len_k = p.seqlens_k[b];
     const int tiles = ceil_div(len_q, prefill_tokens(group));
     for (int tile = threadIdx.x % 32; tile < tiles; tile += 32) {
-      const Span keys = prefill_tile(tile, len_q, len_k, group, p.chunk).tiles.touched;
-      visit(PrefillItem{b, tile}, cost_class(keys.end - keys.first));
+      const PrefillTile at = prefill_tile(tile, len_q, len_k, group, p.chunk);
+      visit(PrefillItem{b, tile}, cost_class(at.end_tile - at.first_tile));
     }
   }
 }

@@ -31,12 +31,14 @@ L4K_HD constexpr int64_t max_prefill_items(int64_t rows, int64_t batch, int64_t 
   return by_rows < by_length ? by_rows : by_length;
 }
 
+// What is computed at once: up to 128 / group tokens, for one KV head. Lengths are 32-bit, so are
+// positions.
 struct PrefillTile {
-  int first_token;  // in the sequence
-  int tokens;
-  Span queries;  // positions
-  Span keys;     // that some query sees
-  KeyTiles tiles;
+  int first_token, tokens;   // in the sequence
+  int position;              // of the first token; negative ones see nothing
+  int first_key, end_key;    // that some token sees
+  int first_tile, end_tile;  // tiles of keys to look at
+  int first_whole, end_whole;  // of those, the ones that all tokens see entirely
 };
 
 L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int group,
@@ -44,9 +46,17 @@ L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int gr
   const int first = tile * prefill_tokens(group), left = len_q - first;
   const int tokens = left < prefill_tokens(group) ? left : prefill_tokens(group);
   const int64_t position = int64_t{len_k} - len_q + first;
-  const Span queries = {position, position + tokens};
-  return {first, tokens, queries, keys_of_any(queries, chunk),
-          key_tiles(queries, chunk, kPrefillKeys)};
+  const Span queries = {position, position + tokens}, keys = keys_of_any(queries, chunk);
+  const KeyTiles tiles = key_tiles(queries, chunk, kPrefillKeys);
+  return {first,
+          tokens,
+          static_cast<int>(position),
+          static_cast<int>(keys.first),
+          static_cast<int>(keys.end),
+          static_cast<int>(tiles.touched.first),
+          static_cast<int>(tiles.touched.end),
+          static_cast<int>(tiles.whole.first),
+          static_cast<int>(tiles.whole.end)};
 }
 
 // Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
@@ -60,7 +70,7 @@ L4K_HD constexpr int cost_class(int64_t cost) {
 
 // The index of a CTA's item in a round over the sorted list. Every other round runs backwards: who
 // got the longest item of one round gets the shortest of the next.
-L4K_HD constexpr int64_t snake(int64_t round, int cta, int ctas) {
+L4K_HD constexpr int snake(int round, int cta, int ctas) {
   return round * ctas + (round % 2 == 0 ? cta : ctas - 1 - cta);
 }
 

@@ -1,0 +1,71 @@
+// Every tile of queries covers its tokens once and looks at the keys it must; costs sort as they
+// should; every item has one CTA, and the long items are spread evenly.
+#include <algorithm>
+#include <vector>
+
+#include "expect.h"
+#include "kernels/flash_prefill/schedule.h"
+
+namespace {
+
+void check_tiles(int len_q, int len_k, int group, int64_t chunk) {
+  const int per_tile = l4k::prefill_tokens(group);
+  EXPECT(per_tile * group <= l4k::kPrefillRows && (per_tile + 1) * group > l4k::kPrefillRows, group);
+  int next = 0, tiles = 0;
+  for (; next < len_q; ++tiles) {
+    const l4k::PrefillTile tile = l4k::prefill_tile(tiles, len_q, len_k, group, chunk);
+    EXPECT(tile.first_token == next && tile.tokens >= 1 && tile.tokens <= per_tile, "tile " << tiles);
+    EXPECT(tile.position == len_k - len_q + next, "position");
+    next += tile.tokens;
+    for (int token = 0; token < tile.tokens; ++token) {
+      const l4k::Span keys = l4k::visible_keys(tile.position + token, chunk);
+      if (keys.empty()) continue;
+      EXPECT(tile.first_key <= keys.first && keys.end <= tile.end_key, "keys");
+      EXPECT(int64_t{tile.first_tile} * 128 <= keys.first && keys.end <= int64_t{tile.end_tile} * 128,
+             "tiles");
+      if (tile.first_whole < tile.end_whole)
+        EXPECT(keys.first <= int64_t{tile.first_whole} * 128 &&
+                   int64_t{tile.end_whole} * 128 <= keys.end,
+               "whole tiles");
+    }
+  }
+  EXPECT(next == len_q, len_q);
+  EXPECT(tiles <= l4k::max_prefill_items(len_q, 1, len_q, group), "bound");
+}
+
+void check_snake(int items, int ctas) {
+  std::vector<int> seen(items, 0);
+  std::vector<long> load(ctas, 0);
+  for (int cta = 0; cta < ctas; ++cta)
+    for (int round = 0; round * ctas < items; ++round) {
+      const int index = l4k::snake(round, cta, ctas);
+      if (index >= items) continue;
+      ++seen[index];
+      load[cta] += items - index;  // a causal sequence: costs fall evenly
+    }
+  for (int i = 0; i < items; ++i) EXPECT(seen[i] == 1, "item " << i << ": " << seen[i]);
+  const auto [least, most] = std::minmax_element(load.begin(), load.end());
+  EXPECT(*most - *least <= 2L * std::max(items, ctas), "load " << *least << " to " << *most);
+  if (items >= 16 * ctas) EXPECT(*most <= 1.05 * *least, "load " << *least << " to " << *most);
+}
+
+}  // namespace
+
+int main() {
+  for (int group = 1; group <= 16; ++group)
+    for (int64_t chunk : {0, 1, 3, 64, 128, 8192})
+      for (int len_q : {0, 1, 7, 8, 25, 26, 128, 129, 300})
+        for (int len_k : {0, 1, len_q - 1, len_q, len_q + 1, len_q + 127, 8192, 8193, 16385, 10'485'760})
+          if (len_k >= 0) check_tiles(len_q, len_k, group, chunk);
+  check_tiles(130, 0x7fffffff, 5, 0);
+  EXPECT(l4k::max_prefill_items(1000, 4, 1000, 5) == 44, "rows");
+  EXPECT(l4k::max_prefill_items(1000, 40, 25, 5) == 40, "lengths");
+  for (int64_t cost = 0; cost < 1 << 24; cost += 1 + cost / 1000) {
+    const int a = l4k::cost_class(cost), b = l4k::cost_class(cost + 1 + cost / 32);
+    EXPECT(0 <= a && a < b && b < l4k::kPrefillClasses, cost);
+    EXPECT(l4k::cost_class(cost + 1) >= a, cost);
+  }
+  for (int ctas : {1, 2, 7, 132})
+    for (int items : {0, 1, 5, 131, 132, 133, 264, 265, 2624, 5000}) check_snake(items, ctas);
+  return 0;
+}
