@@ -47,10 +47,12 @@ void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool group
   p.sfb = pointer<float>(sfb);
 }
 
+// `out_scale` is given where the result is e4m3 with 1x128 scales.
 void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
               const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
               const OptionalTensor& residual, const OptionalTensor& row_scale,
-              const std::string& activation, bool fast_accum, int64_t config, Tensor& out) {
+              const std::string& activation, bool fast_accum, int64_t config, Tensor& out,
+              const Tensor* out_scale = nullptr) {
   const bool fp8 = a.scalar_type() == ScalarType::Float8_e4m3fn, grouped = b.dim() == 3;
   if (!fp8) L4K_CHECK_DTYPE(a, BFloat16);
   L4K_REQUIRE(b.scalar_type() == a.scalar_type(), "expected b in the dtype of a, got ",
@@ -83,6 +85,7 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
   p.a = pointer(a);
   p.b = pointer(b);
   p.d = pointer(out);
+  if (out_scale != nullptr) p.d_scale = pointer<float>(*out_scale);
   p.a_stride = m > 1 ? a.stride(0) : k;
   p.activation = parse_activation(activation);
   p.out_float32 = out.scalar_type() == ScalarType::Float;
@@ -91,7 +94,7 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
   p.error = error_word();
   const int64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
   L4K_CHECK_SHAPE(out, m, columns);
-  if (!p.out_float32) L4K_CHECK_DTYPE(out, BFloat16);
+  if (!p.out_float32 && out_scale == nullptr) L4K_CHECK_DTYPE(out, BFloat16);
   L4K_CHECK_CONTIGUOUS(out);
   L4K_CHECK_ROWS(out);
   if (grouped) {
@@ -107,7 +110,7 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
   if (bias) {
     L4K_CHECK_DTYPE(*bias, BFloat16);
     L4K_CHECK_SHAPE(*bias, n);
-    L4K_CHECK_CONTIGUOUS(*bias);
+    L4K_CHECK_ROWS(*bias);
     p.bias = pointer(*bias);
   }
   if (residual) {
@@ -123,6 +126,8 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
     L4K_CHECK_CONTIGUOUS(*row_scale);
     p.row_scale = pointer<float>(*row_scale);
   }
+  L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)), "expected config to be a row "
+              "for these operands and this activation, or -1, got ", config);
   if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
 }
 
@@ -149,9 +154,22 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
   return out;
 }
 
+std::tuple<Tensor, Tensor> gemm_swiglu_fp8(const Tensor& a, const Tensor& b, const Tensor& sfa,
+                                           const Tensor& sfb, const OptionalTensor& expert_offsets,
+                                           const OptionalTensor& row_scale, int64_t config) {
+  const int64_t m = a.size(0), n = b.size(b.dim() - 2);
+  L4K_CHECK_DTYPE(a, Float8_e4m3fn);
+  L4K_REQUIRE(n % 256 == 0, "expected N to be a multiple of 256, got ", n);
+  Tensor q = empty_like(a, {m, n / 2}, ScalarType::Float8_e4m3fn);
+  Tensor scale = empty_like(a, {m, n / 256}, ScalarType::Float);
+  run_gemm(a, b, expert_offsets, sfa, sfb, {}, {}, row_scale, "swiglu", false, config, q, &scale);
+  return {q, scale};
+}
+
 }  // namespace l4k::binding
 
 L4K_REGISTER(m) {
   L4K_IMPL(m, "gemm", gemm);
   L4K_IMPL(m, "gemm.out", gemm_out);
+  L4K_IMPL(m, "gemm_swiglu_fp8", gemm_swiglu_fp8);
 }

@@ -17,4 +17,30 @@ __device__ __forceinline__ void store_cluster(void* smem, uint32_t rank, uint4 v
       : "memory");
 }
 
+// PTX ISA: mapa, ld.shared::cluster. Reads the same offset in CTA `rank` of the cluster, which must
+// have released what it wrote there.
+__device__ __forceinline__ float4 load_cluster(const float4* smem, uint32_t rank) {
+  float4 v;
+  asm volatile(
+      "{\n\t.reg .b32 remote;\n\t"
+      "mapa.shared::cluster.u32 remote, %4, %5;\n\t"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n\t}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(smem_address(smem)), "r"(rank)
+      : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint32_t load_cluster(const uint32_t* smem, uint32_t rank) {
+  uint32_t v;
+  asm volatile(
+      "{\n\t.reg .b32 remote;\n\t"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n\t"
+      "ld.shared::cluster.u32 %0, [remote];\n\t}"
+      : "=r"(v)
+      : "r"(smem_address(smem)), "r"(rank)
+      : "memory");
+  return v;
+}
+
 }  // namespace l4k::ptx

@@ -58,4 +58,17 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity
       : "memory");
 }
 
+// The same, acquiring what threads of other CTAs of the cluster released to the barrier.
+__device__ __forceinline__ void mbarrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "WAIT:\n\t"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+      "@done bra DONE;\n\t"
+      "bra WAIT;\n\t"
+      "DONE:\n\t}" ::"r"(smem_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
 }  // namespace l4k::ptx

@@ -52,6 +52,16 @@ __device__ __forceinline__ void tma_load_2d_multicast(void* smem, const CUtensor
       : "memory");
 }
 
+__device__ __forceinline__ void tma_load_3d_multicast(void* smem, const CUtensorMap* map,
+                                                      uint64_t* barrier, int x, int y, int z,
+                                                      uint16_t cta_mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(smem_address(smem)),
+      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(cta_mask)
+      : "memory");
+}
+
 // PTX ISA: cp.async.bulk.tensor, shared to global; what lies outside the tensor is not written.
 // Needs fence_proxy_async() between the generic writes to `smem` and this.
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, const void* smem, int x,

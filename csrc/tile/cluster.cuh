@@ -1,5 +1,6 @@
-// Reductions over all threads of a cluster. Every thread of every CTA gets the same bits: warps,
-// CTAs and ranks are combined in a fixed order.
+// What the CTAs of a cluster do together: reductions over all threads, and a barrier for some of
+// them. Every thread of every CTA gets the same bits of a reduction: warps, CTAs and ranks are
+// combined in a fixed order.
 #pragma once
 #include "ptx/cluster.cuh"
 #include "ptx/sync.cuh"
@@ -47,5 +48,23 @@ __device__ __forceinline__ T cluster_reduce(T value, ClusterScratch& scratch, in
   parity ^= 1;
   return value;
 }
+
+// A barrier for a part of every CTA's threads, where barrier.cluster would need all of them. What
+// they wrote to shared memory before arrive(), those of all CTAs may read after wait().
+struct ClusterMeeting {
+  uint64_t barrier;
+
+  __device__ __forceinline__ void init(int ctas) { ptx::mbarrier_init(&barrier, ctas); }
+
+  // All `threads` of this CTA's part, which share the named barrier; one of them is the leader.
+  __device__ __forceinline__ void arrive(int named_barrier, int threads, bool leader, int ctas) {
+    ptx::named_barrier_sync(named_barrier, threads);
+    if (leader)
+      for (int rank = 0; rank < ctas; ++rank) ptx::mbarrier_arrive_remote(&barrier, rank);
+  }
+  __device__ __forceinline__ void wait(uint32_t parity) {
+    ptx::mbarrier_wait_cluster(&barrier, parity);
+  }
+};
 
 }  // namespace l4k

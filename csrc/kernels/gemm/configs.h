@@ -1,42 +1,77 @@
 // What is compiled, and which row a problem gets. Integers only.
 #pragma once
+#include <array>
+#include <cstdint>
+
 #include "tile/base.h"
 #include "tile/schedule.h"
 
 namespace l4k {
 
-// Two consumer warpgroups of 64 rows each; a stage holds 128 bytes of K of both operands.
+// Two consumer warpgroups; a stage holds 128 bytes of K of both operands. The tensor core multiplies
+// 64 rows a warpgroup by 8 to 256 columns: rows of A by rows of B, or, swapped, rows of B (weights)
+// by rows of A (tokens), so that few tokens leave no lane idle and weights are read once.
 struct GemmConfig {
   bool fp8;
   // e4m3: add each 128 of K to float32 registers: a second set of accumulators, so no 256 columns.
   bool promote;
-  // erf-GELU: 128 unrolled error functions a thread, which only the vision tower needs.
+  // erf-GELU on 64 registers a thread, which only the vision tower needs (swapped rows have it).
   bool gelu;
-  int block_m, block_n;
+  bool swap;
+  int block_m, block_n;  // rows and columns of D, one CTA
   int stages;
+  // Neighbouring tiles of a cluster: CTAs in one column of tiles share B's box, in one row A's.
+  int cluster_m = 1, cluster_n = 1;
 
+  L4K_HD constexpr int cluster() const { return cluster_m * cluster_n; }
   L4K_HD constexpr int block_k() const { return fp8 ? 128 : 64; }
+  // wgmma's operands: both warpgroups' 64 rows, and the columns.
+  L4K_HD constexpr int left() const { return swap ? block_n : block_m; }
+  L4K_HD constexpr int right() const { return swap ? block_m : block_n; }
   L4K_HD constexpr int stage_bytes() const { return (block_m + block_n) * 128; }
-  // Stages, the staged bf16 result, schedule and barriers.
+  // A row of the staged float32 result: 4 floats longer, so that 4 rows of 8 hit 32 banks.
+  L4K_HD constexpr int pitch() const { return block_n + 4; }
+  // The staged result: bf16 boxes for TMA, or float32 that the cluster's CTAs add up.
+  L4K_HD constexpr int staging_bytes() const {
+    return swap ? block_m * pitch() * 4 : block_m * block_n * 2;
+  }
+  // With schedule, barriers and what alignment costs.
   L4K_HD constexpr int smem_bytes() const {
-    return stages * stage_bytes() + block_m * block_n * 2 + 2 * kMaxExperts * 4 + stages * 16 + 64 +
-           1024;
+    const int used = stages * (stage_bytes() + 16) + staging_bytes() + 2 * kMaxExperts * 4 + 128;
+    return round_up(used, 1024) + 1024;
   }
 };
 
 constexpr GemmConfig kGemmConfigs[] = {
-    {false, false, false, 128, 256, 3},  // 0: bf16, the largest wgmma; what big products want
-    {false, false, false, 128, 128, 5},  // 1: bf16, twice the tiles: fills the SMs at small N
-    {false, false, true, 128, 128, 5},   // 2: bf16 with GELU
-    {true, true, false, 128, 128, 5},    // 3: e4m3 promoted
-    {true, false, false, 128, 256, 3},   // 4: e4m3 fast accumulation
+    // bf16
+    {false, false, false, false, 128, 256, 3},        // 0: the largest wgmma
+    {false, false, false, false, 128, 128, 5},        // 1: twice the tiles
+    {false, false, true, false, 128, 128, 5},         // 2: with GELU
+    {false, false, false, false, 128, 256, 3, 2, 1},  // 3: pairs share B: big products
+    // e4m3; the promoted pair shares A, and its two tiles are one block of 128 SwiGLU results
+    {true, true, false, false, 128, 128, 5, 1, 2},   // 4: promoted
+    {true, false, false, false, 128, 256, 3},        // 5: fast accumulation
+    {true, false, false, false, 128, 256, 3, 2, 1},  // 6: fast, pairs share B
+    // few rows of A
+    {false, false, false, true, 16, 128, 8},   // 7: bf16
+    {false, false, false, true, 64, 128, 6},   // 8
+    {false, false, false, true, 128, 128, 4},  // 9
+    {true, true, false, true, 16, 128, 8},     // 10: promoted
+    {true, true, false, true, 64, 128, 6},     // 11
+    {true, true, false, true, 128, 128, 4},    // 12
+    {true, false, false, true, 16, 128, 8},    // 13: fast
+    {true, false, false, true, 64, 128, 6},    // 14
+    {true, false, false, true, 128, 128, 4},   // 15
 };
 constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
+constexpr int kMaxSplits = 8;
 
 // The one statement of what a row may be.
 constexpr bool valid(const GemmConfig& c) {
-  return c.block_m == 128 && (c.block_n == 128 || (c.block_n == 256 && !c.promote)) &&
-         c.stages >= 2 && (c.fp8 || !c.promote) && c.smem_bytes() <= 227 * 1024;
+  return c.left() == 128 && c.right() % 8 == 0 && c.right() <= (c.promote ? 128 : 256) &&
+         c.stages >= 2 && (c.fp8 || !c.promote) && !(c.swap && c.gelu) &&
+         (c.cluster_m == 1 || c.cluster_n == 1) && !(c.swap && c.cluster() > 1) &&
+         c.smem_bytes() <= 227 * 1024;
 }
 constexpr bool all_valid() {
   for (const GemmConfig& c : kGemmConfigs)
@@ -45,28 +80,97 @@ constexpr bool all_valid() {
 }
 static_assert(all_valid());
 
-// Cycles of tensor core per tile and 128 bytes of K, in units of one m64n8 instruction: with tiles
-// of one width the wave count decides, the wider tile wins ties because it reads A half as often.
-constexpr long long modelled_cost(const GemmConfig& c, int row_tiles, int n, int sms) {
-  const long long tiles = static_cast<long long>(row_tiles) * ceil_div(n, c.block_n);
-  const long long waves = ceil_div<long long>(tiles, sms);
-  return waves * (c.block_n + 16);  // 16: what a tile costs besides its products
+struct GemmProblem {
+  int m, n, k;  // elements
+  int num_experts;
+  bool fp8, fast_accum, gelu;
+  bool fp8_out;  // SwiGLU to e4m3 with 1x128 scales: 256 columns of N share a scale
+};
+
+// Whether a row computes the problem at all; fast_accum is a preference and not part of it.
+constexpr bool can_run(const GemmConfig& c, const GemmProblem& p) {
+  if (c.fp8 != p.fp8) return false;
+  if (p.fp8_out && !c.swap && !(c.block_n == 128 && c.cluster_n == 2)) return false;
+  return c.swap || c.gelu == p.gelu;
 }
 
-// The row for a problem: the legal one with the least modelled cost.
-constexpr int choose_gemm_config(int m, int n, int num_experts, bool fp8, bool fast_accum,
-                                 bool gelu, int sms) {
-  int best = -1;
-  long long best_cost = 0;
+// CTAs that work on one tile of the schedule: a cluster of the table, the two that share a scale, or
+// the splits of K.
+constexpr int ctas_per_tile(const GemmConfig& c, const GemmProblem& p, int splits) {
+  if (!c.swap) return c.cluster();
+  return p.fp8_out ? 2 : splits;
+}
+
+// Cycles, from what one SM can do: a wgmma of 64 x 8 x 32 bytes takes 4, L2 delivers about 40 bytes
+// a cycle and SM, HBM 20. The longer of products and L2 is the main loop of a tile; what a tile
+// costs besides (first loads, epilogue, partial sums of a split) was guessed from other kernels of
+// this kind. Never faster than HBM.
+constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int splits, int sms) {
+  const int ctas = ctas_per_tile(c, p, splits);
+  const int64_t slots = sms / ctas;
+  if (slots == 0) return INT64_MAX;
+  const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
+  const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);
+  // Of an expert's last tile half is empty on average; experts without rows have no tile.
+  const int64_t active = p.m < p.num_experts ? p.m : p.num_experts;
+  int64_t row_tiles = ceil_div<int64_t>(p.m, tile_m) + (p.num_experts > 1 ? active / 2 : 0);
+  if (row_tiles < active) row_tiles = active;
+  const int64_t waves = ceil_div(row_tiles * ceil_div<int64_t>(p.n, tile_n), slots);
+
+  const int64_t k_blocks = ceil_div(ceil_div(p.k, c.block_k()), splits);
+  const int64_t tensor = c.left() / 64 * c.right() * 2;
+  const int64_t l2 = 128 * (c.block_m / c.cluster_n + c.block_n / c.cluster_m) / 40;
+  const int64_t tile = k_blocks * (tensor > l2 ? tensor : l2) + 1500 + 500 * (splits - 1);
+  const int64_t compute = waves * tile;
+  const int64_t element = p.fp8 ? 1 : 2;
+  const int64_t bytes =
+      (active * p.n + p.m) * p.k * element + int64_t{2} * p.m * p.n;
+  const int64_t memory = bytes / (20 * sms);
+  // Of two rows at the floor the one with less to do hides its start and end better.
+  return (compute > memory ? compute : memory) + compute / 8;
+}
+
+struct GemmChoice {
+  int config, splits;
+};
+
+// A row that was measured to be the best for a product, up to so many rows of A.
+struct TunedGemm {
+  int n, k, num_experts;
+  bool fp8, fast_accum;
+  int max_m;
+  GemmChoice choice;
+};
+constexpr std::array<TunedGemm, 0> kTunedGemms{};
+
+// Splits of K: only swapped rows, and as long as every CTA keeps a K block.
+constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
+  if (!c.swap || p.fp8_out) return 1;
+  const int k_blocks = ceil_div(p.k, c.block_k());
+  return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
+}
+
+// A tuned row, else the one of least modelled cost. `config` >= 0 asks for a row and only leaves the
+// splits open; {-1, 1} if it cannot run the problem.
+constexpr GemmChoice choose_gemm(const GemmProblem& p, int config, int sms) {
+  if (config < 0) {
+    for (const TunedGemm& t : kTunedGemms)
+      if (t.n == p.n && t.k == p.k && t.num_experts == p.num_experts && t.fp8 == p.fp8 &&
+          t.fast_accum == p.fast_accum && p.m <= t.max_m && can_run(kGemmConfigs[t.choice.config], p))
+        return t.choice;
+  }
+  GemmChoice best{-1, 1};
+  int64_t best_cost = INT64_MAX;
   for (int i = 0; i < kNumGemmConfigs; ++i) {
     const GemmConfig& c = kGemmConfigs[i];
-    if (c.fp8 != fp8 || (fp8 && c.promote == fast_accum) || c.gelu != gelu) continue;
-    const int per_expert = ceil_div(m, num_experts);
-    const int row_tiles = num_experts * ceil_div(per_expert, c.block_m);
-    const long long cost = modelled_cost(c, row_tiles, n, sms);
-    if (best < 0 || cost < best_cost) {
-      best = i;
-      best_cost = cost;
+    if (!can_run(c, p) || (config >= 0 && i != config)) continue;
+    if (config < 0 && p.fp8 && c.promote == p.fast_accum) continue;
+    for (int splits = 1; splits <= max_splits(c, p); ++splits) {
+      const int64_t cost = modelled_cost(c, p, splits, sms);
+      if (cost < best_cost) {
+        best = {i, splits};
+        best_cost = cost;
+      }
     }
   }
   return best;

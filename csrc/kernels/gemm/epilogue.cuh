@@ -7,9 +7,11 @@
 #include <cuda_bf16.h>
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/smem.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
+#include "tile/fp8.cuh"
 #include "tile/schedule.h"
 #include "tile/swizzle.h"
 
@@ -28,20 +30,23 @@ __device__ __forceinline__ float2 load_pair(const void* base, int64_t index) {
   return __bfloat1622float2(pairs[index / 2]);
 }
 
+// The scales of a row of A that do not depend on K, and those of the whole matrices.
+__device__ __forceinline__ float row_factor(const GemmParams& p, int row, int expert) {
+  float factor = p.row_scale != nullptr ? p.row_scale[row] : 1.f;
+  if (p.scale_a == GemmScale::kTensor) factor *= p.sfa[0];
+  if (p.scale_a == GemmScale::kRow) factor *= p.sfa[row];
+  if (p.scale_b == GemmScale::kTensor) factor *= p.sfb[expert];
+  return factor;
+}
+
 // Multiplies the scales that do not depend on K, then adds the bias.
 template <int kRegisters>
 __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const GemmParams& p,
                                                const RaggedTile& tile, const GemmPlace& at) {
-  float row_factor[2];
+  float row[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    row_factor[h] = 1.f;
-    if (!at.valid[h]) continue;
-    if (p.row_scale != nullptr) row_factor[h] = p.row_scale[at.row[h]];
-    if (p.scale_a == GemmScale::kTensor) row_factor[h] *= p.sfa[0];
-    if (p.scale_a == GemmScale::kRow) row_factor[h] *= p.sfa[at.row[h]];
-    if (p.scale_b == GemmScale::kTensor) row_factor[h] *= p.sfb[tile.expert];
-  }
+  for (int h = 0; h < 2; ++h)
+    row[h] = at.valid[h] ? row_factor(p, at.row[h], tile.expert) : 1.f;
   const float* channel =
       p.scale_b == GemmScale::kRow ? p.sfb + int64_t{tile.expert} * p.n : nullptr;
 #pragma unroll
@@ -54,8 +59,8 @@ __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const G
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      acc[4 * j + 2 * h] = acc[4 * j + 2 * h] * (row_factor[h] * factor.x) + offset.x;
-      acc[4 * j + 2 * h + 1] = acc[4 * j + 2 * h + 1] * (row_factor[h] * factor.y) + offset.y;
+      acc[4 * j + 2 * h] = acc[4 * j + 2 * h] * (row[h] * factor.x) + offset.x;
+      acc[4 * j + 2 * h + 1] = acc[4 * j + 2 * h + 1] * (row[h] * factor.y) + offset.y;
     }
   }
 }
@@ -67,6 +72,8 @@ __device__ __forceinline__ void gelu(float (&acc)[kRegisters]) {
     acc[r] = 0.5f * acc[r] * (1.f + erff(acc[r] * 0.7071067811865476f));
 }
 
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
+
 // Blocks of 8 columns alternate between gate and up, so both factors of an output are in this
 // thread; the results move into the first half of the registers.
 template <int kRegisters>
@@ -75,8 +82,7 @@ __device__ __forceinline__ void swiglu(float (&acc)[kRegisters]) {
   for (int j = 0; j < kRegisters / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float gate = acc[8 * j + i], up = acc[8 * j + 4 + i];
-      acc[4 * j + i] = __fdividef(gate, 1.f + __expf(-gate)) * up;
+      acc[4 * j + i] = silu(acc[8 * j + i]) * acc[8 * j + 4 + i];
     }
   }
 }
@@ -151,6 +157,78 @@ __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
     for (int box = 0; box < kCount / 32; ++box)
       ptx::tma_store_2d(&map_d, staging + box * (64 * 128), first_column + 64 * box, first_row);
     ptx::tma_store_commit();
+  }
+}
+
+__device__ __forceinline__ uint32_t fp8_pair(float a, float b, float inverse) {
+  return __nv_cvt_float2_to_fp8x2({a * inverse, b * inverse}, __NV_SATFINITE, __NV_E4M3);
+}
+
+// Four lanes share a row and hold two columns of every 8. Of four blocks of 8 e4m3 columns (pairs
+// 0, 1 in `low`, 2, 3 in `high`) lane l of the four gets all of block l: 8 bytes, 32 with the others.
+__device__ __forceinline__ uint2 transpose_quad(uint32_t low, uint32_t high, int lane) {
+  const bool upper = lane & 2, odd = lane & 1;
+  const uint32_t kept = upper ? high : low;
+  const uint32_t got = __shfl_xor_sync(0xffffffff, upper ? low : high, 2);
+  // Halves of one block from lanes l and l ^ 2; the neighbour wants the other block's.
+  const uint32_t mine = __byte_perm(kept, got, odd ? 0x7632 : 0x5410);
+  const uint32_t others =
+      __shfl_xor_sync(0xffffffff, __byte_perm(kept, got, odd ? 0x5410 : 0x7632), 1);
+  const uint32_t even_lanes = odd ? others : mine, odd_lanes = odd ? mine : others;
+  const uint32_t first = __byte_perm(even_lanes, odd_lanes, upper ? 0x7632 : 0x5410);
+  const uint32_t second = __byte_perm(even_lanes, odd_lanes, upper ? 0x5410 : 0x7632);
+  return {first, second};
+}
+
+// SwiGLU to e4m3 with one scale per row and 128 results. Two CTAs hold 64 of them each and show each
+// other the largest values of their rows. Called for every tile: the meeting alternates between its
+// phases, the table between its halves.
+template <int I, int kRegisters>
+__device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmParams& p,
+                                           GemmSmem<I>& smem, const RaggedTile& tile,
+                                           const GemmPlace& at, uint32_t parity) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  scale_and_bias(acc, p, tile, at);
+  swiglu(acc);
+  uint32_t amax[2] = {};
+#pragma unroll
+  for (int r = 0; r < kRegisters / 2; ++r)
+    amax[r / 2 % 2] = max(amax[r / 2 % 2], __float_as_uint(acc[r]) & 0x7fffffff);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    amax[h] = max(amax[h], __shfl_xor_sync(0xffffffff, amax[h], 1));
+    amax[h] = max(amax[h], __shfl_xor_sync(0xffffffff, amax[h], 2));
+  }
+  auto* table = reinterpret_cast<uint32_t*>(smem.staging) + parity * C.block_m;
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+    if (at.lane % 4 == 0) table[at.row[h] - tile.row] = amax[h];
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x == 128, C.cluster());
+  smem.meeting.wait(parity);
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+    amax[h] = max(amax[h], ptx::load_cluster(&table[at.row[h] - tile.row], smem.cluster.rank ^ 1));
+  const int64_t columns = p.n / 2;
+  const int first_column = tile.column / 2;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const Fp8Scale scale = fp8_scale(__uint_as_float(amax[h]));
+    const int64_t index = at.row[h] * columns + first_column;
+#pragma unroll
+    for (int j = 0; j < kRegisters / 32; ++j) {  // 32 results of a row
+      uint32_t pairs[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = 16 * j + 4 * i + 2 * h;
+        pairs[i] = fp8_pair(acc[r], acc[r + 1], scale.inverse);
+      }
+      const uint2 block = transpose_quad(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16,
+                                         at.lane);
+      auto* q = static_cast<char*>(p.d) + index + 32 * j + at.lane % 4 * 8;
+      if (at.valid[h]) *reinterpret_cast<uint2*>(q) = block;
+    }
+    if (at.valid[h] && at.lane % 4 == 0 && index % kScaleBlock == 0)
+      p.d_scale[index / kScaleBlock] = scale.scale;
   }
 }
 

@@ -24,13 +24,12 @@ constexpr auto launchers(std::index_sequence<I...>) {
 
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
   constexpr auto kLaunchers = launchers(std::make_index_sequence<kNumGemmConfigs>());
-  const int config = params.config >= 0
-                         ? params.config
-                         : choose_gemm_config(params.m, params.n, params.num_experts, params.fp8,
-                                              params.fast_accum,
-                                              params.activation == GemmActivation::kGelu,
-                                              sm_count());
-  return kLaunchers[config](params, stream);
+  const GemmProblem problem = problem_of(params);
+  const GemmChoice choice = choose_gemm(problem, params.config, sm_count());
+  if (choice.config < 0) return cudaErrorInvalidValue;
+  GemmParams chosen = params;
+  chosen.ctas_per_tile = ctas_per_tile(kGemmConfigs[choice.config], problem, choice.splits);
+  return kLaunchers[choice.config](chosen, stream);
 }
 
 }  // namespace l4k

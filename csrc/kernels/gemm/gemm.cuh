@@ -1,17 +1,21 @@
 // D[m, :] = act(row_scale[m] * (A[m, :] B[e(m)]^T) + bias) + residual[m, :], ragged by expert.
 //
-//   warpgroup 0, one thread      warpgroups 1, 2: 64 rows of the tile each
+//   warpgroup 0, one thread      warpgroups 1, 2: 64 of wgmma's rows each
 //   wait empty -> TMA A, B  ==>  wait full -> 4 wgmma per 128 bytes of K -> release -> ... -> finish
 //
 // barrier     arrives                          waits       promises
 // full[s]     producer, and TMA's bytes        consumers   stage s holds A and B of one K block
-// empty[s]    one thread of each consumer      producer    nobody reads stage s any more
+// empty[s]    one thread of each consumer,     producer    nobody reads stage s any more, here or
+//             of every CTA it shares with                  where this producer's multicast goes
 // named 1, 2  a consumer warpgroup             itself      its staging buffer is free / written
+// named 3     both consumers                   -           first half of a meeting
+// meeting     a thread per CTA of the cluster  consumers   sums or maxima are staged / read
 //
-// Persistent: CTA c takes tiles c, c + grid, ... of the schedule (tile/schedule.h), whose row counts
-// come from device memory; a role never talks to the other except through the ring, so the producer
-// runs ahead into the next tile while the consumers still store the last one. See
-// docs/kernels/gemm.md for the floor and the ladder.
+// Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
+// row counts come from device memory; a role never talks to the other except through the ring, so
+// the producer runs ahead into the next tile while the consumers still store the last one. A cluster is
+// one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of K of one
+// tile. See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
 
@@ -20,6 +24,8 @@
 #include "kernels/gemm/configs.h"
 #include "kernels/gemm/epilogue.cuh"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/smem.cuh"
+#include "kernels/gemm/swapped.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
@@ -30,20 +36,7 @@
 
 namespace l4k {
 
-constexpr int kGemmThreads = 384;
 constexpr int kGemmRaster = 8;
-
-template <int I>
-struct GemmSmem {
-  static constexpr GemmConfig C = kGemmConfigs[I];
-  alignas(1024) char a[C.stages][C.block_m * 128];  // [rows][128 bytes of K], 128-byte swizzle
-  alignas(1024) char b[C.stages][C.block_n * 128];
-  alignas(1024) char d[2][64 * C.block_n * 2];  // one buffer per consumer: boxes of 64 x 128 bytes
-  int row_ends[kMaxExperts], tile_ends[kMaxExperts];
-  // Read anew for every tile rather than kept in registers through the products.
-  RaggedSchedule schedule;
-  Pipeline<C.stages> ring;
-};
 
 // Running totals of rows and row tiles per expert, by one warp. Offsets that do not ascend within
 // [0, M] are clamped, so that nothing outside is touched, and reported.
@@ -82,101 +75,184 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, i
   }
 }
 
+// What one CTA does of a tile: its own tile within the cluster's, and its K blocks.
+struct GemmShare {
+  RaggedTile tile;
+  int first_block, end_block;
+};
+
+template <int I>
+__device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams& p,
+                                              const GemmCluster& cluster) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  const int k_blocks = ceil_div(p.k, C.block_k());
+  if constexpr (!C.swap) {
+    tile.row += cluster.rank / C.cluster_n * C.block_m;
+    tile.column += cluster.rank % C.cluster_n * C.block_n;
+  } else if (p.d_scale != nullptr) {
+    tile.column += cluster.rank * C.block_n;
+  } else if (cluster.ctas > 1) {
+    return {tile, k_blocks * cluster.rank / cluster.ctas,
+            k_blocks * (cluster.rank + 1) / cluster.ctas};
+  }
+  return {tile, 0, k_blocks};
+}
+
+// Loads a stage. Where CTAs of the cluster share a box each one loads a slice of it for all.
+template <int I>
+__device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
+                                           const CUtensorMap& map_b, int stage, int k,
+                                           const RaggedTile& tile, int rank) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  constexpr uint16_t kAll = (1 << C.cluster()) - 1;
+  uint64_t* full = &smem.ring.full[stage];
+  ptx::mbarrier_arrive_expect_tx(full, C.stage_bytes());
+  if constexpr (C.cluster_n > 1) {
+    const int slice = C.block_m / C.cluster_n * rank;
+    ptx::tma_load_2d_multicast(smem.a[stage] + slice * 128, &map_a, full, k, tile.row + slice,
+                               kAll);
+  } else {
+    ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
+  }
+  if constexpr (C.cluster_m > 1) {
+    const int slice = C.block_n / C.cluster_m * rank;
+    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map_b, full, k, tile.column + slice,
+                               tile.expert, kAll);
+  } else {
+    ptx::tma_load_3d(smem.b[stage], &map_b, full, k, tile.column, tile.expert);
+  }
+}
+
 template <int I>
 __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& map_a,
-                                        const CUtensorMap& map_b, int k_blocks) {
+                                        const CUtensorMap& map_b, const GemmParams& p) {
   constexpr GemmConfig C = kGemmConfigs[I];
   Stage<C.stages> stage;
-  for (int index = blockIdx.x; index < smem.schedule.num_tiles(); index += gridDim.x) {
-    const RaggedTile tile = smem.schedule.at(index);
-    for (int block = 0; block < k_blocks; ++block, stage.advance()) {
+  for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
+       index += smem.cluster.count) {
+    const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
+    for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
       smem.ring.wait_empty(stage);
-      uint64_t* full = &smem.ring.full[stage.index];
-      ptx::mbarrier_arrive_expect_tx(full, C.stage_bytes());
-      ptx::tma_load_2d(smem.a[stage.index], &map_a, full, block * C.block_k(), tile.row);
-      ptx::tma_load_3d(smem.b[stage.index], &map_b, full, block * C.block_k(), tile.column,
-                       tile.expert);
+      load_stage<I>(smem, map_a, map_b, stage.index, block * C.block_k(), share.tile,
+                    smem.cluster.rank);
     }
   }
 }
 
-// 128 bytes of K: four wgmma of 32 bytes each.
+// Tells every producer that fills this stage: one thread of a consumer for each CTA.
 template <int I>
-__device__ __forceinline__ void multiply(float (&acc)[kGemmConfigs[I].block_n / 2], uint64_t a,
-                                         uint64_t b, bool accumulate) {
+__device__ __forceinline__ void release(GemmSmem<I>& smem, int stage) {
+  constexpr int kCtas = kGemmConfigs[I].cluster();
+  const int thread = threadIdx.x % 128;
+  if (thread % 32 != 0 || thread / 32 >= kCtas) return;
+  if constexpr (kCtas == 1) {
+    smem.ring.release(stage);
+  } else {
+    ptx::mbarrier_arrive_remote(&smem.ring.empty[stage], thread / 32);
+  }
+}
+
+// 128 bytes of K: four wgmma of 32 bytes each.
+template <int I, int kRegisters>
+__device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& smem, int stage,
+                                         int consumer, bool accumulate) {
   constexpr GemmConfig C = kGemmConfigs[I];
   using T = std::conditional_t<C.fp8, __nv_fp8_e4m3, __nv_bfloat16>;
+  const char* left = C.swap ? smem.b[stage] : smem.a[stage];
+  const char* right = C.swap ? smem.a[stage] : smem.b[stage];
+  const uint64_t a = ptx::smem_descriptor_sw128(left + consumer * 64 * 128);
+  const uint64_t b = ptx::smem_descriptor_sw128(right);
+  ptx::wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)  // 32 bytes are 2 units of the descriptor
-    ptx::Wgmma<C.block_n, T>::ss(acc, a + 2 * k, b + 2 * k, accumulate || k > 0);
+    ptx::Wgmma<C.right(), T>::ss(acc, a + 2 * k, b + 2 * k, accumulate || k > 0);
+  ptx::wgmma_commit();
 }
 
-// Scale of one K block of a row of A; 1 where it does not depend on K.
-__device__ __forceinline__ float block_scale_a(const GemmParams& p, int row, bool valid,
-                                               int block) {
-  if (p.scale_a != GemmScale::kBlock || !valid) return 1.f;
-  return p.sfa[int64_t{row} * (p.k / 128) + block];
-}
+// The factors of one K block: those of the rows of A times that of the one column of 128 x 128 blocks
+// of B under the tile. A thread needs two rows; swapped, it needs two of every eight columns, and the
+// warp's lanes hold one each of every 32.
+template <bool kSwap, int kRegisters>
+struct BlockScales {
+  static constexpr int kOwn = kSwap ? ceil_div(kRegisters, 16) : 2;
+  float own[kOwn];
 
-// Scale of one 128 x 128 block of B: a tile that is promoted spans one column of blocks.
-__device__ __forceinline__ float block_scale_b(const GemmParams& p, const RaggedTile& tile,
-                                               int block) {
-  if (p.scale_b != GemmScale::kBlock) return 1.f;
-  const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + tile.column / 128;
-  return p.sfb[row * (p.k / 128) + block];
-}
+  __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int consumer,
+                                       int block) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
+    float scale_b = 1.f;
+    if (p.scale_b == GemmScale::kBlock) {
+      const int column = min(tile.column, p.n - 1);  // a cluster's second tile may be past N
+      const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
+      scale_b = p.sfb[row * blocks + block];
+    }
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int row = tile.row + (kSwap ? 32 * i + lane
+                                        : 64 * consumer + 16 * warp + lane / 4 + 8 * i);
+      own[i] = scale_b;
+      if (p.scale_a == GemmScale::kBlock && row < tile.row_end)
+        own[i] *= p.sfa[int64_t{row} * blocks + block];
+    }
+  }
+
+  // acc += factor * products
+  __device__ __forceinline__ void add(float (&acc)[kRegisters],
+                                      const float (&products)[kRegisters]) const {
+#pragma unroll
+    for (int r = 0; r < kRegisters; r += 4) {
+      float factor[4] = {own[0], own[0], own[1 % kOwn], own[1 % kOwn]};
+      if constexpr (kSwap) {
+        const int column = r / 4 % 4 * 8 + threadIdx.x % 4 * 2;
+        factor[0] = factor[2] = __shfl_sync(0xffffffff, own[r / 16], column);
+        factor[1] = factor[3] = __shfl_sync(0xffffffff, own[r / 16], column + 1);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[r + i] += factor[i] * products[r + i];
+    }
+  }
+};
 
 // Whole sums stay in the tensor core's accumulators; one K block is in flight while the one before
 // it is released.
-template <int I>
-__device__ __forceinline__ void accumulate(float (&acc)[kGemmConfigs[I].block_n / 2],
-                                           GemmSmem<I>& smem, Stage<kGemmConfigs[I].stages>& stage,
-                                           int consumer, int k_blocks) {
+template <int I, int kRegisters>
+__device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>& smem,
+                                           Stage<kGemmConfigs[I].stages>& stage, int consumer,
+                                           int blocks) {
   int previous = 0;
 #pragma unroll 1  // unrolling only adds state to keep: a stage is four instructions of tensor core
-  for (int block = 0; block < k_blocks; ++block, stage.advance()) {
+  for (int block = 0; block < blocks; ++block, stage.advance()) {
     smem.ring.wait_full(stage);
-    const uint64_t a = ptx::smem_descriptor_sw128(smem.a[stage.index] + consumer * 64 * 128);
-    const uint64_t b = ptx::smem_descriptor_sw128(smem.b[stage.index]);
-    ptx::wgmma_fence();
-    multiply<I>(acc, a, b, block > 0);
-    ptx::wgmma_commit();
+    multiply<I>(acc, smem, stage.index, consumer, block > 0);
     ptx::wgmma_wait<1>();
-    if (block > 0 && threadIdx.x % 128 == 0) smem.ring.release(previous);
+    if (block > 0) release(smem, previous);
     previous = stage.index;
   }
   ptx::wgmma_wait<0>();
-  if (threadIdx.x % 128 == 0) smem.ring.release(previous);
+  release(smem, previous);
 }
 
 // e4m3 with promotion: the tensor core keeps about 14 bits of a running sum, so every 128 products
 // go to float32 registers. Scratch accumulators are opened and closed inside one iteration: ptxas
 // serialises groups that are in flight across the back edge.
-template <int I>
-__device__ __forceinline__ void accumulate_promoted(float (&acc)[kGemmConfigs[I].block_n / 2],
-                                                    GemmSmem<I>& smem,
+template <int I, int kRegisters>
+__device__ __forceinline__ void accumulate_promoted(float (&acc)[kRegisters], GemmSmem<I>& smem,
                                                     Stage<kGemmConfigs[I].stages>& stage,
-                                                    int consumer, int k_blocks, const GemmParams& p,
-                                                    const RaggedTile& tile, const GemmPlace& at) {
-  constexpr int kRegisters = kGemmConfigs[I].block_n / 2;
+                                                    int consumer, const GemmParams& p,
+                                                    const GemmShare& share) {
 #pragma unroll
   for (int r = 0; r < kRegisters; ++r) acc[r] = 0.f;
 #pragma unroll 1
-  for (int block = 0; block < k_blocks; ++block, stage.advance()) {
-    const float scale_b = block_scale_b(p, tile, block);
-    const float factor[2] = {scale_b * block_scale_a(p, at.row[0], at.valid[0], block),
-                             scale_b * block_scale_a(p, at.row[1], at.valid[1], block)};
+  for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
     float scratch[kRegisters];
     smem.ring.wait_full(stage);
-    const uint64_t a = ptx::smem_descriptor_sw128(smem.a[stage.index] + consumer * 64 * 128);
-    const uint64_t b = ptx::smem_descriptor_sw128(smem.b[stage.index]);
-    ptx::wgmma_fence();
-    multiply<I>(scratch, a, b, false);
-    ptx::wgmma_commit();
+    multiply<I>(scratch, smem, stage.index, consumer, false);
+    // The scales arrive while the products run.
+    BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
+    scales.load(p, share.tile, consumer, block);
     ptx::wgmma_wait<0>();
-    if (threadIdx.x % 128 == 0) smem.ring.release(stage.index);
-#pragma unroll
-    for (int r = 0; r < kRegisters; ++r) acc[r] += factor[r / 2 % 2] * scratch[r];
+    release(smem, stage.index);
+    scales.add(acc, scratch);
   }
 }
 
@@ -195,32 +271,54 @@ __device__ __forceinline__ GemmPlace place(const RaggedTile& tile, int first_row
 
 template <int I>
 __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& map_d,
-                                        const GemmParams& p, int consumer, int k_blocks) {
+                                        const GemmParams& p, int consumer) {
   constexpr GemmConfig C = kGemmConfigs[I];
   Stage<C.stages> stage;
-  for (int index = blockIdx.x; index < smem.schedule.num_tiles(); index += gridDim.x) {
-    const RaggedTile tile = smem.schedule.at(index);
-    const int first_row = tile.row + consumer * 64;
-    float acc[C.block_n / 2];
-    if constexpr (C.promote) {
-      accumulate_promoted<I>(acc, smem, stage, consumer, k_blocks, p, tile, place(tile, first_row));
-    } else {
-      accumulate<I>(acc, smem, stage, consumer, k_blocks);
+  uint32_t parity = 0;
+  for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
+       index += smem.cluster.count, parity ^= 1) {
+    float acc[C.right() / 2];
+    {
+      const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
+      if constexpr (C.promote) {
+        accumulate_promoted<I>(acc, smem, stage, consumer, p, share);
+      } else {
+        accumulate<I>(acc, smem, stage, consumer, share.end_block - share.first_block);
+      }
     }
-    finish<C.gelu>(acc, p, map_d, smem.d[consumer], tile, place(tile, first_row), 1 + consumer, first_row);
+    const RaggedTile tile = smem.schedule.at(index);
+    if constexpr (C.swap) {
+      finish_swapped<I>(acc, p, smem, tile, consumer);
+    } else {
+      const RaggedTile own = share_of<I>(tile, p, smem.cluster).tile;
+      const int first_row = own.row + consumer * 64;
+      const GemmPlace at = place(own, first_row);
+      if constexpr (C.cluster_n == 2) {
+        if (p.d_scale != nullptr) {
+          finish_fp8<I>(acc, p, smem, own, at, parity);
+          continue;
+        }
+      }
+      finish<C.gelu>(acc, p, map_d, smem.staging + consumer * 64 * C.block_n * 2, own, at,
+                     1 + consumer, first_row);
+    }
   }
   ptx::tma_store_wait<0>();
 }
 
-// Rows that no expert owns come out as zeros.
+// Rows that no expert owns come out as zeros, with scale 1.
 __device__ __forceinline__ void clear_tail(const GemmParams& p, int first_row) {
   const int columns = p.activation == GemmActivation::kSwiglu ? p.n / 2 : p.n;
-  const int64_t row_bytes = int64_t{columns} * (p.out_float32 ? 4 : 2);
-  const int64_t begin = first_row * row_bytes / 8, end = p.m * row_bytes / 8;
-  auto* words = static_cast<uint2*>(p.d);  // N' is a multiple of 4
-  for (int64_t i = begin + int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < end;
-       i += int64_t{gridDim.x} * blockDim.x)
+  const bool fp8 = p.d_scale != nullptr;
+  const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.out_float32 ? 4 : 2);
+  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  auto* words = static_cast<uint2*>(p.d);  // N' is a multiple of 8
+  for (int64_t i = first_row * row_bytes / 8 + first; i < p.m * row_bytes / 8; i += step)
     words[i] = make_uint2(0, 0);
+  if (!fp8) return;
+  const int64_t scales = columns / kScaleBlock;
+  for (int64_t i = first_row * scales + first; i < p.m * scales; i += step) p.d_scale[i] = 1.f;
 }
 
 template <int I>
@@ -232,27 +330,38 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   extern __shared__ char dynamic_smem[];
   auto& smem = *reinterpret_cast<GemmSmem<I>*>(
       (reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) & ~uintptr_t{1023});
-  static_assert(sizeof(GemmSmem<I>) + 1024 <= 227 * 1024);
+  static_assert(sizeof(GemmSmem<I>) + 1024 <= C.smem_bytes());
 
-  if (threadIdx.x == 0) smem.ring.init(2);
+  const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
+  if (threadIdx.x == 0) {
+    smem.meeting.init(ctas);
+    smem.ring.init(2 * C.cluster());
+  }
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  if (threadIdx.x < 32) scan_experts(p, C.block_m, smem.row_ends, smem.tile_ends);
+  if (threadIdx.x < 32)
+    scan_experts(p, C.block_m * C.cluster_m, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
-    smem.schedule = {p.num_experts, C.block_m,     C.block_n,     ceil_div(p.n, C.block_n),
-                     kGemmRaster,   smem.row_ends, smem.tile_ends};
+    smem.cluster = GemmCluster::of(ctas);
+    const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
+    smem.schedule = {p.num_experts, C.block_m * C.cluster_m, width,
+                     ceil_div(p.n, width), kGemmRaster, smem.row_ends, smem.tile_ends};
   }
   __syncthreads();
+  // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.
+  if (ctas > 1) ptx::cluster_sync();
   clear_tail(p, smem.row_ends[p.num_experts - 1]);
-  const int k_blocks = ceil_div(p.k, C.block_k());
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<40>();
-    if (threadIdx.x == 0) produce<I>(smem, map_a, map_b, k_blocks);
+    if (threadIdx.x == 0) produce<I>(smem, map_a, map_b, p);
+    __syncwarp();
   } else {
     ptx::registers_increase<232>();
-    consume<I>(smem, map_d, p, warpgroup - 1, k_blocks);
+    consume<I>(smem, map_d, p, warpgroup - 1);
   }
+  // No CTA leaves while another may still copy into it, arrive at it or read its sums.
+  if (ctas > 1) ptx::cluster_sync();
 }
 
 }  // namespace l4k

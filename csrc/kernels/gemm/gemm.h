@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/gemm/configs.h"
+
 namespace l4k {
 
 enum class GemmActivation : int { kNone, kGelu, kSwiglu };
@@ -19,6 +21,7 @@ struct GemmParams {
   const void* a;    // [M, K]
   const void* b;    // [E, N, K], contiguous
   void* d;          // [M, N'] bf16 or float32, contiguous; N' = N / 2 for SwiGLU
+  float* d_scale;   // [M, N' / 128]: d is e4m3 with 1x128 scales (SwiGLU only); null: it is not
   const int* expert_offsets;  // [E + 1], null when dense
   GemmScale scale_a, scale_b;
   const float* sfa;       // [1], [M] or [M, K / 128]
@@ -30,9 +33,17 @@ struct GemmParams {
   GemmActivation activation;
   bool out_float32;
   bool fast_accum;  // e4m3: leave long sums to the tensor core's reduced precision
-  int config;       // row of configs.h; -1: choose by shape
-  uint32_t* error;  // sticky error word
+  int config;         // row of configs.h; -1: choose by shape
+  int ctas_per_tile;  // set by the launcher
+  uint32_t* error;    // sticky error word
 };
+
+inline GemmProblem problem_of(const GemmParams& p) {
+  return {p.m,           p.n,
+          p.k,           p.num_experts,
+          p.fp8,         p.fast_accum,
+          p.activation == GemmActivation::kGelu, p.d_scale != nullptr};
+}
 
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream);
 

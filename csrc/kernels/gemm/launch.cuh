@@ -18,20 +18,22 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const auto k = static_cast<uint64_t>(p.k), n = static_cast<uint64_t>(p.n);
   const uint64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
   const auto m = static_cast<uint64_t>(p.m), experts = static_cast<uint64_t>(p.num_experts);
-  const uint32_t block_k = C.block_k(), block_m = C.block_m, block_n = C.block_n;
-  CUtensorMap a, b, d;
+  const uint32_t block_k = C.block_k();
+  // CTAs that share a box load a slice each.
+  const uint32_t slice_m = C.block_m / C.cluster_n, slice_n = C.block_n / C.cluster_m;
+  CUtensorMap a, b, d{};
   const TensorMapSpec spec_a{.type = type,
                              .rank = 2,
                              .base = p.a,
                              .shape = {k, m},
                              .strides = {p.a_stride * element},
-                             .box = {block_k, block_m}};
+                             .box = {block_k, slice_m}};
   const TensorMapSpec spec_b{.type = type,
                              .rank = 3,
                              .base = p.b,
                              .shape = {k, n, experts},
                              .strides = {k * element, n * k * element},
-                             .box = {block_k, block_n, 1}};
+                             .box = {block_k, slice_n, 1}};
   const TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                              .rank = 2,
                              .base = p.d,
@@ -40,13 +42,19 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
                              .box = {64, 64}};
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
-  // A float32 result is stored from registers and needs no map.
-  if (error == cudaSuccess && !p.out_float32) error = make_tensor_map(spec_d, &d);
+  // Only whole bf16 tiles leave by TMA.
+  if (error == cudaSuccess && !C.swap && !p.out_float32 && p.d_scale == nullptr)
+    error = make_tensor_map(spec_d, &d);
   if (error != cudaSuccess) return error;
-  const int tiles = max_row_tiles(p.m, p.num_experts, C.block_m) * ceil_div(p.n, C.block_n);
-  LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(tiles, sm_count()))),
-                      .block = dim3(kGemmThreads),
-                      .smem_bytes = sizeof(GemmSmem<I>) + 1024};
+  const int ctas = p.ctas_per_tile;
+  const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
+  const int64_t tiles = int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} *
+                        ceil_div(p.n, tile_n);
+  const int64_t clusters = std::min<int64_t>(tiles, sm_count() / ctas);
+  const LaunchConfig config{.grid = dim3(static_cast<unsigned>(clusters * ctas)),
+                            .block = dim3(kGemmThreads),
+                            .smem_bytes = sizeof(GemmSmem<I>) + 1024,
+                            .cluster = ctas};
   return launch(gemm_kernel<I>, config, stream, a, b, d, p);
 }
 

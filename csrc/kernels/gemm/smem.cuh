@@ -1,0 +1,41 @@
+// The shared memory of one CTA, and where the CTA stands in its cluster.
+#pragma once
+#include "kernels/gemm/configs.h"
+#include "tile/cluster.cuh"
+#include "tile/pipeline.cuh"
+#include "tile/schedule.h"
+
+namespace l4k {
+
+constexpr int kGemmThreads = 384;
+constexpr int kGemmConsumers = 256;  // threads 128 ... 383
+// Named barriers; 1 and 2 belong to one consumer warpgroup each.
+constexpr int kBarrierConsumers = 3;
+
+// `ctas` CTAs work on one tile of the schedule: `index` says on which ones, `rank` on what part.
+struct GemmCluster {
+  int ctas, rank;
+  int index, count;
+
+  static __device__ __forceinline__ GemmCluster of(int ctas) {
+    const int block = blockIdx.x, blocks = gridDim.x;
+    if (ctas == 1) return {1, 0, block, blocks};
+    return {ctas, block % ctas, block / ctas, blocks / ctas};
+  }
+};
+
+template <int I>
+struct GemmSmem {
+  static constexpr GemmConfig C = kGemmConfigs[I];
+  alignas(1024) char a[C.stages][C.block_m * 128];  // [rows][128 bytes of K], 128-byte swizzle
+  alignas(1024) char b[C.stages][C.block_n * 128];
+  alignas(1024) char staging[C.staging_bytes()];
+  int row_ends[kMaxExperts], tile_ends[kMaxExperts];
+  // Read anew for every tile rather than kept in registers through the products.
+  RaggedSchedule schedule;
+  GemmCluster cluster;
+  Pipeline<C.stages> ring;
+  ClusterMeeting meeting;  // of the consumers
+};
+
+}  // namespace l4k
