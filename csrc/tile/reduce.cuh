@@ -17,6 +17,14 @@ __device__ __forceinline__ float warp_sum(float value) {
 }
 
 template <int kLanes = 32>
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2)
+    value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, distance));
+  return value;
+}
+
+template <int kLanes = 32>
 __device__ __forceinline__ uint32_t warp_max(uint32_t value) {
   if constexpr (kLanes == 32) {
     return ptx::warp_max_u32(value);

@@ -1,0 +1,116 @@
+#include "kernels/flash_decode/flash_decode.h"
+
+#include <atomic>
+#include <cmath>
+#include <random>
+
+#include "bindings/arguments.h"
+#include "host/device.h"
+
+namespace l4k::binding {
+
+namespace {
+
+constexpr int64_t kMaxTokens = 16, kMaxGroup = 16, kHeadDim = 128;
+
+// 48 bits that no other launch of this or another process on the device is likely to have.
+uint64_t launch_nonce() {
+  static std::atomic<uint64_t> next = std::random_device{}() | uint64_t{std::random_device{}()} << 32;
+  uint64_t z = next.fetch_add(0x9e3779b97f4a7c15);  // splitmix64
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+  z = (z ^ z >> 27) * 0x94d049bb133111eb;
+  return (z ^ z >> 31) >> 16 | 1;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
+                                        const Tensor& v_cache, const Tensor& seqlens_k,
+                                        const Tensor& block_table, double softmax_scale,
+                                        int64_t chunk, const std::optional<Tensor>& maybe_k_scale,
+                                        const std::optional<Tensor>& maybe_v_scale) {
+  L4K_CHECK_DTYPE(q, BFloat16);
+  L4K_CHECK_SHAPE(q, -1, -1, -1, kHeadDim);
+  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, kHeadDim);
+  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), kHeadDim);
+  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
+  if (!fp8) L4K_CHECK_DTYPE(k_cache, BFloat16);
+  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),
+              "expected v_cache to have the dtype of k_cache, got ", describe(v_cache));
+  const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2);
+  const int64_t pages = k_cache.size(0), page_size = k_cache.size(1), kv_heads = k_cache.size(2);
+  L4K_REQUIRE(tokens >= 1 && tokens <= kMaxTokens, "expected 1 to ", kMaxTokens,
+              " new tokens per sequence, got q ", describe(q));
+  L4K_REQUIRE(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0 && heads / kv_heads <= kMaxGroup,
+              "expected 1 to ", kMaxGroup, " q heads for each of the ", kv_heads,
+              " heads of k_cache, got q ", describe(q));
+  L4K_REQUIRE(page_size >= 16 && page_size % 16 == 0,
+              "expected the page size of k_cache to be a multiple of 16, got ", page_size);
+  L4K_REQUIRE(pages * page_size < int64_t{1} << 40 && pages < int64_t{1} << 31,
+              "expected k_cache to have less than 2^31 pages, got ", describe(k_cache));
+  L4K_REQUIRE(chunk >= 0 && chunk < int64_t{1} << 31,
+              "expected chunk to be 0 (off) or positive, got ", chunk);
+  L4K_CHECK_DTYPE(seqlens_k, Int);
+  L4K_CHECK_SHAPE(seqlens_k, batch);
+  L4K_CHECK_CONTIGUOUS(seqlens_k);
+  L4K_CHECK_DTYPE(block_table, Int);
+  L4K_CHECK_SHAPE(block_table, batch, -1);
+  L4K_REQUIRE(block_table.size(1) <= 1 || block_table.stride(1) == 1,
+              "expected the rows of block_table to be contiguous, got ", describe(block_table));
+  L4K_CHECK_ROWS(q);
+  L4K_CHECK_CONTIGUOUS(k_cache);
+  L4K_CHECK_CONTIGUOUS(v_cache);
+  L4K_CHECK_ROWS(k_cache);
+  L4K_CHECK_ROWS(v_cache);
+  L4K_REQUIRE(fp8 || (!maybe_k_scale.has_value() && !maybe_v_scale.has_value()),
+              "expected no k_scale or v_scale with a BFloat16 cache, got one");
+  if (maybe_k_scale.has_value()) {
+    const Tensor& k_scale = *maybe_k_scale;
+    L4K_CHECK_DTYPE(k_scale, Float);
+    L4K_CHECK_SHAPE(k_scale, kv_heads);
+    L4K_CHECK_CONTIGUOUS(k_scale);
+  }
+  if (maybe_v_scale.has_value()) {
+    const Tensor& v_scale = *maybe_v_scale;
+    L4K_CHECK_DTYPE(v_scale, Float);
+    L4K_CHECK_SHAPE(v_scale, kv_heads);
+    L4K_CHECK_CONTIGUOUS(v_scale);
+  }
+  Device device(q);
+  Tensor out = empty_like(q, {batch, tokens, heads, kHeadDim});
+  Tensor lse = empty_like(q, {batch, heads, tokens}, ScalarType::Float);
+  if (batch == 0) return {out, lse};
+  FlashDecodeParams params{.batch = static_cast<int>(batch),
+                           .tokens = static_cast<int>(tokens),
+                           .kv_heads = static_cast<int>(kv_heads),
+                           .group = static_cast<int>(heads / kv_heads),
+                           .chunk = static_cast<int>(chunk),
+                           .num_pages = static_cast<int>(pages),
+                           .page_size = static_cast<int>(page_size),
+                           .max_pages = static_cast<int>(block_table.size(1)),
+                           .q = pointer(q),
+                           .q_batch_stride = q.stride(0),
+                           .q_token_stride = q.stride(1),
+                           .q_head_stride = q.stride(2),
+                           .k_cache = pointer(k_cache),
+                           .v_cache = pointer(v_cache),
+                           .lengths = pointer<int>(seqlens_k),
+                           .block_table = pointer<int>(block_table),
+                           .table_stride = block_table.stride(0),
+                           .k_scale = optional_pointer<float>(maybe_k_scale),
+                           .v_scale = optional_pointer<float>(maybe_v_scale),
+                           .out = pointer(out),
+                           .lse = pointer<float>(lse),
+                           .nonce = launch_nonce(),
+                           .scale = static_cast<float>(softmax_scale * 1.4426950408889634),
+                           .error = error_word(),
+                           .fp8_cache = fp8};
+  Tensor partials = workspace(q, flash_decode_workspace(params));
+  params.partials = pointer<float>(partials);
+  L4K_LAUNCH(l4k::flash_decode(params, device.stream()));
+  return {out, lse};
+}
+
+}  // namespace l4k::binding
+
+L4K_REGISTER(m) { L4K_IMPL(m, "flash_decode", flash_decode); }

@@ -1,0 +1,281 @@
+// One warp's share of an item: 16 rows against granules of 16 keys, and how warps add up.
+//
+// Registers follow mma.m16n8k16: with g = lane / 4 and c = lane % 4 a lane has rows g and g + 8 of
+// the warp's row tile. Head dimensions appear in an order of their own where that saves moving
+// bytes: e4m3 comes four at a time, so K steps and columns are interleaved in fours (q is loaded to
+// match, out is stored to match).
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/flash_decode/load.cuh"
+#include "ptx/arithmetic.cuh"
+#include "ptx/mma.cuh"
+#include "tile/vector.cuh"
+
+namespace l4k {
+
+constexpr int kDecodeColumns = kDecodeHeadDim / 8;  // tiles of eight head dimensions
+
+template <bool kFp8>
+struct Attend {
+  using Element = std::conditional_t<kFp8, __half, __nv_bfloat16>;  // e4m3 becomes f16: exact
+
+  uint32_t q[kDecodeHeadDim / 16][4];
+  float acc[kDecodeColumns][4];  // weighted sums of values, relative to `maximum`
+  float maximum[2], sum[2];      // of rows g and g + 8; `sum` is the lane's part
+  float scale[2];
+
+  // Rows are (token, head of the group); those past the last are zeros.
+  __device__ __forceinline__ void load_queries(const FlashDecodeParams& p, int b, int kv_head,
+                                               int first_row) {
+    const int c = threadIdx.x % 4;
+    const float k_scale = p.k_scale == nullptr ? 1.f : p.k_scale[kv_head];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row + threadIdx.x % 32 / 4 + half * 8;
+      const bool exists = row < p.tokens * p.group;
+      const auto* from = static_cast<const __nv_bfloat16*>(p.q) + b * p.q_batch_stride +
+                         row / p.group * p.q_token_stride +
+                         (kv_head * p.group + row % p.group) * p.q_head_stride;
+      uint32_t words[kDecodeHeadDim / 16][2];
+#pragma unroll
+      for (int k = 0; k < kDecodeHeadDim / 16; ++k) {
+        uint2 four{0, 0};
+        if constexpr (kFp8) {
+          if (exists) four = *reinterpret_cast<const uint2*>(from + k * 16 + 4 * c);
+        } else if (exists) {
+          four.x = *reinterpret_cast<const uint32_t*>(from + k * 16 + 2 * c);
+          four.y = *reinterpret_cast<const uint32_t*>(from + k * 16 + 8 + 2 * c);
+        }
+        words[k][0] = four.x;
+        words[k][1] = four.y;
+      }
+      float factor = 1.f;
+      if constexpr (kFp8) factor = to_f16(words);
+#pragma unroll
+      for (int k = 0; k < kDecodeHeadDim / 16; ++k) {
+        q[k][half] = words[k][0];
+        q[k][half + 2] = words[k][1];
+      }
+      scale[half] = p.scale * k_scale * factor;
+    }
+  }
+
+  // A row times a power of two that brings its largest value near 2^8: exact in f16 but for values
+  // 2^-22 of the largest. Returns what undoes it.
+  __device__ __forceinline__ static float to_f16(uint32_t (&words)[kDecodeHeadDim / 16][2]) {
+    uint32_t amax = 0;
+#pragma unroll
+    for (auto& pair : words)
+      for (uint32_t word : pair)
+        amax = max(amax, max(word & 0x7fff0000, word << 16 & 0x7fff0000));
+    amax = warp_max<4>(amax);
+    const uint32_t exponent = amax >> 23;
+    const uint32_t field = exponent == 0 || exponent == 255 ? 127 : min(262 - exponent, 253u);
+    const float up = __uint_as_float(field << 23);
+#pragma unroll
+    for (auto& pair : words)
+      for (uint32_t& word : pair) {
+        const __half2 two = __floats2half2_rn(__uint_as_float(word << 16) * up,
+                                              __uint_as_float(word & 0xffff0000) * up);
+        word = *reinterpret_cast<const uint32_t*>(&two);
+      }
+    return __uint_as_float((254 - field) << 23);
+  }
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (auto& tile : acc)
+      for (float& value : tile) value = 0.f;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) maximum[half] = __int_as_float(0xff800000), sum[half] = 0;
+  }
+
+  // s[n][i]: row g + i / 2 * 8, key 8n + 2c + i % 2 of the granule at `keys` in shared memory.
+  __device__ __forceinline__ void scores(uint32_t keys, float (&s)[2][4]) const {
+    constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
+    const int lane = threadIdx.x % 32, row = lane / 16 * 8 + lane % 8;
+    float odd[2][4] = {};  // a second set of sums halves the chain of dependent products
+#pragma unroll
+    for (auto& tile : s)
+      for (float& value : tile) value = 0.f;
+#pragma unroll
+    for (int pair = 0; pair < kRowBytes / 32; ++pair) {  // of 16-byte chunks
+      uint32_t k[4];
+      ptx::ldmatrix_x4(k, keys + row * kRowBytes + ((2 * pair + lane / 8 % 2) ^ (lane % 8)) * 16);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if constexpr (kFp8) {
+          uint32_t b[4];
+          ptx::e4m3_to_f16(k[2 * n], b[0], b[1]);
+          ptx::e4m3_to_f16(k[2 * n + 1], b[2], b[3]);
+          ptx::mma_m16n8k16<Element>(s[n], q[2 * pair], b[0], b[1]);
+          ptx::mma_m16n8k16<Element>(odd[n], q[2 * pair + 1], b[2], b[3]);
+        } else {
+          ptx::mma_m16n8k16<Element>(pair % 2 ? odd[n] : s[n], q[pair], k[2 * n], k[2 * n + 1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = (s[n][i] + odd[n][i]) * scale[i / 2];
+  }
+
+  // Scores of keys that the row does not see become -inf. `seen[half]` counts from the granule.
+  __device__ __forceinline__ static void mask(const TileSpan (&seen)[2], float (&s)[2][4]) {
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = 8 * n + threadIdx.x % 4 * 2 + i % 2;
+        if (key < seen[i / 2].first || key >= seen[i / 2].end) s[n][i] = __int_as_float(0xff800000);
+      }
+  }
+
+  // Scores to weights: 2^(s - maximum), packed as the A operand of the second product.
+  __device__ __forceinline__ void weights(const float (&s)[2][4], uint32_t (&w)[4]) {
+    float base[2], decay[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = 2 * half;
+      float top = fmaxf(fmaxf(s[0][i], s[0][i + 1]), fmaxf(s[1][i], s[1][i + 1]));
+      top = fmaxf(warp_max<4>(top), maximum[half]);
+      base[half] = top == __int_as_float(0xff800000) ? 0.f : top;
+      decay[half] = ptx::exp2_approx(maximum[half] - base[half]);
+      maximum[half] = top;
+      sum[half] *= decay[half];
+    }
+    // After the first tiles a maximum seldom moves, and then nothing has to be multiplied by 1.
+    if (__any_sync(0xffffffff, decay[0] != 1.f || decay[1] != 1.f)) {
+#pragma unroll
+      for (auto& tile : acc)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) tile[i] *= decay[i / 2];
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float a = ptx::exp2_approx(s[n][2 * half] - base[half]);
+        const float b = ptx::exp2_approx(s[n][2 * half + 1] - base[half]);
+        sum[half] += a + b;
+        if constexpr (kFp8) {
+          const __half2 two = __floats2half2_rn(a, b);
+          w[2 * n + half] = *reinterpret_cast<const uint32_t*>(&two);
+        } else {
+          const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
+          w[2 * n + half] = *reinterpret_cast<const uint32_t*>(&two);
+        }
+      }
+  }
+
+  __device__ __forceinline__ void add_values(uint32_t values, const uint32_t (&w)[4]) {
+    constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
+    const int lane = threadIdx.x % 32, row = lane / 8 % 2 * 8 + lane % 8;
+#pragma unroll
+    for (int pair = 0; pair < kRowBytes / 32; ++pair) {
+      uint32_t v[4];  // chunk 2 pair: keys 0-7, 8-15; chunk 2 pair + 1: keys 0-7, 8-15
+      ptx::ldmatrix_x4_trans(v,
+                             values + row * kRowBytes + ((2 * pair + lane / 16) ^ (lane % 8)) * 16);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if constexpr (kFp8) {
+          // Two dimensions of two keys in each word: dimensions apart, keys together.
+          uint32_t even[2], odd[2];
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+            ptx::e4m3_to_f16(__byte_perm(v[2 * n + k], 0, 0x3120), even[k], odd[k]);
+          ptx::mma_m16n8k16<Element>(acc[4 * pair + 2 * n], w, even[0], even[1]);
+          ptx::mma_m16n8k16<Element>(acc[4 * pair + 2 * n + 1], w, odd[0], odd[1]);
+        } else {
+          ptx::mma_m16n8k16<Element>(acc[2 * pair + n], w, v[2 * n], v[2 * n + 1]);
+        }
+      }
+    }
+  }
+
+  // Adds up the warps that share rows. Each hands away half of its columns and takes in the other
+  // half of a partner's, so that with n warps each ends with 1 / n of the columns, in acc[0...], and
+  // all with the rows' maximum and sum. The order of additions is fixed.
+  __device__ __forceinline__ void merge(DecodeSmem<kFp8>& smem, int row_warps) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int key_warps = kDecodeConsumers / row_warps, row_tile = warp % row_warps;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sum[half] = warp_sum<4>(sum[half]);
+      if (lane % 4 == 0) smem.state[warp][lane / 4 + 8 * half] = {maximum[half], sum[half]};
+    }
+    if (key_warps == 1) return;
+    consumers_sync();
+    float decay[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float mine = maximum[half];
+      for (int w = row_tile; w < kDecodeConsumers; w += row_warps)
+        maximum[half] = fmaxf(maximum[half], smem.state[w][lane / 4 + 8 * half].x);
+      const float base = maximum[half] == __int_as_float(0xff800000) ? 0.f : maximum[half];
+      sum[half] = 0.f;
+      for (int w = row_tile; w < kDecodeConsumers; w += row_warps) {
+        const float2 other = smem.state[w][lane / 4 + 8 * half];
+        sum[half] += other.y * ptx::exp2_approx(other.x - base);
+      }
+      decay[half] = ptx::exp2_approx(mine - base);
+    }
+#pragma unroll
+    for (auto& tile : acc)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) tile[i] *= decay[i / 2];
+    exchange<8>(&smem.wide[0][0], kDecodeConsumers / 2);
+    if (key_warps >= 4) exchange<4>(&smem.narrow[0][0], kDecodeConsumers / 4);
+    if (key_warps >= 8) exchange<2>(&smem.wide[0][0], kDecodeConsumers / 8);
+  }
+
+  // The first of the column tiles that a warp has after merge().
+  __device__ __forceinline__ static int first_column(int warp, int row_warps) {
+    int first = 0;
+    for (int bit = kDecodeConsumers / 2, tiles = kDecodeColumns / 2; bit >= row_warps;
+         bit /= 2, tiles /= 2)
+      if (warp & bit) first += tiles;
+    return first;
+  }
+
+  __device__ __forceinline__ static void consumers_sync() {
+    ptx::named_barrier_sync(1, kDecodeConsumers * 32);
+  }
+
+ private:
+  // Keeps kTiles of 2 * kTiles column tiles: the upper ones if the warp's bit is set.
+  template <int kTiles>
+  __device__ __forceinline__ void exchange(float* buffer, int bit) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const bool upper = warp & bit;
+    float4* mine = reinterpret_cast<float4*>(buffer) + warp * kTiles * 32 + lane;
+    const float4* theirs = reinterpret_cast<float4*>(buffer) + (warp ^ bit) * kTiles * 32 + lane;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      float give[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        give[i] = upper ? acc[t][i] : acc[t + kTiles][i];
+        acc[t][i] = upper ? acc[t + kTiles][i] : acc[t][i];
+      }
+      mine[t * 32] = {give[0], give[1], give[2], give[3]};
+    }
+    consumers_sync();
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      const float4 take = theirs[t * 32];
+      acc[t][0] += take.x;
+      acc[t][1] += take.y;
+      acc[t][2] += take.z;
+      acc[t][3] += take.w;
+    }
+  }
+};
+
+}  // namespace l4k

@@ -1,0 +1,187 @@
+// Shared memory of a CTA, the plan that all its threads make together, and the warps that fill the
+// ring.
+#pragma once
+#include "kernels/flash_decode/flash_decode.h"
+#include "kernels/flash_decode/split.h"
+#include "ptx/cp_async.cuh"
+#include "ptx/sync.cuh"
+#include "tile/pipeline.cuh"
+#include "tile/reduce.cuh"
+#include "tile/report.cuh"
+
+namespace l4k {
+
+constexpr int kDecodeHeadDim = 128;
+constexpr int kDecodeConsumers = 8, kDecodeProducers = 4;  // warps
+constexpr int kDecodeWarps = kDecodeConsumers + kDecodeProducers;
+constexpr int kDecodeGranules = kDecodeTile / kDecodeGranule;  // of a tile
+
+L4K_HD constexpr int decode_row_blocks(int rows) { return ceil_div(rows, kDecodeRows); }
+
+L4K_HD constexpr DecodeShape decode_shape(const FlashDecodeParams& p, int grid) {
+  return {p.batch, p.kv_heads * decode_row_blocks(p.tokens * p.group),    p.tokens,
+          p.chunk, int64_t{p.max_pages} * p.page_size, grid};
+}
+
+template <bool kFp8>
+struct DecodeSmem {
+  static constexpr int kRowBytes = kFp8 ? 128 : 256, kStages = kFp8 ? 10 : 5;
+
+  // A stage is the keys or the values of a tile; the 16-byte chunks of row r are permuted by r % 8.
+  alignas(1024) char ring[kStages][kDecodeTile * kRowBytes];
+  alignas(16) float wide[kDecodeConsumers][32 * 32];    // half of each warp's sums
+  alignas(16) float narrow[kDecodeConsumers][16 * 32];  // a quarter
+  float2 state[kDecodeConsumers][16];                   // maximum and sum of each row
+  uint32_t bad[kStages][kDecodeProducers];              // a page of that tile does not exist
+  Pipeline<kStages> pipeline;
+  int64_t warp_tiles[kDecodeWarps], warp_length[kDecodeWarps];
+  int warp_largest[kDecodeWarps];
+  DecodeWalk walk[kDecodeWarps];  // of each warp
+  bool is_last;
+};
+
+// Every CTA adds up all lengths and finds its first piece: the split lives on the device.
+template <bool kFp8>
+__device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
+                                                  const DecodeShape& shape,
+                                                  DecodeSmem<kFp8>& smem) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int share = ceil_div(shape.batch, static_cast<int>(blockDim.x));
+  const int first = min(static_cast<int>(threadIdx.x) * share, shape.batch);
+  const int end = min(first + share, shape.batch);
+  int64_t tiles = 0;
+  uint32_t largest = 0;
+  for (int b = first; b < end; ++b) {
+    const int own = decode_sequence(shape, p.lengths[b]).tiles;
+    tiles += int64_t{own} * shape.heads;
+    largest = max(largest, own);
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    tiles += __shfl_xor_sync(0xffffffff, tiles, distance);
+  largest = warp_max(largest);
+  if (lane == 0) {
+    smem.warp_tiles[warp] = tiles;
+    smem.warp_largest[warp] = static_cast<int>(largest);
+  }
+  // No piece, unless a thread finds one.
+  if (threadIdx.x < kDecodeWarps) smem.walk[threadIdx.x].b = shape.batch;
+  __syncthreads();
+  DecodeTotals totals{0, 0};
+  for (int w = 0; w < kDecodeWarps; ++w) {
+    totals.tiles += smem.warp_tiles[w];
+    totals.largest = max(totals.largest, smem.warp_largest[w]);
+  }
+  const DecodeLine line(decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid),
+                        totals, shape.grid);
+
+  int64_t length = 0;  // of the thread's sequences on the line
+  for (int b = first; b < end; ++b) {
+    const int own = decode_sequence(shape, p.lengths[b]).tiles;
+    length += line.item_length(decode_cut(own, line.split), own) * shape.heads;
+  }
+  int64_t place = length;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int64_t before = __shfl_up_sync(0xffffffff, place, step);
+    if (lane >= step) place += before;
+  }
+  if (lane == 31) smem.warp_length[warp] = place;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) place += smem.warp_length[w];
+  const int cta = blockIdx.x;
+  const int64_t begin = line.begin_of(cta, shape.grid);
+  if (place - length <= begin && begin < place) {
+    const DecodeWalk walk = decode_walk(shape, line, p.lengths, first, place - length, begin,
+                                        line.begin_of(cta + 1, shape.grid));
+    for (DecodeWalk& copy : smem.walk) copy = walk;
+  }
+  __syncthreads();
+  return line;
+}
+
+// A producer warp copies two granules of each tile. What no query sees arrives as zeros and is not
+// read, so that a value nobody wrote cannot turn a weight of zero into NaN.
+template <bool kFp8>
+__device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const DecodeShape& shape,
+                                           const DecodeLine& line, DecodeSmem<kFp8>& smem) {
+  using Smem = DecodeSmem<kFp8>;
+  constexpr int kChunks = Smem::kRowBytes / 16, kRows = 32 / kChunks;  // of one copy of a warp
+  constexpr int kMine = kDecodeGranules / kDecodeProducers;
+  const int warp = threadIdx.x / 32 - kDecodeConsumers, lane = threadIdx.x % 32;
+  const int row_blocks = shape.heads / p.kv_heads;
+  const int64_t row_stride = int64_t{p.kv_heads} * Smem::kRowBytes;
+  const uint64_t policy = ptx::evict_first_policy();
+  Stage<Smem::kStages> stage;
+
+  DecodeWalk walk = smem.walk[threadIdx.x / 32];
+  for (; !walk.done(shape, line); walk.advance(shape, line, p.lengths)) {
+    const Piece piece = walk.piece();
+    const Span keys = walk.sequence.keys;
+    const int* table = p.block_table + walk.b * p.table_stride;
+    const int64_t chunk = walk.head / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
+    if (!walk.sequence.valid && lane == 0)
+      report_error(p.error, DeviceError::kFlashDecodeSeqlens);
+    const auto granule_key = [&](int tile, int i) {
+      return (piece.first_tile + tile) * kDecodeTile + (warp + i * kDecodeProducers) * kDecodeGranule;
+    };
+    const auto visible = [&](int key) { return within_tile(keys, key, kDecodeGranule); };
+    // Page numbers are asked for one tile ahead of their use.
+    int page[kMine], next[kMine] = {};
+    const auto ask = [&](int tile) {
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        const int key = granule_key(tile, i);
+        const TileSpan span = visible(key);
+        next[i] = span.first < span.end ? __ldg(table + key / p.page_size) : 0;
+      }
+    };
+    ask(0);
+    for (int tile = 0; tile < piece.tiles; ++tile) {
+      int64_t offset[kMine];
+      TileSpan span[kMine];
+      bool bad = false;
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) page[i] = next[i];
+      if (tile + 1 < piece.tiles) ask(tile + 1);
+#pragma unroll
+      for (int i = 0; i < kMine; ++i) {
+        const int key = granule_key(tile, i);
+        span[i] = visible(key);
+        if (page[i] < 0 || page[i] >= p.num_pages) bad = true, span[i].end = span[i].first;
+        const int64_t slot = int64_t{page[i]} * p.page_size + key % p.page_size;
+        offset[i] = span[i].first < span[i].end ? slot * row_stride : 0;
+      }
+      if (bad && lane == 0) report_error(p.error, DeviceError::kFlashDecodeBlockTable);
+#pragma unroll
+      for (int is_value = 0; is_value < 2; ++is_value, stage.advance()) {
+        const char* cache = static_cast<const char*>(is_value ? p.v_cache : p.k_cache);
+        smem.pipeline.wait_empty(stage);
+        uint64_t* full = &smem.pipeline.full[stage.index];
+#pragma unroll
+        for (int i = 0; i < kMine; ++i) {
+          const uint32_t to = ptx::smem_address(
+              smem.ring[stage.index] +
+              (warp + i * kDecodeProducers) * kDecodeGranule * Smem::kRowBytes);
+#pragma unroll
+          for (int r = 0; r < kDecodeGranule; r += kRows) {
+            const int row = r + lane / kChunks;
+            const bool read = span[i].first <= row && row < span[i].end;
+            const char* from = cache + (read ? offset[i] + row * row_stride + chunk : 0);
+            ptx::copy_16_or_zeros(
+                to + row * Smem::kRowBytes + ((lane % kChunks) ^ (row % 8)) * 16, from, read,
+                policy);
+          }
+        }
+        ptx::copies_arrive(full);
+        // Copies arrive on their own behalf; this arrival carries the flag.
+        if (lane == 0) {
+          smem.bad[stage.index][warp] = bad;
+          ptx::mbarrier_arrive(full);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace l4k

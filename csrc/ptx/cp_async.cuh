@@ -1,0 +1,30 @@
+// cp.async: copies of a few bytes to shared memory that need no registers.
+#pragma once
+#include <cstdint>
+
+#include "ptx/mbarrier.cuh"
+
+namespace l4k::ptx {
+
+// PTX ISA: createpolicy. For data that is read once and should leave L2 first.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// PTX ISA: cp.async. 16 bytes, or 16 zeros and nothing read.
+__device__ __forceinline__ void copy_16_or_zeros(uint32_t smem, const void* source, bool read,
+                                                 uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(smem),
+               "l"(source), "r"(read ? 16 : 0), "l"(policy)
+               : "memory");
+}
+
+// PTX ISA: cp.async.mbarrier.arrive.noinc. Arrives once the thread's copies so far have landed.
+__device__ __forceinline__ void copies_arrive(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(barrier))
+               : "memory");
+}
+
+}  // namespace l4k::ptx
