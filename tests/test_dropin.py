@@ -236,3 +236,22 @@ def test_drop_ins_run_on_kernels():
         assert sum(k["launches"] for k in control.counters().values()) == 2
     assert_close(got, expected, 3e-3)
     assert_close(got_scaled, scaled, 3e-3)
+
+
+def test_moe_ffn_runs_on_kernels():
+    x, router, gate, up, w2, shared_gate, shared_up, shared_w2 = (t.bfloat16() for t in block())
+    plain = {
+        "x": x,
+        "router_w": router,
+        "w13": ops.interleave_gate_up(gate, up),
+        "w2": w2,
+        "shared_w13": ops.interleave_gate_up(shared_gate, shared_up),
+        "shared_w2": shared_w2,
+    }
+    for arguments, launches, bound in ((plain, 8, 1e-2), (fp8_block()[0], 9, 5e-2)):
+        expected = l4kernels.moe_ffn(**arguments)
+        with emulated() as control:
+            control.reset()
+            got = l4kernels.moe_ffn(**arguments)
+            assert sum(k["launches"] for k in control.counters().values()) == launches
+        assert_close(got, expected, bound)

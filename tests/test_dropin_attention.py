@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import l4kernels
-from l4kernels.testing import assert_close
+from l4kernels.testing import assert_close, emulated
 from tests.naive import visible
 
 FP8 = torch.float8_e4m3fn
@@ -193,3 +193,33 @@ def test_varlen_compiles_into_one_graph():
 
     got = torch.compile(call, backend="aot_eager", fullgraph=True)(q)
     assert_close(got, call(q), 1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[(20, 32)], [(3, 40), (17, 17)]], ids=str)
+def test_varlen_runs_on_kernels(lengths):
+    torch.manual_seed(10)
+    ends_q, ends_k = torch.tensor([(0, 0), *lengths]).cumsum(0).T.to(torch.int32).contiguous()
+    q, k, v = (torch.randn(int(n), h, 128).bfloat16()
+               for n, h in ((ends_q[-1], 5), (ends_k[-1], 1), (ends_k[-1], 1)))  # fmt: skip
+    arguments = (q, k, v, ends_q, ends_k, 20, 40)
+    options = {"causal": True, "attention_chunk": 16, "return_attn_probs": True}
+    expected = l4kernels.flash_attn_varlen_func(*arguments, **options)
+    with emulated():
+        got = l4kernels.flash_attn_varlen_func(*arguments, **options)
+    assert_close(got, expected, 1e-2)
+
+
+@pytest.mark.parametrize("new", [2, 18])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=str)
+def test_with_kvcache_runs_on_kernels(dtype, new):
+    torch.manual_seed(11)
+    q = torch.randn(2, new, 5, 128).bfloat16()
+    k, v = torch.randn(2, 2, new, 1, 128).bfloat16()
+    caches = torch.randn(2, 2, 64, 1, 128).to(dtype)
+    scale = torch.tensor([[0.5]]) if dtype == FP8 else None
+    options = {"cache_seqlens": i32(3, 30), "causal": True, "return_softmax_lse": True}
+    options |= {"k_descale": scale, "v_descale": scale}
+    expected = l4kernels.flash_attn_with_kvcache(q, *caches.clone(), k, v, **options)
+    with emulated():
+        got = l4kernels.flash_attn_with_kvcache(q, *caches.clone(), k, v, **options)
+    assert_close(got, expected, 1e-2)
