@@ -105,10 +105,11 @@ def test_kvcache_of_e4m3_with_scales():
     scale = torch.tensor([0.5, 0.25]).expand(2, 2)
     caches = cache, cache.clone()
     out = l4kernels.flash_attn_with_kvcache(
-        q, *caches, k, v, cache_seqlens=0, k_descale=scale, v_descale=scale
+        q, *caches, k, v, cache_seqlens=0, k_descale=scale, v_descale=2 * scale[0]
     )
     assert_close(out, v.repeat_interleave(2, 2), 0.05)
-    assert_close(caches[1][:, 0].float() * scale[..., None], v[:, 0], 0.05)
+    assert_close(caches[0][:, 0].float() * scale[..., None], k[:, 0], 0.05)
+    assert_close(caches[1][:, 0].float() * 2 * scale[..., None], v[:, 0], 0.05)
 
 
 def test_kvcache_with_different_numbers_of_queries_and_rows_of_a_batch():
