@@ -203,6 +203,16 @@ def test_strided_queries_and_a_sequence_alone():
     assert torch.equal(whole.out[33:93], alone.out) and torch.equal(whole.lse[:, 33:93], alone.lse)
 
 
+def test_more_sequences_than_the_planner_has_threads():
+    len_qs = [0] * 2100
+    for b, length in ((0, 3), (1023, 1), (1024, 30), (1030, 26), (2099, 2)):
+        len_qs[b] = length
+    args, options = problem(Maker("cpu", torch.bfloat16, 8), len_qs, len_qs, heads=5)
+    with emulated(mode="random", seed=8):
+        got = ops.flash_prefill(*args, **options)
+    assert_close(got, ops.flash_prefill.reference(*args, **options), 3e-3)
+
+
 def test_what_the_kernel_does_not_take():
     make = Maker("cpu", torch.bfloat16, 6)
     for changes, options_changed, message in (

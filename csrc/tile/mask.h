@@ -16,10 +16,15 @@ struct Span {
   L4K_HD constexpr bool empty() const { return first >= end; }
 };
 
+// Neither is negative. A GPU divides 64 bits slowly, and they are rarely needed.
+L4K_HD constexpr int64_t modulo(int64_t a, int64_t b) {
+  return (a | b) >> 32 == 0 ? static_cast<uint32_t>(a) % static_cast<uint32_t>(b) : a % b;
+}
+
 // Keys that the query at `position` sees; chunk 0 is none.
 L4K_HD constexpr Span visible_keys(int64_t position, int64_t chunk) {
   if (position < 0) return {0, 0};
-  return {chunk > 0 ? position - position % chunk : 0, position + 1};
+  return {chunk > 0 ? position - modulo(position, chunk) : 0, position + 1};
 }
 
 // Keys that at least one of the queries sees: there are no gaps between them.

@@ -69,6 +69,8 @@ int main() {
   static_assert(l4k::visible_keys(16385, 8192).end == 16386);
   static_assert(l4k::visible_keys(10'485'759, 8192).first == 10'477'568);
   // Beyond 32 bits, and without a chunk.
+  static_assert(l4k::visible_keys((int64_t{5} << 32) + 8191, 8192).first == int64_t{5} << 32);
+  static_assert(l4k::visible_keys(8193, int64_t{1} << 40).first == 0);
   static_assert(l4k::visible_keys(int64_t{1} << 40, 8192).first == int64_t{1} << 40);
   static_assert(l4k::key_tiles({(int64_t{1} << 40) + 5, (int64_t{1} << 40) + 6}, 0, 128).touched.end ==
                 (int64_t{1} << 33) + 1);

@@ -173,6 +173,7 @@ struct PrefillConsumer {
       for (int r = 0; r < 64; ++r) o[r] *= decay[r / 2 % 2];
       to_operand<8>(s, weights);
     }
+    arrive(&smem.q_empty);  // the next item's Q, K and V come during the rest of this one
     await_values(stage, tile - 1);
     ptx::wgmma_fence();
     weighted(o, weights, stage.index);
@@ -238,11 +239,13 @@ struct PrefillConsumer {
       float o[64];
 #pragma unroll
       for (int r = 0; r < 64; ++r) o[r] = 0.f;
-      if (work().first_tile < work().end_tile) attend(o, softmax, broken);
+      if (work().first_tile < work().end_tile) {
+        attend(o, softmax, broken);
+      } else {
+        arrive(&smem.q_empty);
+      }
       softmax.finish();
-      const PrefillWork at = work();
-      arrive(&smem.q_empty);  // the next item's Q comes while this one is stored
-      store(o, softmax, broken, at);
+      store(o, softmax, broken, work());
     }
   }
 };

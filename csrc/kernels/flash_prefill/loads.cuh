@@ -43,7 +43,8 @@ struct PrefillSmem {
   Pipeline<kRawStages> raw_ring;
   uint64_t q_full, q_empty;
   uint32_t bad[kStages], raw_bad[kRawStages];  // one bit per piece whose page does not exist
-  // Of this item and the next: the consumers have no registers to keep it in.
+  // Of this item and the next: the consumers have no registers to keep it in, and need it still when
+  // they have handed back Q.
   PrefillWork work[2];
   int piece;
 

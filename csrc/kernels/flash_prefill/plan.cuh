@@ -20,24 +20,62 @@ __device__ __forceinline__ bool offsets_are_wrong(const FlashPrefillParams& p) {
   return wrong;
 }
 
-// Calls visit(item, class) for every tile, one warp per sequence.
+struct PlanSmem {
+  int counts[kPrefillClasses];  // tiles of a class, then where its next tile goes
+  int ends[kPlanThreads];       // tiles of the sequences up to this one, of those looked at
+  int warp_totals[32];
+};
+
+// The sum over this thread and those before it.
+__device__ __forceinline__ int running_total(int value, int (&warp_totals)[32]) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffff, value, step);
+    if (lane >= step) value += before;
+  }
+  __syncthreads();  // the totals of the last call have been read
+  if (lane == 31) warp_totals[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (int warp = 0; warp < threadIdx.x / 32; ++warp) value += warp_totals[warp];
+  return value;
+}
+
+// Calls visit(item, class) for every tile. The tiles of all sequences together are dealt to the
+// threads, so neither one long sequence nor many short ones leave most of the CTA idle.
 template <typename Visit>
-__device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, Visit visit) {
+__device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanSmem& smem,
+                                              Visit visit) {
   const int group = p.num_heads / p.kv_heads;
-  for (int b = threadIdx.x / 32; b < p.batch; b += kPlanThreads / 32) {
-    const int len_q = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b], len_k = p.seqlens_k[b];
-    const int tiles = ceil_div(len_q, prefill_tokens(group));
-    for (int tile = threadIdx.x % 32; tile < tiles; tile += 32) {
-      const PrefillTile at = prefill_tile(tile, len_q, len_k, group, p.chunk);
+  for (int base = 0; base < p.batch; base += kPlanThreads) {
+    const int mine = base + threadIdx.x;
+    int tiles = 0;
+    if (mine < p.batch)
+      tiles = ceil_div(p.cu_seqlens_q[mine + 1] - p.cu_seqlens_q[mine], prefill_tokens(group));
+    smem.ends[threadIdx.x] = running_total(tiles, smem.warp_totals);
+    __syncthreads();
+    for (int i = threadIdx.x; i < smem.ends[kPlanThreads - 1]; i += kPlanThreads) {
+      int low = 0, high = kPlanThreads - 1;
+      while (low < high) {  // the first sequence whose tiles end behind i
+        const int middle = (low + high) / 2;
+        if (i < smem.ends[middle]) {
+          high = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      const int b = base + low, tile = i - (low == 0 ? 0 : smem.ends[low - 1]);
+      const int len_q = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b];
+      const PrefillTile at = prefill_tile(tile, len_q, p.seqlens_k[b], group, p.chunk);
       visit(PrefillItem{b, tile}, cost_class(at.end_tile - at.first_tile));
     }
+    __syncthreads();
   }
 }
 
 __global__ void __launch_bounds__(kPlanThreads)
     flash_prefill_plan_kernel(const __grid_constant__ FlashPrefillParams p) {
-  __shared__ int counts[kPrefillClasses];  // then: where the next tile of a class goes
-  __shared__ int warp_totals[32];
+  __shared__ PlanSmem smem;
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   auto* plan = reinterpret_cast<PrefillPlan*>(p.plan);
@@ -50,27 +88,18 @@ __global__ void __launch_bounds__(kPlanThreads)
     }
     return;
   }
-  counts[threadIdx.x] = 0;
+  smem.counts[threadIdx.x] = 0;
   __syncthreads();
-  for_each_tile(p, [&](PrefillItem, int cost) { atomicAdd(&counts[cost], 1); });
-  __syncthreads();
-  // Running totals over the classes from the costliest down, one class per thread.
-  const int cost = kPrefillClasses - 1 - threadIdx.x, lane = threadIdx.x % 32;
-  const int count = counts[cost];
-  int total = count;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(0xffffffff, total, step);
-    if (lane >= step) total += before;
-  }
-  if (lane == 31) warp_totals[threadIdx.x / 32] = total;
-  __syncthreads();
-  for (int warp = 0; warp < threadIdx.x / 32; ++warp) total += warp_totals[warp];
-  counts[cost] = total - count;
+  for_each_tile(p, smem, [&](PrefillItem, int cost) { atomicAdd(&smem.counts[cost], 1); });
+  // Over the classes from the costliest down, one class per thread.
+  const int cost = kPrefillClasses - 1 - threadIdx.x, count = smem.counts[cost];
+  const int total = running_total(count, smem.warp_totals);
+  smem.counts[cost] = total - count;
   if (cost == 0) *plan = {total, p.cu_seqlens_q[p.batch]};
   __syncthreads();
-  for_each_tile(
-      p, [&](PrefillItem item, int cost) { items[atomicAdd(&counts[cost], 1)] = item; });
+  for_each_tile(p, smem, [&](PrefillItem item, int cost) {
+    items[atomicAdd(&smem.counts[cost], 1)] = item;
+  });
 }
 
 }  // namespace l4k
