@@ -39,8 +39,8 @@ void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool group
   } else if (p.scale_a == GemmScale::kTensor && per_tensor) {
     p.scale_b = GemmScale::kTensor;
   } else {
-    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, 1x128 ",
-                    "and 128x128, or 1x128 and per channel, got sfa ", describe(sfa), ", sfb ",
+    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, ",
+                    "1x128 and 128x128, or 1x128 and per channel, got sfa ", describe(sfa), ", sfb ",
                     describe(sfb));
   }
   p.sfa = pointer<float>(sfa);
@@ -59,7 +59,8 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
               describe(b), " with a ", describe(a));
   L4K_CHECK_SHAPE(a, -1, -1);
   L4K_REQUIRE((b.dim() == 2 || grouped) && b.size(b.dim() - 1) == a.size(1),
-              "expected b to be [N, ", a.size(1), "] or [E, N, ", a.size(1), "], got ", describe(b));
+              "expected b to be [N, ", a.size(1), "] or [E, N, ", a.size(1), "], got ",
+              describe(b));
   L4K_CHECK_ROWS(a);
   L4K_CHECK_CONTIGUOUS(b);
   L4K_REQUIRE(grouped == expert_offsets.has_value(),
@@ -126,8 +127,9 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
     L4K_CHECK_CONTIGUOUS(*row_scale);
     p.row_scale = pointer<float>(*row_scale);
   }
-  L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)), "expected config to be a row "
-              "for these operands and this activation, or -1, got ", config);
+  L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)),
+              "expected config to be a row for these operands, scales and activation, or -1, got ",
+              config);
   if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
 }
 
@@ -139,8 +141,8 @@ Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offse
   const int64_t n = b.size(b.dim() - 2);
   Tensor out = empty_like(a, {a.size(0), activation == "swiglu" ? n / 2 : n},
                           out_dtype.value_or(ScalarType::BFloat16));
-  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum, config,
-           out);
+  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum,
+           config, out);
   return out;
 }
 
@@ -149,8 +151,8 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
                 const OptionalTensor& residual, const OptionalTensor& row_scale,
                 const std::string& activation, const std::optional<ScalarType>&, bool fast_accum,
                 int64_t config, Tensor out) {
-  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum, config,
-           out);
+  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum,
+           config, out);
   return out;
 }
 

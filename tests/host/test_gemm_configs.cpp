@@ -26,9 +26,9 @@ constexpr Product kProducts[] = {
     {"down, 16 experts", 5120, 8192, 16},
     {"gate_up, 128 experts", 16384, 5120, 128},
     {"down, 128 experts", 5120, 8192, 128},
-    {"behemoth qkv", 18432, 12288, 1},
-    {"behemoth gate_up, 16 experts", 32768, 12288, 16},
-    {"behemoth down, 16 experts", 12288, 16384, 16},
+    {"behemoth qkv", 18432, 16384, 1},
+    {"behemoth gate_up, 16 experts", 53248, 16384, 16},
+    {"behemoth down, 16 experts", 16384, 26624, 16},
 };
 constexpr int kRows[] = {1, 8, 16, 64, 128, 1024, 4096, 8192};
 
@@ -36,7 +36,8 @@ l4k::GemmChoice check(const Product& product, l4k::GemmProblem p) {
   const l4k::GemmChoice choice = l4k::choose_gemm(p, -1, kSms);
   EXPECT(choice.config >= 0, product.name << ", M " << p.m);
   const l4k::GemmConfig& c = l4k::kGemmConfigs[choice.config];
-  EXPECT(l4k::can_run(c, p) && (!p.fp8 || c.promote != p.fast_accum), product.name << ", M " << p.m);
+  EXPECT(l4k::can_run(c, p), product.name << ", M " << p.m);
+  EXPECT(!p.fp8 || c.promote != p.fast_accum, product.name << ", M " << p.m);
   EXPECT(choice.splits >= 1 && choice.splits <= l4k::max_splits(c, p), product.name);
   EXPECT(l4k::ctas_per_tile(c, p, choice.splits) <= 8, "a cluster has at most 8 CTAs");
   return choice;
@@ -61,7 +62,7 @@ int main() {
         const bool fp8_out = kind == 3;
         const l4k::GemmChoice choice =
             check(product, {m, product.n, product.k, product.num_experts, kind > 0, kind == 2,
-                            false, fp8_out});
+                            false, fp8_out, fp8_out});
         expect_sense(product, m, l4k::kGemmConfigs[choice.config]);
         used.insert(choice.config);
         std::printf("  %2d/%d", choice.config, choice.splits);
@@ -73,7 +74,19 @@ int main() {
   for (int n = 8; n <= 4096; n += 8)
     for (int m : {1, 17, 577, 4096})
       for (bool gelu : {false, true})
-        used.insert(check({"small", n, 1408, 1}, {m, n, 1408, 1, false, false, gelu, false}).config);
-  for (int i = 0; i < l4k::kNumGemmConfigs; ++i) EXPECT(used.count(i) == 1, "row " << i << " is idle");
+        used.insert(
+            check({"small", n, 1408, 1}, {m, n, 1408, 1, false, false, gelu, false, false}).config);
+  // Scales along K need promotion, whatever was asked for.
+  const l4k::GemmProblem blocks{4096, 5120, 5120, 1, true, true, false, true, false};
+  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, -1, kSms).config].promote, "block scales");
+  EXPECT(l4k::choose_gemm(blocks, 5, kSms).config == -1, "a fast row ignores scales along K");
+  // What tests/test_gemm_kernel.py counts on: one tile is split until it costs more than it gives.
+  for (int sms : {1, 2, 3, 5, 8, 132}) {
+    const l4k::GemmProblem one_tile{13, 128, 1920, 1, false, false, false, false, false};
+    const int splits = l4k::choose_gemm(one_tile, 7, sms).splits;
+    EXPECT(splits == (sms < 5 ? sms : 5), sms << " SMs, " << splits << " splits");
+  }
+  for (int i = 0; i < l4k::kNumGemmConfigs; ++i)
+    EXPECT(used.count(i) == 1, "row " << i << " is idle");
   return 0;
 }

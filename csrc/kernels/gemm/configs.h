@@ -8,9 +8,9 @@
 
 namespace l4k {
 
-// Two consumer warpgroups; a stage holds 128 bytes of K of both operands. The tensor core multiplies
-// 64 rows a warpgroup by 8 to 256 columns: rows of A by rows of B, or, swapped, rows of B (weights)
-// by rows of A (tokens), so that few tokens leave no lane idle and weights are read once.
+// Two consumer warpgroups; a stage holds 128 bytes of K of both operands. The tensor core
+// multiplies 64 rows a warpgroup by 8 to 256 columns: rows of A by rows of B, or, swapped, rows of
+// B (weights) by rows of A (tokens), so that few tokens leave no lane idle.
 struct GemmConfig {
   bool fp8;
   // e4m3: add each 128 of K to float32 registers: a second set of accumulators, so no 256 columns.
@@ -84,21 +84,30 @@ struct GemmProblem {
   int m, n, k;  // elements
   int num_experts;
   bool fp8, fast_accum, gelu;
-  bool fp8_out;  // SwiGLU to e4m3 with 1x128 scales: 256 columns of N share a scale
+  bool block_scales;  // scales that change along K
+  bool fp8_out;       // SwiGLU to e4m3 with 1x128 scales: 256 columns of N share a scale
 };
 
 // Whether a row computes the problem at all; fast_accum is a preference and not part of it.
 constexpr bool can_run(const GemmConfig& c, const GemmProblem& p) {
-  if (c.fp8 != p.fp8) return false;
+  if (c.fp8 != p.fp8 || (p.block_scales && !c.promote)) return false;
   if (p.fp8_out && !c.swap && !(c.block_n == 128 && c.cluster_n == 2)) return false;
   return c.swap || c.gelu == p.gelu;
 }
 
-// CTAs that work on one tile of the schedule: a cluster of the table, the two that share a scale, or
-// the splits of K.
+// CTAs that work on one tile of the schedule: a cluster of the table, the two that share a scale,
+// or the splits of K.
 constexpr int ctas_per_tile(const GemmConfig& c, const GemmProblem& p, int splits) {
   if (!c.swap) return c.cluster();
   return p.fp8_out ? 2 : splits;
+}
+
+// Clusters that surely run at once, one CTA per SM. A cluster stays within a GPC, and GPCs have 16
+// or 18 SMs, so that some go unused where the size does not divide 16; a pair always fits. One
+// cluster too many would be a second wave.
+constexpr int cluster_slots(int sms, int ctas) {
+  if (ctas <= 2 || sms < 16) return sms / ctas;
+  return sms / 16 * (16 / ctas);
 }
 
 // Cycles, from what one SM can do: a wgmma of 64 x 8 x 32 bytes takes 4, L2 delivers about 40 bytes
@@ -107,7 +116,7 @@ constexpr int ctas_per_tile(const GemmConfig& c, const GemmProblem& p, int split
 // this kind. Never faster than HBM.
 constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int splits, int sms) {
   const int ctas = ctas_per_tile(c, p, splits);
-  const int64_t slots = sms / ctas;
+  const int64_t slots = cluster_slots(sms, ctas);
   if (slots == 0) return INT64_MAX;
   const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
   const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);
@@ -123,8 +132,7 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   const int64_t tile = k_blocks * (tensor > l2 ? tensor : l2) + 1500 + 500 * (splits - 1);
   const int64_t compute = waves * tile;
   const int64_t element = p.fp8 ? 1 : 2;
-  const int64_t bytes =
-      (active * p.n + p.m) * p.k * element + int64_t{2} * p.m * p.n;
+  const int64_t bytes = (active * p.n + p.m) * p.k * element + int64_t{2} * p.m * p.n;
   const int64_t memory = bytes / (20 * sms);
   // Of two rows at the floor the one with less to do hides its start and end better.
   return (compute > memory ? compute : memory) + compute / 8;
@@ -150,13 +158,14 @@ constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
   return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
 }
 
-// A tuned row, else the one of least modelled cost. `config` >= 0 asks for a row and only leaves the
-// splits open; {-1, 1} if it cannot run the problem.
+// A tuned row, else the one of least modelled cost. `config` >= 0 asks for a row and only leaves
+// the splits open; {-1, 1} if it cannot run the problem.
 constexpr GemmChoice choose_gemm(const GemmProblem& p, int config, int sms) {
   if (config < 0) {
     for (const TunedGemm& t : kTunedGemms)
       if (t.n == p.n && t.k == p.k && t.num_experts == p.num_experts && t.fp8 == p.fp8 &&
-          t.fast_accum == p.fast_accum && p.m <= t.max_m && can_run(kGemmConfigs[t.choice.config], p))
+          t.fast_accum == p.fast_accum && p.m <= t.max_m &&
+          can_run(kGemmConfigs[t.choice.config], p))
         return t.choice;
   }
   GemmChoice best{-1, 1};
@@ -164,7 +173,7 @@ constexpr GemmChoice choose_gemm(const GemmProblem& p, int config, int sms) {
   for (int i = 0; i < kNumGemmConfigs; ++i) {
     const GemmConfig& c = kGemmConfigs[i];
     if (!can_run(c, p) || (config >= 0 && i != config)) continue;
-    if (config < 0 && p.fp8 && c.promote == p.fast_accum) continue;
+    if (config < 0 && p.fp8 && c.promote == (p.fast_accum && !p.block_scales)) continue;
     for (int splits = 1; splits <= max_splits(c, p); ++splits) {
       const int64_t cost = modelled_cost(c, p, splits, sms);
       if (cost < best_cost) {

@@ -87,8 +87,8 @@ __device__ __forceinline__ void swiglu(float (&acc)[kRegisters]) {
   }
 }
 
-// Adds the residual to the first kCount registers and stores them row by row: ragged tails, float32.
-// Four lanes make 32 bytes of float32 or 16 of bf16.
+// Stores the first kCount registers row by row: ragged tails, float32. Four lanes make 32 bytes of
+// float32 or 16 of bf16.
 template <int kCount, int kRegisters>
 __device__ __forceinline__ void store_direct(const float (&acc)[kRegisters], const GemmParams& p,
                                              const GemmPlace& at, int column, int columns) {
@@ -143,7 +143,8 @@ __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
     uint32_t packed[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      __nv_bfloat162 pair = __floats2bfloat162_rn(acc[8 * block + 2 * i], acc[8 * block + 2 * i + 1]);
+      const int r = 8 * block + 2 * i;
+      __nv_bfloat162 pair = __floats2bfloat162_rn(acc[r], acc[r + 1]);
       packed[i] = reinterpret_cast<uint32_t&>(pair);
     }
     char* box = staging + block / 4 * (64 * 128);
@@ -165,7 +166,7 @@ __device__ __forceinline__ uint32_t fp8_pair(float a, float b, float inverse) {
 }
 
 // Four lanes share a row and hold two columns of every 8. Of four blocks of 8 e4m3 columns (pairs
-// 0, 1 in `low`, 2, 3 in `high`) lane l of the four gets all of block l: 8 bytes, 32 with the others.
+// 0, 1 in `low`, 2, 3 in `high`) lane l of the four gets all of block l: 8 bytes of 32.
 __device__ __forceinline__ uint2 transpose_quad(uint32_t low, uint32_t high, int lane) {
   const bool upper = lane & 2, odd = lane & 1;
   const uint32_t kept = upper ? high : low;
@@ -180,9 +181,9 @@ __device__ __forceinline__ uint2 transpose_quad(uint32_t low, uint32_t high, int
   return {first, second};
 }
 
-// SwiGLU to e4m3 with one scale per row and 128 results. Two CTAs hold 64 of them each and show each
-// other the largest values of their rows. Called for every tile: the meeting alternates between its
-// phases, the table between its halves.
+// SwiGLU to e4m3 with one scale per row and 128 results. Two CTAs hold 64 of them each and show
+// each other the largest values of their rows. Called for every tile: the meeting alternates
+// between its phases, the table between its halves.
 template <int I, int kRegisters>
 __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmParams& p,
                                            GemmSmem<I>& smem, const RaggedTile& tile,

@@ -1,7 +1,7 @@
 // D[m, :] = act(row_scale[m] * (A[m, :] B[e(m)]^T) + bias) + residual[m, :], ragged by expert.
 //
 //   warpgroup 0, one thread      warpgroups 1, 2: 64 of wgmma's rows each
-//   wait empty -> TMA A, B  ==>  wait full -> 4 wgmma per 128 bytes of K -> release -> ... -> finish
+//   wait empty -> TMA A, B  ==>  wait full -> 4 wgmma per 128 bytes of K -> release ... -> finish
 //
 // barrier     arrives                          waits       promises
 // full[s]     producer, and TMA's bytes        consumers   stage s holds A and B of one K block
@@ -13,9 +13,9 @@
 //
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
 // row counts come from device memory; a role never talks to the other except through the ring, so
-// the producer runs ahead into the next tile while the consumers still store the last one. A cluster is
-// one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of K of one
-// tile. See docs/kernels/gemm.md for the floor and the ladder.
+// the producer runs ahead into the next tile while the consumers still store the last one. A
+// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of
+// K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
 
@@ -169,9 +169,9 @@ __device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& 
   ptx::wgmma_commit();
 }
 
-// The factors of one K block: those of the rows of A times that of the one column of 128 x 128 blocks
-// of B under the tile. A thread needs two rows; swapped, it needs two of every eight columns, and the
-// warp's lanes hold one each of every 32.
+// The factors of one K block: those of the rows of A times that of the one column of 128 x 128
+// blocks of B under the tile. A thread needs two rows; swapped, it needs two of every eight
+// columns, and the warp's lanes hold one each of every 32.
 template <bool kSwap, int kRegisters>
 struct BlockScales {
   static constexpr int kOwn = kSwap ? ceil_div(kRegisters, 16) : 2;
@@ -334,6 +334,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
 
   const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
   if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&map_a);
+    ptx::prefetch_tensor_map(&map_b);
     smem.meeting.init(ctas);
     smem.ring.init(2 * C.cluster());
   }

@@ -39,10 +39,15 @@ struct GemmParams {
 };
 
 inline GemmProblem problem_of(const GemmParams& p) {
-  return {p.m,           p.n,
-          p.k,           p.num_experts,
-          p.fp8,         p.fast_accum,
-          p.activation == GemmActivation::kGelu, p.d_scale != nullptr};
+  return {.m = p.m,
+          .n = p.n,
+          .k = p.k,
+          .num_experts = p.num_experts,
+          .fp8 = p.fp8,
+          .fast_accum = p.fast_accum,
+          .gelu = p.activation == GemmActivation::kGelu,
+          .block_scales = p.scale_a == GemmScale::kBlock || p.scale_b == GemmScale::kBlock,
+          .fp8_out = p.d_scale != nullptr};
 }
 
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream);

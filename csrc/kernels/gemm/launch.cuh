@@ -50,7 +50,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
   const int64_t tiles = int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} *
                         ceil_div(p.n, tile_n);
-  const int64_t clusters = std::min<int64_t>(tiles, sm_count() / ctas);
+  const int64_t clusters = std::min<int64_t>(tiles, cluster_slots(sm_count(), ctas));
   const LaunchConfig config{.grid = dim3(static_cast<unsigned>(clusters * ctas)),
                             .block = dim3(kGemmThreads),
                             .smem_bytes = sizeof(GemmSmem<I>) + 1024,

@@ -53,7 +53,8 @@ __device__ __forceinline__ void store_four(const float (&v)[4], const GemmParams
   if (p.out_float32) {
     *reinterpret_cast<float4*>(static_cast<float*>(p.d) + index) = {v[0], v[1], v[2], v[3]};
   } else {
-    __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v[0], v[1]), __floats2bfloat162_rn(v[2], v[3])};
+    __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v[0], v[1]),
+                               __floats2bfloat162_rn(v[2], v[3])};
     *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.d) + index) =
         reinterpret_cast<uint2&>(pairs);
   }
