@@ -308,12 +308,21 @@ _DECODE = {
     # name: new tokens of each sequence, all keys, q heads, kv heads, page size, chunk
     "one": (1, [1], 5, 1, 16, 0),
     "scout heads": (1, [100, 17], 40, 8, 16, 0),
-    "idle rows": (1, [40, 0, 3], 4, 2, 8, 0),
-    "several": (4, [40, 4, 70], 10, 2, 8, 0),
+    "idle rows": (1, [40, 0, 3], 4, 2, 16, 0),
+    "several": (4, [40, 4, 70], 10, 2, 16, 0),
     "chunked": (1, [32, 33, 65, 20], 5, 1, 16, 32),
     "several over an edge": (3, [34, 66], 2, 1, 16, 32),
-    "fewer keys than tokens": (3, [2], 2, 1, 8, 0),
-    "no sequences": (1, [], 2, 1, 8, 0),
+    "fewer keys than tokens": (3, [2], 2, 1, 16, 0),
+    "no sequences": (1, [], 2, 1, 16, 0),
+    "one long": (1, [1500], 5, 1, 32, 0),
+    "long and short": (2, [1000, 1, 260, 16], 8, 2, 48, 0),
+    "two blocks of rows": (16, [300], 16, 1, 64, 0),
+    "page of 256": (5, [700, 257], 8, 2, 256, 128),
+    "chunk of 1": (2, [20, 1], 8, 2, 16, 1),
+    "chunk of 3": (16, [50, 4], 4, 1, 16, 3),
+    "chunk of 16": (16, [130], 5, 1, 16, 16),
+    "chunk of 64": (5, [129, 64, 65], 16, 1, 32, 64),
+    "second chunk": (16, [132, 128, 127], 5, 1, 16, 128),
 }
 
 

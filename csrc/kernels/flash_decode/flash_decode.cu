@@ -21,7 +21,8 @@ cudaError_t launch_decode(const FlashDecodeParams& p, cudaStream_t stream) {
   const LaunchConfig config{.grid = dim3(grid_of(p)),
                             .block = dim3(kDecodeWarps * 32),
                             .smem_bytes = sizeof(DecodeSmem<kFp8>)};
-  return launch(flash_decode_kernel<kFp8>, config, stream, p);
+  return launch(flash_decode_kernel<kFp8>, config, stream, p,
+                decode_shape(p, static_cast<int>(config.grid.x)));
 }
 
 }  // namespace

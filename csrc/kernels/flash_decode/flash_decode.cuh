@@ -170,19 +170,20 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const FlashDec
 
 template <bool kFp8>
 __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const DecodeShape& shape,
-                                             const DecodeLine& line, DecodeSmem<kFp8>& smem) {
+                                             DecodeSmem<kFp8>& smem) {
   using Smem = DecodeSmem<kFp8>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rows = p.tokens * p.group, row_blocks = decode_row_blocks(rows);
   const DecodeWorkspace work(p, shape.grid);
   // Warps share the rows of an item first, then the keys of a tile.
-  int row_warps = 1;
-  while (row_warps * 16 < work.rows) row_warps *= 2;
+  int row_warps = 1, key_warps = kDecodeConsumers;
+  while (row_warps * 16 < work.rows) row_warps *= 2, key_warps /= 2;
+  const int key_warp = warp / row_warps;
   Stage<Smem::kStages> stage;
 
-  // In shared memory: the registers are for sums.
-  DecodeWalk& walk = smem.walk[warp];
-  for (; !walk.done(shape, line); __syncwarp()) {
+  const DecodeWalk& walk = smem.walk[warp];
+  const DecodeLine& line = smem.line;
+  for (; !walk.done(shape, line); next_piece(p, shape, smem)) {
     const int kv_head = walk.head / row_blocks;
     const int block_row = walk.head % row_blocks * kDecodeRows;
     const int first_row = block_row + warp % row_warps * 16;
@@ -193,7 +194,11 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
                  position + min(first_row + 15, rows - 1) / p.group + 1};
     for (int half = 0; half < 2; ++half)
       seen[half] = visible_keys(position + (first_row + lane / 4 + 8 * half) / p.group, p.chunk);
-    const Span any = keys_of_any(queries, p.chunk), all = keys_of_all(queries, p.chunk);
+    const auto in_32_bits = [](Span span) {
+      return TileSpan{static_cast<int>(span.first), static_cast<int>(span.end)};
+    };
+    const TileSpan any = in_32_bits(keys_of_any(queries, p.chunk));
+    const TileSpan all = in_32_bits(keys_of_all(queries, p.chunk));
     Attend<kFp8> attend;
     attend.load_queries(p, walk.b, kv_head, first_row);
     attend.clear();
@@ -209,14 +214,14 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
       smem.pipeline.wait_full(keys);
       for (uint32_t flag : smem.bad[keys.index]) bad |= flag;
 #pragma unroll 1
-      for (int g = warp / row_warps; g < kDecodeGranules; g += kDecodeConsumers / row_warps) {
-        const int64_t key = int64_t{tile} * kDecodeTile + g * kDecodeGranule;
-        if (key >= any.end || key + kDecodeGranule <= any.first) continue;
+      for (int g = key_warp; g < kDecodeGranules; g += key_warps) {
+        const int key = tile * kDecodeTile + g * kDecodeGranule;
+        if (key >= any.end || key <= any.first - kDecodeGranule) continue;
         float s[2][4];
         uint32_t w[4];
         const int offset = g * kDecodeGranule * Smem::kRowBytes;
         attend.scores(ptx::smem_address(smem.ring[keys.index]) + offset, s);
-        if (key < all.first || key + kDecodeGranule > all.end) {
+        if (key < all.first || key > all.end - kDecodeGranule) {
           const TileSpan spans[2] = {within_tile(seen[0], key, kDecodeGranule),
                                      within_tile(seen[1], key, kDecodeGranule)};
           attend.mask(spans, s);
@@ -241,28 +246,26 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
       attend.consumers_sync();
       if (smem.is_last) add_pieces(p, work, line, walk, kv_head, block_row);
     }
-    __syncwarp();
-    if (lane == 0) walk.advance(shape, line, p.lengths);
   }
 }
 
 template <bool kFp8>
 __global__ void __launch_bounds__(kDecodeWarps * 32, 1)
-    flash_decode_kernel(const __grid_constant__ FlashDecodeParams p) {
+    flash_decode_kernel(const __grid_constant__ FlashDecodeParams p,
+                        const __grid_constant__ DecodeShape shape) {
   extern __shared__ char raw[];
   auto& smem = *reinterpret_cast<DecodeSmem<kFp8>*>(raw);
   if (threadIdx.x == 0)
     smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32 + kDecodeProducers);
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  const DecodeShape shape = decode_shape(p, gridDim.x);
-  const DecodeLine line = plan_decode(p, shape, smem);
+  plan_decode(p, shape, smem);
   if (threadIdx.x / 32 < kDecodeConsumers) {
     ptx::registers_increase<208>();
-    attend_tiles(p, shape, line, smem);
+    attend_tiles(p, shape, smem);
   } else {
     ptx::registers_decrease<88>();
-    load_tiles(p, shape, line, smem);
+    load_tiles(p, shape, smem);
   }
 }
 

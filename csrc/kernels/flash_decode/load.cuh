@@ -36,15 +36,16 @@ struct DecodeSmem {
   Pipeline<kStages> pipeline;
   int64_t warp_tiles[kDecodeWarps], warp_length[kDecodeWarps];
   int warp_largest[kDecodeWarps];
+  // The plan: registers are for other things.
+  DecodeLine line;
   DecodeWalk walk[kDecodeWarps];  // of each warp
   bool is_last;
 };
 
 // Every CTA adds up all lengths and finds its first piece: the split lives on the device.
 template <bool kFp8>
-__device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
-                                                  const DecodeShape& shape,
-                                                  DecodeSmem<kFp8>& smem) {
+__device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const DecodeShape& shape,
+                                            DecodeSmem<kFp8>& smem) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int share = ceil_div(shape.batch, static_cast<int>(blockDim.x));
   const int first = min(static_cast<int>(threadIdx.x) * share, shape.batch);
@@ -64,16 +65,16 @@ __device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
     smem.warp_tiles[warp] = tiles;
     smem.warp_largest[warp] = static_cast<int>(largest);
   }
-  // No piece, unless a thread finds one.
-  if (threadIdx.x < kDecodeWarps) smem.walk[threadIdx.x].b = shape.batch;
+  if (lane == 0) smem.walk[warp].b = shape.batch;  // no piece, unless a thread finds one
   __syncthreads();
   DecodeTotals totals{0, 0};
   for (int w = 0; w < kDecodeWarps; ++w) {
     totals.tiles += smem.warp_tiles[w];
     totals.largest = max(totals.largest, smem.warp_largest[w]);
   }
-  const DecodeLine line(decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid),
-                        totals, shape.grid);
+  const DecodeSplit split =
+      decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid);
+  const DecodeLine line = decode_line(split, totals, shape.grid);
 
   int64_t length = 0;  // of the thread's sequences on the line
   for (int b = first; b < end; ++b) {
@@ -96,87 +97,97 @@ __device__ __forceinline__ DecodeLine plan_decode(const FlashDecodeParams& p,
                                         line.begin_of(cta + 1, shape.grid));
     for (DecodeWalk& copy : smem.walk) copy = walk;
   }
+  if (threadIdx.x == 0) smem.line = line;
   __syncthreads();
-  return line;
+}
+
+template <bool kFp8>
+__device__ __forceinline__ void next_piece(const FlashDecodeParams& p, const DecodeShape& shape,
+                                           DecodeSmem<kFp8>& smem) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0)
+    smem.walk[threadIdx.x / 32].advance(shape, smem.line, p.lengths);
+  __syncwarp();
 }
 
 // A producer warp copies two granules of each tile. What no query sees arrives as zeros and is not
 // read, so that a value nobody wrote cannot turn a weight of zero into NaN.
 template <bool kFp8>
 __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const DecodeShape& shape,
-                                           const DecodeLine& line, DecodeSmem<kFp8>& smem) {
+                                           DecodeSmem<kFp8>& smem) {
   using Smem = DecodeSmem<kFp8>;
   constexpr int kChunks = Smem::kRowBytes / 16, kRows = 32 / kChunks;  // of one copy of a warp
   constexpr int kMine = kDecodeGranules / kDecodeProducers;
+  constexpr int kAhead = 32 / kMine;  // tiles whose pages the lanes look up together
   const int warp = threadIdx.x / 32 - kDecodeConsumers, lane = threadIdx.x % 32;
+  const int row = lane / kChunks;  // of the first copy
   const int row_blocks = shape.heads / p.kv_heads;
   const int64_t row_stride = int64_t{p.kv_heads} * Smem::kRowBytes;
   const uint64_t policy = ptx::evict_first_policy();
   Stage<Smem::kStages> stage;
 
-  DecodeWalk walk = smem.walk[threadIdx.x / 32];
-  for (; !walk.done(shape, line); walk.advance(shape, line, p.lengths)) {
+  const DecodeWalk& walk = smem.walk[threadIdx.x / 32];
+  for (; !walk.done(shape, smem.line); next_piece(p, shape, smem)) {
     const Piece piece = walk.piece();
-    const Span keys = walk.sequence.keys;
+    const int first_key = static_cast<int>(walk.sequence.keys.first);
+    const uint32_t keys = static_cast<uint32_t>(walk.sequence.keys.end) - first_key;
     const int* table = p.block_table + walk.b * p.table_stride;
-    const int64_t chunk = walk.head / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
+    const int64_t own =
+        row * row_stride + walk.head / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
     if (!walk.sequence.valid && lane == 0)
       report_error(p.error, DeviceError::kFlashDecodeSeqlens);
     const auto granule_key = [&](int tile, int i) {
-      return (piece.first_tile + tile) * kDecodeTile + (warp + i * kDecodeProducers) * kDecodeGranule;
+      return (piece.first_tile + tile) * kDecodeTile +
+             (warp + i * kDecodeProducers) * kDecodeGranule;
     };
-    const auto visible = [&](int key) { return within_tile(keys, key, kDecodeGranule); };
-    // Page numbers are asked for one tile ahead of their use.
-    int page[kMine], next[kMine] = {};
-    const auto ask = [&](int tile) {
-#pragma unroll
-      for (int i = 0; i < kMine; ++i) {
-        const int key = granule_key(tile, i);
-        const TileSpan span = visible(key);
-        next[i] = span.first < span.end ? __ldg(table + key / p.page_size) : 0;
-      }
-    };
-    ask(0);
+    int64_t place = -1;  // of the lane's granule in the cache; negative: nothing to read
+    uint32_t bad = 0;    // lanes whose page does not exist
     for (int tile = 0; tile < piece.tiles; ++tile) {
-      int64_t offset[kMine];
-      TileSpan span[kMine];
-      bool bad = false;
-#pragma unroll
-      for (int i = 0; i < kMine; ++i) page[i] = next[i];
-      if (tile + 1 < piece.tiles) ask(tile + 1);
+      const int source = tile % kAhead * kMine;
+      if (source == 0) {
+        const int ahead = tile + lane / kMine, key = granule_key(ahead, lane % kMine);
+        const bool seen = ahead < piece.tiles && key + kDecodeGranule > first_key &&
+                          key < static_cast<int>(first_key + keys);
+        const int column = seen ? key / p.page_size : 0;
+        const int page = seen ? __ldg(table + column) : -1;
+        const bool exists = page >= 0 && page < p.num_pages;
+        place = exists ? (int64_t{page - column} * p.page_size + key) * row_stride : -1;
+        bad = __ballot_sync(0xffffffff, seen && !exists);
+        if (bad != 0 && lane == 0) report_error(p.error, DeviceError::kFlashDecodeBlockTable);
+      }
+      int64_t from[kMine];
+      uint32_t first[kMine], count[kMine];  // rows with first + r < count are read
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
-        const int key = granule_key(tile, i);
-        span[i] = visible(key);
-        if (page[i] < 0 || page[i] >= p.num_pages) bad = true, span[i].end = span[i].first;
-        const int64_t slot = int64_t{page[i]} * p.page_size + key % p.page_size;
-        offset[i] = span[i].first < span[i].end ? slot * row_stride : 0;
+        from[i] = __shfl_sync(0xffffffff, place, source + i);
+        count[i] = from[i] < 0 ? 0 : keys;
+        from[i] = max(from[i], int64_t{0}) + own;
+        first[i] = granule_key(tile, i) + row - first_key;
       }
-      if (bad && lane == 0) report_error(p.error, DeviceError::kFlashDecodeBlockTable);
-#pragma unroll
+#pragma unroll 1  // registers: unrolled, the addresses of both are kept
       for (int is_value = 0; is_value < 2; ++is_value, stage.advance()) {
         const char* cache = static_cast<const char*>(is_value ? p.v_cache : p.k_cache);
         smem.pipeline.wait_empty(stage);
         uint64_t* full = &smem.pipeline.full[stage.index];
+        // Chunk c of row r lies at c ^ (r % 8); rows of one lane differ in the upper bits of r.
+        const uint32_t to = ptx::smem_address(smem.ring[stage.index]) +
+                            (warp * kDecodeGranule + row) * Smem::kRowBytes +
+                            ((lane % kChunks) ^ row) * 16;
 #pragma unroll
         for (int i = 0; i < kMine; ++i) {
-          const uint32_t to = ptx::smem_address(
-              smem.ring[stage.index] +
-              (warp + i * kDecodeProducers) * kDecodeGranule * Smem::kRowBytes);
+          const char* at = cache + from[i];
 #pragma unroll
           for (int r = 0; r < kDecodeGranule; r += kRows) {
-            const int row = r + lane / kChunks;
-            const bool read = span[i].first <= row && row < span[i].end;
-            const char* from = cache + (read ? offset[i] + row * row_stride + chunk : 0);
-            ptx::copy_16_or_zeros(
-                to + row * Smem::kRowBytes + ((lane % kChunks) ^ (row % 8)) * 16, from, read,
-                policy);
+            ptx::copy_16_or_zeros((to ^ (r % 8 * 16)) + (i * kDecodeProducers * kDecodeGranule + r) *
+                                                            Smem::kRowBytes,
+                                  at, first[i] + r < count[i], policy);
+            at += kRows * row_stride;
           }
         }
         ptx::copies_arrive(full);
         // Copies arrive on their own behalf; this arrival carries the flag.
         if (lane == 0) {
-          smem.bad[stage.index][warp] = bad;
+          smem.bad[stage.index][warp] = bad >> source & ((1 << kMine) - 1);
           ptx::mbarrier_arrive(full);
         }
       }

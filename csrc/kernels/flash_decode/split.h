@@ -101,8 +101,6 @@ struct DecodeLine {
   DecodeSplit split;
   int64_t length;
 
-  L4K_HD DecodeLine(const DecodeSplit& s, const DecodeTotals& totals, int grid)
-      : split(s), length(s.one_wave ? grid : totals.tiles) {}
   L4K_HD int64_t begin_of(int cta, int grid) const { return length * cta / grid; }
   L4K_HD int64_t item_length(const DecodeCut& cut, int tiles) const {
     return split.one_wave ? cut.pieces : tiles;
@@ -114,6 +112,11 @@ struct DecodeLine {
   // kDecodeSlotsPerCta * grid: pieces of an item that is cut are at least half of `size` long.
   L4K_HD int64_t slot(int64_t place) const { return split.one_wave ? place : 2 * place / split.size; }
 };
+
+L4K_HD constexpr DecodeLine decode_line(const DecodeSplit& split, const DecodeTotals& totals,
+                                        int grid) {
+  return {split, split.one_wave ? grid : totals.tiles};
+}
 
 // Walks the pieces of one CTA. `item` counts sequences x heads.
 struct DecodeWalk {
