@@ -1,4 +1,4 @@
-"""What the emulator counts of the GEMM: the wave model's traffic, no conflicts, no idle products."""
+"""Counts of the emulated GEMM: the wave model's traffic, no conflicts, no idle products."""
 
 import pytest
 import torch
