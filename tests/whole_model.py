@@ -85,6 +85,6 @@ def check(
         "error": relative_error(logits, truth),
         "reference_error": relative_error(wanted, truth),
     }
-    bound = (2 if form == "bf16" else 3) * errors["reference_error"]
+    bound = (1.3 if form == "bf16" else 1.5) * errors["reference_error"]
     assert errors["error"] <= bound, f"{form} {prompt}: {errors}, bound {bound:.3g}"
     return errors
