@@ -203,6 +203,19 @@ def test_strided_queries_and_a_sequence_alone():
     assert torch.equal(whole.out[33:93], alone.out) and torch.equal(whole.lse[:, 33:93], alone.lse)
 
 
+def test_pages_behind_4_gib():
+    """A sparse cache of 2^31 elements, of which a few pages exist."""
+    cache = torch.empty(1 << 16, 256, 1, 128, dtype=torch.bfloat16)
+    args, options = problem(Maker("cpu", torch.bfloat16, 9), [30], [500], heads=5, page=256)
+    pages = torch.tensor([[65_535, 33_000]])
+    for source in args[1:3]:
+        cache[pages[0]] = source[args[5][0].long()]
+        with emulated():
+            got = ops.flash_prefill(args[0], cache, cache, *args[3:5], pages.to(I32), **options)
+        expected = ops.flash_prefill.reference(args[0], source, source, *args[3:], **options)
+        assert_close(got, expected, 3e-3)
+
+
 def test_more_sequences_than_the_planner_has_threads():
     len_qs = [0] * 2100
     for b, length in ((0, 3), (1023, 1), (1024, 30), (1030, 26), (2099, 2)):

@@ -53,12 +53,17 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
   L4K_CHECK_ROWS(v_cache);
   L4K_REQUIRE(fp8 || (!maybe_k_scale.has_value() && !maybe_v_scale.has_value()),
               "expected no k_scale or v_scale with a BFloat16 cache, got one");
-  for (const auto& maybe_scale : {maybe_k_scale, maybe_v_scale}) {
-    if (!maybe_scale.has_value()) continue;
-    const Tensor& scale = *maybe_scale;
-    L4K_CHECK_DTYPE(scale, Float);
-    L4K_CHECK_SHAPE(scale, kv_heads);
-    L4K_CHECK_CONTIGUOUS(scale);
+  if (maybe_k_scale.has_value()) {
+    const Tensor& k_scale = *maybe_k_scale;
+    L4K_CHECK_DTYPE(k_scale, Float);
+    L4K_CHECK_SHAPE(k_scale, kv_heads);
+    L4K_CHECK_CONTIGUOUS(k_scale);
+  }
+  if (maybe_v_scale.has_value()) {
+    const Tensor& v_scale = *maybe_v_scale;
+    L4K_CHECK_DTYPE(v_scale, Float);
+    L4K_CHECK_SHAPE(v_scale, kv_heads);
+    L4K_CHECK_CONTIGUOUS(v_scale);
   }
   L4K_REQUIRE(softmax_scale > 0, "expected softmax_scale to be positive, got ", softmax_scale);
   L4K_REQUIRE(chunk >= 0, "expected chunk to be 0 (off) or positive, got ", chunk);

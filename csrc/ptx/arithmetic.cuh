@@ -11,8 +11,8 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return d;
 }
 
-// The same value, of which the compiler knows nothing: what follows from it is not computed ahead of
-// a loop and kept in registers.
+// The same value, of which the compiler knows nothing: what follows from it is not computed ahead
+// of a loop and kept in registers.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;

@@ -41,9 +41,9 @@ __device__ __forceinline__ uint64_t smem_descriptor_sw128(const void* tile) {
   return start | kLeading << 16 | kStride << 32 | kSwizzle128 << 62;
 }
 
-// The same swizzle for a B whose N is contiguous ("transposed"; 16-bit types only): rows of 128 bytes
-// are 64 of N at one k, groups of 8 k are 1024 bytes apart, groups of 64 of N `column_stride` bytes.
-// Advance K by 16 rows by adding 2048 / 16.
+// The same swizzle for a B whose N is contiguous ("transposed"; 16-bit types only): rows of 128
+// bytes are 64 of N at one k, groups of 8 k are 1024 bytes apart, groups of 64 of N `column_stride`
+// bytes. Advance K by 16 rows by adding 2048 / 16.
 __device__ __forceinline__ uint64_t smem_descriptor_sw128_transposed(const void* tile,
                                                                      uint32_t column_stride) {
   constexpr uint64_t kStride = 1024 >> 4;

@@ -19,7 +19,6 @@ enum class DeviceError : uint32_t {
   kFlashDecodeSeqlens,
   kFlashPrefillOffsets,
   kFlashPrefillPages,
-  kFlashDecodePages,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -36,7 +35,6 @@ constexpr const char* kDeviceErrorNames[] = {
     "flash_decode: seqlens_k",
     "flash_prefill: cu_seqlens_q",
     "flash_prefill: block_table",
-    "flash_decode: block_table",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

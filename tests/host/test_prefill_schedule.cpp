@@ -10,19 +10,19 @@ namespace {
 
 void check_tiles(int len_q, int len_k, int group, int64_t chunk) {
   const int per_tile = l4k::prefill_tokens(group);
-  EXPECT(per_tile * group <= l4k::kPrefillRows && (per_tile + 1) * group > l4k::kPrefillRows, group);
+  EXPECT(per_tile * group <= 128 && (per_tile + 1) * group > 128, group);
   int next = 0, tiles = 0;
   for (; next < len_q; ++tiles) {
     const l4k::PrefillTile tile = l4k::prefill_tile(tiles, len_q, len_k, group, chunk);
-    EXPECT(tile.first_token == next && tile.tokens >= 1 && tile.tokens <= per_tile, "tile " << tiles);
+    EXPECT(tile.first_token == next && 1 <= tile.tokens && tile.tokens <= per_tile, tiles);
     EXPECT(tile.position == len_k - len_q + next, "position");
     next += tile.tokens;
     for (int token = 0; token < tile.tokens; ++token) {
       const l4k::Span keys = l4k::visible_keys(tile.position + token, chunk);
       if (keys.empty()) continue;
       EXPECT(tile.first_key <= keys.first && keys.end <= tile.end_key, "keys");
-      EXPECT(int64_t{tile.first_tile} * 128 <= keys.first && keys.end <= int64_t{tile.end_tile} * 128,
-             "tiles");
+      EXPECT(int64_t{tile.first_tile} * 128 <= keys.first, "first tile");
+      EXPECT(int64_t{tile.end_tile} * 128 >= keys.end, "last tile");
       if (tile.first_whole < tile.end_whole)
         EXPECT(keys.first <= int64_t{tile.first_whole} * 128 &&
                    int64_t{tile.end_whole} * 128 <= keys.end,
@@ -55,7 +55,7 @@ int main() {
   for (int group = 1; group <= 16; ++group)
     for (int64_t chunk : {0, 1, 3, 64, 128, 8192})
       for (int len_q : {0, 1, 7, 8, 25, 26, 128, 129, 300})
-        for (int len_k : {0, 1, len_q - 1, len_q, len_q + 1, len_q + 127, 8192, 8193, 16385, 10'485'760})
+        for (int len_k : {0, 1, len_q - 1, len_q, len_q + 1, len_q + 127, 8192, 16385, 10'485'760})
           if (len_k >= 0) check_tiles(len_q, len_k, group, chunk);
   check_tiles(130, 0x7fffffff, 5, 0);
   EXPECT(l4k::max_prefill_items(1000, 4, 1000, 5) == 44, "rows");

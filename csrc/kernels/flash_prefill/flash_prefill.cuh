@@ -15,8 +15,8 @@
 // named 1       both consumers                both        rows of V that nobody sees are zero
 // named 2, 3    the other consumer            a consumer  its turn to feed the tensor cores
 //
-// Persistent: CTA c takes its items from the list of plan.cuh in snake order; every role walks the
-// same list. See docs/kernels/flash_prefill.md.
+// Persistent: CTA c takes its items from the list of plan.cuh in snake order; the producer hands
+// them on. See docs/kernels/flash_prefill.md.
 #pragma once
 #include <cuda.h>
 
@@ -93,8 +93,8 @@ struct PrefillConsumer {
     ptx::wgmma_commit();
   }
 
-  // Masks S where some row of the tile does not see all of the keys; notes in bit h of `broken` that
-  // row h sees a page which the cache does not have.
+  // Masks S where some row of the tile does not see all of the keys; notes in bit h of `broken`
+  // that row h sees a page which the cache does not have.
   __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_pieces,
                                               uint32_t& broken) {
     TileSpan seen[2];
@@ -103,7 +103,8 @@ struct PrefillConsumer {
       const Span keys = visible_keys(int64_t{work().position} + row(h) / group(), p.chunk);
       seen[h] = within_tile(keys, int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
       if (bad_pieces == 0 || seen[h].first == seen[h].end) continue;
-      for (int i = seen[h].first / smem.piece; i * smem.piece < seen[h].end; ++i)
+      const int piece = piece_slots(p.page_size);
+      for (int i = seen[h].first / piece; i * piece < seen[h].end; ++i)
         broken |= (bad_pieces >> i & 1) << h;
     }
     mask(s, seen);
@@ -115,10 +116,12 @@ struct PrefillConsumer {
     const TileSpan keep = within_tile({work().first_key, work().end_key},
                                       int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
     // Pieces that nobody sees have come as zeros.
-    if (((keep.first | keep.end) & (smem.piece - 1)) != 0) clear_rows(smem.kv[at.index], keep);
+    if (((keep.first | keep.end) & (piece_slots(p.page_size) - 1)) != 0)
+      clear_rows(smem.kv[at.index], keep);
   }
 
-  // S becomes the next weights, against all keys so far.
+  // S becomes the next weights, against all keys so far. Two calls, since behind an optional mask
+  // ptxas moves the wait that follows in front of the exponentials, and nothing overlaps.
   __device__ __forceinline__ void soften(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
                                          uint32_t bad_pieces, float (&decay)[2],
                                          uint32_t& broken) {

@@ -36,21 +36,19 @@ struct PrefillSmem {
 
   // Tiles are [half of D][rows][128 bytes] with the 128-byte swizzle.
   alignas(1024) char q[2][kHalfTile];
-  alignas(1024) char out[8][2][16 * 128];       // staging of each consumer warp: 16 rows
+  alignas(1024) char out[8][2][16 * 128];  // staging of each consumer warp: 16 rows
   alignas(1024) char kv[kStages][2][kHalfTile];
   alignas(1024) char raw[kFp8 ? kRawStages : 1][kFp8 ? kHalfTile : 16];
   Pipeline<kStages> ring;
   Pipeline<kRawStages> raw_ring;
   uint64_t q_full, q_empty;
   uint32_t bad[kStages], raw_bad[kRawStages];  // one bit per piece whose page does not exist
-  // Of this item and the next: the consumers have no registers to keep it in, and need it still when
-  // they have handed back Q.
+  // Of this item and the next: the consumers have no registers to keep it in, and need it still
+  // when they have handed back Q.
   PrefillWork work[2];
-  int piece;
 
   __device__ __forceinline__ void init(const FlashPrefillParams& p) {
     if (threadIdx.x == 0) {
-      piece = piece_slots(p.page_size);
       ring.init(8, kFp8 ? kConverters : 1);
       raw_ring.init(kConverters);
       ptx::mbarrier_init(&q_full, 1);
@@ -66,7 +64,7 @@ struct PrefillSmem {
   }
 };
 
-// Calls role(work) for every item of this CTA.
+// Calls role(work) for every item of this CTA. Items times heads fit 32 bits: fewer than rows of Q.
 template <typename Role>
 __device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role& role) {
   const auto* plan = reinterpret_cast<const PrefillPlan*>(p.plan);
@@ -97,28 +95,30 @@ struct PrefillProducer {
   Stage<kFp8 ? Smem::kRawStages : Smem::kStages> stage{};
   uint32_t items = 0;
 
-  // Where this lane's piece of a tile is. A page past the last one lies outside of the tensor map
-  // and arrives as zeros: what a piece that nobody sees gets, and one whose page does not exist.
+  // Where this lane's piece of a tile is; slot -1 if nobody sees it. The page comes straight from
+  // the table and is looked at only when it is needed, so that reading it takes no time.
   struct Piece {
     int page, slot;
-    bool bad;
   };
 
   __device__ __forceinline__ Piece find(const PrefillWork& work, int key_tile) const {
-    const int key = key_tile * kPrefillKeys + threadIdx.x * smem.piece % kPrefillKeys;
+    const int piece = piece_slots(p.page_size);
+    const int key = key_tile * kPrefillKeys + threadIdx.x * piece % kPrefillKeys;
     // key + piece may be 2^31.
-    if (key <= work.first_key - smem.piece || key >= work.end_key) return {p.num_pages, 0, false};
+    if (key <= work.first_key - piece || key >= work.end_key) return {0, -1};
     const int index = key / p.page_size, slot = key % p.page_size;
-    int page = -1;
-    if (index < p.max_pages) page = p.block_table[work.sequence * p.table_stride + index];
-    if (page < 0 || page >= p.num_pages) return {p.num_pages, 0, true};
-    return {page, slot, false};
+    if (index >= p.max_pages) return {-1, slot};
+    return {p.block_table[work.sequence * p.table_stride + index], slot};
   }
 
-  __device__ __forceinline__ void load(const CUtensorMap& map, const PrefillWork& work,
-                                       const Piece& at) {
-    const int lane = threadIdx.x, pieces = kPrefillKeys / smem.piece, row = lane % pieces * smem.piece;
-    const uint32_t bad = __ballot_sync(0xffffffff, at.bad) & ((1u << pieces) - 1);
+  __device__ __forceinline__ void load(const CUtensorMap& map, const PrefillWork& work, Piece at) {
+    const int lane = threadIdx.x, piece = piece_slots(p.page_size), pieces = kPrefillKeys / piece;
+    // A page past the last one lies outside of the tensor map and arrives as zeros: what a piece
+    // that nobody sees gets, and one whose page does not exist.
+    const bool exists = 0 <= at.page && at.page < p.num_pages;
+    const uint32_t bad =
+        __ballot_sync(0xffffffff, at.slot >= 0 && !exists) & ((1u << pieces) - 1);
+    if (at.slot < 0 || !exists) at = {p.num_pages, 0};
     auto& ring = [&]() -> auto& {
       if constexpr (kFp8) return smem.raw_ring; else return smem.ring;
     }();
@@ -131,7 +131,7 @@ struct PrefillProducer {
     }
     __syncwarp();  // no copy lands before its bytes are expected
     if (lane < pieces * (kFp8 ? 1 : 2)) {
-      const int half = lane / pieces;
+      const int half = lane / pieces, row = lane % pieces * piece;
       char* to = kFp8 ? smem.raw[stage.index] : smem.kv[stage.index][half];
       ptx::tma_load_4d(to + row * 128, &map, full, half * 64, work.kv_head, at.slot, at.page);
     }
