@@ -1,4 +1,4 @@
-"""Counts of the emulated GEMM: the wave model's traffic, no conflicts, no idle products."""
+"""What the emulator counts of the GEMM: the wave model's traffic, no conflicts, full tiles."""
 
 import pytest
 import torch

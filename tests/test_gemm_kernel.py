@@ -6,7 +6,7 @@ from torch import Tensor
 
 from l4kernels import STATUS
 from l4kernels.ops import gemm, gemm_swiglu_fp8, interleave_gate_up, quantize_fp8
-from l4kernels.testing import assert_close, emulated
+from l4kernels.testing import assert_close, chained, emulated
 from tests.gemm_rows import PLAIN_ROWS, ROWS, Row, operands
 from tests.kernel_checks import same_bits
 from tests.making import Maker
@@ -214,6 +214,20 @@ def test_padding_rows_full_of_nan_do_not_leak(row):
     a[37:] = 0
     assert torch.equal(got, gemm.reference(a, b, **options))
     assert not got[37:].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", BF16_ROWS, ids=str)
+def test_weights_loaded_before_the_previous_product_ends(row, mode):
+    """A chain of dependent launches: B comes early, A only when it has been written."""
+    (x, w), options = operands(maker(), row, 21, 64, 64)
+    with emulated(mode=mode, sms=2), chained():
+        y = gemm(x, w, **options)
+        z = gemm(y, w, residual=y, **options)
+        last = gemm(z, w, **options)
+    y = gemm.reference(x, w, **options)
+    z = gemm.reference(y, w, residual=y, **options)
+    assert torch.equal(last, gemm.reference(z, w, **options))
 
 
 def test_rows_may_be_apart_but_not_misaligned():

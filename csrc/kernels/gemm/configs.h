@@ -35,6 +35,11 @@ struct GemmConfig {
   L4K_HD constexpr int staging_bytes() const {
     return swap ? block_m * pitch() * 4 : block_m * block_n * 2;
   }
+  // Few accumulators: leaves half of the SM to its neighbours in the stream, so that the weights of
+  // the next product arrive under the end of this one.
+  L4K_HD constexpr int ctas_per_sm() const { return right() <= 64 ? 2 : 1; }
+  L4K_HD constexpr int producer_registers() const { return ctas_per_sm() == 2 ? 32 : 40; }
+  L4K_HD constexpr int consumer_registers() const { return ctas_per_sm() == 2 ? 104 : 232; }
   // With schedule, barriers and what alignment costs.
   L4K_HD constexpr int smem_bytes() const {
     const int used = stages * (stage_bytes() + 16) + staging_bytes() + 2 * kMaxExperts * 4 + 128;
@@ -53,14 +58,14 @@ constexpr GemmConfig kGemmConfigs[] = {
     {true, false, false, false, 128, 256, 3},        // 5: fast accumulation
     {true, false, false, false, 128, 256, 3, 2, 1},  // 6: fast, pairs share B
     // few rows of A
-    {false, false, false, true, 16, 128, 8},   // 7: bf16
-    {false, false, false, true, 64, 128, 6},   // 8
+    {false, false, false, true, 16, 128, 5},   // 7: bf16
+    {false, false, false, true, 64, 128, 3},   // 8
     {false, false, false, true, 128, 128, 4},  // 9
-    {true, true, false, true, 16, 128, 8},     // 10: promoted
-    {true, true, false, true, 64, 128, 6},     // 11
+    {true, true, false, true, 16, 128, 5},     // 10: promoted
+    {true, true, false, true, 64, 128, 3},     // 11
     {true, true, false, true, 128, 128, 4},    // 12
-    {true, false, false, true, 16, 128, 8},    // 13: fast
-    {true, false, false, true, 64, 128, 6},    // 14
+    {true, false, false, true, 16, 128, 5},    // 13: fast
+    {true, false, false, true, 64, 128, 3},    // 14
     {true, false, false, true, 128, 128, 4},   // 15
 };
 constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
@@ -71,7 +76,7 @@ constexpr bool valid(const GemmConfig& c) {
   return c.left() == 128 && c.right() % 8 == 0 && c.right() <= (c.promote ? 128 : 256) &&
          c.stages >= 2 && (c.fp8 || !c.promote) && !(c.swap && c.gelu) &&
          (c.cluster_m == 1 || c.cluster_n == 1) && !(c.swap && c.cluster() > 1) &&
-         c.smem_bytes() <= 227 * 1024;
+         c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
 }
 constexpr bool all_valid() {
   for (const GemmConfig& c : kGemmConfigs)

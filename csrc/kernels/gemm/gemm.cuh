@@ -98,28 +98,34 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
   return {tile, 0, k_blocks};
 }
 
-// Loads a stage. Where CTAs of the cluster share a box each one loads a slice of it for all.
+// A stage is a box of A and one of B. Where CTAs of the cluster share a box each one loads a slice
+// of it for all.
 template <int I>
-__device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
-                                           const CUtensorMap& map_b, int stage, int k,
-                                           const RaggedTile& tile, int rank) {
+__device__ __forceinline__ void load_a(GemmSmem<I>& smem, const CUtensorMap& map, int stage, int k,
+                                       const RaggedTile& tile) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  constexpr uint16_t kAll = (1 << C.cluster()) - 1;
   uint64_t* full = &smem.ring.full[stage];
-  ptx::mbarrier_arrive_expect_tx(full, C.stage_bytes());
   if constexpr (C.cluster_n > 1) {
-    const int slice = C.block_m / C.cluster_n * rank;
-    ptx::tma_load_2d_multicast(smem.a[stage] + slice * 128, &map_a, full, k, tile.row + slice,
-                               kAll);
+    const int slice = C.block_m / C.cluster_n * smem.cluster.rank;
+    ptx::tma_load_2d_multicast(smem.a[stage] + slice * 128, &map, full, k, tile.row + slice,
+                               (1 << C.cluster()) - 1);
   } else {
-    ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
+    ptx::tma_load_2d(smem.a[stage], &map, full, k, tile.row);
   }
+}
+
+template <int I>
+__device__ __forceinline__ void load_b(GemmSmem<I>& smem, const CUtensorMap& map, int stage, int k,
+                                       const RaggedTile& tile) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  uint64_t* full = &smem.ring.full[stage];
+  ptx::mbarrier_arrive_expect_tx(full, C.stage_bytes());  // of both boxes
   if constexpr (C.cluster_m > 1) {
-    const int slice = C.block_n / C.cluster_m * rank;
-    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map_b, full, k, tile.column + slice,
-                               tile.expert, kAll);
+    const int slice = C.block_n / C.cluster_m * smem.cluster.rank;
+    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map, full, k, tile.column + slice,
+                               tile.expert, (1 << C.cluster()) - 1);
   } else {
-    ptx::tma_load_3d(smem.b[stage], &map_b, full, k, tile.column, tile.expert);
+    ptx::tma_load_3d(smem.b[stage], &map, full, k, tile.column, tile.expert);
   }
 }
 
@@ -127,14 +133,26 @@ template <int I>
 __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                         const CUtensorMap& map_b, const GemmParams& p) {
   constexpr GemmConfig C = kGemmConfigs[I];
+  // Weights do not come from the previous kernel. Those of a dense product fill the ring before it
+  // has finished; which expert's are needed is for it to say.
+  int early = 0;
+  if (p.expert_offsets == nullptr && smem.cluster.index < smem.schedule.num_tiles()) {
+    const GemmShare share = share_of<I>(smem.schedule.at(smem.cluster.index), p, smem.cluster);
+    early = min(C.stages, share.end_block - share.first_block);
+    for (int i = 0; i < early; ++i)
+      load_b<I>(smem, map_b, i, (share.first_block + i) * C.block_k(), share.tile);
+  }
+  ptx::grid_dependency_wait();
   Stage<C.stages> stage;
   for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
        index += smem.cluster.count) {
     const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
     for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
-      smem.ring.wait_empty(stage);
-      load_stage<I>(smem, map_a, map_b, stage.index, block * C.block_k(), share.tile,
-                    smem.cluster.rank);
+      if (--early < 0) {
+        smem.ring.wait_empty(stage);
+        load_b<I>(smem, map_b, stage.index, block * C.block_k(), share.tile);
+      }
+      load_a<I>(smem, map_a, stage.index, block * C.block_k(), share.tile);
     }
   }
 }
@@ -306,13 +324,13 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
   ptx::tma_store_wait<0>();
 }
 
-// Rows that no expert owns come out as zeros, with scale 1.
+// Rows that no expert owns come out as zeros, with scale 1. By the consumers.
 __device__ __forceinline__ void clear_tail(const GemmParams& p, int first_row) {
   const int columns = p.activation == GemmActivation::kSwiglu ? p.n / 2 : p.n;
   const bool fp8 = p.d_scale != nullptr;
   const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.out_float32 ? 4 : 2);
-  const int64_t first = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  const int64_t first = int64_t{blockIdx.x} * kGemmConsumers + threadIdx.x - 128;
+  const int64_t step = int64_t{gridDim.x} * kGemmConsumers;
   auto* words = static_cast<uint2*>(p.d);  // N' is a multiple of 8
   for (int64_t i = first_row * row_bytes / 8 + first; i < p.m * row_bytes / 8; i += step)
     words[i] = make_uint2(0, 0);
@@ -322,7 +340,7 @@ __device__ __forceinline__ void clear_tail(const GemmParams& p, int first_row) {
 }
 
 template <int I>
-__global__ void __launch_bounds__(kGemmThreads, 1)
+__global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
     gemm_kernel(const __grid_constant__ CUtensorMap map_a,
                 const __grid_constant__ CUtensorMap map_b,
                 const __grid_constant__ CUtensorMap map_d, const __grid_constant__ GemmParams p) {
@@ -330,7 +348,7 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   extern __shared__ char dynamic_smem[];
   auto& smem = *reinterpret_cast<GemmSmem<I>*>(
       (reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) & ~uintptr_t{1023});
-  static_assert(sizeof(GemmSmem<I>) + 1024 <= C.smem_bytes());
+  static_assert(sizeof(GemmSmem<I>) + 1024 == C.smem_bytes());
 
   const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
   if (threadIdx.x == 0) {
@@ -339,8 +357,8 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
     smem.meeting.init(ctas);
     smem.ring.init(2 * C.cluster());
   }
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
   if (threadIdx.x < 32)
     scan_experts(p, C.block_m * C.cluster_m, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
@@ -352,14 +370,15 @@ __global__ void __launch_bounds__(kGemmThreads, 1)
   __syncthreads();
   // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.
   if (ctas > 1) ptx::cluster_sync();
-  clear_tail(p, smem.row_ends[p.num_experts - 1]);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
-    ptx::registers_decrease<40>();
+    ptx::registers_decrease<C.producer_registers()>();
     if (threadIdx.x == 0) produce<I>(smem, map_a, map_b, p);
     __syncwarp();
   } else {
-    ptx::registers_increase<232>();
+    ptx::registers_increase<C.consumer_registers()>();
+    ptx::grid_dependency_wait();
+    clear_tail(p, smem.row_ends[p.num_experts - 1]);
     consume<I>(smem, map_d, p, warpgroup - 1);
   }
   // No CTA leaves while another may still copy into it, arrive at it or read its sums.
