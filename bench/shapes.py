@@ -210,6 +210,17 @@ def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]
     yield "", make
 
 
+@_of("merge_attention_states")
+def _merge_attention_states(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    heads, parts = config.num_attention_heads, 8
+
+    def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        lses = i.normal(parts, heads, tokens, dtype=torch.float32)
+        return (i.normal(parts, tokens, heads, config.head_dim), lses), {}
+
+    yield f"{parts}_parts", make
+
+
 @_of("embed")
 def _embed(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

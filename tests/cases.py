@@ -341,6 +341,17 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
 
 
+@_of("merge_attention_states")
+def _merge_attention_states(make: Maker, name: str) -> Iterator[Case]:
+    for shape in ((1, 1, 1), (2, 7, 5), (3, 2, 4, 8), (19, 5, 3), (2, 0, 4)):
+        *leading, tokens, heads = shape
+        outs = make.randn(*shape, 128)
+        lses = make.randn(*leading, heads, tokens, scale=4, dtype=torch.float32)
+        lses[0, ..., ::3] = float("-inf")
+        outs[0, ..., ::3, :, :] = float("nan")  # no key: not looked at
+        yield Case("x".join(map(str, shape)), (outs, lses))
+
+
 @_of("embed")
 def _embed(make: Maker, name: str) -> Iterator[Case]:
     weight = make.randn(300, 256)

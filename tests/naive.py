@@ -353,6 +353,19 @@ def flash_decode(
     return out, lse
 
 
+def merge_attention_states(outs, lses):
+    outs, lses = f64(outs), f64(lses)
+    with np.errstate(divide="ignore"):
+        lse = np.log(np.exp(lses).sum(0))
+    out = np.zeros(outs.shape[1:])
+    for index in np.ndindex(*lses.shape):
+        if np.isfinite(lses[index]):
+            _, *place, head, token = index
+            weight = np.exp(lses[index] - lse[index[1:]])
+            out[(*place, token, head)] += weight * outs[(index[0], *place, token, head)]
+    return out, lse
+
+
 def embed(input_ids, weight, image_features=None, image_rows=None):
     out = np.zeros((len(input_ids), weight.shape[1]))
     for t, token in enumerate(input_ids.tolist()):

@@ -8,8 +8,8 @@ from bench.shapes import SIZES, benchmarked_ops, calls
 from l4kernels import STATUS
 
 TOKENS = 48
-ELSEWHERE = {"embed", "moe_route", "sample", *SIZES}
-STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - ELSEWHERE)
+OWN_TESTS = {"embed", "moe_route", "sample", *SIZES}
+STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
 
 
 def counters(op: str, tokens: int = TOKENS):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.emulate import count
 from l4kernels import STATUS, testing
-from l4kernels.ops import flash_decode
+from l4kernels.ops import flash_decode, merge_attention_states
 from l4kernels.testing import assert_close, emulated, relative_error
 from tests.kernel_checks import same_bits
 from tests.making import FP8, I32, Maker
@@ -229,3 +229,21 @@ def test_a_replay_follows_lengths_on_the_device(make, mode):
             assert same_bits(out, eager.out) and same_bits(lse, eager.lse)
         for tensor in tensors.values():
             control.unregister_range(tensor.data_ptr(), tensor.nbytes)
+
+
+def test_attention_to_parts_of_the_keys_merges_into_attention_to_all(make):
+    """Sequence parallelism: each rank owns some pages of one long context, one owns nothing."""
+    q, k, v, lengths, table = paged(make, [700], 10, 2)
+    ranks = ((0, 20), (20, 21), (21, 44), (44, 44))
+    with emulated():
+        parts = [
+            flash_decode(
+                q, k, v, make.tensor([max(0, min(700, 16 * end) - 16 * first)]),
+                table[:, first : max(end, first + 1)].contiguous(), softmax_scale=SCALE,
+            )
+            for first, end in ranks
+        ]  # fmt: skip
+        got = merge_attention_states(*(torch.stack(t) for t in zip(*parts, strict=True)))
+    expected = flash_decode.reference(q, k, v, lengths, table, softmax_scale=SCALE)
+    assert_close(got.out, expected.out, 6e-3)  # one more rounding
+    assert_close(got.lse, expected.lse, 1e-5)

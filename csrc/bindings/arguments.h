@@ -62,4 +62,31 @@ inline Tensor workspace(const Tensor& like, int64_t words) {
               "expected the rows of " #t " to be evenly spaced in memory, got ",              \
               l4k::describe(t), "; call contiguous() first")
 
+#define L4K_CHECK_HEAD_SCALE(name, heads)    \
+  if (maybe_##name.has_value()) {            \
+    const Tensor& name = *maybe_##name;      \
+    L4K_CHECK_DTYPE(name, Float);            \
+    L4K_CHECK_SHAPE(name, heads);            \
+    L4K_CHECK_CONTIGUOUS(name);              \
+  }
+
+// The arguments k_cache, v_cache, maybe_k_scale and maybe_v_scale of every op with a paged cache:
+// [P, page_size, Hkv, head_dim] in bf16, or e4m3 with an optional scale per KV head.
+#define L4K_CHECK_PAGED_CACHE(head_dim)                                                           \
+  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, head_dim);                                                 \
+  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), head_dim);          \
+  if (k_cache.scalar_type() != ScalarType::Float8_e4m3fn) {                                       \
+    L4K_CHECK_DTYPE(k_cache, BFloat16);                                                           \
+    L4K_REQUIRE(!maybe_k_scale.has_value() && !maybe_v_scale.has_value(),                         \
+                "expected no k_scale or v_scale with a BFloat16 cache, got one");                 \
+  }                                                                                               \
+  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),                                     \
+              "expected v_cache to have the dtype of k_cache, got ", l4k::describe(v_cache));     \
+  L4K_CHECK_CONTIGUOUS(k_cache);                                                                  \
+  L4K_CHECK_CONTIGUOUS(v_cache);                                                                  \
+  L4K_CHECK_ROWS(k_cache);                                                                        \
+  L4K_CHECK_ROWS(v_cache);                                                                        \
+  L4K_CHECK_HEAD_SCALE(k_scale, k_cache.size(2))                                                  \
+  L4K_CHECK_HEAD_SCALE(v_scale, k_cache.size(2))
+
 }  // namespace l4k

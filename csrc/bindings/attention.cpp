@@ -18,12 +18,8 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
                                          const std::optional<Tensor>& maybe_v_scale) {
   L4K_CHECK_DTYPE(q, BFloat16);
   L4K_CHECK_SHAPE(q, -1, -1, kHeadDim);
-  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, kHeadDim);
-  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), kHeadDim);
+  L4K_CHECK_PAGED_CACHE(kHeadDim);
   const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
-  if (!fp8) L4K_CHECK_DTYPE(k_cache, BFloat16);
-  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),
-              "expected v_cache to have the dtype of k_cache, got ", describe(v_cache));
   const int64_t rows = q.size(0), num_heads = q.size(1), kv_heads = k_cache.size(2);
   L4K_REQUIRE(num_heads >= 1 && kv_heads >= 1 && num_heads % kv_heads == 0 &&
                   num_heads / kv_heads <= kMaxGroup,
@@ -47,24 +43,6 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
   L4K_REQUIRE(block_table.stride(1) == 1 || block_table.size(1) == 1,
               "expected the rows of block_table to be contiguous, got ", describe(block_table));
   L4K_CHECK_ROWS(q);
-  L4K_CHECK_CONTIGUOUS(k_cache);
-  L4K_CHECK_CONTIGUOUS(v_cache);
-  L4K_CHECK_ROWS(k_cache);
-  L4K_CHECK_ROWS(v_cache);
-  L4K_REQUIRE(fp8 || (!maybe_k_scale.has_value() && !maybe_v_scale.has_value()),
-              "expected no k_scale or v_scale with a BFloat16 cache, got one");
-  if (maybe_k_scale.has_value()) {
-    const Tensor& k_scale = *maybe_k_scale;
-    L4K_CHECK_DTYPE(k_scale, Float);
-    L4K_CHECK_SHAPE(k_scale, kv_heads);
-    L4K_CHECK_CONTIGUOUS(k_scale);
-  }
-  if (maybe_v_scale.has_value()) {
-    const Tensor& v_scale = *maybe_v_scale;
-    L4K_CHECK_DTYPE(v_scale, Float);
-    L4K_CHECK_SHAPE(v_scale, kv_heads);
-    L4K_CHECK_CONTIGUOUS(v_scale);
-  }
   L4K_REQUIRE(softmax_scale > 0, "expected softmax_scale to be positive, got ", softmax_scale);
   L4K_REQUIRE(chunk >= 0, "expected chunk to be 0 (off) or positive, got ", chunk);
   L4K_REQUIRE(rows < int64_t{1} << 31 && max_seqlen_q >= 0,

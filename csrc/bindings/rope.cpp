@@ -13,12 +13,8 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
   L4K_CHECK_DTYPE(qkv, BFloat16);
   L4K_CHECK_DTYPE(positions, Long);
   L4K_CHECK_DTYPE(slot_mapping, Long);
-  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, kHeadDim);
-  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), kHeadDim);
+  L4K_CHECK_PAGED_CACHE(kHeadDim);
   const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
-  if (!fp8) L4K_CHECK_DTYPE(k_cache, BFloat16);
-  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),
-              "expected v_cache to have the dtype of k_cache, got ", describe(v_cache));
   const int64_t tokens = qkv.size(0), kv_heads = k_cache.size(2);
   L4K_REQUIRE(num_heads >= 1 && kv_heads >= 1 && num_heads % kv_heads == 0,
               "expected num_heads to be a positive multiple of the ", kv_heads,
@@ -31,10 +27,6 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
   L4K_CHECK_ROWS(qkv);
   L4K_CHECK_CONTIGUOUS(positions);
   L4K_CHECK_CONTIGUOUS(slot_mapping);
-  L4K_CHECK_CONTIGUOUS(k_cache);
-  L4K_CHECK_CONTIGUOUS(v_cache);
-  L4K_CHECK_ROWS(k_cache);
-  L4K_CHECK_ROWS(v_cache);
   if (maybe_cos_sin.has_value()) {
     const Tensor& cos_sin = *maybe_cos_sin;
     L4K_CHECK_DTYPE(cos_sin, Float);
@@ -43,20 +35,6 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
     L4K_CHECK_CONTIGUOUS(cos_sin);
     L4K_CHECK_ROWS(cos_sin);
   }
-  if (maybe_k_scale.has_value()) {
-    const Tensor& k_scale = *maybe_k_scale;
-    L4K_CHECK_DTYPE(k_scale, Float);
-    L4K_CHECK_SHAPE(k_scale, kv_heads);
-    L4K_CHECK_CONTIGUOUS(k_scale);
-  }
-  if (maybe_v_scale.has_value()) {
-    const Tensor& v_scale = *maybe_v_scale;
-    L4K_CHECK_DTYPE(v_scale, Float);
-    L4K_CHECK_SHAPE(v_scale, kv_heads);
-    L4K_CHECK_CONTIGUOUS(v_scale);
-  }
-  L4K_REQUIRE(fp8 || (!maybe_k_scale.has_value() && !maybe_v_scale.has_value()),
-              "expected no k_scale or v_scale with a BFloat16 cache, got one");
   Device device(qkv);
   Tensor q = empty_like(qkv, {tokens, num_heads, kHeadDim});
   RopeCacheParams params{.tokens = tokens,

@@ -5,6 +5,7 @@ from l4kernels.ops.attention import Attention, flash_decode, flash_prefill
 from l4kernels.ops.embed import embed
 from l4kernels.ops.epilogue import deinterleave_gate_up, interleave_gate_up
 from l4kernels.ops.gemm import gemm, gemm_swiglu_fp8
+from l4kernels.ops.merge import merge_attention_states
 from l4kernels.ops.mma_tile import mma_tile
 from l4kernels.ops.moe import Routing, moe_combine, moe_permute, moe_permute_fp8, moe_route
 from l4kernels.ops.norm import AddRmsNorm, RmsNormFp8, add_rms_norm, rms_norm, rms_norm_fp8
@@ -45,6 +46,7 @@ __all__ = [
     "gemm",
     "gemm_swiglu_fp8",
     "interleave_gate_up",
+    "merge_attention_states",
     "mma_tile",
     "moe_combine",
     "moe_permute",
