@@ -22,6 +22,7 @@ ONLY_FOR = {
     "gemm_swiglu_fp8": ("fp8",),
     "quantize_int4": ("int4",),
     "w4_gemm": ("int4",),
+    "merge_attention_states": (),
     "mma_tile": (),
     "word_sum": (),
 }
