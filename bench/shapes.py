@@ -343,7 +343,8 @@ def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any
         return (q, k, v, i.numbers(torch.tensor([0, tokens])), lengths, table), options
 
     for label, chunk, cache in _masks(config, tokens):
-        yield label, lambda i, c=chunk, t=cache: make(i, c, t)
+        if cache != FP8 or tokens <= 8192:
+            yield label, lambda i, c=chunk, t=cache: make(i, c, t)
 
 
 @_of("flash_decode")

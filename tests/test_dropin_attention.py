@@ -169,6 +169,11 @@ def test_layouts_that_cannot_be_had_are_errors():
         l4kernels.flash_attn_with_kvcache(q, cache, cache, k_descale=torch.ones(2, 1))
     with pytest.raises(ValueError, match="expected cache_seqlens with a page_table"):
         l4kernels.flash_attn_with_kvcache(q, cache, cache, page_table=i32(0, 1).view(2, 1))
+    wide = torch.empty(2, 16, 1, 32)[..., :16]  # written into a copy, new keys would be lost
+    with pytest.raises(ValueError, match="expected v_cache to be contiguous"):
+        l4kernels.flash_attn_with_kvcache(q, cache, wide, q, q, cache_seqlens=0)
+    with pytest.raises(TypeError, match="expected cache_seqlens to be int32"):
+        l4kernels.flash_attn_with_kvcache(q, cache, cache, cache_seqlens=torch.tensor([1, 2]))
 
 
 def test_with_kvcache_compiles_into_one_graph():

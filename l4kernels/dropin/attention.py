@@ -188,8 +188,12 @@ def flash_attn_with_kvcache(
     check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
     check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
     check.shape("v_cache", v_cache, list(k_cache.shape))
+    check.contiguous("k_cache", k_cache)
+    check.contiguous("v_cache", v_cache)
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
         check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
         check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
     else:
@@ -200,6 +204,8 @@ def flash_attn_with_kvcache(
         cache_seqlens = length if cache_seqlens is None else cache_seqlens
     if not isinstance(cache_seqlens, Tensor):
         cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
+    check.dtype("cache_seqlens", cache_seqlens, (torch.int32,))
+    check.shape("cache_seqlens", cache_seqlens, [batch])
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
@@ -265,7 +271,6 @@ def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tenso
             f"expected an unpaged cache to hold a multiple of 16 keys per sequence, got "
             f"{describe(k_cache)}; allocate it longer, cache_seqlens says what counts"
         )
-    check.contiguous("k_cache", k_cache)
     pages = torch.arange(rows * length // page, dtype=torch.int32, device=k_cache.device)
     table = pages.view(rows, -1)
     if cache_batch_idx is not None:
