@@ -1,4 +1,4 @@
-// Reductions over part of a warp, a warp and a CTA. Every thread gets the same bits: butterflies
+// Reductions and running totals over part of a warp, a warp and a CTA. Every thread gets the same bits: butterflies
 // add in an order that does not depend on the lane, and each warp combines the warps' results in
 // the same order.
 #pragma once
@@ -8,8 +8,8 @@
 
 namespace l4k {
 
-template <int kLanes = 32>
-__device__ __forceinline__ float warp_sum(float value) {
+template <int kLanes = 32, typename T>
+__device__ __forceinline__ T warp_sum(T value) {
 #pragma unroll
   for (int distance = kLanes / 2; distance > 0; distance /= 2)
     value += __shfl_xor_sync(0xffffffff, value, distance);
@@ -34,6 +34,26 @@ __device__ __forceinline__ uint32_t warp_max(uint32_t value) {
       value = max(value, __shfl_xor_sync(0xffffffff, value, distance));
     return value;
   }
+}
+
+// Over the lanes up to this one.
+template <typename T>
+__device__ __forceinline__ T warp_running_sum(T value) {
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const T before = __shfl_up_sync(0xffffffff, value, distance);
+    if (static_cast<int>(threadIdx.x % 32) >= distance) value += before;
+  }
+  return value;
+}
+
+__device__ __forceinline__ int warp_running_max(int value) {
+#pragma unroll
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int before = __shfl_up_sync(0xffffffff, value, distance);
+    if (static_cast<int>(threadIdx.x % 32) >= distance) value = max(value, before);
+  }
+  return value;
 }
 
 // Whole warps only. `partials` is one word per warp of the CTA. There is one barrier, between the

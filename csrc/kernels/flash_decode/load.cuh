@@ -57,9 +57,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
     tiles += int64_t{own} * shape.heads;
     largest = max(largest, own);
   }
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2)
-    tiles += __shfl_xor_sync(0xffffffff, tiles, distance);
+  tiles = warp_sum(tiles);
   largest = warp_max(largest);
   if (lane == 0) {
     smem.warp_tiles[warp] = tiles;
@@ -81,12 +79,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
     const int own = decode_sequence(shape, p.lengths[b]).tiles;
     length += line.item_length(decode_cut(own, line.split), own) * shape.heads;
   }
-  int64_t place = length;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int64_t before = __shfl_up_sync(0xffffffff, place, step);
-    if (lane >= step) place += before;
-  }
+  int64_t place = warp_running_sum(length);
   if (lane == 31) smem.warp_length[warp] = place;
   __syncthreads();
   for (int w = 0; w < warp; ++w) place += smem.warp_length[w];

@@ -4,6 +4,7 @@
 #include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/flash_prefill/schedule.h"
 #include "ptx/sync.cuh"
+#include "tile/reduce.cuh"
 #include "tile/report.cuh"
 
 namespace l4k {
@@ -28,14 +29,9 @@ struct PlanSmem {
 
 // The sum over this thread and those before it.
 __device__ __forceinline__ int running_total(int value, int (&warp_totals)[32]) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(0xffffffff, value, step);
-    if (lane >= step) value += before;
-  }
+  value = warp_running_sum(value);
   __syncthreads();  // the totals of the last call have been read
-  if (lane == 31) warp_totals[threadIdx.x / 32] = value;
+  if (threadIdx.x % 32 == 31) warp_totals[threadIdx.x / 32] = value;
   __syncthreads();
   for (int warp = 0; warp < threadIdx.x / 32; ++warp) value += warp_totals[warp];
   return value;

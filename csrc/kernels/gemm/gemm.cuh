@@ -31,6 +31,7 @@
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "tile/pipeline.cuh"
+#include "tile/reduce.cuh"
 #include "tile/report.cuh"
 #include "tile/schedule.h"
 
@@ -51,21 +52,12 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, i
     // A running maximum makes hostile offsets ascend; on good ones it changes nothing.
     const int given = end;
     end = min(max(end, rows), p.m);
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int before = __shfl_up_sync(0xffffffff, end, step);
-      if (lane >= step) end = max(end, before);
-    }
+    end = warp_running_max(end);
     if (e < p.num_experts && end != given) report_error(p.error, DeviceError::kGemmExpertOffsets);
     int start = __shfl_up_sync(0xffffffff, end, 1);
     if (lane == 0) start = rows;
-    int total = e < p.num_experts ? ceil_div(end - start, block_m) : 0;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int before = __shfl_up_sync(0xffffffff, total, step);
-      if (lane >= step) total += before;
-    }
-    total += tiles;
+    const int own = e < p.num_experts ? ceil_div(end - start, block_m) : 0;
+    const int total = tiles + warp_running_sum(own);
     if (e < p.num_experts) {
       row_ends[e] = end;
       tile_ends[e] = total;

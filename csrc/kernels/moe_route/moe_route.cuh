@@ -19,6 +19,7 @@
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "tile/ordered.h"
+#include "tile/reduce.cuh"
 #include "tile/report.cuh"
 #include "tile/vector.cuh"
 
@@ -124,12 +125,7 @@ __device__ __forceinline__ void add_offsets(const MoeRouteParams& params, RouteS
     const int4 totals = *reinterpret_cast<const int4*>(smem.totals + first);
     int4& starts = *reinterpret_cast<int4*>(smem.starts + first);
     const int sum = totals.x + totals.y + totals.z + totals.w;
-    int inclusive = sum;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(0xffffffff, inclusive, distance);
-      if (static_cast<int>(threadIdx.x) >= distance) inclusive += other;
-    }
+    const int inclusive = warp_running_sum(sum);
     int4 offsets;
     offsets.x = below + inclusive - sum;
     offsets.y = offsets.x + totals.x;
