@@ -140,6 +140,19 @@ def test_an_equal_sequence_has_equal_bits_at_any_place(make, chunk):
         assert same_bits(a[order], b)
 
 
+@pytest.mark.parametrize("mode", ["late", "early", "random"])
+def test_more_pieces_than_a_warp_adds_up_at_once(make, mode):
+    """40 pieces in three groups, and the groups; a page that does not exist in one of them."""
+    args = paged(make, [40 * 128 - 5], 5, 1, page=64)
+    with emulated(mode=mode, seed=2, sms=40):
+        got = flash_decode(*args, softmax_scale=SCALE)
+        assert_close(got, flash_decode.reference(*args, softmax_scale=SCALE), 3e-3)
+        args[4][0, 50] = -1
+        out, lse = flash_decode(*args, softmax_scale=SCALE)
+    assert device_error() == "flash_decode: block_table"
+    assert not out.any() and (lse == -math.inf).all()
+
+
 @pytest.mark.parametrize("bad", [-1, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("length", [40, 1000])
 def test_a_page_that_does_not_exist_zeroes_its_sequence(make, bad, length):
