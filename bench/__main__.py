@@ -1,7 +1,9 @@
-"""`python -m bench OP…` (or `l4k bench`): floors of every case, and times where there is a GPU."""
+"""`python -m bench OP…` (or `l4k bench`): floors of every case, and times where there is a GPU.
+`python -m bench e2e` measures a whole model."""
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -36,6 +38,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["e2e"]:
+        from .e2e import main as whole_model
+
+        return whole_model(arguments[1:])
     options = parse(arguments)
     on_gpu = torch.cuda.is_available() and STATUS.loaded
     gpu = gpu_key(torch.cuda.get_device_name()) if on_gpu else options.gpu

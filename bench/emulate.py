@@ -8,7 +8,7 @@ from l4kernels import STATUS
 from l4kernels.ops import OPS
 from l4kernels.testing import emulated
 
-from .shapes import calls
+from .shapes import PHASES, SIZES, calls
 
 SMALL = (8, 40)
 """Token counts of the emulated cases: a decode batch and a ragged small prefill."""
@@ -60,6 +60,9 @@ def counters_of(op: str) -> Iterator[str]:
     if op not in STATUS.kernels:
         yield f"{op}: no kernel"
         return
-    for call in calls(op, ("scout",), ("decode",), {"decode": SMALL}):
+    # Products and attention at the demo's size: emulated, Scout's would take hours.
+    model, sizes = ("demo", (40, 200)) if op in SIZES else ("scout", SMALL)
+    phase = next(iter(SIZES.get(op, PHASES)))
+    for call in calls(op, (model,), (phase,), {phase: sizes}):
         args, kwargs = call.make("cpu")
         yield f"{call.key.removeprefix('bench.')} emulated: {count(op, args, kwargs)}"

@@ -4,6 +4,7 @@ A step returns the timing of its row, if it has one, and what else the row holds
 fails.
 """
 
+import contextlib
 import functools
 import shutil
 import subprocess
@@ -14,11 +15,15 @@ from typing import Any
 import torch
 
 from l4kernels import STATUS, ops, take_device_error
+from l4kernels.env import gpu_problem
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close
 from tests.kernel_checks import check, kernel_cases, same_bits, tensors
 from tests.making import Case
+from tests.whole_model import CASES
+from tests.whole_model import check as model_is_right
 
+from . import e2e
 from .measure import measure
 from .peaks import gpu_key
 from .shapes import PHASES, benchmarked_ops, calls
@@ -28,6 +33,15 @@ Result = tuple[Timing | None, dict[str, Any]]
 Step = Callable[[], Result]
 
 REPEATS = 20
+WHOLE_MODELS = (  # model, format, batch, prompt, new tokens, layers (None: as many as fit)
+    ("demo", "fp8", 1, 128, 32, None),
+    ("scout", "fp8", 1, 8192, 64, None),
+    ("scout", "fp8", 64, 1024, 32, None),
+    ("scout", "bf16", 1, 8192, 64, 8),
+    ("maverick", "fp8", 1, 8192, 64, 8),
+)
+COSTS = {"e2e.scout.fp8": 120, "e2e.": 60, "sanitizer.": 60, "test.model.": 20}
+"""Seconds that steps whose key starts so may take; a step that the budget does not cover waits."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 
@@ -36,14 +50,34 @@ def steps() -> Iterator[tuple[str, Step]]:
     yield "test.graph.dependent_launch", dependent_launches_in_a_graph
     for op in STATUS.kernels:
         yield f"test.{op}", functools.partial(kernel_is_right, op)
+    for form in ("bf16", "fp8"):
+        if gpu_problem(form) is None:
+            for case in CASES:
+                if case[0].startswith(form):
+                    yield f"test.model.{'.'.join(case)}", functools.partial(whole_model, *case)
     yield "ceiling.copy", copy_ceiling
     yield "ceiling.read", read_ceiling
+    for model, form, batch, prompt, new, layers in WHOLE_MODELS:
+        if gpu_problem(form) is None:
+            run = functools.partial(e2e.run, "cuda", model, form, batch, prompt, new, layers)
+            yield e2e.key(model, form, batch, prompt), lambda run=run: (None, run())
     for op in STATUS.kernels:
         if op in benchmarked_ops():
             for case in calls(op, ("scout", "maverick"), tuple(PHASES)):
                 yield case.key, functools.partial(bench_case, case)
     for tool in SANITIZERS:
         yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
+
+
+def cost(key: str) -> float:
+    return next((seconds for start, seconds in COSTS.items() if key.startswith(start)), 0)
+
+
+def whole_model(form: str, prompt: str) -> Result:
+    """The demo checkpoint through the kernels: same greedy tokens as on the references."""
+    errors = model_is_right(form, prompt, contextlib.nullcontext(), "cuda")
+    take_device_error()
+    return None, errors
 
 
 def size(case: Case) -> int:

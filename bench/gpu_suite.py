@@ -1,8 +1,9 @@
 """A visit to a GPU in one command, with a library that was built elsewhere.
 
 `python -m bench.gpu_suite --out DIR --budget SECONDS` runs the steps of `bench.gpu_steps`, those
-without a row first, and starts none after the budget is spent. Each step appends one row; a step
-that fails writes a row with `ok: false` and the suite goes on. Nothing is compiled or installed.
+without a row first, and starts none that the rest of the budget does not cover. Each step appends
+one row; a step that fails writes a row with `ok: false` and the suite goes on. Nothing is compiled
+or installed.
 """
 
 import argparse
@@ -29,14 +30,14 @@ def main() -> int:
         raise SystemExit("gpu_suite: torch sees no CUDA device; run `make test` without one")
     if not STATUS.loaded:
         raise SystemExit(f"gpu_suite: {STATUS.reason}")
-    from .gpu_steps import steps
+    from .gpu_steps import cost, steps
 
     gpu = gpu_key(torch.cuda.get_device_name())
     rows = Rows(options.out, gpu)
     todo = {key: step for key, step in steps() if key.startswith(options.only)}
     failed = skipped = 0
     for key in sorted(todo, key=rows.age):
-        if time.monotonic() - begin > options.budget:
+        if time.monotonic() - begin + cost(key) > options.budget:
             skipped += 1
             continue
         torch.manual_seed(0)
@@ -45,7 +46,11 @@ def main() -> int:
             rows.add(key, True, timing, **facts)
             rate = facts.get("bytes_per_second")
             share = f"  {rate / 1e12:.2f} TB/s, {rate / PEAKS[gpu].memory:.0%}" if rate else ""
-            print(f"ok    {key}" + (f"  {timing.median:.1f} us{share}" if timing else ""))
+            took = f"  {timing.median:.1f} us{share}" if timing else ""
+            if "inter_token_ms" in facts:
+                took = f"  {facts['time_to_first_token_ms']:.1f} ms to the first token, then "
+                took += f"{facts['inter_token_ms']:.2f} ms each{share}"
+            print(f"ok    {key}{took}")
         except Exception as error:
             failed += 1
             rows.add(key, False, error=f"{type(error).__name__}: {error}"[:2000])

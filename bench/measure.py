@@ -11,18 +11,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import relative_error
 
-from .peaks import PEAKS, Peaks
-from .peers import cupy_oracle, peers
+from .peaks import PEAKS
+from .peers import OTHER_RESULT, cupy_oracle, peers
 from .shapes import Call
 from .timing import Timing, time_calls, time_graph
 
 SMALL_US = 50
 """Below this floor a call is timed inside a captured chain, where launches leave no gaps."""
-
-
-def floor_us(work: Work, peaks: Peaks, *, fp8: bool = False) -> float:
-    """The least time: bytes over bandwidth or FLOP over peak, whichever is longer."""
-    return 1e6 * max(work.bytes / peaks.memory, work.flops / (peaks.fp8 if fp8 else peaks.bf16))
 
 
 ROTATED_BYTES = 128 << 20
@@ -45,7 +40,7 @@ def measure(case: Call, gpu: str) -> tuple[Timing, dict[str, Any]]:
     """Times a call on the GPU, and its peers; each peer is first compared with the reference."""
     args, kwargs = case.make("cuda")
     op, work = OPS[case.op], case.work()
-    floor = floor_us(work, PEAKS[gpu])
+    floor = case.floor_us(PEAKS[gpu])
     timing = timed(op, args, kwargs, work, floor)
     facts: dict[str, Any] = {
         "op": case.op,
@@ -56,12 +51,13 @@ def measure(case: Call, gpu: str) -> tuple[Timing, dict[str, Any]]:
         "floor_us": floor,
         "share_of_floor": floor / timing.median,
         "bytes_per_second": work.bytes / (timing.median * 1e-6),
+        "flops_per_second": work.flops / (timing.median * 1e-6),
         "peers": {},
     }
     expected = first_tensor(op.reference(*args, **kwargs))
     for name, peer in peers(case.op).items():
         try:
-            if name.startswith("torch"):
+            if (case.op, name) not in OTHER_RESULT:
                 error = relative_error(first_tensor(peer(*args, **kwargs)), expected)
                 if error > 0.05:
                     facts["peers"][name] = f"differs from the reference by {error:.2g}"
@@ -81,8 +77,8 @@ def first_tensor(result: Any) -> torch.Tensor:
 
 def line(case: Call, work: Work, gpu: str, timing: Timing | None, facts: dict[str, Any]) -> str:
     """`rms_norm scout 16384   floor 69.9 us   73.1 us ±0.4   96 % of floor   1.9x torch`"""
-    floor = floor_us(work, PEAKS[gpu])
-    text = f"{case.op:16s} {case.model:9s} {case.label:14s} floor {floor:9.2f} us ({gpu})  "
+    floor = case.floor_us(PEAKS[gpu])
+    text = f"{case.op:16s} {case.model:9s} {case.label:30s} floor {floor:9.2f} us ({gpu})  "
     if timing is None:
         return text + "not measured"
     text += f"{timing.median:9.2f} us ±{(timing.high - timing.low) / 2:.2f}  "

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from l4kernels.ops import Work
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -25,3 +27,8 @@ def gpu_key(device_name: str) -> str:
         if key.upper() in device_name.upper():
             return key
     raise KeyError(f"no datasheet peaks for {device_name!r}; known: {', '.join(PEAKS)}")
+
+
+def floor_us(work: Work, peaks: Peaks, *, fp8: bool = False) -> float:
+    """The least time: bytes over bandwidth or FLOP over peak, whichever is longer."""
+    return 1e6 * max(work.bytes / peaks.memory, work.flops / (peaks.fp8 if fp8 else peaks.bf16))

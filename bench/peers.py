@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from l4kernels.ops import OPS
+
+from .shapes import SIZES
 
 EAGER: dict[str, Callable[..., Any]] = {}
 
@@ -68,21 +71,159 @@ def quantize_fp8(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
     return q.view(x.shape), scale.squeeze(-1)
 
 
-def peers(op: str) -> dict[str, Callable[..., Any]]:
-    """Name -> callable with the op's signature. The compiled reference is a peer of every op."""
-    found: dict[str, Callable[..., Any]] = {}
-    if op in EAGER:
-        found["torch"] = EAGER[op]
-    found["torch.compile"] = torch.compile(EAGER.get(op, OPS[op].body))
-    if op == "moe_route" and importlib.util.find_spec("fbgemm_gpu"):
-        found["fbgemm"] = _fbgemm_index_shuffling
-    return found
+@_eager
+def gemm(
+    a: Tensor,
+    b: Tensor,
+    *,
+    expert_offsets: Tensor | None = None,
+    sfa: Tensor | None = None,
+    sfb: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    activation: str = "none",
+    fast_accum: bool = False,
+) -> Tensor:
+    """cuBLAS and torch's grouped products; SwiGLU in eager torch behind them."""
+    w = b.transpose(-2, -1)
+    options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast_accum}
+    if expert_offsets is not None:
+        ends = expert_offsets[1:]
+        if sfa is None:
+            out = torch._grouped_mm(a, w, offs=ends)
+        else:
+            out = torch._scaled_grouped_mm(a, w, sfa, sfb, offs=ends, **options)
+    elif sfa is None:
+        out = a @ w
+    elif sfa.dim() == 1:
+        out = torch._scaled_mm(a, w, sfa[:, None], sfb[None], **options)
+    else:  # torch wants block scales outer-dimension-major
+        out = torch._scaled_mm(a, w, sfa.t().contiguous().t(), sfb.t(), **options)
+    out = out if row_scale is None else out * row_scale[:, None]
+    if activation == "swiglu":
+        gate, up = out.unflatten(-1, (-1, 2, 8)).unbind(-2)
+        out = (F.silu(gate) * up).flatten(-2)
+    return out.bfloat16()
+
+
+@_eager
+def flash_prefill(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Tensor, softmax_scale: float, chunk: int = 0,
+    max_seqlen_q: int = 0,
+) -> Tensor:  # fmt: skip
+    """cuDNN on one sequence whose pages lie in order; chunks go as a batch."""
+    _one_bf16_sequence(k_cache)
+    heads = [t.reshape(-1, *t.shape[-2:])[: q.shape[0]] for t in (q, k_cache, v_cache)]
+    heads = [t.unflatten(0, (-1, chunk or q.shape[0])).transpose(1, 2) for t in heads]
+    with _cudnn(q):
+        out = F.scaled_dot_product_attention(
+            *heads, is_causal=True, scale=softmax_scale, enable_gqa=True
+        )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+@_eager
+def flash_decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *_: Tensor, softmax_scale: float,
+    chunk: int = 0,
+) -> Tensor:  # fmt: skip
+    """cuDNN on one sequence that fills its pages, which lie in order."""
+    if q.shape[0] > 1:
+        raise NotImplementedError("sequences of different lengths")
+    _one_bf16_sequence(k_cache)
+    keys = k_cache.shape[0] * k_cache.shape[1]
+    low = (keys - 1) // chunk * chunk if chunk else 0
+    heads = [t.flatten(0, 1)[low:].transpose(0, 1)[None] for t in (k_cache, v_cache)]
+    with _cudnn(q):
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), *heads, scale=softmax_scale, enable_gqa=True
+        )
+    return out.transpose(1, 2)
+
+
+def _one_bf16_sequence(k_cache: Tensor) -> None:
+    if k_cache.dtype == torch.float8_e4m3fn:
+        raise NotImplementedError("no e4m3 cache")
+
+
+def _cudnn(q: Tensor) -> Any:
+    backend = SDPBackend.CUDNN_ATTENTION if q.is_cuda else SDPBackend.MATH
+    return sdpa_kernel(backend)
+
+
+def _fbgemm_gemm(
+    a: Tensor, b: Tensor, *, expert_offsets: Tensor | None = None, sfa: Tensor | None = None,
+    sfb: Tensor | None = None, fast_accum: bool = False,
+) -> Tensor:  # fmt: skip
+    import fbgemm_gpu.experimental.gen_ai  # noqa: F401
+
+    ops = torch.ops.fbgemm
+    if expert_offsets is not None:
+        rows = expert_offsets.diff().long()
+        if sfa is None:
+            return ops.bf16bf16bf16_grouped_stacked(a, b, rows)
+        return ops.f8f8bf16_rowwise_grouped_stacked(a, b, sfa, sfb, rows)
+    if sfa is None:
+        raise NotImplementedError("dense bf16 is cuBLAS there")
+    if sfa.dim() == 1:
+        return ops.f8f8bf16_rowwise(a, b, sfa, sfb, use_fast_accum=fast_accum)
+    return ops.f8f8bf16_groupwise(a, b, sfa.t().contiguous(), sfb.t().contiguous())
+
+
+def _deep_gemm(a: Tensor, b: Tensor, *, sfa: Tensor | None = None, sfb: Any = None) -> Tensor:
+    """Dense only: its grouped form wants each group padded to whole tiles."""
+    import deep_gemm
+
+    out = torch.empty(a.shape[0], b.shape[0], dtype=torch.bfloat16, device=a.device)
+    if sfa is None:
+        deep_gemm.bf16_gemm_nt(a, b, out)
+    else:
+        deep_gemm.fp8_gemm_nt((a, sfa), (b, sfb), out)
+    return out
+
+
+def _fa3(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, *tables: Tensor, softmax_scale: float,
+    chunk: int = 0, max_seqlen_q: int | None = None,
+) -> Tensor:  # fmt: skip
+    from flash_attn_interface import flash_attn_with_kvcache
+
+    *starts, lengths, block_table = tables
+    return flash_attn_with_kvcache(
+        q, k_cache, v_cache, cache_seqlens=lengths, page_table=block_table, causal=True,
+        cu_seqlens_q=starts[0] if starts else None, max_seqlen_q=max_seqlen_q,
+        softmax_scale=softmax_scale, attention_chunk=chunk,
+    )  # fmt: skip
 
 
 def _fbgemm_index_shuffling(logits: Tensor, top_k: int) -> Any:
     import fbgemm_gpu.experimental.gen_ai  # noqa: F401
 
     return torch.ops.fbgemm.index_shuffling(logits.bfloat16(), top_k=top_k)
+
+
+# op -> (name, module that must be importable, callable)
+LIBRARIES = {
+    "moe_route": [("fbgemm", "fbgemm_gpu", _fbgemm_index_shuffling)],
+    "gemm": [("fbgemm", "fbgemm_gpu", _fbgemm_gemm), ("deep_gemm", "deep_gemm", _deep_gemm)],
+    "flash_prefill": [("fa3", "flash_attn_interface", _fa3)],
+    "flash_decode": [("fa3", "flash_attn_interface", _fa3)],
+}
+OTHER_RESULT = {("moe_route", "fbgemm")}
+"""Peers that do the same work and return it in another form."""
+
+
+def peers(op: str) -> dict[str, Callable[..., Any]]:
+    """Name -> callable with the op's signature. The compiled reference is a peer where a compiler
+    can make one kernel of it."""
+    found: dict[str, Callable[..., Any]] = {}
+    if op in EAGER:
+        found["torch"] = EAGER[op]
+    if op not in SIZES:
+        found["torch.compile"] = torch.compile(EAGER.get(op, OPS[op].body))
+    for name, module, call in LIBRARIES.get(op, ()):
+        if importlib.util.find_spec(module):
+            found[name] = call
+    return found
 
 
 def cupy_oracle(op: str, args: tuple[Any, ...]) -> Any:

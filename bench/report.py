@@ -33,7 +33,7 @@ def table(rows: list[Row]) -> str:
     """Markdown: one line per measured call."""
     measured = [row for row in rows if row["ok"] and row.get("op")]
     if not measured:
-        return "not measured\n"
+        return models(rows) or "not measured\n"
     copy = ceiling(rows, "copy")
     lines = [
         "| call | us (p10-p90) | floor us | of the floor | of the copy ceiling | peers us |",
@@ -55,7 +55,24 @@ def table(rows: list[Row]) -> str:
         f"\n{first['name']}, driver {first['driver_version']}, commit {first['commit']}, "
         f"torch {first['torch']}, {first['time'][:10]}."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + models(rows)
+
+
+def models(rows: list[Row]) -> str:
+    """One line per whole model; empty without any."""
+    lines = [
+        "| model | layers | first token ms | between tokens ms | of the floor | peak GB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if row["ok"] and "inter_token_ms" in row:
+            lines.append(
+                f"| {row['key'].removeprefix('e2e.')} | {row['layers']} of "
+                f"{row['layers_of_the_model']} | {row['time_to_first_token_ms']:.1f} "
+                f"| {row['inter_token_ms']:.2f} | {row['share_of_step_floor']:.0%} "
+                f"| {row['peak_memory_bytes'] / 1e9:.1f} |"
+            )
+    return "\n" + "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
 def roofline(rows: list[Row], path: Path) -> None:
@@ -65,7 +82,7 @@ def roofline(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    measured = [row for row in rows if row["ok"] and row.get("flops")]
+    measured = [row for row in rows if row["ok"] and row.get("op") and row.get("flops")]
     gpu = measured[0]["gpu"] if measured else "h200"
     peaks = PEAKS[gpu]
     figure, axes = plt.subplots(figsize=(8, 5))

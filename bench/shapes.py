@@ -5,7 +5,7 @@ A case is made on any device; on "meta" it costs nothing and still knows its flo
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +14,24 @@ from torch import Tensor
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 
+from .peaks import Peaks, floor_us
+
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
+"""Tokens of a call. Attention: keys of a sequence."""
+SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
+    "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
+    "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
+    "flash_decode": {"decode": (8192, 131_072, 1 << 20)},
+}
 PAGE = 64
+FP8 = torch.float8_e4m3fn
+SCALINGS = {
+    "fp8_row": ("row", "row"),
+    "fp8_fast": ("row", "row"),
+    "fp8_block": ("1x128", "128x128"),
+    "fp8_mixed": ("1x128", "row"),  # what follows gemm_swiglu_fp8
+}
 
 
 @dataclass
@@ -27,8 +43,6 @@ class Call:
     phase: str
     label: str  # what distinguishes it from the op's other cases
     make: Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]
-    formats: str = "bf16"
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -37,6 +51,11 @@ class Call:
     def work(self) -> Work:
         args, kwargs = self.make("meta")
         return OPS[self.op].work(*args, **kwargs)
+
+    def floor_us(self, peaks: Peaks) -> float:
+        """Products of e4m3 operands are held against the e4m3 peak."""
+        args, _ = self.make("meta")
+        return floor_us(self.work(), peaks, fp8=args[0].dtype == FP8)
 
 
 class Inputs:
@@ -59,6 +78,13 @@ class Inputs:
             return torch.empty(n, dtype=torch.int32, device="meta")
         return torch.randperm(n, device=self.device).to(torch.int32)
 
+    def fp8(self, *shape: int) -> Tensor:
+        return self.normal(*shape).to(FP8)
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """Lengths and offsets, which the op's work depends on: real values on "meta", too."""
+        return values.to(torch.int32).to("cpu" if self.device == "meta" else self.device)
+
     def full(self, value: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.full(shape, value, device=self.device, dtype=dtype)
 
@@ -79,13 +105,13 @@ def calls(
     op: str,
     models: tuple[str, ...],
     phases: tuple[str, ...],
-    sizes: dict[str, tuple[int, ...]] = PHASES,
+    sizes: dict[str, tuple[int, ...]] | None = None,
 ) -> Iterator[Call]:
     """Every case of an op for the models and phases asked for; `sizes` are tokens by phase."""
     for model in models:
         config = Llama4Config.preset(model)
         for phase in phases:
-            for tokens in sizes[phase]:
+            for tokens in (sizes or SIZES.get(op, PHASES)).get(phase, ()):
                 for label, make in _CALLS[op](config, tokens):
                     name = f"{tokens}{'.' + label if label else ''}"
                     yield Call(op, model, phase, name, lambda d, make=make: make(Inputs(d)))
@@ -184,39 +210,6 @@ def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]
     yield "", make
 
 
-@_of("flash_decode")
-def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
-    heads, kv_heads, size = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
-
-    def make(
-        i: Inputs, lengths: list[int], cache: torch.dtype
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        counts = [-(-length // PAGE) for length in lengths]
-        pages, table = i.shuffled(sum(counts)), i.full(-1, tokens, max(counts), dtype=torch.int32)
-        for row, own in zip(table, pages.split(counts), strict=True):
-            row[: len(own)] = own
-        k, v = (i.normal(sum(counts), PAGE, kv_heads, size).to(cache) for _ in "kv")
-        # The work model reads them, so they are real on "meta" too.
-        device = "cpu" if i.device == "meta" else i.device
-        lens = torch.tensor(lengths, dtype=torch.int32, device=device)
-        return (i.normal(tokens, 1, heads, size), k, v, lens, table), {"softmax_scale": size**-0.5}
-
-    if tokens == 1:
-        contexts = {f"{n}_keys": [n] for n in (8192, 131_072, 1_048_576)}
-    elif tokens <= 64:
-        longest = 131_072 if tokens in PHASES["decode"] else 512
-        contexts = {"mixed_keys": [longest >> b % 6 for b in range(tokens)]}
-    else:
-        return
-    for label, n in contexts.items():
-        yield f"{label}.kv_bf16", lambda i, n=n: make(i, n, torch.bfloat16)
-        yield f"{label}.kv_fp8", lambda i, n=n: make(i, n, torch.float8_e4m3fn)
-
-
 @_of("merge_attention_states")
 def _merge_attention_states(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     heads, parts = config.num_attention_heads, 8
@@ -258,3 +251,115 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 
     yield "greedy", lambda i: make(i, 0.0)
     yield "top_p", lambda i: make(i, 0.7)
+
+
+def _products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
+    """Weights by name: experts (0: dense), N, K; what Maverick shares with Scout is Scout's."""
+    d, width, wide = c.hidden_size, c.intermediate_size, c.intermediate_size_mlp
+    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    experts = c.num_local_experts
+    grouped = {"experts_gate_up": (experts, 2 * width, d), "experts_down": (experts, d, width)}
+    if tokens > 8192:
+        return grouped
+    if len(c.moe_layers) < c.num_hidden_layers:
+        return {"mlp_gate_up": (0, 2 * wide, d), "mlp_down": (0, d, wide)} | grouped
+    dense = {"qkv": (q + 2 * kv, d), "o": (d, q), "gate_up": (2 * width, d), "down": (d, width)}
+    dense["head"] = c.vocab_size, d
+    return {name: (0, *shape) for name, shape in dense.items()} | grouped
+
+
+def _product(
+    i: Inputs, tokens: int, shape: tuple[int, int, int], form: str
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    experts, n, k = shape
+    weight = (experts, n) if experts else (n,)
+    options: dict[str, Any] = {}
+    if experts:
+        chosen = torch.randint(experts, (tokens,), generator=torch.Generator().manual_seed(0))
+        ends = torch.bincount(chosen, minlength=experts).cumsum(0)
+        options["expert_offsets"] = i.numbers(torch.nn.functional.pad(ends, (1, 0)))
+    if form == "bf16":
+        return (i.normal(tokens, k), i.normal(*weight, k)), options
+    of_a, of_b = SCALINGS[form]
+    blocks = k // 128
+    options["sfa"] = i.full(1.0, tokens, *((blocks,) if of_a == "1x128" else ()))
+    scales = (*weight[:-1], -(-n // 128), blocks) if of_b == "128x128" else weight
+    options["sfb"] = i.full(1.0, *scales)
+    return (i.fp8(tokens, k), i.fp8(*weight, k)), options
+
+
+@_of("gemm")
+def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    def make(i: Inputs, shape: tuple[int, int, int], form: str, epilogue: str) -> Any:
+        args, options = _product(i, tokens, shape, form)
+        if epilogue:
+            options |= {"activation": "swiglu", "row_scale": i.full(0.5, tokens)}
+        if form == "fp8_fast":
+            options["fast_accum"] = True
+        return args, options
+
+    for name, shape in _products(config, tokens).items():
+        forms = (
+            ["bf16", "fp8_row", "fp8_fast", "fp8_block"] if tokens >= 64 else ["bf16", "fp8_row"]
+        )
+        for form in forms + ["fp8_mixed"] * name.endswith("down"):
+            yield f"{name}.{form}", lambda i, s=shape, f=form: make(i, s, f, "")
+        if name == "experts_gate_up":
+            yield f"{name}.bf16.swiglu", lambda i, s=shape: make(i, s, "bf16", "swiglu")
+
+
+@_of("gemm_swiglu_fp8")
+def _gemm_swiglu_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    for name, shape in _products(config, tokens).items():
+        if name.endswith("gate_up"):
+            yield f"{name}.fp8_row", lambda i, s=shape: _product(i, tokens, s, "fp8_row")
+
+
+def _paged(
+    i: Inputs, c: Llama4Config, lengths: list[int], cache: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Caches, lengths and block table; the pages of a sequence lie one behind the other."""
+    pages = torch.tensor([-(-length // PAGE) for length in lengths])
+    shape = (int(pages.sum()), PAGE, c.num_key_value_heads, c.head_dim)
+    k, v = (i.normal(*shape).to(cache) for _ in "kv")
+    first = (pages.cumsum(0) - pages)[:, None]
+    table = (first + torch.arange(int(pages.max()))).clamp(max=shape[0] - 1)
+    return k, v, i.numbers(torch.tensor(lengths)), i.numbers(table)
+
+
+def _masks(c: Llama4Config, tokens: int) -> Iterator[tuple[str, int, torch.dtype]]:
+    yield "full", 0, torch.bfloat16
+    yield "full.kv_fp8", 0, FP8
+    if tokens > c.attention_chunk_size:
+        yield "chunk", c.attention_chunk_size, torch.bfloat16
+
+
+@_of("flash_prefill")
+def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    def make(i: Inputs, chunk: int, cache: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        q = i.normal(tokens, config.num_attention_heads, config.head_dim)
+        k, v, lengths, table = _paged(i, config, [tokens], cache)
+        options = {"softmax_scale": config.head_dim**-0.5, "max_seqlen_q": tokens, "chunk": chunk}
+        return (q, k, v, i.numbers(torch.tensor([0, tokens])), lengths, table), options
+
+    for label, chunk, cache in _masks(config, tokens):
+        if cache != FP8 or tokens <= 8192:
+            yield label, lambda i, c=chunk, t=cache: make(i, c, t)
+
+
+@_of("flash_decode")
+def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    def make(
+        i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        q = i.normal(len(lengths), 1, config.num_attention_heads, config.head_dim)
+        options = {"softmax_scale": config.head_dim**-0.5, "chunk": chunk}
+        return (q, *_paged(i, config, lengths, cache)), options
+
+    for label, chunk, cache in _masks(config, tokens):
+        yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
+    if tokens == SIZES["flash_decode"]["decode"][0]:
+        mixed = [(tokens << b % 8) // 32 for b in range(64)]  # 256 to 32,768, mean 8,160
+        for cache in (torch.bfloat16, FP8):
+            name = "batch64" if cache != FP8 else "batch64.kv_fp8"
+            yield name, lambda i, t=cache: make(i, mixed, 0, t)

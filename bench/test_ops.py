@@ -6,7 +6,6 @@ import torch
 from l4kernels import STATUS
 from l4kernels.ops import OPS
 
-from .measure import floor_us
 from .peaks import PEAKS, gpu_key
 from .shapes import benchmarked_ops, calls
 
@@ -24,7 +23,6 @@ def test_call(benchmark, case):
         op(*args, **kwargs)
         torch.cuda.synchronize()
 
-    benchmark.extra_info["floor_us"] = floor_us(
-        case.work(), PEAKS[gpu_key(torch.cuda.get_device_name())]
-    )
+    peaks = PEAKS[gpu_key(torch.cuda.get_device_name())]
+    benchmark.extra_info["floor_us"] = case.floor_us(peaks)
     benchmark(call)

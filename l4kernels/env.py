@@ -18,6 +18,15 @@ PACKAGES = {
     "vision": ("pillow",),
     "core": ("torch", "numpy", "safetensors", "tokenizers"),
 }
+ONLY_FOR = {
+    "gemm_swiglu_fp8": ("fp8",),
+    "quantize_int4": ("int4",),
+    "w4_gemm": ("int4",),
+    "merge_attention_states": (),
+    "mma_tile": (),
+    "word_sum": (),
+}
+"""Ops that not every model calls, and the formats of weights that do."""
 MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
 
 
@@ -87,12 +96,13 @@ def _library() -> dict[str, Any]:
     }
 
 
-def gpu_problem() -> str | None:
-    """Why a model cannot run on CUDA kernels here; None if it can."""
+def gpu_problem(weights: str) -> str | None:
+    """Why a model with weights in this format cannot run on CUDA kernels here; None if it can."""
     blocked = _blocked(_gpus())
-    missing = [name for name in sorted(OPS) if name not in STATUS.kernels]
+    unused = {name for name, formats in ONLY_FOR.items() if weights not in formats}
+    missing = sorted(set(OPS) - set(STATUS.kernels) - unused)
     if not blocked and missing:
-        blocked = f"{len(missing)} of {len(OPS)} ops have no CUDA kernel: {', '.join(missing)}"
+        blocked = f"{weights} models need ops that have no CUDA kernel: {', '.join(missing)}"
     return blocked or None
 
 

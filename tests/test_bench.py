@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.measure import floor_us
-from bench.peaks import PEAKS, gpu_key
-from bench.peers import EAGER
+from bench.peaks import PEAKS, floor_us, gpu_key
+from bench.peers import EAGER, peers
 from bench.report import load, roofline, table
 from bench.rows import Rows
-from bench.shapes import benchmarked_ops, calls
+from bench.shapes import SIZES, benchmarked_ops, calls
 from bench.timing import summarise
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import assert_close
@@ -69,7 +68,7 @@ def test_unknown_op_is_an_error_that_names_the_known(capsys):
     assert "rms_norm" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("op", sorted(set(EAGER) & set(benchmarked_ops())))
+@pytest.mark.parametrize("op", sorted(set(EAGER) & set(benchmarked_ops()) - set(SIZES)))
 def test_peers_mean_the_same_as_the_op(op):
     case = next(calls(op, ("scout",), ("decode",)))
     args, kwargs = case.make("cpu")
@@ -77,6 +76,51 @@ def test_peers_mean_the_same_as_the_op(op):
     if isinstance(expected, tuple):
         expected, got = expected[0], got[0]
     assert_close(got, expected, 2e-2, op)
+
+
+@pytest.mark.parametrize("op", ["flash_decode", "flash_prefill", "gemm"])
+def test_peers_of_products_and_attention_mean_the_same(op):
+    compared = set()
+    for case in calls(op, ("demo",), ("decode", "prefill"), {"decode": (64,), "prefill": (128,)}):
+        args, kwargs = case.make("cpu")
+        try:
+            got = peers(op)["torch"](*args, **kwargs)
+        except (NotImplementedError, ValueError, RuntimeError):  # what torch lacks on a CPU
+            continue
+        expected = OPS[op](*args, **kwargs)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        assert_close(got, expected, 2e-2, case.key)
+        compared.add(case.label.partition(".")[2])
+    wanted = {
+        "flash_decode": {"full", "chunk"},
+        "flash_prefill": {"full", "chunk"},
+        "gemm": {"mlp_down.bf16", "mlp_down.fp8_row", "experts_gate_up.bf16.swiglu"},
+    }[op]
+    assert wanted <= compared, compared
+
+
+def test_products_are_those_of_the_models():
+    labels = {c.label: c for c in calls("gemm", ("scout",), ("decode", "prefill"))}
+    head = labels["1024.head.bf16"].work()
+    assert head.flops == 2 * 1024 * 202_048 * 5120
+    fp8 = labels["8192.gate_up.fp8_row"]
+    assert fp8.floor_us(PEAKS["h200"]) == pytest.approx(694.49, abs=0.01)  # at the e4m3 peak
+    bf16 = labels["8192.gate_up.bf16"]
+    assert bf16.floor_us(PEAKS["h200"]) == pytest.approx(1389.68, abs=0.01)
+    # 16 rows meet few of 128 experts, and only those weights have to be read
+    few = next(c for c in calls("gemm", ("maverick",), ("decode",)) if "16.experts_down" in c.label)
+    assert few.work().bytes < 17 / 128 * 2 * 128 * 5120 * 8192
+
+
+def test_attention_reads_what_the_mask_shows():
+    cases = {c.label: c.work() for c in calls("flash_decode", ("scout",), ("decode",))}
+    key = 2 * 8 * 128 * 2  # bytes of one key and value of all heads
+    assert cases["1048576.full"].bytes == pytest.approx(key << 20, rel=1e-3)
+    assert cases["1048576.full.kv_fp8"].bytes == pytest.approx(key << 19, rel=1e-3)
+    assert cases["131072.chunk"].bytes == pytest.approx(key * 8192, rel=1e-3)
+    assert cases["8192.batch64"].bytes == pytest.approx(key * 64 * 8160, rel=1e-2)
+    prefill = {c.label: c.work() for c in calls("flash_prefill", ("scout",), ("prefill",))}
+    assert prefill["32768.chunk"].flops == pytest.approx(4 * 40 * 128 * 4 * 8192**2 / 2, rel=1e-3)
 
 
 def test_report_shows_shares_of_floor_and_of_the_measured_ceiling(tmp_path):

@@ -160,7 +160,7 @@ def test_an_idle_gpu_is_not_passed_over_in_silence(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert verb.load_options(None, None, "bf16")["device"].type == "cpu"
     assert "l4k: running on the CPU: " in capsys.readouterr().err
-    monkeypatch.setattr(verb, "gpu_problem", lambda: None)
+    monkeypatch.setattr(verb, "gpu_problem", lambda weights: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     options = verb.load_options(None, None, "int4")
     assert (options["device"].type, options["dtype"], options["kv_dtype"]) == (

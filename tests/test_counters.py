@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from bench.emulate import count
-from bench.shapes import benchmarked_ops, calls
+from bench.shapes import SIZES, benchmarked_ops, calls
 from l4kernels import STATUS
 
 TOKENS = 48
-OWN_TESTS = {"embed", "flash_decode", "moe_route", "sample"}
+OWN_TESTS = {"embed", "moe_route", "sample", *SIZES}
 STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
 
 

@@ -33,6 +33,7 @@ IMPORTS = [
     (r"l4kernels\._load", r"l4kernels\.ops\b.*"),
     (r"l4kernels\.testing", r"l4kernels\.ops\b.*"),
     (r"l4kernels\.layers\b", r"l4kernels\.(ops|layers)\b.*"),
+    (r"l4kernels\.dropin\b", r"l4kernels\.(ops|dropin)\b.*"),
     (r"l4kernels\.model\b", r"l4kernels\.(ops|layers|model|_load)\b.*"),
     (r"l4kernels\b", r"l4kernels\b.*"),
     (r"(bench\.gpu_steps|tools\.emulate)", r"(l4kernels|bench|tests)\b.*"),

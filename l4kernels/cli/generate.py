@@ -121,7 +121,7 @@ def load_options(
 ) -> dict[str, Any]:
     """Arguments of `Llama4.from_pretrained` behind the command line's spellings."""
     try:
-        target = torch.device(device or _default_device(reference))
+        target = torch.device(device or _default_device(weights, reference))
     except RuntimeError:
         raise ValueError(f"expected --device cpu, cuda or cuda:N, got {device!r}") from None
     if target.type not in ("cpu", "cuda"):
@@ -148,11 +148,11 @@ def load_options(
     }
 
 
-def _default_device(reference: bool) -> str:
+def _default_device(weights: str, reference: bool) -> str:
     """The GPU if a whole model can run there; an idle GPU is never passed over in silence."""
     if not torch.cuda.is_available():
         return "cpu"
-    problem = None if reference else gpu_problem()
+    problem = None if reference else gpu_problem(weights)
     if problem is None:
         return "cuda"
     print(f"l4k: running on the CPU: {problem}", file=sys.stderr)

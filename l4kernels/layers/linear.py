@@ -141,7 +141,8 @@ class Linear(nn.Module):
             packed, scales = ops.quantize_int4(weight.contiguous())
             return [(self.packed, packed), (self.scales, scales)]
         if self.weights == "fp8":
-            q, scale = ops.quantize_fp8(weight.contiguous(), "row")
+            # What the unquantised model would hold; also what the kernel takes.
+            q, scale = ops.quantize_fp8(weight.to(self.dtype).contiguous(), "row")
             return [(self.weight, q), (self.scale, scale)]
         return [(self.weight, weight)]
 

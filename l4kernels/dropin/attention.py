@@ -1,0 +1,321 @@
+"""FlashAttention 3's two inference calls, with its argument names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels import ops
+from l4kernels.ops.attention import MAX_DECODE_TOKENS
+from l4kernels.ops.check import FP8, Checker, describe
+from l4kernels.ops.quant import FP8_MAX
+
+PAGE = 64
+_PAGES = (128, 64, 32, 16)
+"""Sizes of pages that an unpaged cache is cut into, by preference."""
+_WHY = {
+    "causal": "only causal attention; with one query per sequence False means the same",
+    "window_size": "a sliding window is another model's mask; Llama 4's is attention_chunk",
+    "softcap": "no soft cap",
+    "qv": "no second query",
+    "cache_leftpad": "no padding on the left",
+    "rotary_cos": "ops.rope_cache rotates and writes the cache",
+    "rotary_sin": "ops.rope_cache rotates and writes the cache",
+    "rotary_seqlens": "ops.rope_cache rotates and writes the cache",
+    "q_descale": "q stays bfloat16; keys and values may be e4m3",
+    "seqused_q": "give cu_seqlens_q without unused rows",
+    "cu_seqlens_k_new": "new keys come as many for each sequence: [B, S, Hkv, D]",
+}
+_OFF = {"window_size": (-1, -1), "softcap": 0.0}
+
+
+def flash_attn_varlen_func(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+    max_seqlen_k: int, seqused_q: Tensor | None = None, seqused_k: Tensor | None = None,
+    softmax_scale: float | None = None, causal: bool = False, qv: Tensor | None = None,
+    q_descale: Tensor | None = None, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None, window_size: Sequence[int] = (-1, -1),
+    attention_chunk: int = 0, softcap: float = 0.0, num_splits: int = 1,
+    pack_gqa: bool | None = None, deterministic: bool = False, sm_margin: int = 0,
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """FlashAttention 3's `flash_attn_varlen_func` for causal attention, chunked or not.
+
+    The kernels read keys and values from pages. One sequence whose rows are a multiple of 16 is
+    seen as pages where it lies. Otherwise K and V are copied into pages, read and written once;
+    keep them in pages and call `flash_attn_with_kvcache` with `cu_seqlens_q` to save that.
+
+    Args:
+        q: `[Tq, Hq, D]` bfloat16 (float32 and float16 on the CPU), sequences one after the other;
+            D is 128 on CUDA.
+        k, v: `[Tk, Hkv, D]`, the dtype of `q`, or e4m3; Hq is a multiple of Hkv, at most 16 times.
+        cu_seqlens_q, cu_seqlens_k: int32 `[B + 1]`, where each sequence begins, and the end.
+        max_seqlen_q, max_seqlen_k: bounds on one sequence, known to the host.
+        seqused_k: int32 `[B]`, keys of each sequence that count.
+        softmax_scale: default D^-0.5.
+        causal: must be True where a sequence has more than one query (max_seqlen_q > 1). Aligned
+            at the end: the last query sees all keys.
+        k_descale, v_descale: float32 scales of e4m3 `k` and `v` per head: `[Hkv]`, or `[B, Hkv]`
+            with the same row for all (expanded, or B = 1).
+        attention_chunk: keys in the same block of this many positions only; 0 for all.
+        num_splits, pack_gqa, deterministic, sm_margin: hints to FA3's scheduler, of no effect:
+            results are always deterministic.
+        return_attn_probs: return the logarithm of the softmax denominator, too.
+        seqused_q, qv, q_descale, window_size, softcap: not supported; anything but FA3's default
+            raises.
+
+    Returns:
+        `[Tq, Hq, D]`, or a pair of that and float32 `[Hq, Tq]`.
+
+    Raises:
+        ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
+
+    >>> q = k = v = torch.tensor([1.0, 3.0]).view(2, 1, 1)
+    >>> ends = torch.tensor([0, 2], dtype=torch.int32)
+    >>> flash_attn_varlen_func(q, k, v, ends, ends, 2, 2, causal=True).flatten()
+    tensor([1.0000, 2.9951])
+    """
+    check = Checker("flash_attn_varlen_func")
+    _supported(
+        check,
+        causal=None if causal or max_seqlen_q <= 1 else causal,
+        seqused_q=seqused_q,
+        qv=qv,
+        q_descale=q_descale,
+        window_size=window_size,
+        softcap=softcap,
+    )
+    check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
+    check.shape("v", v, list(k.shape))
+    check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
+    check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
+    lengths = cu_seqlens_k.diff()
+    page = _page_size(k.shape[0])
+    if lengths.shape[0] == 1 and page:
+        k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
+        table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
+    else:
+        slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
+        k_cache, v_cache = (_into_pages(t, slots, lengths.shape[0]) for t in (k, v))
+    out, lse = ops.flash_prefill(
+        q,
+        k_cache,
+        v_cache,
+        cu_seqlens_q,
+        lengths if seqused_k is None else seqused_k,
+        table,
+        softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        max_seqlen_q=max_seqlen_q,
+        chunk=attention_chunk,
+        k_scale=_head_scale(check, "k_descale", k_descale),
+        v_scale=_head_scale(check, "v_descale", v_descale),
+    )
+    return (out, lse) if return_attn_probs else out
+
+
+def flash_attn_with_kvcache(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None = None, v: Tensor | None = None,
+    qv: Tensor | None = None, rotary_cos: Tensor | None = None, rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None, cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None, page_table: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None, cu_seqlens_k_new: Tensor | None = None,
+    max_seqlen_q: int | None = None, rotary_seqlens: Tensor | None = None,
+    q_descale: Tensor | None = None, k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None, softmax_scale: float | None = None, causal: bool = False,
+    window_size: Sequence[int] = (-1, -1), attention_chunk: int = 0, softcap: float = 0.0,
+    rotary_interleaved: bool = True, scheduler_metadata: Any = None, num_splits: int = 0,
+    pack_gqa: bool | None = None, sm_margin: int = 0, return_softmax_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """FlashAttention 3's `flash_attn_with_kvcache` for causal attention, chunked or not.
+
+    Lengths stay on the device: no host synchronisation, and a captured graph stays valid as the
+    sequences grow. An unpaged cache is seen as pages where it lies, without a copy.
+
+    Args:
+        q: `[B, S, Hq, D]` bfloat16 (float32 and float16 on the CPU), or `[Tq, Hq, D]` with
+            `cu_seqlens_q`; D is 128 on CUDA.
+        k_cache, v_cache: with `page_table` `[P, page_size, Hkv, D]`, else `[B, N, Hkv, D]` with N
+            a multiple of 16; the dtype of `q`, or e4m3. Contiguous.
+        k, v: `[B, S', Hkv, D]`, written behind the cache first (an indexed write per tensor, not
+            fused; `ops.rope_cache` is).
+        cache_seqlens: int32 `[B]`, or one number: keys in the cache, without `k`. Default N.
+        cache_batch_idx: int `[B]`, each sequence's row of an unpaged cache.
+        page_table: int32 `[B, max_pages]`.
+        cu_seqlens_q, max_seqlen_q: int32 `[B + 1]` and a bound known to the host, for sequences
+            with different numbers of queries.
+        k_descale, v_descale: float32 scales of an e4m3 cache per head: `[Hkv]`, or `[B, Hkv]` with
+            the same row for all (expanded, or B = 1).
+        softmax_scale: default D^-0.5.
+        causal: must be True where a sequence has more than one query. Aligned at the end: the last
+            query sees all keys.
+        attention_chunk: keys in the same block of this many positions only; 0 for all.
+        rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin: of no effect.
+        return_softmax_lse: return the logarithm of the softmax denominator, too.
+        qv, rotary_cos, rotary_sin, rotary_seqlens, cache_leftpad, cu_seqlens_k_new, q_descale,
+            window_size, softcap: not supported; anything but FA3's default raises.
+
+    Returns:
+        The shape of `q`, or a pair of that and float32 `[B, Hq, S]` (`[Hq, Tq]` with
+        `cu_seqlens_q`).
+
+    Raises:
+        ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
+        IndexError: a visible page outside the cache; on CUDA it is raised by
+            `l4kernels.take_device_error` after a synchronisation.
+
+    >>> cache, one = torch.zeros(1, 16, 1, 4), torch.ones(1, 1, 1, 4)
+    >>> flash_attn_with_kvcache(one, cache, cache, one, one, cache_seqlens=0).flatten()
+    tensor([1., 1., 1., 1.])
+    """
+    check = Checker("flash_attn_with_kvcache")
+    most = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
+    if most is None:
+        check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
+    _supported(
+        check,
+        causal=None if causal or most <= 1 else causal,
+        qv=qv,
+        rotary_cos=rotary_cos,
+        rotary_sin=rotary_sin,
+        rotary_seqlens=rotary_seqlens,
+        cache_leftpad=cache_leftpad,
+        cu_seqlens_k_new=cu_seqlens_k_new,
+        q_descale=q_descale,
+        window_size=window_size,
+        softcap=softcap,
+    )
+    check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
+    check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
+    check.shape("v_cache", v_cache, list(k_cache.shape))
+    check.contiguous("k_cache", k_cache)
+    check.contiguous("v_cache", v_cache)
+    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
+        check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
+        check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
+    else:
+        length = k_cache.shape[1]
+        page_table = _unpaged(check, k_cache, batch, cache_batch_idx)
+        page = _page_size(length)
+        k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
+        cache_seqlens = length if cache_seqlens is None else cache_seqlens
+    if not isinstance(cache_seqlens, Tensor):
+        cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
+    check.dtype("cache_seqlens", cache_seqlens, (torch.int32,))
+    check.shape("cache_seqlens", cache_seqlens, [batch])
+    scales = {
+        "k_scale": _head_scale(check, "k_descale", k_descale),
+        "v_scale": _head_scale(check, "v_descale", v_descale),
+    }
+    check.require((k is None) == (v is None), "expected k and v, or neither")
+    if k is not None and v is not None:
+        check.shape("k", k, [batch, "S", *k_cache.shape[2:]])
+        check.shape("v", v, list(k.shape))
+        slots = _slots(page_table, cache_seqlens, k.shape[1], k_cache.shape[1])
+        _write(k_cache, slots, k, scales["k_scale"])
+        _write(v_cache, slots, v, scales["v_scale"])
+        cache_seqlens = cache_seqlens + k.shape[1]
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
+    if cu_seqlens_q is None and most <= MAX_DECODE_TOKENS:
+        out, lse = ops.flash_decode(q, k_cache, v_cache, cache_seqlens, page_table, **options)
+        return (out, lse) if return_softmax_lse else out
+    starts, rows = cu_seqlens_q, q
+    if starts is None:
+        starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
+        rows = q.flatten(0, 1)
+    out, lse = ops.flash_prefill(
+        rows, k_cache, v_cache, starts, cache_seqlens, page_table, max_seqlen_q=most, **options
+    )
+    if cu_seqlens_q is None:
+        out, lse = out.view(q.shape), lse.unflatten(1, (batch, -1)).transpose(0, 1)
+    return (out, lse) if return_softmax_lse else out
+
+
+def _supported(check: Checker, **arguments: Any) -> None:
+    for name, value in arguments.items():
+        value = tuple(value) if isinstance(value, list) else value
+        off = _OFF.get(name)
+        if isinstance(value, Tensor) or (value is not None and value != off):
+            got = describe(value) if isinstance(value, Tensor) else value
+            check.fail(f"expected {name} to be {off}, got {got}: {_WHY[name]}")
+
+
+def _head_scale(check: Checker, name: str, scale: Tensor | None) -> Tensor | None:
+    """FA3's scales per sequence and head, where all sequences share them."""
+    if scale is None or scale.dim() == 1:
+        return scale if scale is None else scale.contiguous()
+    check.shape(name, scale, ["B", "Hkv"])
+    if scale.shape[0] != 1 and scale.stride(0) != 0:
+        check.fail(
+            f"expected {name} to hold one scale per head, [Hkv] or one row expanded to [B, Hkv], "
+            f"got {describe(scale)}: scales that differ between sequences are not supported"
+        )
+    return scale[0].contiguous()
+
+
+def _page_size(rows: int) -> int:
+    """The page size that cuts so many rows evenly; 0 if none does."""
+    return next((page for page in _PAGES if rows and rows % page == 0), 0)
+
+
+def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tensor | None) -> Tensor:
+    """The block table of a cache `[B', N, Hkv, D]` whose rows are seen as pages."""
+    rows, length = k_cache.shape[:2]
+    page = _page_size(length)
+    if not page:
+        check.fail(
+            f"expected an unpaged cache to hold a multiple of 16 keys per sequence, got "
+            f"{describe(k_cache)}; allocate it longer, cache_seqlens says what counts"
+        )
+    pages = torch.arange(rows * length // page, dtype=torch.int32, device=k_cache.device)
+    table = pages.view(rows, -1)
+    if cache_batch_idx is not None:
+        return table.index_select(0, cache_batch_idx)
+    check.require(batch <= rows, f"expected k_cache to have {batch} rows, got {describe(k_cache)}")
+    return table[:batch]
+
+
+def _paging(cu_seqlens: Tensor, lengths: Tensor, rows: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Where rows lie once every sequence begins on a page, and the block table of that."""
+    device, batch = lengths.device, lengths.shape[0]
+    pages = (lengths + PAGE - 1) // PAGE
+    first = pages.cumsum(0, dtype=torch.int32) - pages
+    row = torch.arange(rows, dtype=torch.int32, device=device)
+    sequence = torch.searchsorted(cu_seqlens[1:], row, right=True).clamp(max=max(batch - 1, 0))
+    slots = (first * PAGE - cu_seqlens[:-1])[sequence] + row
+    # Rows behind the last sequence go behind its last page, where nothing looks.
+    slots = slots.clamp(max=_paged_rows(rows, batch) - 1)
+    logical = torch.arange(-(-longest // PAGE), dtype=torch.int32, device=device)
+    return slots.long(), first[:, None] + logical
+
+
+def _paged_rows(rows: int, batch: int) -> int:
+    return (rows // PAGE + batch + 1) * PAGE
+
+
+def _into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
+    paged = values.new_empty(_paged_rows(values.shape[0], batch), *values.shape[1:])
+    _bytes(paged).index_copy_(0, slots, _bytes(values.contiguous()))
+    return paged.unflatten(0, (-1, PAGE))
+
+
+def _slots(table: Tensor, lengths: Tensor, new: int, page: int) -> Tensor:
+    position = lengths[:, None].long() + torch.arange(new, device=table.device)
+    return (table.gather(1, position // page).long() * page + position % page).flatten()
+
+
+def _write(cache: Tensor, slots: Tensor, values: Tensor, scale: Tensor | None) -> None:
+    if cache.dtype == FP8:
+        values = values.float() if scale is None else values.float() / scale[:, None]
+        values = values.clamp(-FP8_MAX, FP8_MAX)
+    rows = values.to(cache.dtype).flatten(0, 1).contiguous()
+    _bytes(cache.flatten(0, 1)).index_copy_(0, slots, _bytes(rows))
+
+
+def _bytes(t: Tensor) -> Tensor:
+    """e4m3 as bytes: indexed copies know no float8."""
+    return t.view(torch.uint8) if t.dtype == FP8 else t

@@ -1,0 +1,110 @@
+"""`l4k bench e2e` without a GPU: the demo for real, the others refused, the sums by hand."""
+
+import json
+
+import pytest
+import torch
+
+from bench import gpu_steps
+from bench.__main__ import main
+from bench.e2e import layers_that_fit, prefill_flops, shortened
+from bench.report import table
+from l4kernels import Llama4Config, env
+from l4kernels.ops import OPS
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+
+
+@no_gpu
+@pytest.mark.parametrize("form", ["bf16", "fp8"])
+def test_the_demo_is_measured_on_a_cpu_and_says_so(form, capsys):
+    command = ["e2e", "--model", "demo", "--format", form, "--prompt", "70", "--new", "3"]
+    assert main([*command, "--batch", "2", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["device"] == "cpu" and "step_floor_ms" not in row
+    assert (row["layers"], row["layers_of_the_model"], row["format"]) == (8, 8, form)
+    assert row["time_to_first_token_ms"] > 0 and row["inter_token_ms"] > 0
+    # Planned sizes are exact but for rows that fill tiles, and pages.
+    assert row["weights_bytes"] == pytest.approx(row["planned_weights_bytes"], rel=0.01)
+    assert 1 <= row["kv_bytes"] / row["planned_kv_bytes"] < 1.5
+    assert main([*command, "--layers", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 8 layers" in out and "typed references: not a GPU figure" in out
+
+
+@no_gpu
+@pytest.mark.parametrize("model", ["scout", "maverick"])
+def test_big_models_are_refused_without_a_gpu(model, capsys):
+    assert main(["e2e", "--model", model]) == 2
+    captured = capsys.readouterr()
+    assert f"{model} needs a Hopper GPU: " in captured.err and not captured.out
+
+
+def test_wrong_numbers_are_errors(capsys):
+    assert main(["e2e", "--layers", "9"]) == 2
+    assert "demo has 8 layers, got --layers 9" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["e2e", "--new", "1"])
+    assert "--new: expected at least 2, got 1" in capsys.readouterr().err
+
+
+def test_a_shortened_model_keeps_its_pattern():
+    config = shortened(Llama4Config.preset("maverick"), 5)
+    assert config.moe_layers == (1, 3) and config.vision is None
+    assert config.chunked_layers == config.rope_layers == (True, True, True, False, True)
+
+
+def test_as_many_layers_as_fit():
+    scout, maverick = (Llama4Config.preset(name) for name in ("scout", "maverick"))
+    assert layers_that_fit(scout, "fp8", "h200", 8256, 1) == 48
+    assert layers_that_fit(scout, "bf16", "h200", 8256, 1) < 40
+    assert layers_that_fit(maverick, "fp8", "h200", 8256, 1) < 20
+    with pytest.raises(ValueError, match="not one layer"):
+        layers_that_fit(scout, "bf16", "h100", 8192, 4096)
+
+
+def test_prefill_flops_are_those_of_the_ops():
+    config, prompt = shortened(Llama4Config.preset("demo"), 4), 130
+    q = torch.empty(prompt, 5, 128, device="meta")
+    cache = torch.empty(3, 64, 1, 128, device="meta")
+    lengths = torch.tensor([0, prompt], dtype=torch.int32)
+    attention = sum(
+        OPS["flash_prefill"]
+        .work(q, cache, cache, lengths, lengths[1:], lengths, chunk=config.chunk(layer))
+        .flops
+        for layer in range(4)
+    )
+    attended = 128 * (2 * 640 + 2 * 128)  # q and o, k and v
+    dense, expert, shared, router = 3 * 128 * 256, 3 * 128 * 128, 3 * 128 * 128, 4 * 128
+    per_token = 4 * attended + 2 * dense + 2 * (expert + shared + router)
+    norms = 9 * 128  # counted among the parameters; a thousandth
+    wanted = 2 * prompt * per_token + attention + 2 * 1056 * 128
+    assert prefill_flops(config, 3, prompt) == 3 * (wanted + 2 * prompt * norms)
+
+
+def test_a_model_needs_the_ops_of_its_format(monkeypatch):
+    monkeypatch.setattr(env, "_blocked", lambda gpus: "")
+    monkeypatch.setattr(env, "STATUS", type("Status", (), {"kernels": tuple(OPS)[:-1]}))
+    last = tuple(OPS)[-1]
+    assert last == "word_sum" and env.gpu_problem("bf16") is None
+    kernels = tuple(op for op in OPS if op not in ("w4_gemm", "embed"))
+    monkeypatch.setattr(env, "STATUS", type("Status", (), {"kernels": kernels}))
+    assert env.gpu_problem("fp8").endswith("no CUDA kernel: embed")
+    assert env.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
+
+
+def test_gpu_visit_measures_models_and_leaves_time_for_them(monkeypatch):
+    monkeypatch.setattr(gpu_steps, "gpu_problem", lambda form: None)
+    keys = [key for key, _ in gpu_steps.steps()]
+    assert len(set(keys)) == len(keys)
+    for key in ("test.model.fp8_kv.text", "e2e.scout.fp8.batch1.prompt8192"):
+        assert key in keys and gpu_steps.cost(key) > 0
+    assert gpu_steps.cost("bench.gemm.scout.64.o.bf16") == 0
+
+
+def test_report_has_a_line_for_each_model():
+    row = {"key": "e2e.scout.fp8.batch1.prompt8192", "ok": True, "op": None, "layers": 8}
+    row |= {"layers_of_the_model": 48, "time_to_first_token_ms": 12.34, "inter_token_ms": 5.678}
+    row |= {"share_of_step_floor": 0.75, "peak_memory_bytes": 3e10}
+    text = table([row])
+    assert "| scout.fp8.batch1.prompt8192 | 8 of 48 | 12.3 | 5.68 | 75% | 30.0 |" in text
