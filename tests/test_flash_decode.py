@@ -3,6 +3,7 @@ full chunk, replays with other lengths, hostile ids, poisoned slots, place in a 
 
 import ctypes
 import math
+import random
 from typing import Any
 
 import pytest
@@ -85,6 +86,27 @@ def test_error_is_that_of_the_same_precision_in_pytorch(make, cache, times, spre
     assert relative_error(got, exact) <= times * theirs
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_batches_drawn_at_random(seed):
+    draw = random.Random(seed)
+    pick = draw.choice
+    chunk, page = pick([0, 0, 1, 3, 16, 64, 100, 128]), pick([16, 32, 48, 64, 80, 128, 256])
+    group, tokens, kv_heads = pick([1, 2, 4, 5, 8, 16]), pick([1, 2, 5, 16]), pick([1, 2, 3])
+    lengths = [pick([0, 1, tokens, draw.randrange(400), draw.randrange(2500)]) for _ in range(3)]
+    cache = (torch.bfloat16, FP8)[seed % 2]
+    make = Maker("cpu", torch.bfloat16, seed)
+    args = paged(make, lengths, group * kv_heads, kv_heads, tokens, page, cache)
+    options = {"softmax_scale": SCALE * pick([0.1, 1, 4]), "chunk": chunk}
+    if cache == FP8 and draw.random() < 0.5:
+        options |= {s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")}
+    mode, sms = ("late", "early", "random")[seed % 3], pick([1, 2, 4, 7, 16])
+    with emulated(mode=mode, seed=seed, sms=sms):
+        got = flash_decode(*args, **options)
+    expected = flash_decode.reference(*args, **options)
+    assert_close(got.out, expected.out, 3e-3)
+    assert_close(got.lse, expected.lse, 1e-4)
+
+
 @pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
 def test_positions_around_the_full_chunk(make, cache):
     args = paged(make, [8190, 8193, 16384, 16385], 5, 1, tokens=2, page=64, cache=cache)
@@ -116,6 +138,19 @@ def test_an_equal_sequence_has_equal_bits_at_any_place(make, chunk):
         again = flash_decode(*moved, softmax_scale=SCALE, chunk=chunk)
     for a, b in zip(whole, again, strict=True):
         assert same_bits(a[order], b)
+
+
+@pytest.mark.parametrize("mode", ["late", "early", "random"])
+def test_more_pieces_than_a_warp_adds_up_at_once(make, mode):
+    """40 pieces in three groups, and the groups; a page that does not exist in one of them."""
+    args = paged(make, [40 * 128 - 5], 5, 1, page=64)
+    with emulated(mode=mode, seed=2, sms=40):
+        got = flash_decode(*args, softmax_scale=SCALE)
+        assert_close(got, flash_decode.reference(*args, softmax_scale=SCALE), 3e-3)
+        args[4][0, 50] = -1
+        out, lse = flash_decode(*args, softmax_scale=SCALE)
+    assert device_error() == "flash_decode: block_table"
+    assert not out.any() and (lse == -math.inf).all()
 
 
 @pytest.mark.parametrize("bad", [-1, 2**31 - 1, -(2**31)])

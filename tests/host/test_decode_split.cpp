@@ -56,6 +56,7 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
       }
     }
     for (; !walk.done(shape, line); walk.advance(shape, line, lengths.data())) {
+      EXPECT(walk.cut.pieces <= shape.grid * l4k::kDecodePiecesPerCta, walk.cut.pieces);
       const l4k::Piece piece = walk.piece();
       EXPECT(piece.tiles >= 1 && piece.tiles <= split.size, piece.tiles);
       auto& list = seen[{walk.b, walk.head}];
@@ -135,6 +136,14 @@ void a_sequence_is_cut_alike_at_any_place() {
 }
 
 // 64 bits where lengths are multiplied: 10M tokens in every sequence of a large batch.
+void two_levels_of_32_lanes_hold_every_piece() {
+  const int most = l4k::kDecodeMaxGrid * l4k::kDecodePiecesPerCta;
+  for (int pieces = 2; pieces <= most; ++pieces) {
+    const int fan = l4k::decode_fan(pieces);
+    EXPECT(fan >= 2 && fan <= 32 && l4k::ceil_div(pieces, fan) <= 32, pieces);
+  }
+}
+
 void ten_million_tokens() {
   const DecodeShape shape{0, 8, 1, 0, int64_t{1} << 31, 132};
   for (int length : {10485760, 10485759, 10485761, 2147483647}) check(shape, {length}, 110);
@@ -148,6 +157,7 @@ int main() {
   tiles_hold_the_visible_keys();
   hostile_lengths_see_nothing();
   a_sequence_is_cut_alike_at_any_place();
+  two_levels_of_32_lanes_hold_every_piece();
   ten_million_tokens();
   const int64_t capacity = 1 << 24;
   for (int heads : {1, 2, 5, 8, 16})

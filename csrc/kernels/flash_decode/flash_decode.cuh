@@ -37,10 +37,10 @@ struct DecodeWorkspace {
   }
 };
 
-// Counts an item's finished pieces; true for the last. The workspace starts as anything: a count is
+// Counts finished partial results; true for the last. The workspace starts as anything: a count is
 // one only beside the launch's own nonce, and the last arrival clears it for the next replay.
 __device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_t nonce,
-                                            int pieces) {
+                                            int expected_count) {
   __threadfence();  // partial results before the count
   unsigned long long seen = __ldcg(counter), expected, count;
   do {
@@ -48,7 +48,7 @@ __device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_
     count = (expected >> 16 == nonce ? expected & 0xffff : 0) + 1;
     seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
   } while (seen != expected);
-  if (count != static_cast<unsigned long long>(pieces)) return false;
+  if (count != static_cast<unsigned long long>(expected_count)) return false;
   *counter = 0;
   __threadfence();  // the count before the others' partial results
   return true;
@@ -72,50 +72,44 @@ __device__ __forceinline__ float natural_lse(float maximum, float sum) {
   return (maximum + log2f(sum)) * 0.6931471805599453f;
 }
 
-// The pieces of one item, row by row: lane i of a warp weighs piece i, then all lanes add up four
-// columns each.
+// Adds up partial results of an item, `count` (at most 32) of them from piece `first` on and `step`
+// apart, row by row: lane i of a warp weighs the i-th, then all lanes add up four columns each, in
+// order. The sum takes the place of the first, or is the result.
 __device__ __forceinline__ void add_pieces(const FlashDecodeParams& p, const DecodeWorkspace& work,
                                            const DecodeLine& line, const DecodeWalk& walk,
-                                           int kv_head, int first_row) {
+                                           int kv_head, int block_row, int first, int step,
+                                           int count, bool is_result) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int pieces = walk.cut.pieces, end = min(p.tokens * p.group - first_row, kDecodeRows);
+  const int end = min(p.tokens * p.group - block_row, kDecodeRows);
+  const int64_t slot = lane < count ? walk.slot(line, first + lane * step) : 0;
   for (int r = warp; r < end; r += kDecodeConsumers) {
-    const auto state_of = [&](int piece) {
-      return piece < pieces ? __ldcg(work.states + walk.slot(line, piece) * work.rows + r)
-                            : float2{kMinusInfinity, 0.f};
-    };
-    float maximum = kMinusInfinity, sum = 0.f;
-    bool bad = false;
-    for (int i = lane; i < round_up(pieces, 32); i += 32) {
-      const float2 state = state_of(i);
-      maximum = fmaxf(maximum, state.x);
-      bad |= state.y < 0.f;
-    }
-    maximum = warp_max(maximum);
-    const float base = maximum == kMinusInfinity ? 0.f : maximum;
+    const int64_t own = slot * work.rows + r;
+    const float2 state =
+        lane < count ? __ldcg(work.states + own) : float2{kMinusInfinity, 0.f};
+    const float maximum = warp_max(state.x);
+    const float weight = ptx::exp2_approx(state.x - (maximum == kMinusInfinity ? 0.f : maximum));
+    const float sum = warp_sum(state.y * weight);
+    const bool bad = __any_sync(0xffffffff, state.y < 0.f);
     float4 total{0.f, 0.f, 0.f, 0.f};
-    for (int i = lane; i < round_up(pieces, 32); i += 32) {
-      const float2 state = state_of(i);
-      const float weight = ptx::exp2_approx(state.x - base);
-      const int64_t place = i < pieces ? (walk.slot(line, i) * work.rows + r) * kDecodeHeadDim : 0;
-      sum += state.y * weight;
 #pragma unroll 8
-      for (int j = 0; j < min(pieces - i + lane, 32); ++j) {
-        const float w = __shfl_sync(0xffffffff, weight, j);
-        const float* from = work.values + __shfl_sync(0xffffffff, place, j);
-        const float4 v = __ldcg(reinterpret_cast<const float4*>(from) + lane);
-        total.x += w * v.x, total.y += w * v.y, total.z += w * v.z, total.w += w * v.w;
-      }
+    for (int i = 0; i < count; ++i) {
+      const float w = __shfl_sync(0xffffffff, weight, i);
+      const float* from = work.values + __shfl_sync(0xffffffff, own, i) * kDecodeHeadDim;
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(from) + lane);
+      total.x += w * v.x, total.y += w * v.y, total.z += w * v.z, total.w += w * v.w;
     }
-    sum = warp_sum(sum);
-    bad = __any_sync(0xffffffff, bad);
-    const float v_scale = p.v_scale == nullptr ? 1.f : p.v_scale[kv_head];
-    const float factor = v_scale / sum;
+    if (!is_result) {  // `own` of lane 0 is the first's
+      float* to = work.values + __shfl_sync(0xffffffff, own, 0) * kDecodeHeadDim;
+      reinterpret_cast<float4*>(to)[lane] = total;
+      if (lane == 0) work.states[own] = {maximum, bad ? -1.f : sum};
+      continue;
+    }
     const bool none = bad || sum == 0.f;
+    const float factor = (p.v_scale == nullptr ? 1.f : p.v_scale[kv_head]) / sum;
     const __nv_bfloat162 halves[2] = {
         __floats2bfloat162_rn(none ? 0.f : total.x * factor, none ? 0.f : total.y * factor),
         __floats2bfloat162_rn(none ? 0.f : total.z * factor, none ? 0.f : total.w * factor)};
-    const DecodeRow row(p, walk.b, kv_head, first_row + r);
+    const DecodeRow row(p, walk.b, kv_head, block_row + r);
     *reinterpret_cast<uint2*>(row.out + 4 * lane) = *reinterpret_cast<const uint2*>(halves);
     if (lane == 0) *row.lse = none ? kMinusInfinity : natural_lse(maximum, sum);
   }
@@ -238,13 +232,23 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
     }
     attend.merge(smem, row_warps);
     store(attend, p, work, line, walk, kv_head, block_row, row_warps, bad != 0);
-    if (walk.cut.pieces > 1) {
+    const int pieces = walk.cut.pieces, fan = decode_fan(pieces);
+    if (pieces == 1) continue;
+    // Counters live at slots of pieces that have none of their own: a group's first, and for the
+    // groups the second piece.
+    const auto is_last = [&](int counter, int count) {
       attend.consumers_sync();  // all partial results before the count
       if (threadIdx.x == 0)
-        smem.is_last = arrive_last(work.counters + walk.slot(line, 0), p.nonce, walk.cut.pieces);
+        smem.is_last = arrive_last(work.counters + walk.slot(line, counter), p.nonce, count);
       attend.consumers_sync();
-      if (smem.is_last) add_pieces(p, work, line, walk, kv_head, block_row);
-    }
+      return smem.is_last;
+    };
+    const int first = walk.k / fan * fan, count = min(pieces - first, fan);
+    if (!is_last(first, count)) continue;
+    add_pieces(p, work, line, walk, kv_head, block_row, first, 1, count, pieces <= fan);
+    const int groups = ceil_div(pieces, fan);
+    if (groups > 1 && is_last(1, groups))
+      add_pieces(p, work, line, walk, kv_head, block_row, 0, fan, groups, true);
   }
 }
 

@@ -96,6 +96,13 @@ L4K_HD constexpr DecodeCut decode_cut(int tiles, const DecodeSplit& split) {
   return {pieces, tiles / pieces, tiles % pieces};
 }
 
+// Partial results are added up in two levels: by groups of so many pieces, then the groups. A warp
+// has a lane for each, so neither is more than 32. An item has at most kDecodePiecesPerCta pieces
+// for each CTA.
+constexpr int kDecodeMaxGrid = 1024 / kDecodePiecesPerCta;
+
+L4K_HD constexpr int decode_fan(int pieces) { return pieces <= 256 ? 16 : 32; }
+
 // Pieces are dealt out along a line: CTA c takes those that begin in [c, c + 1) of `grid` equal
 // parts. An item covers as much of the line as it has tiles, or pieces if there is one wave.
 struct DecodeLine {
