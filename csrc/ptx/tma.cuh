@@ -40,6 +40,14 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap* map, 
       : "memory");
 }
 
+// PTX ISA: cp.async.bulk.prefetch.tensor. The box into L2, where it stays coherent: harmless if
+// somebody still writes it.
+__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
+               "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
+
 // The same box to the same offset in every CTA whose bit is set in `cta_mask`; each one's barrier
 // (same offset) receives the bytes.
 __device__ __forceinline__ void tma_load_2d_multicast(void* smem, const CUtensorMap* map,

@@ -35,8 +35,8 @@ struct GemmConfig {
   L4K_HD constexpr int staging_bytes() const {
     return swap ? block_m * pitch() * 4 : block_m * block_n * 2;
   }
-  // Few accumulators: leaves half of the SM to its neighbours in the stream, so that the weights of
-  // the next product arrive under the end of this one.
+  // Few accumulators: leaves half of the SM to its neighbours in the stream, so that the next
+  // product starts, and fetches its weights, under the end of this one.
   L4K_HD constexpr int ctas_per_sm() const { return right() <= 64 ? 2 : 1; }
   L4K_HD constexpr int producer_registers() const { return ctas_per_sm() == 2 ? 32 : 40; }
   L4K_HD constexpr int consumer_registers() const { return ctas_per_sm() == 2 ? 104 : 232; }

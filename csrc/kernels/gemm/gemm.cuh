@@ -90,61 +90,62 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
   return {tile, 0, k_blocks};
 }
 
-// A stage is a box of A and one of B. Where CTAs of the cluster share a box each one loads a slice
-// of it for all.
+// Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
+// slice of it for all.
 template <int I>
-__device__ __forceinline__ void load_a(GemmSmem<I>& smem, const CUtensorMap& map, int stage, int k,
-                                       const RaggedTile& tile) {
+__device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
+                                           const CUtensorMap& map_b, int stage, int k,
+                                           const RaggedTile& tile) {
   constexpr GemmConfig C = kGemmConfigs[I];
+  constexpr uint16_t kAll = (1 << C.cluster()) - 1;
+  const int rank = smem.cluster.rank;
   uint64_t* full = &smem.ring.full[stage];
+  ptx::mbarrier_arrive_expect_tx(full, C.stage_bytes());
   if constexpr (C.cluster_n > 1) {
-    const int slice = C.block_m / C.cluster_n * smem.cluster.rank;
-    ptx::tma_load_2d_multicast(smem.a[stage] + slice * 128, &map, full, k, tile.row + slice,
-                               (1 << C.cluster()) - 1);
+    const int slice = C.block_m / C.cluster_n * rank;
+    ptx::tma_load_2d_multicast(smem.a[stage] + slice * 128, &map_a, full, k, tile.row + slice,
+                               kAll);
   } else {
-    ptx::tma_load_2d(smem.a[stage], &map, full, k, tile.row);
+    ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
+  }
+  if constexpr (C.cluster_m > 1) {
+    const int slice = C.block_n / C.cluster_m * rank;
+    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map_b, full, k, tile.column + slice,
+                               tile.expert, kAll);
+  } else {
+    ptx::tma_load_3d(smem.b[stage], &map_b, full, k, tile.column, tile.expert);
   }
 }
 
+// B's first boxes of a dense product go to L2 while the previous kernel still runs. Not further: B
+// may be that kernel's result. Of ragged products only it can say which expert's are needed.
 template <int I>
-__device__ __forceinline__ void load_b(GemmSmem<I>& smem, const CUtensorMap& map, int stage, int k,
-                                       const RaggedTile& tile) {
+__device__ __forceinline__ void prefetch_weights(GemmSmem<I>& smem, const CUtensorMap& map_b,
+                                                 const GemmParams& p) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  uint64_t* full = &smem.ring.full[stage];
-  ptx::mbarrier_arrive_expect_tx(full, C.stage_bytes());  // of both boxes
-  if constexpr (C.cluster_m > 1) {
-    const int slice = C.block_n / C.cluster_m * smem.cluster.rank;
-    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map, full, k, tile.column + slice,
-                               tile.expert, (1 << C.cluster()) - 1);
-  } else {
-    ptx::tma_load_3d(smem.b[stage], &map, full, k, tile.column, tile.expert);
-  }
+  if (p.expert_offsets != nullptr || smem.cluster.index >= smem.schedule.num_tiles()) return;
+  const auto [tile, first, end] =
+      share_of<I>(smem.schedule.at(smem.cluster.index), p, smem.cluster);
+  const int slice = C.block_n / C.cluster_m;
+  const int column = tile.column + (C.cluster_m > 1 ? slice * smem.cluster.rank : 0);
+#pragma unroll 1
+  for (int block = first; block < min(first + C.stages, end); ++block)
+    ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column, tile.expert);
 }
 
 template <int I>
 __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                         const CUtensorMap& map_b, const GemmParams& p) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  // Weights do not come from the previous kernel. Those of a dense product fill the ring before it
-  // has finished; which expert's are needed is for it to say.
-  int early = 0;
-  if (p.expert_offsets == nullptr && smem.cluster.index < smem.schedule.num_tiles()) {
-    const GemmShare share = share_of<I>(smem.schedule.at(smem.cluster.index), p, smem.cluster);
-    early = min(C.stages, share.end_block - share.first_block);
-    for (int i = 0; i < early; ++i)
-      load_b<I>(smem, map_b, i, (share.first_block + i) * C.block_k(), share.tile);
-  }
+  prefetch_weights(smem, map_b, p);
   ptx::grid_dependency_wait();
   Stage<C.stages> stage;
   for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
        index += smem.cluster.count) {
     const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
     for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
-      if (--early < 0) {
-        smem.ring.wait_empty(stage);
-        load_b<I>(smem, map_b, stage.index, block * C.block_k(), share.tile);
-      }
-      load_a<I>(smem, map_a, stage.index, block * C.block_k(), share.tile);
+      smem.ring.wait_empty(stage);
+      load_stage(smem, map_a, map_b, stage.index, block * C.block_k(), share.tile);
     }
   }
 }
