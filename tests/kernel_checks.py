@@ -9,6 +9,7 @@ from torch import Tensor
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close
 from tests.cases import cases
+from tests.gemm_rows import row_cases
 from tests.making import FP8, Case
 
 # Largest relative error against the reference, for the whole result and for any 128 x 128 tile.
@@ -30,9 +31,13 @@ def bound(op: str, case: Case, t: Tensor) -> float:
 
 
 def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
-    """The op's cases in bfloat16, less those outside of its kernel's contract."""
+    """The op's cases in bfloat16, less those outside of its kernel's contract.
+
+    On a GPU those of every row of the GEMM's table as well; in the emulator they have their tests.
+    """
     outside = OUTSIDE.get(op, lambda case: False)
-    return [case for case in cases(op, device, torch.bfloat16) if not outside(case)]
+    found = [case for case in cases(op, device, torch.bfloat16) if not outside(case)]
+    return found + list(row_cases(op, device)) if device == "cuda" else found
 
 
 # Cases that a kernel refuses or does not know, with the reason beside them.

@@ -7,14 +7,13 @@ from torch import Tensor
 from l4kernels import STATUS
 from l4kernels.ops import gemm, gemm_swiglu_fp8, interleave_gate_up, quantize_fp8
 from l4kernels.testing import assert_close, chained, emulated
-from tests.gemm_rows import PLAIN_ROWS, ROWS, Row, operands
-from tests.kernel_checks import same_bits
+from tests.gemm_rows import EDGES, PLAIN_ROWS, ROWS, Row, operands, row_cases
+from tests.kernel_checks import check, same_bits
 from tests.making import Maker
 
 pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel")
 
 MODES = ("late", "early", "random")
-EDGES = [0, 1, 7, 8, 15, 16, 17, 63, 64, 65, 127, 128, 129]
 BF16_ROWS = [row for row in PLAIN_ROWS if not row.fp8]
 PROMOTED_ROWS = [row for row in ROWS if row.promote]
 FAST_ROWS = [row for row in ROWS if row.fp8 and not row.promote]
@@ -39,6 +38,13 @@ def test_experts_of_every_awkward_size_are_exact(row, mode):
     args, options = operands(make, row, sum(EDGES) + 2, len(EDGES), 136, 640)
     options["expert_offsets"] = make.offsets(EDGES)
     check_exact(row, args, options, mode=mode, seed=row.config, sms=3)
+
+
+@pytest.mark.parametrize("op", ["gemm", "gemm_swiglu_fp8"])
+def test_the_cases_that_a_gpu_runs_for_every_row(op):
+    for case in row_cases(op, "cpu"):
+        with emulated():
+            check(op, case)
 
 
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)

@@ -1,0 +1,105 @@
+// Two dependent products by one row (ROW) of the GEMM's table, for its mutants: the second takes the
+// result of the first as A. Rows with e4m3 results make SwiGLU of the first product, and the second
+// takes codes and scales. Exit status 1: wrong numbers.
+#include <cmath>
+#include <string>
+
+#include "../kernels/host.h"
+#include "kernels/gemm/launch.cuh"
+
+namespace {
+
+constexpr l4k::GemmConfig kConfig = l4k::kGemmConfigs[ROW];
+constexpr int kM = 300, kN = 512, kK = 512;
+
+template <typename T>
+Buffer<T> operand(size_t size, size_t salt) {
+  if constexpr (sizeof(T) == 1) return Buffer<T>(to_e4m3(small_floats(size, salt)));
+  else return Buffer<T>(to_bf16(small_floats(size, salt)));
+}
+
+l4k::GemmParams product(const void* a, const void* b, void* d, const float* one, int k, int splits) {
+  l4k::GemmParams p{};
+  p.m = kM;
+  p.n = kN;
+  p.k = k;
+  p.num_experts = 1;
+  p.fp8 = kConfig.fp8;
+  p.a = a;
+  p.b = b;
+  p.d = d;
+  p.a_stride = k;
+  if (p.fp8) {
+    p.scale_a = p.scale_b = l4k::GemmScale::kTensor;
+    p.sfa = p.sfb = one;
+  }
+  p.ctas_per_tile = kConfig.swap ? splits : kConfig.cluster();
+  p.config = ROW;
+  return p;
+}
+
+std::vector<float> multiply(const std::vector<float>& a, const std::vector<float>& b, int k) {
+  std::vector<float> d(size_t{kM} * kN);
+  for (int m = 0; m < kM; ++m)
+    for (int n = 0; n < kN; ++n) {
+      float sum = 0;
+      for (int i = 0; i < k; ++i) sum += a[size_t(m) * k + i] * b[size_t(n) * k + i];
+      d[size_t(m) * kN + n] = sum;
+    }
+  return d;
+}
+
+float rounded(float x) {  // to bf16
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits += 0x7fff + (bits >> 16 & 1);
+  bits &= 0xffff0000;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+float from_bf16(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+}  // namespace
+
+int main() {
+  using T = std::conditional_t<kConfig.fp8, uint8_t, uint16_t>;
+  Buffer<T> a = operand<T>(size_t{kM} * kK, 0), b = operand<T>(size_t{kN} * kK, 7);
+  Buffer<float> one(std::vector<float>(1, 1.f)), scale(size_t{kM} * kN / 256);
+  Buffer<uint16_t> first(size_t{kM} * kN), second(size_t{kM} * kN);
+  l4k::GemmParams p = product(a.data, b.data, first.data, one.data, kK, 2);
+  int k = kN;
+  if constexpr (kConfig.fp8) {
+    p.activation = l4k::GemmActivation::kSwiglu;
+    p.d_scale = scale.data;
+    k = kN / 2;
+  }
+  CHECK(l4k::launch_gemm<ROW>(p, nullptr));
+  l4k::GemmParams q = product(first.data, b.data, second.data, one.data, k, 2);
+  if constexpr (kConfig.fp8) {
+    q.sfa = scale.data;
+    q.scale_a = l4k::GemmScale::kBlock;
+    q.scale_b = l4k::GemmScale::kNone;
+  }
+  CHECK(l4k::launch_gemm<ROW>(q, nullptr));
+  CHECK(cudaDeviceSynchronize());
+  const std::vector<uint16_t> got = second.download();
+  if constexpr (kConfig.fp8) {
+    for (uint16_t value : got)
+      if (!std::isfinite(from_bf16(value))) return 1;
+  } else {
+    const auto weights = small_floats(size_t{kN} * kK, 7);
+    std::vector<float> middle = multiply(small_floats(size_t{kM} * kK), weights, kK);
+    for (float& value : middle) value = rounded(value);
+    const std::vector<float> expected = multiply(middle, weights, kN);
+    for (size_t i = 0; i < got.size(); ++i)
+      if (std::fabs(from_bf16(got[i]) - expected[i]) > 0.01f * std::fabs(expected[i]) + 1) return 1;
+  }
+  std::printf("PASS\n");
+  return 0;
+}
