@@ -3,6 +3,7 @@ full chunk, replays with other lengths, hostile ids, poisoned slots, place in a 
 
 import ctypes
 import math
+import random
 from typing import Any
 
 import pytest
@@ -83,6 +84,27 @@ def test_error_is_that_of_the_same_precision_in_pytorch(make, cache, times, spre
     ).out[0]
     theirs = relative_error(in_bf16(args[0][0], k, v, SCALE), exact)
     assert relative_error(got, exact) <= times * theirs
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_batches_drawn_at_random(seed):
+    draw = random.Random(seed)
+    pick = draw.choice
+    chunk, page = pick([0, 0, 1, 3, 16, 64, 100, 128]), pick([16, 32, 48, 64, 80, 128, 256])
+    group, tokens, kv_heads = pick([1, 2, 4, 5, 8, 16]), pick([1, 2, 5, 16]), pick([1, 2, 3])
+    lengths = [pick([0, 1, tokens, draw.randrange(400), draw.randrange(2500)]) for _ in range(3)]
+    cache = (torch.bfloat16, FP8)[seed % 2]
+    make = Maker("cpu", torch.bfloat16, seed)
+    args = paged(make, lengths, group * kv_heads, kv_heads, tokens, page, cache)
+    options = {"softmax_scale": SCALE * pick([0.1, 1, 4]), "chunk": chunk}
+    if cache == FP8 and draw.random() < 0.5:
+        options |= {s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")}
+    mode, sms = ("late", "early", "random")[seed % 3], pick([1, 2, 4, 7, 16])
+    with emulated(mode=mode, seed=seed, sms=sms):
+        got = flash_decode(*args, **options)
+    expected = flash_decode.reference(*args, **options)
+    assert_close(got.out, expected.out, 3e-3)
+    assert_close(got.lse, expected.lse, 1e-4)
 
 
 @pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)

@@ -15,7 +15,8 @@ constexpr int64_t kMaxTokens = 16, kMaxGroup = 16, kHeadDim = 128;
 
 // 48 bits that no other launch of this or another process on the device is likely to have.
 uint64_t launch_nonce() {
-  static std::atomic<uint64_t> next = std::random_device{}() | uint64_t{std::random_device{}()} << 32;
+  static std::random_device seed;
+  static std::atomic<uint64_t> next = seed() | uint64_t{seed()} << 32;
   uint64_t z = next.fetch_add(0x9e3779b97f4a7c15);  // splitmix64
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
   z = (z ^ z >> 27) * 0x94d049bb133111eb;

@@ -18,6 +18,7 @@
 
 namespace l4k {
 
+constexpr float kMinusInfinity = -__builtin_huge_valf();
 constexpr int kDecodeColumns = kDecodeHeadDim / 8;  // tiles of eight head dimensions
 
 template <bool kFp8>
@@ -92,7 +93,7 @@ struct Attend {
     for (auto& tile : acc)
       for (float& value : tile) value = 0.f;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) maximum[half] = __int_as_float(0xff800000), sum[half] = 0;
+    for (int half = 0; half < 2; ++half) maximum[half] = kMinusInfinity, sum[half] = 0;
   }
 
   // s[n][i]: row g + i / 2 * 8, key 8n + 2c + i % 2 of the granule at `keys` in shared memory.
@@ -126,14 +127,15 @@ struct Attend {
       for (int i = 0; i < 4; ++i) s[n][i] = (s[n][i] + odd[n][i]) * scale[i / 2];
   }
 
-  // Scores of keys that the row does not see become -inf. `seen[half]` counts from the granule.
-  __device__ __forceinline__ static void mask(const TileSpan (&seen)[2], float (&s)[2][4]) {
+  // Scores of keys that the row does not see become -inf.
+  __device__ __forceinline__ static void mask(const TileSpan (&seen)[2], int first_key,
+                                              float (&s)[2][4]) {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int key = 8 * n + threadIdx.x % 4 * 2 + i % 2;
-        if (key < seen[i / 2].first || key >= seen[i / 2].end) s[n][i] = __int_as_float(0xff800000);
+        const int key = first_key + 8 * n + threadIdx.x % 4 * 2 + i % 2;
+        if (key < seen[i / 2].first || key >= seen[i / 2].end) s[n][i] = kMinusInfinity;
       }
   }
 
@@ -145,7 +147,7 @@ struct Attend {
       const int i = 2 * half;
       float top = fmaxf(fmaxf(s[0][i], s[0][i + 1]), fmaxf(s[1][i], s[1][i + 1]));
       top = fmaxf(warp_max<4>(top), maximum[half]);
-      base[half] = top == __int_as_float(0xff800000) ? 0.f : top;
+      base[half] = top == kMinusInfinity ? 0.f : top;
       decay[half] = ptx::exp2_approx(maximum[half] - base[half]);
       maximum[half] = top;
       sum[half] *= decay[half];
@@ -200,8 +202,8 @@ struct Attend {
   }
 
   // Adds up the warps that share rows. Each hands away half of its columns and takes in the other
-  // half of a partner's, so that with n warps each ends with 1 / n of the columns, in acc[0...], and
-  // all with the rows' maximum and sum. The order of additions is fixed.
+  // half of a partner's, so that with n warps each ends with 1 / n of the columns, in acc[0...],
+  // and all with the rows' maximum and sum. The order of additions is fixed.
   __device__ __forceinline__ void merge(DecodeSmem<kFp8>& smem, int row_warps) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int key_warps = kDecodeConsumers / row_warps, row_tile = warp % row_warps;
@@ -218,7 +220,7 @@ struct Attend {
       const float mine = maximum[half];
       for (int w = row_tile; w < kDecodeConsumers; w += row_warps)
         maximum[half] = fmaxf(maximum[half], smem.state[w][lane / 4 + 8 * half].x);
-      const float base = maximum[half] == __int_as_float(0xff800000) ? 0.f : maximum[half];
+      const float base = maximum[half] == kMinusInfinity ? 0.f : maximum[half];
       sum[half] = 0.f;
       for (int w = row_tile; w < kDecodeConsumers; w += row_warps) {
         const float2 other = smem.state[w][lane / 4 + 8 * half];

@@ -13,7 +13,8 @@ namespace {
 int grid_of(const FlashDecodeParams& p) {
   const DecodeShape shape = decode_shape(p, 0);
   const int64_t tiles = std::max<int64_t>(ceil_div<int64_t>(shape.capacity, kDecodeTile), 1);
-  return static_cast<int>(std::min<int64_t>(int64_t{shape.batch} * shape.heads * tiles, sm_count()));
+  const int64_t items = int64_t{shape.batch} * shape.heads;
+  return static_cast<int>(std::min<int64_t>(items * tiles, sm_count()));
 }
 
 template <bool kFp8>

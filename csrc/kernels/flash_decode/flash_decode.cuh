@@ -82,9 +82,9 @@ __device__ __forceinline__ void add_pieces(const FlashDecodeParams& p, const Dec
   for (int r = warp; r < end; r += kDecodeConsumers) {
     const auto state_of = [&](int piece) {
       return piece < pieces ? __ldcg(work.states + walk.slot(line, piece) * work.rows + r)
-                            : float2{__int_as_float(0xff800000), 0.f};
+                            : float2{kMinusInfinity, 0.f};
     };
-    float maximum = __int_as_float(0xff800000), sum = 0.f;
+    float maximum = kMinusInfinity, sum = 0.f;
     bool bad = false;
     for (int i = lane; i < round_up(pieces, 32); i += 32) {
       const float2 state = state_of(i);
@@ -92,7 +92,7 @@ __device__ __forceinline__ void add_pieces(const FlashDecodeParams& p, const Dec
       bad |= state.y < 0.f;
     }
     maximum = warp_max(maximum);
-    const float base = maximum == __int_as_float(0xff800000) ? 0.f : maximum;
+    const float base = maximum == kMinusInfinity ? 0.f : maximum;
     float4 total{0.f, 0.f, 0.f, 0.f};
     for (int i = lane; i < round_up(pieces, 32); i += 32) {
       const float2 state = state_of(i);
@@ -117,7 +117,7 @@ __device__ __forceinline__ void add_pieces(const FlashDecodeParams& p, const Dec
         __floats2bfloat162_rn(none ? 0.f : total.z * factor, none ? 0.f : total.w * factor)};
     const DecodeRow row(p, walk.b, kv_head, first_row + r);
     *reinterpret_cast<uint2*>(row.out + 4 * lane) = *reinterpret_cast<const uint2*>(halves);
-    if (lane == 0) *row.lse = none ? __int_as_float(0xff800000) : natural_lse(maximum, sum);
+    if (lane == 0) *row.lse = none ? kMinusInfinity : natural_lse(maximum, sum);
   }
 }
 
@@ -163,7 +163,7 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const FlashDec
     }
     if (!writes_state) continue;
     const float maximum = attend.maximum[half], sum = attend.sum[half];
-    if (whole) *row.lse = none ? __int_as_float(0xff800000) : natural_lse(maximum, sum);
+    if (whole) *row.lse = none ? kMinusInfinity : natural_lse(maximum, sum);
     else work.states[slot * work.rows + r] = {maximum, bad ? -1.f : sum};
   }
 }
@@ -188,17 +188,20 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
     const int block_row = walk.head % row_blocks * kDecodeRows;
     const int first_row = block_row + warp % row_warps * 16;
     const int64_t position = walk.sequence.first_position;
-    Span queries{0, 0}, seen[2];
+    // Keys fit 32 bits: lengths do.
+    const auto narrow = [](Span span) {
+      return TileSpan{static_cast<int>(span.first), static_cast<int>(span.end)};
+    };
+    Span queries{0, 0};
     if (first_row < rows)
       queries = {position + first_row / p.group,
                  position + min(first_row + 15, rows - 1) / p.group + 1};
+    const TileSpan any = narrow(keys_of_any(queries, p.chunk));
+    const TileSpan all = narrow(keys_of_all(queries, p.chunk));
+    TileSpan seen[2];  // by the lane's rows
     for (int half = 0; half < 2; ++half)
-      seen[half] = visible_keys(position + (first_row + lane / 4 + 8 * half) / p.group, p.chunk);
-    const auto in_32_bits = [](Span span) {
-      return TileSpan{static_cast<int>(span.first), static_cast<int>(span.end)};
-    };
-    const TileSpan any = in_32_bits(keys_of_any(queries, p.chunk));
-    const TileSpan all = in_32_bits(keys_of_all(queries, p.chunk));
+      seen[half] = narrow(
+          visible_keys(position + (first_row + lane / 4 + 8 * half) / p.group, p.chunk));
     Attend<kFp8> attend;
     attend.load_queries(p, walk.b, kv_head, first_row);
     attend.clear();
@@ -221,11 +224,7 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
         uint32_t w[4];
         const int offset = g * kDecodeGranule * Smem::kRowBytes;
         attend.scores(ptx::smem_address(smem.ring[keys.index]) + offset, s);
-        if (key < all.first || key > all.end - kDecodeGranule) {
-          const TileSpan spans[2] = {within_tile(seen[0], key, kDecodeGranule),
-                                     within_tile(seen[1], key, kDecodeGranule)};
-          attend.mask(spans, s);
-        }
+        if (key < all.first || key > all.end - kDecodeGranule) attend.mask(seen, key, s);
         attend.weights(s, w);
         smem.pipeline.wait_full(values);
         attend.add_values(ptx::smem_address(smem.ring[values.index]) + offset, w);
@@ -261,10 +260,10 @@ __global__ void __launch_bounds__(kDecodeWarps * 32, 1)
   ptx::grid_launch_dependents();
   plan_decode(p, shape, smem);
   if (threadIdx.x / 32 < kDecodeConsumers) {
-    ptx::registers_increase<208>();
+    ptx::registers_increase<216>();
     attend_tiles(p, shape, smem);
   } else {
-    ptx::registers_decrease<88>();
+    ptx::registers_decrease<72>();
     load_tiles(p, shape, smem);
   }
 }

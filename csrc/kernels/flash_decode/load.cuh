@@ -178,9 +178,9 @@ __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const Dec
           const char* at = cache + from[i];
 #pragma unroll
           for (int r = 0; r < kDecodeGranule; r += kRows) {
-            ptx::copy_16_or_zeros((to ^ (r % 8 * 16)) + (i * kDecodeProducers * kDecodeGranule + r) *
-                                                            Smem::kRowBytes,
-                                  at, first[i] + r < count[i], policy);
+            const int rows_on = i * kDecodeProducers * kDecodeGranule + r;
+            ptx::copy_16_or_zeros((to ^ (r % 8 * 16)) + rows_on * Smem::kRowBytes, at,
+                                  first[i] + r < count[i], policy);
             at += kRows * row_stride;
           }
         }

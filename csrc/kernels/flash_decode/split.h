@@ -41,8 +41,9 @@ L4K_HD constexpr DecodeSequence decode_sequence(const DecodeShape& shape, int le
   const int64_t end = valid ? length : 0, first = end - shape.tokens;
   const Span keys = keys_of_any({first, end}, shape.chunk);
   const int64_t first_tile = keys.first / kDecodeTile;
-  const int64_t tiles = ceil_div<int64_t>(keys.end, kDecodeTile) - first_tile;
-  return {first, keys, static_cast<int>(first_tile), static_cast<int>(tiles > 0 ? tiles : 1), valid};
+  const int64_t touched = ceil_div<int64_t>(keys.end, kDecodeTile) - first_tile;
+  const int tiles = static_cast<int>(touched > 0 ? touched : 1);
+  return {first, keys, static_cast<int>(first_tile), tiles, valid};
 }
 
 // What the plan needs to know of all lengths.
@@ -110,7 +111,9 @@ struct DecodeLine {
   }
   // Where a partial result goes; no two of one launch share a slot, and all are below
   // kDecodeSlotsPerCta * grid: pieces of an item that is cut are at least half of `size` long.
-  L4K_HD int64_t slot(int64_t place) const { return split.one_wave ? place : 2 * place / split.size; }
+  L4K_HD int64_t slot(int64_t place) const {
+    return split.one_wave ? place : 2 * place / split.size;
+  }
 };
 
 L4K_HD constexpr DecodeLine decode_line(const DecodeSplit& split, const DecodeTotals& totals,

@@ -1,6 +1,6 @@
 // A row (token and head) is half a warp: eight values per lane, 16-byte loads. Lane i weighs part
-// i, i + 16, ...; then every lane adds up its eight columns in the order of the parts, several loads
-// in flight. A part without keys has weight zero and is not read: its values may be anything.
+// i, i + 16, ...; then every lane adds up its eight columns in the order of the parts, several
+// loads in flight. A part without keys has weight zero and is not read: its values may be anything.
 // See docs/kernels/merge_attention_states.md.
 #pragma once
 #include "kernels/merge_attention_states/merge_attention_states.h"
