@@ -7,7 +7,7 @@ import torch
 
 from bench import gpu_steps
 from bench.__main__ import main
-from bench.e2e import layers_that_fit, prefill_flops, shortened
+from bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
 from bench.report import table
 from l4kernels import Llama4Config, env
 from l4kernels.ops import OPS
@@ -106,5 +106,13 @@ def test_report_has_a_line_for_each_model():
     row = {"key": "e2e.scout.fp8.batch1.prompt8192", "ok": True, "op": None, "layers": 8}
     row |= {"layers_of_the_model": 48, "time_to_first_token_ms": 12.34, "inter_token_ms": 5.678}
     row |= {"share_of_step_floor": 0.75, "peak_memory_bytes": 3e10}
-    text = table([row])
-    assert "| scout.fp8.batch1.prompt8192 | 8 of 48 | 12.3 | 5.68 | 75% | 30.0 |" in text
+    assert "| scout.fp8.batch1.prompt8192 | 8 of 48 | 12.3 | 5.68 | 75% | 30.0 |" in table([row])
+
+
+def test_a_gpu_row_names_gpu_floors_and_peak():
+    row = run("cpu", "demo", "bf16", 1, 8, 2) | {"device": "cuda", "gpu": "h200"}
+    row |= {"step_floor_ms": 0.5, "share_of_step_floor": 0.25, "first_token_floor_ms": 0.75}
+    row |= {"peak_memory_bytes": 2e9, "planned_memory_bytes": 4e9}
+    shown = text(row)
+    assert "demo bf16 (h200), 8 of 8 layers" in shown and "floor 0.75 ms" in shown
+    assert "floor 0.500 ms, 25% of it" in shown and "peak 2.00 GB (plan 4.00)" in shown
