@@ -89,4 +89,29 @@ inline Tensor workspace(const Tensor& like, int64_t words) {
   L4K_CHECK_HEAD_SCALE(k_scale, k_cache.size(2))                                                  \
   L4K_CHECK_HEAD_SCALE(v_scale, k_cache.size(2))
 
+// What flash_prefill and flash_decode ask of the arguments they share; pages are multiples of
+// `slots`.
+#define L4K_CHECK_ATTENTION(num_heads, batch, slots)                                              \
+  L4K_CHECK_DTYPE(q, BFloat16);                                                                   \
+  L4K_CHECK_ROWS(q);                                                                              \
+  L4K_CHECK_PAGED_CACHE(128);                                                                     \
+  L4K_REQUIRE(k_cache.size(2) >= 1 && num_heads >= 1 && num_heads % k_cache.size(2) == 0 &&       \
+                  num_heads / k_cache.size(2) <= 16,                                              \
+              "expected 1 to 16 heads of q for each of the ", k_cache.size(2),                    \
+              " heads of k_cache, got ", num_heads);                                              \
+  L4K_REQUIRE(k_cache.size(1) > 0 && k_cache.size(1) % slots == 0,                                \
+              "expected pages of a multiple of " #slots " slots on CUDA, got ", k_cache.size(1)); \
+  L4K_REQUIRE(k_cache.size(0) > 0 && k_cache.size(0) < int64_t{1} << 31,                          \
+              "expected k_cache to hold 1 to 2^31 - 1 pages, got ", k_cache.size(0));             \
+  L4K_REQUIRE(chunk >= 0 && chunk < int64_t{1} << 31,                                             \
+              "expected chunk to be 0 (off) or positive, got ", chunk);                           \
+  L4K_CHECK_DTYPE(seqlens_k, Int);                                                                \
+  L4K_CHECK_SHAPE(seqlens_k, batch);                                                              \
+  L4K_CHECK_CONTIGUOUS(seqlens_k);                                                                \
+  L4K_CHECK_DTYPE(block_table, Int);                                                              \
+  L4K_CHECK_SHAPE(block_table, batch, -1);                                                        \
+  L4K_REQUIRE(block_table.stride(1) == 1 || block_table.size(1) <= 1,                             \
+              "expected the rows of block_table to be contiguous, got ",                          \
+              l4k::describe(block_table))
+
 }  // namespace l4k

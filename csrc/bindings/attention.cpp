@@ -4,11 +4,7 @@
 
 namespace l4k::binding {
 
-namespace {
-
-constexpr int64_t kHeadDim = 128, kMaxGroup = 16;
-
-}  // namespace
+constexpr int64_t kHeadDim = 128;
 
 std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
                                          const Tensor& v_cache, const Tensor& cu_seqlens_q,
@@ -16,35 +12,16 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
                                          double softmax_scale, int64_t max_seqlen_q, int64_t chunk,
                                          const std::optional<Tensor>& maybe_k_scale,
                                          const std::optional<Tensor>& maybe_v_scale) {
-  L4K_CHECK_DTYPE(q, BFloat16);
   L4K_CHECK_SHAPE(q, -1, -1, kHeadDim);
-  L4K_CHECK_PAGED_CACHE(kHeadDim);
-  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
-  const int64_t rows = q.size(0), num_heads = q.size(1), kv_heads = k_cache.size(2);
-  L4K_REQUIRE(num_heads >= 1 && kv_heads >= 1 && num_heads % kv_heads == 0 &&
-                  num_heads / kv_heads <= kMaxGroup,
-              "expected 1 to ", kMaxGroup, " heads of q for each of the ", kv_heads,
-              " heads of k_cache, got ", num_heads);
-  const int64_t page_size = k_cache.size(1);
-  L4K_REQUIRE(page_size > 0 && page_size % 8 == 0,
-              "expected pages of a multiple of 8 slots on CUDA, got ", page_size);
-  L4K_REQUIRE(k_cache.size(0) > 0 && k_cache.size(0) < int64_t{1} << 31,
-              "expected k_cache to hold 1 to 2^31 - 1 pages, got ", k_cache.size(0));
-  L4K_CHECK_SHAPE(cu_seqlens_q, -1);
-  const int64_t batch = cu_seqlens_q.size(0) - 1;
   L4K_CHECK_DTYPE(cu_seqlens_q, Int);
-  L4K_CHECK_DTYPE(seqlens_k, Int);
-  L4K_CHECK_DTYPE(block_table, Int);
-  L4K_REQUIRE(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", describe(cu_seqlens_q));
-  L4K_CHECK_SHAPE(seqlens_k, batch);
-  L4K_CHECK_SHAPE(block_table, batch, -1);
+  L4K_CHECK_SHAPE(cu_seqlens_q, -1);
   L4K_CHECK_CONTIGUOUS(cu_seqlens_q);
-  L4K_CHECK_CONTIGUOUS(seqlens_k);
-  L4K_REQUIRE(block_table.stride(1) == 1 || block_table.size(1) == 1,
-              "expected the rows of block_table to be contiguous, got ", describe(block_table));
-  L4K_CHECK_ROWS(q);
+  const int64_t rows = q.size(0), num_heads = q.size(1), batch = cu_seqlens_q.size(0) - 1;
+  L4K_REQUIRE(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", describe(cu_seqlens_q));
+  L4K_CHECK_ATTENTION(num_heads, batch, 8);
+  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
+  const int64_t page_size = k_cache.size(1), kv_heads = k_cache.size(2);
   L4K_REQUIRE(softmax_scale > 0, "expected softmax_scale to be positive, got ", softmax_scale);
-  L4K_REQUIRE(chunk >= 0, "expected chunk to be 0 (off) or positive, got ", chunk);
   L4K_REQUIRE(rows < int64_t{1} << 31 && max_seqlen_q >= 0,
               "expected fewer than 2^31 rows of q and max_seqlen_q >= 0, got ", describe(q),
               " and ", max_seqlen_q);

@@ -11,7 +11,7 @@ namespace l4k::binding {
 
 namespace {
 
-constexpr int64_t kMaxTokens = 16, kMaxGroup = 16, kHeadDim = 128;
+constexpr int64_t kMaxTokens = 16, kHeadDim = 128;
 
 // 48 bits that no other launch of this or another process on the device is likely to have.
 uint64_t launch_nonce() {
@@ -30,31 +30,13 @@ std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
                                         const Tensor& block_table, double softmax_scale,
                                         int64_t chunk, const std::optional<Tensor>& maybe_k_scale,
                                         const std::optional<Tensor>& maybe_v_scale) {
-  L4K_CHECK_DTYPE(q, BFloat16);
   L4K_CHECK_SHAPE(q, -1, -1, -1, kHeadDim);
-  L4K_CHECK_PAGED_CACHE(kHeadDim);
-  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
   const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2);
-  const int64_t pages = k_cache.size(0), page_size = k_cache.size(1), kv_heads = k_cache.size(2);
+  L4K_CHECK_ATTENTION(heads, batch, 16);
   L4K_REQUIRE(tokens >= 1 && tokens <= kMaxTokens, "expected 1 to ", kMaxTokens,
               " new tokens per sequence, got q ", describe(q));
-  L4K_REQUIRE(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0 && heads / kv_heads <= kMaxGroup,
-              "expected 1 to ", kMaxGroup, " q heads for each of the ", kv_heads,
-              " heads of k_cache, got q ", describe(q));
-  L4K_REQUIRE(page_size >= 16 && page_size % 16 == 0,
-              "expected the page size of k_cache to be a multiple of 16, got ", page_size);
-  L4K_REQUIRE(pages < int64_t{1} << 31,
-              "expected k_cache to have less than 2^31 pages, got ", describe(k_cache));
-  L4K_REQUIRE(chunk >= 0 && chunk < int64_t{1} << 31,
-              "expected chunk to be 0 (off) or positive, got ", chunk);
-  L4K_CHECK_DTYPE(seqlens_k, Int);
-  L4K_CHECK_SHAPE(seqlens_k, batch);
-  L4K_CHECK_CONTIGUOUS(seqlens_k);
-  L4K_CHECK_DTYPE(block_table, Int);
-  L4K_CHECK_SHAPE(block_table, batch, -1);
-  L4K_REQUIRE(block_table.size(1) <= 1 || block_table.stride(1) == 1,
-              "expected the rows of block_table to be contiguous, got ", describe(block_table));
-  L4K_CHECK_ROWS(q);
+  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
+  const int64_t pages = k_cache.size(0), page_size = k_cache.size(1), kv_heads = k_cache.size(2);
   Device device(q);
   Tensor out = empty_like(q, {batch, tokens, heads, kHeadDim});
   Tensor lse = empty_like(q, {batch, heads, tokens}, ScalarType::Float);
