@@ -156,16 +156,13 @@ std::tuple<Tensor, Tensor> merge_attention_states(const Tensor& outs, const Tens
               "expected outs to be [N, T, H, 128] or [N, B, S, H, 128] with N >= 1, got ",
               describe(outs));
   const int64_t parts = outs.size(0), tokens = outs.size(rank - 3), heads = outs.size(rank - 2);
-  if (rank == 4) {
-    L4K_CHECK_SHAPE(lses, parts, heads, tokens);
-  } else {
-    L4K_CHECK_SHAPE(lses, parts, outs.size(1), heads, tokens);
-  }
+  L4K_REQUIRE(rank == 4 ? fits(lses, {parts, heads, tokens})
+                        : fits(lses, {parts, outs.size(1), heads, tokens}),
+              "expected lses to be [N, ..., H, T] for outs ", describe(outs), ", got ",
+              describe(lses));
   L4K_CHECK_CONTIGUOUS(outs);
   L4K_CHECK_CONTIGUOUS(lses);
   L4K_CHECK_ROWS(outs);
-  L4K_REQUIRE(parts < int64_t{1} << 31 && tokens < int64_t{1} << 31 && heads < int64_t{1} << 31,
-              "expected sizes below 2^31, got ", describe(outs));
   Device device(outs);
   const std::vector<int64_t> shape(outs.sizes().begin() + 1, outs.sizes().end());
   const std::vector<int64_t> lse_shape(lses.sizes().begin() + 1, lses.sizes().end());

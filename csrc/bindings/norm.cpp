@@ -5,32 +5,24 @@
 
 namespace l4k::binding {
 
-namespace {
-
-void check_width(const char* op, const Tensor& x) {
-  const int64_t width = x.size(x.dim() - 1);
-  STD_TORCH_CHECK(width % 8 == 0 && width >= 8 && width <= kRmsNormMaxWidth, "l4kernels.", op,
-                  ": expected the last dimension of x to be a multiple of 8, at most ",
-                  kRmsNormMaxWidth, ", got ", describe(x));
-}
-
-}  // namespace
+#define L4K_CHECK_NORM()                                                                      \
+  L4K_CHECK_DTYPE(x, BFloat16);                                                               \
+  L4K_CHECK_DTYPE(weight, BFloat16);                                                          \
+  L4K_REQUIRE(x.dim() >= 1, "expected x to be [..., D], got ", describe(x));                  \
+  const int64_t width = x.size(x.dim() - 1);                                                  \
+  L4K_REQUIRE(width % 8 == 0 && width >= 8 && width <= kRmsNormMaxWidth,                      \
+              "expected the last dimension of x to be a multiple of 8, at most ",             \
+              kRmsNormMaxWidth, ", got ", describe(x));                                       \
+  L4K_CHECK_SHAPE(weight, width);                                                             \
+  L4K_CHECK_ROWS(x);                                                                          \
+  L4K_CHECK_ROWS(weight)
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
-  L4K_CHECK_DTYPE(x, BFloat16);
-  L4K_CHECK_DTYPE(weight, BFloat16);
-  L4K_REQUIRE(x.dim() >= 1, "expected x to be [..., D], got ", describe(x));
-  check_width(__func__, x);
-  const int64_t width = x.size(x.dim() - 1);
-  L4K_CHECK_SHAPE(weight, width);
-  L4K_CHECK_ROWS(x);
+  L4K_CHECK_NORM();
   L4K_CHECK_UNIFORM_ROWS(x);
-  L4K_CHECK_ROWS(weight);
   Device device(x);
   const Rows rows = rows_of(x);
-  std::vector<int64_t> shape;
-  for (int64_t i = 0; i < x.dim(); ++i) shape.push_back(x.size(i));
-  Tensor y = empty_like(x, shape);
+  Tensor y = empty_like(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()));
   RmsNormParams params{.rows = rows.count,
                        .width = static_cast<int>(width),
                        .x = pointer(x),
@@ -45,21 +37,16 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
 
 std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
                                         const Tensor& weight, double eps) {
-  L4K_CHECK_DTYPE(x, BFloat16);
-  L4K_CHECK_DTYPE(residual, BFloat16);
-  L4K_CHECK_DTYPE(weight, BFloat16);
   L4K_CHECK_SHAPE(x, -1, -1);
-  check_width(__func__, x);
-  L4K_CHECK_SHAPE(residual, x.size(0), x.size(1));
-  L4K_CHECK_SHAPE(weight, x.size(1));
-  L4K_CHECK_ROWS(x);
+  L4K_CHECK_NORM();
+  L4K_CHECK_DTYPE(residual, BFloat16);
+  L4K_CHECK_SHAPE(residual, x.size(0), width);
   L4K_CHECK_ROWS(residual);
-  L4K_CHECK_ROWS(weight);
   Device device(x);
-  Tensor y = empty_like(x, {x.size(0), x.size(1)});
-  Tensor total = empty_like(x, {x.size(0), x.size(1)});
+  Tensor y = empty_like(x, {x.size(0), width});
+  Tensor total = empty_like(x, {x.size(0), width});
   RmsNormParams params{.rows = x.size(0),
-                       .width = static_cast<int>(x.size(1)),
+                       .width = static_cast<int>(width),
                        .x = pointer(x),
                        .residual = pointer(residual),
                        .weight = pointer(weight),
@@ -77,14 +64,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rms_norm_fp8(const Tensor& x, const T
                                                         double eps, const std::string& scaling,
                                                         const std::optional<Tensor>& maybe_residual,
                                                         bool keep_y) {
-  L4K_CHECK_DTYPE(x, BFloat16);
-  L4K_CHECK_DTYPE(weight, BFloat16);
   L4K_CHECK_SHAPE(x, -1, -1);
-  check_width(__func__, x);
-  const int64_t rows = x.size(0), width = x.size(1);
-  L4K_CHECK_SHAPE(weight, width);
-  L4K_CHECK_ROWS(x);
-  L4K_CHECK_ROWS(weight);
+  L4K_CHECK_NORM();
+  const int64_t rows = x.size(0);
   const Scaling kind = scaling_named(scaling);
   L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,
               "expected scaling to be one of row, 1x128, got '", scaling, "'");

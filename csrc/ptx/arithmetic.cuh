@@ -2,7 +2,11 @@
 #pragma once
 #include <cstdint>
 
-namespace l4k::ptx {
+namespace l4k {
+
+constexpr float kMinusInfinity = -__builtin_huge_valf();
+
+namespace ptx {
 
 // PTX ISA: ex2.approx. 2^x; results below the normal range are 0.
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -37,4 +41,5 @@ __device__ __forceinline__ uint32_t warp_sum_u32(uint32_t value) {
   return d;
 }
 
-}  // namespace l4k::ptx
+}  // namespace ptx
+}  // namespace l4k

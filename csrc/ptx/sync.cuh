@@ -4,17 +4,6 @@
 
 namespace l4k::ptx {
 
-// PTX ISA: elect.sync. True in one lane of a converged warp.
-__device__ __forceinline__ bool elect_one() {
-  uint32_t elected;
-  asm volatile(
-      "{\n\t.reg .pred p;\n\t"
-      "elect.sync _|p, 0xffffffff;\n\t"
-      "selp.b32 %0, 1, 0, p;\n\t}"
-      : "=r"(elected));
-  return elected != 0;
-}
-
 // PTX ISA: fence.proxy.async. Orders this thread's generic writes to shared memory before later
 // reads by the async proxy (TMA, wgmma); a barrier must carry it to the thread that issues those.
 __device__ __forceinline__ void fence_proxy_async() {

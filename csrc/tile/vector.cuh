@@ -14,6 +14,12 @@ union Bf16Vector {
   __nv_bfloat162 pairs[4];
 };
 
+// Two values rounded, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_pair(float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
 __device__ __forceinline__ void unpack(uint4 raw, float (&v)[kVector]) {
   Bf16Vector vector{raw};
 #pragma unroll
@@ -27,7 +33,7 @@ __device__ __forceinline__ void unpack(uint4 raw, float (&v)[kVector]) {
 __device__ __forceinline__ uint4 pack(const float (&v)[kVector]) {
   Bf16Vector vector;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) vector.pairs[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; ++i) vector.words[i] = pack_pair(v[2 * i], v[2 * i + 1]);
   return vector.raw;
 }
 

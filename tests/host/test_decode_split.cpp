@@ -31,7 +31,7 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
   const int64_t items = int64_t{shape.batch} * shape.heads;
   const l4k::DecodeTotals totals = totals_of(shape, lengths);
   const l4k::DecodeSplit split = l4k::decode_split(totals, items, shape.grid);
-  const l4k::DecodeLine line = l4k::decode_line(split, totals, shape.grid);
+  const l4k::DecodeLine line{split, split.one_wave ? shape.grid : totals.tiles};
   EXPECT(split.size >= 1, split.size);
 
   std::map<std::pair<int, int>, std::vector<std::pair<int, int>>> seen;  // item -> [begin, end)

@@ -18,7 +18,6 @@
 
 namespace l4k {
 
-constexpr float kMinusInfinity = -__builtin_huge_valf();
 constexpr int kDecodeColumns = kDecodeHeadDim / 8;  // tiles of eight head dimensions
 
 template <bool kFp8>
@@ -42,7 +41,6 @@ struct Attend {
       const auto* from = static_cast<const __nv_bfloat16*>(p.q) + b * p.q_batch_stride +
                          row / p.group * p.q_token_stride +
                          (kv_head * p.group + row % p.group) * p.q_head_stride;
-      uint32_t words[kDecodeHeadDim / 16][2];
 #pragma unroll
       for (int k = 0; k < kDecodeHeadDim / 16; ++k) {
         uint2 four{0, 0};
@@ -52,39 +50,30 @@ struct Attend {
           four.x = *reinterpret_cast<const uint32_t*>(from + k * 16 + 2 * c);
           four.y = *reinterpret_cast<const uint32_t*>(from + k * 16 + 8 + 2 * c);
         }
-        words[k][0] = four.x;
-        words[k][1] = four.y;
+        q[k][half] = four.x;
+        q[k][half + 2] = four.y;
       }
-      float factor = 1.f;
-      if constexpr (kFp8) factor = to_f16(words);
-#pragma unroll
-      for (int k = 0; k < kDecodeHeadDim / 16; ++k) {
-        q[k][half] = words[k][0];
-        q[k][half + 2] = words[k][1];
-      }
-      scale[half] = p.scale * k_scale * factor;
+      scale[half] = p.scale * k_scale;
+      if constexpr (kFp8) scale[half] *= to_f16(half);
     }
   }
 
   // A row times a power of two that brings its largest value near 2^8: exact in f16 but for values
   // 2^-22 of the largest. Returns what undoes it.
-  __device__ __forceinline__ static float to_f16(uint32_t (&words)[kDecodeHeadDim / 16][2]) {
+  __device__ __forceinline__ float to_f16(int half) {
     uint32_t amax = 0;
 #pragma unroll
-    for (auto& pair : words)
-      for (uint32_t word : pair)
+    for (auto& step : q)
+      for (uint32_t word : {step[half], step[half + 2]})
         amax = max(amax, max(word & 0x7fff0000, word << 16 & 0x7fff0000));
     amax = warp_max<4>(amax);
     const uint32_t exponent = amax >> 23;
     const uint32_t field = exponent == 0 || exponent == 255 ? 127 : min(262 - exponent, 253u);
     const float up = __uint_as_float(field << 23);
 #pragma unroll
-    for (auto& pair : words)
-      for (uint32_t& word : pair) {
-        const __half2 two = __floats2half2_rn(__uint_as_float(word << 16) * up,
-                                              __uint_as_float(word & 0xffff0000) * up);
-        word = *reinterpret_cast<const uint32_t*>(&two);
-      }
+    for (auto& step : q)
+      for (uint32_t* word : {&step[half], &step[half + 2]})
+        *word = pack(__uint_as_float(*word << 16) * up, __uint_as_float(*word & 0xffff0000) * up);
     return __uint_as_float((254 - field) << 23);
   }
 
@@ -107,7 +96,7 @@ struct Attend {
 #pragma unroll
     for (int pair = 0; pair < kRowBytes / 32; ++pair) {  // of 16-byte chunks
       uint32_t k[4];
-      ptx::ldmatrix_x4(k, keys + row * kRowBytes + ((2 * pair + lane / 8 % 2) ^ (lane % 8)) * 16);
+      ptx::ldmatrix_x4<false>(k, keys + row * kRowBytes + ((2 * pair + lane / 8 % 2) ^ (lane % 8)) * 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kFp8) {
@@ -166,13 +155,7 @@ struct Attend {
         const float a = ptx::exp2_approx(s[n][2 * half] - base[half]);
         const float b = ptx::exp2_approx(s[n][2 * half + 1] - base[half]);
         sum[half] += a + b;
-        if constexpr (kFp8) {
-          const __half2 two = __floats2half2_rn(a, b);
-          w[2 * n + half] = *reinterpret_cast<const uint32_t*>(&two);
-        } else {
-          const __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
-          w[2 * n + half] = *reinterpret_cast<const uint32_t*>(&two);
-        }
+        w[2 * n + half] = pack(a, b);
       }
   }
 
@@ -182,8 +165,8 @@ struct Attend {
 #pragma unroll
     for (int pair = 0; pair < kRowBytes / 32; ++pair) {
       uint32_t v[4];  // chunk 2 pair: keys 0-7, 8-15; chunk 2 pair + 1: keys 0-7, 8-15
-      ptx::ldmatrix_x4_trans(v,
-                             values + row * kRowBytes + ((2 * pair + lane / 16) ^ (lane % 8)) * 16);
+      ptx::ldmatrix_x4<true>(
+          v, values + row * kRowBytes + ((2 * pair + lane / 16) ^ (lane % 8)) * 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kFp8) {
@@ -251,6 +234,14 @@ struct Attend {
   }
 
  private:
+  __device__ __forceinline__ static uint32_t pack(float a, float b) {
+    const auto two = [&] {
+      if constexpr (kFp8) return __floats2half2_rn(a, b);
+      else return __floats2bfloat162_rn(a, b);
+    }();
+    return *reinterpret_cast<const uint32_t*>(&two);
+  }
+
   // Keeps kTiles of 2 * kTiles column tiles: the upper ones if the warp's bit is set.
   template <int kTiles>
   __device__ __forceinline__ void exchange(float* buffer, int bit) {

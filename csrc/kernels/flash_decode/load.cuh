@@ -72,7 +72,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
   }
   const DecodeSplit split =
       decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid);
-  const DecodeLine line = decode_line(split, totals, shape.grid);
+  const DecodeLine line{split, split.one_wave ? shape.grid : totals.tiles};
 
   int64_t length = 0;  // of the thread's sequences on the line
   for (int b = first; b < end; ++b) {

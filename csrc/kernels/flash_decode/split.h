@@ -6,7 +6,15 @@
 //           writes its result, the others leave partial results that the last one adds up
 //
 // How an item is cut depends on its tiles and on one number for the whole batch, never on its place
-// in it: equal rows give equal bits anywhere in a batch.
+// in it: equal rows give equal bits anywhere in a batch. Where few items can share the grid well
+// there is one wave, and a CTA adds up and leaves its result once; otherwise there are about
+// kDecodePiecesPerCta pieces for each CTA.
+//
+// Pieces are dealt out along a line: CTA c takes those that begin in [c, c + 1) of `grid` equal parts.
+// An item covers as much of the line as it has tiles, or pieces if there is one wave.
+//
+// Partial results are added up in two levels: groups of decode_fan() pieces, then the groups. A warp
+// has a lane for each, so neither is more than 32.
 #pragma once
 #include "tile/mask.h"
 
@@ -57,8 +65,6 @@ struct DecodeSplit {
   bool one_wave;  // no more pieces than CTAs: piece i belongs to CTA i
 };
 
-// One wave where few items can share the grid well: a CTA then adds up and leaves its result once.
-// Otherwise about kDecodePiecesPerCta pieces for each CTA, dealt out by tiles.
 L4K_HD constexpr DecodeSplit decode_split(const DecodeTotals& totals, int64_t items, int grid) {
   int64_t size = ceil_div<int64_t>(totals.tiles, int64_t{grid} * kDecodePiecesPerCta);
   bool one_wave = false;
@@ -86,9 +92,7 @@ struct DecodeCut {
   int pieces, quotient, remainder;
 
   // Tiles of the item before piece k.
-  L4K_HD constexpr int begin(int k) const {
-    return k * quotient + (k < remainder ? k : remainder);
-  }
+  L4K_HD constexpr int begin(int k) const { return k * quotient + (k < remainder ? k : remainder); }
 };
 
 L4K_HD constexpr DecodeCut decode_cut(int tiles, const DecodeSplit& split) {
@@ -96,15 +100,10 @@ L4K_HD constexpr DecodeCut decode_cut(int tiles, const DecodeSplit& split) {
   return {pieces, tiles / pieces, tiles % pieces};
 }
 
-// Partial results are added up in two levels: by groups of so many pieces, then the groups. A warp
-// has a lane for each, so neither is more than 32. An item has at most kDecodePiecesPerCta pieces
-// for each CTA.
 constexpr int kDecodeMaxGrid = 1024 / kDecodePiecesPerCta;
 
 L4K_HD constexpr int decode_fan(int pieces) { return pieces <= 256 ? 16 : 32; }
 
-// Pieces are dealt out along a line: CTA c takes those that begin in [c, c + 1) of `grid` equal
-// parts. An item covers as much of the line as it has tiles, or pieces if there is one wave.
 struct DecodeLine {
   DecodeSplit split;
   int64_t length;
@@ -122,11 +121,6 @@ struct DecodeLine {
     return split.one_wave ? place : 2 * place / split.size;
   }
 };
-
-L4K_HD constexpr DecodeLine decode_line(const DecodeSplit& split, const DecodeTotals& totals,
-                                        int grid) {
-  return {split, split.one_wave ? grid : totals.tiles};
-}
 
 // Walks the pieces of one CTA. `item` counts sequences x heads.
 struct DecodeWalk {

@@ -2,14 +2,11 @@
 // row r / 2 % 2, column 8 (r / 4) + 2 (lane % 4) + r % 2 (tile/fragment.h). Four neighbouring lanes
 // share a row.
 #pragma once
-#include <cuda_bf16.h>
-
 #include "ptx/arithmetic.cuh"
 #include "tile/mask.h"
+#include "tile/vector.cuh"
 
 namespace l4k {
-
-constexpr float kMinusInfinity = -__builtin_huge_valf();
 
 // Columns outside of a row's span become -inf.
 template <int kRegisters>
@@ -69,11 +66,6 @@ struct OnlineSoftmax {
     return sum[h] == 0.f ? kMinusInfinity : (max[h] * scale + log2f(sum[h])) * kLn2;
   }
 };
-
-__device__ __forceinline__ uint32_t pack_pair(float a, float b) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
 
 // An accumulator of 64 x 16 n as n A operands of 64 x 16: the same elements in the same threads.
 template <int kBlocks>

@@ -14,6 +14,7 @@
 #include "tile/fp8.cuh"
 #include "tile/schedule.h"
 #include "tile/swizzle.h"
+#include "tile/vector.cuh"
 
 namespace l4k {
 
@@ -143,9 +144,7 @@ __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
     uint32_t packed[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int r = 8 * block + 2 * i;
-      __nv_bfloat162 pair = __floats2bfloat162_rn(acc[r], acc[r + 1]);
-      packed[i] = reinterpret_cast<uint32_t&>(pair);
+      packed[i] = pack_pair(acc[8 * block + 2 * i], acc[8 * block + 2 * i + 1]);
     }
     char* box = staging + block / 4 * (64 * 128);
     const uint32_t offset = row * 128 + block % 4 * 32 + at.lane / 16 * 16;

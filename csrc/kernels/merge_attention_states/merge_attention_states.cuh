@@ -20,7 +20,6 @@ constexpr int kMergeRows = kMergeThreads / kMergeLanes;
 __global__ void __launch_bounds__(kMergeThreads)
     merge_attention_states_kernel(MergeAttentionStatesParams p) {
   constexpr float kLog2e = 1.4426950408889634f;
-  const float minus_infinity = __int_as_float(0xff800000);
   const int lane = threadIdx.x % kMergeLanes;
   const int64_t row = int64_t{blockIdx.x} * kMergeRows + threadIdx.x / kMergeLanes;
   const bool exists = row < p.rows;
@@ -31,12 +30,12 @@ __global__ void __launch_bounds__(kMergeThreads)
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const auto lse_of = [&](int part) {
-    return exists && part < p.parts ? p.lses[part * p.rows + at] : minus_infinity;
+    return exists && part < p.parts ? p.lses[part * p.rows + at] : kMinusInfinity;
   };
-  float maximum = minus_infinity;
+  float maximum = kMinusInfinity;
   for (int part = lane; part < p.parts; part += kMergeLanes) maximum = fmaxf(maximum, lse_of(part));
   maximum = warp_max<kMergeLanes>(maximum);
-  const float base = maximum == minus_infinity ? 0.f : maximum;
+  const float base = maximum == kMinusInfinity ? 0.f : maximum;
 
   float sum[kVector] = {}, total = 0.f;
   for (int first = 0; first < p.parts; first += kMergeLanes) {
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(kMergeThreads)
 #pragma unroll
   for (float& value : sum) value *= factor;
   ptx::store_streaming(static_cast<uint4*>(p.out) + row * kMergeLanes + lane, pack(sum));
-  if (lane == 0) p.lse[at] = total == 0.f ? minus_infinity : base + logf(total);
+  if (lane == 0) p.lse[at] = total == 0.f ? kMinusInfinity : base + logf(total);
 }
 
 }  // namespace l4k

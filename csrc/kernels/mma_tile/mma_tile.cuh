@@ -17,6 +17,7 @@
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
 #include "tile/swizzle.h"
+#include "tile/vector.cuh"
 
 namespace l4k {
 
@@ -38,8 +39,7 @@ __device__ __forceinline__ void store_accumulators(const float (&acc)[32], __nv_
     uint32_t packed[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      __nv_bfloat162 pair = __floats2bfloat162_rn(acc[8 * block + 2 * i], acc[8 * block + 2 * i + 1]);
-      packed[i] = reinterpret_cast<uint32_t&>(pair);
+      packed[i] = pack_pair(acc[8 * block + 2 * i], acc[8 * block + 2 * i + 1]);
     }
     const uint32_t column_bytes = 32 * block + 16 * (lane / 16);
     char* address = reinterpret_cast<char*>(d) + swizzle_128(row * 128 + column_bytes);
