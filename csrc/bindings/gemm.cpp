@@ -39,8 +39,8 @@ void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool group
   } else if (p.scale_a == GemmScale::kTensor && per_tensor) {
     p.scale_b = GemmScale::kTensor;
   } else {
-    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, ",
-                    "1x128 and 128x128, or 1x128 and per channel, got sfa ", describe(sfa), ", sfb ",
+    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, 1x128 ",
+                    "and 128x128, or 1x128 and channel, got sfa ", describe(sfa), ", sfb ",
                     describe(sfb));
   }
   p.sfa = pointer<float>(sfa);
@@ -133,19 +133,6 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
   if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
 }
 
-Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
-            const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
-            const OptionalTensor& residual, const OptionalTensor& row_scale,
-            const std::string& activation, const std::optional<ScalarType>& out_dtype,
-            bool fast_accum, int64_t config) {
-  const int64_t n = b.size(b.dim() - 2);
-  Tensor out = empty_like(a, {a.size(0), activation == "swiglu" ? n / 2 : n},
-                          out_dtype.value_or(ScalarType::BFloat16));
-  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum,
-           config, out);
-  return out;
-}
-
 Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
                 const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
                 const OptionalTensor& residual, const OptionalTensor& row_scale,
@@ -154,6 +141,17 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
   run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum,
            config, out);
   return out;
+}
+
+Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
+            const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
+            const OptionalTensor& residual, const OptionalTensor& row_scale,
+            const std::string& activation, const std::optional<ScalarType>& out_dtype,
+            bool fast_accum, int64_t config) {
+  const int64_t n = b.size(b.dim() - 2) / (activation == "swiglu" ? 2 : 1);
+  return gemm_out(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, out_dtype,
+                  fast_accum, config,
+                  empty_like(a, {a.size(0), n}, out_dtype.value_or(ScalarType::BFloat16)));
 }
 
 std::tuple<Tensor, Tensor> gemm_swiglu_fp8(const Tensor& a, const Tensor& b, const Tensor& sfa,

@@ -232,6 +232,23 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
   }
 }
 
+// Residual and store of the first kCount registers, by TMA where all 64 rows are the expert's.
+template <int kCount, int kRegisters>
+__device__ __forceinline__ void store(float (&acc)[kRegisters], const GemmParams& p,
+                                      const CUtensorMap& map_d, char* staging,
+                                      const RaggedTile& tile, const GemmPlace& at, int barrier,
+                                      int first_row) {
+  constexpr int kHalves = kRegisters / kCount;  // SwiGLU leaves half of the columns
+  const int columns = p.n / kHalves, first_column = tile.column / kHalves;
+  const int column = first_column + 2 * (at.lane % 4);
+  if (p.residual != nullptr) add_residual<kCount>(acc, p, at, column, columns);
+  if (first_row + 64 <= tile.row_end && !p.out_float32) {
+    store_staged<kCount>(acc, map_d, staging, at, barrier, first_row, first_column);
+  } else {
+    store_direct<kCount>(acc, p, at, column, columns);
+  }
+}
+
 // All of the above for one warpgroup's 64 rows of a tile.
 template <bool kGelu, int kRegisters>
 __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParams& p,
@@ -239,27 +256,13 @@ __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParam
                                        const RaggedTile& tile, const GemmPlace& at, int barrier,
                                        int first_row) {
   scale_and_bias(acc, p, tile, at);
-  const bool whole = first_row + 64 <= tile.row_end && !p.out_float32;
-  if constexpr (kGelu) {
-    gelu(acc);
-  } else if (p.activation == GemmActivation::kSwiglu) {
+  if (!kGelu && p.activation == GemmActivation::kSwiglu) {
     swiglu(acc);
-    const int columns = p.n / 2;
-    const int column = tile.column / 2 + 2 * (at.lane % 4);
-    if (p.residual != nullptr) add_residual<kRegisters / 2>(acc, p, at, column, columns);
-    if (whole) {
-      store_staged<kRegisters / 2>(acc, map_d, staging, at, barrier, first_row, tile.column / 2);
-    } else {
-      store_direct<kRegisters / 2>(acc, p, at, column, columns);
-    }
+    store<kRegisters / 2>(acc, p, map_d, staging, tile, at, barrier, first_row);
     return;
   }
-  if (p.residual != nullptr) add_residual<kRegisters>(acc, p, at, at.column, p.n);
-  if (whole) {
-    store_staged<kRegisters>(acc, map_d, staging, at, barrier, first_row, tile.column);
-  } else {
-    store_direct<kRegisters>(acc, p, at, at.column, p.n);
-  }
+  if constexpr (kGelu) gelu(acc);
+  store<kRegisters>(acc, p, map_d, staging, tile, at, barrier, first_row);
 }
 
 }  // namespace l4k

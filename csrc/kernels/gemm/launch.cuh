@@ -22,24 +22,11 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   // CTAs that share a box load a slice each.
   const uint32_t slice_m = C.block_m / C.cluster_n, slice_n = C.block_n / C.cluster_m;
   CUtensorMap a, b, d{};
-  const TensorMapSpec spec_a{.type = type,
-                             .rank = 2,
-                             .base = p.a,
-                             .shape = {k, m},
-                             .strides = {p.a_stride * element},
-                             .box = {block_k, slice_m}};
-  const TensorMapSpec spec_b{.type = type,
-                             .rank = 3,
-                             .base = p.b,
-                             .shape = {k, n, experts},
-                             .strides = {k * element, n * k * element},
-                             .box = {block_k, slice_n, 1}};
-  const TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                             .rank = 2,
-                             .base = p.d,
-                             .shape = {columns, m},
-                             .strides = {columns * 2},
-                             .box = {64, 64}};
+  const TensorMapSpec spec_a{type, 2, p.a, {k, m}, {p.a_stride * element}, {block_k, slice_m}};
+  const TensorMapSpec spec_b{type, 3, p.b, {k, n, experts}, {k * element, n * k * element},
+                             {block_k, slice_n, 1}};
+  const TensorMapSpec spec_d{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, p.d, {columns, m}, {columns * 2},
+                             {64, 64}};
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
   // Only whole bf16 tiles leave by TMA.

@@ -28,10 +28,13 @@ __device__ __forceinline__ float4 staged_sums(const float* staging, int first_ra
   return sum;
 }
 
-__device__ __forceinline__ float4 load_four(const void* bf16, int64_t index) {
-  const auto* pairs = static_cast<const __nv_bfloat162*>(bf16) + index / 2;
-  const float2 low = __bfloat1622float2(pairs[0]), high = __bfloat1622float2(pairs[1]);
-  return {low.x, low.y, high.x, high.y};
+__device__ __forceinline__ void add_four(float (&v)[4], const void* bf16, int64_t index) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const float2 pair = load_pair(bf16, index + i);
+    v[i] += pair.x;
+    v[i + 1] += pair.y;
+  }
 }
 
 // Scales and bias of four neighbouring channels.
@@ -40,12 +43,10 @@ __device__ __forceinline__ void scale_four(float (&v)[4], float4 sums, const Gem
   const float* factors = p.scale_b == GemmScale::kRow
                              ? p.sfb + int64_t{expert} * p.n + channel
                              : nullptr;
-  float4 offset = {0.f, 0.f, 0.f, 0.f};
-  if (p.bias != nullptr) offset = load_four(p.bias, channel);
-  v[0] = sums.x * (row * (factors ? factors[0] : 1.f)) + offset.x;
-  v[1] = sums.y * (row * (factors ? factors[1] : 1.f)) + offset.y;
-  v[2] = sums.z * (row * (factors ? factors[2] : 1.f)) + offset.z;
-  v[3] = sums.w * (row * (factors ? factors[3] : 1.f)) + offset.w;
+  const float sum[4] = {sums.x, sums.y, sums.z, sums.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = sum[i] * (row * (factors != nullptr ? factors[i] : 1.f));
+  if (p.bias != nullptr) add_four(v, p.bias, channel);
 }
 
 __device__ __forceinline__ void store_four(const float (&v)[4], const GemmParams& p,
@@ -127,15 +128,8 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
       store_four_fp8(result, p, row, column);
       continue;
     }
-    const int64_t index = int64_t{row} * columns + column;
-    if (p.residual != nullptr) {
-      const float4 more = load_four(p.residual, row * p.residual_stride + column);
-      result[0] += more.x;
-      result[1] += more.y;
-      result[2] += more.z;
-      result[3] += more.w;
-    }
-    store_four(result, p, index);
+    if (p.residual != nullptr) add_four(result, p.residual, row * p.residual_stride + column);
+    store_four(result, p, int64_t{row} * columns + column);
   }
   smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread == 0, cluster.ctas);
 }
