@@ -39,8 +39,8 @@ void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool group
   } else if (p.scale_a == GemmScale::kTensor && per_tensor) {
     p.scale_b = GemmScale::kTensor;
   } else {
-    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, 1x128 ",
-                    "and 128x128, or 1x128 and channel, got sfa ", describe(sfa), ", sfb ",
+    STD_TORCH_CHECK(false, "l4kernels.gemm: expected scales per tensor, per row and channel, ",
+                    "1x128 and 128x128, 1x128 and channel, got sfa ", describe(sfa), ", sfb ",
                     describe(sfb));
   }
   p.sfa = pointer<float>(sfa);
