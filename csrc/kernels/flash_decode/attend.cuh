@@ -96,7 +96,8 @@ struct Attend {
 #pragma unroll
     for (int pair = 0; pair < kRowBytes / 32; ++pair) {  // of 16-byte chunks
       uint32_t k[4];
-      ptx::ldmatrix_x4<false>(k, keys + row * kRowBytes + ((2 * pair + lane / 8 % 2) ^ (lane % 8)) * 16);
+      const int chunk = (2 * pair + lane / 8 % 2) ^ (lane % 8);
+      ptx::ldmatrix_x4<false>(k, keys + row * kRowBytes + chunk * 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kFp8) {
@@ -165,8 +166,8 @@ struct Attend {
 #pragma unroll
     for (int pair = 0; pair < kRowBytes / 32; ++pair) {
       uint32_t v[4];  // chunk 2 pair: keys 0-7, 8-15; chunk 2 pair + 1: keys 0-7, 8-15
-      ptx::ldmatrix_x4<true>(
-          v, values + row * kRowBytes + ((2 * pair + lane / 16) ^ (lane % 8)) * 16);
+      const int chunk = (2 * pair + lane / 16) ^ (lane % 8);
+      ptx::ldmatrix_x4<true>(v, values + row * kRowBytes + chunk * 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kFp8) {

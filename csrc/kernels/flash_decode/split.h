@@ -10,11 +10,11 @@
 // there is one wave, and a CTA adds up and leaves its result once; otherwise there are about
 // kDecodePiecesPerCta pieces for each CTA.
 //
-// Pieces are dealt out along a line: CTA c takes those that begin in [c, c + 1) of `grid` equal parts.
-// An item covers as much of the line as it has tiles, or pieces if there is one wave.
+// Pieces are dealt out along a line: CTA c takes those that begin in [c, c + 1) of `grid` equal
+// parts. An item covers as much of the line as it has tiles, or pieces if there is one wave.
 //
-// Partial results are added up in two levels: groups of decode_fan() pieces, then the groups. A warp
-// has a lane for each, so neither is more than 32.
+// Partial results are added up in two levels: groups of decode_fan() pieces, then the groups. A
+// warp has a lane for each, so neither is more than 32.
 #pragma once
 #include "tile/mask.h"
 
