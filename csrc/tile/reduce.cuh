@@ -1,6 +1,6 @@
-// Reductions and running totals over part of a warp, a warp and a CTA. Every thread gets the same bits: butterflies
-// add in an order that does not depend on the lane, and each warp combines the warps' results in
-// the same order.
+// Reductions and running totals over part of a warp, a warp and a CTA. Every thread of a reduction
+// gets the same bits: butterflies add in an order that does not depend on the lane, and each warp
+// combines the warps' results in the same order.
 #pragma once
 #include <cstdint>
 
