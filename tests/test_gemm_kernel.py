@@ -14,6 +14,7 @@ from tests.making import Maker
 pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel")
 
 MODES = ("late", "early", "random")
+I32 = torch.int32
 BF16_ROWS = [row for row in PLAIN_ROWS if not row.fp8]
 PROMOTED_ROWS = [row for row in ROWS if row.promote]
 FAST_ROWS = [row for row in ROWS if row.fp8 and not row.promote]
@@ -246,6 +247,26 @@ def test_rows_may_be_apart_but_not_misaligned():
             gemm(wide[:, 1:257], b)
         with pytest.raises(RuntimeError, match="16-byte aligned"):
             gemm(a, b, bias=make.randn(65)[1:])
+
+
+@pytest.mark.parametrize("row", [ROWS[i] for i in (0, 4, 7, 10)], ids=str)
+def test_operands_beyond_4_gib(row):
+    """Sparse buffers whose last expert, and last rows, begin behind 2^31 elements."""
+    experts, n, k, m = 256, 65_800, 128, 5
+    a, residual = (torch.empty(m, 1 << 29, dtype=d) for d in (row.dtype, torch.bfloat16))
+    a, residual = a[:, :k], residual[:, :n]
+    b = torch.empty(experts, n, k, dtype=row.dtype)
+    small, options = operands(maker(), row, m, 1, n, k)
+    a.copy_(small[0])
+    b[-1] = small[1][0]
+    residual.copy_(maker().integers(m, n, low=-3, high=4))
+    options |= {"residual": residual}
+    expected = gemm.reference(a, small[1], **options, expert_offsets=torch.tensor([0, m], dtype=I32))
+    if row.fp8:
+        options["sfb"] = torch.ones(experts, 1)
+    offsets = torch.tensor([0] * experts + [m], dtype=I32)
+    with emulated():
+        assert torch.equal(gemm(a, b, expert_offsets=offsets, **options), expected)
 
 
 def test_a_row_of_the_table_must_fit_the_operands():
