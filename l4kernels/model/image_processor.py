@@ -132,7 +132,7 @@ class ImageProcessor:
             best = kept.max() if self.resize_to_max_canvas else kept.min()
         else:
             best = scales.max()
-        candidates = [g for g, s in zip(choices, scales == best, strict=True) if s]
+        candidates = [g for g, s in zip(choices, (scales == best).tolist(), strict=True) if s]
         return min(candidates, key=lambda g: g[0] * g[1])
 
     def resized(self, height: int, width: int) -> tuple[int, int]:

@@ -144,16 +144,19 @@ def matmul(
         a = rows_of_a(first, end)
         for n0 in range(0, n, step):
             n1 = min(n0 + step, n)
-            acc = torch.nn.functional.linear(a, rows_of_b(expert, n0, n1))
+            columns = slice(output_columns(n0, activation), output_columns(n1, activation))
+            result = out[rows, columns]
+            in_place = activation == "none" and out.dtype == torch.float32
+            acc = torch.mm(a, rows_of_b(expert, n0, n1).mT, out=result if in_place else None)
             if row_scale is not None:
                 acc.mul_(row_scale[rows, None])
             if bias is not None:
                 acc.add_(bias[n0:n1])
             acc = activate(acc, activation)
-            columns = slice(output_columns(n0, activation), output_columns(n1, activation))
             if residual is not None:
                 acc.add_(residual[rows, columns])
-            out[rows, columns] = acc
+            if not in_place:
+                result.copy_(acc)
         filled = end
     out[filled:] = 0
     return out

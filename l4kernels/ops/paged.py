@@ -104,9 +104,9 @@ def _attend_whole(
     """
     heads = q.float().unflatten(0, (-1, length)).transpose(1, 2)
     group = q.shape[1] // k.shape[0]
-    k, v = (
-        t.unflatten(1, (-1, length)).transpose(0, 1).repeat_interleave(group, 1) for t in (k, v)
-    )
+    k, v = (t.unflatten(1, (-1, length)).transpose(0, 1) for t in (k, v))
+    # Without a copy where there is one KV head.
+    k, v = (t.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2) for t in (k, v))
     value, value_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         heads, k, v, 0.0, True, scale=softmax_scale
     )
