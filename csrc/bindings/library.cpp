@@ -1,18 +1,18 @@
 // Entry points that take no tensor, called from Python through ctypes.
+#include <utility>
+
 #include "bindings/check.h"
-#include "host/device.h"
 #include "tile/error.h"
 
 #define L4K_EXPORT extern "C" __attribute__((visibility("default")))
 
-// "op: argument" of the error that a kernel on the current device has reported since the last call,
-// "" if none. Call it after synchronising.
+// "op: argument" of an error that a kernel on any device has reported since the last call, "" if
+// none. Call it after synchronising.
 L4K_EXPORT const char* l4k_take_device_error() {
-  uint32_t* word = l4k::error_word();
-  if (word == nullptr) return "";
-  uint32_t code = *word;
-  *word = 0;
-  return l4k::device_error_name(code);
+  uint32_t* words = l4k::error_words();
+  for (int device = 0; words != nullptr && device < l4k::kMaxDevices; ++device)
+    if (uint32_t code = std::exchange(words[device], 0)) return l4k::device_error_name(code);
+  return "";
 }
 
 // One line per binding: "name(Tensor, int) -> Tensor".

@@ -1,4 +1,4 @@
-// What the host knows of a device, asked once: SM count, and the sticky error word.
+// What the host knows of a device, asked once: SM count, and the sticky error words.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
-#include <mutex>
+#include <cstring>
 
 namespace l4k {
 
@@ -29,27 +29,29 @@ inline int sm_count() {
   return count;
 }
 
-// One word of page-locked host memory per device. Kernels set it (tile/error.h), the host reads it
+// A word of page-locked host memory per device. Kernels set it (tile/error.h), the host reads it
 // after it has synchronised for its own reasons, so a check costs neither a copy nor a wait.
-// With L4K_CHECK=1 there is no word and a kernel that would set it traps instead.
-inline uint32_t* error_word() {
-  static std::array<uint32_t*, kMaxDevices> words{};
-  static std::mutex mutex;
-  static const bool trap = [] {
-    const char* value = std::getenv("L4K_CHECK");
-    return value != nullptr && value[0] == '1';
-  }();
-  if (trap) return nullptr;
-  std::lock_guard lock(mutex);
-  uint32_t*& word = words[current_device()];
-  if (word == nullptr) {
+// With L4K_CHECK=1 there are no words and a kernel that would set its own traps instead.
+inline uint32_t* error_words() {
+  static uint32_t* const words = [] {
+    const char* trap = std::getenv("L4K_CHECK");
     void* memory = nullptr;
-    if (cudaHostAlloc(&memory, sizeof(uint32_t), cudaHostAllocMapped) == cudaSuccess) {
-      word = static_cast<uint32_t*>(memory);
-      *word = 0;
-    }
-  }
-  return word;
+    if (trap != nullptr && trap[0] == '1') return static_cast<uint32_t*>(memory);
+    // The first op may be part of a graph capture, which forbids allocations of the strict mode.
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    if (cudaHostAlloc(&memory, kMaxDevices * sizeof(uint32_t),
+                      cudaHostAllocPortable | cudaHostAllocMapped) == cudaSuccess)
+      std::memset(memory, 0, kMaxDevices * sizeof(uint32_t));
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return static_cast<uint32_t*>(memory);
+  }();
+  return words;
+}
+
+inline uint32_t* error_word() {
+  uint32_t* words = error_words();
+  return words == nullptr ? nullptr : words + current_device();
 }
 
 }  // namespace l4k
