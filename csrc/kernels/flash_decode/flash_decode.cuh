@@ -256,7 +256,7 @@ template <bool kFp8>
 __global__ void __launch_bounds__(kDecodeWarps * 32, 1)
     flash_decode_kernel(const __grid_constant__ FlashDecodeParams p,
                         const __grid_constant__ DecodeShape shape) {
-  extern __shared__ char raw[];
+  extern __shared__ __align__(1024) char raw[];
   auto& smem = *reinterpret_cast<DecodeSmem<kFp8>*>(raw);
   if (threadIdx.x == 0)
     smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32 + kDecodeProducers);
