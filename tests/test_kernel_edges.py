@@ -1,6 +1,7 @@
 """The memory-bound kernels at their edges, in the emulator: ids nobody should pass, misaligned
 tensors, float32 logits, rows at any place of a batch, and the sampler's distribution."""
 
+import contextlib
 import ctypes
 
 import pytest
@@ -160,6 +161,22 @@ def test_misaligned_rows_are_refused_by_name(make):
         ops.rms_norm(odd, make.randn(256))
     with emulated(), pytest.raises(RuntimeError, match=r"rows of residual .*16-byte aligned"):
         ops.rms_norm_fp8(make.randn(4, 256), make.randn(256), residual=odd)
+
+
+def test_a_tensor_on_another_device_is_refused(make):
+    x, weight = make.randn(4, 256), torch.empty(256, dtype=torch.bfloat16, device="meta")
+    with emulated(), pytest.raises(ValueError, match="x on cpu, weight on meta"):
+        ops.rms_norm(x, weight)
+    binding = torch.ops.l4kernels_emulated.rms_norm.default
+    on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with emulated(), pytest.raises(RuntimeError, match="expected all tensors on one device"):
+        binding.redispatch(on_cpu, x, weight, 1e-5)
+
+
+def test_bad_input_is_the_same_error_as_on_a_cpu(make):
+    for route in (contextlib.nullcontext(), emulated()):
+        with route, pytest.raises(TypeError, match=r"l4kernels.gemm: expected b to be bfloat16"):
+            ops.gemm(make.randn(4, 64), torch.zeros(8, 64))
 
 
 def test_a_row_has_the_same_bits_at_any_place(make):

@@ -2,7 +2,6 @@
 #include <random>
 
 #include "bindings/arguments.h"
-#include "host/device.h"
 #include "kernels/flash_decode/flash_decode.h"
 #include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/merge_attention_states/merge_attention_states.h"

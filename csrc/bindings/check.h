@@ -19,6 +19,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "host/device.h"
+
 #ifdef L4K_EMULATED
 #include "bindings/emulated.h"
 #define L4K_TORCH_NAMESPACE l4kernels_emulated
@@ -149,9 +151,17 @@ inline const char* launch_hint(cudaError_t error) {
   }
 }
 
-// Address of a tensor's data. Under the emulator this also declares the tensor's extent.
+// Address of a tensor's data, which must lie where the kernel runs. Under the emulator this also
+// declares the tensor's extent.
 template <typename T = void>
 T* pointer(const Tensor& t) {
+#ifdef L4K_EMULATED
+  const bool here = t.is_cpu();
+#else
+  const bool here = t.is_cuda() && t.get_device_index() == current_device();
+#endif
+  STD_TORCH_CHECK(here, "l4kernels: expected all tensors on one device, got ", describe(t),
+                  " on another");
 #ifdef L4K_EMULATED
   int64_t extent = t.numel() == 0 ? 0 : 1;
   for (int64_t i = 0; i < t.dim() && extent; ++i) extent += (t.size(i) - 1) * t.stride(i);

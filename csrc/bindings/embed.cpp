@@ -1,5 +1,4 @@
 #include "bindings/arguments.h"
-#include "host/device.h"
 #include "kernels/embed/embed.h"
 
 namespace l4k::binding {

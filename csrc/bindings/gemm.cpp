@@ -1,7 +1,6 @@
 #include "kernels/gemm/gemm.h"
 
 #include "bindings/arguments.h"
-#include "host/device.h"
 #include "kernels/gemm/configs.h"
 #include "tile/schedule.h"
 
@@ -19,10 +18,6 @@ GemmActivation parse_activation(const std::string& name) {
 
 // Reads the scalings of A and B off the shapes of their scales.
 void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool grouped) {
-  L4K_CHECK_DTYPE(sfa, Float);
-  L4K_CHECK_DTYPE(sfb, Float);
-  L4K_CHECK_CONTIGUOUS(sfa);
-  L4K_CHECK_CONTIGUOUS(sfb);
   const int64_t blocks = ceil_div(p.k, 128), rows = ceil_div(p.n, 128), experts = p.num_experts;
   if (fits(sfa, {p.m, blocks}) && p.k % 128 == 0) p.scale_a = GemmScale::kBlock;
   if (fits(sfa, {p.m})) p.scale_a = GemmScale::kRow;
@@ -47,12 +42,12 @@ void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool group
   p.sfb = pointer<float>(sfb);
 }
 
-// `out_scale` is given where the result is e4m3 with 1x128 scales.
-void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
-              const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
-              const OptionalTensor& residual, const OptionalTensor& row_scale,
-              const std::string& activation, bool fast_accum, int64_t config, Tensor& out,
-              const Tensor* out_scale = nullptr) {
+// What all forms share; messages bear its name. `out_scale`: the result is e4m3 with 1x128 scales.
+void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
+          const OptionalTensor& maybe_sfa, const OptionalTensor& maybe_sfb,
+          const OptionalTensor& maybe_bias, const OptionalTensor& maybe_residual,
+          const OptionalTensor& maybe_row_scale, const std::string& activation, bool fast_accum,
+          int64_t config, Tensor& out, const Tensor* out_scale = nullptr) {
   const bool fp8 = a.scalar_type() == ScalarType::Float8_e4m3fn, grouped = b.dim() == 3;
   if (!fp8) L4K_CHECK_DTYPE(a, BFloat16);
   L4K_REQUIRE(b.scalar_type() == a.scalar_type(), "expected b in the dtype of a, got ",
@@ -63,7 +58,7 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
               describe(b));
   L4K_CHECK_ROWS(a);
   L4K_CHECK_CONTIGUOUS(b);
-  L4K_REQUIRE(grouped == expert_offsets.has_value(),
+  L4K_REQUIRE(grouped == maybe_offsets.has_value(),
               "expected expert_offsets with b of three dimensions, and only then");
   const int64_t m = a.size(0), k = a.size(1), n = b.size(b.dim() - 2);
   const int64_t experts = grouped ? b.size(0) : 1;
@@ -99,33 +94,43 @@ void run_gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_off
   L4K_CHECK_CONTIGUOUS(out);
   L4K_CHECK_ROWS(out);
   if (grouped) {
-    const Tensor& offsets = *expert_offsets;
-    L4K_CHECK_DTYPE(offsets, Int);
-    L4K_CHECK_SHAPE(offsets, experts + 1);
-    L4K_CHECK_CONTIGUOUS(offsets);
-    p.expert_offsets = pointer<int>(offsets);
+    const Tensor& expert_offsets = *maybe_offsets;
+    L4K_CHECK_DTYPE(expert_offsets, Int);
+    L4K_CHECK_SHAPE(expert_offsets, experts + 1);
+    L4K_CHECK_CONTIGUOUS(expert_offsets);
+    p.expert_offsets = pointer<int>(expert_offsets);
   }
-  L4K_REQUIRE(fp8 == sfa.has_value() && fp8 == sfb.has_value(),
+  L4K_REQUIRE(fp8 == maybe_sfa.has_value() && fp8 == maybe_sfb.has_value(),
               "expected sfa and sfb with float8 operands, and only then");
-  if (fp8) fill_scales(p, *sfa, *sfb, grouped);
-  if (bias) {
-    L4K_CHECK_DTYPE(*bias, BFloat16);
-    L4K_CHECK_SHAPE(*bias, n);
-    L4K_CHECK_ROWS(*bias);
-    p.bias = pointer(*bias);
+  if (fp8) {
+    const Tensor &sfa = *maybe_sfa, &sfb = *maybe_sfb;
+    L4K_CHECK_DTYPE(sfa, Float);
+    L4K_CHECK_DTYPE(sfb, Float);
+    L4K_CHECK_CONTIGUOUS(sfa);
+    L4K_CHECK_CONTIGUOUS(sfb);
+    fill_scales(p, sfa, sfb, grouped);
   }
-  if (residual) {
-    L4K_CHECK_DTYPE(*residual, BFloat16);
-    L4K_CHECK_SHAPE(*residual, m, columns);
-    L4K_CHECK_ROWS(*residual);
-    p.residual = pointer(*residual);
-    p.residual_stride = residual->stride(0);
+  if (maybe_bias) {
+    const Tensor& bias = *maybe_bias;
+    L4K_CHECK_DTYPE(bias, BFloat16);
+    L4K_CHECK_SHAPE(bias, n);
+    L4K_CHECK_ROWS(bias);
+    p.bias = pointer(bias);
   }
-  if (row_scale) {
-    L4K_CHECK_DTYPE(*row_scale, Float);
-    L4K_CHECK_SHAPE(*row_scale, m);
-    L4K_CHECK_CONTIGUOUS(*row_scale);
-    p.row_scale = pointer<float>(*row_scale);
+  if (maybe_residual) {
+    const Tensor& residual = *maybe_residual;
+    L4K_CHECK_DTYPE(residual, BFloat16);
+    L4K_CHECK_SHAPE(residual, m, columns);
+    L4K_CHECK_ROWS(residual);
+    p.residual = pointer(residual);
+    p.residual_stride = residual.stride(0);
+  }
+  if (maybe_row_scale) {
+    const Tensor& row_scale = *maybe_row_scale;
+    L4K_CHECK_DTYPE(row_scale, Float);
+    L4K_CHECK_SHAPE(row_scale, m);
+    L4K_CHECK_CONTIGUOUS(row_scale);
+    p.row_scale = pointer<float>(row_scale);
   }
   L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)),
               "expected config to be a row for these operands, scales and activation, or -1, got ",
@@ -138,16 +143,16 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
                 const OptionalTensor& residual, const OptionalTensor& row_scale,
                 const std::string& activation, const std::optional<ScalarType>&, bool fast_accum,
                 int64_t config, Tensor out) {
-  run_gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum,
-           config, out);
+  gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum, config,
+       out);
   return out;
 }
 
-Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
-            const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
-            const OptionalTensor& residual, const OptionalTensor& row_scale,
-            const std::string& activation, const std::optional<ScalarType>& out_dtype,
-            bool fast_accum, int64_t config) {
+Tensor gemm_new(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
+                const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
+                const OptionalTensor& residual, const OptionalTensor& row_scale,
+                const std::string& activation, const std::optional<ScalarType>& out_dtype,
+                bool fast_accum, int64_t config) {
   const int64_t n = b.size(b.dim() - 2) / (activation == "swiglu" ? 2 : 1);
   return gemm_out(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, out_dtype,
                   fast_accum, config,
@@ -162,14 +167,14 @@ std::tuple<Tensor, Tensor> gemm_swiglu_fp8(const Tensor& a, const Tensor& b, con
   L4K_REQUIRE(n % 256 == 0, "expected N to be a multiple of 256, got ", n);
   Tensor q = empty_like(a, {m, n / 2}, ScalarType::Float8_e4m3fn);
   Tensor scale = empty_like(a, {m, n / 256}, ScalarType::Float);
-  run_gemm(a, b, expert_offsets, sfa, sfb, {}, {}, row_scale, "swiglu", false, config, q, &scale);
+  gemm(a, b, expert_offsets, sfa, sfb, {}, {}, row_scale, "swiglu", false, config, q, &scale);
   return {q, scale};
 }
 
 }  // namespace l4k::binding
 
 L4K_REGISTER(m) {
-  L4K_IMPL(m, "gemm", gemm);
+  L4K_IMPL(m, "gemm", gemm_new);
   L4K_IMPL(m, "gemm.out", gemm_out);
   L4K_IMPL(m, "gemm_swiglu_fp8", gemm_swiglu_fp8);
 }

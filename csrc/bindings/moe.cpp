@@ -1,7 +1,6 @@
 #include <tuple>
 
 #include "bindings/arguments.h"
-#include "host/device.h"
 #include "kernels/moe_combine/moe_combine.h"
 #include "kernels/moe_permute/moe_permute.h"
 #include "kernels/moe_route/moe_route.h"

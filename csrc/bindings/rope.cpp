@@ -1,5 +1,4 @@
 #include "bindings/arguments.h"
-#include "host/device.h"
 #include "kernels/rope_cache/rope_cache.h"
 
 namespace l4k::binding {

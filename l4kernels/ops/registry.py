@@ -81,11 +81,15 @@ class Op:
             return self.reference(*args, out=out, **kwargs)
         namespace = EMULATED_NAMESPACE if _route == "emulated" else NAMESPACE
         packet = getattr(getattr(torch.ops, namespace), self.name)
-        if out is not None:
-            if not self.has_out:
-                raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
-            return packet.out(*args, out=out, **kwargs)
-        result = packet.default(*args, **kwargs)
+        if out is not None and not self.has_out:
+            raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
+        try:
+            if out is not None:
+                return packet.out(*args, out=out, **kwargs)
+            result = packet.default(*args, **kwargs)
+        except RuntimeError:  # of a binding: bad input is the same error as on a CPU
+            self._check(*args, **kwargs)
+            raise
         return result if self._returns is None else self._returns(*result)
 
     def reference(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
