@@ -5,6 +5,8 @@ text takes 1.69 bits per byte, an order-5 byte n-gram 1.50.
 """
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +61,9 @@ def test_pictures_of_digits():
     lines = pictures(demo.held_out_digits().images[:3])
     assert len(lines) == 4 and all(len(line) == 3 * 8 + 2 * 2 for line in lines)
     assert set("".join(lines)) <= set(" ▄▀█")
+
+
+def test_python_of_the_readme_runs():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", readme, re.S):
+        exec(block, {})

@@ -118,6 +118,14 @@ def test_kernel_folder_is_complete(folder):
     assert re.findall(r"^## (.+)$", page, re.M) == PAGE_HEADINGS
 
 
+def test_links_of_the_pages_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    links = [(p, to) for p in pages for to in re.findall(r"\]\(([^)#:]+)\)", p.read_text())]
+    assert links
+    broken = [f"{p.name}: {to}" for p, to in links if not (p.parent / to).exists()]
+    assert not broken, "\n".join(broken)
+
+
 def test_a_binding_exists_for_every_kernel():
     bindings = "".join(p.read_text() for p in sources("csrc/bindings"))
     for folder in KERNELS:
