@@ -11,7 +11,7 @@ BUDGET ?= 540
 
 bin := $(VENV)/bin
 # PyPI's nvcc comes last: a toolkit of the machine goes before it.
-run = PATH="$(abspath $(bin)):$$PATH$(addprefix :,$(abspath $(wildcard $(VENV)/lib/python*/site-packages/nvidia/cu13/bin)))"
+run = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(abspath $(bin)):$$PATH$(addprefix :,$(abspath $(wildcard $(VENV)/lib/python*/site-packages/nvidia/cu13/bin)))"
 stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
@@ -32,7 +32,7 @@ build: $(stamp)
 	$(run) $(bin)/python setup.py -q build_ext --inplace
 	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON \
 	  -DPython_EXECUTABLE="$(abspath $(bin))/python" > build/configure.log
-	$(run) cmake --build build/cmake -j $(JOBS)
+	$(run) cmake --build build/cmake
 
 demo: $(stamp)
 	$(bin)/l4k demo
