@@ -25,7 +25,8 @@ if(L4K_TORCH_DIR)
   l4k_torch_library(l4kernels)
   target_compile_options(l4kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${L4K_NVCC_FLAGS}>)
   target_compile_definitions(l4kernels PRIVATE USE_CUDA)
-  # The library finds torch's by soname: torch has loaded them before.
+  # The library finds torch's by soname: torch has loaded them before. Hidden: static variables of
+  # inline functions (the driver's entry point) would be shared with the emulated twin.
   set_target_properties(l4kernels PROPERTIES CUDA_RUNTIME_LIBRARY Static SKIP_BUILD_RPATH ON
-    LIBRARY_OUTPUT_DIRECTORY ${L4K_OUTPUT_DIR})
+    CUDA_VISIBILITY_PRESET hidden LIBRARY_OUTPUT_DIRECTORY ${L4K_OUTPUT_DIR})
 endif()

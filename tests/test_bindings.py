@@ -62,6 +62,17 @@ def test_stream_symbol_is_weak():
     assert re.search(r" w aoti_torch_get_current_cuda_stream", symbols)
 
 
+def test_only_c_entry_points_are_exported():
+    """Static variables that the emulated twin also exports would be one in a process with both."""
+    symbols = subprocess.run(
+        ["nm", "-DC", "--defined-only", str(LIBRARY_PATH)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "l4k_signatures" in symbols and "l4k::" not in symbols
+
+
 def test_cpu_tensors_run_the_reference_beside_the_library():
     x = torch.randn(2, 8)
     assert torch.equal(l4kernels.ops.silu_mul(x), l4kernels.ops.silu_mul.reference(x))

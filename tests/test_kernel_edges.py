@@ -163,6 +163,18 @@ def test_misaligned_rows_are_refused_by_name(make):
         ops.rms_norm_fp8(make.randn(4, 256), make.randn(256), residual=odd)
 
 
+def test_the_number_of_sms_counts_in_every_launch(make):
+    """A grid fills the machine of its own launch: each CTA reads the weights once."""
+    x, weight, ctas = make.randn(64, 5120), make.randn(5120), []
+    for sms in (2, 7, 1):
+        with emulated(sms=sms) as control:
+            control.reset_counters()
+            ops.rms_norm(x, weight)
+            (kernel,) = control.counters().values()
+        ctas.append((kernel["global_bytes"] - 2 * x.nbytes) // weight.nbytes)
+    assert ctas == [8, 28, 4]
+
+
 def test_a_tensor_on_another_device_is_refused(make):
     x, weight = make.randn(4, 256), torch.empty(256, dtype=torch.bfloat16, device="meta")
     with emulated(), pytest.raises(ValueError, match="x on cpu, weight on meta"):

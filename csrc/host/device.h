@@ -22,6 +22,9 @@ inline int sm_count() {
   static std::array<std::atomic<int>, kMaxDevices> cache{};
   int device = current_device();
   int count = cache[device].load(std::memory_order_relaxed);
+#ifdef L4K_EMULATED
+  count = 0;  // the emulated machine may have changed
+#endif
   if (count == 0) {
     cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
     cache[device].store(count, std::memory_order_relaxed);
