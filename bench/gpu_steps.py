@@ -89,7 +89,6 @@ def kernel_is_right(op: str) -> Result:
     cases = kernel_cases(op, "cuda")
     for case in cases:
         check(op, case)
-        take_device_error()
     case = max(cases, key=size)
     if not list(OPS[op].overload._schema.arguments) or _writes(op):
         return None, {"cases": len(cases)}

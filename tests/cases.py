@@ -122,10 +122,11 @@ def _moe_route(make: Maker, name: str) -> Iterator[Case]:
     extremes = make.randn(6, 16)
     extremes[0] = float("-inf")
     extremes[1, 3] = float("inf")
-    extremes[2, 7] = float("nan")
+    extremes[2, 7] = -0.0
     extremes[3] = -100
     extremes[4] = 100
     yield Case("extremes", (extremes, 2))
+    yield Case("NaN", (extremes.where(extremes < 100, torch.nan), 2))
 
 
 def _permuted_sizes() -> Iterator[tuple[int, int, int]]:

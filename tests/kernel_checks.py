@@ -1,11 +1,15 @@
 """One case of a kernel against its typed reference; used under the emulator and on a GPU."""
 
-from collections.abc import Callable, Iterator
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l4kernels import testing
+from l4kernels._load import LIBRARY_PATH
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close
 from tests.cases import cases
@@ -31,17 +35,23 @@ def bound(op: str, case: Case, t: Tensor) -> float:
 
 
 def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
-    """The op's cases in bfloat16, less those outside of its kernel's contract.
+    """The op's cases in bfloat16.
 
     On a GPU those of every row of the GEMM's table as well; in the emulator they have their tests.
     """
-    outside = OUTSIDE.get(op, lambda case: False)
-    found = [case for case in cases(op, device, torch.bfloat16) if not outside(case)]
+    found = list(cases(op, device, torch.bfloat16))
     return found + list(row_cases(op, device)) if device == "cuda" else found
 
 
-# Cases that a kernel refuses or does not know, with the reason beside them.
-OUTSIDE: dict[str, Callable[[Case], bool]] = {}
+# Cases in which a kernel sets the error word, and what it says.
+REPORTS = {("moe_route", "NaN"): "moe_route: logits (NaN)"}
+
+
+def device_error(library: Path = testing._BUILD / "libl4kernels_emulated.so") -> str:
+    """What the kernels of a library have reported since the last call."""
+    take = ctypes.CDLL(str(library)).l4k_take_device_error
+    take.restype = ctypes.c_char_p
+    return take().decode()
 
 
 def mutated(op: str, case: Case) -> Iterator[tuple[str, Tensor]]:
@@ -60,8 +70,11 @@ def tensors(result: Any) -> tuple[Tensor, ...]:
 
 
 def check(op: str, case: Case) -> tuple[Tensor, ...]:
-    """Runs a case on the current route and compares all that it returns and writes."""
+    """Runs a case on the emulator or a GPU and compares all that it returns, writes and reports."""
     mine, theirs = case.copy(), case.copy()
+    on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in mine.args)
+    library = {"library": LIBRARY_PATH} if on_gpu else {}
+    device_error(**library)  # of whoever came before
     got = tensors(OPS[op](*mine.args, **mine.kwargs))
     expected = tensors(OPS[op].reference(*theirs.args, **theirs.kwargs))
     assert len(got) == len(expected)
@@ -70,6 +83,10 @@ def check(op: str, case: Case) -> tuple[Tensor, ...]:
     written = zip(mutated(op, mine), mutated(op, theirs), strict=True)
     for (name, a), (_, e) in written:
         assert_close(a, e, bound(op, case, e), f"{op} [{case}] {name}")
+    if on_gpu:
+        torch.cuda.synchronize()
+    reported = device_error(**library)
+    assert reported == REPORTS.get((op, case.name), ""), f"{op} [{case}] reports {reported!r}"
     return got
 
 

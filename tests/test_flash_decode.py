@@ -14,7 +14,7 @@ from bench.emulate import count
 from l4kernels import STATUS, testing
 from l4kernels.ops import flash_decode, merge_attention_states
 from l4kernels.testing import assert_close, emulated, relative_error
-from tests.kernel_checks import same_bits
+from tests.kernel_checks import device_error, same_bits
 from tests.making import FP8, I32, Maker
 
 pytestmark = pytest.mark.skipif(
@@ -48,13 +48,6 @@ def paged(
             for t in (k, v):
                 t[table[b, n - 1].item(), length % page :] = float("nan")
     return [make.randn(len(lengths), tokens, heads, 128), k, v, make.tensor(lengths), table]
-
-
-def device_error() -> str:
-    """What the emulated kernels have reported since the last call."""
-    take = ctypes.CDLL(str(testing._BUILD / "libl4kernels_emulated.so")).l4k_take_device_error
-    take.restype = ctypes.c_char_p
-    return take().decode()
 
 
 def in_bf16(q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:

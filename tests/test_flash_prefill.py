@@ -10,8 +10,8 @@ import torch
 from l4kernels import STATUS, ops
 from l4kernels.testing import assert_close, emulated, relative_error
 from tests import naive
+from tests.kernel_checks import device_error
 from tests.making import FP8, I32, Maker
-from tests.test_kernel_edges import device_error
 from tools import nvcc
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")

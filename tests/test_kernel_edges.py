@@ -2,15 +2,14 @@
 tensors, float32 logits, rows at any place of a batch, and the sampler's distribution."""
 
 import contextlib
-import ctypes
 
 import pytest
 import torch
 
 import l4kernels
-from l4kernels import STATUS, ops, testing
+from l4kernels import STATUS, ops
 from l4kernels.testing import assert_close, chained, emulated
-from tests.kernel_checks import tensors
+from tests.kernel_checks import device_error, tensors
 from tests.making import FP8, I32, Maker
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: 
 @pytest.fixture
 def make() -> Maker:
     return Maker("cpu", torch.bfloat16, seed=3)
-
-
-def device_error() -> str:
-    """What the emulated kernels have reported since the last call."""
-    take = ctypes.CDLL(str(testing._BUILD / "libl4kernels_emulated.so")).l4k_take_device_error
-    take.restype = ctypes.c_char_p
-    return take().decode()
 
 
 @pytest.mark.parametrize("cache", (torch.bfloat16, FP8))
