@@ -70,7 +70,8 @@ def _explain_missing_kernels(status: LibraryStatus) -> None:
 
 
 def take_device_error() -> None:
-    """Raises `IndexError` if a kernel has met an out-of-range id since the last call.
+    """Raises `IndexError` if a kernel on any device has met an out-of-range id, or a router's NaN,
+    since the last call.
 
     Kernels never stop for a bad id (its row comes out as zeros); the engine calls this where it
     synchronises anyway.
@@ -80,7 +81,7 @@ def take_device_error() -> None:
     take = ctypes.CDLL(str(LIBRARY_PATH)).l4k_take_device_error
     take.restype = ctypes.c_char_p
     if message := take().decode():
-        raise IndexError(f"{NAMESPACE}.{message} is out of range")
+        raise IndexError(f"{NAMESPACE}.{message}: a kernel met a value out of range")
 
 
 STATUS = _load()

@@ -40,7 +40,7 @@ inline uint32_t* error_words() {
     const char* trap = std::getenv("L4K_CHECK");
     void* memory = nullptr;
     if (trap != nullptr && trap[0] == '1') return static_cast<uint32_t*>(memory);
-    // The first op may be part of a graph capture, which forbids allocations of the strict mode.
+    // The first op may be part of a graph capture, which by default forbids allocations.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);
     if (cudaHostAlloc(&memory, kMaxDevices * sizeof(uint32_t),
