@@ -4,8 +4,10 @@ import copy
 import json
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
+import transformers
 
 from l4kernels import Llama4Config
 from l4kernels.model.config import RopeScaling
@@ -136,6 +138,20 @@ def test_explicit_layers_win():
     types = ["full_attention"] * 47 + ["chunked_attention"]
     config = Llama4Config.from_dict(scout(layer_types=types))
     assert config.chunk(0) == 0 and config.chunk(47) == 8192
+
+
+@pytest.mark.parametrize("field", sorted(SCOUT["text_config"]))
+def test_an_absent_field_means_what_it_means_to_transformers(field):
+    data = scout(attn_temperature_tuning=True, num_key_value_heads=8)
+    del data["text_config"][field]
+    try:
+        ours = Llama4Config.from_dict(data)
+    except ConfigError as error:
+        assert f"{field} is missing" in str(error)  # a size is never guessed
+        return
+    theirs = Llama4Config.from_dict(transformers.Llama4Config(**copy.deepcopy(data)).to_dict())
+    ids = {"bos_token_id": 0, "eos_token_ids": ()}  # theirs are Llama 2's: no id is better
+    assert replace(ours, **ids) == replace(theirs, **ids)
 
 
 def test_null_chunk_is_global_attention():

@@ -223,6 +223,8 @@ def test_processor_files(tmp_path):
     assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor(32, 4)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0]}))
     assert ImageProcessor.from_pretrained(tmp_path).mean == (0.0, 0.0, 0.0)
+    tiny = {"resample": 2, "rescale_factor": 1 / 255, "do_normalize": None}
+    assert ImageProcessor.from_dict(tiny) == ImageProcessor()
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,12 @@ def test_processor_files(tmp_path):
         {"image_std": [0, 1, 1]},
         {"image_mean": [1]},
         {"image_mean": 3},
+        {"image_mean": [0.5, float("nan"), 0.5]},
+        {"image_std": [float("inf"), 1, 1]},
+        {"size": {"height": 4096}, "max_patches": 256},  # one canvas: 50 GB
+        {"resample": 3},
+        {"rescale_factor": 1},
+        {"do_normalize": False},
         [],
     ],
 )

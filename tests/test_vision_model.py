@@ -136,6 +136,7 @@ def test_split_prefill_with_images_matches_one_shot(model):
         (lambda ids, tiles: (ids, tiles[:, :1]), r"\[tiles, 3, 32, 32\]"),
         (lambda ids, tiles: (ids, tiles[0]), r"\[tiles, 3, 32, 32\]"),
         (lambda ids, tiles: (ids, tiles[:0]), r"\[tiles, 3, 32, 32\]"),
+        (lambda ids, tiles: (ids, tiles.byte()), "normalised floats"),
     ],
 )
 def test_wrong_images(model, change, message):

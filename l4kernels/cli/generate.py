@@ -15,7 +15,7 @@ from l4kernels.model.config import Llama4Config
 from l4kernels.model.defaults import GenerationDefaults
 from l4kernels.model.generate import Sampling
 from l4kernels.model.image_processor import decode_image
-from l4kernels.model.llama4 import Llama4
+from l4kernels.model.llama4 import Llama4, find_device
 from l4kernels.model.tokenizer import Detokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -120,17 +120,7 @@ def load_options(
     reference: bool = False,
 ) -> dict[str, Any]:
     """Arguments of `Llama4.from_pretrained` behind the command line's spellings."""
-    try:
-        target = torch.device(device or _default_device(weights, reference))
-    except RuntimeError:
-        raise ValueError(f"expected --device cpu, cuda or cuda:N, got {device!r}") from None
-    if target.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected --device cpu, cuda or cuda:N, got {device!r}")
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {device}: {torch.cuda.device_count()} CUDA devices are visible; "
-            f"`l4k env` says what is installed"
-        )
+    target = find_device(device or _default_device(weights, reference))
     dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     for option, value, known in (
         ("--dtype", dtype, DTYPES),

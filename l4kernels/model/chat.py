@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.extras import require
-from l4kernels.model.image_processor import ImageProcessor, Tiles, num_tiles
+from l4kernels.model.image_processor import ImageProcessor, Tiles
 from l4kernels.model.tokenizer import Tokenizer
 
 MAX_RENDERED_CHARS = 64 << 20
@@ -286,11 +286,6 @@ def user_message(text: str, num_images: int = 0) -> dict[str, Any]:
         return {"role": "user", "content": text}
     parts: list[dict[str, str]] = [{"type": "image"}] * num_images
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def prompt_tokens(grids: Sequence[tuple[int, int]], tokens_per_tile: int) -> int:
-    """Patch tokens of all images: what `pixel_values` must provide."""
-    return sum(num_tiles(grid) for grid in grids) * tokens_per_tile
 
 
 def _guard(value: Any, guarded: Mapping[str, str]) -> Any:

@@ -13,6 +13,17 @@ from typing import Any
 from l4kernels.model.fields import ConfigError, Fields
 
 
+_ABSENT = {
+    "attention_chunk_size": 8192,
+    "head_dim": 128,
+    "intermediate_size_mlp": 16_384,
+    "num_key_value_heads": 8,
+    "num_local_experts": 16,
+    "use_qk_norm": True,
+}
+"""What transformers takes for a text field that is absent; null is a value of its own."""
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """llama3 frequency scaling: long wavelengths are stretched by `factor`."""
@@ -181,7 +192,7 @@ class Llama4Config:
                     "supported now: unquantised safetensors (bf16, fp16 or fp32), quantised "
                     'while loading with weights="fp8" or weights="int4"'
                 )
-        f = Fields(text, "text_config" if text is not data else "config")
+        f = Fields({**_ABSENT, **text}, "text_config" if text is not data else "config")
         f.expect("hidden_act", "silu", default="silu")
         f.expect("attention_bias", False, default=False)
         layers = f.integer("num_hidden_layers", 1, 512)

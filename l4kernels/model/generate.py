@@ -103,7 +103,7 @@ class Generation:
         self.finish_reasons[:] = ["length"] * batch
         running = [True] * batch
         cache = model.new_cache(batch, prompt.length + self.max_new_tokens - 1)
-        draw = _Sampler(self.sampling, batch, model.build.device)
+        draw = _Sampler(self.sampling, batch, model.device)
         started = time.perf_counter()
         logits = model.prefill(prompt, cache)
         for step in range(self.max_new_tokens):

@@ -5,6 +5,7 @@ done in float32, where theirs rounds to bfloat16.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,12 +29,6 @@ class Tiles(NamedTuple):
 
     pixel_values: Tensor  # [tiles, 3, tile_size, tile_size] float32
     grids: list[tuple[int, int]]  # (rows, cols) of each image
-
-
-def num_tiles(grid: tuple[int, int]) -> int:
-    """Tiles of one image: a grid of more than one tile is followed by a global tile."""
-    count = grid[0] * grid[1]
-    return count + 1 if count > 1 else 1
 
 
 @lru_cache
@@ -79,10 +74,15 @@ class ImageProcessor:
             if not isinstance(value, int) or not 1 <= value <= limit:
                 raise ValueError(f"image processor: expected {name} in 1..{limit}, got {value!r}")
         for name, values in (("image_mean", self.mean), ("image_std", self.std)):
-            if len(values) != 3:
+            if len(values) != 3 or not all(map(math.isfinite, values)):
                 raise ValueError(
                     f"image processor: expected {name} to hold 3 numbers, got {values!r}"
                 )
+        if self.max_tiles * self.tile_size**2 > MAX_PIXELS:
+            raise ValueError(
+                f"image processor: expected a canvas of at most {MAX_PIXELS:,} pixels, got "
+                f"{self.max_tiles} tiles of {self.tile_size} x {self.tile_size}"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"image processor: expected image_std above 0, got {self.std}")
 
@@ -109,6 +109,9 @@ class ImageProcessor:
         side = size.get("height") if isinstance(size, dict) else size
         if isinstance(size, dict) and size.get("width", side) != side:
             raise ValueError(f"expected square tiles, got size {size}")
+        for name, wanted in (("resample", 2), ("rescale_factor", 1 / 255), ("do_normalize", True)):
+            if content.get(name) not in (None, wanted):
+                raise ValueError(f"only {name} = {wanted} is supported, got {content[name]!r}")
         return cls(
             tile_size=side,
             max_tiles=content.get("max_patches", 16),

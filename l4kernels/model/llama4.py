@@ -72,6 +72,19 @@ class Llama4(nn.Module):
         plain = Build(build.dtype, build.device)
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None
 
+    @property
+    def device(self) -> torch.device:
+        return self.build.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Llama4":
+        """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats and caches follow the loading."""
+        if any(fn(parameter) is not parameter for parameter in self.parameters()):
+            raise RuntimeError(
+                f"this Llama4 was loaded to {self.device} in {self.build.dtype} and stays there; "
+                f"load it with from_pretrained(..., device=..., dtype=...) instead"
+            )
+        return self
+
     @torch.inference_mode()
     def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
         """Logits of every position.
@@ -157,7 +170,7 @@ class Llama4(nn.Module):
             batch,
             capacity,
             dtype=self.kv_dtype,
-            device=self.build.device,
+            device=self.device,
             scratch=scratch,
         )
 
@@ -215,13 +228,29 @@ class Llama4(nn.Module):
         return self
 
 
+def find_device(device: str | torch.device) -> torch.device:
+    """`device`, if a model can run there and it is there."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected device to be cpu, cuda or cuda:N, got {str(device)!r}")
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise ValueError(
+            f"device {found}: {count} CUDA devices are visible; `l4k env` says what is installed"
+        )
+    return found
+
+
 def _build(
     device: str | torch.device,
     dtype: torch.dtype,
     weights: str | None,
     kv_dtype: str | torch.dtype | None,
 ) -> tuple[Build, torch.dtype]:
-    weights = weights or "bf16"
+    device, weights = find_device(device), weights or "bf16"
     if weights not in FORMATS:
         raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
     if dtype not in (torch.float32, torch.bfloat16):
@@ -229,4 +258,4 @@ def _build(
     kv = {None: dtype, "fp8": FP8}.get(kv_dtype, kv_dtype)
     if kv not in (dtype, FP8):
         raise ValueError(f'expected kv_dtype to be None, {dtype} or "fp8", got {kv_dtype!r}')
-    return Build(dtype, torch.device(device), weights), kv
+    return Build(dtype, device, weights), kv

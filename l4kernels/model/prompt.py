@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels.ops.check import describe
 
 
 class Prompt:
@@ -48,7 +49,7 @@ class Prompt:
                 f"expected token ids in [0, {model.config.vocab_size}), "
                 f"got {low if low < 0 else high}"
             )
-        self.input_ids = input_ids.to(model.build.device, torch.int64)
+        self.input_ids = input_ids.to(model.device, torch.int64)
         self.features = self.rows = None
         self.image_seconds = 0.0
         if pixel_values is not None:
@@ -66,10 +67,11 @@ class Prompt:
                 "this checkpoint is text-only (no vision_config), but pixel_values were given"
             )
         wanted = (vision.num_channels, vision.image_size, vision.image_size)
-        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != wanted or not pixels.shape[0]:
+        shaped = pixels.dim() == 4 and tuple(pixels.shape[1:]) == wanted and len(pixels) > 0
+        if not shaped or not pixels.is_floating_point():
             raise ValueError(
-                f"expected pixel_values to be [tiles, {', '.join(map(str, wanted))}], "
-                f"got {list(pixels.shape)}"
+                f"expected pixel_values to be normalised floats [tiles, "
+                f"{', '.join(map(str, wanted))}], got {describe(pixels)}"
             )
         is_patch = self.input_ids == token
         count, needed = int(is_patch.sum()), pixels.shape[0] * vision.tokens_per_tile
@@ -79,7 +81,7 @@ class Prompt:
                 f"tiles of {vision.tokens_per_tile}; got {count}"
             )
         started = time.perf_counter()
-        self.features = model.vision(pixels.to(model.build.device, model.build.dtype))
+        self.features = model.vision(pixels.to(model.device, model.build.dtype))
         order = is_patch.flatten().cumsum(0).view(is_patch.shape) - 1
         self.rows = torch.where(is_patch, order, -1).to(torch.int32)
         self.image_seconds = time.perf_counter() - started

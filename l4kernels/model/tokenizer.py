@@ -60,11 +60,6 @@ class Tokenizer:
         content = self.names.get(name)
         return None if content is None else self.special.get(content)
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return max(self._tokenizer.get_vocab().values()) + 1
-
     def id(self, token: str) -> int:
         """Id of a special token, e.g. `<|patch|>`."""
         if token not in self.special:
@@ -87,11 +82,10 @@ class Tokenizer:
     def _encode_plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
-    def _encode_special(self, text: str, hidden: str = "") -> list[int]:
-        """Control tokens where `text` spells them; `hidden` is removed from what is between."""
+    def _encode_special(self, text: str) -> list[int]:
         ids: list[int] = []
         for part, token in self.split(text):
-            ids += self._encode_plain(part.replace(hidden, "") if hidden else part)
+            ids += self._encode_plain(part)
             if token is not None:
                 ids.append(self.special[token])
         return ids
