@@ -1,5 +1,6 @@
 """Llama 4 on Hopper: CUDA kernels, their typed references, and a thin model on top."""
 
+import importlib
 from typing import Any
 
 from l4kernels import ops
@@ -18,6 +19,8 @@ __all__ = [
     "STATUS",
     "Llama4",
     "Llama4Config",
+    "Prompter",
+    "Sampling",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
     "fp8_matmul",
@@ -29,13 +32,16 @@ __all__ = [
 ]
 
 
+_OF_THE_MODEL = {
+    "Llama4": "llama4",
+    "Llama4Config": "config",
+    "Prompter": "chat",
+    "Sampling": "generate",
+}
+"""Names that are imported when they are asked for: ops alone need none of it."""
+
+
 def __getattr__(name: str) -> Any:
-    if name == "Llama4":
-        from l4kernels.model.llama4 import Llama4
-
-        return Llama4
-    if name == "Llama4Config":
-        from l4kernels.model.config import Llama4Config
-
-        return Llama4Config
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _OF_THE_MODEL:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"l4kernels.model.{_OF_THE_MODEL[name]}"), name)

@@ -189,7 +189,7 @@ GENERATE_ERRORS = {
     "top-p": (("--prompt", "a", "--top-p", "0"), "expected top_p"),
     "top-k": (("--prompt", "a", "--top-k", "-2"), "expected top_k"),
     "min-p": (("--prompt", "a", "--min-p", "2"), "expected min_p"),
-    "seed": (("--prompt", "a", "--seed", str(1 << 70)), "--seed"),
+    "seed": (("--prompt", "a", "--seed", str(1 << 70)), "expected seed"),
     "stop": (("--prompt", "a", "--stop", ""), "stop string"),
     "weights": (("--prompt", "a", "--weights", "int3"), "bf16, fp8, int4"),
     "dtype": (("--prompt", "a", "--dtype", "float8"), "bfloat16, float32"),

@@ -262,6 +262,10 @@ def test_files(tmp_path):
             Llama4Config.from_pretrained(tmp_path)
     file.write_text(json.dumps(SCOUT))
     assert Llama4Config.from_pretrained(tmp_path).name == tmp_path.name
+    for text in ("{", "[1]", '{"eos_token_id": "x"}', '{"pad_token_id": 1e99}'):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"generation_config\.json: "):
+            Llama4Config.from_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "pad_token_id": 7}')
     config = Llama4Config.from_pretrained(tmp_path)
     assert config.eos_token_ids == (5, 6) and config.pad_token_id == 7

@@ -180,6 +180,7 @@ def test_sampling_is_seeded_and_independent_of_the_batch(model):
         (torch.zeros(1, 4, dtype=torch.int64), {"temperature": -1.0}, "temperature"),
         (torch.zeros(1, 4, dtype=torch.int64), {"temperature": float("nan")}, "temperature"),
         (torch.zeros(1, 4, dtype=torch.int64), {"top_p": 0.0}, "top_p"),
+        (torch.zeros(1, 4, dtype=torch.int64), {"seed": 1 << 63}, "seed"),
         (
             torch.zeros(1, 4, dtype=torch.int64),
             {"pixel_values": torch.zeros(1, 3, 32, 32)},

@@ -80,7 +80,9 @@ def generate(
     top_k: Annotated[
         int | None, typer.Option(help="Keep the k likeliest, 0 is off.  [default: checkpoint's]")
     ] = None,
-    min_p: Annotated[float, typer.Option(help="Drop below this share of the likeliest.")] = 0.0,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop below this share of the likeliest, 0 is off.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeatable.")

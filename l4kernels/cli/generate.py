@@ -2,7 +2,7 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from l4kernels.cli.output import console, print_json, stream
 from l4kernels.env import gpu_problem
 from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.defaults import GenerationDefaults
 from l4kernels.model.generate import Sampling
 from l4kernels.model.image_processor import decode_image
 from l4kernels.model.llama4 import Llama4, find_device
@@ -33,7 +32,7 @@ class Request:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    min_p: float = 0.0
+    min_p: float | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
     weights: str = "bf16"
@@ -56,8 +55,7 @@ def run(request: Request, *, as_json: bool) -> None:
     if not request.model.is_dir():
         raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
     config = Llama4Config.from_pretrained(request.model)
-    defaults = GenerationDefaults.from_pretrained(request.model, config)
-    sampling = _sampling(request, defaults)
+    sampling = _sampling(request)
     prompter = Prompter(request.model, config)
     prompt = build_prompt(request, prompter)
     text = Detokenizer(prompter.tokenizer, request.stop)
@@ -71,7 +69,6 @@ def run(request: Request, *, as_json: bool) -> None:
         request.max_new_tokens,
         prompt.pixel_values,
         sampling,
-        defaults.stop_ids,
     )
     show = (lambda part: None) if as_json else stream
     token_ids: list[int] = []
@@ -161,21 +158,11 @@ def build_prompt(request: Request, prompter: Prompter) -> Prompt:
     return prompter.chat([*messages, user_message(text, len(images))], images)
 
 
-def _sampling(request: Request, defaults: GenerationDefaults) -> Sampling:
+def _sampling(request: Request) -> Sampling:
     """What the request leaves open, the checkpoint decides."""
-
-    def chosen(value: float | None, default: float) -> float:
-        return default if value is None else value
-
-    if not -(1 << 63) <= request.seed < 1 << 63:
-        raise ValueError(f"expected --seed to fit 64 bits, got {request.seed}")
-    return Sampling(
-        temperature=chosen(request.temperature, defaults.temperature),
-        top_k=min(int(chosen(request.top_k, defaults.top_k)), 1 << 30),
-        top_p=chosen(request.top_p, defaults.top_p),
-        min_p=request.min_p,
-        seed=request.seed,
-    )
+    asked = {name: getattr(request, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    return replace(Sampling.from_pretrained(request.model), **asked, seed=request.seed)
 
 
 def _check_length(prompt_tokens: int, new_tokens: int, config: Llama4Config) -> None:

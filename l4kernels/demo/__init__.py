@@ -50,9 +50,7 @@ def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
     An answer that does not end within two tokens is given with a trailing ellipsis.
     """
     from l4kernels.model.chat import user_message
-    from l4kernels.model.defaults import GenerationDefaults
 
-    stop_ids = GenerationDefaults.from_pretrained(prompter.path, prompter.config).stop_ids
     message = user_message(QUESTION, num_images=1)
     answers = []
     for part in images.split(batch):
@@ -61,7 +59,6 @@ def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
             torch.tensor([p.ids for p in prompts]),
             2,
             torch.cat([p.pixel_values for p in prompts]),
-            stop_ids=stop_ids,
         )
         ids = torch.stack(list(generation), 1).tolist()
         for row, reason in zip(ids, generation.finish_reasons, strict=True):

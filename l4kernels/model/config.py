@@ -3,7 +3,6 @@
 Absurd values are refused here, before anything is allocated.
 """
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from l4kernels.model.fields import ConfigError, Fields
-
 
 _ABSENT = {
     "attention_chunk_size": 8192,
@@ -162,16 +160,16 @@ class Llama4Config:
         """Reads `config.json` in the folder `path` (or that file itself)."""
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
+        data = Fields.of_file(file).data
         try:
-            config = cls.from_dict(_read(file))
+            config = replace(cls.from_dict(data), name=file.parent.name)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        config = replace(config, name=file.parent.name)
         generation = file.with_name("generation_config.json")
         if not generation.exists():
             return config
         # Chat models list more end tokens here than in config.json.
-        f = Fields(_read(generation), "generation_config")
+        f = Fields.of_file(generation)
         pad = f.integer("pad_token_id", -1, 1_000_000, default=config.pad_token_id)
         ids = f.id_list("eos_token_id") or config.eos_token_ids
         return replace(config, eos_token_ids=ids, pad_token_id=pad)
@@ -260,15 +258,6 @@ class Llama4Config:
         if name not in PRESETS:
             raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {name!r}")
         return PRESETS[name]
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("not found; expected a checkpoint folder with a config.json") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not valid JSON ({error})") from None
 
 
 def _moe_layers(f: Fields, layers: int) -> tuple[int, ...]:

@@ -1,14 +1,16 @@
-"""Typed, bounded access to the fields of an untrusted `config.json`."""
+"""Typed, bounded access to the fields of an untrusted JSON file."""
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 REQUIRED: Any = object()
 
 
 class ConfigError(ValueError):
-    """A `config.json` that cannot be used: which field, what was expected, what came."""
+    """A config file that cannot be used: which field, what was expected, what came."""
 
 
 class Fields:
@@ -16,6 +18,17 @@ class Fields:
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected an object, got {data!r:.80}")
         self.data, self.where = data, where
+
+    @classmethod
+    def of_file(cls, file: Path) -> "Fields":
+        """The object in a JSON file; every error names the file."""
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: not found; is this a checkpoint folder?") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{file}: not valid JSON ({error})") from None
+        return cls(data, str(file))
 
     def fail(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.where}: {message}")

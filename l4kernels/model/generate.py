@@ -4,12 +4,14 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from l4kernels import ops
 from l4kernels._load import take_device_error
+from l4kernels.model.fields import Fields
 from l4kernels.model.prompt import Prompt
 
 
@@ -25,14 +27,29 @@ class Sampling:
 
     def __post_init__(self):
         checks = (
-            ("temperature", "a number >= 0", self.temperature >= 0),
+            ("temperature", "a number >= 0", 0 <= self.temperature < math.inf),
             ("top_k", "an integer >= 0 (0: off)", self.top_k >= 0),
             ("top_p", "in (0, 1]", 0 < self.top_p <= 1),
             ("min_p", "in [0, 1]", 0 <= self.min_p <= 1),
+            ("seed", "64 bits at most", self.seed is None or -(1 << 63) <= self.seed < 1 << 63),
         )
         for name, wanted, good in checks:
-            if not good or not math.isfinite(getattr(self, name)):
+            if not good:
                 raise ValueError(f"expected {name} to be {wanted}, got {getattr(self, name)}")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "Sampling":
+        """What a checkpoint's `generation_config.json` asks for; greedy where it asks nothing."""
+        file = Path(path) / "generation_config.json"
+        f = Fields.of_file(file) if file.exists() else Fields({}, str(file))
+        if not f.boolean("do_sample", default=False):
+            return cls()
+        return cls(
+            temperature=f.number("temperature", 0.0, 1e6, default=1.0),
+            top_k=f.integer("top_k", 0, 1 << 30, default=0),
+            top_p=f.number("top_p", 1e-9, 1.0, default=1.0),
+            min_p=f.number("min_p", 0.0, 1.0, default=0.0),
+        )
 
 
 @dataclass
@@ -143,7 +160,7 @@ class _Sampler:
 
         self._options = (
             rows(sampling.temperature, torch.float32),
-            rows(sampling.top_k, torch.int32),
+            rows(min(sampling.top_k, 1 << 30), torch.int32),
             rows(sampling.top_p, torch.float32),
             rows(sampling.min_p, torch.float32),
             seed + torch.arange(batch, device=device),

@@ -77,7 +77,7 @@ class Llama4(nn.Module):
         return self.build.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Llama4":
-        """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats and caches follow the loading."""
+        """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats were chosen at loading."""
         if any(fn(parameter) is not parameter for parameter in self.parameters()):
             raise RuntimeError(
                 f"this Llama4 was loaded to {self.device} in {self.build.dtype} and stays there; "
