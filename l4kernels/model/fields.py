@@ -25,7 +25,10 @@ class Fields:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"{file}: not found; is this a checkpoint folder?") from None
+            raise ConfigError(
+                f"{file}: not found; expected a checkpoint folder, such as "
+                f"`hf download REPO --local-dir DIR` makes"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{file}: not valid JSON ({error})") from None
         return cls(data, str(file))
