@@ -256,7 +256,7 @@ def test_files(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.json: not found"):
         Llama4Config.from_pretrained(tmp_path)
     file = tmp_path / "config.json"
-    for text in ("{", "[]", '"x"', "[" * 100_000):
+    for text in ("{", "[]", '"x"', "[" * 100_000, '{"text_config": [1]}', '{"text_config": "x"}'):
         file.write_text(text)
         with pytest.raises(ConfigError, match=r"config\.json"):
             Llama4Config.from_pretrained(tmp_path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -131,13 +132,26 @@ def test_a_header_that_claims_more_than_the_file_holds(tensors, tmp_path, monkey
         Llama4.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["parent", "absolute", "symlink", "folder symlink", "number"])
+OUTSIDE = [
+    "parent",
+    "back again",
+    "absolute",
+    "symlink",
+    "folder symlink",
+    "number",
+    "null",
+    "long",
+]
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
 def test_files_outside_the_folder(tensors, tmp_path, monkeypatch, kind):
     outside = write(tmp_path / "outside", tensors) / "model.safetensors"
     inside = tmp_path / "inside"
     write(inside, tensors)
     (inside / "model.safetensors").unlink()
     name = {"parent": "../outside/model.safetensors", "absolute": str(outside), "number": 7}
+    name |= {"back again": "../inside/linked.safetensors", "null": "\0", "long": "m" * 9999}
     if kind == "symlink":
         (inside / "linked.safetensors").symlink_to(outside)
     elif kind == "folder symlink":
@@ -175,10 +189,22 @@ def test_index_that_does_not_match_its_files(tensors, tmp_path, monkeypatch):
     write_index(tmp_path, dict.fromkeys(tensors, "gone.safetensors"))
     with refused(monkeypatch, r"gone\.safetensors: the file is missing"):
         Llama4.from_pretrained(tmp_path)
+    os.mkfifo(tmp_path / "gone.safetensors")
+    with refused(monkeypatch, r"gone\.safetensors: .* not a regular file"):
+        Llama4.from_pretrained(tmp_path)
     for text in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": [1]}}'):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with refused(monkeypatch, "not a safetensors index"):
             Llama4.from_pretrained(tmp_path)
+
+
+def test_an_index_that_promises_more_than_its_files_hold(tensors, tmp_path, monkeypatch):
+    write(tmp_path, tensors, shards=2)
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    write_index(tmp_path, weight_map | {"ghost": weight_map[DOWN]})
+    with refused(monkeypatch, "places 1 tensors in files that do not hold them: ghost in model-"):
+        Llama4.from_pretrained(tmp_path)
 
 
 def test_a_folder_without_weights(tensors, tmp_path, monkeypatch):

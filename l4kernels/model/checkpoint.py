@@ -44,6 +44,12 @@ class Checkpoint:
         self.files = self._files()
         for file in self.files:
             self._read_header(file)
+        absent = [f"{n} in {f}" for n, f in self._placed.items() if n not in self.entries]
+        if absent:
+            raise CheckpointError(
+                f"{self.folder / _INDEX}: places {len(absent)} tensors in files that do not hold "
+                f"them: {_some(absent)}"
+            )
 
     def check(self, expected: dict[str, tuple[int, ...]]) -> None:
         """Exactly the expected tensors, each with its shape and a float type."""
@@ -110,8 +116,9 @@ class Checkpoint:
                 f"{self.folder}: found neither {_SINGLE} nor {_INDEX}; expected a Hugging Face "
                 f"safetensors checkpoint"
             )
+        text = self._inside(_INDEX).read_bytes()
         try:
-            weight_map = json.loads(self._inside(_INDEX).read_text(encoding="utf-8"))["weight_map"]
+            weight_map = json.loads(text)["weight_map"]
             names = sorted(set(weight_map.values()))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{index}: not a safetensors index ({error!r})") from None
@@ -119,9 +126,11 @@ class Checkpoint:
         return [self._inside(name) for name in names]
 
     def _inside(self, name: object) -> Path:
-        if not isinstance(name, str) or not name or Path(name).is_absolute():
+        fits = isinstance(name, str) and 0 < len(name) < 256 and "\0" not in name
+        if not fits or Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(
-                f"{self.folder / _INDEX}: expected a file name inside the checkpoint, got {name!r}"
+                f"{self.folder / _INDEX}: expected a file name inside the checkpoint, "
+                f"got {name!r:.80}"
             )
         file = self.folder / name
         target = file.resolve()
@@ -131,7 +140,7 @@ class Checkpoint:
                 f"copy the file into the folder"
             )
         if not file.is_file():
-            raise CheckpointError(f"{file}: the file is missing")
+            raise CheckpointError(f"{file}: the file is missing, or not a regular file")
         return file
 
     def _roots(self) -> list[Path]:

@@ -180,6 +180,8 @@ class Llama4Config:
         if not isinstance(data, Mapping):
             raise ConfigError("expected a JSON object")
         text = data.get("text_config") or data
+        where = "text_config" if text is not data else "config"
+        f = Fields({**_ABSENT, **Fields(text, where).data}, where)
         model_type = text.get("model_type", "llama4_text")
         if model_type not in ("llama4_text", "llama4"):
             raise ConfigError(f"expected model_type llama4 or llama4_text, got {model_type!r}")
@@ -190,7 +192,6 @@ class Llama4Config:
                     "supported now: unquantised safetensors (bf16, fp16 or fp32), quantised "
                     'while loading with weights="fp8" or weights="int4"'
                 )
-        f = Fields({**_ABSENT, **text}, "text_config" if text is not data else "config")
         f.expect("hidden_act", "silu", default="silu")
         f.expect("attention_bias", False, default=False)
         layers = f.integer("num_hidden_layers", 1, 512)
