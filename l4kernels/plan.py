@@ -95,8 +95,8 @@ FORMATS = {
                 shared=INT4_FP32),
     )
 }  # fmt: skip
-OWN_FORMATS = ("bf16", "fp8", "int4", "int4+fp8attn")
-"""The formats that l4kernels writes itself; the others are those of published checkpoints."""
+OWN_FORMATS = ("bf16", "fp8", "int4")
+"""What `from_pretrained(weights=...)` makes; the others are for comparison."""
 KV_BYTES = {"bf16": 2, "fp8": 1}
 
 
@@ -226,6 +226,7 @@ class Plan:
     kv_dtype: str
     weights: float
     kv: float
+    activations: float  # estimate, part of the reserve
     reserve: float
     available: float
     fits: bool
@@ -328,6 +329,7 @@ def plan(
         kv_dtype=kv_dtype,
         weights=weights,
         kv=float(batch * kv_bytes(config, context, element)),
+        activations=activation_bytes(config, context, batch) * count,
         reserve=reserve_bytes(config, device, context, batch) * count,
         available=available,
         fits=spare(context) >= 0,

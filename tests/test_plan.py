@@ -4,8 +4,12 @@ import json
 
 import pytest
 import tiny
+import torch
 
+from l4kernels import Llama4
 from l4kernels import plan as planner
+from l4kernels.demo import CHECKPOINT
+from l4kernels.layers import linear
 from l4kernels.model.config import Llama4Config
 from l4kernels.plan import FORMATS, PlanError, plan
 
@@ -209,6 +213,26 @@ def test_reserve_grows_with_what_it_must_hold():
     small = planner.reserve_bytes(SCOUT, planner.GPUS["h100"], 8192, 1)
     assert small == 4.5e9
     assert planner.reserve_bytes(SCOUT, planner.GPUS["h100"], 8192, 4096) > small
+
+
+def test_activations_are_part_of_the_reserve():
+    p = plan(SCOUT, "fp8", "2xh200", 131_072)
+    assert p.activations == 2 * planner.activation_bytes(SCOUT, 131_072, 1)
+    assert 0 < p.activations + 2 * planner.CONTEXT_BYTES <= p.reserve
+
+
+@pytest.mark.parametrize("weights", planner.OWN_FORMATS)
+def test_weights_of_a_plan_are_those_of_the_loaded_model(weights):
+    model = Llama4.from_pretrained(CHECKPOINT, dtype=torch.bfloat16, weights=weights)
+    loaded = sum(p.nbytes for p in model.parameters())
+    planned = planner.weight_bytes(model.config, FORMATS[weights])
+    # Padded beside what is planned: rows of the routers, columns of the patch embedding.
+    padding = 2 * (4 * 4 * 128 + 64 * 128)
+    assert loaded - padding == pytest.approx(planned, abs=1)
+
+
+def test_formats_of_a_plan_are_those_of_the_model():
+    assert set(planner.OWN_FORMATS) == set(linear.FORMATS)
 
 
 def test_kv_dtype_follows_the_weights():

@@ -50,7 +50,7 @@ def run(
     sequences = f"{batch} sequences of " if batch > 1 else ""
     table(
         f"{sequences}{tokens(length)} tokens; sizes in {name} (10^{9 if unit == 1e9 else 6} bytes)",
-        ["format", "KV in", "GPU", "weights", "KV", "fits", "spare", "max context",
+        ["format", "KV in", "GPU", "weights", "KV", "activ.", "fits", "spare", "max context",
          f"{name}/step", "floor ms", "tok/s"],
         [_row(p, unit) for p in plans],
     )  # fmt: skip
@@ -76,6 +76,7 @@ def _row(p: planner.Plan, unit: float) -> list[str]:
         p.gpu if p.num_gpus == 1 else f"{p.num_gpus}x{p.gpu}",
         size(p.weights),
         size(p.kv),
+        size(p.activations),
         "[green]yes[/green]" if p.fits else "[red]no[/red]",
         size(p.spare),
         tokens(p.max_context) if p.max_context else "-",
