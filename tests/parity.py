@@ -10,6 +10,7 @@ import random
 import tempfile
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -45,6 +46,7 @@ class Case:
     batch: int = 1
     images: tuple[tuple[int, int], ...] = ()
     vision: bool = False
+    fields: tuple[tuple[str, Any], ...] = ()  # of the text config, beside the above
 
     @property
     def tiles(self) -> int:
@@ -107,6 +109,7 @@ def hf_config(case: Case):
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": 0,
+        **dict(case.fields),
     }
     if not case.vision:
         return transformers.Llama4TextConfig(**text)

@@ -20,6 +20,21 @@ NAMED = {
     "chunk 4, four boundaries": Case(chunk=4, length=18, heads=(10, 2)),
     "one token": Case(length=1),
     "at a boundary": Case(chunk=8, length=16),
+    "dense, RoPE everywhere, no chunks": Case(
+        length=20,
+        fields=(
+            ("moe_layers", []),
+            ("no_rope_layers", [1] * 4),
+            ("layer_types", ["full_attention"] * 4),
+        ),
+    ),
+    "chunks and RoPE apart": Case(
+        length=20,
+        fields=(
+            ("no_rope_layers", [0, 1, 0, 1]),
+            ("layer_types", ["chunked_attention", "full_attention"] * 2),
+        ),
+    ),
     "no temperature": Case(temperature_tuning=False, length=20, heads=(4, 2)),
 }
 
