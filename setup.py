@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -110,7 +110,13 @@ def write_facts(output: Path, facts: dict[str, str]) -> None:
 
 
 def run(*command: object) -> None:
-    subprocess.run([str(word) for word in command], check=True)
+    """Runs a build tool; those of this Python's environment go before the machine's."""
+    folders = [os.environ["PATH"]]
+    for package, folder in (("ninja", "BIN_DIR"), ("cmake", "CMAKE_BIN_DIR")):
+        if find_spec(package):
+            folders.insert(0, str(getattr(import_module(package), folder)))
+    environment = os.environ | {"PATH": os.pathsep.join(folders)}
+    subprocess.run([str(word) for word in command], check=True, env=environment)
 
 
 def capture(*command: object) -> str:
@@ -137,7 +143,7 @@ def requirements_for_building() -> list[str]:
     # In an isolated build environment only torch's headers matter; the library that comes out
     # loads into any torch >= 2.10.
     wheels = NVCC_WHEELS if find_nvcc() is None else []
-    return ["cmake>=3.25", "ninja", "torch==2.13.0", *wheels]
+    return ["cmake>=3.25.2", "ninja", "torch==2.13.0", *wheels]
 
 
 version = re.search(r'__version__ = "(.+)"', (ROOT / "l4kernels" / "__init__.py").read_text())
