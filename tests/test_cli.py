@@ -192,7 +192,7 @@ GENERATE_ERRORS = {
     "seed": (("--prompt", "a", "--seed", str(1 << 70)), "expected seed"),
     "stop": (("--prompt", "a", "--stop", ""), "stop string"),
     "weights": (("--prompt", "a", "--weights", "int3"), "bf16, fp8, int4"),
-    "dtype": (("--prompt", "a", "--dtype", "float8"), "bfloat16, float32"),
+    "dtype": (("--prompt", "a", "--dtype", "float8"), "float32, bfloat16"),
     "kv dtype": (("--prompt", "a", "--kv-dtype", "int4"), "auto, fp8"),
     "device": (("--prompt", "a", "--device", "tpu"), "cpu, cuda or cuda:N"),
     "no such GPU": (("--prompt", "a", "--device", "cuda:99"), "CUDA devices are visible"),

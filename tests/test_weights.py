@@ -219,6 +219,7 @@ def test_a_folder_without_weights(tensors, tmp_path, monkeypatch):
     [
         ({"weights": "int3"}, "bf16, fp8, int4"),
         ({"dtype": torch.float16}, "float32 or bfloat16"),
+        ({"dtype": "float16"}, "float32 or bfloat16, got float16"),
         ({"kv_dtype": "int8"}, "kv_dtype"),
         ({"device": "mps"}, "cpu, cuda or cuda:N, got 'mps'"),
         ({"device": "gpu"}, "cpu, cuda or cuda:N, got 'gpu'"),
@@ -236,6 +237,7 @@ def test_options_that_cannot_be(tensors, tmp_path, options, message):
 def test_a_model_stays_where_it_was_loaded(tensors, tmp_path):
     model = Llama4.from_pretrained(write(tmp_path, tensors))
     assert model.device == torch.device("cpu")
+    assert Llama4.from_pretrained(tmp_path, dtype="bfloat16").embedding.dtype == torch.bfloat16
     assert model.to("cpu").float().eval().to(torch.float32) is model
     for move in (model.bfloat16, lambda: model.to("meta"), model.half):
         with pytest.raises(RuntimeError, match=r"stays there; load it with from_pretrained"):

@@ -10,15 +10,13 @@ import torch
 
 from l4kernels.cli.output import console, print_json, stream
 from l4kernels.env import gpu_problem
+from l4kernels.layers.linear import FORMATS
 from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.generate import Sampling
 from l4kernels.model.image_processor import decode_image
-from l4kernels.model.llama4 import Llama4, find_device
+from l4kernels.model.llama4 import DTYPES, Llama4, find_device
 from l4kernels.model.tokenizer import Detokenizer
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-WEIGHTS = ("bf16", "fp8", "int4")
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def load_options(
     dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     for option, value, known in (
         ("--dtype", dtype, DTYPES),
-        ("--weights", weights, WEIGHTS),
+        ("--weights", weights, FORMATS),
         ("--kv-dtype", kv_dtype, ("auto", "fp8")),
     ):
         if value not in known:

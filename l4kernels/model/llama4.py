@@ -20,6 +20,8 @@ from l4kernels.model.kv_cache import FP8, KVCache
 from l4kernels.model.prompt import Prompt
 from l4kernels.model.vision import VisionModel
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 class DecoderLayer(nn.Module):
     def __init__(self, config: Llama4Config, layer: int, build: Build):
@@ -179,7 +181,7 @@ class Llama4(nn.Module):
         cls,
         path: str | Path,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         weights: str | None = None,
         kv_dtype: str | torch.dtype | None = None,
     ) -> "Llama4":
@@ -207,7 +209,7 @@ class Llama4(nn.Module):
         cls,
         config: Llama4Config,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
         weights: str | None = None,
         kv_dtype: str | torch.dtype | None = None,
         seed: int = 0,
@@ -246,14 +248,15 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def _build(
     device: str | torch.device,
-    dtype: torch.dtype,
+    dtype: str | torch.dtype,
     weights: str | None,
     kv_dtype: str | torch.dtype | None,
 ) -> tuple[Build, torch.dtype]:
     device, weights = find_device(device), weights or "bf16"
     if weights not in FORMATS:
         raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
-    if dtype not in (torch.float32, torch.bfloat16):
+    dtype = DTYPES.get(dtype, dtype)
+    if dtype not in DTYPES.values():
         raise ValueError(f"expected dtype to be float32 or bfloat16, got {dtype}")
     kv = {None: dtype, "fp8": FP8}.get(kv_dtype, kv_dtype)
     if kv not in (dtype, FP8):
