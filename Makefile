@@ -24,7 +24,7 @@ $(stamp): requirements/dev.txt requirements/nvcc.txt requirements/oracles.txt py
 	$(bin)/python -m pip install -q --upgrade pip
 	$(bin)/python -m pip install -q -r requirements/dev.txt $(if $(nvcc),,-r requirements/nvcc.txt)
 	$(bin)/python -m pip install -q --no-deps --target $(VENV)/oracles -r requirements/oracles.txt
-	L4K_BUILD_CUDA=0 $(bin)/python -m pip install -q --no-build-isolation --no-deps -e .
+	PYTHONWARNINGS=ignore L4K_BUILD_CUDA=0 $(bin)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 # The library, its twin for the emulator and the host tests, from one CMake configuration.

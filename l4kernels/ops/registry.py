@@ -159,7 +159,7 @@ def routed(route: str, reference: frozenset[str] = frozenset()) -> Iterator[None
 
 
 def reference() -> contextlib.AbstractContextManager[None]:
-    """Runs every op of a model on its typed reference, on any device.
+    """Runs every op of a model on its typed reference, on any device; all threads of the process.
 
     >>> import torch, l4kernels
     >>> with l4kernels.reference():
