@@ -179,7 +179,7 @@ LONG = ("--prompt", "the " * 600)
 GENERATE_ERRORS = {
     "empty prompt": (("--prompt", ""), "the prompt is empty"),
     "empty chat": (("--prompt", "", "--chat"), "the prompt is empty"),
-    "long prompt": (LONG, "beyond the model's context of 512"),
+    "long prompt": (LONG, "context of 512 tokens"),
     "many new tokens": (("--prompt", "a", "--max-new-tokens", 512), "context of 512"),
     "no new tokens": (("--prompt", "a", "--max-new-tokens", 0), "--max-new-tokens"),
     "missing image": (("--prompt", "a", "--image", "no.png"), "no.png: no such file"),

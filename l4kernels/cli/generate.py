@@ -16,6 +16,7 @@ from l4kernels.model.config import Llama4Config
 from l4kernels.model.generate import Sampling
 from l4kernels.model.image_processor import decode_image
 from l4kernels.model.llama4 import DTYPES, Llama4, find_device
+from l4kernels.model.prompt import check_length
 from l4kernels.model.tokenizer import Detokenizer
 
 
@@ -50,6 +51,8 @@ def run(request: Request, *, as_json: bool) -> None:
         request.kv_dtype,
         reference=request.reference,
     )
+    if request.max_new_tokens < 1:
+        raise ValueError(f"expected --max-new-tokens >= 1, got {request.max_new_tokens}")
     if not request.model.is_dir():
         raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
     config = Llama4Config.from_pretrained(request.model)
@@ -57,7 +60,7 @@ def run(request: Request, *, as_json: bool) -> None:
     prompter = Prompter(request.model, config)
     prompt = build_prompt(request, prompter)
     text = Detokenizer(prompter.tokenizer, request.stop)
-    _check_length(len(prompt.ids), request.max_new_tokens, config)
+    check_length(config, len(prompt.ids), request.max_new_tokens)
     prepared = time.perf_counter()
     model = Llama4.from_pretrained(request.model, **options)
     loaded = time.perf_counter()
@@ -161,14 +164,3 @@ def _sampling(request: Request) -> Sampling:
     asked = {name: getattr(request, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     asked = {name: value for name, value in asked.items() if value is not None}
     return replace(Sampling.from_pretrained(request.model), **asked, seed=request.seed)
-
-
-def _check_length(prompt_tokens: int, new_tokens: int, config: Llama4Config) -> None:
-    if new_tokens < 1:
-        raise ValueError(f"expected --max-new-tokens to be at least 1, got {new_tokens}")
-    limit = config.max_position_embeddings
-    if prompt_tokens + new_tokens > limit:
-        raise ValueError(
-            f"the prompt has {prompt_tokens} tokens; with {new_tokens} new ones that is beyond the "
-            f"model's context of {limit}"
-        )

@@ -6,7 +6,17 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels.model.config import Llama4Config
 from l4kernels.ops.check import describe
+
+
+def check_length(config: Llama4Config, prompt_tokens: int, new_tokens: int) -> None:
+    limit = config.max_position_embeddings
+    if prompt_tokens + new_tokens > limit:
+        raise ValueError(
+            f"the prompt of {prompt_tokens} tokens and {new_tokens} new ones do not fit the "
+            f"model's context of {limit} tokens; shorten the prompt or ask for fewer"
+        )
 
 
 class Prompt:
@@ -37,12 +47,7 @@ class Prompt:
             raise ValueError(
                 f"the prompt is empty: expected at least one token, got {list(input_ids.shape)}"
             )
-        limit = model.config.max_position_embeddings
-        if self.length + new_tokens > limit:
-            raise ValueError(
-                f"the prompt of {self.length} tokens and {new_tokens} new ones do not fit the "
-                f"model's context of {limit} tokens; shorten the prompt or ask for fewer"
-            )
+        check_length(model.config, self.length, new_tokens)
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= model.config.vocab_size:
             raise ValueError(
