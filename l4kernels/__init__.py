@@ -45,3 +45,7 @@ def __getattr__(name: str) -> Any:
     if name not in _OF_THE_MODEL:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"l4kernels.model.{_OF_THE_MODEL[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

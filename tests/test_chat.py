@@ -6,6 +6,7 @@ import random
 import pytest
 import tiny
 import torch
+from PIL import Image
 from tiny import ID
 
 from l4kernels.model import chat
@@ -150,6 +151,19 @@ def test_several_images_in_place(prompter):
     assert [i for i in prompt.ids if i in ID.values()][3:-3] == [
         i for i in body if i in ID.values()
     ]
+
+
+def test_images_as_users_have_them(prompter, tmp_path):
+    picture = Image.new("RGB", (40, 30), (200, 30, 30))
+    picture.save(tmp_path / "x.png")
+    file = tmp_path / "x.png"
+    prompts = [prompter.chat([user_message("x", 1)], [i]) for i in (picture, file, str(file))]
+    assert all(torch.equal(p.pixel_values, prompts[0].pixel_values) for p in prompts)
+
+
+def test_tensors_of_ids_are_decoded_as_lists_are(prompter):
+    ids = prompter.raw("the answer").ids
+    assert prompter.tokenizer.decode(torch.tensor(ids)) == "the answer"
 
 
 def test_number_of_images_must_match(prompter):

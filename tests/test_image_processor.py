@@ -131,6 +131,11 @@ def test_transparency_is_laid_over_white():
     assert decode_image(png(palette, transparency=0))[:, 0, 0].tolist() == [255, 255, 255]
 
 
+def test_images_of_pillow_are_taken_as_files_are():
+    rgba = Image.new("RGBA", (3, 2), (10, 200, 30, 128))
+    assert torch.equal(decode_image(rgba), decode_image(png(rgba)))
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "CMYK"])
 def test_every_mode_becomes_rgb(mode, tmp_path):
     file = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")

@@ -192,6 +192,7 @@ def test_sampling_is_seeded_and_independent_of_the_batch(model):
         (torch.full((1, 4), -1), {}, "got -1"),
         (torch.zeros(1, 500, dtype=torch.int64), {"max_new_tokens": 13}, "context of 512"),
         (torch.zeros(1, 4, dtype=torch.int64), {"max_new_tokens": 0}, "max_new_tokens"),
+        (torch.zeros(1, 4, dtype=torch.int64), {"max_new_tokens": 2.0}, "max_new_tokens"),
         (torch.zeros(1, 4, dtype=torch.int64), {"temperature": -1.0}, "temperature"),
         (torch.zeros(1, 4, dtype=torch.int64), {"temperature": float("nan")}, "temperature"),
         (torch.zeros(1, 4, dtype=torch.int64), {"top_p": 0.0}, "top_p"),

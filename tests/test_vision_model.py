@@ -137,6 +137,7 @@ def test_split_prefill_with_images_matches_one_shot(model):
         (lambda ids, tiles: (ids, tiles[0]), r"\[tiles, 3, 32, 32\]"),
         (lambda ids, tiles: (ids, tiles[:0]), r"\[tiles, 3, 32, 32\]"),
         (lambda ids, tiles: (ids, tiles.byte()), "normalised floats"),
+        (lambda ids, tiles: (ids, tiles.tolist()), "pixel_values to be a tensor"),
     ],
 )
 def test_wrong_images(model, change, message):

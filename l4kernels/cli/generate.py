@@ -14,7 +14,6 @@ from l4kernels.layers.linear import FORMATS
 from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.generate import Sampling
-from l4kernels.model.image_processor import decode_image
 from l4kernels.model.llama4 import DTYPES, Llama4, find_device
 from l4kernels.model.prompt import check_length
 from l4kernels.model.tokenizer import Detokenizer
@@ -154,9 +153,8 @@ def build_prompt(request: Request, prompter: Prompter) -> Prompt:
         return prompter.raw(text)
     if not text and not request.images:
         raise ChatError("the prompt is empty")
-    images = [decode_image(path) for path in request.images]
     messages = [] if request.system is None else [{"role": "system", "content": request.system}]
-    return prompter.chat([*messages, user_message(text, len(images))], images)
+    return prompter.chat([*messages, user_message(text, len(request.images))], request.images)
 
 
 def _sampling(request: Request) -> Sampling:

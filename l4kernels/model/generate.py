@@ -86,8 +86,8 @@ class Generation:
     finish_reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ValueError(f"expected max_new_tokens >= 1, got {self.max_new_tokens}")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ValueError(f"expected max_new_tokens >= 1, got {self.max_new_tokens!r}")
         config = self.model.config
         self._stop = set(config.eos_token_ids if self.stop_ids is None else self.stop_ids)
         with torch.inference_mode():

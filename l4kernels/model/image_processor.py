@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -201,13 +201,13 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     )[0]
 
 
-def decode_image(source: str | Path | bytes, *, name: str | None = None) -> Tensor:
+def decode_image(source: Any, *, name: str | None = None) -> Tensor:
     """Decodes PNG, JPEG, WEBP, BMP or the first frame of a GIF to uint8 [3, H, W].
 
-    Orientation tags are applied and transparency is laid over white. Raises `ImageError`, naming
-    the file, for anything else, for damaged files and for images above `MAX_PIXELS`; the size is
-    read from the header, before any pixel is decoded. Pillow's own messages are not passed on,
-    because they may hold addresses.
+    `source` is a path, the bytes of a file, or one of Pillow's images. Orientation tags are applied
+    and transparency is laid over white. Raises `ImageError`, naming the file, for anything else,
+    for damaged files and for images above `MAX_PIXELS`; the size is read from the header, before
+    any pixel is decoded. Pillow's own messages are not passed on, because they may hold addresses.
     """
     import warnings
     from io import BytesIO
@@ -218,6 +218,12 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None) -> Tens
     import numpy as np
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    def pixels_of(image: Image.Image) -> Tensor:
+        pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    if isinstance(source, Image.Image):
+        return pixels_of(source)
     if isinstance(source, bytes):
         name = name or "image"
         stream, size = BytesIO(source), len(source)
@@ -239,7 +245,7 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None) -> Tens
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"{name}: {image.width} x {image.height}, {too_large}")
                 image.load()
-                pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+                return pixels_of(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -248,7 +254,6 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None) -> Tens
         raise ImageError(f"{name}: not an image ({', '.join(FORMATS)} are read)") from error
     except Exception as error:  # decoders raise almost anything on damaged data
         raise ImageError(f"{name}: the image is truncated or damaged") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def _to_rgb(image):

@@ -72,6 +72,8 @@ class Prompt:
                 "this checkpoint is text-only (no vision_config), but pixel_values were given"
             )
         wanted = (vision.num_channels, vision.image_size, vision.image_size)
+        if not isinstance(pixels, Tensor):
+            raise ValueError(f"expected pixel_values to be a tensor, got {type(pixels)}")
         shaped = pixels.dim() == 4 and tuple(pixels.shape[1:]) == wanted and len(pixels) > 0
         if not shaped or not pixels.is_floating_point():
             raise ValueError(

@@ -107,8 +107,9 @@ class Tokenizer:
         token = self._tokenizer.id_to_token(id)
         return b"" if token is None else bytes(_BYTE_OF_CHAR[c] for c in token)
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        parts = (self.token_bytes(id, skip_special=skip_special) for id in ids)
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        # int: the elements of a tensor equal ids, but are found in no set of them.
+        parts = (self.token_bytes(int(id), skip_special=skip_special) for id in ids)
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
