@@ -153,6 +153,7 @@ def test_timing_summary_is_median_and_spread():
 
 
 def test_unknown_gpu_has_no_peaks():
-    assert gpu_key("NVIDIA H200") == "h200"
-    with pytest.raises(KeyError, match="known: h100, h200"):
-        gpu_key("NVIDIA A100")
+    assert gpu_key("NVIDIA H200") == "h200" and gpu_key("NVIDIA H100 80GB HBM3") == "h100"
+    for other in ("NVIDIA A100", "NVIDIA GH200 480GB", "NVIDIA H20", "NVIDIA H100 PCIe"):
+        with pytest.raises(ValueError, match=r"known .SXM.: h100, h200"):
+            gpu_key(other)
