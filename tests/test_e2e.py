@@ -125,6 +125,27 @@ def test_gpu_visit_measures_models_and_leaves_time_for_them(monkeypatch):
     assert gpu_steps.cost("bench.gemm.scout.64.o.bf16") == 0
 
 
+def test_replays_of_attention_are_compared_bit_by_bit(monkeypatch):
+    """The GPU's step with a graph that runs the call again, or keeps what it had."""
+
+    class Graph:
+        def __init__(self, call, follows):
+            self.call, self.follows = call, follows
+            call()
+
+        def replay(self):
+            if self.follows:
+                self.call()
+
+    for follows in (True, False):
+        monkeypatch.setattr(gpu_steps, "capture", lambda call, f=follows: Graph(call, f))
+        if follows:
+            assert gpu_steps.attention_in_a_graph("cpu", 2) == (None, {"replays": 2})
+        else:
+            with pytest.raises(AssertionError, match="other bits in a graph at"):
+                gpu_steps.attention_in_a_graph("cpu", 2)
+
+
 def test_report_has_a_line_for_each_model():
     row = {"key": "e2e.scout.fp8.batch1.prompt8192", "ok": True, "op": None, "layers": 8}
     row |= {"layers_of_the_model": 48, "time_to_first_token_ms": 12.34, "inter_token_ms": 5.678}
