@@ -111,6 +111,36 @@ def test_positions_around_the_full_chunk(make, cache):
 
 
 @pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
+def test_positions_at_ten_million(make, cache):
+    """A ring of pages that holds the last chunk and the one before."""
+    edge, page, ring = 10_485_760, 256, 64
+    q, k, v, _, _ = paged(make, [ring * page], 5, 1, tokens=2, page=page, cache=cache)
+    table = (torch.arange(edge // page + 1) % ring).to(I32).expand(3, -1)
+    args = [q.expand(3, -1, -1, -1), k, v, make.tensor([edge, edge + 1, edge + 130]), table]
+    with emulated(sms=5):
+        got = flash_decode(*args, softmax_scale=SCALE, chunk=8192)
+    expected = flash_decode.reference(*args, softmax_scale=SCALE, chunk=8192)
+    assert device_error() == ""
+    assert_close(got.out, expected.out, 3e-3)
+    assert_close(got.lse, expected.lse, 1e-5)
+
+
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
+def test_pages_behind_2_gi_elements(make, cache):
+    """A sparse cache, of which a few pages exist."""
+    args = paged(make, [900], 5, 1, page=256, cache=cache)
+    far = torch.empty(1 << 17, 256, 1, 128, dtype=cache)
+    pages = torch.tensor([[131_071, 70_000, 65_535, 100_001]])
+    for source in args[1:3]:
+        as_bytes = source.view(torch.uint8)[args[4][0, :4].long()]
+        far.view(torch.uint8)[pages[0]] = as_bytes
+        with emulated():
+            got = flash_decode(args[0], far, far, args[3], pages.to(I32), softmax_scale=SCALE)
+        expected = flash_decode.reference(args[0], source, source, *args[3:], softmax_scale=SCALE)
+        assert_close(got, expected, 3e-3)
+
+
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
 def test_sharp_rows_large_and_tiny_queries(make, cache):
     """Rows whose magnitudes differ by 2^60 share a tile; f16 holds each after its own scaling."""
     args = paged(make, [300], 4, 1, cache=cache)

@@ -68,6 +68,7 @@ def test_no_more_tokens_are_in_flight_than_planned(batch, capacity):
     pieces = list(cache.pieces(capacity))
     assert sum(pieces) == capacity
     assert batch * max(pieces) <= max(batch, MAX_PIECE) and MAX_PIECE == PREFILL_TOKENS
+    assert len(set(pieces[: min(capacity, 8192) // pieces[0]])) == 1
 
 
 def test_generations_share_one_rope_table(model):

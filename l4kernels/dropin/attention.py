@@ -1,6 +1,7 @@
 """FlashAttention 3's two inference calls, with its argument names."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def flash_attn_varlen_func(
         q: `[Tq, Hq, D]` bfloat16 (float32 and float16 on the CPU), sequences one after the other;
             D is 128 on CUDA.
         k, v: `[Tk, Hkv, D]`, the dtype of `q`, or e4m3; Hq is a multiple of Hkv, at most 16 times.
-        cu_seqlens_q, cu_seqlens_k: int32 `[B + 1]`, where each sequence begins, and the end.
+        cu_seqlens_q, cu_seqlens_k: int32 `[B + 1]`, where each sequence begins, from 0, and the
+            end.
         max_seqlen_q, max_seqlen_k: bounds on one sequence, known to the host.
         seqused_k: int32 `[B]`, keys of each sequence that count.
         softmax_scale: default D^-0.5.
@@ -86,6 +88,7 @@ def flash_attn_varlen_func(
         window_size=window_size,
         softcap=softcap,
     )
+    check.shape("q", q, ["Tq", "Hq", "D"])
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
@@ -98,13 +101,12 @@ def flash_attn_varlen_func(
     else:
         slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
         k_cache, v_cache = (_into_pages(t, slots, lengths.shape[0]) for t in (k, v))
+    lengths = lengths if seqused_k is None else seqused_k
+    q, cu_seqlens_q, lengths = map(_contiguous, (q, cu_seqlens_q, lengths))
+    keys = k_cache, v_cache, cu_seqlens_q, lengths, table
     out, lse = ops.flash_prefill(
         q,
-        k_cache,
-        v_cache,
-        cu_seqlens_q,
-        lengths if seqused_k is None else seqused_k,
-        table,
+        *keys,
         softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
         max_seqlen_q=max_seqlen_q,
         chunk=attention_chunk,
@@ -130,7 +132,9 @@ def flash_attn_with_kvcache(
     """FlashAttention 3's `flash_attn_with_kvcache` for causal attention, chunked or not.
 
     Lengths stay on the device: no host synchronisation, and a captured graph stays valid as the
-    sequences grow. An unpaged cache is seen as pages where it lies, without a copy.
+    sequences grow. An unpaged cache is seen as pages where it lies, without a copy. Where no
+    sequence has more than 16 queries, with `cu_seqlens_q` too, the keys of each are divided among
+    the SMs.
 
     Args:
         q: `[B, S, Hq, D]` bfloat16 (float32 and float16 on the CPU), or `[Tq, Hq, D]` with
@@ -142,8 +146,8 @@ def flash_attn_with_kvcache(
         cache_seqlens: int32 `[B]`, or one number: keys in the cache, without `k`. Default N.
         cache_batch_idx: int `[B]`, each sequence's row of an unpaged cache.
         page_table: int32 `[B, max_pages]`.
-        cu_seqlens_q, max_seqlen_q: int32 `[B + 1]` and a bound known to the host, for sequences
-            with different numbers of queries.
+        cu_seqlens_q, max_seqlen_q: int32 `[B + 1]`, from 0, and a bound known to the host, for
+            sequences with different numbers of queries.
         k_descale, v_descale: float32 scales of an e4m3 cache per head: `[Hkv]`, or `[B, Hkv]` with
             the same row for all (expanded, or B = 1).
         softmax_scale: default D^-0.5.
@@ -169,6 +173,7 @@ def flash_attn_with_kvcache(
     tensor([1., 1., 1., 1.])
     """
     check = Checker("flash_attn_with_kvcache")
+    check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
     most = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
     if most is None:
         check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
@@ -180,12 +185,11 @@ def flash_attn_with_kvcache(
         rotary_sin=rotary_sin,
         rotary_seqlens=rotary_seqlens,
         cache_leftpad=cache_leftpad,
-        cu_seqlens_k_new=cu_seqlens_k_new,
+        cu_seqlens_k_new=None if k is None else cu_seqlens_k_new,
         q_descale=q_descale,
         window_size=window_size,
         softcap=softcap,
     )
-    check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
     check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
     check.shape("v_cache", v_cache, list(k_cache.shape))
     check.contiguous("k_cache", k_cache)
@@ -194,6 +198,7 @@ def flash_attn_with_kvcache(
     if page_table is not None:
         check.dtype("page_table", page_table, (torch.int32,))
         check.shape("page_table", page_table, [batch, "max_pages"])
+        page_table = _contiguous(page_table)
         check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
         check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
     else:
@@ -218,21 +223,57 @@ def flash_attn_with_kvcache(
         _write(k_cache, slots, k, scales["k_scale"])
         _write(v_cache, slots, v, scales["v_scale"])
         cache_seqlens = cache_seqlens + k.shape[1]
+    q, cache_seqlens, starts = map(_contiguous, (q, cache_seqlens, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    if cu_seqlens_q is None and most <= MAX_DECODE_TOKENS:
-        out, lse = ops.flash_decode(q, k_cache, v_cache, cache_seqlens, page_table, **options)
-        return (out, lse) if return_softmax_lse else out
-    starts, rows = cu_seqlens_q, q
-    if starts is None:
+
+    def decode(q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.flash_decode(q, k_cache, v_cache, lengths, page_table, **options)
+
+    def prefill(q: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        keys = k_cache, v_cache, starts, cache_seqlens, page_table
+        return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
+
+    few = most <= MAX_DECODE_TOKENS
+    if starts is not None and few and q.numel() and batch:
+        out, lse = _decode_varlen(decode, q, starts, most, cache_seqlens)
+    elif starts is not None:
+        out, lse = prefill(q, starts)
+    elif few:
+        out, lse = decode(q, cache_seqlens)
+    else:
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
-        rows = q.flatten(0, 1)
-    out, lse = ops.flash_prefill(
-        rows, k_cache, v_cache, starts, cache_seqlens, page_table, max_seqlen_q=most, **options
-    )
-    if cu_seqlens_q is None:
+        out, lse = prefill(q.flatten(0, 1), starts)
         out, lse = out.view(q.shape), lse.unflatten(1, (batch, -1)).transpose(0, 1)
     return (out, lse) if return_softmax_lse else out
+
+
+def _decode_varlen(
+    decode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    q: Tensor,
+    starts: Tensor,
+    most: int,
+    lengths: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Up to `most` queries of each sequence, as its last ones of a batch `[B, most, Hq, D]`.
+
+    Decoding divides the keys of a sequence among SMs. Whose offsets are wrong gets a length of -1.
+    """
+    ends, counts = starts[1:], starts.diff()
+    wrong = (counts < 0) | (counts > most) | (ends > q.shape[0]) | (starts[:1] != 0)
+    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, -1)
+    row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
+    out, lse = decode(q[(ends[:, None] - most + place).clamp(0, len(q) - 1)], lengths)
+    sequence = torch.searchsorted(ends, row, right=True)
+    owned = sequence < len(ends)
+    sequence = sequence.clamp(max=len(ends) - 1)
+    place = (row - ends[sequence] + most).clamp(0, most - 1)
+    out = torch.where(owned[:, None, None], out[sequence, place], 0)
+    return out, torch.where(owned, lse[sequence, :, place].T, -math.inf).contiguous()
+
+
+def _contiguous(t: Any) -> Any:
+    return t if t is None or t.stride(-1) == 1 else t.contiguous()
 
 
 def _supported(check: Checker, **arguments: Any) -> None:

@@ -88,11 +88,11 @@ class KVCache:
             )
         at, end = self.length, self.length + num_tokens
         while at < end:
-            stop = end if self.scratch else min(end, at + max(1, MAX_PIECE // self.batch))
-            if self.chunk:
-                stop = min(stop, (at // self.chunk + 1) * self.chunk)
-            yield stop - at
-            at = stop
+            span = min(end, (at // self.chunk + 1) * self.chunk) - at if self.chunk else end - at
+            most = span if self.scratch else max(1, MAX_PIECE // self.batch)
+            step = -(-span // -(-span // most))  # as many as needed, of equal length
+            yield step
+            at += step
 
     def step(self, num_tokens: int) -> tuple[Tokens, list[LayerCache]]:
         """Makes room for the next `num_tokens` tokens of every sequence."""

@@ -77,7 +77,8 @@ __device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role&
     PrefillWork work;
     const int first = p.cu_seqlens_q[item.sequence], end = p.cu_seqlens_q[item.sequence + 1];
     static_cast<PrefillTile&>(work) = prefill_tile(
-        item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads, p.chunk);
+        item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads, p.chunk,
+        p.capacity());
     work.sequence = item.sequence;
     work.kv_head = index % p.kv_heads;
     work.row = first + work.first_token;

@@ -62,7 +62,8 @@ __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanS
       }
       const int b = base + low, tile = i - (low == 0 ? 0 : smem.ends[low - 1]);
       const int len_q = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b];
-      const PrefillTile at = prefill_tile(tile, len_q, p.seqlens_k[b], group, p.chunk);
+      const PrefillTile at =
+          prefill_tile(tile, len_q, p.seqlens_k[b], group, p.chunk, p.capacity());
       visit(PrefillItem{b, tile}, cost_class(at.end_tile - at.first_tile));
     }
     __syncthreads();
