@@ -186,13 +186,11 @@ def test_a_length_that_no_table_holds_costs_no_more_than_the_table(length, chunk
     with emulated(mode="random", seed=5):
         got = ops.flash_prefill(*args, **options)
     assert device_error() == ("flash_prefill: block_table" if length > 0 else "")
-    seen = torch.arange(90) + length - 90 < 96 if chunk and length > 0 else torch.zeros(90) > 0
-    broken = ~seen & (torch.arange(90) + length - 90 >= (length - 1) // 64 * 64)
-    if not chunk or length != 97:
-        broken = torch.ones(90, dtype=torch.bool)
+    positions = torch.arange(90) + length - 90
+    broken = (positions < 0) | (positions >= 96)  # seeing nothing, or a key without a place
     assert got.out[:90][broken].count_nonzero() == 0
     assert got.lse[:, :90][:, broken].eq(-torch.inf).all()
-    assert got.out[:90][~broken].ne(0).any(-1).all()
+    assert got.out[:90][~broken].ne(0).any(-1).all() and broken.any()
     assert_close(got.out[90:], expected.out[90:], 3e-3)
 
 
@@ -298,7 +296,7 @@ def touched_in_flight(sass):
     """Instructions that read or write a sum of a product in flight, or write its A registers."""
     groups, opened, found = [], (set(), set()), []
     for match in re.finditer(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+ )?([A-Z][^;]*);", sass):
-        text = match[1]
+        text = match[1].rstrip()
         if product := re.match(r"HGMMA\S* R(\d+), (?:R(\d+), )?gdesc", text):
             opened[0].update(range(int(product[1]), int(product[1]) + 64))
             if product[2]:
