@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import l4kernels
 from bench.emulate import count
-from l4kernels import STATUS, testing
+from l4kernels import STATUS, ops, testing
 from l4kernels.ops import flash_decode, merge_attention_states
-from l4kernels.testing import assert_close, emulated, relative_error
+from l4kernels.testing import assert_close, chained, emulated, relative_error
 from tests.kernel_checks import device_error, same_bits
 from tests.making import FP8, I32, Maker
 
@@ -287,6 +288,34 @@ def test_a_replay_follows_lengths_on_the_device(make, mode):
             assert same_bits(out, eager.out) and same_bits(lse, eager.lse)
         for tensor in tensors.values():
             control.unregister_range(tensor.data_ptr(), tensor.nbytes)
+
+
+@pytest.mark.parametrize("mode", ["late", "early", "random"])
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
+def test_attention_in_a_chain_of_dependent_launches(make, mode, cache):
+    """The new tokens' keys come from the launch before, and attention reads none of them early."""
+    batch, tokens, heads, kv_heads, page = 2, 3, 10, 2, 16
+    _, k, v, lengths, table = paged(make, [200, 77], heads, kv_heads, tokens, page, cache)
+    qkv = make.randn(batch * tokens, (heads + 2 * kv_heads) * 128)
+    positions = torch.tensor([n - tokens + i for n in lengths.tolist() for i in range(tokens)])
+    rows = torch.arange(batch).repeat_interleave(tokens)
+    slots = table[rows, positions // page].long() * page + positions % page
+    starts, options = make.offsets([tokens] * batch), {"softmax_scale": SCALE, "chunk": 64}
+
+    def layer(k: Tensor, v: Tensor) -> list[Tensor]:
+        q = ops.rope_cache(qkv, positions, slots, k, v, num_heads=heads)
+        a = flash_decode(q.view(batch, tokens, heads, 128), k, v, lengths, table, **options)
+        b = ops.flash_prefill(q, k, v, starts, lengths, table, max_seqlen_q=tokens, **options)
+        c = flash_decode(b.out.view(a.out.shape), k, v, lengths, table, **options)
+        return [q, *a, *b, *c]
+
+    caches = [k.clone(), v.clone()]
+    with emulated(mode=mode, seed=7, sms=3), chained():
+        got = layer(*caches)
+    with l4kernels.reference():
+        expected = layer(k, v)
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, 6e-3)
 
 
 def test_attention_to_parts_of_the_keys_merges_into_attention_to_all(make):
