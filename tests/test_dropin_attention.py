@@ -294,6 +294,25 @@ def test_decoding_with_offsets_runs_on_kernels(dtype):
     assert device_error() == "flash_decode: seqlens_k"
 
 
+@pytest.mark.parametrize("length, page", [(63, 3), (20, -1), (20, 99), (2**31 - 2, 3)])
+def test_new_keys_without_a_place_are_an_error(length, page):
+    """Not a write somewhere, nor an assertion on the device that ends the process."""
+    torch.manual_seed(14)
+    caches = torch.randn(2, 5, 32, 1, 128).bfloat16()
+    q, (k, v) = torch.randn(1, 2, 5, 128).bfloat16(), torch.randn(2, 1, 2, 1, 128).bfloat16()
+    kept = caches.clone()
+    options = {"cache_seqlens": i32(length), "page_table": i32(page, page)[None], "causal": True}
+    with pytest.raises(IndexError, match="rope_cache: expected every value of slot_mapping"):
+        l4kernels.flash_attn_with_kvcache(q, *caches, k, v, **options)
+    with emulated():
+        l4kernels.flash_attn_with_kvcache(q, *caches, k, v, **options)
+    assert device_error() != ""
+    if length == 63:  # the first of the two has its place
+        assert torch.equal(caches[:, 3, 31], torch.stack([k, v])[:, 0, 0])
+        kept[:, 3, 31] = caches[:, 3, 31]
+    assert torch.equal(caches, kept)
+
+
 @pytest.mark.parametrize("new", [2, 18])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=str)
 def test_with_kvcache_runs_on_kernels(dtype, new):

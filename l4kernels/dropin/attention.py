@@ -10,7 +10,6 @@ from torch import Tensor
 from l4kernels import ops
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 from l4kernels.ops.check import FP8, Checker, describe
-from l4kernels.ops.quant import FP8_MAX
 
 PAGE = 64
 _PAGES = (128, 64, 32, 16)
@@ -141,8 +140,8 @@ def flash_attn_with_kvcache(
             `cu_seqlens_q`; D is 128 on CUDA.
         k_cache, v_cache: with `page_table` `[P, page_size, Hkv, D]`, else `[B, N, Hkv, D]` with N
             a multiple of 16; the dtype of `q`, or e4m3. Contiguous.
-        k, v: `[B, S', Hkv, D]`, written behind the cache first (an indexed write per tensor, not
-            fused; `ops.rope_cache` is).
+        k, v: `[B, S', Hkv, D]`, the dtype of `q`, written behind the cache first, by
+            `ops.rope_cache` after they were put together (which calling it yourself saves).
         cache_seqlens: int32 `[B]`, or one number: keys in the cache, without `k`. Default N.
         cache_batch_idx: int `[B]`, each sequence's row of an unpaged cache.
         page_table: int32 `[B, max_pages]`.
@@ -165,8 +164,8 @@ def flash_attn_with_kvcache(
 
     Raises:
         ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
-        IndexError: a visible page outside the cache; on CUDA it is raised by
-            `l4kernels.take_device_error` after a synchronisation.
+        IndexError: a visible page outside the cache, or no place in it for `k` and `v`; on CUDA it
+            is raised by `l4kernels.take_device_error` after a synchronisation.
 
     >>> cache, one = torch.zeros(1, 16, 1, 4), torch.ones(1, 1, 1, 4)
     >>> flash_attn_with_kvcache(one, cache, cache, one, one, cache_seqlens=0).flatten()
@@ -219,9 +218,9 @@ def flash_attn_with_kvcache(
     if k is not None and v is not None:
         check.shape("k", k, [batch, "S", *k_cache.shape[2:]])
         check.shape("v", v, list(k.shape))
-        slots = _slots(page_table, cache_seqlens, k.shape[1], k_cache.shape[1])
-        _write(k_cache, slots, k, scales["k_scale"])
-        _write(v_cache, slots, v, scales["v_scale"])
+        check.dtype("k", k, (q.dtype,))
+        check.dtype("v", v, (q.dtype,))
+        _append(k_cache, v_cache, page_table, cache_seqlens, k, v, scales)
         cache_seqlens = cache_seqlens + k.shape[1]
     q, cache_seqlens, starts = map(_contiguous, (q, cache_seqlens, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
@@ -344,17 +343,20 @@ def _into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
     return paged.unflatten(0, (-1, PAGE))
 
 
-def _slots(table: Tensor, lengths: Tensor, new: int, page: int) -> Tensor:
-    position = lengths[:, None].long() + torch.arange(new, device=table.device)
-    return (table.gather(1, position // page).long() * page + position % page).flatten()
-
-
-def _write(cache: Tensor, slots: Tensor, values: Tensor, scale: Tensor | None) -> None:
-    if cache.dtype == FP8:
-        values = values.float() if scale is None else values.float() / scale[:, None]
-        values = values.clamp(-FP8_MAX, FP8_MAX)
-    rows = values.to(cache.dtype).flatten(0, 1).contiguous()
-    _bytes(cache.flatten(0, 1)).index_copy_(0, slots, _bytes(rows))
+def _append(
+    k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor,
+    scales: dict[str, Tensor | None],
+) -> None:  # fmt: skip
+    """Writes new keys and values behind those that the cache has; without a place, an error."""
+    pages, size, heads = k_cache.shape[:3]
+    positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
+    column = positions // size
+    page = table.gather(1, column.clamp(0, table.shape[1] - 1)).long()
+    slots = page * size + positions % size
+    slots = torch.where((page < 0) | (column >= table.shape[1]), pages * size, slots)
+    rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
+    where = positions.flatten(), slots.flatten()
+    ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)
 
 
 def _bytes(t: Tensor) -> Tensor:
