@@ -1,5 +1,7 @@
 """FlashAttention 3's calls against attention by definition."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,6 +36,38 @@ def attend(q, k, v, chunk=0, scale=None):
 
 def heads(*shape):
     return torch.randn(*shape, 16)
+
+
+OFF = {
+    "softmax_scale": None, "causal": False, "window_size": (-1, -1), "attention_chunk": 0,
+    "softcap": 0.0, "pack_gqa": None, "sm_margin": 0,
+}  # fmt: skip
+FA3 = {
+    "flash_attn_varlen_func": (
+        "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k "
+        "softmax_scale causal qv q_descale k_descale v_descale window_size attention_chunk softcap "
+        "num_splits pack_gqa deterministic sm_margin return_attn_probs",
+        OFF | {"num_splits": 1, "deterministic": False, "return_attn_probs": False},
+    ),
+    "flash_attn_with_kvcache": (
+        "q k_cache v_cache k v qv rotary_cos rotary_sin cache_seqlens cache_batch_idx "
+        "cache_leftpad page_table cu_seqlens_q cu_seqlens_k_new max_seqlen_q rotary_seqlens "
+        "q_descale k_descale v_descale softmax_scale causal window_size attention_chunk softcap "
+        "rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse",
+        OFF | {"rotary_interleaved": True, "num_splits": 0, "return_softmax_lse": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FA3)
+def test_arguments_are_flash_attention_3s(name):
+    """In its order, with its defaults: hopper/flash_attn_interface.py."""
+    names, defaults = FA3[name]
+    parameters = inspect.signature(getattr(l4kernels, name)).parameters
+    assert list(parameters) == names.split()
+    empty = inspect.Parameter.empty
+    for argument, parameter in parameters.items():
+        assert parameter.default in (defaults.get(argument), empty), argument
 
 
 @pytest.mark.parametrize("chunk", [0, 16])

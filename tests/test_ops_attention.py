@@ -41,7 +41,7 @@ def test_pieces_are_the_mask(len_q, other, chunk, shorter):
     assert seen == [naive.visible(len_k - len_q + i, len_k, chunk) for i in range(len_q)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_prefill_equals_brute_force(data):
     batch = data.draw(st.integers(1, 4))
