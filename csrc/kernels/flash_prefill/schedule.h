@@ -52,15 +52,11 @@ L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int gr
   const KeyTiles tiles = key_tiles(queries, chunk, kPrefillKeys);
   const int64_t first_without = capacity / kPrefillKeys;
   const int64_t most = first_without < tiles.touched.first ? tiles.touched.first : first_without;
-  return {first,
-          tokens,
-          static_cast<int>(position),
-          static_cast<int>(keys.first),
-          static_cast<int>(keys.end),
-          static_cast<int>(tiles.touched.first),
-          static_cast<int>(tiles.touched.end <= most ? tiles.touched.end : most + 1),
-          static_cast<int>(tiles.whole.first),
-          static_cast<int>(tiles.whole.end)};
+  const int64_t end_tile = tiles.touched.end <= most ? tiles.touched.end : most + 1;
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  return {first, tokens, narrow(position), narrow(keys.first), narrow(keys.end),
+          narrow(tiles.touched.first), narrow(end_tile), narrow(tiles.whole.first),
+          narrow(tiles.whole.end)};
 }
 
 // Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
