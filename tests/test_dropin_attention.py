@@ -197,6 +197,13 @@ def test_wrong_offsets_of_queries_are_errors():
             )
     with pytest.raises(ValueError, match=r"expected q to be \[B, S, Hq, D\], got \[4, 1, 16\]"):
         l4kernels.flash_attn_with_kvcache(q, cache, cache)
+    ends = torch.tensor([0, 2, 4])
+    with pytest.raises(TypeError, match="expected cu_seqlens_q to be int32"):
+        l4kernels.flash_attn_with_kvcache(
+            q, cache, cache, cu_seqlens_q=ends, causal=True, **options
+        )
+    with pytest.raises(TypeError, match="expected cu_seqlens_q to be int32"):
+        l4kernels.flash_attn_varlen_func(q, q, q, ends, ends.int(), 2, 2, causal=True)
 
 
 def test_strided_lengths_tables_and_queries_are_taken():
@@ -299,13 +306,13 @@ def test_varlen_compiles_into_one_graph():
     assert_close(got, call(q), 1e-5)
 
 
-@pytest.mark.parametrize("lengths", [[(20, 32)], [(3, 40), (17, 17)]], ids=str)
+@pytest.mark.parametrize("lengths", [[(20, 32)], [(3, 40), (17, 17)], [(3, 40), (1, 5)]], ids=str)
 def test_varlen_runs_on_kernels(lengths):
     torch.manual_seed(10)
     ends_q, ends_k = torch.tensor([(0, 0), *lengths]).cumsum(0).T.to(torch.int32).contiguous()
     q, k, v = (torch.randn(int(n), h, 128).bfloat16()
                for n, h in ((ends_q[-1], 5), (ends_k[-1], 1), (ends_k[-1], 1)))  # fmt: skip
-    arguments = (q, k, v, ends_q, ends_k, 20, 40)
+    arguments = (q, k, v, ends_q, ends_k, max(n for n, _ in lengths), 40)
     options = {"causal": True, "attention_chunk": 16, "return_attn_probs": True}
     expected = l4kernels.flash_attn_varlen_func(*arguments, **options)
     with emulated():

@@ -1,7 +1,7 @@
 """FlashAttention 3's two inference calls, with its argument names."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ def flash_attn_varlen_func(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """FlashAttention 3's `flash_attn_varlen_func` for causal attention, chunked or not.
 
+    Where no sequence has more than 16 queries, the keys of each are divided among the SMs.
     The kernels read keys and values from pages. One sequence whose rows are a multiple of 16 is
     seen as pages where it lies. Otherwise K and V are copied into pages, read and written once;
     keep them in pages and call `flash_attn_with_kvcache` with `cu_seqlens_q` to save that.
@@ -90,6 +91,8 @@ def flash_attn_varlen_func(
     check.shape("q", q, ["Tq", "Hq", "D"])
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
+    check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
+    check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
     lengths = cu_seqlens_k.diff()
@@ -101,17 +104,14 @@ def flash_attn_varlen_func(
         slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
         k_cache, v_cache = (_into_pages(t, slots, lengths.shape[0]) for t in (k, v))
     lengths = lengths if seqused_k is None else seqused_k
-    q, cu_seqlens_q, lengths = map(_contiguous, (q, cu_seqlens_q, lengths))
-    keys = k_cache, v_cache, cu_seqlens_q, lengths, table
-    out, lse = ops.flash_prefill(
-        q,
-        *keys,
-        softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
-        max_seqlen_q=max_seqlen_q,
-        chunk=attention_chunk,
-        k_scale=_head_scale(check, "k_descale", k_descale),
-        v_scale=_head_scale(check, "v_descale", v_descale),
-    )
+    q, starts, lengths = map(_contiguous, (q, cu_seqlens_q, lengths))
+    options = {
+        "softmax_scale": q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        "chunk": attention_chunk,
+        "k_scale": _head_scale(check, "k_descale", k_descale),
+        "v_scale": _head_scale(check, "v_descale", v_descale),
+    }
+    out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, lengths, table, options)
     return (out, lse) if return_attn_probs else out
 
 
@@ -193,6 +193,9 @@ def flash_attn_with_kvcache(
     check.shape("v_cache", v_cache, list(k_cache.shape))
     check.contiguous("k_cache", k_cache)
     check.contiguous("v_cache", v_cache)
+    if cu_seqlens_q is not None:
+        check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
+        check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     if page_table is not None:
         check.dtype("page_table", page_table, (torch.int32,))
@@ -225,44 +228,33 @@ def flash_attn_with_kvcache(
     q, cache_seqlens, starts = map(_contiguous, (q, cache_seqlens, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-
-    def decode(q: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.flash_decode(q, k_cache, v_cache, lengths, page_table, **options)
-
-    def prefill(q: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        keys = k_cache, v_cache, starts, cache_seqlens, page_table
-        return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
-
-    few = most <= MAX_DECODE_TOKENS
-    if starts is not None and few and q.numel() and batch:
-        out, lse = _decode_varlen(decode, q, starts, most, cache_seqlens)
-    elif starts is not None:
-        out, lse = prefill(q, starts)
-    elif few:
-        out, lse = decode(q, cache_seqlens)
+    keys = k_cache, v_cache, cache_seqlens, page_table
+    if starts is not None:
+        out, lse = _attend(q, starts, most, *keys, options)
+    elif most <= MAX_DECODE_TOKENS:
+        out, lse = ops.flash_decode(q, *keys, **options)
     else:
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
-        out, lse = prefill(q.flatten(0, 1), starts)
+        out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
         out, lse = out.view(q.shape), lse.unflatten(1, (batch, -1)).transpose(0, 1)
     return (out, lse) if return_softmax_lse else out
 
 
-def _decode_varlen(
-    decode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    q: Tensor,
-    starts: Tensor,
-    most: int,
-    lengths: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Up to `most` queries of each sequence, as its last ones of a batch `[B, most, Hq, D]`.
-
-    Decoding divides the keys of a sequence among SMs. Whose offsets are wrong gets a length of -1.
-    """
+def _attend(
+    q: Tensor, starts: Tensor, most: int, k_cache: Tensor, v_cache: Tensor, lengths: Tensor,
+    table: Tensor, options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sequences of up to `most` queries each. Few are decoded, as the last ones of a batch
+    `[B, most, Hq, D]`: that divides the keys of a sequence among SMs."""
     ends, counts = starts[1:], starts.diff()
-    wrong = (counts < 0) | (counts > most) | (ends > q.shape[0]) | (starts[:1] != 0)
-    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, -1)
+    if most > MAX_DECODE_TOKENS or not q.numel() or not len(ends):
+        keys = k_cache, v_cache, starts, lengths, table
+        return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
+    wrong = (counts < 0) | (counts > most) | (ends > len(q)) | (starts[:1] != 0)
+    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, -1)  # -1 is an error
     row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
-    out, lse = decode(q[(ends[:, None] - most + place).clamp(0, len(q) - 1)], lengths)
+    batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]
+    out, lse = ops.flash_decode(batch, k_cache, v_cache, lengths, table, **options)
     sequence = torch.searchsorted(ends, row, right=True)
     owned = sequence < len(ends)
     sequence = sequence.clamp(max=len(ends) - 1)
