@@ -42,10 +42,10 @@ def flash_attn_varlen_func(
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """FlashAttention 3's `flash_attn_varlen_func` for causal attention, chunked or not.
 
-    Where no sequence has more than 16 queries, the keys of each are divided among the SMs.
     The kernels read keys and values from pages. One sequence whose rows are a multiple of 16 is
     seen as pages where it lies. Otherwise K and V are copied into pages, read and written once;
-    keep them in pages and call `flash_attn_with_kvcache` with `cu_seqlens_q` to save that.
+    keep them in pages and call `flash_attn_with_kvcache` with `cu_seqlens_q` to save that. Where no
+    sequence has more than 16 queries, the keys of each are divided among the SMs.
 
     Args:
         q: `[Tq, Hq, D]` bfloat16 (float32 and float16 on the CPU), sequences one after the other;
