@@ -48,6 +48,8 @@ SANITIZERS = ("memcheck", "racecheck", "synccheck")
 def steps() -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short."""
     yield "test.graph.dependent_launch", dependent_launches_in_a_graph
+    if {"flash_decode", "flash_prefill"} <= set(STATUS.kernels):
+        yield "test.graph.attention", attention_in_a_graph
     for op in STATUS.kernels:
         yield f"test.{op}", functools.partial(kernel_is_right, op)
     for form in ("bf16", "fp8"):
@@ -122,6 +124,36 @@ def dependent_launches_in_a_graph() -> Result:
         expected = ops.silu_mul.reference(ops.silu_mul.reference(x))
         assert_close(results[-1], expected, 5e-3, "chained silu_mul")
     return None, {"replays": REPEATS}
+
+
+def attention_in_a_graph(device: str = "cuda", replays: int = 1000) -> Result:
+    """Launches captured once follow the lengths on the device, to both sides of every chunk and
+    between one piece and many, and give the bits that the same call gives outside of a graph."""
+    batch, tokens, chunk, page, columns = 3, 2, 8192, 64, 260
+    int32 = {"dtype": torch.int32, "device": device}
+    caches = torch.randn(2, batch * columns, page, 8, 128, device=device, dtype=torch.bfloat16)
+    q = torch.randn(batch, tokens, 40, 128, device=device, dtype=torch.bfloat16)
+    table = torch.randperm(batch * columns).view(batch, columns).to(**int32)
+    lengths, starts = torch.zeros(batch, **int32), torch.arange(batch + 1, **int32) * tokens
+    options = {"softmax_scale": 128**-0.5, "chunk": chunk}
+
+    def attend() -> list[torch.Tensor]:
+        decoded = ops.flash_decode(q, *caches, lengths, table, **options)
+        rows = (q.flatten(0, 1), *caches, starts, lengths, table)
+        return [*decoded, *ops.flash_prefill(*rows, max_seqlen_q=tokens, **options)]
+
+    results: list[list[torch.Tensor]] = []
+    graph = capture(lambda: results.append(attend()))
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(replays):
+        edge = torch.randint(3, (batch,), generator=draw) * chunk
+        near = edge + torch.randint(-3, 4, (batch,), generator=draw)
+        far = torch.randint(columns * page + 1, (batch,), generator=draw)
+        lengths.copy_(torch.where(torch.rand(batch, generator=draw) < 0.5, near, far).clamp(min=0))
+        graph.replay()
+        for replayed, eager in zip(results[-1], attend(), strict=True):
+            assert same_bits(replayed, eager), f"other bits in a graph at {lengths.tolist()}"
+    return None, {"replays": replays}
 
 
 def copy_ceiling() -> Result:

@@ -22,11 +22,12 @@ PEAKS = {
 
 
 def gpu_key(device_name: str) -> str:
-    """`NVIDIA H200` -> `h200`; raises on a GPU without published peaks here."""
+    """`NVIDIA H200` -> `h200`; raises on a GPU without peaks here, other boards of a name too."""
+    words = set(device_name.lower().split())
     for key in PEAKS:
-        if key.upper() in device_name.upper():
+        if key in words and not words & {"pcie", "nvl"}:
             return key
-    raise KeyError(f"no datasheet peaks for {device_name!r}; known: {', '.join(PEAKS)}")
+    raise ValueError(f"no datasheet peaks for {device_name!r}; known (SXM): {', '.join(PEAKS)}")
 
 
 def floor_us(work: Work, peaks: Peaks, *, fp8: bool = False) -> float:

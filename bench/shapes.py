@@ -22,7 +22,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
-    "flash_decode": {"decode": (8192, 131_072, 1 << 20)},
+    "flash_decode": {"decode": (8192, 131_072, 1 << 20, 10 << 20)},
 }
 PAGE = 64
 FP8 = torch.float8_e4m3fn

@@ -117,6 +117,7 @@ def test_attention_reads_what_the_mask_shows():
     key = 2 * 8 * 128 * 2  # bytes of one key and value of all heads
     assert cases["1048576.full"].bytes == pytest.approx(key << 20, rel=1e-3)
     assert cases["1048576.full.kv_fp8"].bytes == pytest.approx(key << 19, rel=1e-3)
+    assert cases["10485760.full"].bytes == pytest.approx(key * 10_485_760, rel=1e-3)
     assert cases["131072.chunk"].bytes == pytest.approx(key * 8192, rel=1e-3)
     assert cases["8192.batch64"].bytes == pytest.approx(key * 64 * 8160, rel=1e-2)
     prefill = {c.label: c.work() for c in calls("flash_prefill", ("scout",), ("prefill",))}
@@ -153,6 +154,7 @@ def test_timing_summary_is_median_and_spread():
 
 
 def test_unknown_gpu_has_no_peaks():
-    assert gpu_key("NVIDIA H200") == "h200"
-    with pytest.raises(KeyError, match="known: h100, h200"):
-        gpu_key("NVIDIA A100")
+    assert gpu_key("NVIDIA H200") == "h200" and gpu_key("NVIDIA H100 80GB HBM3") == "h100"
+    for other in ("NVIDIA A100", "NVIDIA GH200 480GB", "NVIDIA H20", "NVIDIA H100 PCIe"):
+        with pytest.raises(ValueError, match=r"known .SXM.: h100, h200"):
+            gpu_key(other)

@@ -1,11 +1,15 @@
 """FlashAttention 3's calls against attention by definition."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import l4kernels
+from l4kernels import ops
 from l4kernels.testing import assert_close, emulated
+from tests.kernel_checks import device_error
 from tests.naive import visible
 
 FP8 = torch.float8_e4m3fn
@@ -32,6 +36,38 @@ def attend(q, k, v, chunk=0, scale=None):
 
 def heads(*shape):
     return torch.randn(*shape, 16)
+
+
+OFF = {
+    "softmax_scale": None, "causal": False, "window_size": (-1, -1), "attention_chunk": 0,
+    "softcap": 0.0, "pack_gqa": None, "sm_margin": 0,
+}  # fmt: skip
+FA3 = {
+    "flash_attn_varlen_func": (
+        "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k "
+        "softmax_scale causal qv q_descale k_descale v_descale window_size attention_chunk softcap "
+        "num_splits pack_gqa deterministic sm_margin return_attn_probs",
+        OFF | {"num_splits": 1, "deterministic": False, "return_attn_probs": False},
+    ),
+    "flash_attn_with_kvcache": (
+        "q k_cache v_cache k v qv rotary_cos rotary_sin cache_seqlens cache_batch_idx "
+        "cache_leftpad page_table cu_seqlens_q cu_seqlens_k_new max_seqlen_q rotary_seqlens "
+        "q_descale k_descale v_descale softmax_scale causal window_size attention_chunk softcap "
+        "rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse",
+        OFF | {"rotary_interleaved": True, "num_splits": 0, "return_softmax_lse": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FA3)
+def test_arguments_are_flash_attention_3s(name):
+    """In its order, with its defaults: hopper/flash_attn_interface.py."""
+    names, defaults = FA3[name]
+    parameters = inspect.signature(getattr(l4kernels, name)).parameters
+    assert list(parameters) == names.split()
+    empty = inspect.Parameter.empty
+    for argument, parameter in parameters.items():
+        assert parameter.default in (defaults.get(argument), empty), argument
 
 
 @pytest.mark.parametrize("chunk", [0, 16])
@@ -125,6 +161,64 @@ def test_kvcache_with_different_numbers_of_queries_and_rows_of_a_batch():
         assert_close(lse[:, rows], expected_lse, 1e-5)
 
 
+@pytest.mark.parametrize("chunk", [0, 16])
+@pytest.mark.parametrize("counts", [[1, 1, 1], [1, 0, 1], [0, 3, 1], [16, 1, 2]], ids=str)
+def test_few_queries_of_each_sequence_are_decoded(counts, chunk, monkeypatch):
+    """How engines decode: cu_seqlens_q and max_seqlen_q, with rows of padding behind."""
+    monkeypatch.setattr(ops, "flash_prefill", None)
+    torch.manual_seed(12)
+    lengths, total = [20, 5, 33], sum(counts)
+    q, k, v = heads(total + 2, 4), heads(12, 16, 2), heads(12, 16, 2)
+    table = torch.randperm(12).to(torch.int32).view(3, 4)
+    ends = torch.tensor([0, *counts]).cumsum(0).to(torch.int32)
+    out, lse = l4kernels.flash_attn_with_kvcache(
+        q, k, v, cache_seqlens=i32(*lengths), page_table=table, cu_seqlens_q=ends,
+        max_seqlen_q=max(counts), causal=True, attention_chunk=chunk, return_softmax_lse=True,
+        cu_seqlens_k_new=ends,
+    )  # fmt: skip
+    for b, length in enumerate(lengths):
+        keys, values = (c[table[b].long()].flatten(0, 1)[:length] for c in (k, v))
+        rows = slice(int(ends[b]), int(ends[b + 1]))
+        if not counts[b]:
+            continue
+        expected, expected_lse = attend(q[rows], keys, values, chunk)
+        assert_close(out[rows], expected, 1e-5)
+        assert_close(lse[:, rows], expected_lse, 1e-5)
+    assert not out[total:].any() and lse[:, total:].eq(-torch.inf).all()
+
+
+def test_wrong_offsets_of_queries_are_errors():
+    q, cache, table = heads(4, 1), heads(4, 16, 1), i32(0, 1, 2, 3).view(2, 2)
+    options = {"cache_seqlens": i32(20, 20), "page_table": table, "max_seqlen_q": 2}
+    for ends in ((0, 3, 4), (1, 2, 4), (0, 2, 1), (0, 2, 5)):
+        with pytest.raises(IndexError, match="expected seqlens_k >= 0"):
+            l4kernels.flash_attn_with_kvcache(
+                q, cache, cache, cu_seqlens_q=i32(*ends), causal=True, **options
+            )
+    with pytest.raises(ValueError, match=r"expected q to be \[B, S, Hq, D\], got \[4, 1, 16\]"):
+        l4kernels.flash_attn_with_kvcache(q, cache, cache)
+    ends = torch.tensor([0, 2, 4])
+    with pytest.raises(TypeError, match="expected cu_seqlens_q to be int32"):
+        l4kernels.flash_attn_with_kvcache(
+            q, cache, cache, cu_seqlens_q=ends, causal=True, **options
+        )
+    with pytest.raises(TypeError, match="expected cu_seqlens_q to be int32"):
+        l4kernels.flash_attn_varlen_func(q, q, q, ends, ends.int(), 2, 2, causal=True)
+
+
+def test_strided_lengths_tables_and_queries_are_taken():
+    q, cache = heads(2, 1, 3).mT.contiguous().mT, heads(8, 16, 1)
+    wide = torch.arange(16, dtype=torch.int32).view(2, 8)
+    lengths, table = wide[:, 5], wide.T.contiguous().T.remainder(8)[:, :4]
+    options = {"cache_seqlens": lengths, "page_table": table}
+    got = l4kernels.flash_attn_with_kvcache(q, cache, cache, **options)
+    options = {name: t.contiguous() for name, t in options.items()}
+    assert not lengths.is_contiguous() and table.stride(-1) != 1 and q.stride(-1) != 1
+    assert torch.equal(
+        got, l4kernels.flash_attn_with_kvcache(q.contiguous(), cache, cache, **options)
+    )
+
+
 UNSUPPORTED = {
     "causal": False,
     "window_size": (4, 0),
@@ -137,7 +231,6 @@ ONLY_KVCACHE = {
     "rotary_sin": torch.zeros(1),
     "cache_leftpad": torch.zeros(1),
     "rotary_seqlens": torch.zeros(1),
-    "cu_seqlens_k_new": torch.zeros(1),
 }
 
 
@@ -191,6 +284,18 @@ def test_with_kvcache_compiles_into_one_graph():
     assert torch.equal(cache[1, 9:12], new[1])
 
 
+def test_decoding_with_offsets_compiles_into_one_graph():
+    q, cache = heads(3, 2), heads(2, 32, 1)
+
+    def call(q):
+        return l4kernels.flash_attn_with_kvcache(
+            q, cache, cache, cache_seqlens=i32(20, 9), cu_seqlens_q=i32(0, 2, 3), max_seqlen_q=2,
+            causal=True,
+        )  # fmt: skip
+
+    assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(q), call(q), 1e-5)
+
+
 def test_varlen_compiles_into_one_graph():
     q, ends = heads(6, 2), i32(0, 2, 6)
 
@@ -201,18 +306,52 @@ def test_varlen_compiles_into_one_graph():
     assert_close(got, call(q), 1e-5)
 
 
-@pytest.mark.parametrize("lengths", [[(20, 32)], [(3, 40), (17, 17)]], ids=str)
+@pytest.mark.parametrize("lengths", [[(20, 32)], [(3, 40), (17, 17)], [(3, 40), (1, 5)]], ids=str)
 def test_varlen_runs_on_kernels(lengths):
     torch.manual_seed(10)
     ends_q, ends_k = torch.tensor([(0, 0), *lengths]).cumsum(0).T.to(torch.int32).contiguous()
     q, k, v = (torch.randn(int(n), h, 128).bfloat16()
                for n, h in ((ends_q[-1], 5), (ends_k[-1], 1), (ends_k[-1], 1)))  # fmt: skip
-    arguments = (q, k, v, ends_q, ends_k, 20, 40)
+    arguments = (q, k, v, ends_q, ends_k, max(n for n, _ in lengths), 40)
     options = {"causal": True, "attention_chunk": 16, "return_attn_probs": True}
     expected = l4kernels.flash_attn_varlen_func(*arguments, **options)
     with emulated():
         got = l4kernels.flash_attn_varlen_func(*arguments, **options)
     assert_close(got, expected, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=str)
+def test_decoding_with_offsets_runs_on_kernels(dtype):
+    torch.manual_seed(13)
+    q, caches = torch.randn(7, 5, 128).bfloat16(), torch.randn(2, 4, 64, 1, 128).to(dtype)
+    options = {"cache_seqlens": i32(3, 30, 0, 61), "cu_seqlens_q": i32(0, 2, 3, 3, 6)}
+    options |= {"max_seqlen_q": 3, "causal": True, "return_softmax_lse": True}
+    expected = l4kernels.flash_attn_with_kvcache(q, *caches, **options)
+    with emulated():
+        got = l4kernels.flash_attn_with_kvcache(q, *caches, **options)
+        options["cu_seqlens_q"] = i32(0, 2, 1, 1, 6)
+        l4kernels.flash_attn_with_kvcache(q, *caches, **options)
+    assert_close(got, expected, 1e-2)
+    assert device_error() == "flash_decode: seqlens_k"
+
+
+@pytest.mark.parametrize("length, page", [(63, 3), (20, -1), (20, 99), (2**31 - 2, 3)])
+def test_new_keys_without_a_place_are_an_error(length, page):
+    """Not a write somewhere, nor an assertion on the device that ends the process."""
+    torch.manual_seed(14)
+    caches = torch.randn(2, 5, 32, 1, 128).bfloat16()
+    q, (k, v) = torch.randn(1, 2, 5, 128).bfloat16(), torch.randn(2, 1, 2, 1, 128).bfloat16()
+    kept = caches.clone()
+    options = {"cache_seqlens": i32(length), "page_table": i32(page, page)[None], "causal": True}
+    with pytest.raises(IndexError, match="rope_cache: expected every value of slot_mapping"):
+        l4kernels.flash_attn_with_kvcache(q, *caches, k, v, **options)
+    with emulated():
+        l4kernels.flash_attn_with_kvcache(q, *caches, k, v, **options)
+    assert device_error() != ""
+    if length == 63:  # the first of the two has its place
+        assert torch.equal(caches[:, 3, 31], torch.stack([k, v])[:, 0, 0])
+        kept[:, 3, 31] = caches[:, 3, 31]
+    assert torch.equal(caches, kept)
 
 
 @pytest.mark.parametrize("new", [2, 18])

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from bench import gpu_steps
+from bench import e2e, gpu_steps
 from bench.__main__ import main
 from bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
 from bench.report import table
-from l4kernels import Llama4Config, env
+from l4kernels import Llama4, Llama4Config, env
 from l4kernels.ops import OPS
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -46,6 +46,29 @@ def test_wrong_numbers_are_errors(capsys):
     with pytest.raises(SystemExit):
         main(["e2e", "--new", "1"])
     assert "--new: expected at least 2, got 1" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    def run(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
+
+    monkeypatch.setattr(e2e, "run", run)
+    assert main(["e2e"]) == 2
+    assert "l4k bench e2e: CUDA out of memory. Tried" in capsys.readouterr().err
+
+
+def test_the_run_before_the_measured_one_has_a_cache_of_its_size(monkeypatch):
+    """Else the allocator would ask the device for memory in the time to the first token."""
+    capacities = []
+    new_cache = Llama4.new_cache
+
+    def noted(self, batch, capacity, **options):
+        capacities.append(capacity)
+        return new_cache(self, batch, capacity, **options)
+
+    monkeypatch.setattr(Llama4, "new_cache", noted)
+    run("cpu", "demo", "bf16", 1, 60, 9, layers=1)
+    assert capacities[:2] == [68, 68]
 
 
 def test_a_shortened_model_keeps_its_pattern():
@@ -100,6 +123,27 @@ def test_gpu_visit_measures_models_and_leaves_time_for_them(monkeypatch):
     for key in ("test.model.fp8_kv.text", "e2e.scout.fp8.batch1.prompt8192"):
         assert key in keys and gpu_steps.cost(key) > 0
     assert gpu_steps.cost("bench.gemm.scout.64.o.bf16") == 0
+
+
+def test_replays_of_attention_are_compared_bit_by_bit(monkeypatch):
+    """The GPU's step with a graph that runs the call again, or keeps what it had."""
+
+    class Graph:
+        def __init__(self, call, follows):
+            self.call, self.follows = call, follows
+            call()
+
+        def replay(self):
+            if self.follows:
+                self.call()
+
+    for follows in (True, False):
+        monkeypatch.setattr(gpu_steps, "capture", lambda call, f=follows: Graph(call, f))
+        if follows:
+            assert gpu_steps.attention_in_a_graph("cpu", 2) == (None, {"replays": 2})
+        else:
+            with pytest.raises(AssertionError, match="other bits in a graph at"):
+                gpu_steps.attention_in_a_graph("cpu", 2)
 
 
 def test_report_has_a_line_for_each_model():

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import l4kernels
 from bench.emulate import count
-from l4kernels import STATUS, testing
+from l4kernels import STATUS, ops, testing
 from l4kernels.ops import flash_decode, merge_attention_states
-from l4kernels.testing import assert_close, emulated, relative_error
+from l4kernels.testing import assert_close, chained, emulated, relative_error
 from tests.kernel_checks import device_error, same_bits
 from tests.making import FP8, I32, Maker
 
@@ -108,6 +109,36 @@ def test_positions_around_the_full_chunk(make, cache):
     expected = flash_decode.reference(*args, softmax_scale=SCALE, chunk=8192)
     assert_close(got.out, expected.out, 3e-3)
     assert_close(got.lse, expected.lse, 1e-5)
+
+
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
+def test_positions_at_ten_million(make, cache):
+    """A ring of pages that holds the last chunk and the one before."""
+    edge, page, ring = 10_485_760, 256, 64
+    q, k, v, _, _ = paged(make, [ring * page], 5, 1, tokens=2, page=page, cache=cache)
+    table = (torch.arange(edge // page + 1) % ring).to(I32).expand(3, -1)
+    args = [q.expand(3, -1, -1, -1), k, v, make.tensor([edge, edge + 1, edge + 130]), table]
+    with emulated(sms=5):
+        got = flash_decode(*args, softmax_scale=SCALE, chunk=8192)
+    expected = flash_decode.reference(*args, softmax_scale=SCALE, chunk=8192)
+    assert device_error() == ""
+    assert_close(got.out, expected.out, 3e-3)
+    assert_close(got.lse, expected.lse, 1e-5)
+
+
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
+def test_pages_behind_2_gi_elements(make, cache):
+    """A sparse cache, of which a few pages exist."""
+    args = paged(make, [900], 5, 1, page=256, cache=cache)
+    far = torch.empty(1 << 17, 256, 1, 128, dtype=cache)
+    pages = torch.tensor([[131_071, 70_000, 65_535, 100_001]])
+    for source in args[1:3]:
+        as_bytes = source.view(torch.uint8)[args[4][0, :4].long()]
+        far.view(torch.uint8)[pages[0]] = as_bytes
+        with emulated():
+            got = flash_decode(args[0], far, far, args[3], pages.to(I32), softmax_scale=SCALE)
+        expected = flash_decode.reference(args[0], source, source, *args[3:], softmax_scale=SCALE)
+        assert_close(got, expected, 3e-3)
 
 
 @pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
@@ -257,6 +288,34 @@ def test_a_replay_follows_lengths_on_the_device(make, mode):
             assert same_bits(out, eager.out) and same_bits(lse, eager.lse)
         for tensor in tensors.values():
             control.unregister_range(tensor.data_ptr(), tensor.nbytes)
+
+
+@pytest.mark.parametrize("mode", ["late", "early", "random"])
+@pytest.mark.parametrize("cache", [torch.bfloat16, FP8], ids=str)
+def test_attention_in_a_chain_of_dependent_launches(make, mode, cache):
+    """The new tokens' keys come from the launch before, and attention reads none of them early."""
+    batch, tokens, heads, kv_heads, page = 2, 3, 10, 2, 16
+    _, k, v, lengths, table = paged(make, [200, 77], heads, kv_heads, tokens, page, cache)
+    qkv = make.randn(batch * tokens, (heads + 2 * kv_heads) * 128)
+    positions = torch.tensor([n - tokens + i for n in lengths.tolist() for i in range(tokens)])
+    rows = torch.arange(batch).repeat_interleave(tokens)
+    slots = table[rows, positions // page].long() * page + positions % page
+    starts, options = make.offsets([tokens] * batch), {"softmax_scale": SCALE, "chunk": 64}
+
+    def layer(k: Tensor, v: Tensor) -> list[Tensor]:
+        q = ops.rope_cache(qkv, positions, slots, k, v, num_heads=heads)
+        a = flash_decode(q.view(batch, tokens, heads, 128), k, v, lengths, table, **options)
+        b = ops.flash_prefill(q, k, v, starts, lengths, table, max_seqlen_q=tokens, **options)
+        c = flash_decode(b.out.view(a.out.shape), k, v, lengths, table, **options)
+        return [q, *a, *b, *c]
+
+    caches = [k.clone(), v.clone()]
+    with emulated(mode=mode, seed=7, sms=3), chained():
+        got = layer(*caches)
+    with l4kernels.reference():
+        expected = layer(k, v)
+    for a, b in zip(got, expected, strict=True):
+        assert_close(a, b, 6e-3)
 
 
 def test_attention_to_parts_of_the_keys_merges_into_attention_to_all(make):

@@ -175,6 +175,25 @@ def test_a_page_that_does_not_exist_zeroes_who_sees_it(dtype, bad):
     assert_close(got.lse[:, ~broken], expected.lse[:, ~broken], 1e-4)
 
 
+@pytest.mark.parametrize("chunk", (0, 64))
+@pytest.mark.parametrize("length", (2**31 - 1, 2**31 - 40, 97, -1, -(2**31)))
+def test_a_length_that_no_table_holds_costs_no_more_than_the_table(length, chunk):
+    """Two billion keys would be hours of tiles without a page."""
+    args, options = problem(Maker("cpu", torch.bfloat16, 3), [90, 40], [96, 40], heads=5, page=16)
+    options["chunk"] = chunk
+    expected = ops.flash_prefill.reference(*args, **options)
+    args[4][0] = length
+    with emulated(mode="random", seed=5):
+        got = ops.flash_prefill(*args, **options)
+    assert device_error() == ("flash_prefill: block_table" if length > 0 else "")
+    positions = torch.arange(90) + length - 90
+    broken = (positions < 0) | (positions >= 96)  # seeing nothing, or a key without a place
+    assert got.out[:90][broken].count_nonzero() == 0
+    assert got.lse[:, :90][:, broken].eq(-torch.inf).all()
+    assert got.out[:90][~broken].ne(0).any(-1).all() and broken.any()
+    assert_close(got.out[90:], expected.out[90:], 3e-3)
+
+
 @pytest.mark.parametrize(
     "offsets, max_seqlen_q",
     (((0, 30, 20), 30), ((1, 20, 40), 30), ((0, 20, 41), 30), ((0, -5, 40), 45), ((0, 31, 40), 30)),
@@ -273,9 +292,46 @@ def test_traffic_is_what_the_tiles_need(dtype, chunk):
     assert counters.get("bank_conflicts", 0) == 0
 
 
+def touched_in_flight(sass):
+    """Instructions that read or write a sum of a product in flight, or write its A registers."""
+    groups, opened, found = [], (set(), set()), []
+    for match in re.finditer(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\d+ )?([A-Z][^;]*);", sass):
+        text = match[1].rstrip()
+        if product := re.match(r"HGMMA\S* R(\d+), (?:R(\d+), )?gdesc", text):
+            opened[0].update(range(int(product[1]), int(product[1]) + 64))
+            if product[2]:
+                opened[1].update(range(int(product[2]), int(product[2]) + 4))
+            if "gsb0" in text:
+                groups, opened = [*groups, opened], (set(), set())
+        elif wait := re.match(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)", text):
+            groups = groups[len(groups) - int(wait[1]) :]
+        elif groups or opened[0]:
+            sums, a = (set().union(opened[i], *(g[i] for g in groups)) for i in (0, 1))
+            used = [int(r) for r in re.findall(r"\bR(\d+)\b", text)]
+            width = 4 if ".128" in text else 2 if re.search(r"\.64|WIDE", text) else 1
+            first = re.match(r"(?!ST|BAR|BRA|SYNCS)\S+ (?:P\d, )?R(\d+)\b", text)
+            written = range(int(first[1]), int(first[1]) + width) if first else ()
+            if sums.intersection(used) or (sums | a).intersection(written):
+                found.append(text)
+    assert not groups and not opened[0]
+    return found
+
+
+def test_a_touched_register_is_found():
+    issue = "HGMMA.64x128x16.F32.BF16 R24, R152, gdesc[UR4], R24, gsb0"
+    for text, bad in (
+        ("FADD R200, R24, R3", True), ("MOV R155, R3", True), ("LDS.128 R152, [R3]", True),
+        ("FADD R200, R152, R3", False), ("STS [R3], R2", False), ("MOV R156, R3", False),
+    ):  # fmt: skip
+        lines = (issue, text, "WARPGROUP.DEPBAR.LE gsb0, 0x0", text)
+        sass = "".join(f"/*{i:04x}*/ {line} ;" for i, line in enumerate(lines))
+        assert touched_in_flight(sass) == ([text] if bad else [])
+
+
 def test_the_compiler_keeps_softmax_beside_the_products():
-    """Between issuing both products and waiting for the second lie the 64 exponentials of a thread;
-    ptxas moves that wait up in front of them if the loop is written another way."""
+    """No register of a product in flight is touched; and between issuing both products and waiting
+    for the second lie the 64 exponentials of a thread. ptxas moves that wait up in front of them if
+    the loop is written another way."""
     if nvcc.nvcc() is None or nvcc.cuobjdump() is None:
         pytest.skip("needs nvcc and cuobjdump")
     cubin = nvcc.ROOT / "build" / "flash_prefill.cubin"
@@ -285,6 +341,7 @@ def test_the_compiler_keeps_softmax_beside_the_products():
     kernels = [f for f in functions if "plan" not in f.splitlines()[0]]
     assert len(kernels) == 2
     for sass in kernels:
+        assert touched_in_flight(sass) == []
         after = sass[sass.rindex("BAR.ARV") :]
         waits = [m.start() for m in re.finditer(r"WARPGROUP\.DEPBAR", after)]
         assert after[waits[0] : waits[1]].count("MUFU.EX2") >= 2 * 64  # whole and edge tiles

@@ -9,8 +9,9 @@ from parity import TOLERANCE, Case, difference, hf_logits, load_hf, prompt, rand
 
 from l4kernels import Llama4, Llama4Config
 from l4kernels.model.generate import Sampling
-from l4kernels.model.kv_cache import KVCache, page_size_for, ring_pages
+from l4kernels.model.kv_cache import MAX_PIECE, KVCache, page_size_for, ring_pages
 from l4kernels.model.prompt import Prompt
+from l4kernels.plan import PREFILL_TOKENS
 
 NAMED = {
     "scout": Case(length=37, batch=2),
@@ -71,6 +72,23 @@ def test_split_prefill_and_decode_match_one_shot(chunk, pieces):
     ends = torch.tensor(pieces).cumsum(0) - 1
     for end, logits in zip(ends, split_prefill(model, ids, pieces), strict=True):
         assert (logits - whole[:, end]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("batch, capacity", [(1, 20_000), (3, 9000), (64, 1024), (9000, 3)])
+def test_no_more_tokens_are_in_flight_than_planned(batch, capacity):
+    """However many sequences there are: activations are what decides whether a prompt fits."""
+    config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": 8192})
+    on_meta = {"dtype": torch.bfloat16, "device": torch.device("meta")}
+    cache = KVCache(config, batch, capacity, **on_meta)
+    pieces = list(cache.pieces(capacity))
+    assert sum(pieces) == capacity
+    assert batch * max(pieces) <= max(batch, MAX_PIECE) and MAX_PIECE == PREFILL_TOKENS
+    assert len(set(pieces[: min(capacity, 8192) // pieces[0]])) == 1
+
+
+def test_generations_share_one_rope_table(model):
+    tables = [model.new_cache(1, capacity).step(1)[0].cos_sin for capacity in (5, 90)]
+    assert tables[0] is tables[1]
 
 
 def test_a_token_of_the_chunk_before_is_not_seen():

@@ -41,7 +41,7 @@ def test_pieces_are_the_mask(len_q, other, chunk, shorter):
     assert seen == [naive.visible(len_k - len_q + i, len_k, chunk) for i in range(len_q)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_prefill_equals_brute_force(data):
     batch = data.draw(st.integers(1, 4))
@@ -137,6 +137,8 @@ def test_hostile_attention_arguments():
         prefill(chunk=-1)
     with pytest.raises(ValueError, match=r"no k_scale with a torch.float32 cache"):
         prefill(k_scale=torch.ones(1))
+    with pytest.raises(IndexError, match=r"flash_decode: expected seqlens_k >= 0, got \[-1\]"):
+        ops.flash_decode(q[None], cache, cache, i32(-1), table, softmax_scale=1.0)
     with pytest.raises(ValueError, match=r"1 to 16 new tokens per sequence.*use flash_prefill"):
         ops.flash_decode(torch.zeros(1, 17, 2, 8), cache, cache, i32(17), table, softmax_scale=1.0)
     with pytest.raises(ValueError, match="positive multiple of the 3 heads of k_cache"):

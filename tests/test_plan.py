@@ -1,6 +1,7 @@
 """The planner against the published tables: parameters, sizes, KV, fits, bytes per step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -213,6 +214,13 @@ def test_reserve_grows_with_what_it_must_hold():
     small = planner.reserve_bytes(SCOUT, planner.GPUS["h100"], 8192, 1)
     assert small == 4.5e9
     assert planner.reserve_bytes(SCOUT, planner.GPUS["h100"], 8192, 4096) > small
+    # The tokens of all sequences count, up to what the cache lets into one step.
+    text = replace(SCOUT, vision=None)
+    one, many, more = (
+        planner.activation_bytes(text, 96, batch) - batch * 8 * SCOUT.vocab_size
+        for batch in (1, 64, 128)
+    )
+    assert many == 64 * one and more == planner.activation_bytes(text, 8192, 1) - 8 * 202_048
 
 
 def test_activations_are_part_of_the_reserve():

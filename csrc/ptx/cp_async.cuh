@@ -27,4 +27,7 @@ __device__ __forceinline__ void copies_arrive(uint64_t* barrier) {
                : "memory");
 }
 
+// PTX ISA: cp.async.wait_all. The thread's own copies; for one that has nothing else left to do.
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 }  // namespace l4k::ptx

@@ -46,10 +46,6 @@ L4K_HD constexpr Span keys_of_all(Span queries, int64_t chunk) {
 // mask. No other tile needs to be read.
 struct KeyTiles {
   Span touched, whole;
-
-  L4K_HD constexpr bool is_whole(int64_t tile) const {
-    return whole.first <= tile && tile < whole.end;
-  }
 };
 
 L4K_HD constexpr KeyTiles key_tiles(Span queries, int64_t chunk, int size) {

@@ -1,5 +1,6 @@
 """FlashAttention 3's two inference calls, with its argument names."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor
 from l4kernels import ops
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 from l4kernels.ops.check import FP8, Checker, describe
-from l4kernels.ops.quant import FP8_MAX
 
 PAGE = 64
 _PAGES = (128, 64, 32, 16)
@@ -44,13 +44,15 @@ def flash_attn_varlen_func(
 
     The kernels read keys and values from pages. One sequence whose rows are a multiple of 16 is
     seen as pages where it lies. Otherwise K and V are copied into pages, read and written once;
-    keep them in pages and call `flash_attn_with_kvcache` with `cu_seqlens_q` to save that.
+    keep them in pages and call `flash_attn_with_kvcache` with `cu_seqlens_q` to save that. Where no
+    sequence has more than 16 queries, the keys of each are divided among the SMs.
 
     Args:
         q: `[Tq, Hq, D]` bfloat16 (float32 and float16 on the CPU), sequences one after the other;
             D is 128 on CUDA.
         k, v: `[Tk, Hkv, D]`, the dtype of `q`, or e4m3; Hq is a multiple of Hkv, at most 16 times.
-        cu_seqlens_q, cu_seqlens_k: int32 `[B + 1]`, where each sequence begins, and the end.
+        cu_seqlens_q, cu_seqlens_k: int32 `[B + 1]`, where each sequence begins, from 0, and the
+            end.
         max_seqlen_q, max_seqlen_k: bounds on one sequence, known to the host.
         seqused_k: int32 `[B]`, keys of each sequence that count.
         softmax_scale: default D^-0.5.
@@ -86,8 +88,11 @@ def flash_attn_varlen_func(
         window_size=window_size,
         softcap=softcap,
     )
+    check.shape("q", q, ["Tq", "Hq", "D"])
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
+    check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
+    check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
     lengths = cu_seqlens_k.diff()
@@ -98,19 +103,15 @@ def flash_attn_varlen_func(
     else:
         slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
         k_cache, v_cache = (_into_pages(t, slots, lengths.shape[0]) for t in (k, v))
-    out, lse = ops.flash_prefill(
-        q,
-        k_cache,
-        v_cache,
-        cu_seqlens_q,
-        lengths if seqused_k is None else seqused_k,
-        table,
-        softmax_scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
-        max_seqlen_q=max_seqlen_q,
-        chunk=attention_chunk,
-        k_scale=_head_scale(check, "k_descale", k_descale),
-        v_scale=_head_scale(check, "v_descale", v_descale),
-    )
+    lengths = lengths if seqused_k is None else seqused_k
+    q, starts, lengths = map(_contiguous, (q, cu_seqlens_q, lengths))
+    options = {
+        "softmax_scale": q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        "chunk": attention_chunk,
+        "k_scale": _head_scale(check, "k_descale", k_descale),
+        "v_scale": _head_scale(check, "v_descale", v_descale),
+    }
+    out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, lengths, table, options)
     return (out, lse) if return_attn_probs else out
 
 
@@ -130,20 +131,22 @@ def flash_attn_with_kvcache(
     """FlashAttention 3's `flash_attn_with_kvcache` for causal attention, chunked or not.
 
     Lengths stay on the device: no host synchronisation, and a captured graph stays valid as the
-    sequences grow. An unpaged cache is seen as pages where it lies, without a copy.
+    sequences grow. An unpaged cache is seen as pages where it lies, without a copy. Where no
+    sequence has more than 16 queries, with `cu_seqlens_q` too, the keys of each are divided among
+    the SMs.
 
     Args:
         q: `[B, S, Hq, D]` bfloat16 (float32 and float16 on the CPU), or `[Tq, Hq, D]` with
             `cu_seqlens_q`; D is 128 on CUDA.
         k_cache, v_cache: with `page_table` `[P, page_size, Hkv, D]`, else `[B, N, Hkv, D]` with N
             a multiple of 16; the dtype of `q`, or e4m3. Contiguous.
-        k, v: `[B, S', Hkv, D]`, written behind the cache first (an indexed write per tensor, not
-            fused; `ops.rope_cache` is).
+        k, v: `[B, S', Hkv, D]`, the dtype of `q`, written behind the cache first, by
+            `ops.rope_cache` after they were put together (which calling it yourself saves).
         cache_seqlens: int32 `[B]`, or one number: keys in the cache, without `k`. Default N.
         cache_batch_idx: int `[B]`, each sequence's row of an unpaged cache.
         page_table: int32 `[B, max_pages]`.
-        cu_seqlens_q, max_seqlen_q: int32 `[B + 1]` and a bound known to the host, for sequences
-            with different numbers of queries.
+        cu_seqlens_q, max_seqlen_q: int32 `[B + 1]`, from 0, and a bound known to the host, for
+            sequences with different numbers of queries.
         k_descale, v_descale: float32 scales of an e4m3 cache per head: `[Hkv]`, or `[B, Hkv]` with
             the same row for all (expanded, or B = 1).
         softmax_scale: default D^-0.5.
@@ -161,14 +164,15 @@ def flash_attn_with_kvcache(
 
     Raises:
         ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
-        IndexError: a visible page outside the cache; on CUDA it is raised by
-            `l4kernels.take_device_error` after a synchronisation.
+        IndexError: a visible page outside the cache, or no place in it for `k` and `v`; on CUDA it
+            is raised by `l4kernels.take_device_error` after a synchronisation.
 
     >>> cache, one = torch.zeros(1, 16, 1, 4), torch.ones(1, 1, 1, 4)
     >>> flash_attn_with_kvcache(one, cache, cache, one, one, cache_seqlens=0).flatten()
     tensor([1., 1., 1., 1.])
     """
     check = Checker("flash_attn_with_kvcache")
+    check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
     most = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
     if most is None:
         check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
@@ -180,20 +184,23 @@ def flash_attn_with_kvcache(
         rotary_sin=rotary_sin,
         rotary_seqlens=rotary_seqlens,
         cache_leftpad=cache_leftpad,
-        cu_seqlens_k_new=cu_seqlens_k_new,
+        cu_seqlens_k_new=None if k is None else cu_seqlens_k_new,
         q_descale=q_descale,
         window_size=window_size,
         softcap=softcap,
     )
-    check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
     check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
     check.shape("v_cache", v_cache, list(k_cache.shape))
     check.contiguous("k_cache", k_cache)
     check.contiguous("v_cache", v_cache)
+    if cu_seqlens_q is not None:
+        check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
+        check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     if page_table is not None:
         check.dtype("page_table", page_table, (torch.int32,))
         check.shape("page_table", page_table, [batch, "max_pages"])
+        page_table = _contiguous(page_table)
         check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
         check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
     else:
@@ -214,25 +221,50 @@ def flash_attn_with_kvcache(
     if k is not None and v is not None:
         check.shape("k", k, [batch, "S", *k_cache.shape[2:]])
         check.shape("v", v, list(k.shape))
-        slots = _slots(page_table, cache_seqlens, k.shape[1], k_cache.shape[1])
-        _write(k_cache, slots, k, scales["k_scale"])
-        _write(v_cache, slots, v, scales["v_scale"])
+        check.dtype("k", k, (q.dtype,))
+        check.dtype("v", v, (q.dtype,))
+        _append(k_cache, v_cache, page_table, cache_seqlens, k, v, scales)
         cache_seqlens = cache_seqlens + k.shape[1]
+    q, cache_seqlens, starts = map(_contiguous, (q, cache_seqlens, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    if cu_seqlens_q is None and most <= MAX_DECODE_TOKENS:
-        out, lse = ops.flash_decode(q, k_cache, v_cache, cache_seqlens, page_table, **options)
-        return (out, lse) if return_softmax_lse else out
-    starts, rows = cu_seqlens_q, q
-    if starts is None:
+    keys = k_cache, v_cache, cache_seqlens, page_table
+    if starts is not None:
+        out, lse = _attend(q, starts, most, *keys, options)
+    elif most <= MAX_DECODE_TOKENS:
+        out, lse = ops.flash_decode(q, *keys, **options)
+    else:
         starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
-        rows = q.flatten(0, 1)
-    out, lse = ops.flash_prefill(
-        rows, k_cache, v_cache, starts, cache_seqlens, page_table, max_seqlen_q=most, **options
-    )
-    if cu_seqlens_q is None:
+        out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
         out, lse = out.view(q.shape), lse.unflatten(1, (batch, -1)).transpose(0, 1)
     return (out, lse) if return_softmax_lse else out
+
+
+def _attend(
+    q: Tensor, starts: Tensor, most: int, k_cache: Tensor, v_cache: Tensor, lengths: Tensor,
+    table: Tensor, options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Sequences of up to `most` queries each. Few are decoded, as the last ones of a batch
+    `[B, most, Hq, D]`: that divides the keys of a sequence among SMs."""
+    ends, counts = starts[1:], starts.diff()
+    if most > MAX_DECODE_TOKENS or not q.numel() or not len(ends):
+        keys = k_cache, v_cache, starts, lengths, table
+        return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
+    wrong = (counts < 0) | (counts > most) | (ends > len(q)) | (starts[:1] != 0)
+    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, -1)  # -1 is an error
+    row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
+    batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]
+    out, lse = ops.flash_decode(batch, k_cache, v_cache, lengths, table, **options)
+    sequence = torch.searchsorted(ends, row, right=True)
+    owned = sequence < len(ends)
+    sequence = sequence.clamp(max=len(ends) - 1)
+    place = (row - ends[sequence] + most).clamp(0, most - 1)
+    out = torch.where(owned[:, None, None], out[sequence, place], 0)
+    return out, torch.where(owned, lse[sequence, :, place].T, -math.inf).contiguous()
+
+
+def _contiguous(t: Any) -> Any:
+    return t if t is None or t.stride(-1) == 1 else t.contiguous()
 
 
 def _supported(check: Checker, **arguments: Any) -> None:
@@ -303,17 +335,20 @@ def _into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
     return paged.unflatten(0, (-1, PAGE))
 
 
-def _slots(table: Tensor, lengths: Tensor, new: int, page: int) -> Tensor:
-    position = lengths[:, None].long() + torch.arange(new, device=table.device)
-    return (table.gather(1, position // page).long() * page + position % page).flatten()
-
-
-def _write(cache: Tensor, slots: Tensor, values: Tensor, scale: Tensor | None) -> None:
-    if cache.dtype == FP8:
-        values = values.float() if scale is None else values.float() / scale[:, None]
-        values = values.clamp(-FP8_MAX, FP8_MAX)
-    rows = values.to(cache.dtype).flatten(0, 1).contiguous()
-    _bytes(cache.flatten(0, 1)).index_copy_(0, slots, _bytes(rows))
+def _append(
+    k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor,
+    scales: dict[str, Tensor | None],
+) -> None:  # fmt: skip
+    """Writes new keys and values behind those that the cache has; without a place, an error."""
+    pages, size, heads = k_cache.shape[:3]
+    positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
+    column = positions // size
+    page = table.gather(1, column.clamp(0, table.shape[1] - 1)).long()
+    slots = page * size + positions % size
+    slots = torch.where((page < 0) | (column >= table.shape[1]), pages * size, slots)
+    rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
+    where = positions.flatten(), slots.flatten()
+    ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)
 
 
 def _bytes(t: Tensor) -> Tensor:

@@ -6,9 +6,7 @@ from torch import Tensor, nn
 
 from l4kernels import ops
 from l4kernels.layers.linear import Build, Linear, Quantized
-
-DECODE_TOKENS = 16
-"""Up to so many new tokens per sequence go to `flash_decode`."""
+from l4kernels.ops.attention import MAX_DECODE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -79,20 +77,11 @@ class Attention(nn.Module):
             "k_scale": cache.k_scale,
             "v_scale": cache.v_scale,
         }
-        if new_tokens <= DECODE_TOKENS:
+        keys, lengths = (cache.k, cache.v), (tokens.seqlens_k, cache.block_table)
+        if new_tokens <= MAX_DECODE_TOKENS:
             q = q.view(tokens.batch, new_tokens, s.num_heads, s.head_dim)
-            out = ops.flash_decode(
-                q, cache.k, cache.v, tokens.seqlens_k, cache.block_table, **options
-            ).out
+            out, _ = ops.flash_decode(q, *keys, *lengths, **options)
         else:
-            out = ops.flash_prefill(
-                q,
-                cache.k,
-                cache.v,
-                tokens.cu_seqlens_q,
-                tokens.seqlens_k,
-                cache.block_table,
-                max_seqlen_q=new_tokens,
-                **options,
-            ).out
+            options["max_seqlen_q"] = new_tokens
+            out, _ = ops.flash_prefill(q, *keys, tokens.cu_seqlens_q, *lengths, **options)
         return self.o_proj(out.reshape(residual.shape[0], -1), residual=residual)

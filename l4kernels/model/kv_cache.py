@@ -10,6 +10,7 @@ exactly one chunk. Only a chunk that 16 does not divide (tests; no published mod
 page shared with the chunk before, and the ring takes one page more.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -22,6 +23,7 @@ from l4kernels.model.config import Llama4Config
 
 FP8 = torch.float8_e4m3fn
 MAX_PIECE = 8192
+"""Tokens of one step of a prompt, those of all sequences together."""
 
 
 def page_size_for(chunk: int) -> int:
@@ -77,7 +79,8 @@ class KVCache:
         return sum(t.numel() * t.element_size() for pair in self._layers for t in pair)
 
     def pieces(self, num_tokens: int) -> Iterator[int]:
-        """Lengths of the steps that `num_tokens` more tokens take: none crosses a chunk."""
+        """Lengths of the steps that `num_tokens` more tokens take: none crosses a chunk, and all
+        sequences together have at most MAX_PIECE tokens in flight."""
         if self.length + num_tokens > self.capacity:
             raise ValueError(
                 f"expected at most {self.capacity - self.length} more tokens in this KV cache "
@@ -85,11 +88,11 @@ class KVCache:
             )
         at, end = self.length, self.length + num_tokens
         while at < end:
-            stop = end if self.scratch else min(end, at + MAX_PIECE)
-            if self.chunk:
-                stop = min(stop, (at // self.chunk + 1) * self.chunk)
-            yield stop - at
-            at = stop
+            span = min(end, (at // self.chunk + 1) * self.chunk) - at if self.chunk else end - at
+            most = span if self.scratch else max(1, MAX_PIECE // self.batch)
+            step = -(-span // -(-span // most))  # as many as needed, of equal length
+            yield step
+            at += step
 
     def step(self, num_tokens: int) -> tuple[Tokens, list[LayerCache]]:
         """Makes room for the next `num_tokens` tokens of every sequence."""
@@ -122,19 +125,26 @@ class KVCache:
         return (page * self.page_size + span % self.page_size).flatten()
 
 
-def rope_table(config: Llama4Config, capacity: int, device: torch.device) -> Tensor:
-    """cos and sin of positions inside a chunk: exact however long the context is.
-
-    Layers that rotate without chunks (no published Llama 4) need a row per position.
-    """
-    chunk = config.attention_chunk_size
-    unchunked = any(
-        rope and not chunked
-        for rope, chunked in zip(config.rope_layers, config.chunked_layers, strict=True)
-    )
-    rows = capacity if unchunked or not chunk else min(chunk, capacity)
+@functools.lru_cache(maxsize=8)
+def _rope_table(config: Llama4Config, rows: int, device: torch.device) -> Tensor:
+    """Made once for all generations: 8,192 rows take tens of milliseconds of a CPU."""
     scaling = None
     if config.rope_scaling:
         scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
     table = ops.rope_table(rows, theta=config.rope_theta, scaling=scaling, head_dim=config.head_dim)
     return table.to(device)
+
+
+def rope_table(config: Llama4Config, capacity: int, device: torch.device) -> Tensor:
+    """cos and sin of positions inside a chunk: exact however long the context is.
+
+    Layers that rotate without chunks (no published Llama 4) need a row per position.
+    """
+    unchunked = any(
+        rope and not chunked
+        for rope, chunked in zip(config.rope_layers, config.chunked_layers, strict=True)
+    )
+    rows = max(capacity, 8192)  # one table for most generations
+    if config.attention_chunk_size and not unchunked:
+        rows = min(rows, config.attention_chunk_size)
+    return _rope_table(config, rows, device)

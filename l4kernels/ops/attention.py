@@ -307,7 +307,7 @@ def flash_decode(
         query with no visible key gives 0 and -inf.
 
     Raises:
-        IndexError: a visible page outside the cache.
+        IndexError: a negative length, or a visible page outside the cache.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> two, page = torch.tensor([2], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
@@ -318,6 +318,9 @@ def flash_decode(
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_full((batch, num_heads, tokens), float("-inf"), dtype=torch.float32)
     cache = PagedCache("flash_decode", k_cache, v_cache, k_scale, v_scale)
-    for b, len_k in enumerate(seqlens_k.tolist()):
+    lengths = seqlens_k.tolist()
+    if min(lengths, default=0) < 0:
+        raise IndexError(f"l4kernels.flash_decode: expected seqlens_k >= 0, got {lengths}")
+    for b, len_k in enumerate(lengths):
         attend_sequence(cache, q[b], len_k, block_table[b], softmax_scale, chunk, out[b], lse[b])
     return out, lse

@@ -36,7 +36,7 @@ void check(l4k::Span queries, int64_t chunk, int size, int64_t low, int64_t high
       whole &= every;
     }
     EXPECT(touched == (tiles.touched.first <= tile && tile < tiles.touched.end), "tile " << tile);
-    EXPECT(whole == tiles.is_whole(tile),
+    EXPECT(whole == (tiles.whole.first <= tile && tile < tiles.whole.end),
            "tile " << tile << " of queries " << queries.first << " to " << queries.end << ", chunk "
                    << chunk << ", size " << size);
   }

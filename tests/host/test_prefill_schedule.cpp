@@ -13,7 +13,8 @@ void check_tiles(int len_q, int len_k, int group, int64_t chunk) {
   EXPECT(per_tile * group <= 128 && (per_tile + 1) * group > 128, group);
   int next = 0, tiles = 0;
   for (; next < len_q; ++tiles) {
-    const l4k::PrefillTile tile = l4k::prefill_tile(tiles, len_q, len_k, group, chunk);
+    const l4k::PrefillTile tile =
+        l4k::prefill_tile(tiles, len_q, len_k, group, chunk, int64_t{1} << 31);
     EXPECT(tile.first_token == next && 1 <= tile.tokens && tile.tokens <= per_tile, tiles);
     EXPECT(tile.position == len_k - len_q + next, "position");
     next += tile.tokens;
@@ -31,6 +32,20 @@ void check_tiles(int len_q, int len_k, int group, int64_t chunk) {
   }
   EXPECT(next == len_q, len_q);
   EXPECT(tiles <= l4k::max_prefill_items(len_q, 1, len_q, group), "bound");
+}
+
+// A length beyond the block table costs one tile of keys behind it, and that one is looked at.
+void check_capacity(int len_k, int64_t chunk, int64_t capacity) {
+  for (int tile = 0; tile < 6; ++tile) {
+    const auto whole = l4k::prefill_tile(tile, 130, len_k, 5, chunk, int64_t{1} << 31);
+    const auto cut = l4k::prefill_tile(tile, 130, len_k, 5, chunk, capacity);
+    EXPECT(cut.first_tile == whole.first_tile && cut.end_tile <= whole.end_tile, tile);
+    if (whole.end_key <= capacity) EXPECT(cut.end_tile == whole.end_tile, tile);
+    if (whole.end_key > capacity) {
+      const int64_t seen = std::max<int64_t>(capacity, whole.first_key);
+      EXPECT(cut.first_tile <= seen / 128 && seen / 128 == cut.end_tile - 1, tile);
+    }
+  }
 }
 
 void check_snake(int items, int ctas) {
@@ -58,6 +73,10 @@ int main() {
         for (int len_k : {0, 1, len_q - 1, len_q, len_q + 1, len_q + 127, 8192, 16385, 10'485'760})
           if (len_k >= 0) check_tiles(len_q, len_k, group, chunk);
   check_tiles(130, 0x7fffffff, 5, 0);
+  for (int len_k : {130, 500, 1000, 8192, 16400, 0x7fffffff})
+    for (int64_t chunk : {0, 64, 8192})
+      for (int64_t capacity : {0, 8, 128, 136, 512, 8192, 16384})
+        check_capacity(len_k, chunk, capacity);
   EXPECT(l4k::max_prefill_items(1000, 4, 1000, 5) == 44, "rows");
   EXPECT(l4k::max_prefill_items(1000, 40, 25, 5) == 40, "lengths");
   for (int64_t cost = 0; cost < 1 << 24; cost += 1 + cost / 1000) {

@@ -264,10 +264,7 @@ struct Attend {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       const float4 take = theirs[t * 32];
-      acc[t][0] += take.x;
-      acc[t][1] += take.y;
-      acc[t][2] += take.z;
-      acc[t][3] += take.w;
+      acc[t][0] += take.x, acc[t][1] += take.y, acc[t][2] += take.z, acc[t][3] += take.w;
     }
   }
 };

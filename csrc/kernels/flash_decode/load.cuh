@@ -186,6 +186,7 @@ __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const Dec
       }
     }
   }
+  ptx::copies_wait();  // no thread ends before its copies and their arrivals
 }
 
 }  // namespace l4k

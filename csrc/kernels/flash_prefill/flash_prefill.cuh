@@ -277,6 +277,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
       dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023));
   static_assert(sizeof(PrefillSmem<kFp8>) + 1024 <= 227 * 1024);
 
+  if (threadIdx.x == 0)
+    for (const CUtensorMap* map : {&map_q, &map_k, &map_v}) ptx::prefetch_tensor_map(map);
   smem.init(p);
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "tile/base.h"
+
 namespace l4k {
 
 struct FlashPrefillParams {
@@ -28,6 +30,9 @@ struct FlashPrefillParams {
   float* lse;       // [num_heads, rows]
   int* plan;        // workspace of flash_prefill_plan_words()
   uint32_t* error;  // sticky error word
+
+  // Keys that a row of the block table has a place for.
+  L4K_HD int64_t capacity() const { return int64_t{max_pages} * page_size; }
 };
 
 int64_t flash_prefill_plan_words(const FlashPrefillParams& params);

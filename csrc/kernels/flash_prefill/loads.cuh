@@ -77,7 +77,8 @@ __device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role&
     PrefillWork work;
     const int first = p.cu_seqlens_q[item.sequence], end = p.cu_seqlens_q[item.sequence + 1];
     static_cast<PrefillTile&>(work) = prefill_tile(
-        item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads, p.chunk);
+        item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads, p.chunk,
+        p.capacity());
     work.sequence = item.sequence;
     work.kv_head = index % p.kv_heads;
     work.row = first + work.first_token;
@@ -180,17 +181,33 @@ struct PrefillConverter {
   __device__ __forceinline__ void convert(const char* raw, char (&tile)[2][kHalfTile]) const {
     // Eight lanes move four 16-byte vectors of two rows that differ in bits 0 and 2: no two of the
     // loads, and no two of the stores, then meet in a bank.
-    const int lane = threadIdx.x % 32;
-    const int row_in_8 = lane / 8 ^ (lane / 4 % 2 * 5);
-    for (int i = warp; i < 32; i += kConverters) {
-      const int row = i / 2 * 8 + row_in_8, half = i % 2, column = lane % 4;
-      const uint4 bytes =
-          *reinterpret_cast<const uint4*>(raw + swizzle_128(row * 128 + (half * 4 + column) * 16));
-      const uint32_t offset = row * 128 + column * 32;
-      *reinterpret_cast<uint4*>(&tile[half][swizzle_128(offset)]) = fp8_to_bf16({bytes.x, bytes.y});
-      *reinterpret_cast<uint4*>(&tile[half][swizzle_128(offset + 16)]) =
-          fp8_to_bf16({bytes.z, bytes.w});
+    const int lane = threadIdx.x % 32, column = lane % 4;
+    const uint32_t row = (lane / 8 ^ (lane / 4 % 2 * 5)) * 128;  // in a group of 8
+    const uint32_t low = swizzle_128(row + column * 32), high = swizzle_128(row + column * 32 + 16);
+    const auto load = [&](int half, int group) {
+      const uint32_t offset = group * 1024 + swizzle_128(row + (half * 4 + column) * 16);
+      return *reinterpret_cast<const uint4*>(raw + offset);
+    };
+    const auto store = [&](int half, int group, uint4 bytes) {
+      char* to = tile[half] + group * 1024;
+      *reinterpret_cast<uint4*>(to + low) = fp8_to_bf16({bytes.x, bytes.y});
+      *reinterpret_cast<uint4*>(to + high) = fp8_to_bf16({bytes.z, bytes.w});
+    };
+    // Every third group of either half of D. The products leave a tile 1024 cycles: addresses are
+    // constants, and loads run ahead.
+    static_assert(kConverters == 3 && kPrefillKeys == 128);
+    const int first[2] = {warp, warp == 2 ? 2 : 1 - warp};
+    uint4 next[2] = {load(0, first[0]), load(1, first[1])};
+#pragma unroll
+    for (int group = 0; group < 15; group += kConverters) {
+      const uint4 bytes[2] = {next[0], next[1]};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (group < 12) next[half] = load(half, first[half] + group + kConverters);
+        store(half, first[half] + group, bytes[half]);
+      }
     }
+    if (warp < 2) store(warp, 15, load(warp, 15));
   }
 
   __device__ __forceinline__ void operator()(const PrefillWork& work) {

@@ -54,15 +54,13 @@ __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanS
       int low = 0, high = kPlanThreads - 1;
       while (low < high) {  // the first sequence whose tiles end behind i
         const int middle = (low + high) / 2;
-        if (i < smem.ends[middle]) {
-          high = middle;
-        } else {
-          low = middle + 1;
-        }
+        if (i < smem.ends[middle]) high = middle;
+        else low = middle + 1;
       }
       const int b = base + low, tile = i - (low == 0 ? 0 : smem.ends[low - 1]);
       const int len_q = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b];
-      const PrefillTile at = prefill_tile(tile, len_q, p.seqlens_k[b], group, p.chunk);
+      const PrefillTile at =
+          prefill_tile(tile, len_q, p.seqlens_k[b], group, p.chunk, p.capacity());
       visit(PrefillItem{b, tile}, cost_class(at.end_tile - at.first_tile));
     }
     __syncthreads();

@@ -41,22 +41,22 @@ struct PrefillTile {
   int first_whole, end_whole;  // of those, the ones that all tokens see entirely
 };
 
-L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int group,
-                                          int64_t chunk) {
+// `capacity` keys have a place in the block table. Of those behind, which only a wrong length has,
+// one tile is looked at: it has no page, which is an error for the rows that see it.
+L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int group, int64_t chunk,
+                                          int64_t capacity) {
   const int first = tile * prefill_tokens(group), left = len_q - first;
   const int tokens = left < prefill_tokens(group) ? left : prefill_tokens(group);
   const int64_t position = int64_t{len_k} - len_q + first;
   const Span queries = {position, position + tokens}, keys = keys_of_any(queries, chunk);
   const KeyTiles tiles = key_tiles(queries, chunk, kPrefillKeys);
-  return {first,
-          tokens,
-          static_cast<int>(position),
-          static_cast<int>(keys.first),
-          static_cast<int>(keys.end),
-          static_cast<int>(tiles.touched.first),
-          static_cast<int>(tiles.touched.end),
-          static_cast<int>(tiles.whole.first),
-          static_cast<int>(tiles.whole.end)};
+  const int64_t first_without = capacity / kPrefillKeys;
+  const int64_t most = first_without < tiles.touched.first ? tiles.touched.first : first_without;
+  const int64_t end_tile = tiles.touched.end <= most ? tiles.touched.end : most + 1;
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  return {first, tokens, narrow(position), narrow(keys.first), narrow(keys.end),
+          narrow(tiles.touched.first), narrow(end_tile), narrow(tiles.whole.first),
+          narrow(tiles.whole.end)};
 }
 
 // Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
