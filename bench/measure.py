@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from l4kernels.ops import OPS, Work
 from l4kernels.testing import relative_error
 
 from .peaks import PEAKS
-from .peers import OTHER_RESULT, cupy_oracle, peers
+from .peers import OTHER_RESULT, peers
 from .shapes import Call
 from .timing import Timing, time_calls, time_graph
 
@@ -36,8 +36,12 @@ def timed(
     return time_graph([functools.partial(function, *own, **named) for own, named in sets])
 
 
-def measure(case: Call, gpu: str) -> tuple[Timing, dict[str, Any]]:
-    """Times a call on the GPU, and its peers; each peer is first compared with the reference."""
+def measure(case: Call, gpu: str) -> Iterator[tuple[Timing, dict[str, Any]]]:
+    """Times a call on the GPU, then its peers; each peer is first compared with the reference.
+
+    Yields timing and facts as soon as there are some, and again with the peers: a peer that hangs
+    or breaks the process does not cost the measurement.
+    """
     args, kwargs = case.make("cuda")
     op, work = OPS[case.op], case.work()
     floor = case.floor_us(PEAKS[gpu])
@@ -54,7 +58,9 @@ def measure(case: Call, gpu: str) -> tuple[Timing, dict[str, Any]]:
         "flops_per_second": work.flops / (timing.median * 1e-6),
         "peers": {},
     }
-    expected = first_tensor(op.reference(*args, **kwargs))
+    yield timing, facts
+    got, expected = (first_tensor(run(*args, **kwargs)) for run in (op, op.reference))
+    facts["relative_error"] = relative_error(got, expected)
     for name, peer in peers(case.op).items():
         try:
             if (case.op, name) not in OTHER_RESULT:
@@ -65,10 +71,7 @@ def measure(case: Call, gpu: str) -> tuple[Timing, dict[str, Any]]:
             facts["peers"][name] = timed(peer, args, kwargs, work, floor).median
         except Exception as error:
             facts["peers"][name] = f"{type(error).__name__}: {error}"[:200]
-    oracle = cupy_oracle(case.op, args)
-    if oracle is not None:
-        facts["cupy_error"] = relative_error(first_tensor(op(*args, **kwargs)), oracle)
-    return timing, facts
+        yield timing, facts
 
 
 def first_tensor(result: Any) -> torch.Tensor:
