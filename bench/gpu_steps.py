@@ -5,6 +5,7 @@ fails.
 """
 
 import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ from .gpu_suite import Result
 from .measure import measure
 from .peaks import gpu_key
 from .shapes import PHASES, benchmarked_ops, calls
-from .timing import time_calls
+from .timing import time_calls, time_graph
 
 Step = Callable[[], Result | Iterator[Result]]
 
@@ -39,6 +40,8 @@ WHOLE_MODELS = (  # model, format, batch, prompt, new tokens, layers (None: as m
 COSTS = {"e2e.scout.fp8": 120, "e2e.": 60, "sanitizer.": 60, "test.model.": 20, "test.": 10, "": 5}
 """Seconds that steps whose key starts so may take; a step that the budget does not cover waits."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
+FIRST = 120
+"""Measurements before the slow steps: eight or more of every op."""
 
 
 def steps() -> Iterator[tuple[str, Step]]:
@@ -48,6 +51,10 @@ def steps() -> Iterator[tuple[str, Step]]:
         yield f"test.{op}", _check(gpu_checks.kernel_is_right, op)
     for name in EDGES:
         yield f"test.edge.{name}", _check(gpu_checks.edge_is_right, name)
+    for name, check in gpu_checks.LARGE.items():
+        yield f"test.large.{name}", _check(check)
+    yield "test.streams", _check(gpu_checks.two_streams)
+    yield "test.devices", _check(gpu_checks.another_device)
     formats = [form for form in ("bf16", "fp8") if gpu_problem(form) is None]
     for form, prompt in CASES:
         if form.split("_")[0] in formats:
@@ -61,15 +68,12 @@ def steps() -> Iterator[tuple[str, Step]]:
         if model[1] in formats
     ]
     yield from models[:2]
-    yield from _measurements("scout")
+    measurements = [*_measurements("scout"), *_measurements("maverick")]
+    yield from measurements[:FIRST]
     for tool in SANITIZERS:
         yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
-    for name, check in gpu_checks.LARGE.items():
-        yield f"test.large.{name}", _check(check)
-    yield "test.streams", _check(gpu_checks.two_streams)
-    yield "test.devices", _check(gpu_checks.another_device)
     yield from models[2:]
-    yield from _measurements("maverick")
+    yield from measurements[FIRST:]
 
 
 def _check(function: Callable[..., dict[str, Any]], *args: Any) -> Step:
@@ -77,17 +81,30 @@ def _check(function: Callable[..., dict[str, Any]], *args: Any) -> Step:
 
 
 def _measurements(model: str) -> Iterator[tuple[str, Step]]:
-    for op in STATUS.kernels:
-        if op in benchmarked_ops():
-            for case in calls(op, (model,), tuple(PHASES)):
-                yield (
-                    case.key,
-                    lambda case=case: measure(case, gpu_key(torch.cuda.get_device_name())),
-                )
+    """The first case of every op, then the second: a short visit has seen each op."""
+    for tokens in PHASES["decode"]:
+        yield f"bench.logits_to_rows.{model}.{tokens}", lambda t=tokens: logits_to_rows(model, t)
+    gpu = gpu_key(torch.cuda.get_device_name())
+    found = [calls(op, (model,), tuple(PHASES)) for op in STATUS.kernels if op in benchmarked_ops()]
+    for case in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*found))):
+        yield case.key, functools.partial(measure, case, gpu)
 
 
 def cost(key: str) -> float:
     return next(seconds for start, seconds in COSTS.items() if key.startswith(start))
+
+
+def logits_to_rows(model: str, tokens: int) -> Result:
+    """Routing and the quantising gather behind it."""
+    pair = [
+        next(calls(op, (model,), ("decode",), {"decode": (tokens,)}))
+        for op in ("moe_route", "moe_permute_fp8")
+    ]
+    ((logits, top_k), _), ((x, *_), _) = (case.make("cuda") for case in pair)
+    timing = time_graph(
+        [lambda: ops.moe_permute_fp8(x, ops.moe_route(logits, top_k).permutation, top_k)]
+    )
+    return timing, {"bytes": sum(case.work().bytes for case in pair)}
 
 
 def copy_ceiling() -> Result:
