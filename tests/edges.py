@@ -387,7 +387,7 @@ def rows_beyond_4_gib(m: Machine) -> None:
     positions, slots = m.ids(0, 1, 2), m.ids(60, 61, 62)
     for cache in (torch.bfloat16, FP8):
         whole = [torch.empty(2**18 + 1, 64, 1, 128, dtype=cache, device=m.device) for _ in "kv"]
-        pages = [small.to(cache) for _ in "kv"]
+        pages = [small.to(cache).clone() for _ in "kv"]
         for t in whole:
             t[-1] = small[0].to(cache)
         with m.route():

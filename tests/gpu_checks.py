@@ -24,6 +24,12 @@ from tests.oracles import ORACLES, oracle
 from tests.whole_model import check as model_is_right
 
 REPEATS = 20
+CHAINED = 4096, 16_384
+# More rows than a grid has CTAs along y or z, and more than 2^31 elements.
+TOKENS, WIDTH = 1_000_000, 2304
+SAMPLED = 10_700, 202_048  # 2^31 elements are 10,628.6 rows
+ROUTED = (400_000, 128, 1), (TOKENS, 16, 2), (8_500_000, 256, 1)
+ROPE_HEADS, ROPE_PAGES = 8, 33_000
 
 
 def size(case: Case) -> int:
@@ -83,7 +89,7 @@ def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str
 
 def dependent_launches_in_a_graph() -> dict[str, Any]:
     """Two kernels, the second launched before the first has ended, replayed on new inputs."""
-    x = torch.randn(4096, 16384, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(CHAINED, device="cuda", dtype=torch.bfloat16)
     results: list[Tensor] = []
     graph = capture(lambda: results.append(ops.silu_mul(ops.silu_mul(x))))
     for replay in range(REPEATS):
@@ -170,8 +176,6 @@ def another_device() -> dict[str, Any]:
     return {}
 
 
-TOKENS, WIDTH = 1_000_000, 2304
-"""More rows than a grid has CTAs along y or z, and more than 2^31 elements."""
 Large = tuple[tuple[Any, ...], Callable[[Tensor], tuple[Any, ...]]]
 """The arguments of a call, and those of the same call on some of its rows."""
 
@@ -203,9 +207,8 @@ def _gathered(source: int, *rest: Any) -> Large:
 
 
 def _sampled() -> Large:
-    count = 10_700  # 2^31 elements are 10,628.6 rows
-    settings = [t.cuda() for t in sampling(count, top_p=0.9)]
-    return _rows(_random(count, 202_048), *settings)
+    settings = [t.cuda() for t in sampling(SAMPLED[0], top_p=0.9)]
+    return _rows(_random(*SAMPLED), *settings)
 
 
 _LARGE: dict[str, Callable[[], Large]] = {
@@ -241,7 +244,7 @@ def large(op: str) -> dict[str, Any]:
 
 
 def large_routing() -> dict[str, Any]:
-    for tokens, experts, top_k in ((400_000, 128, 1), (TOKENS, 16, 2), (8_500_000, 256, 1)):
+    for tokens, experts, top_k in ROUTED:
         logits = _random(tokens, experts)
         got, expected = ops.moe_route(logits, top_k), ops.moe_route.reference(logits, top_k)
         for name, a, e in zip(got._fields, got, expected, strict=True):
@@ -252,7 +255,7 @@ def large_routing() -> dict[str, Any]:
 
 def large_rope() -> dict[str, Any]:
     """A million tokens, whose slots reach behind 2^31 elements of the cache."""
-    heads, slots = 8, 64 * 33_000
+    heads, slots = ROPE_HEADS, 64 * ROPE_PAGES
     qkv, table = _random(TOKENS, 3 * heads * 128), ops.rope_table(8192, theta=5e5).cuda()
     positions = torch.arange(TOKENS, device="cuda") * 10
     mapping = torch.randperm(slots, device="cuda")[:TOKENS]
