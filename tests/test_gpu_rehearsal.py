@@ -9,7 +9,7 @@ import pytest
 
 from bench import gpu_steps, peers, shapes, timing
 from l4kernels import STATUS, Llama4Config
-from tests import gpu_checks
+from tests import edges, gpu_checks
 from tests.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
@@ -34,6 +34,7 @@ def rehearsal():
     with contextlib.ExitStack() as stack:
         for patch in (
             *(mock.patch.object(gpu_checks, name, value) for name, value in SMALL.items()),
+            mock.patch.dict(edges.DRAWS, {"cuda": 400}),
             mock.patch.dict(shapes.PHASES, {"decode": (1,), "prefill": (5,)}),
             mock.patch.dict(shapes.SIZES, sizes),
             mock.patch.object(shapes, "Llama4Config", demo),
