@@ -40,6 +40,7 @@ WHOLE_MODELS = (  # model, format, batch, prompt, new tokens, layers (None: as m
 COSTS = {"e2e.scout.fp8": 120, "e2e.": 60, "sanitizer.": 60, "test.model.": 20, "test.": 10, "": 5}
 """Seconds that steps whose key starts so may take; a step that the budget does not cover waits."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
+CEILING_BYTES = 8 << 30
 FIRST = 120
 """Measurements before the slow steps: eight or more of every op."""
 
@@ -109,7 +110,7 @@ def logits_to_rows(model: str, tokens: int) -> Result:
 
 def copy_ceiling() -> Result:
     """Device-to-device copy, bytes read and written."""
-    source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
+    source = torch.empty(CEILING_BYTES // 2, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     timing = time_calls(lambda: target.copy_(source))
     moved = 2 * source.numel()
@@ -117,8 +118,8 @@ def copy_ceiling() -> Result:
 
 
 def read_ceiling() -> Result:
-    """16-byte loads over 8 GiB."""
-    data = torch.empty(8 << 30, dtype=torch.uint8, device="cuda").random_()
+    """16-byte loads of every byte."""
+    data = torch.empty(CEILING_BYTES, dtype=torch.uint8, device="cuda").random_()
     timing = time_calls(lambda: ops.word_sum(data))
     rate = data.numel() / (timing.median * 1e-6)
     return timing, {"bytes": data.numel(), "bytes_per_second": rate}

@@ -1,6 +1,6 @@
 """A GPU that is none: tensors that say they are on "cuda" and lie in the host's memory, kernels in
-the emulator, times that are made up. For rehearsing a visit to a GPU: what mixes tensors of host and
-device fails here as it would there."""
+the emulator, times that are made up. For rehearsing a visit to a GPU: what mixes tensors of host
+and device fails here as it would there."""
 
 import contextlib
 import weakref

@@ -2,6 +2,8 @@
 and what only the emulator can be asked."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,3 +60,22 @@ def test_bad_input_is_the_same_error_as_on_a_cpu(make):
     for route in (contextlib.nullcontext(), emulated()):
         with route, pytest.raises(TypeError, match=r"l4kernels.gemm: expected b to be bfloat16"):
             ops.gemm(make.randn(4, 64), torch.zeros(8, 64))
+
+
+def test_a_runtime_that_is_loaded_already_does_not_take_the_emulators_place(tmp_path):
+    """As a torch with CUDA loads one, for everybody to see."""
+    runtime, names = tmp_path / "libcudart.so", ("cudaDeviceGetAttribute", "cudaLaunchKernelExC")
+    source = "".join(f"int {name}() {{ return 100; }}\n" for name in names)
+    command = ["g++", "-x", "c", "-", "-shared", "-fPIC", "-o", str(runtime)]
+    subprocess.run(command, input=source, text=True, check=True)
+    program = f"""
+import ctypes
+ctypes.CDLL({str(runtime)!r}, mode=ctypes.RTLD_GLOBAL)
+import torch
+from l4kernels import ops
+from l4kernels.testing import assert_close, emulated
+x = torch.randn(3, 256).bfloat16()
+with emulated():
+    assert_close(ops.silu_mul(x), ops.silu_mul.reference(x), 3e-3)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
