@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -140,3 +141,20 @@ def test_a_row_that_was_cut_off_is_none(tmp_path):
     whole = json.dumps({"key": "x", "ok": True, "time": "2026"})
     (tmp_path / "rows.jsonl").write_text(f"{whole}\n{whole[:9]}")
     assert rows.read(tmp_path / "rows.jsonl") == [json.loads(whole)]
+
+
+def test_a_visit_needs_no_more_than_it_says():
+    """docs/measuring.md names what the Python of a GPU machine must have."""
+    program = """
+import sys
+absent = "hypothesis huggingface_hub matplotlib psutil pybind11 pytest rich transformers typer".split()
+sys.modules.update(dict.fromkeys(absent))
+import torch
+torch.cuda.get_device_name = lambda: "NVIDIA H200"
+from bench.gpu_steps import cost, steps
+keys = [key for key, _ in steps()]
+assert len(keys) == len(set(keys)) and all(cost(key) > 0 for key in keys)
+print(len(keys))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) > 20, done.stderr

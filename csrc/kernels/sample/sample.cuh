@@ -27,6 +27,7 @@ namespace l4k {
 
 constexpr int kSampleMaxThreads = 1024;
 constexpr uint32_t kInfinity = 0x7f800000, kAbsent = 0x7fffffff;
+constexpr float kLargestFloat = 0x1.fffffep127f;
 
 // A CTA's share of a row: tokens [first, first + size), `size` a multiple of 8 and the same for all.
 struct SampleRow {
@@ -57,7 +58,11 @@ __device__ __forceinline__ float above(float logit, float largest) {
   return logit == largest ? 0.f : logit - largest;
 }
 
-// The likeliest of some tokens, and the sum of exp(logit - its logit) over all of them.
+// exp(x) for x <= 0.
+__device__ __forceinline__ float exp_of(float x) { return ptx::exp2_approx(x * 1.44269504f); }
+
+// The likeliest of some tokens, and the sum of exp(logit - its logit) over all of them; no id and no
+// sum without a token above -inf.
 struct Likeliest {
   float logit = kMinusInfinity;
   uint32_t id = kNoId;
@@ -68,7 +73,7 @@ struct Likeliest {
     const Candidate best =
         Candidate{ordered_key(__float_as_uint(logit + 0.f)), id}.warp_reduce();
     const float largest = __uint_as_float(ordered_bits(best.score));
-    return {largest, best.id, warp_sum(sum * __expf(above(logit, largest)))};
+    return {largest, best.id, warp_sum(sum * exp_of(above(logit, largest)))};
   }
   __device__ __forceinline__ uint4 bits() const {
     return {__float_as_uint(logit), id, __float_as_uint(sum), 0};
@@ -167,18 +172,23 @@ __device__ __forceinline__ Likeliest load(const SampleParams& params, const Samp
         for (int j = 0; j < kPerLoad; ++j)
           v[j] = id + j < row.vocab ? static_cast<float>(logits[id + j]) : -INFINITY;
       }
-      const float before = mine.logit;
+      float most = kMinusInfinity;
 #pragma unroll
       for (int j = 0; j < kPerLoad; ++j) {
-        v[j] = fmaxf(v[j], -INFINITY);  // NaN becomes -inf
-        // The first token is taken even if it is -inf.
-        if ((v[j] > mine.logit || mine.id == kNoId) && id + j < row.vocab)
-          mine.logit = v[j], mine.id = id + j;
+        v[j] = fmaxf(v[j], kMinusInfinity);  // NaN becomes -inf
+        most = fmaxf(most, v[j]);
       }
-      mine.sum *= __expf(above(before, mine.logit));
+      if (most > mine.logit) {
+        mine.sum *= exp_of(mine.logit - most);
+        mine.logit = most;
 #pragma unroll
-      for (int j = 0; j < kPerLoad; ++j)
-        if (id + j < row.vocab) mine.sum += __expf(above(v[j], mine.logit));
+        for (int j = kPerLoad - 1; j >= 0; --j)
+          if (v[j] == most) mine.id = id + j;
+      }
+      // Of two equal infinities the difference would be NaN: the base is finite.
+      const float base = fminf(fmaxf(mine.logit, -kLargestFloat), kLargestFloat);
+#pragma unroll
+      for (int j = 0; j < kPerLoad; ++j) mine.sum += exp_of(fminf(v[j] - base, 0.f));
       if constexpr (kPerLoad == 8) {
         // Half the lanes of a phase write their upper quad first: else two would meet in each bank.
         const int upper = threadIdx.x & 4;
@@ -399,8 +409,10 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
   const float temperature = params.temperature[row.row];
   const Likeliest mine = load<T>(params, row);
   ptx::cluster_wait();  // every CTA of the cluster runs: its shared memory may be written
-  const Likeliest best = reduce(mine);
-  const float largest = best.logit, log_sum = logf(best.sum);
+  Likeliest best = reduce(mine);
+  const float largest = best.logit;
+  if (largest == -INFINITY) best = {largest, 0, static_cast<float>(row.vocab)};
+  const float log_sum = logf(best.sum);
   write_top(params, row, largest, log_sum, writer, reduce);
 
   uint32_t chosen = best.id;
