@@ -34,7 +34,7 @@ Steps = Callable[[], Iterator[tuple[str, Callable[[], Result | Iterator[Result]]
 """Key and function of every step. It returns what its row holds, or yields it as it grows."""
 
 START_S, LIMIT_S = 120, 60
-"""What importing torch and opening the GPU may take, and a step beyond four times its cost."""
+"""What importing torch and opening the GPU may take, and a step beyond twice its cost."""
 LATE = "no result in time"
 
 
@@ -125,7 +125,7 @@ def visit(
             if worker is None or not worker.process.is_alive():
                 worker = Worker(steps, min(START_S, left))
                 left = end - time.monotonic()
-            limit = LIMIT_S + 4 * cost(key)
+            limit = LIMIT_S + 2 * cost(key)
             began = time.monotonic()
             timing, facts, error = worker.run(key, min(limit, left))
             if error == LATE and left < limit and timing is None:

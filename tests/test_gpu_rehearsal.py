@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from bench import gpu_steps, peers, rows, shapes, timing
+from bench import gpu_steps, measure, peers, rows, shapes, timing
 from bench.gpu_suite import visit
 from bench.report import load, table
 from bench.rows import Rows
@@ -31,6 +31,10 @@ SMALL = {
 }
 
 
+def short_graph(calls, chain):
+    return timing.time_graph(calls, chain=min(chain, 2), repeats=2)
+
+
 @contextlib.contextmanager
 def rehearsal():
     """Small tensors of the demo's shapes, one repeat, peers as they are written."""
@@ -44,7 +48,8 @@ def rehearsal():
             mock.patch.dict(shapes.SIZES, sizes),
             mock.patch.object(shapes, "Llama4Config", demo),
             mock.patch.object(peers.torch, "compile", lambda function: function),
-            mock.patch.dict(timing.time_graph.__kwdefaults__, {"chain": 2, "repeats": 2}),
+            mock.patch.object(measure, "time_graph", short_graph),
+            mock.patch.object(gpu_steps, "time_graph", short_graph),
             mock.patch.dict(timing.time_calls.__kwdefaults__, {"repeats": 2, "warmup": 1}),
             mock.patch.object(
                 gpu_steps,
