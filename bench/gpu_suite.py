@@ -10,6 +10,7 @@ itself and the start of another process, but not the steps behind it.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -81,7 +82,8 @@ class Worker:
         """Timing, facts and the text of an error; what a step had before it failed is kept."""
         end, timing, facts = time.monotonic() + seconds, None, {}
         error: str | None = None
-        self.pipe.send(key)
+        with contextlib.suppress(ConnectionError):  # it has died since: the next line says so
+            self.pipe.send(key)
         while error is None:
             answer = self._receive(end - time.monotonic())
             if isinstance(answer, str):

@@ -1,9 +1,7 @@
 """The memory-bound kernels at their edges: ids nobody should pass, odd strides, far offsets, rows
-at any place of a batch, the sampler's distribution. Checks for the emulator and for a GPU."""
+at any place of a batch. For the emulator and for a GPU, which also run those of the sampler."""
 
-import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,48 +9,15 @@ from torch import Tensor
 
 import l4kernels
 from l4kernels import ops
-from l4kernels._load import LIBRARY_PATH
 from l4kernels.ops import OPS
-from l4kernels.testing import assert_close, chained, emulated
+from l4kernels.testing import assert_close
 from tests.cases import cases
-from tests.kernel_checks import bound, device_error, mutated, tensors
-from tests.making import FP8, I32, Case, Maker
+from tests.edges_sample import sampling
+from tests.kernel_checks import bound, mutated, tensors
+from tests.machine import EDGES, Machine, edge
+from tests.making import FP8, I32, Case
 
-
-@dataclass
-class Machine:
-    """Where a check runs: "cpu" stands for the emulator."""
-
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        self.make = Maker(self.device, torch.bfloat16, seed=3)
-        self.on_gpu = self.device != "cpu"
-
-    def route(self, **settings: Any) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.on_gpu else emulated(**settings)
-
-    def chained(self) -> contextlib.AbstractContextManager[Any]:
-        """On a GPU every launch is part of a chain."""
-        return contextlib.nullcontext() if self.on_gpu else chained()
-
-    def error(self) -> str:
-        """What the kernels have reported since the last call."""
-        if not self.on_gpu:
-            return device_error()
-        torch.cuda.synchronize()
-        return device_error(LIBRARY_PATH)
-
-    def ids(self, *values: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
-
-
-EDGES: dict[str, Callable[[Machine], None]] = {}
-
-
-def edge(check: Callable[[Machine], None]) -> Callable[[Machine], None]:
-    EDGES[check.__name__] = check
-    return check
+__all__ = ["EDGES", "Machine"]
 
 
 @edge
@@ -238,74 +203,6 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
             got = layer()
         for a, b, most in zip(got, expected, (3e-3, 1e-5, 3e-3, 2e-2, 3e-3, 1e-2), strict=True):
             assert_close(a, b, most)
-
-
-def sampling(
-    batch: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-    rows: Tensor | None = None,
-) -> list[Tensor]:  # fmt: skip
-    """The sampler's arguments behind the logits; a row's seed and counter are those of its number
-    in `rows`."""
-    rows = torch.arange(batch) if rows is None else rows
-    floats = (torch.full_like(rows, v, dtype=torch.float32) for v in (temperature, top_p, min_p))
-    heat, nucleus, least = floats
-    best = torch.full_like(rows, top_k, dtype=I32)
-    return [heat, best, nucleus, least, rows * 7 + 2**40, rows * 3 + 2**33]
-
-
-SAMPLING = (
-    {},
-    {"top_k": 7},
-    {"top_p": 0.5},
-    {"top_p": 0.95, "temperature": 3.0},
-    {"min_p": 0.1},
-    {"top_k": 40, "top_p": 0.8, "min_p": 0.01, "temperature": 0.6},
-    {"top_k": 300, "top_p": 0.999},
-    {"temperature": 0.0},
-)
-
-
-@edge
-def sampling_draws_the_reference_token(m: Machine) -> None:
-    for options in SAMPLING:
-        for dtype in (torch.float32, torch.bfloat16):
-            logits = m.make.randn(4, 1000, scale=2, dtype=dtype)
-            logits[3] = logits[3].round()  # many ties
-            arguments = (logits, *(t.to(m.device) for t in sampling(4, **options)))
-            with m.route(mode="random"):
-                got = ops.sample(*arguments, top_logprobs=20)
-            expected = ops.sample.reference(*arguments, top_logprobs=20)
-            assert_close(got, expected, 1e-5, str(options))
-
-
-DRAWS = {"cpu": 400, "cuda": 1_000_000}
-
-
-@edge
-def sampling_follows_the_softmax(m: Machine) -> None:
-    draws = DRAWS[m.device]
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("nan"), 1.0, 0.5, -9.0]).repeat(draws, 1)
-    rows = (t.to(m.device) for t in sampling(draws, top_k=6, temperature=1.5))
-    with m.route():
-        ids = ops.sample(logits.to(m.device), *rows).ids.cpu()
-    kept = torch.tensor([0, 1, 2, 3, 5, 6])
-    expected = (logits[0, kept] / 1.5).softmax(0) * draws
-    counts = torch.bincount(ids, minlength=8)
-    assert counts.sum() == counts[kept].sum()
-    chi_square = ((counts[kept] - expected) ** 2 / expected).sum().item()
-    assert chi_square < 20.5  # p = 1e-3 with 5 degrees of freedom
-
-
-@edge
-def a_row_of_nothing_gives_token_0(m: Machine) -> None:
-    logits = torch.full((2, 100), float("-inf"), device=m.device)
-    logits[1] = float("nan")
-    for temperature in (0.0, 0.8):
-        arguments = logits, *(t.to(m.device) for t in sampling(2, temperature=temperature))
-        with m.route():
-            got = ops.sample(*arguments, top_logprobs=2)
-        assert got.ids.tolist() == [0, 0]
-        assert_close(got, ops.sample.reference(*arguments, top_logprobs=2), 1e-5)
 
 
 STREAMING = (

@@ -147,7 +147,7 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
     library = _BUILD / "libl4kernels_emulated.so"
     patches += [
         mock.patch(f"{module}.LIBRARY_PATH", library)
-        for module in ("tests.kernel_checks", "tests.edges")
+        for module in ("tests.kernel_checks", "tests.machine")
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:

@@ -17,7 +17,8 @@ from bench.timing import capture
 from l4kernels import STATUS, ops, take_device_error
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close, relative_error
-from tests.edges import EDGES, Machine, sampling
+from tests.edges import EDGES, Machine
+from tests.edges_sample import sampling
 from tests.kernel_checks import BF16, bound, check, kernel_cases, mutated, same_bits, tensors
 from tests.making import I32, Case
 from tests.oracles import ORACLES, oracle

@@ -14,7 +14,7 @@ from bench.gpu_suite import visit
 from bench.report import load, table
 from bench.rows import Rows
 from l4kernels import STATUS, Llama4Config
-from tests import edges, gpu_checks
+from tests import edges, edges_sample, gpu_checks
 from tests.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
@@ -43,7 +43,9 @@ def rehearsal():
     with contextlib.ExitStack() as stack:
         for patch in (
             *(mock.patch.object(gpu_checks, name, value) for name, value in SMALL.items()),
-            mock.patch.dict(edges.DRAWS, {"cuda": 400}),
+            mock.patch.dict(edges_sample.DRAWS, {"cuda": 400}),
+            mock.patch.object(edges_sample, "VOCABULARIES", (1000,)),
+            mock.patch.object(edges, "STREAMING", ("rms_norm_fp8", "rope_cache", "embed")),
             mock.patch.dict(shapes.PHASES, {"decode": (1,), "prefill": (5,)}),
             mock.patch.dict(shapes.SIZES, sizes),
             mock.patch.object(shapes, "Llama4Config", demo),
