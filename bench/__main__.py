@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         for case in calls(op, models, tuple(options.phase or PHASES)):
             work, timing, facts = case.work(), None, {"peers": {}}
             if rows is not None:
-                timing, facts = measure(case, gpu)
+                *_, (timing, facts) = measure(case, gpu)
                 rows.add(case.key, True, timing, **facts)
             if options.json:
                 record = {"key": case.key, "flops": work.flops, "bytes": work.bytes}

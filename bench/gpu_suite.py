@@ -2,14 +2,25 @@
 
 `python -m bench.gpu_suite --out DIR --budget SECONDS` runs the steps of `bench.gpu_steps`, those
 without a row first, and starts none that the rest of the budget does not cover. Each step appends
-one row; a step that fails writes a row with `ok: false` and the suite goes on. Nothing is compiled
-or installed.
+one row; a step that fails writes a row with `ok: false` and its traceback, and the suite goes on.
+Nothing is compiled or installed.
+
+The steps run in a process of their own. One that hangs, dies or breaks its CUDA context costs
+itself and the start of another process, but not the steps behind it.
 """
 
 import argparse
+import contextlib
+import multiprocessing
+import os
+import signal
 import time
 import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +28,134 @@ from l4kernels import STATUS
 
 from .peaks import PEAKS, gpu_key
 from .rows import Rows
+from .timing import Timing
+
+Result = tuple[Timing | None, dict[str, Any]]
+Steps = Callable[[], Iterator[tuple[str, Callable[[], Result | Iterator[Result]]]]]
+"""Key and function of every step. It returns what its row holds, or yields it as it grows."""
+
+START_S, LIMIT_S = 120, 60
+"""What importing torch and opening the GPU may take, and a step beyond twice its cost."""
+LATE = "no result in time"
+
+
+def serve(pipe: Connection, steps: Steps) -> None:
+    """The process of the steps: receives keys, sends results, at last one with the error's text."""
+    os.setpgid(0, 0)  # a group of its own with its children: compilers, sanitizers
+    known = dict(steps())
+    pipe.send(None)
+    while True:
+        step, result, error = known[pipe.recv()], None, ""
+        torch.manual_seed(0)
+        try:
+            returned = step()
+            for result in [returned] if isinstance(returned, tuple) else returned:
+                pipe.send((*result, None))
+        except BaseException:
+            error = traceback.format_exc()[-3000:]
+        pipe.send((*(result or (None, {})), error))
+        recover()
+        pipe.send(None)
+
+
+def recover() -> None:
+    """Raises if the last step has left the process unfit: a broken context or an open capture."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.randn(1, device="cuda").item()
+
+
+class Worker:
+    """A process that runs one step after another, until one of them spoils it."""
+
+    def __init__(self, steps: Steps, seconds: float):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, steps))
+        self.process.start()
+        theirs.close()
+        if problem := self._receive(seconds):
+            raise RuntimeError(f"the process of the steps did not start: {problem}")
+
+    def run(self, key: str, seconds: float) -> tuple[Timing | None, dict[str, Any], str]:
+        """Timing, facts and the text of an error; what a step had before it failed is kept."""
+        end, timing, facts = time.monotonic() + seconds, None, {}
+        error: str | None = None
+        with contextlib.suppress(ConnectionError):  # it has died since: the next line says so
+            self.pipe.send(key)
+        while error is None:
+            answer = self._receive(end - time.monotonic())
+            if isinstance(answer, str):
+                return timing, facts, answer
+            timing, facts, error = answer
+        self._receive(30)
+        return timing, facts, error
+
+    def _receive(self, seconds: float) -> Any:
+        """An answer, or in words why there is none; then the process is gone."""
+        try:
+            if self.pipe.poll(max(seconds, 0)):
+                return self.pipe.recv()
+            why = LATE
+        except (EOFError, ConnectionError):
+            self.process.join()
+            why = f"the process ended with exit code {self.process.exitcode}"
+        self.close()
+        return why
+
+    def close(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self.process.kill()
+        self.process.join()
+
+
+def visit(
+    steps: Steps, cost: Callable[[str], float], rows: Rows, keys: list[str], end: float
+) -> int:
+    """Runs the steps until `end` of the monotonic clock; returns how many failed."""
+    count: Counter[str] = Counter()
+    worker: Worker | None = None
+    try:
+        for key in sorted(keys, key=rows.age):
+            left = end - time.monotonic()
+            if left < cost(key):
+                count["skipped"] += 1
+                continue
+            if worker is None or not worker.process.is_alive():
+                worker = Worker(steps, min(START_S, left))
+                left = end - time.monotonic()
+            limit = LIMIT_S + 2 * cost(key)
+            began = time.monotonic()
+            timing, facts, error = worker.run(key, min(limit, left))
+            if error == LATE and left < limit and timing is None:
+                print(f"cut   {key}: the budget is spent", flush=True)
+                count["skipped"] += 1
+                continue
+            # A measurement counts even if its peers went wrong afterwards.
+            ok = not error or timing is not None
+            facts |= {"seconds": time.monotonic() - began} | ({"error": error} if error else {})
+            rows.add(key, ok, timing, **facts)
+            count["passed" if ok else "failed"] += 1
+            print(line(key, ok, timing, facts, rows.gpu), flush=True)
+    except RuntimeError as problem:
+        rows.add("suite", False, error=str(problem))
+        print(f"FAIL  {problem}", flush=True)
+        count["failed"] += 1
+    finally:
+        if worker is not None:
+            worker.close()
+    print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
+    return count["failed"]
+
+
+def line(key: str, ok: bool, timing: Timing | None, facts: dict[str, Any], gpu: str) -> str:
+    text, rate = f"{'ok   ' if ok else 'FAIL '} {key}", facts.get("bytes_per_second")
+    text += f"  {timing.median:.1f} us" if timing else ""
+    text += f"  {rate / 1e12:.2f} TB/s, {rate / PEAKS[gpu].memory:.0%}" if rate else ""
+    return text + (f"\n{facts['error']}" if "error" in facts else "")
 
 
 def main() -> int:
@@ -25,39 +164,16 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=540, help="seconds")
     parser.add_argument("--only", default="", help="steps whose key starts with this")
     options = parser.parse_args()
-    begin = time.monotonic()
+    end = time.monotonic() + options.budget
     if not torch.cuda.is_available():
         raise SystemExit("gpu_suite: torch sees no CUDA device; run `make test` without one")
     if not STATUS.loaded:
         raise SystemExit(f"gpu_suite: {STATUS.reason}")
     from .gpu_steps import cost, steps
 
-    gpu = gpu_key(torch.cuda.get_device_name())
-    rows = Rows(options.out, gpu)
-    todo = {key: step for key, step in steps() if key.startswith(options.only)}
-    failed = skipped = 0
-    for key in sorted(todo, key=rows.age):
-        if time.monotonic() - begin + cost(key) > options.budget:
-            skipped += 1
-            continue
-        torch.manual_seed(0)
-        try:
-            timing, facts = todo[key]()
-            rows.add(key, True, timing, **facts)
-            rate = facts.get("bytes_per_second")
-            share = f"  {rate / 1e12:.2f} TB/s, {rate / PEAKS[gpu].memory:.0%}" if rate else ""
-            took = f"  {timing.median:.1f} us{share}" if timing else ""
-            if "inter_token_ms" in facts:
-                took = f"  {facts['time_to_first_token_ms']:.1f} ms to the first token, then "
-                took += f"{facts['inter_token_ms']:.2f} ms each{share}"
-            print(f"ok    {key}{took}")
-        except Exception as error:
-            failed += 1
-            rows.add(key, False, error=f"{type(error).__name__}: {error}"[:2000])
-            print(f"FAIL  {key}\n{traceback.format_exc()}")
-        torch.cuda.empty_cache()
-    print(f"{len(todo) - failed - skipped} passed, {failed} failed, {skipped} skipped")
-    return 1 if failed else 0
+    rows = Rows(options.out, gpu_key(torch.cuda.get_device_name()))
+    keys = [key for key, _ in steps() if key.startswith(options.only)]
+    return 1 if visit(steps, cost, rows, keys, end) else 0
 
 
 if __name__ == "__main__":

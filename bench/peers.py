@@ -72,6 +72,70 @@ def quantize_fp8(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
 
 
 @_eager
+def rms_norm_fp8(x: Tensor, weight: Tensor, eps: float = 1e-5, scaling: str = "row") -> Any:
+    return quantize_fp8(rms_norm(x, weight, eps), scaling)
+
+
+@_eager
+def silu_mul_fp8(x: Tensor, scaling: str = "row") -> Any:
+    return quantize_fp8(silu_mul(x), scaling)
+
+
+@_eager
+def moe_permute_fp8(x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row") -> Any:
+    return quantize_fp8(moe_permute(x, permutation, top_k), scaling)
+
+
+@_eager
+def moe_route(logits: Tensor, top_k: int) -> Any:
+    chosen, ids = logits.topk(top_k)
+    weights, flat = chosen.sigmoid(), ids.flatten()
+    rows, permutation = torch.arange(len(flat), device=ids.device), flat.argsort(stable=True)
+    experts = torch.arange(logits.shape[1] + 1, device=ids.device)
+    offsets = torch.searchsorted(flat[permutation], experts)
+    inverse = torch.empty_like(rows).scatter_(0, permutation, rows)
+    scale = weights.flatten()[permutation]
+    return ids.int(), weights, scale, offsets.int(), permutation.int(), inverse.int()
+
+
+@_eager
+def rope_cache(
+    qkv: Tensor, positions: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache: Tensor, *,
+    num_heads: int, cos_sin: Tensor, qk_norm_eps: float | None = None,
+) -> Tensor:  # fmt: skip
+    heads = qkv.unflatten(1, (-1, k_cache.shape[3]))
+    qk, value = heads.split([heads.shape[1] - k_cache.shape[2], k_cache.shape[2]], 1)
+    cos, sin = cos_sin[positions % cos_sin.shape[0], None].chunk(2, -1)
+    a, b = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
+    qk = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    if qk_norm_eps is not None:
+        qk = F.rms_norm(qk, qk.shape[-1:], eps=qk_norm_eps)
+    for cache, new in ((k_cache, qk[:, num_heads:]), (v_cache, value)):
+        cache.flatten(0, 1)[slot_mapping] = new.to(cache.dtype)
+    return qk[:, :num_heads].to(qkv.dtype)
+
+
+@_eager
+def sample(logits: Tensor, *_: Tensor) -> Any:
+    """Greedy; what draws differs from it and has `_nucleus` as its peer."""
+    ids = logits.argmax(-1)
+    return ids, logits.log_softmax(-1).gather(-1, ids[:, None]).squeeze(1)
+
+
+def _nucleus(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sort, the running sum and the exponential race of the usual samplers."""
+    if not torch.cuda.is_current_stream_capturing() and not temperature.any():
+        raise NotImplementedError("not for greedy rows")
+    mass, order = (logits / temperature[:, None]).softmax(-1).sort(descending=True)
+    mass = mass.masked_fill(mass.cumsum(-1) - mass > top_p[:, None], 0)
+    won = (mass / torch.empty_like(mass).exponential_()).argmax(-1, keepdim=True)
+    ids = order.gather(-1, won)
+    return ids.squeeze(1), logits.log_softmax(-1).gather(-1, ids).squeeze(1)
+
+
+@_eager
 def gemm(
     a: Tensor,
     b: Tensor,
@@ -204,12 +268,13 @@ def _fbgemm_index_shuffling(logits: Tensor, top_k: int) -> Any:
 # op -> (name, module that must be importable, callable)
 LIBRARIES = {
     "moe_route": [("fbgemm", "fbgemm_gpu", _fbgemm_index_shuffling)],
+    "sample": [("torch sort", "torch", _nucleus)],
     "gemm": [("fbgemm", "fbgemm_gpu", _fbgemm_gemm), ("deep_gemm", "deep_gemm", _deep_gemm)],
     "flash_prefill": [("fa3", "flash_attn_interface", _fa3)],
     "flash_decode": [("fa3", "flash_attn_interface", _fa3)],
 }
-OTHER_RESULT = {("moe_route", "fbgemm")}
-"""Peers that do the same work and return it in another form."""
+OTHER_RESULT = {("moe_route", "fbgemm"), ("sample", "torch sort")}
+"""Peers that do the same work and return it in another form, or with other random numbers."""
 
 
 def peers(op: str) -> dict[str, Callable[..., Any]]:
@@ -224,27 +289,3 @@ def peers(op: str) -> dict[str, Callable[..., Any]]:
         if importlib.util.find_spec(module):
             found[name] = call
     return found
-
-
-def cupy_oracle(op: str, args: tuple[Any, ...]) -> Any:
-    """The op once more in CuPy: an implementation on the GPU that shares nothing with torch."""
-    if importlib.util.find_spec("cupy") is None:
-        return None
-    import cupy as cp
-
-    def array(t: Tensor) -> Any:
-        return cp.from_dlpack(t.float().contiguous())
-
-    if op == "silu_mul":
-        gate, up = cp.split(array(args[0]), 2, axis=-1)
-        result = gate / (1 + cp.exp(-gate)) * up
-    elif op == "rms_norm":
-        x, weight = array(args[0]), array(args[1])
-        result = x / cp.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight
-    elif op == "moe_permute":
-        result = array(args[0])[cp.from_dlpack(args[1]) // args[2]]
-    elif op == "embed":
-        result = array(args[1])[cp.from_dlpack(args[0])]
-    else:
-        return None
-    return torch.from_dlpack(result)

@@ -5,11 +5,11 @@ The newest row of a key counts.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from .peaks import PEAKS
+from .rows import read
 
 Row = dict[str, Any]
 
@@ -19,7 +19,7 @@ def load(paths: list[Path]) -> list[Row]:
     files = [f for p in paths for f in (sorted(p.glob("*.jsonl")) if p.is_dir() else [p])]
     newest: dict[str, Row] = {}
     for file in files:
-        for row in map(json.loads, file.read_text().splitlines()):
+        for row in read(file):
             if row["time"] >= newest.get(row["key"], row)["time"]:
                 newest[row["key"]] = row
     return sorted(newest.values(), key=lambda row: row["key"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,8 @@ def _load_emulator() -> ModuleType:
                 definitions.define(op.out_schema)
         # Global, so that the control module and the kernels share one emulator.
         ctypes.CDLL(str(_BUILD / "libl4k_emulator.so"), mode=ctypes.RTLD_GLOBAL)
+        # Before what is global already: a torch with CUDA has loaded the real runtime.
+        ctypes.CDLL(str(library), mode=os.RTLD_DEEPBIND)
         torch.ops.load_library(str(library))
         for name in OPS:
             qualified = f"{EMULATED_NAMESPACE}::{name}"

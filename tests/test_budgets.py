@@ -1,9 +1,13 @@
 """The compiler's report of every kernel stays within its budget."""
 
+import re
+
 import pytest
 
+from l4kernels._load import LIBRARY_PATH
 from tools import budget
 from tools.budget import KERNELS, Report, violations
+from tools.nvcc import cuobjdump, output_of
 
 NAMES = sorted(p.name for p in KERNELS.iterdir())
 
@@ -42,3 +46,15 @@ def test_every_kind_of_violation_is_seen():
         "setmaxnreg asks for 66560, pool 64512",
     ):
         assert expected in found
+
+
+def test_no_kernel_touches_memory_before_it_waits_for_its_predecessor():
+    """In the machine code: a compiler may move a load that looks read-only over the wait."""
+    access = re.compile(r"(LDG|STG|LDGSTS|LD|ST|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)(\.|$)")
+    kernels = output_of(cuobjdump(), "-sass", str(LIBRARY_PATH)).split("Function : ")[1:]
+    assert len(kernels) > 40
+    for text in kernels:
+        name, body = text.split("\n", 1)
+        opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", body, re.M)
+        first = next(opcode for opcode in opcodes if opcode == "ACQBULK" or access.match(opcode))
+        assert first == "ACQBULK", f"{name}: {first} before griddepcontrol.wait"

@@ -11,6 +11,7 @@ from bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
 from bench.report import table
 from l4kernels import Llama4, Llama4Config, env
 from l4kernels.ops import OPS
+from tests import gpu_checks
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
@@ -118,11 +119,12 @@ def test_a_model_needs_the_ops_of_its_format(monkeypatch):
 
 def test_gpu_visit_measures_models_and_leaves_time_for_them(monkeypatch):
     monkeypatch.setattr(gpu_steps, "gpu_problem", lambda form: None)
+    monkeypatch.setattr(gpu_steps.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     keys = [key for key, _ in gpu_steps.steps()]
     assert len(set(keys)) == len(keys)
     for key in ("test.model.fp8_kv.text", "e2e.scout.fp8.batch1.prompt8192"):
         assert key in keys and gpu_steps.cost(key) > 0
-    assert gpu_steps.cost("bench.gemm.scout.64.o.bf16") == 0
+    assert gpu_steps.cost("bench.gemm.scout.64.o.bf16") < 10
 
 
 def test_replays_of_attention_are_compared_bit_by_bit(monkeypatch):
@@ -138,12 +140,12 @@ def test_replays_of_attention_are_compared_bit_by_bit(monkeypatch):
                 self.call()
 
     for follows in (True, False):
-        monkeypatch.setattr(gpu_steps, "capture", lambda call, f=follows: Graph(call, f))
+        monkeypatch.setattr(gpu_checks, "capture", lambda call, f=follows: Graph(call, f))
         if follows:
-            assert gpu_steps.attention_in_a_graph("cpu", 2) == (None, {"replays": 2})
+            assert gpu_checks.attention_in_a_graph("cpu", 2) == {"replays": 2}
         else:
             with pytest.raises(AssertionError, match="other bits in a graph at"):
-                gpu_steps.attention_in_a_graph("cpu", 2)
+                gpu_checks.attention_in_a_graph("cpu", 2)
 
 
 def test_report_has_a_line_for_each_model():

@@ -16,7 +16,7 @@ struct __align__(16) ClusterScratch {
   uint4 ranks[2][kClusterMaxCtas];  // alternate: one cluster barrier per reduction is enough
 };
 
-// A value to reduce has bits(), from(bits), operator+ and warp_reduce(); a default one is neutral.
+// A value to reduce has bits(), from(bits) and warp_reduce(); a default one is neutral.
 
 // Combines a CTA's threads and shows the result to all CTAs: on return `scratch.ranks[parity]` holds
 // the partial of each rank. Called by all threads of the cluster, which must have passed a barrier
@@ -43,10 +43,10 @@ template <typename T>
 __device__ __forceinline__ T cluster_reduce(T value, ClusterScratch& scratch, int ctas,
                                             int& parity) {
   cluster_share(value, scratch, ctas, parity);
-  value = T::from(scratch.ranks[parity][0]);
-  for (int rank = 1; rank < ctas; ++rank) value = value + T::from(scratch.ranks[parity][rank]);
+  const int lane = threadIdx.x % 32;
+  value = lane < ctas ? T::from(scratch.ranks[parity][lane]) : T{};
   parity ^= 1;
-  return value;
+  return value.warp_reduce();
 }
 
 // A barrier for a part of every CTA's threads, where barrier.cluster would need all of them. What

@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_cache(const RopeCacheParams& params, int64
   const int64_t v = (slot * params.kv_heads + kv_head) * kRopeLanes + threadIdx.x % kRopeLanes;
   if constexpr (kFp8) {
     const float* scales = is_value ? params.v_scale : params.k_scale;
-    const float inverse = scales == nullptr ? 1.f : 1.f / __ldg(scales + kv_head);
+    const float inverse = scales == nullptr ? 1.f : 1.f / scales[kv_head];
     ptx::store_streaming(static_cast<uint2*>(cache) + v, to_fp8(x, inverse));
   } else {
     ptx::store_streaming(static_cast<uint4*>(cache) + v, pack(x));

@@ -3,9 +3,9 @@
 //
 // A cluster of kSampleCluster CTAs holds a row in shared memory, so everything after one pass over
 // memory is a pass over shared memory and one reduction over the cluster (tile/cluster.cuh): no
-// sort, no workspace, one launch. Greedy rows stop after two reductions.
+// sort, no workspace, one launch. Greedy rows stop after one reduction.
 //
-//   values    logit - largest logit; NaN becomes -inf; +inf is the largest
+//   values    logits, NaN as -inf; then distances
 //   distance  (largest - logit) / temperature >= 0 as bits of a float, which order as the floats
 //             do: 0 is the likeliest token, kAbsent no token at all
 //   Cut       which distances are kept; found by bisection on the bits, with exact counts
@@ -27,6 +27,7 @@ namespace l4k {
 
 constexpr int kSampleMaxThreads = 1024;
 constexpr uint32_t kInfinity = 0x7f800000, kAbsent = 0x7fffffff;
+constexpr float kLargestFloat = 0x1.fffffep127f;
 
 // A CTA's share of a row: tokens [first, first + size), `size` a multiple of 8 and the same for all.
 struct SampleRow {
@@ -50,6 +51,36 @@ struct Candidate {
   }
   __device__ __forceinline__ uint4 bits() const { return {score, id, 0, 0}; }
   static __device__ __forceinline__ Candidate from(uint4 v) { return {v.x, v.y}; }
+};
+
+// Relative to the largest, and exactly 0 there, so that infinite logits need no other care.
+__device__ __forceinline__ float above(float logit, float largest) {
+  return logit == largest ? 0.f : logit - largest;
+}
+
+// exp(x) for x <= 0.
+__device__ __forceinline__ float exp_of(float x) { return ptx::exp2_approx(x * 1.44269504f); }
+
+// The likeliest of some tokens, and the sum of exp(logit - its logit) over all of them; no id and no
+// sum without a token above -inf.
+struct Likeliest {
+  float logit = kMinusInfinity;
+  uint32_t id = kNoId;
+  float sum = 0.f;
+
+  __device__ __forceinline__ Likeliest warp_reduce() const {
+    // + 0 turns -0 into 0: equal logits must have equal keys.
+    const Candidate best =
+        Candidate{ordered_key(__float_as_uint(logit + 0.f)), id}.warp_reduce();
+    const float largest = __uint_as_float(ordered_bits(best.score));
+    return {largest, best.id, warp_sum(sum * exp_of(above(logit, largest)))};
+  }
+  __device__ __forceinline__ uint4 bits() const {
+    return {__float_as_uint(logit), id, __float_as_uint(sum), 0};
+  }
+  static __device__ __forceinline__ Likeliest from(uint4 v) {
+    return {__uint_as_float(v.x), v.y, __uint_as_float(v.z)};
+  }
 };
 
 // Tokens of an interval of distances, split at a distance: number and mass of those below it, the
@@ -106,89 +137,80 @@ __device__ __forceinline__ void for_each_quad(const SampleRow& row, Use use) {
   }
 }
 
-// The same, and what `use` leaves in the values goes back, 16 bytes at a time.
-template <typename Use>
-__device__ __forceinline__ void update_quads(const SampleRow& row, Use use) {
-  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x) {
-    const float4 v = *reinterpret_cast<const float4*>(row.values + i);
-    float values[] = {v.x, v.y, v.z, v.w};
-    use(row.first + i, values);
-    ptx::store_shared(row.values + i, values[0], values[1], values[2], values[3]);
-  }
-}
-
-// Logits into shared memory; the thread's best token.
+// Logits into shared memory, and the likeliest of the thread's tokens. All loads of a round are in
+// flight together: one round is 262,144 tokens.
 template <typename T>
-__device__ __forceinline__ Candidate load(const SampleParams& params, const SampleRow& row) {
-  constexpr int kPerLoad = 16 / sizeof(T);
+__device__ __forceinline__ Likeliest load(const SampleParams& params, const SampleRow& row) {
+  constexpr int kPerLoad = 16 / sizeof(T), kLoads = 32 / kPerLoad;
   const T* logits = static_cast<const T*>(params.logits) + row.row * params.logits_stride;
   const bool vectors = params.logits_stride * sizeof(T) % 16 == 0 &&
                        reinterpret_cast<uintptr_t>(params.logits) % 16 == 0;
-  Candidate best;
-#pragma unroll 4
-  for (int i = kPerLoad * threadIdx.x; i < row.size; i += kPerLoad * blockDim.x) {
-    const int id = row.first + i;
-    float v[kPerLoad];
-    if (vectors && id + kPerLoad <= row.vocab) {
-      const uint4 raw = ptx::load_streaming(logits + id);
-      if constexpr (kPerLoad == 8) {
-        unpack(raw, v);
+  const int step = kPerLoad * blockDim.x;
+  // Whole vectors end here: the row may end within one, and its last CTAs may have none.
+  const int whole = vectors ? min(row.size, row.vocab - row.first - kPerLoad + 1) : 0;
+  Likeliest mine;
+  for (int begin = kPerLoad * threadIdx.x; begin < row.size; begin += kLoads * step) {
+    uint4 raw[kLoads];
+    const T* from = logits + row.first + begin;
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u, from += step)
+      if (begin + u * step < whole) raw[u] = ptx::load_streaming(from);
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      const int i = begin + u * step, id = row.first + i;
+      if (i >= row.size) break;
+      float v[kPerLoad];
+      if (i < whole) {
+        if constexpr (kPerLoad == 8) {
+          unpack(raw[u], v);
+        } else {
+          v[0] = __uint_as_float(raw[u].x), v[1] = __uint_as_float(raw[u].y);
+          v[2] = __uint_as_float(raw[u].z), v[3] = __uint_as_float(raw[u].w);
+        }
       } else {
-        v[0] = __uint_as_float(raw.x), v[1] = __uint_as_float(raw.y);
-        v[2] = __uint_as_float(raw.z), v[3] = __uint_as_float(raw.w);
+#pragma unroll
+        for (int j = 0; j < kPerLoad; ++j)
+          v[j] = id + j < row.vocab ? static_cast<float>(logits[id + j]) : -INFINITY;
       }
-    } else {
+      float most = kMinusInfinity;
 #pragma unroll
-      for (int j = 0; j < kPerLoad; ++j)
-        v[j] = id + j < row.vocab ? static_cast<float>(logits[id + j]) : -INFINITY;
-    }
-#pragma unroll
-    for (int j = 0; j < kPerLoad; ++j) {
-      if (v[j] != v[j]) v[j] = -INFINITY;
-      // + 0 turns -0 into 0: equal logits must have equal keys.
-      const uint32_t key = ordered_key(__float_as_uint(v[j] + 0.f));
-      if (key > best.score) best = {key, static_cast<uint32_t>(id + j)};
-    }
-    if constexpr (kPerLoad == 8) {
-      // Half the lanes of a phase write their upper quad first: else two would meet in each bank.
-      const int upper = threadIdx.x & 4;
-#pragma unroll
-      for (int order = 0; order < 8; order += 4) {
-        const bool high = (upper ^ order) != 0;
-        ptx::store_shared(row.values + i + (high ? 4 : 0), high ? v[4] : v[0], high ? v[5] : v[1],
-                          high ? v[6] : v[2], high ? v[7] : v[3]);
+      for (int j = 0; j < kPerLoad; ++j) {
+        v[j] = fmaxf(v[j], kMinusInfinity);  // NaN becomes -inf
+        most = fmaxf(most, v[j]);
       }
-    } else {
-      ptx::store_shared(row.values + i, v[0], v[1], v[2], v[3]);
+      if (most > mine.logit) {
+        mine.sum *= exp_of(mine.logit - most);
+        mine.logit = most;
+#pragma unroll
+        for (int j = kPerLoad - 1; j >= 0; --j)
+          if (v[j] == most) mine.id = id + j;
+      }
+      // Of two equal infinities the difference would be NaN: the base is finite.
+      const float base = fminf(fmaxf(mine.logit, -kLargestFloat), kLargestFloat);
+#pragma unroll
+      for (int j = 0; j < kPerLoad; ++j) mine.sum += exp_of(fminf(v[j] - base, 0.f));
+      if constexpr (kPerLoad == 8) {
+        // Half the lanes of a phase write their upper quad first: else two would meet in each bank.
+        const int upper = threadIdx.x & 4;
+#pragma unroll
+        for (int order = 0; order < 8; order += 4) {
+          const bool high = (upper ^ order) != 0;
+          ptx::store_shared(row.values + i + (high ? 4 : 0), high ? v[4] : v[0],
+                            high ? v[5] : v[1], high ? v[6] : v[2], high ? v[7] : v[3]);
+        }
+      } else {
+        ptx::store_shared(row.values + i, v[0], v[1], v[2], v[3]);
+      }
     }
   }
-  return best;
-}
-
-// Relative to the largest, and exactly 0 there, so that infinite logits need no other care.
-__device__ __forceinline__ float above(float logit, float largest) {
-  return logit == largest ? 0.f : logit - largest;
-}
-
-// values -= largest; returns log(sum(exp(values))).
-__device__ __forceinline__ float subtract_largest(const SampleRow& row, float largest,
-                                                  SampleReduce& reduce) {
-  float sum = 0.f;
-  update_quads(row, [&](int id, float (&values)[4]) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      // Past the end there is nothing, even below a largest logit of -inf.
-      values[j] = id + j < row.vocab ? above(values[j], largest) : -INFINITY;
-      sum += __expf(values[j]);
-    }
-  });
-  return logf(reduce(Split{0, sum}).mass);
+  return mine;
 }
 
 // The n likeliest tokens by log-probability. Each thread knows its best; only the owner of the last
 // winner looks again.
 __device__ __forceinline__ void write_top(const SampleParams& params, const SampleRow& row,
-                                          float log_sum, bool writer, SampleReduce& reduce) {
+                                          float largest, float log_sum, bool writer,
+                                          SampleReduce& reduce) {
   Candidate last{kNoId, 0}, mine;
   bool stale = true;
   for (int n = 0; n < params.num_top; ++n) {
@@ -197,7 +219,8 @@ __device__ __forceinline__ void write_top(const SampleParams& params, const Samp
       for_each_quad(row, [&](int id, const float (&values)[4]) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const uint32_t token = id + j, key = ordered_key(__float_as_uint(values[j] - log_sum));
+          const float logprob = above(values[j], largest) - log_sum;
+          const uint32_t token = id + j, key = ordered_key(__float_as_uint(logprob));
           const bool after = key < last.score || (key == last.score && token > last.id);
           if (after && static_cast<int>(token) < row.vocab) mine = mine + Candidate{key, token};
         }
@@ -212,13 +235,18 @@ __device__ __forceinline__ void write_top(const SampleParams& params, const Samp
   }
 }
 
-// values become distances.
-__device__ __forceinline__ void divide_by_temperature(const SampleRow& row, float temperature) {
-  update_quads(row, [&](int id, float (&values)[4]) {
+// Logits become distances. Past the end there is nothing, even below a largest logit of -inf.
+__device__ __forceinline__ void divide_by_temperature(const SampleRow& row, float largest,
+                                                      float temperature) {
+  for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x) {
+    const float4 v = *reinterpret_cast<const float4*>(row.values + i);
+    float values[] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j)
-      values[j] = id + j < row.vocab ? fabsf(values[j] / temperature) : __uint_as_float(kAbsent);
-  });
+      values[j] = row.first + i + j < row.vocab ? fabsf(above(values[j], largest) / temperature)
+                                                : __uint_as_float(kAbsent);
+    ptx::store_shared(row.values + i, values[0], values[1], values[2], values[3]);
+  }
 }
 
 // Splits the tokens at a distance in [low, high).
@@ -379,26 +407,29 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   const float temperature = params.temperature[row.row];
-  Candidate chosen = load<T>(params, row);
+  const Likeliest mine = load<T>(params, row);
   ptx::cluster_wait();  // every CTA of the cluster runs: its shared memory may be written
-  chosen = reduce(chosen);
-  const float largest = __uint_as_float(ordered_bits(chosen.score));
-  const float log_sum = subtract_largest(row, largest, reduce);
-  write_top(params, row, log_sum, writer, reduce);
+  Likeliest best = reduce(mine);
+  const float largest = best.logit;
+  if (largest == -INFINITY) best = {largest, 0, static_cast<float>(row.vocab)};
+  const float log_sum = logf(best.sum);
+  write_top(params, row, largest, log_sum, writer, reduce);
 
+  uint32_t chosen = best.id;
   if (temperature > 0.f && largest > -INFINITY) {
-    divide_by_temperature(row, temperature);
+    divide_by_temperature(row, largest, temperature);
     const int top_k = params.top_k[row.row];
     const float top_p = params.top_p[row.row];
     Cut cut{kInfinity + 1, 0, static_cast<uint32_t>(row.vocab)};
     if (top_k > 0 && top_k < row.vocab) cut = keep_top_k(row, top_k, reduce);
     if (top_p < 1.f) cut = keep_top_p(row, cut, top_p, reduce);
     const int last = last_tie(row, cut, reduce);
-    chosen = draw(params, row, cut, last, chosen.id, reduce);
+    chosen = draw(params, row, cut, last, best.id, reduce).id;
   }
   if (writer) {
-    params.ids[row.row] = chosen.id;
-    params.logprobs[row.row] = above(logit_at<T>(params, row.row, chosen.id), largest) - log_sum;
+    params.ids[row.row] = chosen;
+    const float logit = chosen == best.id ? largest : logit_at<T>(params, row.row, chosen);
+    params.logprobs[row.row] = above(logit, largest) - log_sum;
   }
 }
 

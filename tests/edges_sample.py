@@ -1,0 +1,95 @@
+"""The sampler at its edges: for the emulator and for a GPU."""
+
+import torch
+from torch import Tensor
+
+from l4kernels import ops
+from l4kernels.testing import assert_close
+from tests.machine import Machine, edge
+from tests.making import I32
+
+
+def sampling(
+    batch: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+    rows: Tensor | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """The sampler's arguments behind the logits; a row's seed and counter are those of its number
+    in `rows`."""
+    rows = torch.arange(batch) if rows is None else rows
+    floats = (torch.full_like(rows, v, dtype=torch.float32) for v in (temperature, top_p, min_p))
+    heat, nucleus, least = floats
+    best = torch.full_like(rows, top_k, dtype=I32)
+    return [heat, best, nucleus, least, rows * 7 + 2**40, rows * 3 + 2**33]
+
+
+SAMPLING = (
+    {},
+    {"top_k": 7},
+    {"top_p": 0.5},
+    {"top_p": 0.95, "temperature": 3.0},
+    {"min_p": 0.1},
+    {"top_k": 40, "top_p": 0.8, "min_p": 0.01, "temperature": 0.6},
+    {"top_k": 300, "top_p": 0.999},
+    {"temperature": 0.0},
+)
+
+
+@edge
+def sampling_draws_the_reference_token(m: Machine) -> None:
+    for options in SAMPLING:
+        for dtype in (torch.float32, torch.bfloat16):
+            logits = m.make.randn(4, 1000, scale=2, dtype=dtype)
+            logits[3] = logits[3].round()  # many ties
+            arguments = (logits, *(t.to(m.device) for t in sampling(4, **options)))
+            with m.route(mode="random"):
+                got = ops.sample(*arguments, top_logprobs=20)
+            expected = ops.sample.reference(*arguments, top_logprobs=20)
+            assert_close(got, expected, 1e-5, str(options))
+
+
+VOCABULARIES = 202_048, 300_001, 458_752
+
+
+@edge
+def sampling_from_large_vocabularies(m: Machine) -> None:
+    """Llama 4's, one whose rows are not aligned, the largest; the last two need a second round."""
+    for vocab in VOCABULARIES:
+        for dtype, temperature in ((torch.float32, 0.0), (torch.bfloat16, 0.7)):
+            logits = m.make.randn(2, vocab, scale=3, dtype=dtype)
+            logits[1, vocab - 1] = 40
+            options = sampling(2, temperature=temperature, top_k=500)
+            arguments = logits, *(t.to(m.device) for t in options)
+            with m.route():
+                got = ops.sample(*arguments, top_logprobs=2)
+            expected = ops.sample.reference(*arguments, top_logprobs=2)
+            assert_close(got, expected, 1e-5, f"{vocab} {dtype}")
+
+
+DRAWS = {"cpu": 400, "cuda": 1_000_000}
+
+
+@edge
+def sampling_follows_the_softmax(m: Machine) -> None:
+    draws = DRAWS[m.device]
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("nan"), 1.0, 0.5, -9.0]).repeat(draws, 1)
+    rows = (t.to(m.device) for t in sampling(draws, top_k=6, temperature=1.5))
+    with m.route():
+        ids = ops.sample(logits.to(m.device), *rows).ids.cpu()
+    kept = torch.tensor([0, 1, 2, 3, 5, 6])
+    expected = (logits[0, kept] / 1.5).softmax(0) * draws
+    counts = torch.bincount(ids, minlength=8)
+    assert counts.sum() == counts[kept].sum()
+    chi_square = ((counts[kept] - expected) ** 2 / expected).sum().item()
+    assert chi_square < 20.5  # p = 1e-3 with 5 degrees of freedom
+
+
+@edge
+def a_row_of_nothing_gives_token_0(m: Machine) -> None:
+    logits = torch.full((2, 100), float("-inf"), device=m.device)
+    logits[1] = float("nan")
+    for temperature in (0.0, 0.8):
+        arguments = logits, *(t.to(m.device) for t in sampling(2, temperature=temperature))
+        with m.route():
+            got = ops.sample(*arguments, top_logprobs=2)
+        assert got.ids.tolist() == [0, 0]
+        assert_close(got, ops.sample.reference(*arguments, top_logprobs=2), 1e-5)
