@@ -31,15 +31,9 @@ std::tuple<Tensor, Tensor> silu_mul_fp8(const Tensor& x, const std::string& scal
               "expected the last dimension of x to be a multiple of 16, at most ",
               2 * kSiluMulFp8MaxWidth, ", got ", describe(x));
   L4K_CHECK_ROWS(x);
-  const Scaling kind = scaling_named(scaling);
-  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,
-              "expected scaling to be one of row, 1x128, got '", scaling, "'");
-  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock);
+  L4K_CHECK_ROW_SCALING(width);
   Device device(x);
-  Tensor q = empty_like(x, {rows, width}, ScalarType::Float8_e4m3fn);
-  Tensor scale = kind == kScalingRow
-                     ? empty_like(x, {rows}, ScalarType::Float)
-                     : empty_like(x, {rows, width / kScaleBlock}, ScalarType::Float);
+  auto [q, scale] = empty_fp8(x, kind, rows, width);
   SiluMulFp8Params params{.rows = rows,
                           .width = static_cast<int>(width),
                           .x = pointer(x),

@@ -2,6 +2,7 @@
 #pragma once
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "bindings/check.h"
 #include "tile/base.h"
@@ -62,12 +63,41 @@ inline Tensor workspace(const Tensor& like, int64_t words) {
               "expected the rows of " #t " to be evenly spaced in memory, got ",              \
               l4k::describe(t), "; call contiguous() first")
 
-#define L4K_CHECK_HEAD_SCALE(name, heads)    \
-  if (maybe_##name.has_value()) {            \
-    const Tensor& name = *maybe_##name;      \
-    L4K_CHECK_DTYPE(name, Float);            \
-    L4K_CHECK_SHAPE(name, heads);            \
-    L4K_CHECK_CONTIGUOUS(name);              \
+// Rows of bf16 that a kernel reads in 16-byte vectors; of an argument maybe_<name>, if it is there.
+#define L4K_CHECK_BF16_ROWS(t, ...) \
+  L4K_CHECK_DTYPE(t, BFloat16);     \
+  L4K_CHECK_SHAPE(t, __VA_ARGS__);  \
+  L4K_CHECK_ROWS(t)
+#define L4K_CHECK_MAYBE_ROWS(name, rows, width)  \
+  if (maybe_##name.has_value()) {                \
+    const Tensor& name = *maybe_##name;          \
+    L4K_CHECK_BF16_ROWS(name, rows, width);      \
+  }
+
+// One factor for a row or for 128 elements of it: the argument `scaling`, and what is returned.
+#define L4K_CHECK_ROW_SCALING(width)                                           \
+  const Scaling kind = scaling_named(scaling);                                 \
+  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,                    \
+              "expected scaling to be one of row, 1x128, got '", scaling, "'"); \
+  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock)
+inline std::tuple<Tensor, Tensor> empty_fp8(const Tensor& like, Scaling kind, int64_t rows,
+                                            int64_t width) {
+  std::vector<int64_t> scales{rows};
+  if (kind == kScaling1x128) scales.push_back(width / kScaleBlock);
+  return {empty_like(like, {rows, width}, ScalarType::Float8_e4m3fn),
+          empty_like(like, scales, ScalarType::Float)};
+}
+
+// A list or table that is read element by element.
+#define L4K_CHECK_TABLE(t, dtype, ...) \
+  L4K_CHECK_DTYPE(t, dtype);           \
+  L4K_CHECK_SHAPE(t, __VA_ARGS__);     \
+  L4K_CHECK_CONTIGUOUS(t)
+
+#define L4K_CHECK_HEAD_SCALE(name, heads)     \
+  if (maybe_##name.has_value()) {             \
+    const Tensor& name = *maybe_##name;       \
+    L4K_CHECK_TABLE(name, Float, heads);      \
   }
 
 // The arguments k_cache, v_cache, maybe_k_scale and maybe_v_scale of every op with a paged cache:

@@ -57,9 +57,7 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
                                          const std::optional<Tensor>& maybe_k_scale,
                                          const std::optional<Tensor>& maybe_v_scale) {
   L4K_CHECK_SHAPE(q, -1, -1, kHeadDim);
-  L4K_CHECK_DTYPE(cu_seqlens_q, Int);
-  L4K_CHECK_SHAPE(cu_seqlens_q, -1);
-  L4K_CHECK_CONTIGUOUS(cu_seqlens_q);
+  L4K_CHECK_TABLE(cu_seqlens_q, Int, -1);
   const int64_t rows = q.size(0), num_heads = q.size(1), batch = cu_seqlens_q.size(0) - 1;
   L4K_REQUIRE(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", describe(cu_seqlens_q));
   L4K_CHECK_ATTENTION(num_heads, batch, 8);

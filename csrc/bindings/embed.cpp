@@ -10,9 +10,7 @@ Tensor embed(const Tensor& input_ids, const Tensor& weight,
   if (!wide) L4K_CHECK_DTYPE(input_ids, Int);
   L4K_CHECK_SHAPE(input_ids, -1);
   L4K_CHECK_CONTIGUOUS(input_ids);
-  L4K_CHECK_DTYPE(weight, BFloat16);
-  L4K_CHECK_SHAPE(weight, -1, -1);
-  L4K_CHECK_ROWS(weight);
+  L4K_CHECK_BF16_ROWS(weight, -1, -1);
   const int64_t tokens = input_ids.size(0), width = weight.size(1);
   L4K_CHECK_MULTIPLE(width, 8);
   const bool images = maybe_image_features.has_value();
@@ -20,12 +18,8 @@ Tensor embed(const Tensor& input_ids, const Tensor& weight,
               "expected image_features and image_rows together, got one without the other");
   if (images) {
     const Tensor &image_features = *maybe_image_features, &image_rows = *maybe_image_rows;
-    L4K_CHECK_DTYPE(image_features, BFloat16);
-    L4K_CHECK_SHAPE(image_features, -1, width);
-    L4K_CHECK_ROWS(image_features);
-    L4K_CHECK_DTYPE(image_rows, Int);
-    L4K_CHECK_SHAPE(image_rows, tokens);
-    L4K_CHECK_CONTIGUOUS(image_rows);
+    L4K_CHECK_BF16_ROWS(image_features, -1, width);
+    L4K_CHECK_TABLE(image_rows, Int, tokens);
   }
   Device device(weight);
   Tensor out = empty_like(weight, {tokens, width});

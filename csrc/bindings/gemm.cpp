@@ -95,9 +95,7 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
   L4K_CHECK_ROWS(out);
   if (grouped) {
     const Tensor& expert_offsets = *maybe_offsets;
-    L4K_CHECK_DTYPE(expert_offsets, Int);
-    L4K_CHECK_SHAPE(expert_offsets, experts + 1);
-    L4K_CHECK_CONTIGUOUS(expert_offsets);
+    L4K_CHECK_TABLE(expert_offsets, Int, experts + 1);
     p.expert_offsets = pointer<int>(expert_offsets);
   }
   L4K_REQUIRE(fp8 == maybe_sfa.has_value() && fp8 == maybe_sfb.has_value(),
@@ -112,24 +110,18 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
   }
   if (maybe_bias) {
     const Tensor& bias = *maybe_bias;
-    L4K_CHECK_DTYPE(bias, BFloat16);
-    L4K_CHECK_SHAPE(bias, n);
-    L4K_CHECK_ROWS(bias);
+    L4K_CHECK_BF16_ROWS(bias, n);
     p.bias = pointer(bias);
   }
   if (maybe_residual) {
     const Tensor& residual = *maybe_residual;
-    L4K_CHECK_DTYPE(residual, BFloat16);
-    L4K_CHECK_SHAPE(residual, m, columns);
-    L4K_CHECK_ROWS(residual);
+    L4K_CHECK_BF16_ROWS(residual, m, columns);
     p.residual = pointer(residual);
     p.residual_stride = residual.stride(0);
   }
   if (maybe_row_scale) {
     const Tensor& row_scale = *maybe_row_scale;
-    L4K_CHECK_DTYPE(row_scale, Float);
-    L4K_CHECK_SHAPE(row_scale, m);
-    L4K_CHECK_CONTIGUOUS(row_scale);
+    L4K_CHECK_TABLE(row_scale, Float, m);
     p.row_scale = pointer<float>(row_scale);
   }
   L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)),

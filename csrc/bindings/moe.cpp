@@ -9,6 +9,10 @@
 
 namespace l4k::binding {
 
+#define L4K_CHECK_TOP_K()                                                                     \
+  L4K_REQUIRE(top_k >= 1 && top_k <= kRouteMaxTopK, "expected top_k in 1 to ", kRouteMaxTopK, \
+              ", got ", top_k)
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tensor& logits,
                                                                      int64_t top_k) {
   const bool float32 = logits.scalar_type() == ScalarType::Float;
@@ -51,12 +55,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tenso
 
 Tensor moe_permute(const Tensor& x, const Tensor& permutation, int64_t top_k) {
   L4K_CHECK_SHAPE(x, -1, -1);
-  L4K_REQUIRE(top_k >= 1 && top_k <= kRouteMaxTopK, "expected top_k in 1 to ", kRouteMaxTopK,
-              ", got ", top_k);
+  L4K_CHECK_TOP_K();
   const int64_t rows = x.size(0) * top_k, row_bytes = x.size(1) * x.element_size();
-  L4K_CHECK_DTYPE(permutation, Int);
-  L4K_CHECK_SHAPE(permutation, rows);
-  L4K_CHECK_CONTIGUOUS(permutation);
+  L4K_CHECK_TABLE(permutation, Int, rows);
   L4K_CHECK_ROWS(x);
   L4K_REQUIRE(row_bytes % 16 == 0, "expected the rows of x to be a multiple of 16 bytes, got ",
               describe(x));
@@ -78,25 +79,16 @@ std::tuple<Tensor, Tensor> moe_permute_fp8(const Tensor& x, const Tensor& permut
                                            int64_t top_k, const std::string& scaling) {
   L4K_CHECK_DTYPE(x, BFloat16);
   L4K_CHECK_SHAPE(x, -1, -1);
-  L4K_REQUIRE(top_k >= 1 && top_k <= kRouteMaxTopK, "expected top_k in 1 to ", kRouteMaxTopK,
-              ", got ", top_k);
+  L4K_CHECK_TOP_K();
   const int64_t rows = x.size(0) * top_k, width = x.size(1);
-  L4K_CHECK_DTYPE(permutation, Int);
-  L4K_CHECK_SHAPE(permutation, rows);
-  L4K_CHECK_CONTIGUOUS(permutation);
+  L4K_CHECK_TABLE(permutation, Int, rows);
   L4K_CHECK_ROWS(x);
   L4K_REQUIRE(width % 8 == 0 && width >= 8 && width <= kQuantizeMaxRow,
               "expected the last dimension of x to be a multiple of 8, at most ", kQuantizeMaxRow,
               ", got ", describe(x));
-  const Scaling kind = scaling_named(scaling);
-  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,
-              "expected scaling to be one of row, 1x128, got '", scaling, "'");
-  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock);
+  L4K_CHECK_ROW_SCALING(width);
   Device device(x);
-  Tensor q = empty_like(x, {rows, width}, ScalarType::Float8_e4m3fn);
-  Tensor scale = kind == kScalingRow
-                     ? empty_like(x, {rows}, ScalarType::Float)
-                     : empty_like(x, {rows, width / kScaleBlock}, ScalarType::Float);
+  auto [q, scale] = empty_fp8(x, kind, rows, width);
   QuantizeRowsParams params{.rows = rows,
                             .x_rows = x.size(0),
                             .width = static_cast<int>(width),
@@ -117,27 +109,14 @@ Tensor moe_combine(const Tensor& y, const Tensor& inverse, int64_t top_k,
                    const std::optional<Tensor>& maybe_residual) {
   L4K_CHECK_DTYPE(y, BFloat16);
   L4K_CHECK_SHAPE(y, -1, -1);
-  L4K_REQUIRE(top_k >= 1 && top_k <= kRouteMaxTopK, "expected top_k in 1 to ", kRouteMaxTopK,
-              ", got ", top_k);
+  L4K_CHECK_TOP_K();
   const int64_t rows = y.size(0), tokens = rows / top_k, width = y.size(1);
   L4K_CHECK_MULTIPLE(rows, top_k);
   L4K_CHECK_MULTIPLE(width, 8);
-  L4K_CHECK_DTYPE(inverse, Int);
-  L4K_CHECK_SHAPE(inverse, rows);
-  L4K_CHECK_CONTIGUOUS(inverse);
+  L4K_CHECK_TABLE(inverse, Int, rows);
   L4K_CHECK_ROWS(y);
-  if (maybe_shared.has_value()) {
-    const Tensor& shared = *maybe_shared;
-    L4K_CHECK_DTYPE(shared, BFloat16);
-    L4K_CHECK_SHAPE(shared, tokens, width);
-    L4K_CHECK_ROWS(shared);
-  }
-  if (maybe_residual.has_value()) {
-    const Tensor& residual = *maybe_residual;
-    L4K_CHECK_DTYPE(residual, BFloat16);
-    L4K_CHECK_SHAPE(residual, tokens, width);
-    L4K_CHECK_ROWS(residual);
-  }
+  L4K_CHECK_MAYBE_ROWS(shared, tokens, width);
+  L4K_CHECK_MAYBE_ROWS(residual, tokens, width);
   Device device(y);
   Tensor out = empty_like(y, {tokens, width});
   MoeCombineParams params{

@@ -39,9 +39,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& x, const Tensor& residual,
                                         const Tensor& weight, double eps) {
   L4K_CHECK_SHAPE(x, -1, -1);
   L4K_CHECK_NORM();
-  L4K_CHECK_DTYPE(residual, BFloat16);
-  L4K_CHECK_SHAPE(residual, x.size(0), width);
-  L4K_CHECK_ROWS(residual);
+  L4K_CHECK_BF16_ROWS(residual, x.size(0), width);
   Device device(x);
   Tensor y = empty_like(x, {x.size(0), width});
   Tensor total = empty_like(x, {x.size(0), width});
@@ -67,22 +65,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rms_norm_fp8(const Tensor& x, const T
   L4K_CHECK_SHAPE(x, -1, -1);
   L4K_CHECK_NORM();
   const int64_t rows = x.size(0);
-  const Scaling kind = scaling_named(scaling);
-  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,
-              "expected scaling to be one of row, 1x128, got '", scaling, "'");
+  L4K_CHECK_ROW_SCALING(width);
   const bool added = maybe_residual.has_value();
-  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock);
-  if (added) {
-    const Tensor& residual = *maybe_residual;
-    L4K_CHECK_DTYPE(residual, BFloat16);
-    L4K_CHECK_SHAPE(residual, rows, width);
-    L4K_CHECK_ROWS(residual);
-  }
+  L4K_CHECK_MAYBE_ROWS(residual, rows, width);
   Device device(x);
-  Tensor q = empty_like(x, {rows, width}, ScalarType::Float8_e4m3fn);
-  Tensor scale = kind == kScalingRow
-                     ? empty_like(x, {rows}, ScalarType::Float)
-                     : empty_like(x, {rows, width / kScaleBlock}, ScalarType::Float);
+  auto [q, scale] = empty_fp8(x, kind, rows, width);
   Tensor y = empty_like(x, {keep_y ? rows : 0, width});
   Tensor total = empty_like(x, {added ? rows : 0, width});
   RmsNormParams params{.rows = rows,
