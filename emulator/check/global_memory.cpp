@@ -105,7 +105,6 @@ void SectorTable::clear() {
   pages_.clear();
   cached_page_ = ~uint64_t{0};
   cached_ = nullptr;
-  distinct_read = distinct_written = 0;
 }
 
 void StoreBuffer::write(uint64_t address, const void* data, uint32_t bytes) {

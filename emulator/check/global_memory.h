@@ -48,10 +48,13 @@ struct Sector {
   uint32_t last_written = 0, last_read = 0;  // bytes, of the last writer and the last plain reader
   uint32_t owner = 0, reader = 0;            // their CTAs, + 1
   uint64_t write_time = 0, read_time = 0;
-  uint16_t launch = 0, reader_launch = 0;    // low bits of the launches
+  uint32_t writer = 0, reading = 0;              // epochs of the last warps that wrote and read
+  uint32_t writer_bytes = 0, reading_bytes = 0;  // and their bytes
+  uint16_t launch = 0, reader_launch = 0;        // low bits of the launches
+  bool bulk_written = false;                     // by the copy engine, the last time
   uint32_t early_read = 0, nc_read = 0;      // bytes read before griddepcontrol.wait, through .nc
   uint16_t early_reader = 0, nc_reader = 0;  // by these launches
-  bool counted_read = false;
+  uint16_t counted_read = 0;                 // for this launch
 };
 
 class SectorTable {
@@ -62,7 +65,6 @@ class SectorTable {
     return (*cached_)[address >> 5 & 127];
   }
   void clear();
-  uint64_t distinct_read = 0, distinct_written = 0;
 
  private:
   using Page = std::array<Sector, 128>;

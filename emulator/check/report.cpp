@@ -27,7 +27,7 @@ std::string Report::text() const {
   std::string s = kind + ": " + message;
   if (!kernel.empty()) s += "\n  kernel  " + readable(kernel);
   if (!file.empty()) s += "\n  source  " + file + ":" + std::to_string(line);
-  if (!outer_file.empty()) s += "\n  inlined at " + outer_file + ":" + std::to_string(outer_line);
+  for (const auto& place : inlined_at) s += "\n  inlined at " + place;
   if (ptx_line) s += "\n  PTX     line " + std::to_string(ptx_line) + ": " + instruction;
   if (warp >= 0) {
     s += "\n  where   CTA (" + std::to_string(cta[0]) + ", " + std::to_string(cta[1]) + ", " +

@@ -26,8 +26,9 @@ struct Fault {
 
 struct Report {
   bool present = false;
-  std::string kind, message, kernel, instruction, file, outer_file;
-  int ptx_line = 0, line = 0, outer_line = 0;
+  std::string kind, message, kernel, instruction, file;
+  std::vector<std::string> inlined_at;  // file:line of the callers, up to the kernel
+  int ptx_line = 0, line = 0;
   uint32_t cta[3] = {0, 0, 0};
   int warp = -1, lane = -1;
   bool has_address = false;

@@ -15,6 +15,8 @@ SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, ui
   reader_.assign(words, 0);
   init_.assign(words, 0);
   kind_.assign(words, Writer::generic);
+  writer_lane_.assign(words, kLanes);
+  reader_lane_.assign(words, kLanes);
   pending_read_.assign(data_.size() / 16, 0);
   pending_write_.assign(data_.size() / 16, 0);
 }
@@ -46,6 +48,13 @@ void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, cons
            lane, address);
 }
 
+void SharedMemory::warp_race(const char* what, uint32_t address, uint8_t other, int lane) const {
+  std::string who = other < kLanes ? " lane " + std::to_string(other) : " other lanes";
+  fault_at("shared-race",
+           what + who + " of this warp with no __syncwarp between that and this access", lane,
+           address);
+}
+
 void SharedMemory::in_flight(const char* what, uint32_t address, int lane) const {
   fault_at("shared-in-flight", what, lane, address);
 }
@@ -55,9 +64,13 @@ void SharedMemory::pend(std::vector<uint16_t>& v, uint32_t address, uint32_t byt
     v[c] = static_cast<uint16_t>(v[c] + delta);
 }
 
-void SharedMemory::note_word_read(uint32_t w, uint32_t mine, const Clock& seen) {
+void SharedMemory::note_word_read(uint32_t w, uint32_t mine, const Clock& seen, uint8_t lane) {
   uint32_t old = reader_[w], id = mine >> 22, clock = mine & 0x3fffff;
-  if (old == mine) return;
+  if (old == mine) {
+    if (reader_lane_[w] != lane) reader_lane_[w] = kLanes;
+    return;
+  }
+  reader_lane_[w] = lane;
   if (old >= kReadSet) {
     read_sets_[old & 0x3fffff][id] = clock;
   } else if (!old || ordered(old, seen)) {
@@ -108,7 +121,10 @@ void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int 
       race(kind_[w] == Writer::generic ? "read of a word written by"
                                        : "read of a word copied asynchronously by",
            w * 4, writer_[w], who, lane);
-    note_word_read(w, who.epoch(), who.seen);
+    if (writer_[w] == who.epoch() && (init_[w] >> 4 & mask) && writer_lane_[w] != lane &&
+        kind_[w] <= Writer::cp_async)
+      warp_race("read of a word written by", w * 4, writer_lane_[w], lane);
+    note_word_read(w, who.epoch(), who.seen, static_cast<uint8_t>(lane));
   }
 }
 
@@ -133,7 +149,10 @@ void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int
       init_[w] = static_cast<uint8_t>((init_[w] & 15) | mask | mask << 4);
     }
     kind_[w] = kind;
+    writer_lane_[w] = static_cast<uint8_t>(lane);
     if (reader_[w]) {
+      if (reader_[w] == mine && reader_lane_[w] != lane && mask == 15)
+        warp_race("overwrites a word read by", w * 4, reader_lane_[w], lane);
       uint32_t culprit;
       // Parts of a word may belong to different warps; only whole-word accesses are conclusive.
       if (!reads_ordered(w, who, &culprit) && culprit >> 22 != who.id && mask == 15)
@@ -195,11 +214,15 @@ void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Acto
 
 void SharedMemory::note_read(uint32_t address, uint32_t bytes, const Actor& who) {
   for (uint32_t w = address / 4; w < (address + bytes + 3) / 4; ++w)
-    note_word_read(w, who.epoch(), who.seen);
+    note_word_read(w, who.epoch(), who.seen, kLanes);
+}
+
+void SharedMemory::forget(uint32_t address, uint32_t bytes) {
+  for (uint32_t w = address / 4; w < (address + bytes) / 4; ++w) init_[w] &= 0xf0;
 }
 
 void SharedMemory::note_engine_read(uint32_t address, uint32_t epoch, const Clock& seen) {
-  for (uint32_t w = address / 4; w < address / 4 + 4; ++w) note_word_read(w, epoch, seen);
+  for (uint32_t w = address / 4; w < address / 4 + 4; ++w) note_word_read(w, epoch, seen, kLanes);
 }
 
 void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Actor& who) {

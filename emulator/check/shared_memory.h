@@ -64,6 +64,7 @@ class SharedMemory {
   void end_pending_write(uint32_t address, uint32_t bytes) {
     pend(pending_write_, address, bytes, -1);
   }
+  void forget(uint32_t address, uint32_t bytes);  // whole words: uninitialised again
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
 
  private:
@@ -72,17 +73,20 @@ class SharedMemory {
   }
   std::string name(uint32_t epoch, uint32_t own) const;
   void pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta);
-  void note_word_read(uint32_t word, uint32_t epoch, const Clock& seen);
+  void note_word_read(uint32_t word, uint32_t epoch, const Clock& seen, uint8_t lane);
   bool reads_ordered(uint32_t word, const Actor& who, uint32_t* culprit) const;
   [[noreturn]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                          int lane) const;
+  [[noreturn]] void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
   [[noreturn]] void in_flight(const char* what, uint32_t address, int lane) const;
 
   static constexpr uint32_t kReadSet = 1023u << 22;
+  static constexpr uint8_t kLanes = 32;
   std::vector<uint8_t> data_;
   std::vector<uint32_t> writer_;  // epoch of the last write of each word, 0: none
   std::vector<uint32_t> reader_;  // epoch of the last read, or kReadSet | index into read_sets_
   std::vector<uint8_t> init_;     // low nibble: bytes initialised; high: bytes of the last write
+  std::vector<uint8_t> writer_lane_, reader_lane_;  // of the last write and read; kLanes: several
   std::vector<Writer> kind_;
   std::vector<uint16_t> pending_read_, pending_write_;
   std::vector<Clock> read_sets_;

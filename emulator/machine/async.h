@@ -6,6 +6,8 @@
 namespace l4k::emu {
 
 Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane);
+// ... that a bulk copy will complete on: its initialisation must be visible to the copy engine.
+void find_copy_mbarrier(Warp& w, const SharedPlace& at, int lane);
 SharedPlace mbarrier_place(Warp& w, uint64_t address, bool shared_space, int lane);
 void mbarrier_arrive(Cta& cta, uint32_t offset, Mbarrier& b, uint32_t count, int lane);
 // Bytes of a copy have arrived; `seen` and `proxied` are the issuer's clocks.

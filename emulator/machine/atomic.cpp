@@ -94,6 +94,7 @@ void atomic(Warp& w, const Inst& in) {
       SharedPlace place = shared_place(w, at, i);
       key = u64{place.cta->rank} << 32 | place.offset;
       acquire_flag(w, key);
+      check_no_mbarrier(*place.cta, place.offset, bytes * count, i);
       place.cta->shared->atomic(place.offset, bytes * count, w.actor, i, true, true);
       p = place.cta->shared->data() + place.offset;
     } else {
@@ -101,7 +102,7 @@ void atomic(Warp& w, const Inst& in) {
       if (m.late()) check_published(w, at, bytes * count, "an atomic access to", i);
       note_global(w, at, bytes * count, Access::atomic, i);
       acquire_flag(w, key);
-      acquire_from_grid(w, at);
+      acquire_from_grid(w, at, (order & 1) && (order & 4));
       release_to_grid(w, at, (order & 2) && (order & 4));
       if (m.late() && !(w.stores.empty() && w.cta->stores.empty())) {
         // The thread's own earlier store to the same place comes first.
@@ -145,15 +146,20 @@ void atomic(Warp& w, const Inst& in) {
   }
 }
 
-// in.a: 1 wider than the CTA, 2 proxy fence, 4 mbarrier init
+// in.a: 1 wider than the CTA, 2 proxy fence of shared memory, 4 of global memory, 8 mbarrier init,
+// 16 within the CTA
 void fence(Warp& w, const Inst& in) {
-  if (in.a & 4)
+  if (in.a & 8)
     for (auto& [offset, b] : w.cta->mbarriers) b.fenced_phase = w.cta->cluster->barrier_phase;
   if (in.a & 1) {
     w.m->publish(*w.cta, &w);
-    w.acquired = w.m->instructions;
-  } else if (!(in.a & 6)) {
+    w.sight.acquired = std::max(w.sight.acquired, w.sight.observed);
+  } else if (in.a & 16) {
     w.m->publish_warp(w);
+  }
+  if (in.a & 4) {
+    w.m->drain(*w.cta, &w);
+    w.proxied = w.cta->cluster->launch->proxied[w.cta->linear] = w.m->instructions;
   }
   if (in.a & 2) {
     for (size_t i = 0; i < w.actor.seen.size(); ++i)
@@ -171,31 +177,27 @@ bool decode_atomic(Decoder& d) {
     int scope = d.take_one("cta gl sys");
     if (d.take("proxy")) d.unsupported();
     d.finish();
-    out.a = scope > 0;
+    out.a = scope > 0 ? 1 : 16;
     out.run = fence;
     return true;
   }
   if (op == "fence") {
     if (d.take("mbarrier_init")) {
       d.take("release"), d.take("cluster");
-      out.a = 4;
+      out.a = 8;
     } else if (d.take("proxy")) {
-      int which = d.take_one("async async::generic alias tensormap::generic");
+      int which = d.take_one("async tensormap::generic");
       if (which < 0) d.unsupported();
-      out.a = which == 3 ? 1 : 2;
-      int how = d.take_one("acquire release");
-      (void)how;
-      d.take_one("global shared::cta shared::cluster");
-      d.take_one("sync_restrict::shared::cta sync_restrict::shared::cluster");
-      d.take_one("cta cluster gpu sys");
+      int space = which ? -1 : d.take_one("global shared::cta shared::cluster");
+      out.a = which ? 1 : space < 0 ? 6 : space ? 2 : 4;
+      d.take_one("acquire release"), d.take_one("cta cluster gpu sys");
     } else {
       d.take_one("sc acq_rel acquire release");
-      out.a = d.take_one("cta cluster gpu sys") > 0;
+      out.a = d.take_one("cta cluster gpu sys") > 0 ? 1 : 16;
       d.take_one("sync_restrict::shared::cta sync_restrict::shared::cluster");
     }
     d.finish();
     out.run = fence;
-    if (d.operands()) out.run = fence;  // fence.proxy.tensormap's address and size
     return true;
   }
   if (op != "atom" && op != "red") return false;
@@ -229,9 +231,9 @@ bool decode_atomic(Decoder& d) {
   if (op == "atom") {
     const PtxOperand& r = d.operand(at++);
     if (r.kind == PtxOperand::Kind::group)
-      for (const auto& p : r.parts) out.d[out.targets++] = d.target(p);
+      for (const auto& p : r.parts) out.d[out.targets++] = d.target(p, t.bits);
     else
-      out.d[out.targets++] = d.target(r);
+      out.d[out.targets++] = d.target(r, t.bits);
     if (out.targets != count) throw PtxError(d.in->line, "atom: wrong number of results");
   }
   d.add_address(at++, space);

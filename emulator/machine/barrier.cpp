@@ -31,13 +31,13 @@ void finish_red(Warp& w, const Inst& in, const NamedBarrier& b) {
 void complete(NamedBarrier& b) {
   for (Warp* w : b.waiting) {
     acquire(*w, b.seen, b.proxied);
-    w->acquired = std::max(w->acquired, b.acquired);
+    w->sight.join(b.sight);
     finish_red(*w, w->program->code[w->pc - 1], b);
     w->wake();
   }
   b.waiting.clear();
   b.arrived = b.red_count = b.red_total = 0;
-  b.acquired = 0;
+  b.sight = {};
   b.seen.assign(b.seen.size(), 0);
   b.proxied.assign(b.proxied.size(), 0);
 }
@@ -77,7 +77,7 @@ void barrier(Warp& w, const Inst& in) {
   }
   join(b.seen, w.actor.seen);
   join(b.proxied, w.actor.proxied);
-  b.acquired = std::max(b.acquired, w.acquired);
+  b.sight.join(w.sight);
   w.m->publish_warp(w);
   w.release();
   ++w.m->progress;
@@ -90,7 +90,7 @@ void barrier(Warp& w, const Inst& in) {
   }
   if (last) {
     acquire(w, b.seen, b.proxied);
-    w.acquired = b.acquired;
+    w.sight = b.sight;
     finish_red(w, in, b);
     complete(b);
     return;
@@ -138,17 +138,23 @@ void cluster_wait(Warp& w, const Inst&) {
   ++w.counters().waits;
   w.cluster_arrived = false;
   w.cluster_passed = w.cluster_phase;
-  w.acquired = w.m->instructions;
-  for (const auto& other : c.ctas)
+  w.sight.acquired = w.m->instructions;
+  for (const auto& other : c.ctas) {
     if (!w.cta->grid_seen.empty()) w.cta->grid_seen[other->linear] = w.m->instructions;
+    for (const auto& it : other->warps) {  // even where all arrived relaxed, all have started
+      u32& clock = w.actor.seen[it->actor.id];
+      clock = std::max(clock, kStarted);
+    }
+  }
   acquire(w, c.done_seen, c.done_proxied);
 }
 
-void launch_dependents(Warp& w, const Inst&) { w.m->note_trigger(*w.cta); }
+void launch_dependents(Warp& w, const Inst&) { w.m->note_trigger(*w.cta, w.has_waited()); }
 void wait_dependency(Warp& w, const Inst&) {
   if (!w.m->dependency_done(*w.cta->cluster->launch)) return w.park(Wait::grid);
+  if (!w.dependency_waited) w.cta->cluster->dependency_waits.push_back(w.actor.epoch());
   w.dependency_waited = true;
-  w.acquired = w.m->instructions;
+  w.sight.acquired = w.m->instructions;
 }
 
 void set_registers(Warp& w, const Inst& in) {  // in.a: inc, in.imm: registers
@@ -178,7 +184,7 @@ bool decode_cta_barrier(Decoder& d) {
     int op = d.take_one("popc and or");
     d.take("u32"), d.take("pred");
     out.a = static_cast<u32>(2 + op);
-    d.add_target(at++);
+    d.add_target(at++, op == 0 ? 32 : 1);
   }
   d.finish();
   d.add_source(at++, 32);

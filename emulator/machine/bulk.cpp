@@ -72,9 +72,10 @@ Plan tensor_plan(Warp& w, const Inst& in, const TensorMap& map, u32 shared, int 
   return p;
 }
 
-// The copy engine does not look into store buffers, not even into its own CTA's.
+// The copy engine does not look into store buffers, not even into its own CTA's; what the kernel
+// wrote it sees behind a proxy fence, of the writer or of the thread that copies.
 void check_stored(Warp& w, u64 address, u64 bytes, int lane) {
-  if (!w.m->late()) return;
+  const Launch& l = *w.cta->cluster->launch;
   for (u64 s = address & ~u64{31}; s < address + bytes; s += 32) {
     u64 lo = std::max(address, s) - s, hi = std::min(address + bytes, s + 32) - s;
     auto mask = static_cast<u32>(((u64{1} << hi) - 1) & ~((u64{1} << lo) - 1));
@@ -83,6 +84,13 @@ void check_stored(Warp& w, u64 address, u64 bytes, int lane) {
       fault_at("stale-global-read",
                "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
                    " (linear index) stored and has not published with a fence",
+               lane, s);
+    if ((sector.written & mask) && sector.launch == static_cast<uint16_t>(l.id) &&
+        !sector.bulk_written && l.proxied[sector.owner - 1] < sector.write_time &&
+        w.proxied < sector.write_time)
+      fault_at("proxy-fence-missing",
+               "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
+                   " (linear index) stored, without a fence.proxy.async between",
                lane, s);
   }
 }
@@ -168,13 +176,14 @@ void load(Warp& w, const Inst& in, int lane) {
     if (!cta->running)
       fault("cluster-exited", "a bulk copy into the shared memory of a CTA that has ended", lane);
     for (const Run& r : plan.runs) {
+      check_no_mbarrier(*cta, r.shared, r.bytes, lane);
       cta->shared->check_async_write(r.shared, r.bytes, w.actor);
       cta->shared->begin_pending_write(r.shared, r.bytes);
     }
     list.push_back({cta, cta->agent << 22 | ++cta->agent_clock});
-    if (in.a & kMulticast) find_mbarrier(w, {cta, bar.offset}, lane);
+    if (in.a & kMulticast) find_copy_mbarrier(w, {cta, bar.offset}, lane);
   }
-  if (!(in.a & kMulticast)) find_mbarrier(w, bar, lane);
+  if (!(in.a & kMulticast)) find_copy_mbarrier(w, bar, lane);
   BulkOp op;
   op.warp = &w;
   op.inst = &in;
@@ -192,7 +201,6 @@ void load(Warp& w, const Inst& in, int lane) {
                         t.epoch);
     }
   };
-  // Later releases of the issuer must not look as if the copy had been ordered before them.
   w.m->submit(std::move(op));
 }
 
@@ -256,7 +264,7 @@ void store(Warp& w, const Inst& in, int lane) {
     for (const Run& r : *runs) {
       if (!r.in_bounds) continue;
       auto* to = reinterpret_cast<uint8_t*>(r.global);
-      note_global(w, r.global, r.bytes, Access::write, lane);
+      note_global(w, r.global, r.bytes, Access::bulk_write, lane);
       if (!(in.a & kReduce)) {
         std::memcpy(to, data->data() + at, r.bytes);
       } else {
@@ -308,6 +316,7 @@ void store_async(Warp& w, const Inst& in) {
       u64 v = get_lane(w, in.list[k], in.a, lane);
       std::memcpy(data.data() + k * in.a, &v, in.a);
     }
+    check_no_mbarrier(*to.cta, to.offset, bytes, lane);
     to.cta->shared->check_async_write(to.offset, bytes, w.actor);
     to.cta->shared->begin_pending_write(to.offset, bytes);
     find_mbarrier(w, bar, lane);

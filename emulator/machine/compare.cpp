@@ -166,7 +166,7 @@ bool decode_compare(Decoder& d) {
     Type t = d.take_type();
     d.finish();
     out.run = t.bits == 16 ? selp<uint16_t> : t.bits == 32 ? selp<uint32_t> : selp<uint64_t>;
-    d.add_target(0), d.add_source(1, t.bits), d.add_source(2, t.bits), d.add_source(3, 1);
+    d.add_target(0, t.bits), d.add_source(1, t.bits), d.add_source(2, t.bits), d.add_source(3, 1);
     return true;
   }
   if (op == "slct") {
@@ -178,7 +178,7 @@ bool decode_compare(Decoder& d) {
               : t.bits == 64 ? (f ? slct<uint64_t, true> : slct<uint64_t, false>)
                              : nullptr;
     if (!out.run) d.unsupported();
-    d.add_target(0), d.add_source(1, t.bits), d.add_source(2, t.bits), d.add_source(3, 32);
+    d.add_target(0, t.bits), d.add_source(1, t.bits), d.add_source(2, t.bits), d.add_source(3, 32);
     return true;
   }
   int how = d.take_one(kOps);
@@ -198,10 +198,10 @@ bool decode_compare(Decoder& d) {
   if (!out.run || t.bits == 8) d.unsupported();
   const PtxOperand& dst = d.operand(0);
   if (dst.kind == PtxOperand::Kind::pair) {
-    out.d[out.targets++] = d.target(dst.parts[0]);
-    out.d[out.targets++] = d.target(dst.parts[1]);
+    out.d[out.targets++] = d.target(dst.parts[0], 1);
+    out.d[out.targets++] = d.target(dst.parts[1], 1);
   } else {
-    d.add_target(0);
+    d.add_target(0, op == "setp" ? 1 : result.bits);
   }
   d.add_source(1, t.bits, t.kind == Kind::real), d.add_source(2, t.bits, t.kind == Kind::real);
   if (bool_op >= 0) {

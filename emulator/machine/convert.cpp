@@ -136,9 +136,10 @@ bool decode_convert(Decoder& d) {
   Type to = d.take_type(), from = d.take_type();
   d.finish();
   out.propagates = true;
-  d.add_target(0);
+  d.add_target(0, 0);
   auto sources = [&](Handler h, u32 bits, int n) {
     out.run = h;
+    d.target(d.operand(0), to.bits);
     for (int i = 1; i <= n; ++i) d.add_source(static_cast<size_t>(i), bits, true);
     return true;
   };

@@ -40,6 +40,7 @@ void copy(Warp& w, const Inst& in) {
     check_aligned(at.offset, in.a, i);
     c.destination[i] = at.offset;
     c.source[i] = source[i];
+    check_no_mbarrier(*at.cta, at.offset, in.a, i);
     // Ordering and bounds are those of the moment of issue.
     at.cta->shared->write(at.offset, in.a, w.actor, i, Writer::cp_async);
     if (!c.source_bytes[i]) continue;

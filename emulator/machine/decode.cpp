@@ -100,15 +100,19 @@ Src Decoder::constant(const void* value, uint32_t bytes) {
   return {0, static_cast<uint32_t>(at)};
 }
 
+void Decoder::check_width(const PtxOperand& o, uint32_t bits) const {
+  uint32_t have = bits_of(o);
+  if (bits && (register_bytes(have) != register_bytes(bits) || (have == 1) != (bits == 1)))
+    throw PtxError(in->line, in->text() + ": register " +
+                                 program->ptx->registers[static_cast<size_t>(o.reg)].name +
+                                 " has " + std::to_string(have) + " bits, expected " +
+                                 std::to_string(bits));
+}
+
 Src Decoder::source(const PtxOperand& o, uint32_t bits, bool is_float) {
   switch (o.kind) {
     case PtxOperand::Kind::reg: {
-      uint32_t have = bits_of(o);
-      if (bits && register_bytes(have) != register_bytes(bits))
-        throw PtxError(in->line, in->text() + ": register " +
-                                     program->ptx->registers[static_cast<size_t>(o.reg)].name +
-                                     " has " + std::to_string(have) + " bits, expected " +
-                                     std::to_string(bits));
+      check_width(o, bits);
       if (o.negated) unsupported("negated operand");
       return {static_cast<uint32_t>(o.reg), program->offset[static_cast<size_t>(o.reg)]};
     }
@@ -152,12 +156,13 @@ Src Decoder::source(const PtxOperand& o, uint32_t bits, bool is_float) {
   }
 }
 
-Src Decoder::target(const PtxOperand& o) {
+Src Decoder::target(const PtxOperand& o, uint32_t bits) {
   if (o.kind == PtxOperand::Kind::sink) return {kSpecialCount, program->offset[kSpecialCount]};
   if (o.kind != PtxOperand::Kind::reg)
     throw PtxError(in->line, in->text() + ": the destination is not a register");
   if (o.reg <= static_cast<int>(kSpecialCount))
     throw PtxError(in->line, in->text() + ": special registers are read-only");
+  check_width(o, bits);
   return {static_cast<uint32_t>(o.reg), program->offset[static_cast<size_t>(o.reg)]};
 }
 
@@ -222,7 +227,7 @@ void Decoder::add_list(const PtxOperand& o, uint32_t bits, int role, bool is_flo
   out->list_role = static_cast<uint8_t>(role);
   auto add = [&](const PtxOperand& p) {
     if (role == 2)
-      out->list.push_back(target(p));
+      out->list.push_back(target(p, bits));
     else
       out->list.push_back(source(p, bits, is_float));
   };

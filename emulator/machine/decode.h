@@ -44,12 +44,13 @@ class Decoder {
   const PtxOperand& operand(size_t i) const;
   size_t operands() const { return in->operands.size(); }
   Src source(const PtxOperand& o, uint32_t bits, bool is_float = false);
-  Src target(const PtxOperand& o);              // also `_`: a scratch register
+  // Also `_`: a scratch register. bits 0: any width.
+  Src target(const PtxOperand& o, uint32_t bits);
   uint32_t bits_of(const PtxOperand& o) const;  // of a register; 0 for literals
   void add_source(size_t i, uint32_t bits, bool is_float = false) {
     out->s[out->sources++] = source(operand(i), bits, is_float);
   }
-  void add_target(size_t i) { out->d[out->targets++] = target(operand(i)); }
+  void add_target(size_t i, uint32_t bits) { out->d[out->targets++] = target(operand(i), bits); }
   Address address(const PtxOperand& o, Space space);
   // The same into s[sources++], imm, bias and c.
   void add_address(size_t i, Space space);
@@ -58,6 +59,7 @@ class Decoder {
   Src constant(const void* lane_value, uint32_t bytes);
 
  private:
+  void check_width(const PtxOperand& o, uint32_t bits) const;  // 0: any
   std::vector<std::string> left_;
 };
 

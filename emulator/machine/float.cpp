@@ -300,7 +300,7 @@ bool decode_float(Decoder& d) {
     if (magnitude || sources == 3 ? op != "fma" : false) d.unsupported();
   }
   if (!out.run) d.unsupported();
-  d.add_target(0);
+  d.add_target(0, t.bits);
   for (int i = 1; i <= sources; ++i)
     d.add_source(static_cast<size_t>(i), t.bits, t.kind == Kind::real);
   return true;

@@ -321,7 +321,8 @@ bool decode_integer(Decoder& d) {
     d.finish();
     out.run = h;
     out.propagates = true;
-    d.add_target(0);
+    bool counts = op == "popc" || op == "clz" || op == "bfind";
+    d.add_target(0, counts ? 32 : part == 2 ? 2 * bits : bits);
     for (int i = 1; i <= sources; ++i)
       d.add_source(static_cast<size_t>(i), i == 2 && second  ? second
                                            : i >= 3 && third ? third

@@ -33,6 +33,7 @@ void Machine::reset() {
   launches_.clear();
   bulk_.clear();
   report = Report{};
+  sectors.clear();
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);
 }
@@ -72,12 +73,12 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   if (failed()) return false;
   if (sms_.size() != settings.sms) sms_.assign(settings.sms, Sm{});
   if (!l->programmatic || settings.mode == Mode::early) {
-    if (!synchronize()) return false;
+    run_until_done(0);
+    if (failed()) return false;
   }
-  if (launches_.empty()) sectors.clear();
   const Program& p = *l->program;
   l->id = next_launch_++;
-  l->overlaps = !launches_.empty();
+  if (!l->programmatic) sectors.clear();
   uint32_t threads = l->block[0] * l->block[1] * l->block[2];
   l->dynamic_base = (p.static_shared_end + p.dynamic_align - 1) / p.dynamic_align * p.dynamic_align;
   l->shared_end = l->dynamic_base + l->dynamic_shared;
@@ -88,6 +89,7 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
                 (l->grid[2] / l->cluster[2]);
   l->tracks_flags = uint64_t{l->grid[0]} * l->grid[1] * l->grid[2] <= 256;
   l->released.assign(uint64_t{l->grid[0]} * l->grid[1] * l->grid[2], 0);
+  l->proxied = l->released;
   memory.add_range(l->params.data(), l->params.size(), true);
   auto& counters = kernel_counters[p.ptx->name];
   counters.kernel = p.ptx->name;
@@ -95,12 +97,13 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   counted_programs[p.ptx->name] = &p;
   bool overlaps = p.launches_dependents && late();
   launches_.push_back(std::move(l));
-  if (!overlaps) return synchronize();
-  return true;
+  if (!overlaps) run_until_done(0);
+  return !failed();
 }
 
 bool Machine::synchronize() {
   run_until_done(0);
+  sectors.clear();
   return !failed();
 }
 
@@ -112,6 +115,10 @@ bool Machine::place_clusters() {
       const Launch& before = *launches_[i - 1];
       uint64_t ctas = uint64_t{before.grid[0]} * before.grid[1] * before.grid[2];
       if (!l.programmatic || before.triggered < ctas) break;
+    }
+    if (!l.next_cluster) {
+      const Launch* before = i ? launches_[i - 1].get() : nullptr;
+      l.complete = !l.programmatic ? l.id : before ? before->next_complete() : last_complete_;
     }
     while (l.next_cluster < l.clusters && place_cluster(l)) placed = true;
     if (l.next_cluster < l.clusters) break;
@@ -193,7 +200,7 @@ bool Machine::place_cluster(Launch& l) {
       w->actor.id = r * per_cta + i;
       w->actor.seen.assign(cluster->actors, 0);
       w->actor.proxied.assign(cluster->actors, 0);
-      w->actor.seen[w->actor.id] = 1;
+      w->actor.seen[w->actor.id] = kStarted + 1;
       uint32_t lanes = std::min(32u, block_threads - i * 32);
       uint32_t live = lanes == 32 ? kAllLanes : (1u << lanes) - 1;
       w->mask = w->live = live;
@@ -238,9 +245,10 @@ bool Machine::place_cluster(Launch& l) {
   return true;
 }
 
-void Machine::note_trigger(Cta& cta) {
+void Machine::note_trigger(Cta& cta, bool waited) {
   if (cta.triggered) return;
   cta.triggered = true;
+  if (cta.cluster->launch->programmatic) cta.cluster->launch->waits_first &= waited;
   ++cta.cluster->launch->triggered;
   ++progress;
 }

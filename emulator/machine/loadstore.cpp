@@ -57,10 +57,10 @@ void load(Warp& w, const Inst& in) {
   Shape s(in);
   u64 address[32];
   addresses(w, in, in.c, address);
-  if (s.order == Order::coherent && polls(w, address)) return;
+  if ((s.order == Order::coherent || s.order == Order::acquire) && polls(w, address)) return;
   count(w, s, address);
   u32 bytes = s.element * s.count;
-  alignas(16) uint8_t data[64];
+  alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     read_memory(w, i, s.space, address[i], bytes, data, s.order);
@@ -90,7 +90,7 @@ void store(Warp& w, const Inst& in) {
     w.m->publish_warp(w);
   count(w, s, address);
   u32 bytes = s.element * s.count;
-  alignas(16) uint8_t data[64];
+  alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     for (u32 k = 0; k < s.count; ++k) {
@@ -170,7 +170,7 @@ bool decode_memory(Decoder& d) {
   }
   if (op == "createpolicy") {
     out.run = make_policy;
-    d.add_target(0);
+    d.add_target(0, 64);
     return true;
   }
   if ((op != "ld" && op != "ldu" && op != "st") || d.in->has("async") || d.in->has("bulk"))
@@ -184,13 +184,14 @@ bool decode_memory(Decoder& d) {
   bool policy;
   take_hints(d, &policy);
   d.take("unified");
-  int vector = d.take_one("v2 v4 v8");
+  int vector = d.take_one("v2 v4");
   Type t = d.take_type();
   d.finish();
   u32 count = vector < 0 ? 1 : 2u << vector, element = t.bits / 8;
-  if (element * count > 32 || t.kind == Kind::pred) d.unsupported("vector of this type");
+  if (element * count > 16 || t.kind == Kind::pred) d.unsupported("vector of this type");
   Order order = nc || op == "ldu" ? Order::nc : Order::weak;
   if (semantics >= 1 || cache == 1 || cache == 4) order = Order::coherent;
+  if (semantics == 2 && scope > 0) order = Order::acquire;
   // .cg on a store is a hint for the caches, not an order.
   if (!is_load && semantics < 1) order = Order::weak;
   // relaxed or acquire at cta scope still goes through the CTA's own cache.
@@ -205,8 +206,7 @@ bool decode_memory(Decoder& d) {
     for (const auto& p : value.parts) widest(p);
   else
     widest(first);
-  if (reg < std::min(element, 8u))
-    throw PtxError(d.in->line, d.in->text() + ": the register is too narrow");
+  if (reg < element) throw PtxError(d.in->line, d.in->text() + ": the register is too narrow");
   d.add_address(is_load ? 1 : 0, space);
   d.add_list(value, reg * 8, is_load ? 2 : 1, t.kind == Kind::real);
   if (out.list.size() != count)

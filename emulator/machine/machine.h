@@ -9,6 +9,7 @@ struct KernelCounters {
   std::string kernel;
   uint64_t launches = 0, distinct_read_bytes = 0, distinct_written_bytes = 0;
   InstCounters total;
+  std::map<std::string, uint64_t> issued;                    // by class of instruction
   std::vector<std::pair<std::string, InstCounters>> lines;  // by source line
 };
 
@@ -43,14 +44,15 @@ class Machine {
   void complete_bulk_groups(Warp& w, int lane, uint32_t allowed, bool read_only);
   void publish(Cta& cta, Warp* w);  // global stores become visible to the grid
   void publish_warp(Warp& w);       // ... to the CTA
-  void note_trigger(Cta& cta);
+  void drain(Cta& cta, Warp* w);    // ... to memory, with no order to anything
+  void note_trigger(Cta& cta, bool waited);
   bool dependency_done(const Launch& l) const;
   void warp_exited(Warp& w);
   uint64_t approximation_seed() const { return settings.perturb ? settings.seed : 0; }
   bool late() const { return settings.mode != Mode::early; }
   bool chance(uint32_t one_in) { return random() % one_in == 0; }
   Launch* find_launch(uint32_t id);
-  bool overlapping() const { return launches_.size() > 1; }
+  bool followed(const Launch& l) const { return launches_.back().get() != &l; }
 
  private:
   void run_until_done(size_t keep);
@@ -72,6 +74,7 @@ class Machine {
   };
   std::vector<Sm> sms_;
   std::vector<std::unique_ptr<Launch>> launches_;  // in stream order; the first is the oldest
+  uint32_t last_complete_ = 0;  // `complete` of a launch that starts now, behind those that ended
   std::vector<Warp*> ready_, waiting_;
   uint64_t idle_progress_ = 0, idle_rounds_ = 0;
   std::vector<BulkOp> bulk_;

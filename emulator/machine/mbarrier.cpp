@@ -1,5 +1,6 @@
 // mbarrier: init, arrive, expect, test, wait.
 #include <bit>
+#include <utility>
 
 #include "machine/async.h"
 #include "machine/decode.h"
@@ -21,6 +22,7 @@ void settle(Cta& cta, u32 offset, Mbarrier& b) {
   b.pending = b.count;
   b.done_seen = b.next_seen;
   b.done_proxied = b.next_proxied;
+  b.done_sight = std::exchange(b.next_sight, {});
   b.next_seen.assign(b.next_seen.size(), 0);
   b.next_proxied.assign(b.next_proxied.size(), 0);
   for (auto& other : cta.cluster->ctas)
@@ -30,13 +32,21 @@ void settle(Cta& cta, u32 offset, Mbarrier& b) {
 }
 
 // in.b: the address is in a shared space
-u64 mbarrier_address(Warp& w, const Inst& in, int lane) { return address_of(w, in.at[0], lane); }
+SharedPlace place_of(Warp& w, const Inst& in, int lane) {
+  return mbarrier_place(w, address_of(w, in.at[0], lane), in.b, lane);
+}
+SharedPlace own_place_of(Warp& w, const Inst& in, int lane) {
+  SharedPlace at = place_of(w, in, lane);
+  if (at.cta != w.cta)
+    fault_at("bad-operand", in.ptx->text() + " takes an mbarrier of its own CTA", lane, at.offset);
+  return at;
+}
 
 void init(Warp& w, const Inst& in) {
   const u32* count = w.reg<u32>(in.s[0]);
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
+    SharedPlace at = own_place_of(w, in, i);
     if (!count[i] || count[i] > kMaxCount)
       fault_at("mbarrier-count", "mbarrier.init with a count of " + std::to_string(count[i]), i,
                at.offset);
@@ -57,9 +67,11 @@ void init(Warp& w, const Inst& in) {
 void invalidate(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
+    SharedPlace at = own_place_of(w, in, i);
     find_mbarrier(w, at, i);
     at.cta->mbarriers.erase(at.offset);
+    at.cta->shared->write(at.offset, 8, w.actor, i, Writer::generic);  // behind its other users
+    at.cta->shared->forget(at.offset, 8);
   }
 }
 
@@ -77,7 +89,7 @@ void arrive(Warp& w, const Inst& in) {
   bool released = false;
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
+    SharedPlace at = place_of(w, in, i);
     Mbarrier& b = find_mbarrier(w, at, i);
     u32 value = in.c ? w.reg<u32>(in.s[0])[i] : 1;
     if (in.targets) w.reg<u64>(in.d[0])[i] = b.phase;
@@ -86,8 +98,10 @@ void arrive(Warp& w, const Inst& in) {
       if (!(in.a & 8)) {
         join(b.next_seen, w.actor.seen);
         join(b.next_proxied, w.actor.proxied);
+        b.next_sight.join(w.sight);
         if (at.cta != w.cta) {
           w.m->publish(*w.cta, &w);
+          b.next_sight.acquired = w.m->instructions;
           if (!at.cta->grid_seen.empty()) at.cta->grid_seen[w.cta->linear] = w.m->instructions;
         }
         w.m->publish_warp(w);
@@ -106,7 +120,7 @@ void arrive(Warp& w, const Inst& in) {
 void complete_tx(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
+    SharedPlace at = place_of(w, in, i);
     find_mbarrier(w, at, i);
     mbarrier_complete(*at.cta, at.offset, w.reg<u32>(in.s[0])[i], w.actor.seen, w.actor.proxied, 0);
   }
@@ -120,7 +134,7 @@ void wait(Warp& w, const Inst& in) {
   u32 first_parity = 0;
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
+    SharedPlace at = own_place_of(w, in, i);
     Mbarrier& b = find_mbarrier(w, at, i);
     bool complete;
     u32 parity;
@@ -138,7 +152,9 @@ void wait(Warp& w, const Inst& in) {
     done |= u32(complete) << i;
     if (!complete && first < 0) first = i, first_at = at, first_parity = parity;
   }
-  if (first >= 0 && !w.timed_out) {
+  // try_wait may give up, in random mode: it belongs in a loop.
+  bool gives_up = (in.a & 2) && w.m->settings.mode == Mode::random && w.m->chance(2);
+  if (first >= 0 && !w.timed_out && !gives_up) {
     bool again = w.poll_pc == w.pc && w.poll_progress == w.m->progress;
     w.poll_count = again ? w.poll_count + 1 : 0;
     w.poll_pc = w.pc, w.poll_progress = w.m->progress;
@@ -153,14 +169,13 @@ void wait(Warp& w, const Inst& in) {
   if (!(in.a & 4))
     for (u32 l = done; l; l &= l - 1) {
       int i = std::countr_zero(l);
-      Mbarrier& b = find_mbarrier(w, mbarrier_place(w, mbarrier_address(w, in, i), in.b, i), i);
+      Mbarrier& b = find_mbarrier(w, place_of(w, in, i), i);
       u32 own = w.actor.seen[w.actor.id];
       join(w.actor.seen, b.done_seen);
       join(w.actor.proxied, b.done_proxied);
       w.actor.seen[w.actor.id] = own;
+      w.sight.join(b.done_sight);
     }
-  if (done)
-    for (const auto& other : w.cta->warps) w.acquired = std::max(w.acquired, other->acquired);
   if (done) ++w.counters().waits;
   u32& p = *w.reg<u32>(in.d[0]);
   p = (p & ~w.active) | done;
@@ -172,7 +187,7 @@ void pending_count(Warp&, const Inst&) { fault("not-implemented", "mbarrier.pend
 void arrive_after_copies(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    SharedPlace at = mbarrier_place(w, mbarrier_address(w, in, i), in.b, i);
+    SharedPlace at = place_of(w, in, i);
     Mbarrier& b = find_mbarrier(w, at, i);
     if (!in.a) ++b.pending;
     w.deferred_arrives.push_back({at.cta, at.offset, w.copy_seq, i});
@@ -202,7 +217,18 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
   if (!ordered)
     fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation and here",
              lane, at.offset);
+  at.cta->shared->note_read(at.offset, 8, w.actor);
   return it->second;
+}
+
+void find_copy_mbarrier(Warp& w, const SharedPlace& at, int lane) {
+  const Mbarrier& b = find_mbarrier(w, at, lane);
+  if (b.fenced_phase < 0 && (b.init_epoch & 0x3fffff) > w.actor.proxied[b.init_epoch >> 22])
+    fault_at(
+        "proxy-fence-missing",
+        "a bulk copy completes on an mbarrier with no fence.mbarrier_init or fence.proxy.async "
+        "between its initialisation and here",
+        lane, at.offset);
 }
 
 void mbarrier_arrive(Cta& cta, u32 offset, Mbarrier& b, u32 count, int lane) {
@@ -212,6 +238,9 @@ void mbarrier_arrive(Cta& cta, u32 offset, Mbarrier& b, u32 count, int lane) {
                  " expects only " + std::to_string(b.pending) + " more of " +
                  std::to_string(b.count),
              lane, offset);
+  if (!count || count > kMaxCount)
+    fault_at("mbarrier-count", "mbarrier.arrive with a count of " + std::to_string(count), lane,
+             offset);
   b.pending -= count;
   if (!b.pending && b.tx < 0)
     fault_at(
@@ -270,7 +299,7 @@ bool decode_mbarrier(Decoder& d) {
     d.finish();
     // The state may be left out for remote barriers written as `mbarrier.arrive [addr]`.
     size_t at = d.operand(0).kind == PtxOperand::Kind::address ? 0 : 1;
-    if (at && d.operand(0).kind == PtxOperand::Kind::reg) d.add_target(0);
+    if (at && d.operand(0).kind == PtxOperand::Kind::reg) d.add_target(0, 64);
     out.at.push_back(d.address(d.operand(at), state_space));
     if (d.operands() > at + 1) d.add_source(at + 1, 32), out.c = 1;
     if ((out.a & 1) && !out.c) throw PtxError(d.in->line, "expect_tx without a count");
@@ -281,7 +310,7 @@ bool decode_mbarrier(Decoder& d) {
     out.a = (d.take("parity") ? 1u : 0) | (what == 5 ? 2u : 0) | (d.take("relaxed") ? 4u : 0);
     d.take("acquire"), d.take_one("cta cluster");
     d.finish();
-    d.add_target(0);
+    d.add_target(0, 1);
     out.at.push_back(d.address(d.operand(1), state_space));
     d.add_source(2, out.a & 1 ? 32 : 64);
     out.run = wait;

@@ -21,6 +21,16 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
   if (!cta->running)
     fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane,
              address);
+  if (cta == w.cta) return {cta, offset};
+  if (std::none_of(cta->warps.begin(), cta->warps.end(), [&](const auto& other) {
+        return w.actor.seen[other->actor.id] >= kStarted;
+      }))
+    fault_at("cluster-not-started",
+             "access to another CTA's shared memory with no cluster barrier before: the CTA may "
+             "not have started",
+             lane, address);
+  cta->visits.resize(c.actors);
+  cta->visits[w.actor.id] = {w.actor.seen[w.actor.id], &w.current()};
   return {cta, offset};
 }
 
@@ -86,8 +96,9 @@ void release_to_grid(Warp& w, uint64_t address, bool release) {
   flag[cta.linear] = std::max(flag[cta.linear], cta.fence_time);
 }
 
-void acquire_from_grid(Warp& w, uint64_t address) {
-  w.acquired = w.m->instructions;
+void acquire_from_grid(Warp& w, uint64_t address, bool acquire) {
+  w.sight.observed = w.m->instructions;
+  if (acquire) w.sight.acquired = w.m->instructions;
   auto& flags = w.cta->cluster->launch->grid_flags;
   if (auto it = flags.find(address); it != flags.end()) join_times(w.cta->grid_seen, it->second);
 }
@@ -100,27 +111,53 @@ uint32_t sector_mask(uint64_t sector, uint64_t address, uint64_t bytes) {
   return static_cast<uint32_t>(((uint64_t{1} << hi) - 1) & ~((uint64_t{1} << lo) - 1));
 }
 
-// Dependent launches: before its wait, a kernel may touch nothing that an unfinished one touches.
+// Dependent launches: before its wait, a kernel may touch nothing that a launch touches which may
+// still run, and before its end nothing that the next one has touched.
 void check_overlap(Warp& w, Sector& s, uint32_t mask, bool reads, bool writes, uint64_t address,
                    int lane) {
   Machine& m = *w.m;
   Launch& l = *w.cta->cluster->launch;
   auto tag = static_cast<uint16_t>(l.id);
-  bool early = !m.dependency_done(l);
-  bool foreign_write = s.launch != tag && (s.written & mask) && m.find_launch(s.launch);
-  if (foreign_write && (early || m.find_launch(s.launch)->id > l.id))
+  auto overlaps = [&](uint16_t other) {
+    if (!other || other == tag) return false;
+    if (static_cast<uint16_t>(other - tag) < 0x8000) return true;
+    return !w.has_waited() && static_cast<uint16_t>(other - l.complete) < 0x8000;
+  };
+  if ((s.written & mask) && overlaps(s.launch))
     fault_at("dependency-race",
              std::string(reads ? "reads" : "writes") +
                  " what an overlapping kernel wrote with no griddepcontrol.wait between",
              lane, address);
   if (!writes) return;
-  bool foreign_read = s.reader_launch && s.reader_launch != tag && (s.last_read & mask) &&
-                      m.find_launch(s.reader_launch);
-  if ((foreign_read && (early || m.find_launch(s.reader_launch)->id > l.id)) ||
+  if (((s.last_read & mask) && overlaps(s.reader_launch)) ||
       ((s.early_read & mask) && s.early_reader != tag && m.find_launch(s.early_reader)))
     fault_at("dependency-race",
              "writes what an overlapping kernel read with no griddepcontrol.wait between", lane,
              address);
+}
+
+// Warps of one CTA: an access conflicts with another warp's unless a barrier orders them, or a
+// detour through the grid does.
+void check_warps(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t address, int lane) {
+  Launch& l = *w.cta->cluster->launch;
+  uint32_t me = w.cta->linear + 1;
+  auto tag = static_cast<uint16_t>(l.id);
+  auto unordered = [&](uint32_t epoch, uint64_t time) {
+    return (epoch & 0x3fffff) > w.actor.seen[epoch >> 22] &&
+           (l.released[me - 1] < time || w.sight.acquired < time);
+  };
+  auto race = [&](const char* what, uint32_t epoch, const char* did) {
+    fault_at("global-race",
+             what + std::to_string((epoch >> 22) - w.cta->warps[0]->actor.id) + " of this CTA " +
+                 did + ", with no barrier between",
+             lane, address);
+  };
+  if (!writes && s.launch == tag && s.owner == me && (s.writer_bytes & mask) &&
+      unordered(s.writer, s.write_time))
+    race("reads what warp ", s.writer, "wrote");
+  if (writes && s.reader_launch == tag && s.reader == me && (s.reading_bytes & mask) &&
+      unordered(s.reading, s.read_time))
+    race("writes what warp ", s.reading, "has read");
 }
 
 // CTAs of one launch: an access conflicts with another CTA's unless that one released something to
@@ -130,7 +167,7 @@ void check_ctas(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t a
   auto tag = static_cast<uint16_t>(l.id);
   uint32_t me = w.cta->linear + 1;
   auto unordered = [&](uint32_t other, uint64_t time) {
-    return l.released[other - 1] < time || w.acquired < time ||
+    return l.released[other - 1] < time || w.sight.acquired < time ||
            (l.tracks_flags && w.cta->grid_seen[other - 1] < time);
   };
   auto name = [](uint32_t cta) { return "CTA " + std::to_string(cta - 1) + " (linear index)"; };
@@ -156,31 +193,38 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
   Launch& l = *w.cta->cluster->launch;
   uint32_t me = w.cta->linear + 1;
   auto tag = static_cast<uint16_t>(l.id);
-  bool writes = how == Access::write || how == Access::atomic, reads = how != Access::write;
+  bool stores = how == Access::write || how == Access::bulk_write, reads = !stores;
+  bool writes = stores || how == Access::atomic, chained = l.programmatic || m.followed(l);
   for (uint64_t at = address & ~uint64_t{31}; at < address + bytes; at += 32) {
     Sector& s = m.sectors.at(at);
     uint32_t mask = sector_mask(at, address, bytes);
-    if (m.overlapping()) check_overlap(w, s, mask, reads, writes, address, lane);
-    if (how == Access::read || how == Access::write) check_ctas(w, s, mask, writes, address, lane);
-    if (reads && !s.counted_read) s.counted_read = true, ++m.sectors.distinct_read;
+    if (chained) check_overlap(w, s, mask, reads, writes, address, lane);
+    if (how == Access::read || stores) check_ctas(w, s, mask, writes, address, lane);
+    if (how != Access::coherent_read) check_warps(w, s, mask, stores, address, lane);
+    if (reads && s.counted_read != tag) s.counted_read = tag, ++l.distinct_read;
     if (how == Access::read) {
-      if (m.overlapping() && !m.dependency_done(l)) {
+      if (chained && !w.has_waited()) {
         s.early_read = s.early_reader == tag ? s.early_read | mask : mask;
         s.early_reader = tag;
       }
       bool same = s.reader == me && s.reader_launch == tag && l.released[me - 1] <= s.read_time;
       s.last_read = same ? s.last_read | mask : mask;
+      s.reading_bytes = same && s.reading == w.actor.epoch() ? s.reading_bytes | mask : mask;
+      s.reading = w.actor.epoch();
       s.reader = me, s.reader_launch = tag, s.read_time = m.instructions;
     }
     if (!writes) continue;
     if ((s.nc_read & mask) && s.nc_reader == tag)
       fault_at("nc-read-of-written", "writes what this kernel has read through ld.global.nc", lane,
                address);
-    if (!s.written) ++m.sectors.distinct_written;
+    if (!s.written || s.launch != tag) ++l.distinct_written;
     bool same = s.owner == me && s.launch == tag && l.released[me - 1] <= s.write_time;
     s.last_written = same ? s.last_written | mask : mask;
+    s.writer_bytes = same && s.writer == w.actor.epoch() ? s.writer_bytes | mask : mask;
+    s.writer = how == Access::atomic ? 0 : w.actor.epoch();
     s.written = s.launch == tag ? s.written | mask : mask;
     s.launch = tag, s.owner = me, s.write_time = m.instructions;
+    s.bulk_written = how == Access::bulk_write;
   }
 }
 
@@ -216,8 +260,8 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
 static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, void* out,
                         Order order) {
   const uint8_t* p = global_pointer(w, lane, address, bytes, false);
-  note_global(w, address, bytes, order == Order::coherent ? Access::coherent_read : Access::read,
-              lane);
+  bool coherent = order == Order::coherent || order == Order::acquire;
+  note_global(w, address, bytes, coherent ? Access::coherent_read : Access::read, lane);
   Sector& s = w.m->sectors.at(address);
   auto tag = static_cast<uint16_t>(w.cta->cluster->launch->id);
   uint32_t offset = address & 31;
@@ -253,6 +297,13 @@ static void write_global(Warp& w, int lane, uint64_t address, uint32_t bytes, co
   std::memcpy(p, data, bytes);
 }
 
+void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) {
+  auto it = cta.mbarriers.lower_bound(offset < 7 ? 0 : offset - 7);
+  if (it != cta.mbarriers.end() && it->first < offset + bytes)
+    fault_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
+             lane, it->first);
+}
+
 void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
                  Order order) {
   if (space == Space::none) space = generic_space(&address);
@@ -260,7 +311,7 @@ void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byte
   switch (space) {
     case Space::shared: {
       SharedPlace at = shared_place(w, address, lane);
-      if (order == Order::coherent) {
+      if (order == Order::coherent || order == Order::acquire) {
         acquire_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);
         at.cta->shared->atomic(at.offset, bytes, w.actor, lane, true, false);
       } else {
@@ -273,9 +324,9 @@ void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byte
       std::memcpy(out, w.local_memory(lane, address, bytes), bytes);
       return;
     case Space::global:
-      if (order == Order::coherent) {
+      if (order == Order::coherent || order == Order::acquire) {
         acquire_flag(w, address);
-        acquire_from_grid(w, address);
+        acquire_from_grid(w, address, order == Order::acquire);
       }
       read_global(w, lane, address, bytes, out, order);
       return;
@@ -292,11 +343,7 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
   switch (space) {
     case Space::shared: {
       SharedPlace at = shared_place(w, address, lane);
-      for (auto it = at.cta->mbarriers.lower_bound(at.offset >= 7 ? at.offset - 7 : 0);
-           it != at.cta->mbarriers.end() && it->first < at.offset + bytes; ++it)
-        if (it->first + 8 > at.offset)
-          fault_at("mbarrier-overwritten",
-                   "a store hits a live mbarrier; mbarrier.inval comes first", lane, at.offset);
+      check_no_mbarrier(*at.cta, at.offset, bytes, lane);
       if (order == Order::coherent) {
         at.cta->shared->atomic(at.offset, bytes, w.actor, lane, false, true);
         release_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);

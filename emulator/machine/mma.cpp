@@ -54,6 +54,7 @@ void rows_of(Warp& w, const Inst& in, bool store, uint8_t* (&rows)[32]) {
       fault_at("shared-out-of-bounds", "the address is not in shared memory", i, at);
     check_aligned(at, 16, i);
     SharedPlace place = shared_place(w, at, i);
+    if (store) check_no_mbarrier(*place.cta, place.offset, 16, i);
     if (store)
       place.cta->shared->write(place.offset, 16, w.actor, i, Writer::generic);
     else
@@ -110,7 +111,7 @@ bool decode_mma(Decoder& d) {
   if (op == "movmatrix") {
     d.take("sync"), d.take("aligned"), d.take("m8n8"), d.take("trans"), d.take("b16");
     d.finish();
-    d.add_target(0), d.add_source(1, 32);
+    d.add_target(0, 32), d.add_source(1, 32);
     out.run = transpose;
     return true;
   }
@@ -146,7 +147,7 @@ bool decode_mma(Decoder& d) {
   }
   const PtxOperand& dst = d.operand(0);
   if (dst.kind == PtxOperand::Kind::group)
-    for (const auto& p : dst.parts) d.target(p);
+    for (const auto& p : dst.parts) d.target(p, 32);
   out.checks_itself = true;
   out.run = mma;
   return true;

@@ -148,17 +148,13 @@ bool decode_vector_move(Decoder& d, u32 bits) {
   out.a = bits / n / 8;
   out.b = bits / 8;
   if (packing) {
-    d.add_target(0);
+    d.add_target(0, bits);
     d.add_list(group, bits / n, 1);
     out.run = pack;
   } else {
     d.add_source(1, bits);
     d.add_list(group, bits / n, 2);
     out.run = out.a == 1 ? unpack_bytes : unpack;
-    for (size_t i = 0; i < group.parts.size(); ++i)  // `_` has the scratch register's width
-      if (d.bits_of(group.parts[i]) &&
-          register_bytes(d.bits_of(group.parts[i])) != std::max(out.a, 2u))
-        throw PtxError(d.in->line, "mov: a part has the wrong width");
   }
   if (packing && out.a == 1) d.unsupported("packing bytes");
   out.propagates = true;
@@ -185,7 +181,7 @@ bool decode_move(Decoder& d) {
         d.operand(1).kind == PtxOperand::Kind::group)
       return decode_vector_move(d, t.bits);
     const PtxOperand& s = d.operand(1);
-    d.add_target(0);
+    d.add_target(0, t.bits);
     if (s.kind == PtxOperand::Kind::symbol) {
       if (s.name[0] == '%') {
         if (s.name.rfind("%clock", 0) != 0 && s.name.rfind("%globaltimer", 0) != 0)
@@ -202,9 +198,6 @@ bool decode_move(Decoder& d) {
       out.run = move_predicate;
       return true;
     }
-    u32 have = d.bits_of(d.operand(0));
-    if (have && register_bytes(have) != register_bytes(t.bits))
-      throw PtxError(d.in->line, "mov: the destination has " + std::to_string(have) + " bits");
     d.add_source(1, t.bits);
     if (t.bits == 128) {
       out.run = move_wide, out.propagates = true;
@@ -221,7 +214,7 @@ bool decode_move(Decoder& d) {
     d.finish();
     u64 window = s == Space::shared ? kSharedWindow : s == Space::local ? kLocalWindow : 0;
     if (to) window = 0 - window;
-    d.add_target(0);
+    d.add_target(0, t.bits);
     if (d.operand(1).kind == PtxOperand::Kind::symbol)
       return decode_symbol(d, d.operand(1), window);
     d.add_source(1, t.bits);
@@ -235,7 +228,7 @@ bool decode_move(Decoder& d) {
     out.a = static_cast<u32>(named_space(d, &cluster));
     out.b = cluster;
     d.finish();
-    d.add_target(0);
+    d.add_target(0, 1);
     d.add_source(1, 64);
     out.run = is_space;
     return true;
@@ -246,7 +239,7 @@ bool decode_move(Decoder& d) {
     d.finish();
     const PtxOperand& a = d.operand(1);
     out.b = register_bytes(op == "mapa" ? t.bits : std::max(32u, d.bits_of(a)));
-    d.add_target(0);
+    d.add_target(0, t.bits);
     if (a.kind == PtxOperand::Kind::symbol && a.variable && a.variable->external) {
       u64 zero = 0;
       out.bias = Bias::dynamic_shared;

@@ -270,17 +270,41 @@ void Machine::deadlock() {
   report.table = std::move(table);
 }
 
+namespace {
+
+std::string file_name(const PtxModule& m, int file) {
+  auto it = m.files.find(file);
+  return it == m.files.end() ? "?" : it->second;
+}
+
+// The callers that a place was inlined into, innermost first: each names the place of an earlier
+// .loc, which has its own.
+std::vector<std::string> callers(const PtxModule& m, size_t at) {
+  std::vector<std::string> list;
+  for (;;) {
+    const SourceLocation& l = m.locations[at];
+    if (!l.outer_line) return list;
+    list.push_back(file_name(m, l.outer_file) + ":" + std::to_string(l.outer_line));
+    do {
+      if (!at--) return list;
+    } while (m.locations[at].file != l.outer_file || m.locations[at].line != l.outer_line ||
+             m.locations[at].column != l.outer_column);
+  }
+}
+
+}  // namespace
+
 std::string location(const Program& p, const Inst& in) {
   if (!in.ptx) return "?";
-  const SourceLocation& l = p.module->locations[static_cast<size_t>(in.ptx->location)];
-  auto file = [&](int f) {
-    auto it = p.module->files.find(f);
-    return it == p.module->files.end() ? std::string("?") : it->second;
-  };
-  std::string s = file(l.file) + ":" + std::to_string(l.line);
-  if (l.outer_line)
-    s += " (inlined at " + file(l.outer_file) + ":" + std::to_string(l.outer_line) + ")";
-  return s;
+  auto at = static_cast<size_t>(in.ptx->location);
+  const SourceLocation& l = p.module->locations[at];
+  std::string s = file_name(*p.module, l.file) + ":" + std::to_string(l.line),
+              separator = " (inlined at ";
+  for (const auto& place : callers(*p.module, at)) {
+    s += separator + place;
+    separator = ", ";
+  }
+  return separator == ", " ? s + ")" : s;
 }
 
 void Machine::record(const Fault& f, Warp* w, const Inst* in) {
@@ -303,14 +327,11 @@ void Machine::locate(Warp* w, const Inst* in) {
   report.instruction = in->ptx->text();
   report.ptx_line = in->ptx->line;
   const PtxModule& mod = *w->program->module;
-  const SourceLocation& l = mod.locations[static_cast<size_t>(in->ptx->location)];
-  auto file = [&](int n) {
-    auto it = mod.files.find(n);
-    return it == mod.files.end() ? std::string() : it->second;
-  };
-  report.file = file(l.file);
+  auto at = static_cast<size_t>(in->ptx->location);
+  const SourceLocation& l = mod.locations[at];
+  if (l.line) report.file = file_name(mod, l.file);
   report.line = l.line;
-  if (l.outer_line) report.outer_file = file(l.outer_file), report.outer_line = l.outer_line;
+  report.inlined_at = callers(mod, at);
 }
 
 }  // namespace l4k::emu

@@ -1,6 +1,7 @@
 // The machine: launches, clusters, CTAs, warps and what they share.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -27,6 +28,7 @@ inline constexpr uint64_t kSharedWindow = uint64_t{1}
                                           << 48;  // generic addresses, not host pointers
 inline constexpr uint64_t kLocalWindow = uint64_t{1} << 49;
 inline constexpr uint32_t kAllLanes = 0xffffffffu;
+inline constexpr uint32_t kStarted = 1;  // a warp's clock before its first access
 
 enum class Mode : uint8_t { late, early, random };
 
@@ -63,19 +65,30 @@ struct Frame {
   uint32_t live = 0;
 };
 
+// When a warp last looked at what other CTAs may have written, through an atomic or volatile
+// access, and when an acquire or a fence made that count. Barriers pass it on.
+struct Sight {
+  uint64_t observed = 0, acquired = 0;
+  void join(const Sight& other) {
+    observed = std::max(observed, other.observed);
+    acquired = std::max(acquired, other.acquired);
+  }
+};
+
 struct Mbarrier {
   uint32_t count = 0, pending = 0;
   int64_t tx = 0;
   uint64_t phase = 0;
   uint32_t init_epoch = 0;
   int64_t fenced_phase = -1;  // of the cluster barrier, at fence.mbarrier_init
+  Sight next_sight, done_sight;
   Clock next_seen, next_proxied, done_seen, done_proxied;
 };
 
 struct NamedBarrier {
   uint32_t arrived = 0, expected = 0;  // threads; expected 0: every thread of the CTA
   std::vector<Warp*> waiting;
-  uint64_t acquired = 0;
+  Sight sight;
   uint32_t red_count = 0, red_total = 0;  // bar.red: predicates that are true, of how many
   Clock seen, proxied;
 };
@@ -171,7 +184,8 @@ struct Warp {
   uint32_t cluster_phase = 0;
   bool cluster_arrived = false, dependency_waited = false;
   int64_t cluster_passed = -1;  // last phase of the cluster barrier it has been through
-  uint64_t acquired = 0;        // when it last synchronised with the rest of the grid
+  Sight sight;                  // of the rest of the grid
+  uint64_t proxied = 0;         // its last proxy fence that covers global memory
 
   template <typename T>
   T* reg(const Src& s) {
@@ -206,7 +220,8 @@ struct Warp {
   void pop_frame(uint32_t lanes);
   void use_frame();
   uint8_t* local_memory(int lane, uint64_t offset, uint64_t bytes);
-  void release();  // begins a new epoch after others have been given this one
+  bool has_waited();  // griddepcontrol.wait, itself or a warp that a barrier puts before it
+  void release();     // begins a new epoch after others have been given this one
 };
 
 // What the four warps of a warpgroup must agree on.
@@ -232,7 +247,11 @@ struct Cta {
   uint32_t free_registers = 0, running = 0;
   uint64_t fence_time = 0;          // last fence or release of gpu scope
   std::vector<uint64_t> grid_seen;  // by CTA: what it released and this CTA has acquired
-  bool triggered = false;           // griddepcontrol.launch_dependents, or ended
+  // By actor: the clock of its last access from another CTA, and where. What those warps of this
+  // CTA had seen that have ended.
+  std::vector<std::pair<uint32_t, const Inst*>> visits;
+  Clock left;
+  bool triggered = false;  // griddepcontrol.launch_dependents, or ended
 };
 
 struct Cluster {
@@ -242,6 +261,7 @@ struct Cluster {
   uint32_t actors = 0, running = 0, barrier_phase = 0, barrier_arrived = 0;
   std::vector<Warp*> barrier_waiting;
   Clock seen, proxied, done_seen, done_proxied;  // of the barrier's current and last phase
+  std::vector<uint32_t> dependency_waits;        // epochs of the warps that executed one
   // Clocks released through atomic and volatile accesses, by address.
   std::map<uint64_t, std::pair<Clock, Clock>> flags;
 };
@@ -251,8 +271,13 @@ struct Launch {
   const Image* image = nullptr;
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
-  bool programmatic = false, cooperative = false, overlaps = false;  // overlaps an earlier launch
+  bool programmatic = false, cooperative = false;
+  // Dependent launches: every CTA had waited before it let the next launch start; launches before
+  // `complete` have ended when this one starts.
+  bool waits_first = true;
+  uint32_t complete = 0;
   std::vector<uint64_t> released;  // by CTA: when it last released anything to the grid
+  std::vector<uint64_t> proxied;   // by CTA: its last proxy fence that covers global memory
   // What atomic and volatile accesses pass on, by address; up to 4096 addresses and 256 CTAs, and
   // with more of either only `released` counts.
   std::unordered_map<uint64_t, std::vector<uint64_t>> grid_flags;
@@ -260,9 +285,11 @@ struct Launch {
   std::vector<uint8_t> params;  // aligned block at param_base
   uint64_t param_base = 0;
   uint64_t next_cluster = 0, clusters = 0, triggered = 0, finished = 0;
+  uint64_t distinct_read = 0, distinct_written = 0;  // sectors
   std::vector<std::unique_ptr<Cluster>> resident;
   std::vector<StoreBuffer> held;  // late mode: what ended CTAs stored without a fence
   bool done() const { return finished == clusters; }
+  uint32_t next_complete() const { return waits_first ? id : complete; }
   uint32_t warps_per_cta() const { return (block[0] * block[1] * block[2] + 31) / 32; }
 };
 

@@ -240,6 +240,13 @@ uint8_t* Warp::local_memory(int lane, uint64_t offset, uint64_t bytes) {
   return local.data() + static_cast<uint64_t>(lane) * local_bytes + offset;
 }
 
+bool Warp::has_waited() {
+  if (dependency_waited) return true;
+  for (uint32_t e : cta->cluster->dependency_waits)
+    dependency_waited |= (e & 0x3fffff) <= actor.seen[e >> 22];
+  return dependency_waited;
+}
+
 void Warp::release() { actor.tick(); }
 
 }  // namespace l4k::emu

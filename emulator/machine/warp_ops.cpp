@@ -134,12 +134,15 @@ void active_mask(Warp& w, const Inst& in) {
 }
 void elect(Warp& w, const Inst& in) {
   if (!members(w, in, in.s[0])) return;
+  // PTX leaves the choice open; CUTLASS counts on the lowest lane, as the hardware chooses.
   u32 leader = static_cast<u32>(std::countr_zero(member_mask(w, in.s[0])));
   each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int) { return leader; });
   u32& p = *w.reg<u32>(in.d[1]);
   p = (p & ~w.active) | (1u << leader & w.active);
 }
-void warp_barrier(Warp& w, const Inst& in) { (void)members(w, in, in.s[0]); }
+void warp_barrier(Warp& w, const Inst& in) {
+  if (members(w, in, in.s[0])) w.release();
+}
 
 }  // namespace
 
@@ -149,10 +152,10 @@ bool decode_warp(Decoder& d) {
   auto pair = [&](size_t i) {
     const PtxOperand& o = d.operand(i);
     if (o.kind == PtxOperand::Kind::pair) {
-      out.d[out.targets++] = d.target(o.parts[0]);
-      out.d[out.targets++] = d.target(o.parts[1]);
+      out.d[out.targets++] = d.target(o.parts[0], 32);
+      out.d[out.targets++] = d.target(o.parts[1], 1);
     } else {
-      d.add_target(i);
+      d.add_target(i, 32);
     }
   };
   if (op == "shfl") {
@@ -171,7 +174,7 @@ bool decode_warp(Decoder& d) {
     out.a = static_cast<u32>(d.take_one("all any uni ballot"));
     d.take("pred"), d.take("b32");
     d.finish();
-    d.add_target(0);
+    d.add_target(0, out.a == 3 ? 32 : 1);
     PtxOperand p = d.operand(1);
     out.b = p.negated;
     p.negated = false;
@@ -198,14 +201,14 @@ bool decode_warp(Decoder& d) {
     d.finish();
     if (t.bits != 32 || t.kind == Kind::real) d.unsupported();
     out.b = t.is_signed();
-    d.add_target(0), d.add_source(1, 32), d.add_source(2, 32);
+    d.add_target(0, 32), d.add_source(1, 32), d.add_source(2, 32);
     out.run = reduce;
     return true;
   }
   if (op == "activemask") {
     d.take("b32");
     d.finish();
-    d.add_target(0);
+    d.add_target(0, 32);
     out.run = active_mask;
     return true;
   }

@@ -311,7 +311,7 @@ bool decode_issue(Decoder& d) {
   if (out.list.size() != Form(out).acc_registers())
     throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(out.list.size()) +
                                    " accumulator registers");
-  for (const auto& p : d.operand(0).parts) d.target(p);
+  for (const auto& p : d.operand(0).parts) d.target(p, 32);
   bool registers = d.operand(1).kind == PtxOperand::Kind::group;
   if (registers) {
     out.b |= kRegisters;

@@ -1,3 +1,6 @@
+#include <link.h>
+
+#include <algorithm>
 #include <cstring>
 
 #include "ptx/ast.h"
@@ -31,6 +34,27 @@ constexpr uint32_t kWrapperMagic = 0x466243b1, kContainerMagic = 0xba55ed50;
 constexpr uint64_t kCompressedFlags = 0x2000 | 0x8000;  // LZ4, Zstandard
 constexpr uint64_t kLimit = uint64_t{1} << 31;
 
+// Bytes from `data` to the end of the segment, of the program or a library, that holds it: more
+// than that no container has. Elsewhere kLimit.
+uint64_t bytes_behind(const void* data) {
+  struct Search {
+    uint64_t address, bytes;
+  } search{reinterpret_cast<uint64_t>(data), kLimit};
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* found) {
+        auto& s = *static_cast<Search*>(found);
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          const auto& segment = info->dlpi_phdr[i];
+          uint64_t offset = s.address - (info->dlpi_addr + segment.p_vaddr);
+          if (segment.p_type == PT_LOAD && offset < segment.p_memsz)
+            s.bytes = std::min(s.bytes, segment.p_memsz - offset);
+        }
+        return 0;
+      },
+      &search);
+  return search.bytes;
+}
+
 }  // namespace
 
 std::vector<FatBinaryImage> read_fat_binary(const void* data) {
@@ -47,7 +71,8 @@ std::vector<FatBinaryImage> read_fat_binary(const void* data) {
   std::memcpy(&c, data, sizeof c);
   if (c.magic != kContainerMagic)
     throw PtxError(0, "fat binary: magic is " + std::to_string(c.magic) + ", expected 0xba55ed50");
-  if (c.header_bytes < sizeof c || c.bytes > kLimit)
+  uint64_t room = bytes_behind(data);
+  if (c.header_bytes < sizeof c || c.header_bytes > room || c.bytes > room - c.header_bytes)
     throw PtxError(0, "fat binary: impossible header size " + std::to_string(c.header_bytes) +
                           " or size " + std::to_string(c.bytes));
   const auto* p = static_cast<const uint8_t*>(data) + c.header_bytes;
@@ -56,7 +81,7 @@ std::vector<FatBinaryImage> read_fat_binary(const void* data) {
   while (end - p >= static_cast<ptrdiff_t>(sizeof(Entry))) {
     Entry e;
     std::memcpy(&e, p, sizeof e);
-    uint64_t room = static_cast<uint64_t>(end - p);
+    room = static_cast<uint64_t>(end - p);
     if (e.header_bytes < 64 || e.header_bytes > room || e.payload_bytes > room - e.header_bytes)
       throw PtxError(0, "fat binary: an image of " + std::to_string(e.payload_bytes) +
                             " bytes does not fit its container");

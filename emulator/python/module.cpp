@@ -24,8 +24,7 @@ py::object optional_report() {
   d["ptx_line"] = r.ptx_line;
   d["file"] = r.file;
   d["line"] = r.line;
-  d["outer_file"] = r.outer_file;
-  d["outer_line"] = r.outer_line;
+  d["inlined_at"] = r.inlined_at;
   d["cta"] = py::make_tuple(r.cta[0], r.cta[1], r.cta[2]);
   d["warp"] = r.warp;
   d["lane"] = r.lane;
@@ -52,6 +51,7 @@ py::dict counters() {
   for (const auto& k : Machine::get().counters()) {
     py::dict d = counter_dict(k.total);
     d["launches"] = k.launches;
+    for (const auto& [name, n] : k.issued) d[py::str("issued_" + name)] = n;
     d["distinct_read_bytes"] = k.distinct_read_bytes;
     d["distinct_written_bytes"] = k.distinct_written_bytes;
     py::dict lines;

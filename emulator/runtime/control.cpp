@@ -54,6 +54,20 @@ void add(InstCounters* to, const InstCounters& c) {
       to->waits += c.waits;
 }
 
+const char* class_of(const std::string& opcode) {
+  static constexpr struct {
+    const char *name, *opcodes;
+  } kClasses[] = {
+      {"memory", " ld ldu st atom red cp prefetch prefetchu ldmatrix stmatrix "},
+      {"tensor", " wgmma mma "},
+      {"sync", " bar barrier mbarrier fence membar griddepcontrol setmaxnreg "},
+      {"warp", " shfl vote match redux elect activemask "},
+      {"control", " bra brx call ret exit nanosleep trap "}};
+  for (const auto& c : kClasses)
+    if (std::strstr(c.opcodes, (" " + opcode + " ").c_str())) return c.name;
+  return "arithmetic";
+}
+
 }  // namespace
 
 void Machine::configure_from_environment() {
@@ -77,6 +91,7 @@ std::vector<KernelCounters> Machine::counters() const {
       const InstCounters& n = p.counters[i];
       if (!n.issued && !n.bulk_bytes) continue;
       add(&c.total, n);
+      c.issued[class_of(p.code[i].ptx->opcode)] += n.issued;
       if (n.global_bytes || n.bulk_bytes || n.conflicts || n.flop || n.waits)
         add(&lines[location(p, p.code[i])], n);
     }
@@ -145,7 +160,9 @@ const char* l4k_emu_counters(void) {
   for (const auto& k : Machine::get().counters()) {
     text += k.kernel + " launches=" + std::to_string(k.launches) +
             " distinct_read=" + std::to_string(k.distinct_read_bytes) +
-            " distinct_written=" + std::to_string(k.distinct_written_bytes) + line(k.total);
+            " distinct_written=" + std::to_string(k.distinct_written_bytes);
+    for (const auto& [name, n] : k.issued) text += " issued_" + name + "=" + std::to_string(n);
+    text += line(k.total);
     for (const auto& [where, c] : k.lines) text += "  " + where + line(c);
   }
   return text.c_str();

@@ -201,7 +201,14 @@ void parser() {
   malformed(std::string(kHead) + ".visible .entry k() { .reg .b64 %r<4>; add.u32 %r1, %r2, %r3; }");
   malformed(std::string(kHead) +
             ".visible .entry k() { .reg .b32 %r<4>; ld.global.b32 %r1, [x]; }");
+  malformed(std::string(kHead) + ".visible .entry k() { .reg .b16 %h<4>; activemask.b32 %h1; }");
+  malformed(std::string(kHead) +
+            ".visible .entry k() { .reg .b32 %r<4>; mul.wide.u32 %r1, %r2, %r3; }");
+  malformed(std::string(kHead) +
+            ".visible .entry k() { .reg .b32 %r<4>; setp.lt.u32 %r1, %r2, %r3; }");
   malformed(std::string(kHead) + ".visible .entry k() {");
+  malformed(std::string(kHead) +
+            ".visible .entry k() { .reg .b64 %d<4>; ld.global.b128 %d1, [%d2]; }");
   malformed(std::string(kHead) + ".global .align 3 .b8 x[4];");
   malformed(std::string(kHead) + ".global .b8 x[4] = {1, 2, 3, 4, 5};");
 }

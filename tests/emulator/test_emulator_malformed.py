@@ -16,7 +16,10 @@ def corrupt(binary: bytearray, part: str, chance: random.Random) -> None:
     start = binary.index(CONTAINER)
     text = binary.index(b".version", start)
     end = binary.index(b"\0", text)
-    if part == "header":
+    if part == "size":  # a header, or an image, longer than the program
+        at = start + chance.choice([6, 10])
+        binary[at : at + 2] = chance.choice([b"\xff\x7f", b"\xff\xff"])
+    elif part == "header":
         binary[chance.randrange(start, text)] = chance.randrange(256)
     elif part == "cut":
         at = chance.randrange(text, end)
@@ -26,7 +29,7 @@ def corrupt(binary: bytearray, part: str, chance: random.Random) -> None:
             binary[chance.randrange(text, end)] = chance.choice(b"{}()[];,.%@ 09ax\xff")
 
 
-@pytest.mark.parametrize("part", ["header", "cut", "text"])
+@pytest.mark.parametrize("part", ["header", "size", "cut", "text"])
 def test_malformed_module_is_an_error(part: str, tmp_path: Path) -> None:
     build("vector_add")
     original = (PROGRAMS / "vector_add").read_bytes()

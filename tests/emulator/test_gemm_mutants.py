@@ -55,7 +55,7 @@ MUTANTS = [
     Mutant("too many registers", PLAIN, "configs.h", "== 2 ? 104 : 232", "== 2 ? 112 : 240",
            "setmaxnreg-pool"),
     Mutant("the other CTA's barriers are not ready", PAIR, "gemm.cuh", f"elsewhere.\n  {SYNC}",
-           "elsewhere.\n", "mbarrier shared-race"),
+           "elsewhere.\n", "cluster-not-started mbarrier shared-race"),
     Mutant("a CTA leaves early", PAIR, "gemm.cuh", f"{SYNC}}}", "}",
            "cluster-exited mbarrier shared-race"),
     Mutant("one CTA's release is enough", PAIR, "gemm.cuh", "init(2 * C.cluster())", "init(2)",

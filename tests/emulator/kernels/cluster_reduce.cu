@@ -5,7 +5,7 @@
 // 1 | deadlock | the multicast mask leaves out the other block
 // 2 | shared-out-of-bounds bad-operand | the multicast mask names a block that the cluster lacks
 // 3 | mbarrier shared-race | no cluster barrier between the barrier's initialisation and the other block's copy
-// 4 | mbarrier shared-race | no fence.mbarrier_init before the relaxed cluster barrier
+// 4 | mbarrier shared-race proxy-fence-missing | no fence.mbarrier_init before the relaxed cluster barrier
 // 5 | uninitialised-shared-read shared-race | no cluster barrier between remote stores and reader
 // 6 | cluster-exited | block 0 may end before the other block's last read of its shared memory
 // 7 | shared-out-of-bounds | mapa to a rank that the cluster lacks

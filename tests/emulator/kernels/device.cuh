@@ -36,14 +36,15 @@ DEVICE void mbar_expect_tx(uint64_t* bar, uint32_t bytes) {
                "r"(bytes)
                : "memory");
 }
-DEVICE void mbar_wait(uint64_t* bar, uint32_t parity) {
+DEVICE void mbar_wait_at(uint32_t bar, uint32_t parity) {
   asm volatile(
       "{\n.reg .pred p;\nWAIT:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(smem_u32(bar)),
+      "@p bra DONE;\nbra WAIT;\nDONE:\n}" ::"r"(bar),
       "r"(parity)
       : "memory");
 }
+DEVICE void mbar_wait(uint64_t* bar, uint32_t parity) { mbar_wait_at(smem_u32(bar), parity); }
 
 // bulk copies
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -8,6 +8,7 @@
 // 5 | shared-race uninitialised-shared-read | no barrier between the flag and its readers
 // 6 | stale-global-read | the counter is a plain increment
 // 7 | global-out-of-bounds | the last block reads one slice too many
+// 8 | stale-global-read | no fence between the counter and the other blocks' partial sums
 #include "device.cuh"
 #include "host.h"
 
@@ -31,7 +32,7 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
   }
   UNLESS(5) __syncthreads();
   if (!is_last) return;  // @5
-  __threadfence();
+  UNLESS(8) __threadfence();
   float result = 0;
   for (int s = 0; s < kSlices + PICK(7, 0, 1); ++s) {
     const float* from = partial + s * kThreads + column;
@@ -39,7 +40,7 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
     if (MUTANT == 4)
       asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(part) : "l"(from));  // @4
     else
-      part = *from;  // @1 @2 @3 @7
+      part = *from;  // @1 @2 @3 @7 @8
     result += part;
   }
   y[column] = result;
@@ -59,4 +60,4 @@ int run() {
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
-MAIN(7)
+MAIN(8)

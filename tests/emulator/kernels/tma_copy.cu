@@ -15,6 +15,7 @@
 // 12 | mbarrier | every thread arrives on a barrier that counts one
 // 13 | shared-out-of-bounds | the load's destination runs past the block's shared memory
 // 14 | shared-race shared-in-flight proxy-fence-missing | the thread that fences is not the one that stored
+// 15 | proxy-fence-missing | no fence.mbarrier_init before the copies use the barrier
 #include "device.cuh"
 #include "host.h"
 
@@ -29,15 +30,16 @@ __global__ void twice(const __grid_constant__ CUtensorMap in,
   float* result = smem + kTile * kTile;
   if (threadIdx.x == 0) {
     mbar_init(&loaded, 1);
-    fence_mbar_init();
+    UNLESS(15) fence_mbar_init();
   }
   UNLESS(9) __syncthreads();
   for (int y = 0; y < kRows / kTile; ++y) {
     int x = static_cast<int>(blockIdx.x) * kTile;
     if (threadIdx.x == 0 || MUTANT == 12)
       mbar_expect_tx(&loaded, kTileBytes + PICK(3, PICK(4, 0, -16), 16));  // @3 @4 @9 @12
-    if (threadIdx.x == 0) tma_load(tile, &in, &loaded, x, y * kTile);  // @1 @2 @4 @8 @10 @12 @13
-    UNLESS(1) mbar_wait(&loaded, PICK(2, y % 2, y % 2 ^ 1));           // @3 @4 @9
+    if (threadIdx.x == 0)
+      tma_load(tile, &in, &loaded, x, y * kTile);             // @1 @2 @4 @8 @10 @12 @13 @15
+    UNLESS(1) mbar_wait(&loaded, PICK(2, y % 2, y % 2 ^ 1));  // @3 @4 @9
     for (int i = static_cast<int>(threadIdx.x); i < kTile * kTile; i += kThreads)
       result[i] = 2.0f * tile[i];  // @1 @2 @5 @6 @7 @10 @14
     if (MUTANT != 5 && (MUTANT != 14 || threadIdx.x == 0)) fence_proxy_async();
@@ -66,4 +68,4 @@ int run() {
   for (auto& value : x) value *= 2;
   return verdict(dy.download(), x);
 }
-MAIN(14)
+MAIN(15)

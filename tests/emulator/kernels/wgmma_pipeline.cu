@@ -21,6 +21,7 @@
 // 18 | register-in-flight | an accumulator is scaled between two wgmmas
 // 19 | mbarrier shared-race | the barriers are used before their initialisation is seen by the other warps
 // 20 | mbarrier deadlock shared-in-flight | every thread of a consumer releases the stage, not one
+// 21 | warpgroup-divergence | one warp of the producer keeps its registers
 #include "device.cuh"
 #include "host.h"
 
@@ -44,7 +45,8 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
   }
   UNLESS(19) __syncthreads();
   if (group == 0) {
-    UNLESS(15) setmaxnreg_dec<24>();
+    UNLESS(15)
+      if (MUTANT != 21 || threadIdx.x < 96) setmaxnreg_dec<24>();
     if (threadIdx.x == 0) {
       for (int k = 0; k < kBlocks; ++k) {
         int s = k % kStages;
@@ -58,7 +60,7 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
       }
     }
   } else {
-    setmaxnreg_inc<PICK(14, 240, 248)>();  // @14 @15
+    setmaxnreg_inc<PICK(14, PICK(21, 240, 208), 248)>();  // @14 @15
     float acc[16] = {};
     for (int k = 0; k < kBlocks; ++k) {
       int s = k % kStages;
@@ -86,7 +88,7 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
     for (int i = 0; i < 16; ++i)
       c[((group - 1) * 64 + acc_row(i)) * kN + acc_column(i)] = acc[i];  // @8 @9 @10
   }
-}
+}  // @21
 
 template <int MUTANT>
 int run() {
@@ -102,4 +104,4 @@ int run() {
   CHECK(cudaDeviceSynchronize());
   return verdict(dc.download(), matmul(a, b, kM, kN, kK));
 }
-MAIN(20)
+MAIN(21)
