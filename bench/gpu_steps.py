@@ -64,11 +64,8 @@ def steps() -> Iterator[tuple[str, Step]]:
     yield "test.cupy", _check(gpu_checks.cupy_agrees)
     yield "ceiling.copy", copy_ceiling
     yield "ceiling.read", read_ceiling
-    models = [
-        (e2e.key(*model[:4]), _check(e2e.run, "cuda", *model))
-        for model in WHOLE_MODELS
-        if model[1] in formats
-    ]
+    found = [model for model in WHOLE_MODELS if model[1] in formats]
+    models = [(e2e.key(*model[:4]), _check(e2e.run, "cuda", *model)) for model in found]
     yield from models[:2]
     measurements = [*_measurements("scout"), *_measurements("maverick")]
     yield from measurements[:FIRST]
@@ -98,10 +95,8 @@ def cost(key: str) -> float:
 
 def logits_to_rows(model: str, tokens: int) -> Result:
     """Routing and the quantising gather behind it."""
-    pair = [
-        next(calls(op, (model,), ("decode",), {"decode": (tokens,)}))
-        for op in ("moe_route", "moe_permute_fp8")
-    ]
+    two, sizes = ("moe_route", "moe_permute_fp8"), {"decode": (tokens,)}
+    pair = [next(calls(op, (model,), ("decode",), sizes)) for op in two]
     ((logits, top_k), _), ((x, *_), _) = (case.make("cuda") for case in pair)
     timing = time_graph(
         [lambda: ops.moe_permute_fp8(x, ops.moe_route(logits, top_k).permutation, top_k)], chain=100
