@@ -53,7 +53,9 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, i
     const int given = end;
     end = min(max(end, rows), p.m);
     end = warp_running_max(end);
-    if (e < p.num_experts && end != given) report_error(p.error, DeviceError::kGemmExpertOffsets);
+    const bool starts = e > 0 || p.expert_offsets == nullptr || p.expert_offsets[0] == 0;
+    if (e < p.num_experts && (end != given || !starts))
+      report_error(p.error, DeviceError::kGemmExpertOffsets);
     int start = __shfl_up_sync(0xffffffff, end, 1);
     if (lane == 0) start = rows;
     const int own = e < p.num_experts ? ceil_div(end - start, block_m) : 0;
@@ -166,12 +168,12 @@ __device__ __forceinline__ void release(GemmSmem<I>& smem, int stage) {
 // 128 bytes of K: four wgmma of 32 bytes each.
 template <int I, int kRegisters>
 __device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& smem, int stage,
-                                         int consumer, bool accumulate) {
+                                         int first_row, bool accumulate) {
   constexpr GemmConfig C = kGemmConfigs[I];
   using T = std::conditional_t<C.fp8, __nv_fp8_e4m3, __nv_bfloat16>;
   const char* left = C.swap ? smem.b[stage] : smem.a[stage];
   const char* right = C.swap ? smem.a[stage] : smem.b[stage];
-  const uint64_t a = ptx::smem_descriptor_sw128(left + consumer * 64 * 128);
+  const uint64_t a = ptx::smem_descriptor_sw128(left + first_row * 128);
   const uint64_t b = ptx::smem_descriptor_sw128(right);
   ptx::wgmma_fence();
 #pragma unroll
@@ -188,7 +190,7 @@ struct BlockScales {
   static constexpr int kOwn = kSwap ? ceil_div(kRegisters, 16) : 2;
   float own[kOwn];
 
-  __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int consumer,
+  __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int first_row,
                                        int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
     float scale_b = 1.f;
@@ -200,7 +202,7 @@ struct BlockScales {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int row = tile.row + (kSwap ? 32 * i + lane
-                                        : 64 * consumer + 16 * warp + lane / 4 + 8 * i);
+                                        : first_row + 16 * warp + lane / 4 + 8 * i);
       own[i] = scale_b;
       if (p.scale_a == GemmScale::kBlock && row < tile.row_end)
         own[i] *= p.sfa[int64_t{row} * blocks + block];
@@ -234,7 +236,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>
 #pragma unroll 1  // unrolling only adds state to keep: a stage is four instructions of tensor core
   for (int block = 0; block < blocks; ++block, stage.advance()) {
     smem.ring.wait_full(stage);
-    multiply<I>(acc, smem, stage.index, consumer, block > 0);
+    multiply<I>(acc, smem, stage.index, 64 * consumer, block > 0);
     ptx::wgmma_wait<1>();
     if (block > 0) release(smem, previous);
     previous = stage.index;
@@ -243,27 +245,40 @@ __device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>
   release(smem, previous);
 }
 
+// Slabs of a tile that hold rows of its expert.
+template <int I>
+__device__ __forceinline__ int slabs_of(const RaggedTile& tile) {
+  return kGemmConfigs[I].slabs() == 1 || tile.row + 128 >= tile.row_end ? 1 : 2;
+}
+
 // e4m3 with promotion: the tensor core keeps about 14 bits of a running sum, so every 128 products
 // go to float32 registers. Scratch accumulators are opened and closed inside one iteration: ptxas
 // serialises groups that are in flight across the back edge.
-template <int I, int kRegisters>
-__device__ __forceinline__ void accumulate_promoted(float (&acc)[kRegisters], GemmSmem<I>& smem,
+template <int I, int kSlabs, int kRegisters>
+__device__ __forceinline__ void accumulate_promoted(float (&acc)[kSlabs][kRegisters],
+                                                    GemmSmem<I>& smem,
                                                     Stage<kGemmConfigs[I].stages>& stage,
                                                     int consumer, const GemmParams& p,
                                                     const GemmShare& share) {
+  const int slabs = slabs_of<I>(share.tile);
 #pragma unroll
-  for (int r = 0; r < kRegisters; ++r) acc[r] = 0.f;
+  for (int r = 0; r < kSlabs * kRegisters; ++r) acc[r / kRegisters][r % kRegisters] = 0.f;
 #pragma unroll 1
   for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
-    float scratch[kRegisters];
     smem.ring.wait_full(stage);
-    multiply<I>(scratch, smem, stage.index, consumer, false);
-    // The scales arrive while the products run.
-    BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
-    scales.load(p, share.tile, consumer, block);
-    ptx::wgmma_wait<0>();
-    release(smem, stage.index);
-    scales.add(acc, scratch);
+#pragma unroll
+    for (int slab = 0; slab < kSlabs; ++slab) {
+      if (slab >= slabs) break;
+      const int first_row = 128 * slab + 64 * consumer;
+      float scratch[kRegisters];
+      multiply<I>(scratch, smem, stage.index, first_row, false);
+      // The scales arrive while the products run.
+      BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
+      scales.load(p, share.tile, first_row, block);
+      ptx::wgmma_wait<0>();
+      if (slab == slabs - 1) release(smem, stage.index);
+      scales.add(acc[slab], scratch);
+    }
   }
 }
 
@@ -287,31 +302,36 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
   Stage<C.stages> stage;
   uint32_t parity = 0;
   for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
-       index += smem.cluster.count, parity ^= 1) {
-    float acc[C.right() / 2];
+       index += smem.cluster.count) {
+    float acc[C.slabs()][C.right() / 2];
     {
       const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
       if constexpr (C.promote) {
         accumulate_promoted<I>(acc, smem, stage, consumer, p, share);
       } else {
-        accumulate<I>(acc, smem, stage, consumer, share.end_block - share.first_block);
+        accumulate<I>(acc[0], smem, stage, consumer, share.end_block - share.first_block);
       }
     }
     const RaggedTile tile = smem.schedule.at(index);
     if constexpr (C.swap) {
-      finish_swapped<I>(acc, p, smem, tile, consumer);
+      finish_swapped<I>(acc[0], p, smem, tile, consumer);
     } else {
       const RaggedTile own = share_of<I>(tile, p, smem.cluster).tile;
-      const int first_row = own.row + consumer * 64;
-      const GemmPlace at = place(own, first_row);
-      if constexpr (C.cluster_n == 2) {
-        if (p.d_scale != nullptr) {
-          finish_fp8<I>(acc, p, smem, own, at, parity);
-          continue;
+#pragma unroll
+      for (int slab = 0; slab < C.slabs(); ++slab) {
+        if (slab >= slabs_of<I>(own)) break;
+        const int first_row = own.row + 128 * slab + 64 * consumer;
+        const GemmPlace at = place(own, first_row);
+        if constexpr (C.fp8_results()) {
+          if (p.d_scale != nullptr) {
+            finish_fp8<I>(acc[slab], p, smem, own, at, parity);
+            parity ^= 1;
+            continue;
+          }
         }
+        finish<C.gelu>(acc[slab], p, map_d, smem.staging + consumer * C.staging_bytes() / 2, own,
+                       at, 1 + consumer, first_row);
       }
-      finish<C.gelu>(acc, p, map_d, smem.staging + consumer * 64 * C.block_n * 2, own, at,
-                     1 + consumer, first_row);
     }
   }
   ptx::tma_store_wait<0>();
@@ -338,10 +358,9 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
                 const __grid_constant__ CUtensorMap map_b,
                 const __grid_constant__ CUtensorMap map_d, const __grid_constant__ GemmParams p) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  extern __shared__ char dynamic_smem[];
-  auto& smem = *reinterpret_cast<GemmSmem<I>*>(
-      (reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) & ~uintptr_t{1023});
-  static_assert(sizeof(GemmSmem<I>) + 1024 == C.smem_bytes());
+  extern __shared__ __align__(1024) char dynamic_smem[];
+  auto& smem = *reinterpret_cast<GemmSmem<I>*>(dynamic_smem);
+  static_assert(sizeof(GemmSmem<I>) == C.smem_bytes());
 
   const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
   if (threadIdx.x == 0) {

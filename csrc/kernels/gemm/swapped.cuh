@@ -40,12 +40,13 @@ __device__ __forceinline__ void add_four(float (&v)[4], const void* bf16, int64_
 // Scales and bias of four neighbouring channels.
 __device__ __forceinline__ void scale_four(float (&v)[4], float4 sums, const GemmParams& p,
                                            float row, int expert, int channel) {
-  const float* factors = p.scale_b == GemmScale::kRow
-                             ? p.sfb + int64_t{expert} * p.n + channel
-                             : nullptr;
-  const float sum[4] = {sums.x, sums.y, sums.z, sums.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = sum[i] * (row * (factors != nullptr ? factors[i] : 1.f));
+  float4 factor = {1.f, 1.f, 1.f, 1.f};
+  if (p.scale_b == GemmScale::kRow)
+    factor = *reinterpret_cast<const float4*>(p.sfb + int64_t{expert} * p.n + channel);
+  v[0] = sums.x * (row * factor.x);
+  v[1] = sums.y * (row * factor.y);
+  v[2] = sums.z * (row * factor.z);
+  v[3] = sums.w * (row * factor.w);
   if (p.bias != nullptr) add_four(v, p.bias, channel);
 }
 
