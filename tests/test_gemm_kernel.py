@@ -50,7 +50,7 @@ def test_the_cases_that_a_gpu_runs_for_every_row(op):
 
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
 def test_dense_products_are_exact(row):
-    for m in (1, 17, 1000):
+    for m in (1, 17, 300, 1000):  # pairs: flat tiles, both kinds, ordinary ones
         args, options = operands(maker(m), row, m, 264, 384)
         check_exact(row, args, options, sms=4)
 

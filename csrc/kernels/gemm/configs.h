@@ -143,11 +143,16 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
     return all < active ? active : all;
   };
   const int64_t row_tiles = pieces(tile_m);
-  const int64_t waves = ceil_div(row_tiles * ceil_div<int64_t>(p.n, tile_n), slots);
+  // Those of a pair that shares B are flat where only half would be full, and share nothing.
+  const int64_t halves = pieces(tile_m / c.cluster_m);
+  const int64_t flat = c.cluster_m > 1 ? 2 * row_tiles - halves : 0;
+  const int64_t tiles = ceil_div<int64_t>(halves * ceil_div<int64_t>(p.n, tile_n), c.cluster_m);
+  const int64_t waves = ceil_div(tiles, slots);
 
   const int64_t k_blocks = ceil_div(ceil_div(p.k, c.block_k()), splits);
   const int64_t tensor = pieces(tile_m / c.slabs()) * 4 * c.right() / row_tiles;
-  const int64_t l2 = 128 * (c.block_m / c.cluster_n + c.block_n / c.cluster_m) / 40;
+  const int64_t own_b = c.block_n / c.cluster_m * (halves + flat) / halves;
+  const int64_t l2 = 128 * (c.block_m / c.cluster_n + own_b) / 40;
   const int64_t tile = k_blocks * (tensor > l2 ? tensor : l2) + 1500 + 500 * (splits - 1);
   const int64_t compute = waves * tile;
   const int64_t element = p.fp8 ? 1 : 2;

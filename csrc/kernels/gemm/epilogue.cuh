@@ -1,8 +1,7 @@
 // From accumulators to the result: scales, bias, activation, residual, store.
 //
 // A thread of a consumer warpgroup holds rows `row[0]`, `row[1]` (8 apart) and, of every 8 columns,
-// two neighbours: acc[4 j + 2 h + i] is row[h], column 8 j + 2 (lane % 4) + i of the tile. See
-// tile/fragment.h.
+// two neighbours: acc[4 j + 2 h + i] is row[h], column 8 j + 2 (lane % 4) + i of the tile.
 #pragma once
 #include <cuda_bf16.h>
 

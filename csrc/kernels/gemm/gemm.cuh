@@ -39,10 +39,10 @@ namespace l4k {
 
 constexpr int kGemmRaster = 8;
 
-// Running totals of rows and row tiles per expert, by one warp. Offsets that do not ascend within
+// Running totals of rows and tiles per expert, by one warp. Offsets that do not ascend within
 // [0, M] are clamped, so that nothing outside is touched, and reported.
-__device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, int* row_ends,
-                                             int* tile_ends) {
+__device__ __forceinline__ void scan_experts(const GemmParams& p, const RaggedSchedule& schedule,
+                                             int* row_ends, int* tile_ends) {
   const int lane = threadIdx.x % 32;
   int rows = 0, tiles = 0;  // totals before this round
   for (int base = 0; base < p.num_experts; base += 32) {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, i
       report_error(p.error, DeviceError::kGemmExpertOffsets);
     int start = __shfl_up_sync(0xffffffff, end, 1);
     if (lane == 0) start = rows;
-    const int own = e < p.num_experts ? ceil_div(end - start, block_m) : 0;
+    const int own = e < p.num_experts ? schedule.tiles(end - start) : 0;
     const int total = tiles + warp_running_sum(own);
     if (e < p.num_experts) {
       row_ends[e] = end;
@@ -81,8 +81,8 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
   constexpr GemmConfig C = kGemmConfigs[I];
   const int k_blocks = ceil_div(p.k, C.block_k());
   if constexpr (!C.swap) {
-    tile.row += cluster.rank / C.cluster_n * C.block_m;
-    tile.column += cluster.rank % C.cluster_n * C.block_n;
+    if (C.cluster_n > 1 || tile.flat) tile.column += cluster.rank * C.block_n;
+    else tile.row += cluster.rank * C.block_m;
   } else if (p.d_scale != nullptr) {
     tile.column += cluster.rank * C.block_n;
   } else if (cluster.ctas > 1) {
@@ -93,7 +93,8 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
 }
 
 // Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
-// slice of it for all.
+// slice of it for all; those that share B have columns of their own in a flat tile, and load both
+// slices.
 template <int I>
 __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                            const CUtensorMap& map_b, int stage, int k,
@@ -110,12 +111,15 @@ __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap&
   } else {
     ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
   }
-  if constexpr (C.cluster_m > 1) {
-    const int slice = C.block_n / C.cluster_m * rank;
-    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map_b, full, k, tile.column + slice,
-                               tile.expert, kAll);
+  constexpr int kSlice = C.block_n / C.cluster_m;
+  if (C.cluster_m > 1 && !tile.flat) {
+    ptx::tma_load_3d_multicast(smem.b[stage] + rank * kSlice * 128, &map_b, full, k,
+                               tile.column + rank * kSlice, tile.expert, kAll);
   } else {
-    ptx::tma_load_3d(smem.b[stage], &map_b, full, k, tile.column, tile.expert);
+#pragma unroll
+    for (int first = 0; first < C.block_n; first += kSlice)
+      ptx::tma_load_3d(smem.b[stage] + first * 128, &map_b, full, k, tile.column + first,
+                       tile.expert);
   }
 }
 
@@ -129,7 +133,7 @@ __device__ __forceinline__ void prefetch_weights(GemmSmem<I>& smem, const CUtens
   const auto [tile, first, end] =
       share_of<I>(smem.schedule.at(smem.cluster.index), p, smem.cluster);
   const int slice = C.block_n / C.cluster_m;
-  const int column = tile.column + (C.cluster_m > 1 ? slice * smem.cluster.rank : 0);
+  const int column = tile.column + (C.cluster_m > 1 && !tile.flat ? slice * smem.cluster.rank : 0);
 #pragma unroll 1
   for (int block = first; block < min(first + C.stages, end); ++block)
     ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column, tile.expert);
@@ -371,13 +375,14 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   }
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
-  if (threadIdx.x < 32)
-    scan_experts(p, C.block_m * C.cluster_m, smem.row_ends, smem.tile_ends);
+  const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
+  const RaggedSchedule schedule{p.num_experts,      C.block_m * C.cluster_m, width,
+                                ceil_div(p.n, width), kGemmRaster,           C.cluster_m > 1,
+                                smem.row_ends,      smem.tile_ends};
+  if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);
-    const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-    smem.schedule = {p.num_experts, C.block_m * C.cluster_m, width,
-                     ceil_div(p.n, width), kGemmRaster, smem.row_ends, smem.tile_ends};
+    smem.schedule = schedule;
   }
   __syncthreads();
   // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.
