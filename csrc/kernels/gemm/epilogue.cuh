@@ -208,7 +208,7 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
 #pragma unroll
   for (int h = 0; h < 2; ++h)
     if (at.lane % 4 == 0) table[at.row[h] - tile.row] = amax[h];
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x == 128, C.cluster());
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x - 128, C.cluster());
   smem.meeting.wait(parity);
 #pragma unroll
   for (int h = 0; h < 2; ++h)

@@ -165,7 +165,7 @@ __device__ __forceinline__ void release(GemmSmem<I>& smem, int stage) {
   if constexpr (kCtas == 1) {
     smem.ring.release(stage);
   } else {
-    ptx::mbarrier_arrive_remote(&smem.ring.empty[stage], thread / 32);
+    ptx::mbarrier_arrive_remote<false>(&smem.ring.empty[stage], thread / 32);
   }
 }
 

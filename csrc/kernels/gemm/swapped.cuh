@@ -96,7 +96,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     staging[token * C.pitch() + position + (swiglu ? 64 : 8) * (r / 2 % 2)] = acc[r];
   }
   const GemmCluster cluster = smem.cluster;
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread == 0, cluster.ctas);
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
   smem.meeting.wait(0);
 
   const int vectors = swiglu && !fp8 ? 16 : 32;  // of four results, per token
@@ -132,7 +132,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     if (p.residual != nullptr) add_four(result, p.residual, row * p.residual_stride + column);
     store_four(result, p, int64_t{row} * columns + column);
   }
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread == 0, cluster.ctas);
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
 }
 
 }  // namespace l4k
