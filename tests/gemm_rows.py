@@ -39,14 +39,15 @@ BF16 = torch.bfloat16
 ROWS = [
     Row(0, BF16, 128, 256),
     Row(1, BF16, 128, 128),
-    Row(2, BF16, 128, 128, gelu=True),
+    Row(2, BF16, 128, 128, gelu=True, cluster_n=2),
     Row(3, BF16, 128, 256, cluster_m=2),
     Row(4, FP8, 128, 128, promote=True, cluster_n=2),
-    Row(5, FP8, 128, 256),
-    Row(6, FP8, 128, 256, cluster_m=2),
-    *(Row(7 + i, BF16, m, 128, swap=True) for i, m in enumerate((16, 64, 128))),
-    *(Row(10 + i, FP8, m, 128, promote=True, swap=True) for i, m in enumerate((16, 64, 128))),
-    *(Row(13 + i, FP8, m, 128, swap=True) for i, m in enumerate((16, 64, 128))),
+    Row(5, FP8, 256, 128, promote=True, cluster_n=2),
+    Row(6, FP8, 128, 256),
+    Row(7, FP8, 128, 256, cluster_m=2),
+    *(Row(8 + i, BF16, m, 128, swap=True) for i, m in enumerate((16, 64, 128))),
+    *(Row(11 + i, FP8, m, 128, promote=True, swap=True) for i, m in enumerate((16, 64, 128))),
+    *(Row(14 + i, FP8, m, 128, swap=True) for i, m in enumerate((16, 64, 128))),
 ]
 EDGES = [0, 1, 7, 8, 15, 16, 17, 63, 64, 65, 127, 128, 129]
 """Rows per expert around every size of a tile."""

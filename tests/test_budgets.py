@@ -22,6 +22,10 @@ def test_kernel_is_within_its_budget(kernel):
     assert not problems, "\n".join(problems)
 
 
+def test_the_library_stays_quick_to_compile():
+    assert sum(len(budget.load_budget(kernel)) for kernel in NAMES) <= 60
+
+
 def test_every_kind_of_violation_is_seen():
     bad = Report(
         registers=168, stack=8, spills=4, smem=16, notices=["C7510"], sass={"LDL.64": 1, "HMMA": 2}

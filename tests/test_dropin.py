@@ -90,6 +90,17 @@ def test_grouped_gemm_is_grouped_mm(offs):
     assert not got[offs[-1] :].any()
 
 
+def test_grouped_gemm_of_groups_of_one_size():
+    torch.manual_seed(5)
+    a, b = torch.randn(3, 5, 64).bfloat16(), torch.randn(3, 48, 64).bfloat16()
+    got = l4kernels.grouped_gemm(a, b.mT)
+    assert_close(got, torch._grouped_mm(a, b.mT), 3e-3)
+    assert l4kernels.grouped_gemm(a[:, :0], b.mT).shape == (3, 0, 48)
+    (q, sa), (w, sb) = e4m3(3, 5, 64), e4m3(3, 48, 64)
+    got = l4kernels.grouped_gemm(q, w.mT, scale_a=sa, scale_b=sb, out_dtype=F32)
+    assert_close(got, ops.dequantize_fp8(q, sa, "row") @ ops.dequantize_fp8(w, sb, "row").mT, 1e-6)
+
+
 def test_grouped_gemm_takes_indices_and_block_scales():
     torch.manual_seed(3)
     a, sa = e4m3(9, 128, scaling="1x128")
@@ -127,6 +138,12 @@ def test_grouped_gemm_says_what_is_wrong():
         l4kernels.grouped_gemm(a, b)
     with pytest.raises(ValueError, match="expected no bias"):
         l4kernels.grouped_gemm(a, b, i32(2, 4), torch.zeros(2, 6))
+    with pytest.raises(ValueError, match="neither with input"):
+        l4kernels.grouped_gemm(torch.zeros(2, 4, 8), b, i32(2, 4))
+    with pytest.raises(ValueError, match=r"expected input to be \[2, M, 8\]"):
+        l4kernels.grouped_gemm(torch.zeros(3, 4, 8), b)
+    with pytest.raises(ValueError, match=r"expected mat2 to be \[G, K, N\].* along N or K"):
+        l4kernels.grouped_gemm(a, b[0], i32(2, 4))
     with pytest.raises(ValueError, match=r"expected offs to be \[2\]"):
         l4kernels.grouped_gemm(a, b, i32(0, 2, 4))
 

@@ -8,7 +8,7 @@ from l4kernels import STATUS
 from l4kernels.ops import gemm, gemm_swiglu_fp8, interleave_gate_up, quantize_fp8
 from l4kernels.testing import assert_close, chained, emulated
 from tests.gemm_rows import EDGES, PLAIN_ROWS, ROWS, Row, operands, row_cases
-from tests.kernel_checks import check, same_bits
+from tests.kernel_checks import check, device_error, same_bits
 from tests.making import Maker
 
 pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel")
@@ -50,7 +50,7 @@ def test_the_cases_that_a_gpu_runs_for_every_row(op):
 
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
 def test_dense_products_are_exact(row):
-    for m in (1, 17, 1000):
+    for m in (1, 17, 300, 1000):  # pairs: flat tiles, both kinds, ordinary ones
         args, options = operands(maker(m), row, m, 264, 384)
         check_exact(row, args, options, sms=4)
 
@@ -159,14 +159,14 @@ def test_epilogues_of_every_row(row, activation):
 def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(row, mode):
     """Two thread blocks share each scale; codes may differ where a value sits on a boundary."""
     make = maker()
-    args, options = operands(make, row, 150, 3, 512, 384)
-    options |= {"expert_offsets": make.offsets([21, 0, 128]), "row_scale": make.uniform(150) / 64}
+    args, options = operands(make, row, 282, 3, 512, 384)
+    options |= {"expert_offsets": make.offsets([21, 0, 260]), "row_scale": make.uniform(282) / 64}
     with emulated(fp8_accumulation="exact", mode=mode, sms=5):
         got = gemm_swiglu_fp8(*args, **options)
     expected = gemm_swiglu_fp8.reference(*args, **options)
     assert_close(got.scale, expected.scale, 1e-5)
     assert_close(got.q.float(), expected.q.float(), 1e-2)
-    assert not got.q[149].float().any() and (got.scale[149] == 1).all()
+    assert not got.q[281].float().any() and (got.scale[281] == 1).all()
     with pytest.raises(RuntimeError, match="expected config to be a row for these"), emulated():
         gemm_swiglu_fp8(*args, **(options | {"config": FAST_ROWS[0].config}))
 
@@ -200,13 +200,20 @@ def test_one_expert_takes_all_and_127_of_128_are_empty(row):
 
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
 def test_hostile_offsets_touch_nothing_outside(row):
-    """Offsets that do not ascend, or leave the matrix, are clamped: no access out of bounds."""
+    """Offsets that do not ascend from 0, or leave the matrix, are clamped and reported."""
     make = maker()
     args, options = operands(make, row, 40, 4, 32, 128)
-    for bad in ([0, 30, 10, 35, 40], [0, 9, 2**31 - 1, 20, 40], [0, -5, 3, 7, 99]):
+    device_error()
+    for bad in (
+        [0, 30, 10, 35, 40],
+        [0, 9, 2**31 - 1, 20, 40],
+        [0, -5, 3, 7, 99],
+        [3, 9, 9, 30, 40],
+    ):
         with emulated() as control:
             out = gemm(*args, **(options | {"expert_offsets": make.tensor(bad)}))
             assert control.last_report() is None
+        assert device_error() == "gemm: expert_offsets"
         assert out.isfinite().all()
 
 
@@ -245,11 +252,17 @@ def test_rows_may_be_apart_but_not_misaligned():
         assert_close(gemm(a, b), gemm.reference(a, b), 3e-3)
         with pytest.raises(RuntimeError, match="16-byte aligned"):
             gemm(wide[:, 1:257], b)
+        for overlapping in (wide[:1, :256].expand(4, 256), wide.as_strided((4, 256), (128, 1))):
+            with pytest.raises(RuntimeError, match="rows of a not to overlap"):
+                gemm(overlapping, b)
         with pytest.raises(RuntimeError, match=r"l4kernels.gemm: .* rows of bias .*aligned"):
             gemm(a, b, bias=make.randn(65)[1:])
+        (q, scale), (w, scales) = make.fp8(4, 128, scaling="row"), make.fp8(17, 128, scaling="row")
+        with pytest.raises(RuntimeError, match="sfb of channels to be 16-byte"):
+            gemm(q, w[1:], sfa=scale, sfb=scales[1:])
 
 
-@pytest.mark.parametrize("row", [ROWS[i] for i in (0, 4, 7, 10)], ids=str)
+@pytest.mark.parametrize("row", [ROWS[i] for i in (0, 4, 8, 11)], ids=str)
 def test_operands_beyond_4_gib(row):
     """Sparse buffers whose last expert, and last rows, begin behind 2^31 elements."""
     experts, n, k, m = 256, 65_800, 128, 5

@@ -40,6 +40,8 @@ void fill_scales(GemmParams& p, const Tensor& sfa, const Tensor& sfb, bool group
   }
   p.sfa = pointer<float>(sfa);
   p.sfb = pointer<float>(sfb);
+  STD_TORCH_CHECK(p.scale_b != GemmScale::kRow || rows_aligned(sfb), "l4kernels.gemm: expected ",
+                  "sfb of channels to be 16-byte aligned, got ", describe(sfb), "; clone() it");
 }
 
 // What all forms share; messages bear its name. `out_scale`: the result is e4m3 with 1x128 scales.
@@ -69,6 +71,8 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
   L4K_CHECK_MULTIPLE(k * a.element_size(), 16);
   L4K_REQUIRE(n % (activation == "swiglu" ? 16 : 8) == 0,
               "expected N to be a multiple of 8 (16 for swiglu), got ", n);
+  L4K_REQUIRE(m <= 1 || a.stride(0) >= k, "expected the rows of a not to overlap, got ",
+              describe(a), " with stride ", a.stride(0), "; call contiguous() first");
   L4K_REQUIRE(config >= -1 && config < kNumGemmConfigs, "expected config in -1 to ",
               kNumGemmConfigs - 1, ", got ", config);
   Device device(a);

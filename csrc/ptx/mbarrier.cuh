@@ -26,15 +26,19 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
-// PTX ISA: mbarrier.arrive on the barrier at the same offset in CTA `cta_rank` of the cluster.
+// PTX ISA: mbarrier.arrive on the barrier at the same offset in CTA `cta_rank` of the cluster. With
+// kRelease what this thread wrote becomes visible there, by a fence as wide as the GPU; without, it
+// says no more than that wgmma has read a stage.
+template <bool kRelease>
 __device__ __forceinline__ void mbarrier_arrive_remote(uint64_t* barrier, uint32_t cta_rank) {
-  asm volatile(
-      "{\n\t.reg .b32 remote;\n\t"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n\t"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n\t}" ::"r"(
-          smem_address(barrier)),
-      "r"(cta_rank)
-      : "memory");
+#define L4K_ARRIVE(semantics)                                                                   \
+  asm volatile("{\n\t.reg .b32 remote;\n\t"                                                     \
+               "mapa.shared::cluster.u32 remote, %0, %1;\n\t"                                   \
+               "mbarrier.arrive" semantics ".shared::cluster.b64 _, [remote];\n\t}" ::"r"(      \
+                   smem_address(barrier)), "r"(cta_rank) : "memory")
+  if constexpr (kRelease) L4K_ARRIVE(".release.cluster");
+  else L4K_ARRIVE("");
+#undef L4K_ARRIVE
 }
 
 // PTX ISA: mbarrier.arrive.expect_tx. One arrival that also announces `bytes` of bulk copies.

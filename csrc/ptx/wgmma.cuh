@@ -56,23 +56,17 @@ __device__ __forceinline__ uint64_t smem_descriptor_sw128_transposed(const void*
 #define L4K_R4(b)   "%" #b "0, %" #b "1, %" #b "2, %" #b "3"
 #define L4K_R10(b)  "%" #b "0, %" #b "1, %" #b "2, %" #b "3, %" #b "4, %" #b "5, %" #b "6, %" #b "7, %" #b "8, %" #b "9"
 #define L4K_D0      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9"
-#define L4K_D4      "%0, %1, %2, %3"
 #define L4K_D8      "%0, %1, %2, %3, %4, %5, %6, %7"
-#define L4K_D16     L4K_D0 ", %10, %11, %12, %13, %14, %15"
 #define L4K_D32     L4K_D0 ", " L4K_R10(1) ", " L4K_R10(2) ", %30, %31"
 #define L4K_D64     L4K_D0 ", " L4K_R10(1) ", " L4K_R10(2) ", " L4K_R10(3) ", " L4K_R10(4) ", " L4K_R10(5) ", " L4K_R4(6)
 #define L4K_D90     L4K_D0 ", " L4K_R10(1) ", " L4K_R10(2) ", " L4K_R10(3) ", " L4K_R10(4) ", " L4K_R10(5) ", " L4K_R10(6) ", " L4K_R10(7) ", " L4K_R10(8)
-#define L4K_D96     L4K_D90 ", %90, %91, %92, %93, %94, %95"
 #define L4K_D128    L4K_D90 ", " L4K_R10(9) ", " L4K_R10(10) ", " L4K_R10(11) ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define L4K_F4(d, i)   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define L4K_F16(d, i)  L4K_F4(d, i), L4K_F4(d, i + 4), L4K_F4(d, i + 8), L4K_F4(d, i + 12)
 #define L4K_F32(d, i)  L4K_F16(d, i), L4K_F16(d, i + 16)
-#define L4K_O4(d)   L4K_F4(d, 0)
 #define L4K_O8(d)   L4K_F4(d, 0), L4K_F4(d, 4)
-#define L4K_O16(d)  L4K_F16(d, 0)
 #define L4K_O32(d)  L4K_F32(d, 0)
 #define L4K_O64(d)  L4K_F32(d, 0), L4K_F32(d, 32)
-#define L4K_O96(d)  L4K_F32(d, 0), L4K_F32(d, 32), L4K_F32(d, 64)
 #define L4K_O128(d) L4K_F32(d, 0), L4K_F32(d, 32), L4K_F32(d, 64), L4K_F32(d, 96)
 // clang-format on
 
@@ -96,12 +90,9 @@ struct Wgmma;
   L4K_WGMMA_SS(n, registers, __nv_bfloat16, "k16", "bf16", "1, 1, 0, 0", sd, sa, sb)             \
   L4K_WGMMA_SS(n, registers, __nv_fp8_e4m3, "k32", "e4m3", "1, 1", sd, sa, sb)
 
-L4K_WGMMA(8, 4, "4", "5", "6")
 L4K_WGMMA(16, 8, "8", "9", "10")
-L4K_WGMMA(32, 16, "16", "17", "18")
 L4K_WGMMA(64, 32, "32", "33", "34")
 L4K_WGMMA(128, 64, "64", "65", "66")
-L4K_WGMMA(192, 96, "96", "97", "98")
 L4K_WGMMA(256, 128, "128", "129", "130")
 
 // bf16 with A in registers, two elements each, and B transposed: P V of attention. The four A

@@ -56,11 +56,15 @@ struct ClusterMeeting {
 
   __device__ __forceinline__ void init(int ctas) { ptx::mbarrier_init(&barrier, ctas); }
 
-  // All `threads` of this CTA's part, which share the named barrier; one of them is the leader.
-  __device__ __forceinline__ void arrive(int named_barrier, int threads, bool leader, int ctas) {
+  // All `threads` of this CTA's part, which share the named barrier. Those that arrive elsewhere
+  // are lanes of one warp: the fence of a release takes long, and so it takes that once.
+  __device__ __forceinline__ void arrive(int named_barrier, int threads, int thread, int ctas) {
     ptx::named_barrier_sync(named_barrier, threads);
-    if (leader)
-      for (int rank = 0; rank < ctas; ++rank) ptx::mbarrier_arrive_remote(&barrier, rank);
+    if (ctas == 1) {
+      if (thread == 0) ptx::mbarrier_arrive(&barrier);
+    } else if (thread < ctas) {
+      ptx::mbarrier_arrive_remote<true>(&barrier, thread);
+    }
   }
   __device__ __forceinline__ void wait(uint32_t parity) {
     ptx::mbarrier_wait_cluster(&barrier, parity);

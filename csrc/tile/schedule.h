@@ -16,41 +16,55 @@ struct RaggedTile {
   int expert;
   int row, row_end;
   int column;
+  bool flat;  // half as high and twice as wide as the others
 };
 
-// `row_ends[e]` ends the rows of expert e and `tile_ends[e]` its row tiles, both as running totals;
-// the arrays usually live in shared memory.
+// `row_ends[e]` ends the rows of expert e and `tile_ends[e]` its tiles, both as running totals; the
+// arrays usually live in shared memory.
 struct RaggedSchedule {
   int num_experts;
   int block_m, block_n;
   int column_tiles;
   // Columns of tiles that run side by side: CTAs that run together then share A and B in L2.
   int raster;
+  bool flat_tails;  // the last rows of an expert, if they fill at most half a tile, take flat ones
   const int* row_ends;
   const int* tile_ends;
 
-  L4K_HD int num_tiles() const { return tile_ends[num_experts - 1] * column_tiles; }
+  L4K_HD int num_tiles() const { return tile_ends[num_experts - 1]; }
+
+  // Tiles of an expert: rows of ordinary ones, then flat ones.
+  L4K_HD int row_tiles(int rows) const {
+    return (rows + (flat_tails ? block_m / 2 : block_m) - 1) / block_m;
+  }
+  L4K_HD int tiles(int rows) const {
+    const int full = row_tiles(rows);
+    return full * column_tiles + (rows > full * block_m ? ceil_div(column_tiles, 2) : 0);
+  }
 
   L4K_HD RaggedTile at(int index) const {
     int low = 0, high = num_experts - 1;
     while (low < high) {  // the first expert whose tiles end behind `index`
       int middle = (low + high) / 2;
-      if (index < tile_ends[middle] * column_tiles) {
+      if (index < tile_ends[middle]) {
         high = middle;
       } else {
         low = middle + 1;
       }
     }
-    const int first_tile = low == 0 ? 0 : tile_ends[low - 1];
     const int first_row = low == 0 ? 0 : row_ends[low - 1];
-    const int row_tiles = tile_ends[low] - first_tile;
-    int local = index - first_tile * column_tiles;
-    const int group = local / (row_tiles * raster);
+    const int full = row_tiles(row_ends[low] - first_row);
+    int local = index - (low == 0 ? 0 : tile_ends[low - 1]);
+    if (local >= full * column_tiles) {
+      const int column = 2 * (local - full * column_tiles) * block_n;
+      return {low, first_row + full * block_m, row_ends[low], column, true};
+    }
+    const int group = local / (full * raster);
     const int group_width = min(raster, column_tiles - group * raster);
-    local -= group * row_tiles * raster;
+    local -= group * full * raster;
     const int row = first_row + local / group_width * block_m;
     return {low, row, min(row + block_m, row_ends[low]),
-            (group * raster + local % group_width) * block_n};
+            (group * raster + local % group_width) * block_n, false};
   }
 
  private:

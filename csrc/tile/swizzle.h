@@ -1,4 +1,4 @@
-// Where TMA's swizzles put a byte of a shared-memory tile, and which bank it lands in.
+// Where TMA's swizzle puts a byte of a shared-memory tile, and which bank it lands in.
 #pragma once
 #include "tile/base.h"
 
@@ -8,10 +8,6 @@ namespace l4k {
 // modulo 8, so that 8 rows read at one column hit 8 different bank groups. `offset` is relative to
 // a 1024-byte aligned tile.
 L4K_HD constexpr uint32_t swizzle_128(uint32_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
-
-// The 64- and 32-byte swizzles permute 4 and 2 chunks, over rows of 64 and 32 bytes.
-L4K_HD constexpr uint32_t swizzle_64(uint32_t offset) { return offset ^ ((offset >> 7 & 3) << 4); }
-L4K_HD constexpr uint32_t swizzle_32(uint32_t offset) { return offset ^ ((offset >> 7 & 1) << 4); }
 
 // Shared memory has 32 banks of 4 bytes.
 L4K_HD constexpr uint32_t bank(uint32_t offset) { return offset >> 2 & 31; }

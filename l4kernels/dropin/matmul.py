@@ -107,10 +107,12 @@ def grouped_gemm(
 
     Groups may be empty and of any size; nothing has to be padded. With scales it is
     `torch._scaled_grouped_mm`. With `m_indices` for `offs`, and `mat2` the transpose of its
-    `[G, N, K]`, it is DeepGEMM's contiguous form.
+    `[G, N, K]`, it is DeepGEMM's contiguous form. torch's forms with groups along N or K, which
+    gradients need, are not supported.
 
     Args:
-        input: `[M, K]` bfloat16 (float32 and float16 on the CPU), or e4m3 with scales.
+        input: `[M, K]` bfloat16 (float32 and float16 on the CPU), or e4m3 with scales; or
+            `[G, M, K]`, groups of one size, without `offs`.
         mat2: `[G, K, N]`, each matrix column-major: the `.transpose(-2, -1)` of `[G, N, K]`.
             Row-major weights are refused: store them the other way once.
         offs: int32 `[G]`, the end of each group; rows behind the last end give zeros.
@@ -119,11 +121,11 @@ def grouped_gemm(
         m_indices: int32 `[M]`, each row's group, ascending; -1 marks padding, whose results
             mean nothing. Costs a few small launches (running maximum, search) more than `offs`.
         scale_a, scale_b: float32 `[M]` and `[G, N]`; or `[M, K / 128]` with
-            `[G, N / 128, K / 128]` or `[G, N]`.
+            `[G, N / 128, K / 128]` or `[G, N]`. That of `[G, M, K]` begins with G as well.
         use_fast_accum: allow the tensor core's reduced precision along K for e4m3.
 
     Returns:
-        `[M, N]`.
+        `[M, N]`, or `[G, M, N]`.
 
     Raises:
         ValueError, TypeError: shapes or layouts that do not fit.
@@ -135,23 +137,33 @@ def grouped_gemm(
     tensor([ 10., 200., 300.])
     """
     check = Checker("grouped_gemm")
-    check.shape("input", input, ["M", "K"])
-    check.shape("mat2", mat2, ["G", input.shape[1], "N"])
+    if mat2.dim() != 3:
+        check.fail(
+            f"expected mat2 to be [G, K, N], got {describe(mat2)}; groups along N or K are not "
+            "supported"
+        )
+    groups, k, n = mat2.shape
+    batched = input.dim() == 3
+    check.shape("input", input, [*[groups] * batched, "M", k])
     _column_major(check, mat2)
     if bias is not None:
         check.fail("expected no bias, got one")
-    if (offs is None) == (m_indices is None):
-        check.fail("expected one of offs and m_indices")
-    groups = mat2.shape[0]
-    if offs is not None:
+    if (offs is None) + (m_indices is None) != 1 + batched:
+        check.fail("expected one of offs and m_indices, and neither with input [G, M, K]")
+    rows = input.shape[-2]
+    if batched:
+        offsets = torch.arange(groups + 1, dtype=torch.int32, device=input.device) * rows
+        input = input.flatten(0, 1)
+        scale_a = scale_a if scale_a is None else scale_a.flatten(0, 1)
+    elif offs is not None:
         check.dtype("offs", offs, (torch.int32,))
         check.shape("offs", offs, [groups])
         offsets = pad(offs, (1, 0))
     else:
         check.dtype("m_indices", m_indices, (torch.int32,))
-        check.shape("m_indices", m_indices, [input.shape[0]])
+        check.shape("m_indices", m_indices, [rows])
         offsets = _offsets(m_indices, groups)
-    return ops.gemm(
+    out = ops.gemm(
         input,
         mat2.transpose(-2, -1),
         expert_offsets=offsets,
@@ -160,6 +172,7 @@ def grouped_gemm(
         out_dtype=out_dtype,
         fast_accum=use_fast_accum,
     )
+    return out.view(groups, rows, n) if batched else out
 
 
 def _offsets(m_indices: Tensor, groups: int) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from emulator_programs import BUILD, HERE, MODES, ROOT, Outcome, find_library, read_outcome
 
-PLAIN, PAIR, PROMOTED_PAIR, SWAPPED = 1, 3, 4, 7  # rows of configs.h
+PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED = 1, 3, 4, 5, 8  # rows of configs.h
 SEEDS = 2
 
 
@@ -60,11 +60,15 @@ MUTANTS = [
            "cluster-exited mbarrier shared-race"),
     Mutant("one CTA's release is enough", PAIR, "gemm.cuh", "init(2 * C.cluster())", "init(2)",
            "mbarrier shared-in-flight shared-race"),
-    Mutant("half the slice is sent twice", PAIR, "gemm.cuh", "C.block_n / C.cluster_m * rank",
-           "0 * rank", "uninitialised-shared-read shared-race shared-in-flight"),
+    Mutant("half the slice is sent twice", PAIR, "gemm.cuh", "rank * kSlice * 128",
+           "0 * kSlice * 128", "uninitialised-shared-read shared-race shared-in-flight"),
     Mutant("products are added before they are there", PROMOTED_PAIR, "gemm.cuh",
-           "ptx::wgmma_wait<0>();\n    release(smem, stage.index);", "release(smem, stage.index);",
+           "ptx::wgmma_wait<0>();\n      if (slab", "if (slab",
            "register-in-flight shared-in-flight"),
+    Mutant("a stage is released after its first slab", TALL_PAIR, "gemm.cuh", "slab == slabs - 1",
+           "slab == 0", "shared-in-flight shared-race mbarrier"),
+    Mutant("a tile's second slab is forgotten", TALL_PAIR, "gemm.cuh", ">= slabs) break",
+           "> 0) break", "deadlock"),
     Mutant("maxima are overwritten", PROMOTED_PAIR, "epilogue.cuh", " + parity * C.block_m", "",
            "shared-race"),
     Mutant("maxima are read too early", PROMOTED_PAIR, "epilogue.cuh",
@@ -126,7 +130,7 @@ def run(binary: Path, mode: str, seed: int) -> Outcome:
     return read_outcome(done.returncode, done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("row", [PLAIN, PAIR, PROMOTED_PAIR, SWAPPED])
+@pytest.mark.parametrize("row", [PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED])
 def test_original_is_right(row: int) -> None:
     binary = program(row)
     for seed in range(SEEDS):

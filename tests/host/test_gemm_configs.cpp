@@ -79,11 +79,11 @@ int main() {
   // Scales along K need promotion, whatever was asked for.
   const l4k::GemmProblem blocks{4096, 5120, 5120, 1, true, true, false, true, false};
   EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, -1, kSms).config].promote, "block scales");
-  EXPECT(l4k::choose_gemm(blocks, 5, kSms).config == -1, "a fast row ignores scales along K");
+  EXPECT(l4k::choose_gemm(blocks, 6, kSms).config == -1, "a fast row ignores scales along K");
   // What tests/test_gemm_kernel.py counts on: one tile is split until it costs more than it gives.
   for (int sms : {1, 2, 3, 5, 8, 132}) {
     const l4k::GemmProblem one_tile{13, 128, 1920, 1, false, false, false, false, false};
-    const int splits = l4k::choose_gemm(one_tile, 7, sms).splits;
+    const int splits = l4k::choose_gemm(one_tile, 8, sms).splits;
     EXPECT(splits == (sms < 5 ? sms : 5), sms << " SMs, " << splits << " splits");
   }
   for (int i = 0; i < l4k::kNumGemmConfigs; ++i)

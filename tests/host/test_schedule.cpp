@@ -8,18 +8,21 @@
 
 namespace {
 
-void check(const std::vector<int>& counts, int n, int block_m, int block_n, int raster) {
+void check(const std::vector<int>& counts, int n, int block_m, int block_n, int raster,
+           bool flat_tails) {
   std::vector<int> row_ends, tile_ends;
   int rows = 0, tiles = 0;
+  const int experts = static_cast<int>(counts.size()), columns = l4k::ceil_div(n, block_n);
+  l4k::RaggedSchedule schedule{experts, block_m, block_n, columns,
+                               raster,  flat_tails, nullptr, nullptr};
   for (int count : counts) {
     row_ends.push_back(rows += count);
-    tile_ends.push_back(tiles += l4k::ceil_div(count, block_m));
+    tile_ends.push_back(tiles += schedule.tiles(count));
   }
-  const int experts = static_cast<int>(counts.size());
-  l4k::RaggedSchedule schedule{experts, block_m,         block_n,         l4k::ceil_div(n, block_n),
-                               raster,  row_ends.data(), tile_ends.data()};
-  EXPECT(tiles <= l4k::max_row_tiles(rows, experts, block_m), rows << " rows, " << experts);
-  std::vector<int> seen(static_cast<size_t>(rows) * schedule.column_tiles, 0);
+  schedule.row_ends = row_ends.data();
+  schedule.tile_ends = tile_ends.data();
+  EXPECT(tiles <= l4k::max_row_tiles(rows, experts, block_m) * columns, rows << " rows");
+  std::vector<int> seen(static_cast<size_t>(rows) * columns, 0);
   for (int i = 0; i < schedule.num_tiles(); ++i) {
     const l4k::RaggedTile tile = schedule.at(i);
     const int first = tile.expert == 0 ? 0 : row_ends[tile.expert - 1];
@@ -27,8 +30,11 @@ void check(const std::vector<int>& counts, int n, int block_m, int block_n, int 
     EXPECT(tile.row < tile.row_end && tile.row_end - tile.row <= block_m, "tile " << i);
     EXPECT((tile.row - first) % block_m == 0 && tile.column % block_n == 0, "tile " << i);
     EXPECT(tile.column < n, "tile " << i);
+    EXPECT(!tile.flat || tile.row_end - tile.row <= block_m / 2, "tile " << i);
+    EXPECT(tile.flat || !flat_tails || tile.row_end - tile.row > block_m / 2, "tile " << i);
     for (int row = tile.row; row < tile.row_end; ++row)
-      ++seen[static_cast<size_t>(row) * schedule.column_tiles + tile.column / block_n];
+      for (int column = tile.column / block_n, c = 0; c <= tile.flat && column + c < columns; ++c)
+        ++seen[static_cast<size_t>(row) * columns + column + c];
   }
   for (size_t i = 0; i < seen.size(); ++i) EXPECT(seen[i] == 1, "element " << i << ": " << seen[i]);
 }
@@ -37,20 +43,23 @@ void check(const std::vector<int>& counts, int n, int block_m, int block_n, int 
 
 int main() {
   std::mt19937 random(0);
-  for (int block_m : {64, 128}) {
+  for (int block_m : {64, 128, 256}) {
     for (int raster : {1, 3, 8}) {
-      // Scout's and Maverick's products, dense and spread over experts.
-      for (int n : {5120, 7168, 16384, 16, 202048}) check({300}, n, block_m, 256, raster);
-      check(std::vector<int>(16, 64), 16384, block_m, 256, raster);
-      std::vector<int> one_of_128(128, 0);
-      one_of_128[77] = 1000;
-      check(one_of_128, 5120, block_m, 128, raster);
-      check({0, 0, 0}, 256, block_m, 128, raster);
-      check({1, 127, 128, 129, 0, 5}, 264, block_m, 128, raster);
-      for (int trial = 0; trial < 40; ++trial) {
-        std::vector<int> counts(1 + random() % 256);
-        for (int& count : counts) count = random() % 3 ? 0 : random() % 300;
-        check(counts, 8 * (1 + static_cast<int>(random() % 100)), block_m, 128, raster);
+      for (bool flat : {false, true}) {
+        // Scout's and Maverick's products, dense and spread over experts.
+        for (int n : {5120, 7168, 16384, 16, 202048}) check({300}, n, block_m, 256, raster, flat);
+        check(std::vector<int>(16, 64), 16384, block_m, 256, raster, flat);
+        std::vector<int> one_of_128(128, 0);
+        one_of_128[77] = 1000;
+        check(one_of_128, 5120, block_m, 128, raster, flat);
+        check({0, 0, 0}, 256, block_m, 128, raster, flat);
+        check({1, 127, 128, 129, 0, 5, 256, 257, 384, 385}, 264, block_m, 128, raster, flat);
+        for (int trial = 0; trial < 40; ++trial) {
+          std::vector<int> counts(1 + random() % 256);
+          for (int& count : counts) count = random() % 3 ? 0 : random() % 300;
+          const int n = 8 * (1 + static_cast<int>(random() % 100));
+          check(counts, n, block_m, 128, raster, flat);
+        }
       }
     }
   }

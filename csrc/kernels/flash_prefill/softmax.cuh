@@ -1,6 +1,5 @@
 // Online softmax of two rows per thread, over accumulators as wgmma leaves them: register r of S is
-// row r / 2 % 2, column 8 (r / 4) + 2 (lane % 4) + r % 2 (tile/fragment.h). Four neighbouring lanes
-// share a row.
+// row r / 2 % 2, column 8 (r / 4) + 2 (lane % 4) + r % 2. Four neighbouring lanes share a row.
 #pragma once
 #include "ptx/arithmetic.cuh"
 #include "tile/mask.h"

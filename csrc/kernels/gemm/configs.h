@@ -24,57 +24,68 @@ struct GemmConfig {
   int cluster_m = 1, cluster_n = 1;
 
   L4K_HD constexpr int cluster() const { return cluster_m * cluster_n; }
+  // SwiGLU to e4m3: 256 columns of N share a scale, and two CTAs hold them.
+  L4K_HD constexpr bool fp8_results() const {
+    return fp8 && block_n == 128 && (swap || cluster_n == 2);
+  }
   L4K_HD constexpr int block_k() const { return fp8 ? 128 : 64; }
   // wgmma's operands: both warpgroups' 64 rows, and the columns.
   L4K_HD constexpr int left() const { return swap ? block_n : block_m; }
   L4K_HD constexpr int right() const { return swap ? block_m : block_n; }
+  // A tall tile is multiplied in slabs of 128 rows, so that one scratch accumulator promotes both
+  // and one without rows can be skipped.
+  L4K_HD constexpr int slabs() const { return left() / 128; }
   L4K_HD constexpr int stage_bytes() const { return (block_m + block_n) * 128; }
   // A row of the staged float32 result: 4 floats longer, so that 4 rows of 8 hit 32 banks.
   L4K_HD constexpr int pitch() const { return block_n + 4; }
-  // The staged result: bf16 boxes for TMA, or float32 that the cluster's CTAs add up.
+  // The staged result: bf16 boxes for TMA, 128 x 128 at a time, or float32 that the cluster's CTAs
+  // add up.
   L4K_HD constexpr int staging_bytes() const {
-    return swap ? block_m * pitch() * 4 : block_m * block_n * 2;
+    return swap ? block_m * pitch() * 4 : 128 * 128 * 2;
   }
   // Few accumulators: leaves half of the SM to its neighbours in the stream, so that the next
   // product starts, and fetches its weights, under the end of this one.
   L4K_HD constexpr int ctas_per_sm() const { return right() <= 64 ? 2 : 1; }
   L4K_HD constexpr int producer_registers() const { return ctas_per_sm() == 2 ? 32 : 40; }
   L4K_HD constexpr int consumer_registers() const { return ctas_per_sm() == 2 ? 104 : 232; }
-  // With schedule, barriers and what alignment costs.
+  // With schedule and barriers.
   L4K_HD constexpr int smem_bytes() const {
-    const int used = stages * (stage_bytes() + 16) + staging_bytes() + 2 * kMaxExperts * 4 + 128;
-    return round_up(used, 1024) + 1024;
+    return round_up(stages * (stage_bytes() + 16) + staging_bytes() + 2 * kMaxExperts * 4 + 128,
+                    1024);
   }
 };
 
 constexpr GemmConfig kGemmConfigs[] = {
     // bf16
-    {false, false, false, false, 128, 256, 3},        // 0: the largest wgmma
-    {false, false, false, false, 128, 128, 5},        // 1: twice the tiles
-    {false, false, true, false, 128, 128, 5},         // 2: with GELU
-    {false, false, false, false, 128, 256, 3, 2, 1},  // 3: pairs share B: big products
-    // e4m3; the promoted pair shares A, and its two tiles are one block of 128 SwiGLU results
-    {true, true, false, false, 128, 128, 5, 1, 2},   // 4: promoted
-    {true, false, false, false, 128, 256, 3},        // 5: fast accumulation
-    {true, false, false, false, 128, 256, 3, 2, 1},  // 6: fast, pairs share B
+    {false, false, false, false, 128, 256, 4},        // 0: the largest wgmma
+    {false, false, false, false, 128, 128, 6},        // 1: twice the tiles
+    {false, false, true, false, 128, 128, 6, 1, 2},   // 2: with GELU, pairs share A
+    {false, false, false, false, 128, 256, 4, 2, 1},  // 3: pairs share B: big products
+    // e4m3; promoted pairs share A, and their two tiles are one block of 128 SwiGLU results
+    {true, true, false, false, 128, 128, 6, 1, 2},   // 4: promoted
+    {true, true, false, false, 256, 128, 4, 1, 2},   // 5: promoted, in two slabs: big products
+    {true, false, false, false, 128, 256, 4},        // 6: fast accumulation
+    {true, false, false, false, 128, 256, 4, 2, 1},  // 7: fast, pairs share B
     // few rows of A
-    {false, false, false, true, 16, 128, 5},   // 7: bf16
-    {false, false, false, true, 64, 128, 3},   // 8
-    {false, false, false, true, 128, 128, 4},  // 9
-    {true, true, false, true, 16, 128, 5},     // 10: promoted
-    {true, true, false, true, 64, 128, 3},     // 11
-    {true, true, false, true, 128, 128, 4},    // 12
-    {true, false, false, true, 16, 128, 5},    // 13: fast
-    {true, false, false, true, 64, 128, 3},    // 14
-    {true, false, false, true, 128, 128, 4},   // 15
+    {false, false, false, true, 16, 128, 5},   // 8: bf16
+    {false, false, false, true, 64, 128, 3},   // 9
+    {false, false, false, true, 128, 128, 4},  // 10
+    {true, true, false, true, 16, 128, 5},     // 11: promoted
+    {true, true, false, true, 64, 128, 3},     // 12
+    {true, true, false, true, 128, 128, 4},    // 13
+    {true, false, false, true, 16, 128, 5},    // 14: fast
+    {true, false, false, true, 64, 128, 3},    // 15
+    {true, false, false, true, 128, 128, 4},   // 16
 };
 constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 constexpr int kMaxSplits = 8;
 
 // The one statement of what a row may be.
 constexpr bool valid(const GemmConfig& c) {
-  return c.left() == 128 && c.right() % 8 == 0 && c.right() <= (c.promote ? 128 : 256) &&
+  return c.left() % 128 == 0 && c.right() % 8 == 0 && c.right() <= 256 &&
+         c.right() * (c.slabs() + c.promote) <= 3 * 128 &&  // 192 registers of accumulators
          c.stages >= 2 && (c.fp8 || !c.promote) && !(c.swap && c.gelu) &&
+         (c.slabs() == 1 || (c.promote && !c.swap)) &&
          (c.cluster_m == 1 || c.cluster_n == 1) && !(c.swap && c.cluster() > 1) &&
          c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
 }
@@ -90,13 +101,13 @@ struct GemmProblem {
   int num_experts;
   bool fp8, fast_accum, gelu;
   bool block_scales;  // scales that change along K
-  bool fp8_out;       // SwiGLU to e4m3 with 1x128 scales: 256 columns of N share a scale
+  bool fp8_out;       // SwiGLU to e4m3 with 1x128 scales
 };
 
 // Whether a row computes the problem at all; fast_accum is a preference and not part of it.
 constexpr bool can_run(const GemmConfig& c, const GemmProblem& p) {
   if (c.fp8 != p.fp8 || (p.block_scales && !c.promote)) return false;
-  if (p.fp8_out && !c.swap && !(c.block_n == 128 && c.cluster_n == 2)) return false;
+  if (p.fp8_out && !c.fp8_results()) return false;
   return c.swap || c.gelu == p.gelu;
 }
 
@@ -125,22 +136,32 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   if (slots == 0) return INT64_MAX;
   const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
   const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);
-  // Of an expert's last tile half is empty on average; experts without rows have no tile.
+  // Of an expert's last tile, or slab, half is empty on average; experts without rows have none.
   const int64_t active = p.m < p.num_experts ? p.m : p.num_experts;
-  int64_t row_tiles = ceil_div<int64_t>(p.m, tile_m) + (p.num_experts > 1 ? active / 2 : 0);
-  if (row_tiles < active) row_tiles = active;
-  const int64_t waves = ceil_div(row_tiles * ceil_div<int64_t>(p.n, tile_n), slots);
+  const auto pieces = [&](int64_t rows) {
+    const int64_t all = ceil_div<int64_t>(p.m, rows) + (p.num_experts > 1 ? active / 2 : 0);
+    return all < active ? active : all;
+  };
+  const int64_t row_tiles = pieces(tile_m);
+  // Those of a pair that shares B are flat where only half would be full, and share nothing.
+  const int64_t halves = pieces(tile_m / c.cluster_m);
+  const int64_t flat = c.cluster_m > 1 ? 2 * row_tiles - halves : 0;
+  const int64_t tiles = ceil_div<int64_t>(halves * ceil_div<int64_t>(p.n, tile_n), c.cluster_m);
+  const int64_t waves = ceil_div(tiles, slots);
 
   const int64_t k_blocks = ceil_div(ceil_div(p.k, c.block_k()), splits);
-  const int64_t tensor = c.left() / 64 * c.right() * 2;
-  const int64_t l2 = 128 * (c.block_m / c.cluster_n + c.block_n / c.cluster_m) / 40;
+  const int64_t tensor = pieces(tile_m / c.slabs()) * 4 * c.right() / row_tiles;
+  const int64_t own_b = c.block_n / c.cluster_m * (halves + flat) / halves;
+  const int64_t l2 = 128 * (c.block_m / c.cluster_n + own_b) / 40;
   const int64_t tile = k_blocks * (tensor > l2 ? tensor : l2) + 1500 + 500 * (splits - 1);
   const int64_t compute = waves * tile;
   const int64_t element = p.fp8 ? 1 : 2;
   const int64_t bytes = (active * p.n + p.m) * p.k * element + int64_t{2} * p.m * p.n;
   const int64_t memory = bytes / (20 * sms);
-  // Of two rows at the floor the one with less to do hides its start and end better.
-  return (compute > memory ? compute : memory) + compute / 8;
+  // Of two rows at the floor the one with less to do hides its start and end better; half an SM
+  // starts under the product before.
+  const int64_t start = c.ctas_per_sm() == 1 ? 2000 : 0;
+  return (compute > memory ? compute : memory) + compute / 8 + start;
 }
 
 struct GemmChoice {

@@ -1,8 +1,7 @@
 // From accumulators to the result: scales, bias, activation, residual, store.
 //
 // A thread of a consumer warpgroup holds rows `row[0]`, `row[1]` (8 apart) and, of every 8 columns,
-// two neighbours: acc[4 j + 2 h + i] is row[h], column 8 j + 2 (lane % 4) + i of the tile. See
-// tile/fragment.h.
+// two neighbours: acc[4 j + 2 h + i] is row[h], column 8 j + 2 (lane % 4) + i of the tile.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -55,7 +54,7 @@ __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const G
     const int column = at.column + 8 * j;
     float2 factor = {1.f, 1.f}, offset = {0.f, 0.f};
     if (column < p.n) {
-      if (channel != nullptr) factor = {channel[column], channel[column + 1]};
+      if (channel != nullptr) factor = *reinterpret_cast<const float2*>(channel + column);
       if (p.bias != nullptr) offset = load_pair(p.bias, column);
     }
 #pragma unroll
@@ -135,28 +134,34 @@ __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
                                              const CUtensorMap& map_d, char* staging,
                                              const GemmPlace& at, int barrier, int first_row,
                                              int first_column) {
-  // The previous tile's stores must have read the staging buffer before it is overwritten.
-  if (at.warp == 0 && at.lane == 0) ptx::tma_store_wait_read<0>();
-  ptx::named_barrier_sync(barrier, 128);
+  constexpr int kRound = kCount < 64 ? kCount : 64;  // registers: at most two boxes
   const int row = 16 * at.warp + at.lane % 16;
 #pragma unroll
-  for (int block = 0; block < kCount / 8; ++block) {  // 16 columns
-    uint32_t packed[4];
+  for (int first = 0; first < kCount; first += kRound) {
+    // The last stores must have read the staging buffer before it is overwritten.
+    if (at.warp == 0 && at.lane == 0) ptx::tma_store_wait_read<0>();
+    ptx::named_barrier_sync(barrier, 128);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      packed[i] = pack_pair(acc[8 * block + 2 * i], acc[8 * block + 2 * i + 1]);
+    for (int block = 0; block < kRound / 8; ++block) {  // 16 columns
+      uint32_t packed[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int r = first + 8 * block + 2 * i;
+        packed[i] = pack_pair(acc[r], acc[r + 1]);
+      }
+      char* box = staging + block / 4 * (64 * 128);
+      const uint32_t offset = row * 128 + block % 4 * 32 + at.lane / 16 * 16;
+      ptx::stmatrix_x4(box + swizzle_128(offset), packed[0], packed[1], packed[2], packed[3]);
     }
-    char* box = staging + block / 4 * (64 * 128);
-    const uint32_t offset = row * 128 + block % 4 * 32 + at.lane / 16 * 16;
-    ptx::stmatrix_x4(box + swizzle_128(offset), packed[0], packed[1], packed[2], packed[3]);
-  }
-  ptx::fence_proxy_async();
-  ptx::named_barrier_sync(barrier, 128);
-  if (at.warp == 0 && at.lane == 0) {
+    ptx::fence_proxy_async();
+    ptx::named_barrier_sync(barrier, 128);
+    if (at.warp == 0 && at.lane == 0) {
 #pragma unroll
-    for (int box = 0; box < kCount / 32; ++box)
-      ptx::tma_store_2d(&map_d, staging + box * (64 * 128), first_column + 64 * box, first_row);
-    ptx::tma_store_commit();
+      for (int box = 0; box < kRound / 32; ++box)
+        ptx::tma_store_2d(&map_d, staging + box * (64 * 128), first_column + 2 * first + 64 * box,
+                          first_row);
+      ptx::tma_store_commit();
+    }
   }
 }
 
@@ -203,7 +208,7 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
 #pragma unroll
   for (int h = 0; h < 2; ++h)
     if (at.lane % 4 == 0) table[at.row[h] - tile.row] = amax[h];
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x == 128, C.cluster());
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x - 128, C.cluster());
   smem.meeting.wait(parity);
 #pragma unroll
   for (int h = 0; h < 2; ++h)

@@ -39,10 +39,10 @@ namespace l4k {
 
 constexpr int kGemmRaster = 8;
 
-// Running totals of rows and row tiles per expert, by one warp. Offsets that do not ascend within
+// Running totals of rows and tiles per expert, by one warp. Offsets that do not ascend within
 // [0, M] are clamped, so that nothing outside is touched, and reported.
-__device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, int* row_ends,
-                                             int* tile_ends) {
+__device__ __forceinline__ void scan_experts(const GemmParams& p, const RaggedSchedule& schedule,
+                                             int* row_ends, int* tile_ends) {
   const int lane = threadIdx.x % 32;
   int rows = 0, tiles = 0;  // totals before this round
   for (int base = 0; base < p.num_experts; base += 32) {
@@ -53,10 +53,12 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, int block_m, i
     const int given = end;
     end = min(max(end, rows), p.m);
     end = warp_running_max(end);
-    if (e < p.num_experts && end != given) report_error(p.error, DeviceError::kGemmExpertOffsets);
+    const bool starts = e > 0 || p.expert_offsets == nullptr || p.expert_offsets[0] == 0;
+    if (e < p.num_experts && (end != given || !starts))
+      report_error(p.error, DeviceError::kGemmExpertOffsets);
     int start = __shfl_up_sync(0xffffffff, end, 1);
     if (lane == 0) start = rows;
-    const int own = e < p.num_experts ? ceil_div(end - start, block_m) : 0;
+    const int own = e < p.num_experts ? schedule.tiles(end - start) : 0;
     const int total = tiles + warp_running_sum(own);
     if (e < p.num_experts) {
       row_ends[e] = end;
@@ -79,8 +81,8 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
   constexpr GemmConfig C = kGemmConfigs[I];
   const int k_blocks = ceil_div(p.k, C.block_k());
   if constexpr (!C.swap) {
-    tile.row += cluster.rank / C.cluster_n * C.block_m;
-    tile.column += cluster.rank % C.cluster_n * C.block_n;
+    if (C.cluster_n > 1 || tile.flat) tile.column += cluster.rank * C.block_n;
+    else tile.row += cluster.rank * C.block_m;
   } else if (p.d_scale != nullptr) {
     tile.column += cluster.rank * C.block_n;
   } else if (cluster.ctas > 1) {
@@ -91,7 +93,8 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
 }
 
 // Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
-// slice of it for all.
+// slice of it for all; those that share B have columns of their own in a flat tile, and load both
+// slices.
 template <int I>
 __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                            const CUtensorMap& map_b, int stage, int k,
@@ -108,12 +111,15 @@ __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap&
   } else {
     ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
   }
-  if constexpr (C.cluster_m > 1) {
-    const int slice = C.block_n / C.cluster_m * rank;
-    ptx::tma_load_3d_multicast(smem.b[stage] + slice * 128, &map_b, full, k, tile.column + slice,
-                               tile.expert, kAll);
+  constexpr int kSlice = C.block_n / C.cluster_m;
+  if (C.cluster_m > 1 && !tile.flat) {
+    ptx::tma_load_3d_multicast(smem.b[stage] + rank * kSlice * 128, &map_b, full, k,
+                               tile.column + rank * kSlice, tile.expert, kAll);
   } else {
-    ptx::tma_load_3d(smem.b[stage], &map_b, full, k, tile.column, tile.expert);
+#pragma unroll
+    for (int first = 0; first < C.block_n; first += kSlice)
+      ptx::tma_load_3d(smem.b[stage] + first * 128, &map_b, full, k, tile.column + first,
+                       tile.expert);
   }
 }
 
@@ -127,7 +133,7 @@ __device__ __forceinline__ void prefetch_weights(GemmSmem<I>& smem, const CUtens
   const auto [tile, first, end] =
       share_of<I>(smem.schedule.at(smem.cluster.index), p, smem.cluster);
   const int slice = C.block_n / C.cluster_m;
-  const int column = tile.column + (C.cluster_m > 1 ? slice * smem.cluster.rank : 0);
+  const int column = tile.column + (C.cluster_m > 1 && !tile.flat ? slice * smem.cluster.rank : 0);
 #pragma unroll 1
   for (int block = first; block < min(first + C.stages, end); ++block)
     ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column, tile.expert);
@@ -159,19 +165,19 @@ __device__ __forceinline__ void release(GemmSmem<I>& smem, int stage) {
   if constexpr (kCtas == 1) {
     smem.ring.release(stage);
   } else {
-    ptx::mbarrier_arrive_remote(&smem.ring.empty[stage], thread / 32);
+    ptx::mbarrier_arrive_remote<false>(&smem.ring.empty[stage], thread / 32);
   }
 }
 
 // 128 bytes of K: four wgmma of 32 bytes each.
 template <int I, int kRegisters>
 __device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& smem, int stage,
-                                         int consumer, bool accumulate) {
+                                         int first_row, bool accumulate) {
   constexpr GemmConfig C = kGemmConfigs[I];
   using T = std::conditional_t<C.fp8, __nv_fp8_e4m3, __nv_bfloat16>;
   const char* left = C.swap ? smem.b[stage] : smem.a[stage];
   const char* right = C.swap ? smem.a[stage] : smem.b[stage];
-  const uint64_t a = ptx::smem_descriptor_sw128(left + consumer * 64 * 128);
+  const uint64_t a = ptx::smem_descriptor_sw128(left + first_row * 128);
   const uint64_t b = ptx::smem_descriptor_sw128(right);
   ptx::wgmma_fence();
 #pragma unroll
@@ -188,7 +194,7 @@ struct BlockScales {
   static constexpr int kOwn = kSwap ? ceil_div(kRegisters, 16) : 2;
   float own[kOwn];
 
-  __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int consumer,
+  __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int first_row,
                                        int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
     float scale_b = 1.f;
@@ -200,7 +206,7 @@ struct BlockScales {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int row = tile.row + (kSwap ? 32 * i + lane
-                                        : 64 * consumer + 16 * warp + lane / 4 + 8 * i);
+                                        : first_row + 16 * warp + lane / 4 + 8 * i);
       own[i] = scale_b;
       if (p.scale_a == GemmScale::kBlock && row < tile.row_end)
         own[i] *= p.sfa[int64_t{row} * blocks + block];
@@ -234,7 +240,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>
 #pragma unroll 1  // unrolling only adds state to keep: a stage is four instructions of tensor core
   for (int block = 0; block < blocks; ++block, stage.advance()) {
     smem.ring.wait_full(stage);
-    multiply<I>(acc, smem, stage.index, consumer, block > 0);
+    multiply<I>(acc, smem, stage.index, 64 * consumer, block > 0);
     ptx::wgmma_wait<1>();
     if (block > 0) release(smem, previous);
     previous = stage.index;
@@ -243,27 +249,40 @@ __device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>
   release(smem, previous);
 }
 
+// Slabs of a tile that hold rows of its expert.
+template <int I>
+__device__ __forceinline__ int slabs_of(const RaggedTile& tile) {
+  return kGemmConfigs[I].slabs() == 1 || tile.row + 128 >= tile.row_end ? 1 : 2;
+}
+
 // e4m3 with promotion: the tensor core keeps about 14 bits of a running sum, so every 128 products
 // go to float32 registers. Scratch accumulators are opened and closed inside one iteration: ptxas
 // serialises groups that are in flight across the back edge.
-template <int I, int kRegisters>
-__device__ __forceinline__ void accumulate_promoted(float (&acc)[kRegisters], GemmSmem<I>& smem,
+template <int I, int kSlabs, int kRegisters>
+__device__ __forceinline__ void accumulate_promoted(float (&acc)[kSlabs][kRegisters],
+                                                    GemmSmem<I>& smem,
                                                     Stage<kGemmConfigs[I].stages>& stage,
                                                     int consumer, const GemmParams& p,
                                                     const GemmShare& share) {
+  const int slabs = slabs_of<I>(share.tile);
 #pragma unroll
-  for (int r = 0; r < kRegisters; ++r) acc[r] = 0.f;
+  for (int r = 0; r < kSlabs * kRegisters; ++r) acc[r / kRegisters][r % kRegisters] = 0.f;
 #pragma unroll 1
   for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
-    float scratch[kRegisters];
     smem.ring.wait_full(stage);
-    multiply<I>(scratch, smem, stage.index, consumer, false);
-    // The scales arrive while the products run.
-    BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
-    scales.load(p, share.tile, consumer, block);
-    ptx::wgmma_wait<0>();
-    release(smem, stage.index);
-    scales.add(acc, scratch);
+#pragma unroll
+    for (int slab = 0; slab < kSlabs; ++slab) {
+      if (slab >= slabs) break;
+      const int first_row = 128 * slab + 64 * consumer;
+      float scratch[kRegisters];
+      multiply<I>(scratch, smem, stage.index, first_row, false);
+      // The scales arrive while the products run.
+      BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
+      scales.load(p, share.tile, first_row, block);
+      ptx::wgmma_wait<0>();
+      if (slab == slabs - 1) release(smem, stage.index);
+      scales.add(acc[slab], scratch);
+    }
   }
 }
 
@@ -287,31 +306,36 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
   Stage<C.stages> stage;
   uint32_t parity = 0;
   for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
-       index += smem.cluster.count, parity ^= 1) {
-    float acc[C.right() / 2];
+       index += smem.cluster.count) {
+    float acc[C.slabs()][C.right() / 2];
     {
       const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
       if constexpr (C.promote) {
         accumulate_promoted<I>(acc, smem, stage, consumer, p, share);
       } else {
-        accumulate<I>(acc, smem, stage, consumer, share.end_block - share.first_block);
+        accumulate<I>(acc[0], smem, stage, consumer, share.end_block - share.first_block);
       }
     }
     const RaggedTile tile = smem.schedule.at(index);
     if constexpr (C.swap) {
-      finish_swapped<I>(acc, p, smem, tile, consumer);
+      finish_swapped<I>(acc[0], p, smem, tile, consumer);
     } else {
       const RaggedTile own = share_of<I>(tile, p, smem.cluster).tile;
-      const int first_row = own.row + consumer * 64;
-      const GemmPlace at = place(own, first_row);
-      if constexpr (C.cluster_n == 2) {
-        if (p.d_scale != nullptr) {
-          finish_fp8<I>(acc, p, smem, own, at, parity);
-          continue;
+#pragma unroll
+      for (int slab = 0; slab < C.slabs(); ++slab) {
+        if (slab >= slabs_of<I>(own)) break;
+        const int first_row = own.row + 128 * slab + 64 * consumer;
+        const GemmPlace at = place(own, first_row);
+        if constexpr (C.fp8_results()) {
+          if (p.d_scale != nullptr) {
+            finish_fp8<I>(acc[slab], p, smem, own, at, parity);
+            parity ^= 1;
+            continue;
+          }
         }
+        finish<C.gelu>(acc[slab], p, map_d, smem.staging + consumer * C.staging_bytes() / 2, own,
+                       at, 1 + consumer, first_row);
       }
-      finish<C.gelu>(acc, p, map_d, smem.staging + consumer * 64 * C.block_n * 2, own, at,
-                     1 + consumer, first_row);
     }
   }
   ptx::tma_store_wait<0>();
@@ -338,10 +362,9 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
                 const __grid_constant__ CUtensorMap map_b,
                 const __grid_constant__ CUtensorMap map_d, const __grid_constant__ GemmParams p) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  extern __shared__ char dynamic_smem[];
-  auto& smem = *reinterpret_cast<GemmSmem<I>*>(
-      (reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) & ~uintptr_t{1023});
-  static_assert(sizeof(GemmSmem<I>) + 1024 == C.smem_bytes());
+  extern __shared__ __align__(1024) char dynamic_smem[];
+  auto& smem = *reinterpret_cast<GemmSmem<I>*>(dynamic_smem);
+  static_assert(sizeof(GemmSmem<I>) == C.smem_bytes());
 
   const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
   if (threadIdx.x == 0) {
@@ -352,13 +375,14 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   }
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
-  if (threadIdx.x < 32)
-    scan_experts(p, C.block_m * C.cluster_m, smem.row_ends, smem.tile_ends);
+  const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
+  const RaggedSchedule schedule{p.num_experts,      C.block_m * C.cluster_m, width,
+                                ceil_div(p.n, width), kGemmRaster,           C.cluster_m > 1,
+                                smem.row_ends,      smem.tile_ends};
+  if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);
-    const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-    smem.schedule = {p.num_experts, C.block_m * C.cluster_m, width,
-                     ceil_div(p.n, width), kGemmRaster, smem.row_ends, smem.tile_ends};
+    smem.schedule = schedule;
   }
   __syncthreads();
   // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.

@@ -1,10 +1,5 @@
 #include "kernels/gemm/launch.cuh"
 
 namespace l4k {
-
-template cudaError_t launch_gemm<0>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<1>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<2>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<3>(const GemmParams&, cudaStream_t);
-
+L4K_GEMM_ROW(0); L4K_GEMM_ROW(1); L4K_GEMM_ROW(2); L4K_GEMM_ROW(3);
 }  // namespace l4k

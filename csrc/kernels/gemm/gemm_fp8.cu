@@ -1,9 +1,5 @@
 #include "kernels/gemm/launch.cuh"
 
 namespace l4k {
-
-template cudaError_t launch_gemm<4>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<5>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<6>(const GemmParams&, cudaStream_t);
-
+L4K_GEMM_ROW(4); L4K_GEMM_ROW(5); L4K_GEMM_ROW(6); L4K_GEMM_ROW(7);
 }  // namespace l4k

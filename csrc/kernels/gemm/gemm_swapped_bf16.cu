@@ -1,9 +1,5 @@
 #include "kernels/gemm/launch.cuh"
 
 namespace l4k {
-
-template cudaError_t launch_gemm<7>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<8>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<9>(const GemmParams&, cudaStream_t);
-
+L4K_GEMM_ROW(8); L4K_GEMM_ROW(9); L4K_GEMM_ROW(10);
 }  // namespace l4k

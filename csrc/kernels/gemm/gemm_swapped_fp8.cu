@@ -1,12 +1,6 @@
 #include "kernels/gemm/launch.cuh"
 
 namespace l4k {
-
-template cudaError_t launch_gemm<10>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<11>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<12>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<13>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<14>(const GemmParams&, cudaStream_t);
-template cudaError_t launch_gemm<15>(const GemmParams&, cudaStream_t);
-
+L4K_GEMM_ROW(11); L4K_GEMM_ROW(12); L4K_GEMM_ROW(13); L4K_GEMM_ROW(14); L4K_GEMM_ROW(15);
+L4K_GEMM_ROW(16);
 }  // namespace l4k

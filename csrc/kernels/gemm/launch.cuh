@@ -1,5 +1,4 @@
-// Tensor maps and launch of one row of the table; each .cu instantiates a few rows so that they
-// compile side by side.
+// Tensor maps and launch of one row of the table; each .cu compiles a few rows, side by side.
 #pragma once
 #include <algorithm>
 
@@ -40,9 +39,11 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const int64_t clusters = std::min<int64_t>(tiles, cluster_slots(sm_count(), ctas));
   const LaunchConfig config{.grid = dim3(static_cast<unsigned>(clusters * ctas)),
                             .block = dim3(kGemmThreads),
-                            .smem_bytes = sizeof(GemmSmem<I>) + 1024,
+                            .smem_bytes = sizeof(GemmSmem<I>),
                             .cluster = ctas};
   return launch(gemm_kernel<I>, config, stream, a, b, d, p);
 }
+
+#define L4K_GEMM_ROW(I) template cudaError_t launch_gemm<I>(const GemmParams&, cudaStream_t)
 
 }  // namespace l4k

@@ -40,12 +40,13 @@ __device__ __forceinline__ void add_four(float (&v)[4], const void* bf16, int64_
 // Scales and bias of four neighbouring channels.
 __device__ __forceinline__ void scale_four(float (&v)[4], float4 sums, const GemmParams& p,
                                            float row, int expert, int channel) {
-  const float* factors = p.scale_b == GemmScale::kRow
-                             ? p.sfb + int64_t{expert} * p.n + channel
-                             : nullptr;
-  const float sum[4] = {sums.x, sums.y, sums.z, sums.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = sum[i] * (row * (factors != nullptr ? factors[i] : 1.f));
+  float4 factor = {1.f, 1.f, 1.f, 1.f};
+  if (p.scale_b == GemmScale::kRow)
+    factor = *reinterpret_cast<const float4*>(p.sfb + int64_t{expert} * p.n + channel);
+  v[0] = sums.x * (row * factor.x);
+  v[1] = sums.y * (row * factor.y);
+  v[2] = sums.z * (row * factor.z);
+  v[3] = sums.w * (row * factor.w);
   if (p.bias != nullptr) add_four(v, p.bias, channel);
 }
 
@@ -95,7 +96,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     staging[token * C.pitch() + position + (swiglu ? 64 : 8) * (r / 2 % 2)] = acc[r];
   }
   const GemmCluster cluster = smem.cluster;
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread == 0, cluster.ctas);
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
   smem.meeting.wait(0);
 
   const int vectors = swiglu && !fp8 ? 16 : 32;  // of four results, per token
@@ -131,7 +132,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     if (p.residual != nullptr) add_four(result, p.residual, row * p.residual_stride + column);
     store_four(result, p, int64_t{row} * columns + column);
   }
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread == 0, cluster.ctas);
+  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
 }
 
 }  // namespace l4k
