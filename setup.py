@@ -39,8 +39,10 @@ def nvcc_of_wheels() -> Path | None:
 
 
 def find_nvcc() -> Path | None:
-    home = os.environ.get("CUDA_HOME")
-    for candidate in (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc"):
+    asked, home = os.environ.get("CUDACXX"), os.environ.get("CUDA_HOME")
+    if asked and not shutil.which(asked):
+        raise SystemExit(f"CUDACXX: expected an nvcc, got {asked!r}, which is no program")
+    for candidate in (asked, home and f"{home}/bin/nvcc", "nvcc"):
         if candidate and (found := shutil.which(candidate)):
             return Path(found)
     return nvcc_of_wheels()

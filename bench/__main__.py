@@ -17,7 +17,7 @@ from .shapes import PHASES, benchmarked_ops, calls
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="l4k bench", description=__doc__)
     parser.add_argument(
         "ops", nargs="*", metavar="OP", help="all that have shapes if none is named"
     )

@@ -25,7 +25,7 @@ from .rows import Rows
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench e2e", description=__doc__)
+    parser = argparse.ArgumentParser(prog="l4k bench e2e", description=__doc__)
     parser.add_argument("--model", choices=["scout", "maverick", "demo"], default="demo")
     parser.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")

@@ -44,7 +44,7 @@ MUTANTS = [
     Mutant("a stage is filled unasked", PLAIN, "gemm.cuh", "smem.ring.wait_empty(stage);", "",
            "shared-in-flight shared-race mbarrier"),
     Mutant("bytes of one box are expected", PLAIN, "gemm.cuh", "(full, C.stage_bytes())",
-           "(full, C.block_n * 128)", "mbarrier shared-in-flight"),
+           "(full, C.block_n * 128)", "mbarrier shared-in-flight shared-race"),
     Mutant("no fence before wgmma", PLAIN, "gemm.cuh", "ptx::wgmma_fence();", "",
            "wgmma-fence-missing"),
     Mutant("no proxy fence before the store", PLAIN, "epilogue.cuh", "ptx::fence_proxy_async();",
