@@ -8,7 +8,7 @@
 //   values    logits, NaN as -inf; then distances
 //   distance  (largest - logit) / temperature >= 0 as bits of a float, which order as the floats
 //             do: 0 is the likeliest token, kAbsent no token at all
-//   Cut       which distances are kept; found by bisection on the bits, with exact counts
+//   Cut       which distances are kept; found by bisection, with exact counts
 //
 // The noise of a token depends on seed, counter and token only, and sums have a fixed order: the
 // same row gives the same token in any batch. See docs/kernels/sample.md.
@@ -267,12 +267,21 @@ __device__ __forceinline__ Split split(const SampleRow& row, uint32_t low, uint3
   return reduce(all);
 }
 
-// The k nearest: the limit is the distance of the k-th. Bisection on the bits of the distance; both
-// ends move to tokens, so that it ends when one distance is left.
+// Where to split [low, high) next. The limit is seldom beyond 32: a few halves of that leave one power
+// of two, in which halves of the bits are halves of the distance. Those alone end every search, but
+// would first spend eight passes on the exponent.
+__device__ __forceinline__ uint32_t pivot(uint32_t low, uint32_t high, int pass) {
+  const float farthest = fminf(__uint_as_float(high - 1), 32.f);
+  const uint32_t middle = __float_as_uint(0.5f * (__uint_as_float(low) + farthest));
+  return pass < 5 && low < middle ? middle : low + (high - low) / 2;
+}
+
+// The k nearest: the limit is the distance of the k-th. Both ends move to tokens, so that the search
+// ends when one distance is left.
 __device__ __forceinline__ Cut keep_top_k(const SampleRow& row, uint32_t k, SampleReduce& reduce) {
   uint32_t low = 0, high = kInfinity + 1, below = 0;  // fewer than k below `low`, k below `high`
-  while (high - low > 1) {
-    const uint32_t middle = low + (high - low) / 2;
+  for (int pass = 0; high - low > 1; ++pass) {
+    const uint32_t middle = pivot(low, high, pass);
     const Split parts = split(row, low, middle, high, reduce);
     const uint32_t count = below + parts.count;
     if (count == k) return {middle, 0, k};
@@ -292,9 +301,9 @@ __device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p
   uint32_t low = 0, high = cut.ties > 0 ? cut.limit + 1 : cut.limit;
   uint32_t below = 0, below_high = all.count;
   float mass = 0.f;  // below `low`; at most `allowed`
-  while (high - low > 1) {
+  for (int pass = 0; high - low > 1; ++pass) {
     if (below_high - below == 1) return {high, 0, below_high};
-    const uint32_t middle = low + (high - low) / 2;
+    const uint32_t middle = pivot(low, high, pass);
     const Split parts = split(row, low, middle, high, reduce);
     const uint32_t count = below + parts.count;
     // Rounding may leave the mass of all below the allowed one: then there is nothing to move to.
