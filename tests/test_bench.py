@@ -73,12 +73,16 @@ def test_unknown_op_is_an_error_that_names_the_known(capsys):
 
 @pytest.mark.parametrize("op", sorted(set(EAGER) & set(benchmarked_ops()) - set(SIZES)))
 def test_peers_mean_the_same_as_the_op(op):
+    torch.manual_seed(0)
     case = next(calls(op, ("scout",), ("decode",)))
     args, kwargs = case.make("cpu")
     expected, got = OPS[op](*args, **kwargs), EAGER[op](*args, **kwargs)
     if isinstance(expected, tuple):
         expected, got = expected[0], got[0]
-    assert_close(got, expected, 6e-2 if op.endswith("fp8") else 2e-2, op)
+    if op.endswith("fp8"):  # a peer rounds to bfloat16 first: some codes are one step of 1/8 apart
+        assert relative_error(got, expected) < 0.03
+    else:
+        assert_close(got, expected, 2e-2, op)
 
 
 def test_every_op_has_a_peer_that_a_graph_can_hold():
