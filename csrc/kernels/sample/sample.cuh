@@ -267,9 +267,9 @@ __device__ __forceinline__ Split split(const SampleRow& row, uint32_t low, uint3
   return reduce(all);
 }
 
-// Where to split [low, high) next. The limit is seldom beyond 32: a few halves of that leave one power
-// of two, in which halves of the bits are halves of the distance. Those alone end every search, but
-// would first spend eight passes on the exponent.
+// Where to split [low, high) next. The limit is seldom beyond 32: a few halves of that leave one
+// power of two, in which halves of the bits are halves of the distance. Those alone end every
+// search, but would first spend some passes on the exponent.
 __device__ __forceinline__ uint32_t pivot(uint32_t low, uint32_t high, int pass) {
   const float farthest = fminf(__uint_as_float(high - 1), 32.f);
   const uint32_t middle = __float_as_uint(0.5f * (__uint_as_float(low) + farthest));
