@@ -37,7 +37,7 @@ WHOLE_MODELS = (  # model, format, batch, prompt, new tokens, layers (None: as m
     ("scout", "bf16", 1, 8192, 64, 8),
     ("maverick", "fp8", 1, 8192, 64, 8),
 )
-COSTS = {"e2e.scout.fp8": 120, "e2e.": 60, "sanitizer.": 60, "test.model.": 20, "test.": 10, "": 5}
+COSTS = {"e2e.scout.fp8": 120, "e2e.": 60, "sanitizer.": 60, "test.model.": 20, "test.": 10, "own.": 2, "": 5}
 """Seconds that steps whose key starts so may take; a step that the budget does not cover waits."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 CEILING_BYTES = 8 << 30
@@ -47,6 +47,11 @@ FIRST = 120
 
 def steps() -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short."""
+    for op in STATUS.kernels:
+        yield f"smoke.{op}", functools.partial(_smoke, op)
+    yield "ceiling.copy", copy_ceiling
+    yield "ceiling.read", read_ceiling
+    yield from _own_measurements("scout")
     yield "test.graph.dependent_launch", _check(gpu_checks.dependent_launches_in_a_graph)
     yield "test.graph.attention", _check(gpu_checks.attention_in_a_graph)
     for op in STATUS.kernels:
@@ -62,8 +67,6 @@ def steps() -> Iterator[tuple[str, Step]]:
         if form.split("_")[0] in formats:
             yield f"test.model.{form}.{prompt}", _check(gpu_checks.whole_model, form, prompt)
     yield "test.cupy", _check(gpu_checks.cupy_agrees)
-    yield "ceiling.copy", copy_ceiling
-    yield "ceiling.read", read_ceiling
     found = [model for model in WHOLE_MODELS if model[1] in formats]
     models = [(e2e.key(*model[:4]), _check(e2e.run, "cuda", *model)) for model in found]
     yield from models[:2]
@@ -73,6 +76,30 @@ def steps() -> Iterator[tuple[str, Step]]:
         yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
     yield from models[2:]
     yield from measurements[FIRST:]
+
+
+OWN = {"gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
+       "gemm_swiglu_fp8": {"decode": (1, 64), "prefill": (1024, 8192)},
+       "flash_prefill": {"prefill": (8192, 32768)},
+       "flash_decode": {"decode": (1024, 8192, 131072)},
+       "rms_norm": {"decode": (1,), "prefill": (16384,)},
+       "silu_mul": {"decode": (1,), "prefill": (16384,)},
+       "moe_route": {"decode": (1, 64)},
+       "sample": {"decode": (1, 64)}}
+
+
+def _own_measurements(model: str) -> Iterator[tuple[str, Step]]:
+    gpu = gpu_key(torch.cuda.get_device_name())
+    for op, sizes in OWN.items():
+        for case in calls(op, (model,), tuple(PHASES), sizes):
+            if "head" in case.label or "fp8_mixed" in case.label:
+                continue
+            yield "own." + case.key, functools.partial(measure, case, gpu, with_peers=False)
+
+
+def _smoke(op: str) -> Iterator[Result]:
+    for facts in gpu_checks.smoke(op):
+        yield None, facts
 
 
 def _check(function: Callable[..., dict[str, Any]], *args: Any) -> Step:

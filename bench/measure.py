@@ -39,7 +39,7 @@ def timed(
     return time_graph([functools.partial(function, *a, **named) for a, named in sets], chain=chain)
 
 
-def measure(case: Call, gpu: str) -> Iterator[tuple[Timing, dict[str, Any]]]:
+def measure(case: Call, gpu: str, *, with_peers: bool = True) -> Iterator[tuple[Timing, dict[str, Any]]]:
     """Times a call on the GPU, then its peers; each peer is first compared with the reference.
 
     Yields timing and facts as soon as there are some, and again with the peers: a peer that hangs
@@ -69,6 +69,9 @@ def measure(case: Call, gpu: str) -> Iterator[tuple[Timing, dict[str, Any]]]:
         yield timing, facts
         return
     facts["relative_error"] = relative_error(first_tensor(op(*args, **kwargs)), expected)
+    if not with_peers:
+        yield timing, facts
+        return
     for name, peer in peers(case.op).items():
         try:
             if (case.op, name) not in OTHER_RESULT:

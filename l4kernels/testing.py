@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l4kernels._load import STATUS
 from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, routed
 
 TILE = 128
@@ -146,6 +147,23 @@ def chained() -> Iterator[None]:
         report = chain(0).decode()
     if report:
         raise RuntimeError(f"l4kernels: emulator report: {report}")
+
+
+@contextlib.contextmanager
+def serial_launches() -> Iterator[None]:
+    """In the block no kernel starts before its predecessor in the stream has ended.
+
+    Kernels are launched dependent: each may start under the end of the one before. A wrong result
+    that is right in this block is a race between the two. For a whole process: `L4K_CHECK=serial`.
+    """
+    if not STATUS.loaded:
+        raise RuntimeError(f"there are no compiled kernels to launch: {STATUS.reason}")
+    allow = ctypes.CDLL(str(STATUS.path)).l4k_allow_dependent_launches
+    before = allow(0)
+    try:
+        yield
+    finally:
+        allow(before)
 
 
 def _load_emulator() -> ModuleType:

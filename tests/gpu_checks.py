@@ -16,7 +16,7 @@ from bench.shapes import SIZES, calls
 from bench.timing import capture
 from l4kernels import STATUS, ops, take_device_error
 from l4kernels.ops import OPS
-from l4kernels.testing import assert_close, relative_error
+from l4kernels.testing import assert_close, relative_error, serial_launches
 from tests.edges import EDGES, Machine
 from tests.edges_sample import sampling
 from tests.kernel_checks import BF16, bound, check, kernel_cases, mutated, same_bits, tensors
@@ -75,6 +75,27 @@ def kernel_is_right(op: str) -> dict[str, Any]:
     torch.cuda.synchronize()
     assert_same(outputs, first, f"{op} [{case}] in a graph")
     return {"cases": len(found), "repeats": REPEATS}
+
+
+def smoke(op: str) -> Iterator[dict[str, Any]]:
+    """A few small cases, one launch after the other first, then as they are in a model: what fails
+    only then is a race between neighbours of the stream. Yields what has passed so far."""
+    found = [case for case in kernel_cases(op, "cuda") if size(case)]
+    rows = [case for case in found if "row" in case.name and "config" in case.kwargs]
+    chosen = [*rows, *sorted((c for c in found if c not in rows), key=size)[-2:]]
+    passed: dict[str, list[str]] = {"serial": [], "dependent": []}
+    failed = []
+    for how, names in passed.items():
+        with serial_launches() if how == "serial" else contextlib.nullcontext():
+            for case in chosen:
+                try:
+                    check(op, case)
+                    torch.cuda.synchronize()
+                    names.append(str(case))
+                except AssertionError as error:
+                    failed.append(f"{how} {case}: {error}"[:600])
+                yield passed
+    assert not failed, f"{op}: {len(failed)} of {2 * len(chosen)}\n" + "\n".join(failed)
 
 
 def results_of(op: str, case: Case) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "bindings/check.h"
+#include "host/launch.h"
 #include "tile/error.h"
 
 #define L4K_EXPORT extern "C" __attribute__((visibility("default")))
@@ -13,6 +14,11 @@ L4K_EXPORT const char* l4k_take_device_error() {
   for (int device = 0; words != nullptr && device < l4k::kMaxDevices; ++device)
     if (uint32_t code = std::exchange(words[device], 0)) return l4k::device_error_name(code);
   return "";
+}
+
+// Allows (1) or forbids (0) dependent launches from here on; returns what held before.
+L4K_EXPORT int l4k_allow_dependent_launches(int allowed) {
+  return l4k::dependent_launches().exchange(allowed != 0);
 }
 
 // One line per binding: "name(Tensor, int) -> Tensor".

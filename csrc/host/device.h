@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 namespace l4k {
 
@@ -32,14 +33,25 @@ inline int sm_count() {
   return count;
 }
 
+// Whether the environment's L4K_CHECK holds this word; several are separated by commas.
+inline bool check_asks_for(std::string_view word) {
+  const char* set = std::getenv("L4K_CHECK");
+  std::string_view rest = set == nullptr ? "" : set;
+  while (!rest.empty()) {
+    const size_t comma = rest.find(',');
+    if (rest.substr(0, comma) == word) return true;
+    rest = comma == rest.npos ? "" : rest.substr(comma + 1);
+  }
+  return false;
+}
+
 // A word of page-locked host memory per device. Kernels set it (tile/error.h), the host reads it
 // after it has synchronised for its own reasons, so a check costs neither a copy nor a wait.
 // With L4K_CHECK=1 there are no words and a kernel that would set its own traps instead.
 inline uint32_t* error_words() {
   static uint32_t* const words = [] {
-    const char* trap = std::getenv("L4K_CHECK");
     void* memory = nullptr;
-    if (trap != nullptr && trap[0] == '1') return static_cast<uint32_t*>(memory);
+    if (check_asks_for("1")) return static_cast<uint32_t*>(memory);
     // The first op may be part of a graph capture, which by default forbids allocations.
     cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);

@@ -3,9 +3,20 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 
+#include "host/device.h"
+
 namespace l4k {
+
+// Whether launches may be dependent at all. L4K_CHECK=serial turns that off for a process,
+// l4kernels.testing.serial_launches() for a block: a wrong result that goes away is a race between
+// neighbours of the stream.
+inline std::atomic<bool>& dependent_launches() {
+  static std::atomic<bool> allowed{!check_asks_for("serial")};
+  return allowed;
+}
 
 struct LaunchConfig {
   dim3 grid, block;
@@ -28,7 +39,7 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchConfig& config, cu
   }
   cudaLaunchAttribute attributes[2];
   int count = 0;
-  if (config.dependent) {
+  if (config.dependent && dependent_launches().load(std::memory_order_relaxed)) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
