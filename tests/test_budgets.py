@@ -52,13 +52,38 @@ def test_every_kind_of_violation_is_seen():
         assert expected in found
 
 
-def test_no_kernel_touches_memory_before_it_waits_for_its_predecessor():
-    """In the machine code: a compiler may move a load that looks read-only over the wait."""
-    access = re.compile(r"(LDG|STG|LDGSTS|LD|ST|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)(\.|$)")
+ACCESS = re.compile(r"(LDG|STG|LDGSTS|LD|ST|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)(\.|$)")
+
+
+@pytest.fixture(scope="module")
+def machine_code():
+    """Opcodes of every kernel of the library, in their order."""
     kernels = output_of(cuobjdump(), "-sass", str(LIBRARY_PATH)).split("Function : ")[1:]
     assert len(kernels) > 40
-    for text in kernels:
-        name, body = text.split("\n", 1)
-        opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", body, re.M)
-        first = next(opcode for opcode in opcodes if opcode == "ACQBULK" or access.match(opcode))
+    opcode = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", re.M)
+    return {name: opcode.findall(body) for name, body in (k.split("\n", 1) for k in kernels)}
+
+
+def test_no_kernel_touches_memory_before_it_waits_for_its_predecessor(machine_code):
+    """A compiler may move a load that looks read-only over the wait."""
+    for name, opcodes in machine_code.items():
+        first = next(op for op in opcodes if op == "ACQBULK" or ACCESS.match(op))
         assert first == "ACQBULK", f"{name}: {first} before griddepcontrol.wait"
+
+
+def test_no_kernel_takes_memory_for_constant(machine_code):
+    """ld.global.nc: a predecessor may still write when the kernel is resident already."""
+    for name, opcodes in machine_code.items():
+        constant = {op for op in opcodes if op.startswith("LDG") and "CONSTANT" in op}
+        assert not constant, f"{name}: {constant}"
+
+
+def test_no_cluster_starts_with_a_fence_as_wide_as_the_gpu(machine_code):
+    clusters = 0
+    for name, opcodes in machine_code.items():
+        if "UCGABAR_ARV" not in opcodes:
+            continue
+        clusters += 1
+        before = opcodes[: opcodes.index("UCGABAR_WAIT")]
+        assert not [op for op in before if op.startswith("MEMBAR") and "CTA" not in op], name
+    assert clusters > 10

@@ -6,10 +6,12 @@
 
 namespace l4k::ptx {
 
-// PTX ISA: ld.global.nc. Read-only data that is read once: 16 bytes, not kept in L1.
+// PTX ISA: ld.global. Data that is read once: 16 bytes, not kept in L1. Not ld.global.nc, although
+// that would say "read-only": a kernel is resident while its predecessor still writes what this
+// one reads, and then .nc promises what is not so.
 __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(pointer));
   return v;

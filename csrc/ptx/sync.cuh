@@ -19,9 +19,16 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// PTX ISA: barrier.cluster
+// PTX ISA: barrier.cluster. A release makes what the thread wrote visible to the cluster, by a fence
+// as wide as the GPU.
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// Says no more than that the thread has come: enough after fence_mbarrier_init(), which publishes
+// new barriers by itself, and where CTAs only wait for each other before they leave.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {

@@ -57,13 +57,15 @@ struct ClusterMeeting {
   __device__ __forceinline__ void init(int ctas) { ptx::mbarrier_init(&barrier, ctas); }
 
   // All `threads` of this CTA's part, which share the named barrier. Those that arrive elsewhere
-  // are lanes of one warp: the fence of a release takes long, and so it takes that once.
+  // are lanes of one warp: the fence of a release takes long, and so it takes that once. Without,
+  // an arrival says no more than that these threads have read what they wanted.
+  template <bool kRelease = true>
   __device__ __forceinline__ void arrive(int named_barrier, int threads, int thread, int ctas) {
     ptx::named_barrier_sync(named_barrier, threads);
     if (ctas == 1) {
       if (thread == 0) ptx::mbarrier_arrive(&barrier);
     } else if (thread < ctas) {
-      ptx::mbarrier_arrive_remote<true>(&barrier, thread);
+      ptx::mbarrier_arrive_remote<kRelease>(&barrier, thread);
     }
   }
   __device__ __forceinline__ void wait(uint32_t parity) {

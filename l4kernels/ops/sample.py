@@ -110,7 +110,7 @@ def sample(
 
     Args:
         logits: `[B, V]` float32, bfloat16 or float16.
-        temperature: float32 `[B]`; 0 (or less): greedy.
+        temperature: float32 `[B]`; 0 (or less): greedy; infinity: as the largest float.
         top_k: int32 `[B]`; 0: off.
         top_p: float32 `[B]`; 1: off.
         min_p: float32 `[B]`; 0: off.
@@ -155,7 +155,8 @@ def _filtered(
     value: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> Tensor:
     """Scaled logits (the largest is 0); -inf where a filter drops the token."""
-    value = value / temperature[:, None]
+    # An infinite temperature would turn -inf into NaN, which wins every comparison.
+    value = value / temperature.clamp(max=torch.finfo(torch.float32).max)[:, None]
     unlikely = value < min_p.clamp(0, 1).log()[:, None]
     if not bool(((top_k > 0) | (top_p < 1)).any()):
         return value.masked_fill(unlikely, float("-inf"))

@@ -19,8 +19,9 @@ constexpr int kDecodeGranules = kDecodeTile / kDecodeGranule;  // of a tile
 L4K_HD constexpr int decode_row_blocks(int rows) { return ceil_div(rows, kDecodeRows); }
 
 L4K_HD constexpr DecodeShape decode_shape(const FlashDecodeParams& p, int grid) {
-  return {p.batch, p.kv_heads * decode_row_blocks(p.tokens * p.group),    p.tokens,
-          p.chunk, int64_t{p.max_pages} * p.page_size, grid};
+  const int64_t addressed = int64_t{p.max_pages} * p.page_size;
+  return {p.batch, p.kv_heads * decode_row_blocks(p.tokens * p.group), p.tokens,
+          p.chunk, addressed < kDecodeMaxKeys ? addressed : kDecodeMaxKeys, grid};
 }
 
 template <bool kFp8>
@@ -142,7 +143,7 @@ __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const Dec
         const bool seen = ahead < piece.tiles && key + kDecodeGranule > first_key &&
                           key < static_cast<int>(first_key + keys);
         const int column = seen ? key / p.page_size : 0;
-        const int page = seen ? __ldg(table + column) : -1;
+        const int page = seen ? table[column] : -1;
         const bool exists = page >= 0 && page < p.num_pages;
         place = exists ? (int64_t{page - column} * p.page_size + key) * row_stride : -1;
         bad = __ballot_sync(0xffffffff, seen && !exists);

@@ -26,6 +26,9 @@ constexpr int kDecodeRows = 128;     // queries x heads of an item
 constexpr int kDecodePiecesPerCta = 4;  // where there are more items than CTAs can share
 constexpr int kDecodeSlotsPerCta = 2 * kDecodePiecesPerCta;
 
+// Keys are counted in 32 bits, to the end of the last granule.
+constexpr int64_t kDecodeMaxKeys = (int64_t{1} << 31) - kDecodeGranule;
+
 struct DecodeShape {
   int batch;
   int heads;         // items of a sequence: KV heads x blocks of rows

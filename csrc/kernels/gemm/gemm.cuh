@@ -386,7 +386,10 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   }
   __syncthreads();
   // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.
-  if (ctas > 1) ptx::cluster_sync();
+  if (ctas > 1) {
+    ptx::cluster_arrive_relaxed();
+    ptx::cluster_wait();
+  }
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<C.producer_registers()>();

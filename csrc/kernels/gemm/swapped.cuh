@@ -132,7 +132,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     if (p.residual != nullptr) add_four(result, p.residual, row * p.residual_stride + column);
     store_four(result, p, int64_t{row} * columns + column);
   }
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
+  smem.meeting.template arrive<false>(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
 }
 
 }  // namespace l4k

@@ -46,7 +46,7 @@ __device__ __forceinline__ RopeAngles load_angles(const RopeCacheParams& params,
   const uint64_t row = position - divide(position, static_cast<uint32_t>(rows)) * rows;
   const float4* cosines = reinterpret_cast<const float4*>(params.cos_sin + row * kHeadDim) +
                           threadIdx.x % kRopeLanes;
-  const float4 c = __ldg(cosines), s = __ldg(cosines + kRopeLanes);
+  const float4 c = cosines[0], s = cosines[kRopeLanes];
   return {{c.x, c.y, c.z, c.w}, {s.x, s.y, s.z, s.w}};
 }
 

@@ -362,8 +362,9 @@ __device__ __forceinline__ float uniform(uint32_t word) {
 
 __device__ __forceinline__ float gumbel(float u) { return -logf(-log1pf(-u)); }
 
-// Largest of noise - distance among the kept tokens. `likeliest` has distance 0 and is always kept,
-// so its noise is a bound that most tokens fall short of.
+// Largest of noise - distance among the kept tokens. `likeliest` has distance 0, so its noise is a
+// bound that most tokens fall short of, if it is kept: a high temperature can bring others to
+// distance 0, and of equals the lower ids are kept.
 __device__ __forceinline__ Candidate draw(const SampleParams& params, const SampleRow& row, Cut cut,
                                           int last, uint32_t likeliest, SampleReduce& reduce) {
   const uint64_t seed = params.seeds[row.row], counter = params.counters[row.row];
@@ -378,7 +379,9 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
   const PhiloxWords first = words_of(likeliest);
   const uint32_t word = likeliest & 2 ? (likeliest & 1 ? first.x[3] : first.x[2])
                                       : (likeliest & 1 ? first.x[1] : first.x[0]);
-  float best_score = gumbel(uniform(word)) - 1e-3f;  // the token itself must still pass
+  const bool is_kept = cut.limit > 0 || static_cast<int>(likeliest) <= last;
+  // The token itself must still pass.
+  float best_score = is_kept ? gumbel(uniform(word)) - 1e-3f : -INFINITY;
   for_each_quad(row, [&](int id, const float (&values)[4]) {
     bool kept[4];
 #pragma unroll
@@ -412,10 +415,11 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
   const bool writer = rank == 0 && threadIdx.x == 0;
   SampleReduce reduce{scratch};
 
-  ptx::cluster_arrive();
+  ptx::cluster_arrive_relaxed();
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  const float temperature = params.temperature[row.row];
+  float temperature = params.temperature[row.row];
+  if (temperature > kLargestFloat) temperature = kLargestFloat;  // inf / inf would be NaN
   const Likeliest mine = load<T>(params, row);
   ptx::cluster_wait();  // every CTA of the cluster runs: its shared memory may be written
   Likeliest best = reduce(mine);
