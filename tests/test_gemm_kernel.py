@@ -78,6 +78,14 @@ def test_splits_of_k_add_up_in_one_order(row, sms):
     assert all(same_bits(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("splits", [1, 2, 3, 5, 8])
+def test_splits_that_are_asked_for(splits):
+    for row in (r for r in ROWS if r.swap):
+        args, options = operands(maker(splits), row, 13, 128, 1024)
+        options["config"] += 100 * splits
+        check_exact(row, args, options, sms=8)
+
+
 def difference(got: Tensor, expected: Tensor) -> float:
     """1 - cosine-like similarity in float64: 0 when equal."""
     x, y = got.double(), expected.double()
@@ -289,5 +297,5 @@ def test_a_row_of_the_table_must_fit_the_operands():
     a, b = make.randn(4, 128), make.randn(16, 128)
     with emulated(), pytest.raises(RuntimeError, match="expected config to be a row for these"):
         gemm(a, b, config=PROMOTED_ROWS[0].config)
-    with emulated(), pytest.raises(RuntimeError, match=f"config in -1 to {len(ROWS) - 1}"):
+    with emulated(), pytest.raises(RuntimeError, match=f"a row of 0 to {len(ROWS) - 1}"):
         gemm(a, b, config=len(ROWS))

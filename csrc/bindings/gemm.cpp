@@ -73,8 +73,10 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
               "expected N to be a multiple of 8 (16 for swiglu), got ", n);
   L4K_REQUIRE(m <= 1 || a.stride(0) >= k, "expected the rows of a not to overlap, got ",
               describe(a), " with stride ", a.stride(0), "; call contiguous() first");
-  L4K_REQUIRE(config >= -1 && config < kNumGemmConfigs, "expected config in -1 to ",
-              kNumGemmConfigs - 1, ", got ", config);
+  L4K_REQUIRE(config >= -1 && config <= kMaxSplits * 100 + 99 &&
+                  GemmChoice::of(static_cast<int>(config)).config < kNumGemmConfigs,
+              "expected config to be -1, a row of 0 to ", kNumGemmConfigs - 1,
+              ", or that and 100 times a number of splits up to ", kMaxSplits, ", got ", config);
   Device device(a);
   GemmParams p{};
   p.m = static_cast<int>(m);
@@ -90,7 +92,7 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
   p.activation = parse_activation(activation);
   p.out_float32 = out.scalar_type() == ScalarType::Float;
   p.fast_accum = fast_accum;
-  p.config = static_cast<int>(config);
+  p.asked = GemmChoice::of(static_cast<int>(config));
   p.error = error_word();
   const int64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
   L4K_CHECK_SHAPE(out, m, columns);
@@ -128,7 +130,7 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
     L4K_CHECK_TABLE(row_scale, Float, m);
     p.row_scale = pointer<float>(row_scale);
   }
-  L4K_REQUIRE(config < 0 || can_run(kGemmConfigs[config], problem_of(p)),
+  L4K_REQUIRE(config < 0 || can_run(p.asked, problem_of(p)),
               "expected config to be a row for these operands, scales and activation, or -1, got ",
               config);
   if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));

@@ -191,7 +191,8 @@ def gemm(
         out_dtype: of D; default the dtype of `a`, bfloat16 for e4m3.
         fast_accum: allow e4m3 products to accumulate in the tensor core's reduced precision; the
             meaning is the same.
-        config: the kernel's row of tile sizes, -1 to choose by shape; the meaning is the same.
+        config: the kernel's row of tile sizes, -1 to choose by shape; 100 times a number is added
+            to also say into how many parts K is cut. The meaning is the same.
 
     Returns:
         `[M, N']`, N' = N, or N / 2 for "swiglu".
@@ -343,7 +344,7 @@ def gemm_swiglu_fp8(
         sfa, sfb: float32 scales, as for `gemm`.
         expert_offsets: int32 `[E + 1]`, ascending from 0.
         row_scale: float32 `[M]`, multiplied into the accumulator before SwiGLU.
-        config: the kernel's row of tile sizes, -1 to choose by shape.
+        config: as for `gemm`.
 
     Returns:
         `Quantized(q, scale)`: e4m3 `[M, N / 2]` and float32 `[M, N / 256]`, the float32 SwiGLU

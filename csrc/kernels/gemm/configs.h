@@ -164,9 +164,16 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   return (compute > memory ? compute : memory) + compute / 8 + start;
 }
 
+// A row of the table and into how many parts it cuts K (0: as the model says). Callers write it as
+// one number: splits * 100 + row, -1 for neither.
 struct GemmChoice {
   int config, splits;
+
+  static constexpr GemmChoice of(int number) {
+    return number < 0 ? GemmChoice{-1, 0} : GemmChoice{number % 100, number / 100};
+  }
 };
+static_assert(kNumGemmConfigs <= 100);
 
 // A row that was measured to be the best for a product, up to so many rows of A.
 struct TunedGemm {
@@ -184,10 +191,17 @@ constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
   return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
 }
 
-// A tuned row, else the one of least modelled cost. `config` >= 0 asks for a row and only leaves
-// the splits open; {-1, 1} if it cannot run the problem.
-constexpr GemmChoice choose_gemm(const GemmProblem& p, int config, int sms) {
-  if (config < 0) {
+// Whether `asked` names a row that computes the problem, and splits that it can make.
+constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {
+  return asked.config >= 0 && asked.config < kNumGemmConfigs &&
+         can_run(kGemmConfigs[asked.config], p) &&
+         asked.splits <= max_splits(kGemmConfigs[asked.config], p);
+}
+
+// A tuned row, else the one of least modelled cost among those that are `asked` for; {-1, 1} if none
+// of them can run the problem.
+constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked, int sms) {
+  if (asked.config < 0) {
     for (const TunedGemm& t : kTunedGemms)
       if (t.n == p.n && t.k == p.k && t.num_experts == p.num_experts && t.fp8 == p.fp8 &&
           t.fast_accum == p.fast_accum && p.m <= t.max_m &&
@@ -198,9 +212,10 @@ constexpr GemmChoice choose_gemm(const GemmProblem& p, int config, int sms) {
   int64_t best_cost = INT64_MAX;
   for (int i = 0; i < kNumGemmConfigs; ++i) {
     const GemmConfig& c = kGemmConfigs[i];
-    if (!can_run(c, p) || (config >= 0 && i != config)) continue;
-    if (config < 0 && p.fp8 && c.promote == (p.fast_accum && !p.block_scales)) continue;
+    if (!can_run(c, p) || (asked.config >= 0 && i != asked.config)) continue;
+    if (asked.config < 0 && p.fp8 && c.promote == (p.fast_accum && !p.block_scales)) continue;
     for (int splits = 1; splits <= max_splits(c, p); ++splits) {
+      if (asked.splits > 0 && splits != asked.splits) continue;
       const int64_t cost = modelled_cost(c, p, splits, sms);
       if (cost < best_cost) {
         best = {i, splits};

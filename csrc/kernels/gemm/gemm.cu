@@ -25,7 +25,7 @@ constexpr auto launchers(std::index_sequence<I...>) {
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
   constexpr auto kLaunchers = launchers(std::make_index_sequence<kNumGemmConfigs>());
   const GemmProblem problem = problem_of(params);
-  const GemmChoice choice = choose_gemm(problem, params.config, sm_count());
+  const GemmChoice choice = choose_gemm(problem, params.asked, sm_count());
   if (choice.config < 0) return cudaErrorInvalidValue;
   GemmParams chosen = params;
   chosen.ctas_per_tile = ctas_per_tile(kGemmConfigs[choice.config], problem, choice.splits);

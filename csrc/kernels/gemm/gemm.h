@@ -33,7 +33,7 @@ struct GemmParams {
   GemmActivation activation;
   bool out_float32;
   bool fast_accum;  // e4m3: leave long sums to the tensor core's reduced precision
-  int config;         // row of configs.h; -1: choose by shape
+  GemmChoice asked;   // config -1: choose by shape
   int ctas_per_tile;  // set by the launcher
   uint32_t* error;    // sticky error word
 };
