@@ -39,6 +39,16 @@ inline void finish() {
   MICRO_CHECK(cudaDeviceSynchronize());
 }
 
+// Everything runs in one stream, so that what fills memory comes before what reads it.
+inline cudaStream_t stream() {
+  static cudaStream_t made = [] {
+    cudaStream_t s;
+    MICRO_CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    return s;
+  }();
+  return made;
+}
+
 // --small: sizes for the emulator, whose values are right and whose times mean nothing.
 inline bool is_small(int argc, char** argv) {
   bool small = argc == 2 && std::strcmp(argv[1], "--small") == 0;
@@ -68,9 +78,11 @@ struct Buffer {
   explicit Buffer(size_t count) : size(count) {
     MICRO_CHECK(cudaMalloc(&data, count * sizeof(T)));
     MICRO_CHECK(cudaMemset(data, 0, count * sizeof(T)));
+    finish();
   }
   explicit Buffer(const std::vector<T>& host) : Buffer(host.size()) {
     MICRO_CHECK(cudaMemcpy(data, host.data(), size * sizeof(T), cudaMemcpyHostToDevice));
+    finish();
   }
   std::vector<T> host() const {
     finish();
@@ -163,7 +175,7 @@ constexpr int kRowBytes = 128;
 
 struct Rows {
   Rows(int64_t row_count, bool hashed) : words(row_count * kRowBytes / 4), rows(row_count) {
-    if (hashed) fill_words<<<1 + rows / 4096, 256>>>(words.data, words.size);
+    if (hashed) fill_words<<<1 + rows / 4096, 256, 0, stream()>>>(words.data, words.size);
     finish();
   }
   CUtensorMap map(int box_rows) const {
@@ -176,22 +188,13 @@ struct Rows {
   }
   std::vector<uint32_t> tile_sums(int rows_per_tile) const {
     Buffer<uint32_t> sums(rows / rows_per_tile);
-    sum_tiles<<<static_cast<int>(sums.size), 128>>>(words.data, rows_per_tile * kRowBytes / 4,
-                                                    sums.data);
+    sum_tiles<<<static_cast<int>(sums.size), 128, 0, stream()>>>(
+        words.data, rows_per_tile * kRowBytes / 4, sums.data);
     return sums.host();
   }
   Buffer<uint32_t> words;
   int64_t rows;
 };
-
-inline cudaStream_t stream() {
-  static cudaStream_t made = [] {
-    cudaStream_t s;
-    MICRO_CHECK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
-    return s;
-  }();
-  return made;
-}
 
 // Median microseconds between two events around `enqueue()`, after one call that does not count.
 template <typename Enqueue>
