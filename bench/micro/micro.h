@@ -68,6 +68,7 @@ inline void print(const std::string& name, double value, const char* unit,
 
 template <typename T>
 T median(std::vector<T> values) {
+  if (values.empty()) return T{};
   std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
   return values[values.size() / 2];
 }
@@ -148,6 +149,12 @@ __device__ __forceinline__ void wait(uint64_t* barrier, uint32_t parity) {
   while (!try_wait(barrier, parity)) patience.check();
 }
 
+// A cluster barrier that orders no memory.
+__device__ __forceinline__ void cluster_sync_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
 // Hashed words: random to DRAM and power, yet known.
 static __global__ void fill_words(uint32_t* words, size_t count) {
   size_t step = size_t{gridDim.x} * blockDim.x;
@@ -196,7 +203,8 @@ struct Rows {
   int64_t rows;
 };
 
-// Median microseconds between two events around `enqueue()`, after one call that does not count.
+// Median microseconds between two events around `enqueue()`, after one call that does not count; 0 repeats: that
+// call alone.
 template <typename Enqueue>
 double event_us(int repeats, Enqueue&& enqueue) {
   cudaEvent_t begin, end;
