@@ -15,7 +15,8 @@ using namespace micro;
 using namespace l4k::ptx;
 
 constexpr int kStages = 8, kTileRows = 128, kTileBytes = kTileRows * kRowBytes;
-constexpr int kLag = 2;  // tiles between the use of a slot and its refill: peers have left it by then
+// Tiles between the use of a slot and its refill: peers have left it by then.
+constexpr int kLag = 2;
 
 template <int kCluster>
 __device__ __forceinline__ void load_tile(uint8_t* slot, const CUtensorMap* map, uint64_t* full,
@@ -63,7 +64,8 @@ __global__ __launch_bounds__(128) void read(const __grid_constant__ CUtensorMap 
       wait(full + slot, i / kStages & 1);
       if constexpr (kCluster > 1)
 #pragma unroll
-        for (int peer = 0; peer < kCluster; ++peer) mbarrier_arrive_remote<false>(empty + slot, peer);
+        for (int peer = 0; peer < kCluster; ++peer)
+          mbarrier_arrive_remote<false>(empty + slot, peer);
       if (refill < 0 || refill + kStages >= tiles) continue;
       const int into = refill % kStages;
       if constexpr (kCluster > 1) wait(empty + into, refill / kStages & 1);

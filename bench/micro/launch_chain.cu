@@ -3,8 +3,8 @@
 // that want different amounts of shared memory, since a SM may have to drain before it changes its
 // carve-out, with and without the preferred carve-out of both kernels at 100 %.
 //
-// Bound: published for an H200: 2.4 to 2.5 us in a stream, 1.25 to 1.3 in a graph; dependent launches
-// should be below, since start and end overlap.
+// Bound: published for an H200: 2.4 to 2.5 us in a stream, 1.25 to 1.3 in a graph; dependent
+// launches should be below, since start and end overlap.
 // Loop: none; the kernel holds one ACQBULK (the wait for its predecessor), one PREEXIT (the early
 // trigger), and in the timed runs skips its only load and store.
 // Disbelieve: under 0.2 us (launches were lost), over 50 us.
@@ -15,7 +15,8 @@ namespace {
 using namespace micro;
 using namespace l4k::ptx;
 
-// Two kernels, so that neighbours are as different as two ops are. `count` is null where time counts.
+// Two kernels, so that neighbours are as different as two ops are. `count` is null where time
+// counts.
 template <int kWhich>
 __global__ __launch_bounds__(128) void link(uint32_t* count) {
   grid_launch_dependents();

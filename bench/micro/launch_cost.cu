@@ -7,8 +7,8 @@
 // 12.5 us at 3.35 TB/s, 8.7 at 4.8. `read_40m_inside` reads ten times as much in one launch and is
 // given per 40 MB: what a read_40m_... takes more than it is the cost of the launch.
 // Loop: of the reads, one UTMALDG and no load or store; an empty kernel holds ACQBULK and nothing
-// that touches memory. With setmaxnreg a kernel is compiled for exactly 168 registers, else it hangs:
-// the program looks before it launches.
+// that touches memory. With setmaxnreg a kernel is compiled for exactly 168 registers, else it
+// hangs: the program looks before it launches.
 // Disbelieve: under 0.2 us (launches were lost), 40 MB in under 8 us or over 80.
 #include "micro.h"
 #include "ptx/tma.cuh"
@@ -106,7 +106,8 @@ struct Data {
 template <unsigned kFeatures>
 void measure(const std::string& name, const Data& data, const Shape& shape, int read = 0,
              int more_launches = 200) {
-  const int sms = l4k::sm_count(), grid = std::max(shape.cluster, sms / shape.cluster * shape.cluster);
+  const int sms = l4k::sm_count();
+  const int grid = std::max(shape.cluster, sms / shape.cluster * shape.cluster);
   const CUtensorMap map = data.rows.map(kTileRows);
   const bool registers = kFeatures & kRegisters;
 #ifndef L4K_EMULATED

@@ -203,8 +203,8 @@ struct Rows {
   int64_t rows;
 };
 
-// Median microseconds between two events around `enqueue()`, after one call that does not count; 0 repeats: that
-// call alone.
+// Median microseconds between two events around `enqueue()`, after one call that does not count
+// (with 0 repeats, that call alone).
 template <typename Enqueue>
 double event_us(int repeats, Enqueue&& enqueue) {
   cudaEvent_t begin, end;
