@@ -9,7 +9,7 @@ import pytest
 from bench import micro
 from bench.micro import PROGRAMS, sass
 from bench.micro.programs import Code
-from tools.nvcc import ROOT, cuobjdump, nvcc
+from tools.nvcc import ROOT, cuobjdump, nvcc, output_of
 
 pytestmark = pytest.mark.skipif(
     nvcc() is None or cuobjdump() is None, reason="needs nvcc and cuobjdump"
@@ -42,6 +42,14 @@ def test_values_are_right_and_every_metric_has_bounds(programs, name, mode):
 def test_the_timed_loop_is_what_the_program_says(programs, name):
     found = sass.kernels(programs / name)
     assert not (problems := sass.problems(found, PROGRAMS[name].code)), "\n".join(problems)
+
+
+def test_setmaxnreg_finds_the_registers_it_deals_out(programs):
+    """24 + 240 + 240 for three warpgroups: with fewer at the start the kernel would hang."""
+    text = output_of(cuobjdump(), "-res-usage", str(programs / "launch_cost"))
+    found = dict(re.findall(r"costILj(\d+)E.*\s+REG:(\d+)", text))
+    dealt = {features: int(n) for features, n in found.items() if int(features) & 1}
+    assert len(dealt) == 4 and set(dealt.values()) == {168}
 
 
 def test_a_loop_that_changed_is_seen():

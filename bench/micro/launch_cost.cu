@@ -102,7 +102,27 @@ struct Data {
   bool small;
 };
 
-// A launch of `ctas` (0: one a SM) that reads `read` tiles, other ones each time.
+// How many clusters are resident at once: a grid of more takes a second wave.
+template <typename... P>
+int resident_clusters(void (*kernel)(P...), const l4k::LaunchConfig& config) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = config.cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = config.grid;
+  launch.blockDim = config.block;
+  launch.dynamicSmemBytes = config.smem_bytes;
+  launch.attrs = &attribute;
+  launch.numAttrs = 1;
+  int clusters = 0;
+  MICRO_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(config.smem_bytes)));
+  MICRO_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch));
+  return clusters;
+}
+
+// A launch of one CTA a SM that reads `read` tiles, other ones each time.
 template <unsigned kFeatures>
 void measure(const std::string& name, const Data& data, const Shape& shape, int read = 0,
              int more_launches = 200) {
@@ -136,7 +156,12 @@ void measure(const std::string& name, const Data& data, const Shape& shape, int 
   double us = chain.us([&](int i) { launch(i, read, nullptr); });
   // A reader that needs more than one launch's share of 40 MB says so: per 40 MB.
   if (read > data.read_tiles) us *= double(data.read_tiles) / read;
-  print(name, us, "us/launch");
+  std::string more = "\"ctas\": " + std::to_string(grid);
+  if (shape.cluster > 1)
+    more += ", \"clusters\": " + std::to_string(grid / shape.cluster) +
+            ", \"resident_clusters\": " +
+            std::to_string(resident_clusters(cost<kFeatures>, config));
+  print(name, us, "us/launch", more);
   finish();
 }
 
