@@ -25,6 +25,7 @@ constexpr int kWindow = 1024;  // tiles
 struct Work {
   int rounds;  // of 16 products; 0: none
   int tiles;   // 0: none; otherwise at least so many, and on until the products are done
+  int most;    // tiles, however long the products take
   int window, spread;
 };
 
@@ -42,7 +43,7 @@ __device__ int bring(uint8_t* ring, const CUtensorMap* map, uint64_t* full, uint
 #pragma unroll 1
   for (bool more = true; more; ++count) {
     wait(full + count % kStages, count / kStages & 1);
-    more = count < work.tiles || (work.rounds > 0 && !test_wait(done, 0));
+    more = count < work.tiles || (work.rounds > 0 && count < work.most && !test_wait(done, 0));
     if (more) load(count % kStages);
   }
   const int end = count + kStages - 1;
@@ -111,7 +112,7 @@ void measure(const Rows& rows, bool small) {
   const size_t smem = kBytesA + N * 128 + kStages * kTileBytes;
   const l4k::LaunchConfig config{dim3(grid), dim3(160), smem, 1, false};
   auto run = [&](int rounds, int tiles) {
-    const Work work{rounds, tiles, window, std::max(1, window / grid)};
+    const Work work{rounds, tiles, small ? 40 : 1 << 16, window, std::max(1, window / grid)};
     MICRO_CHECK(l4k::launch(share<N>, config, stream(), map, a.data, b.data, work, tile.data,
                             out.data));
     const std::vector<int64_t> got = out.host();
