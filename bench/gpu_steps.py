@@ -1,4 +1,4 @@
-"""The steps of a visit to a GPU: tests of every kernel, sanitizers, ceilings, measurements.
+"""The steps of a GPU run in the order of their value, and what each may cost.
 
 A step returns the timing of its row, if it has one, and what else the row holds; it raises when it
 fails.
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from tests import gpu_checks
 from tests.edges import EDGES
 from tests.whole_model import CASES
 
-from . import e2e
+from . import captured, e2e, micro, tune
 from .gpu_suite import Result
 from .measure import measure
 from .peaks import gpu_key
-from .shapes import PHASES, benchmarked_ops, calls
+from .shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
 from .timing import time_calls, time_graph
 
 Step = Callable[[], Result | Iterator[Result]]
@@ -37,21 +38,85 @@ WHOLE_MODELS = (  # model, format, batch, prompt, new tokens, layers (None: as m
     ("scout", "bf16", 1, 8192, 64, 8),
     ("maverick", "fp8", 1, 8192, 64, 8),
 )
-COSTS = {"e2e.scout.fp8": 120, "e2e.": 60, "sanitizer.": 60, "test.model.": 20, "test.": 10, "own.": 2, "": 5}
-"""Seconds that steps whose key starts so may take; a step that the budget does not cover waits."""
+COSTS = {
+    "smoke.": 0.2,
+    "micro.": 4,
+    "clocks.": 4,
+    "ceiling.": 0.3,
+    "tune.": 2,
+    "step.scout.fp8.whole": 10,
+    "step.": 4,
+    "e2e.scout.fp8": 10,
+    "e2e.": 5,
+    "test.cupy": 7,
+    "test.": 0.5,
+    "bench.flash_prefill.scout.131072": 5,
+    "peers.flash_prefill.scout.131072": 12,
+    "peers.flash_prefill.maverick.131072": 12,
+    "peers.": 0.4,
+    "compiled.": 4,
+    "sanitizer.": 40,
+    "counters.": 20,
+    "": 0.25,
+}
+"""Seconds that steps whose key starts so take, the first that fits: measured on an H200."""
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 CEILING_BYTES = 8 << 30
-FIRST = 120
-"""Measurements before the slow steps: eight or more of every op."""
+CLOCKS_TOKENS, CLOCKS_S = 8192, 3.0  # longer than clocks take to settle under load
+COUNTED = ("row3", "row5", "row8", "row11", "o")
+"""What is run under ncu: rows of the GEMM's table, and Scout's O at one token."""
 
 
-def steps() -> Iterator[tuple[str, Step]]:
-    """Every step with the key of its row, in the order that matters when time is short."""
+def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
+    """Every step with the key of its row, in the order that matters when time is short: of the GPU
+    that is there, or, for looking at the list alone, of one by name."""
+    formats = [form for form in ("bf16", "fp8") if gpu or gpu_problem(form) is None]
+    gpu = gpu or gpu_key(torch.cuda.get_device_name())
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)
+    yield from micro.steps()
+    for form in ("bf16", "fp8_fast"):
+        yield f"clocks.{form}", functools.partial(clocks_under_load, form)
     yield "ceiling.copy", copy_ceiling
     yield "ceiling.read", read_ceiling
-    yield from _own_measurements("scout")
+    yield from tune.steps("scout")
+    first = list(_cases("scout", FIRST_SIZES))
+    for case in first:
+        yield case.key, functools.partial(measure, case, gpu)
+    yield from captured.steps(gpu, formats)
+    found = [model for model in WHOLE_MODELS if model[1] in formats]
+    models = [(e2e.key(*model[:4]), _check(e2e.run, "cuda", *model)) for model in found]
+    yield from models[:2]
+    yield from _correctness(formats)
+    everything = {case.key: case for model in ("scout", "maverick") for case in _cases(model, {})}
+    everything |= {case.key: case for case in first}
+    order = dict.fromkeys([*(case.key for case in first), *everything])
+    for case in map(everything.__getitem__, order):
+        key = "peers" + case.key.removeprefix("bench")
+        yield key, functools.partial(measure, case, gpu, with_peers=True)
+    for tool in SANITIZERS:
+        yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
+    yield from models[2:]
+    yield from _others(gpu)
+    for what in COUNTED:
+        yield f"counters.{what}", functools.partial(counters, what)
+
+
+def cost(key: str) -> float:
+    return next(seconds for start, seconds in COSTS.items() if key.startswith(start))
+
+
+def _cases(model: str, sizes: dict[str, dict[str, tuple[int, ...]]]) -> Iterator[Call]:
+    """The first case of every op, then the second: a short run has seen each op."""
+    found = [
+        calls(op, (model,), tuple(PHASES), sizes.get(op))
+        for op in STATUS.kernels
+        if op in benchmarked_ops()
+    ]
+    yield from filter(None, itertools.chain.from_iterable(itertools.zip_longest(*found)))
+
+
+def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
     yield "test.graph.dependent_launch", _check(gpu_checks.dependent_launches_in_a_graph)
     yield "test.graph.attention", _check(gpu_checks.attention_in_a_graph)
     for op in STATUS.kernels:
@@ -62,39 +127,21 @@ def steps() -> Iterator[tuple[str, Step]]:
         yield f"test.large.{name}", _check(check)
     yield "test.streams", _check(gpu_checks.two_streams)
     yield "test.devices", _check(gpu_checks.another_device)
-    formats = [form for form in ("bf16", "fp8") if gpu_problem(form) is None]
     for form, prompt in CASES:
         if form.split("_")[0] in formats:
             yield f"test.model.{form}.{prompt}", _check(gpu_checks.whole_model, form, prompt)
     yield "test.cupy", _check(gpu_checks.cupy_agrees)
-    found = [model for model in WHOLE_MODELS if model[1] in formats]
-    models = [(e2e.key(*model[:4]), _check(e2e.run, "cuda", *model)) for model in found]
-    yield from models[:2]
-    measurements = [*_measurements("scout"), *_measurements("maverick")]
-    yield from measurements[:FIRST]
-    for tool in SANITIZERS:
-        yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
-    yield from models[2:]
-    yield from measurements[FIRST:]
 
 
-OWN = {"gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
-       "gemm_swiglu_fp8": {"decode": (1, 64), "prefill": (1024, 8192)},
-       "flash_prefill": {"prefill": (8192, 32768)},
-       "flash_decode": {"decode": (1024, 8192, 131072)},
-       "rms_norm": {"decode": (1,), "prefill": (16384,)},
-       "silu_mul": {"decode": (1,), "prefill": (16384,)},
-       "moe_route": {"decode": (1, 64)},
-       "sample": {"decode": (1, 64)}}
-
-
-def _own_measurements(model: str) -> Iterator[tuple[str, Step]]:
-    gpu = gpu_key(torch.cuda.get_device_name())
-    for op, sizes in OWN.items():
-        for case in calls(op, (model,), tuple(PHASES), sizes):
-            if "head" in case.label or "fp8_mixed" in case.label:
-                continue
-            yield "own." + case.key, functools.partial(measure, case, gpu, with_peers=False)
+def _others(gpu: str) -> Iterator[tuple[str, Step]]:
+    """Routing with the gather behind it; torch.compile as a peer, which takes seconds a shape."""
+    for tokens in PHASES["decode"]:
+        yield f"bench.logits_to_rows.scout.{tokens}", functools.partial(logits_to_rows, tokens)
+    for op in benchmarked_ops():
+        if op in STATUS.kernels and op not in FIRST_SIZES:
+            case = next(calls(op, ("scout",), ("decode",), {"decode": (64,)}))
+            key = "compiled" + case.key.removeprefix("bench")
+            yield key, functools.partial(measure, case, gpu, with_peers=True, compiled=True)
 
 
 def _smoke(op: str) -> Iterator[Result]:
@@ -106,29 +153,37 @@ def _check(function: Callable[..., dict[str, Any]], *args: Any) -> Step:
     return lambda: (None, function(*args))
 
 
-def _measurements(model: str) -> Iterator[tuple[str, Step]]:
-    """The first case of every op, then the second: a short visit has seen each op."""
-    for tokens in PHASES["decode"]:
-        yield f"bench.logits_to_rows.{model}.{tokens}", lambda t=tokens: logits_to_rows(model, t)
-    gpu = gpu_key(torch.cuda.get_device_name())
-    found = [calls(op, (model,), tuple(PHASES)) for op in STATUS.kernels if op in benchmarked_ops()]
-    for case in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*found))):
-        yield case.key, functools.partial(measure, case, gpu)
-
-
-def cost(key: str) -> float:
-    return next(seconds for start, seconds in COSTS.items() if key.startswith(start))
-
-
-def logits_to_rows(model: str, tokens: int) -> Result:
-    """Routing and the quantising gather behind it."""
+def logits_to_rows(tokens: int) -> Result:
     two, sizes = ("moe_route", "moe_permute_fp8"), {"decode": (tokens,)}
-    pair = [next(calls(op, (model,), ("decode",), sizes)) for op in two]
+    pair = [next(calls(op, ("scout",), ("decode",), sizes)) for op in two]
     ((logits, top_k), _), ((x, *_), _) = (case.make("cuda") for case in pair)
     timing = time_graph(
         [lambda: ops.moe_permute_fp8(x, ops.moe_route(logits, top_k).permutation, top_k)], chain=100
     )
     return timing, {"bytes": sum(case.work().bytes for case in pair)}
+
+
+def clocks_under_load(form: str) -> Result:
+    """A large product on random data again and again; the row's clocks were seen meanwhile."""
+    sizes = {"prefill": (CLOCKS_TOKENS,)}
+    case = next(c for c in calls("gemm", ("scout",), ("prefill",), sizes) if form in c.label)
+    args, options = case.make("cuda")
+    timing = time_calls(lambda: ops.gemm(*args, **options), repeats=10)
+    repeats = max(1, int(CLOCKS_S * 1e6 / timing.median))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(repeats):
+        ops.gemm(*args, **options)
+    end.record()
+    torch.cuda.synchronize()
+    settled = begin.elapsed_time(end) * 1e3 / repeats
+    flops = case.work().flops
+    return timing, {
+        "call": case.key,
+        "repeats_under_load": repeats,
+        "us_under_load": settled,
+        "flops_per_second": flops / (settled * 1e-6),
+    }
 
 
 def copy_ceiling() -> Result:
@@ -164,3 +219,28 @@ def sanitizer(tool: str) -> Result:
     reports = [line for line in lines if line.startswith("=========")][:25]
     assert done.returncode == 0, f"exit {done.returncode}\n" + "\n".join(reports + lines[-10:])
     return None, {"summary": lines[-1]}
+
+
+def counters(what: str) -> Result:
+    """Hardware counters of one launch, by ncu, which leaves the clocks alone."""
+    program = shutil.which("ncu")
+    if program is None:
+        return None, {"skipped": "no ncu on this machine"}
+    command = [program, "--clock-control", "none", "--set", "full", "--page", "raw", "--csv"]
+    command += ["--kernel-name", "regex:gemm_kernel", "--launch-skip", "1", "--launch-count", "1"]
+    script = Path(__file__).with_name("counted.py")
+    done = subprocess.run(
+        [*command, sys.executable, str(script), what], capture_output=True, text=True
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
+    assert done.returncode == 0 and len(lines) >= 3, done.stdout[-2000:] + done.stderr[-1000:]
+    return None, {"counters": counted(lines)}
+
+
+def counted(lines: list[str]) -> dict[str, str]:
+    """Name -> value of ncu's raw page: a line of names, one of units, one of values."""
+    import csv
+
+    names, units, values = list(csv.reader(lines))[:3]
+    found = zip(names, units, values, strict=True)
+    return {name: f"{value} {unit}".strip() for name, unit, value in found if value}

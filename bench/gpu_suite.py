@@ -37,6 +37,8 @@ Steps = Callable[[], Iterator[tuple[str, Callable[[], Result | Iterator[Result]]
 START_S, LIMIT_S, FIRST_S = 120, 60, 20
 """What importing torch and opening the GPU may take; a step beyond twice its cost; and a step of an
 op none of whose steps has passed yet."""
+STARTS_S = 15
+"""What it does take; for the plan."""
 LATE = "no result in time"
 
 
@@ -139,7 +141,7 @@ def visit(
             # A measurement counts even if its peers went wrong afterwards.
             ok = not error or timing is not None
             facts |= {"seconds": time.monotonic() - began} | ({"error": error} if error else {})
-            rows.add(key, ok, timing, **facts)
+            rows.add(key, ok, timing, began, **facts)
             count["passed" if ok else "failed"] += 1
             if ok:
                 passed.add(op)
@@ -157,10 +159,13 @@ def visit(
     return count["failed"]
 
 
+OP_STEPS = {"smoke", "test", "bench", "peers", "compiled", "tune"}
+
+
 def op_of(key: str) -> str:
     """`bench.gemm.scout.64` -> `gemm`; a step of no op stands for itself."""
-    words = key.removeprefix("own.").split(".")
-    return words[1] if words[0] in ("smoke", "test", "bench", "peers") else key
+    words = key.split(".")
+    return words[1] if words[0] in OP_STEPS and len(words) > 1 else key
 
 
 def line(key: str, ok: bool, timing: Timing | None, facts: dict[str, Any], gpu: str) -> str:
@@ -170,13 +175,27 @@ def line(key: str, ok: bool, timing: Timing | None, facts: dict[str, Any], gpu: 
     return text + (f"\n{facts['error']}" if "error" in facts else "")
 
 
+def print_plan(gpu: str) -> int:
+    """The steps in their order, and when each would end at the cost that it is given."""
+    from .gpu_steps import cost, steps
+
+    end = float(STARTS_S)
+    for key, _ in steps(gpu):
+        end += cost(key)
+        print(f"{end:7.1f} s  {cost(key):5.1f}  {key}")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.gpu_suite", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for rows.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder for rows.jsonl")
     parser.add_argument("--budget", type=float, default=540, help="seconds")
-    parser.add_argument("--only", default="", help="steps whose key starts with this")
+    parser.add_argument("--plan", metavar="GPU", help="print the steps and their seconds alone")
+    parser.add_argument("--only", default="", help="steps whose key starts so, or so, ...")
     options = parser.parse_args()
     end = time.monotonic() + options.budget
+    if options.plan:
+        return print_plan(options.plan)
     if not torch.cuda.is_available():
         raise SystemExit("gpu_suite: torch sees no CUDA device; run `make test` without one")
     if not STATUS.loaded:
@@ -184,8 +203,11 @@ def main() -> int:
     from .gpu_steps import cost, steps
 
     rows = Rows(options.out, gpu_key(torch.cuda.get_device_name()))
-    keys = [key for key, _ in steps() if key.startswith(options.only)]
-    return 1 if visit(steps, cost, rows, keys, end) else 0
+    try:
+        keys = [key for key, _ in steps() if key.startswith(tuple(options.only.split(",")))]
+        return 1 if visit(steps, cost, rows, keys, end) else 0
+    finally:
+        rows.close()
 
 
 if __name__ == "__main__":

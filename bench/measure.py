@@ -39,8 +39,11 @@ def timed(
     return time_graph([functools.partial(function, *a, **named) for a, named in sets], chain=chain)
 
 
-def measure(case: Call, gpu: str, *, with_peers: bool = True) -> Iterator[tuple[Timing, dict[str, Any]]]:
+def measure(
+    case: Call, gpu: str, *, with_peers: bool = False, compiled: bool = False
+) -> Iterator[tuple[Timing, dict[str, Any]]]:
     """Times a call on the GPU, then its peers; each peer is first compared with the reference.
+    torch.compile is one only where it is asked for: it takes seconds a shape.
 
     Yields timing and facts as soon as there are some, and again with the peers: a peer that hangs
     or breaks the process does not cost the measurement.
@@ -72,7 +75,7 @@ def measure(case: Call, gpu: str, *, with_peers: bool = True) -> Iterator[tuple[
     if not with_peers:
         yield timing, facts
         return
-    for name, peer in peers(case.op).items():
+    for name, peer in peers(case.op, compiled).items():
         try:
             if (case.op, name) not in OTHER_RESULT:
                 error = relative_error(first_tensor(peer(*args, **kwargs)), expected)

@@ -176,6 +176,8 @@ def flash_prefill(
 ) -> Tensor:  # fmt: skip
     """cuDNN on one sequence whose pages lie in order; chunks go as a batch."""
     _one_bf16_sequence(k_cache)
+    if q.shape[0] < k_cache.shape[0] * k_cache.shape[1]:
+        raise NotImplementedError("a mask that ends at the last key")
     heads = [t.reshape(-1, *t.shape[-2:])[: q.shape[0]] for t in (q, k_cache, v_cache)]
     heads = [t.unflatten(0, (-1, chunk or q.shape[0])).transpose(1, 2) for t in heads]
     with _cudnn(q):
@@ -193,6 +195,8 @@ def flash_decode(
     """cuDNN on one sequence that fills its pages, which lie in order."""
     if q.shape[0] > 1:
         raise NotImplementedError("sequences of different lengths")
+    if q.shape[1] > 1:
+        raise NotImplementedError("a mask that ends at the last key")
     _one_bf16_sequence(k_cache)
     keys = k_cache.shape[0] * k_cache.shape[1]
     low = (keys - 1) // chunk * chunk if chunk else 0
@@ -277,13 +281,13 @@ OTHER_RESULT = {("moe_route", "fbgemm"), ("sample", "torch sort")}
 """Peers that do the same work and return it in another form, or with other random numbers."""
 
 
-def peers(op: str) -> dict[str, Callable[..., Any]]:
-    """Name -> callable with the op's signature. The compiled reference is a peer where a compiler
-    can make one kernel of it."""
+def peers(op: str, compiled: bool = False) -> dict[str, Callable[..., Any]]:
+    """Name -> callable with the op's signature. The compiled reference is a peer, if it is asked
+    for, where a compiler can make one kernel of it."""
     found: dict[str, Callable[..., Any]] = {}
     if op in EAGER:
         found["torch"] = EAGER[op]
-    if op not in SIZES:
+    if compiled and op not in SIZES:
         found["torch.compile"] = torch.compile(EAGER.get(op, OPS[op].body))
     for name, module, call in LIBRARIES.get(op, ()):
         if importlib.util.find_spec(module):

@@ -46,7 +46,7 @@ def table(rows: list[Row]) -> str:
         )
         of_copy = f"{row['bytes_per_second'] / copy:.0%}" if copy else "not measured"
         lines.append(
-            f"| {row['key'].removeprefix('bench.')} | {row['median']:.2f} "
+            f"| {row['key'].partition('.')[2]} | {row['median']:.2f} "
             f"({row['low']:.2f}-{row['high']:.2f}) | {row['floor_us']:.2f} "
             f"| {row['share_of_floor']:.0%} | {of_copy} | {peers} |"
         )

@@ -1,8 +1,6 @@
 """Result rows: JSON lines that are appended and never edited."""
 
-import functools
 import json
-import subprocess
 import time
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -13,36 +11,23 @@ import torch
 
 from l4kernels import STATUS
 
+from .clocks import Clocks
 from .peaks import gpu_key
 from .timing import Timing
 
 RESULTS = Path(__file__).parent / "results"
-CLOCKS_S = 15
-"""Seconds between two looks at the clocks: nvidia-smi can take one."""
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on besides the code: GPU, driver, clocks, versions, commit."""
-    facts = _clocks(int(time.monotonic() / CLOCKS_S))
-    return facts | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-
-
-@functools.lru_cache(maxsize=1)
-def _clocks(period: int) -> dict[str, Any]:
-    query = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):  # a row without clocks is better than none
-        out = ""
-    values = [v.strip() for v in out.splitlines()[0].split(",")] if out else []
-    values += ["unknown"] * (query.count(",") + 1 - len(values))
-    return dict(zip(query.replace(".", "_").split(","), values, strict=True)) | {
-        "name": torch.cuda.get_device_name(),
-        "gpu": gpu_key(torch.cuda.get_device_name()),
+    """What a figure depends on besides the code and the clocks: GPU, versions, commit, time."""
+    name = torch.cuda.get_device_name()
+    return {
+        "name": name,
+        "gpu": gpu_key(name),
         "torch": torch.__version__,
         "commit": STATUS.build.get("commit", "unknown"),
         "nvcc": STATUS.build.get("nvcc", "unknown"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
@@ -57,21 +42,36 @@ class Rows:
 
     def __init__(self, out: Path, gpu: str):
         out.mkdir(parents=True, exist_ok=True)
-        self.path, self.gpu = out / "rows.jsonl", gpu
+        self.path, self.gpu, self._clocks = out / "rows.jsonl", gpu, Clocks()
         self._known = {
             row["key"]: row["time"]
             for folder in (RESULTS / gpu, out)
             for file in sorted(folder.glob("*.jsonl"))
             for row in read(file)
-            if row["ok"]  # a step that failed is still missing
+            # A step that failed is still missing, and so is one of other kernels.
+            if row["ok"] and row["commit"] == STATUS.build.get("commit", "unknown")
         }
 
     def age(self, key: str) -> str:
         """Sort key: measurements that have no row come first, then the oldest."""
         return self._known.get(key, "")
 
-    def add(self, key: str, ok: bool, timing: Timing | None = None, **facts: Any) -> dict[str, Any]:
-        row = {"key": key, "ok": ok, **(asdict(timing) if timing else {}), **facts, **machine()}
+    def add(
+        self,
+        key: str,
+        ok: bool,
+        timing: Timing | None = None,
+        since: float | None = None,
+        **facts: Any,
+    ) -> dict[str, Any]:
+        """A row, with the clocks that were seen since a time of the monotonic clock."""
+        now = time.monotonic()
+        clocks = self._clocks.during(now if since is None else since, now)
+        row = {"key": key, "ok": ok, **(asdict(timing) if timing else {}), **facts}
+        row |= clocks | machine()
         with self.path.open("a") as file:
             file.write(json.dumps(row, default=str) + "\n")
         return row
+
+    def close(self) -> None:
+        self._clocks.close()

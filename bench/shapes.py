@@ -22,8 +22,15 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
-    "flash_decode": {"decode": (8192, 131_072, 1 << 20, 10 << 20)},
+    "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
 }
+FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
+    "gemm_swiglu_fp8": {"decode": (1, 64), "prefill": (1024, 8192)},
+    "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
+    "flash_decode": {"decode": (1024, 8192, 131_072)},
+}
+"""What a GPU run measures first, of our own kernels alone; of other ops all sizes."""
 PAGE = 64
 FP8 = torch.float8_e4m3fn
 SCALINGS = {
@@ -253,7 +260,7 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "top_p", lambda i: make(i, 0.7)
 
 
-def _products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
+def products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
     """Weights by name: experts (0: dense), N, K; what Maverick shares with Scout is Scout's."""
     d, width, wide = c.hidden_size, c.intermediate_size, c.intermediate_size_mlp
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
@@ -298,7 +305,7 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
             options["fast_accum"] = True
         return args, options
 
-    for name, shape in _products(config, tokens).items():
+    for name, shape in products(config, tokens).items():
         forms = (
             ["bf16", "fp8_row", "fp8_fast", "fp8_block"] if tokens >= 64 else ["bf16", "fp8_row"]
         )
@@ -310,7 +317,7 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 
 @_of("gemm_swiglu_fp8")
 def _gemm_swiglu_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
-    for name, shape in _products(config, tokens).items():
+    for name, shape in products(config, tokens).items():
         if name.endswith("gate_up"):
             yield f"{name}.fp8_row", lambda i, s=shape: _product(i, tokens, s, "fp8_row")
 
@@ -336,29 +343,37 @@ def _masks(c: Llama4Config, tokens: int) -> Iterator[tuple[str, int, torch.dtype
 
 @_of("flash_prefill")
 def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
-    def make(i: Inputs, chunk: int, cache: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        q = i.normal(tokens, config.num_attention_heads, config.head_dim)
+    def make(
+        i: Inputs, chunk: int, cache: torch.dtype, new: int = tokens
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        q = i.normal(new, config.num_attention_heads, config.head_dim)
         k, v, lengths, table = _paged(i, config, [tokens], cache)
-        options = {"softmax_scale": config.head_dim**-0.5, "max_seqlen_q": tokens, "chunk": chunk}
-        return (q, k, v, i.numbers(torch.tensor([0, tokens])), lengths, table), options
+        options = {"softmax_scale": config.head_dim**-0.5, "max_seqlen_q": new, "chunk": chunk}
+        return (q, k, v, i.numbers(torch.tensor([0, new])), lengths, table), options
 
     for label, chunk, cache in _masks(config, tokens):
-        if cache != FP8 or tokens <= 8192:
+        if cache != FP8 or tokens <= 32_768:
             yield label, lambda i, c=chunk, t=cache: make(i, c, t)
+    if tokens == SIZES["flash_prefill"]["prefill"][-1]:
+        for new in (20, 100):  # the last tokens of a long prompt whose rest is in the cache
+            yield f"last{new}", lambda i, n=new: make(i, 0, torch.bfloat16, n)
 
 
 @_of("flash_decode")
 def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(
-        i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype
+        i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype, new: int = 1
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        q = i.normal(len(lengths), 1, config.num_attention_heads, config.head_dim)
+        q = i.normal(len(lengths), new, config.num_attention_heads, config.head_dim)
         options = {"softmax_scale": config.head_dim**-0.5, "chunk": chunk}
         return (q, *_paged(i, config, lengths, cache)), options
 
     for label, chunk, cache in _masks(config, tokens):
         yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
-    if tokens == SIZES["flash_decode"]["decode"][0]:
+    if tokens <= 131_072:
+        for new in (4, 16):  # guessed tokens that one step verifies
+            yield f"new{new}", lambda i, n=new: make(i, [tokens], 0, torch.bfloat16, n)
+    if tokens == 8192:
         mixed = [(tokens << b % 8) // 32 for b in range(64)]  # 256 to 32,768, mean 8,160
         for cache in (torch.bfloat16, FP8):
             name = "batch64" if cache != FP8 else "batch64.kv_fp8"

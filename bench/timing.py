@@ -1,6 +1,7 @@
 """How long a GPU takes: CUDA events, cold L2, median and spread."""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,10 +24,21 @@ def summarise(microseconds: list[float]) -> Timing:
     return Timing(statistics.median(ordered), ordered[n // 10], ordered[(9 * n) // 10], n)
 
 
+LONG_S = 0.5
+"""What the repeats of a call may take together; but five there are at least."""
+
+
 def time_calls(call: Callable[[], object], *, repeats: int = 30, warmup: int = 3) -> Timing:
     """Times single calls, each on a cold L2: for work of tens of microseconds and more."""
     flush = torch.zeros(64 << 20, dtype=torch.int32, device="cuda")
-    for _ in range(warmup):
+    call()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    once = time.perf_counter() - began
+    repeats = max(min(repeats, 5), min(repeats, int(LONG_S / once)))
+    for _ in range(min(warmup - 2, repeats)):
         call()
     pairs = []
     for _ in range(repeats):

@@ -142,7 +142,7 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
     patches += [mock.patch.object(torch.version, "cuda", "13.0")]
     patches += [
         mock.patch(f"{module}.capture", FakeGraph)
-        for module in ("bench.timing", "tests.gpu_checks")
+        for module in ("bench.timing", "bench.captured", "tests.gpu_checks")
     ]
     library = _BUILD / "libl4kernels_emulated.so"
     patches += [

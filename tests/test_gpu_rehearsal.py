@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from bench import gpu_steps, measure, peers, rows, shapes, timing
+from bench import captured, gpu_steps, measure, peers, rows, shapes, timing, tune
 from bench.gpu_suite import visit
 from bench.report import load, table
 from bench.rows import Rows
@@ -31,7 +31,7 @@ SMALL = {
 }
 
 
-def short_graph(calls, chain):
+def short_graph(calls, chain, **_):
     return timing.time_graph(calls, chain=min(chain, 2), repeats=2)
 
 
@@ -59,6 +59,13 @@ def rehearsal():
                 (("demo", "fp8", 1, 4, 2, 1), ("demo", "bf16", 1, 4, 2, 1)),
             ),
             mock.patch.object(gpu_steps, "CEILING_BYTES", 1 << 20),
+            mock.patch.object(gpu_steps, "CLOCKS_S", 0.0),
+            mock.patch.object(gpu_steps, "CLOCKS_TOKENS", 128),
+            mock.patch.object(tune, "ROWS", (1, 9)),
+            mock.patch.object(tune, "MAX_SPLITS", 2),
+            mock.patch.object(tune, "time_graph", short_graph),
+            mock.patch.object(captured, "CONTEXTS", (5,)),
+            mock.patch.object(captured, "REPLAYS", 2),
             fake_cuda(),
         ):
             stack.enter_context(patch)
@@ -72,7 +79,7 @@ def keys():
         return []
     with rehearsal():
         found = dict.fromkeys(key for key, _ in gpu_steps.steps())
-    elsewhere = "test.gemm", "test.model.", "test.graph.attention"
+    elsewhere = "test.gemm", "test.model.", "test.graph.attention", "micro.", "counters."
     return [
         key
         for key in found
@@ -105,13 +112,13 @@ def rehearsed_steps():
 def test_a_visit_from_its_command_to_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     rows.machine()  # caches what nvidia-smi would say
-    wanted = ["test.silu_mul", "ceiling.copy", "bench.silu_mul.scout.1", "sanitizer.memcheck"]
+    wanted = ["test.silu_mul", "ceiling.copy", "peers.silu_mul.scout.1", "sanitizer.memcheck"]
     end = time.monotonic() + 300
     assert visit(rehearsed_steps, gpu_steps.cost, Rows(tmp_path, "h200"), wanted, end) == 0
     found = {row["key"]: row for row in load([tmp_path])}
     assert found["test.silu_mul"]["cases"] >= 7
     assert found["sanitizer.memcheck"]["skipped"] == "no compute-sanitizer on this machine"
-    assert found["bench.silu_mul.scout.1"]["peers"].keys() == {"torch", "torch.compile"}
+    assert found["peers.silu_mul.scout.1"]["peers"].keys() == {"torch"}
     assert "silu_mul.scout.1" in table(list(found.values()))
 
 

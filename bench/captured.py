@@ -1,0 +1,72 @@
+"""A decode step as one CUDA graph, replayed: what an engine without host gaps would take.
+
+The step writes the same slots of the cache on every replay, so the tokens mean nothing; the work,
+and the memory it touches, are those of a real step.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from l4kernels import Llama4
+from l4kernels import plan as planner
+from l4kernels.model.prompt import Prompt
+
+from . import shapes
+from .e2e import layers_that_fit, shortened
+from .timing import Timing, capture, summarise
+
+CONTEXTS = 1024, 8000
+FEW = 8
+REPLAYS = 30
+
+
+def steps(
+    gpu: str, formats: list[str]
+) -> Iterator[tuple[str, Callable[[], Iterator[tuple[Timing, dict[str, Any]]]]]]:
+    """A few layers, whose number is the same on every GPU, and all of Scout where it fits."""
+    for form in formats:
+        yield f"step.scout.{form}.layers{FEW}", lambda f=form: measured("scout", f, gpu, FEW)
+    config = shapes.Llama4Config.preset("scout")
+    if "fp8" in formats and planner.plan(config, "fp8", gpu, CONTEXTS[-1] + 64, 1).spare > 8e9:
+        yield "step.scout.fp8.whole", lambda: measured("scout", "fp8", gpu, None)
+
+
+def measured(
+    model: str, form: str, gpu: str, layers: int | None
+) -> Iterator[tuple[Timing, dict[str, Any]]]:
+    """Timing of the last context's step; by context the medians and the plan's floors."""
+    whole = shapes.Llama4Config.preset(model)
+    layers = layers or layers_that_fit(whole, form, gpu, CONTEXTS[-1] + 64, 1)
+    config = shortened(whole, layers)
+    network = Llama4.random(config, "cuda", torch.bfloat16, form)
+    facts: dict[str, Any] = {"model": model, "format": form, "layers": layers, "contexts": {}}
+    for context in CONTEXTS:
+        timing = step_time(network, context)
+        plan = planner.plan(config, form, gpu, context, 1)
+        facts["contexts"][str(context)] = {
+            "us": timing.median,
+            "floor_us": plan.step_floor_ms * 1e3,
+            "bytes_per_second": plan.bytes_per_step / (timing.median * 1e-6),
+        }
+        yield timing, facts
+
+
+def step_time(network: Llama4, context: int) -> Timing:
+    ids = torch.randint(network.config.vocab_size, (1, context)).to(network.embedding.device)
+    with torch.inference_mode():
+        cache = network.new_cache(1, context + 4)
+        network.prefill(Prompt(network, ids), cache)
+        graph = capture(lambda: network.decode(ids[:, -1:], cache))
+        graph.replay()
+        torch.cuda.synchronize()
+        samples = []
+        for _ in range(REPLAYS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            samples.append(begin.elapsed_time(end) * 1e3)
+    return summarise(samples)

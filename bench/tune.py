@@ -1,0 +1,157 @@
+"""Which row of the GEMM's table, and how many splits of K, is the fastest for each product.
+
+The steps `tune.gemm.*` of a GPU run measure; `python -m bench.tune bench/results/h200` turns their
+rows into csrc/kernels/gemm/tuned.h, which `choose_gemm` asks before its own model.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels import ops
+
+from . import shapes
+from .report import load
+from .timing import time_calls, time_graph
+
+ROWS = (1, 16, 64, 256, 1024, 4096, 8192)
+FORMATS = ("bf16", "fp8_row", "fp8_fast")
+NUM_ROWS, MAX_SPLITS = 17, 8
+SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
+COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
+HOPELESS = 1.5
+"""Times the best so far: such a candidate is timed once."""
+HEADER = Path(__file__).parent.parent / "csrc" / "kernels" / "gemm" / "tuned.h"
+
+
+def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
+    """One step per product and format; its weights are made once."""
+    config = shapes.Llama4Config.preset(model)
+    for name, (experts, n, k) in shapes.products(config, 1).items():
+        if name == "head":  # every row is at the bandwidth there
+            continue
+        for form in FORMATS:
+            yield (
+                f"tune.gemm.{model}.{name}.{form}",
+                lambda e=experts, n=n, k=k, form=form: (None, tune(e, n, k, form)),
+            )
+
+
+def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
+    """Microseconds of every candidate: `{M: {config: us}}`."""
+    make, fp8 = shapes.Inputs("cuda"), form != "bf16"
+    shape = (experts, n, k) if experts else (n, k)
+    weights = [make.fp8(*shape) if fp8 else make.normal(*shape) for _ in range(copies(shape, fp8))]
+    found = {}
+    for m in ROWS:
+        a = make.fp8(m, k) if fp8 else make.normal(m, k)
+        options: dict[str, Any] = {"fast_accum": form == "fp8_fast"}
+        if fp8:
+            options |= {"sfa": make.full(1.0, m), "sfb": make.full(1.0, *shape[:-1])}
+        if experts:
+            ends = torch.bincount(make.integers(experts, m, dtype=torch.int64), minlength=experts)
+            options["expert_offsets"] = torch.nn.functional.pad(ends.cumsum(0), (1, 0)).int()
+        found[m] = candidates(a, weights, options)
+    return {
+        "op": None, "n": n, "k": k, "experts": experts or 1, "fp8": fp8,
+        "fast_accum": form == "fp8_fast", "us": found,
+    }  # fmt: skip
+
+
+def copies(shape: tuple[int, ...], fp8: bool) -> int:
+    size = torch.Size(shape).numel() * (1 if fp8 else 2)
+    return 1 if size > (128 << 20) else COPIES
+
+
+def candidates(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> dict[str, float]:
+    m = a.shape[0]
+    times: dict[str, float] = {"-1": timed(a, weights, options | {"config": -1})}
+    for row in range(NUM_ROWS):
+        for splits in range(1, MAX_SPLITS + 1 if m <= SPLIT_UP_TO else 2):
+            chosen = options | {"config": 100 * splits + row}
+            try:
+                ops.gemm(a, weights[0], **chosen)
+            except RuntimeError as error:
+                if "expected config to be a row" not in str(error):
+                    raise
+                break  # not this row; nor more splits
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            ops.gemm(a, weights[-1], **chosen)
+            end.record()
+            torch.cuda.synchronize()
+            once = begin.elapsed_time(end) * 1e3
+            if once > HOPELESS * min(times.values()) + 20:  # a launch of its own costs that
+                times[str(chosen["config"])] = once
+                continue
+            times[str(chosen["config"])] = timed(a, weights, chosen)
+    return times
+
+
+def timed(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> float:
+    calls = [lambda w=w: ops.gemm(a, w, **options) for w in weights]
+    if a.shape[0] <= SPLIT_UP_TO and "expert_offsets" not in options:
+        return time_graph(calls, chain=12, repeats=5).median
+    return time_calls(calls[0], repeats=5, warmup=1).median
+
+
+Entry = tuple[int, int, int, bool, bool, int, int]
+"""n, k, experts, fp8, fast_accum, largest M, config."""
+
+
+def entries(rows: list[dict[str, Any]], gain: float = 0.03) -> Iterator[Entry]:
+    """The best candidate of every M, where the model's own choice is slower by more than `gain`.
+
+    A measured M stands for those up to the middle between it and the next, and down to the middle
+    between it and the one before; where nothing is gained the model goes on choosing (config -1).
+    """
+    for row in rows:
+        if not row["ok"] or not row["key"].startswith("tune.gemm."):
+            continue
+        measured = sorted((int(m), times) for m, times in row["us"].items())
+        ends = [(a * b) ** 0.5 for (a, _), (b, _) in pairwise(measured)] + [2**31 - 1]
+        last = None
+        for (_, times), end in zip(measured, ends, strict=True):
+            best = min(times, key=lambda config: times[config])
+            config = int(best) if times[best] * (1 + gain) < times["-1"] else -1
+            entry = (row["n"], row["k"], row["experts"], row["fp8"], row["fast_accum"], int(end))
+            if last is not None:
+                yield last
+            last = (*entry, config)
+        if last is not None:
+            yield last
+
+
+def header(found: list[Entry]) -> str:
+    lines = [
+        "// Written by `python -m bench.tune` from the rows of a GPU run; not by hand.",
+        "//",
+        "// n, k, experts, e4m3, fast accumulation, up to so many rows of A, 100 * splits + row of",
+        "// the table (-1: the model's choice was as good).",
+    ]
+    for n, k, experts, fp8, fast, max_m, config in found:
+        flags = f"{'true' if fp8 else 'false'}, {'true' if fast else 'false'}"
+        lines.append(f"{{{n}, {k}, {experts}, {flags}, {max_m}, {config}}},")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.tune", description=__doc__)
+    parser.add_argument("rows", nargs="+", type=Path, help="files of rows, or folders of them")
+    parser.add_argument("--out", type=Path, default=HEADER)
+    options = parser.parse_args()
+    found = list(entries(load(options.rows)))
+    if not found:
+        parser.error("no rows `tune.gemm.*` in these files: `make gpu` writes them")
+    options.out.write_text(header(found))
+    print(f"{len(found)} entries written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
