@@ -1,0 +1,218 @@
+"""A discrete-event model of a few SMs: an event queue, and the units that kernels wait for.
+
+A process is a generator. It yields a time to sleep until, or (gate, value) to wait until the gate
+has counted so far. Time is in SM cycles. A unit that serves one request after the other is a
+Server; it keeps the time at which it is free and needs no events of its own.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+Process = Generator[Any, None, None]
+CHUNK = 4096  # bytes: what a copy engine asks for at a time
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pending: list[tuple[float, int, Callable[..., None], Any]] = []
+        self.count = 0
+
+    def at(self, time: float, action: Callable[..., None], argument: Any) -> None:
+        self.count += 1
+        heapq.heappush(self.pending, (time, self.count, action, argument))
+
+    def start(self, process: Process, time: float = 0.0) -> None:
+        self.at(time, self.resume, process)
+
+    def resume(self, process: Process) -> None:
+        """Runs a process until it has to wait."""
+        for wanted in process:
+            if isinstance(wanted, tuple):
+                gate, value = wanted
+                if gate.value < value:
+                    gate.waiters.append((value, process))
+                    return
+            elif wanted > self.now:
+                self.at(wanted, self.resume, process)
+                return
+
+    def run(self) -> float:
+        while self.pending:
+            self.now, _, action, argument = heapq.heappop(self.pending)
+            action(argument)
+        return self.now
+
+
+class Gate:
+    """A count that only grows: an mbarrier's phases, finished wgmma, turns."""
+
+    def __init__(self, engine: Engine, wake: float = 0.0):
+        self.engine, self.wake, self.value = engine, wake, 0
+        self.waiters: list[tuple[int, Process]] = []
+
+    def add(self, amount: int = 1) -> None:
+        self.value += amount
+        ready = [p for value, p in self.waiters if value <= self.value]
+        if ready:
+            self.waiters = [w for w in self.waiters if w[0] > self.value]
+            for process in ready:
+                self.engine.start(process, self.engine.now + self.wake)
+
+
+class Server:
+    def __init__(self, rate: float = 1.0):
+        self.rate, self.free = rate, 0.0
+
+    def take(self, now: float, amount: float) -> float:
+        """The time at which the request is served."""
+        self.free = (now if now > self.free else self.free) + amount / self.rate
+        return self.free
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The constants, in cycles and bytes of one SM (constants.toml says where they come from)."""
+
+    sms: int
+    clock_mhz: float
+    run_ahead: int
+    fence: float
+    group_wait: float
+    barrier_wake: float
+    named_barrier: float
+    remote_arrive: float
+    shared_rate: float  # bytes a cycle
+    port_rate: float
+    l2_rate: float
+    dram_rate: float
+    l2_latency: float
+    dram_latency: float
+    follower: float  # of DRAM's extra latency, for boxes that another SM has asked for, too
+    store_rate: float
+    store_latency: float
+    cta_start: float
+    launch: float
+    epilogue_register: float
+    promote_fixed: float
+    exp_cycles: float
+    alu_cycles: float
+    shuffle: float
+
+
+class Memory:
+    """L2 and DRAM, seen by `sms` simulated SMs of the `active` that run."""
+
+    def __init__(self, engine: Engine, machine: Machine, sms: int, active: int):
+        share = sms * machine.sms / max(1, min(active, machine.sms))
+        self.engine, self.machine = engine, machine
+        self.l2, self.dram = Server(machine.l2_rate * share), Server(machine.dram_rate * share)
+
+
+@dataclass
+class Copy:
+    """A box for one or more SMs; every gate counts one when the box has landed there."""
+
+    size: float
+    miss: float  # of its bytes, what DRAM delivers; the rest has been fetched by another SM
+    targets: list[tuple["SM", Gate]] = field(default_factory=list)
+
+
+class SM:
+    def __init__(self, engine: Engine, machine: Machine, memory: Memory):
+        self.engine, self.machine, self.memory = engine, machine, memory
+        self.shared, self.port = Server(machine.shared_rate), Server(machine.port_rate)
+        self.stores, self.mufu, self.alu = Server(machine.store_rate), Server(), Server()
+        self.tensor = TensorCore(engine, self.shared)
+        self.queue: deque[Copy] = deque()
+        self.pumping = False
+
+    def load(self, copy: Copy) -> None:
+        self.queue.append(copy)
+        if not self.pumping:
+            self.pumping = True
+            self.engine.start(self._pump(), self.engine.now)
+
+    def _pump(self) -> Process:
+        """The copy engine: asks L2 for a chunk as often as the SM's port could take one."""
+        engine, machine, memory = self.engine, self.machine, self.memory
+        while self.queue:
+            copy, asked = self.queue.popleft(), 0.0
+            late = 1.0 if copy.miss >= 1 else machine.follower if copy.miss > 0 else 0.0
+            latency = machine.l2_latency + late * (machine.dram_latency - machine.l2_latency)
+            while asked < copy.size:
+                size = min(CHUNK, copy.size - asked)
+                asked += size
+                end = memory.l2.take(engine.now, size)
+                if copy.miss > 0:
+                    end = max(end, memory.dram.take(engine.now, size * copy.miss))
+                last = asked >= copy.size
+                engine.at(end + latency, self._land, (copy.targets, size, last))
+                yield engine.now + size / machine.port_rate
+        self.pumping = False
+
+    def _land(self, arrival: tuple[list[tuple["SM", Gate]], float, bool]) -> None:
+        targets, size, last = arrival
+        for sm, gate in targets:
+            end = max(sm.port.take(self.engine.now, size), sm.shared.take(self.engine.now, size))
+            if last:
+                self.engine.at(end, gate.add, 1)
+
+    def store(self, size: float) -> float:
+        """When a bulk store has read its bytes; `store_latency` later they are in memory."""
+        return self.stores.take(self.engine.now, size)
+
+
+class TensorCore:
+    """One wgmma at a time, warpgroups in turn; operands come over shared memory's port."""
+
+    def __init__(self, engine: Engine, shared: Server):
+        self.engine, self.shared = engine, shared
+        self.warpgroups: list[Warpgroup] = []
+        self.busy, self.turn, self.cycles = False, 0, 0.0
+
+    def next(self) -> None:
+        count = len(self.warpgroups)
+        for i in range(count):
+            warpgroup = self.warpgroups[(self.turn + i) % count]
+            if warpgroup.queue:
+                self.turn = (self.turn + i + 1) % count
+                cycles, operands = warpgroup.queue.popleft()
+                now = self.engine.now
+                end = max(now + cycles, self.shared.take(now, operands))
+                self.busy = True
+                self.cycles += cycles
+                self.engine.at(end, self.finish, warpgroup)
+                return
+        self.busy = False
+
+    def finish(self, warpgroup: "Warpgroup") -> None:
+        self.next()
+        warpgroup.done.add()
+
+
+class Warpgroup:
+    """Issues wgmma in order; its warps stall when `run_ahead` of them are not finished."""
+
+    def __init__(self, sm: SM):
+        self.sm, self.machine = sm, sm.machine
+        self.queue: deque[tuple[float, float]] = deque()
+        self.done, self.issued = Gate(sm.engine), 0
+        sm.tensor.warpgroups.append(self)
+
+    def multiply(self, n: int, steps: int, from_registers: bool = False) -> Process:
+        """`steps` wgmma of 64 x n x 32 bytes."""
+        operands = 32 * n + (0 if from_registers else 2048)
+        for _ in range(steps):
+            yield self.done, self.issued + 1 - self.machine.run_ahead
+            self.issued += 1
+            self.queue.append((n / 2, operands))
+            if not self.sm.tensor.busy:
+                self.sm.tensor.next()
+
+    def wait(self, outstanding: int = 0) -> Process:
+        yield self.done, self.issued - outstanding
+        yield self.sm.engine.now + self.machine.group_wait
