@@ -131,7 +131,7 @@ def consume(block: Block, own: int, items: int, tiles: int, masked: bool) -> Pro
             yield from warpgroup.wait()
             block.empty[v % shape.ring].add()
             rescale = shape.d / 2 + shape.keys / 4 * m.alu_cycles
-            yield block.sm.alu.take(engine.now, rescale)
+            yield block.sm.alu.take(engine.now, rescale) + m.attention_fixed
         block.q_empty.add()
         index += 2 * tiles
         yield filled(index - 1)

@@ -98,6 +98,7 @@ class Machine:
     launch: float
     epilogue_register: float
     promote_fixed: float
+    attention_fixed: float
     exp_cycles: float
     alu_cycles: float
     shuffle: float
