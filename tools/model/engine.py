@@ -9,6 +9,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 Process = Generator[Any, None, None]
@@ -40,11 +41,10 @@ class Engine:
                 self.at(wanted, self.resume, process)
                 return
 
-    def run(self) -> float:
+    def run(self) -> None:
         while self.pending:
             self.now, _, action, argument = heapq.heappop(self.pending)
             action(argument)
-        return self.now
 
 
 class Gate:
@@ -73,35 +73,8 @@ class Server:
         return self.free
 
 
-@dataclass(frozen=True)
-class Machine:
-    """The constants, in cycles and bytes of one SM (constants.toml says where they come from)."""
-
-    sms: int
-    clock_mhz: float
-    run_ahead: int
-    fence: float
-    group_wait: float
-    barrier_wake: float
-    named_barrier: float
-    remote_arrive: float
-    shared_rate: float  # bytes a cycle
-    port_rate: float
-    l2_rate: float
-    dram_rate: float
-    l2_latency: float
-    dram_latency: float
-    follower: float  # of DRAM's extra latency, for boxes that another SM has asked for, too
-    store_rate: float
-    store_latency: float
-    cta_start: float
-    launch: float
-    epilogue_register: float
-    promote_fixed: float
-    attention_fixed: float
-    exp_cycles: float
-    alu_cycles: float
-    shuffle: float
+class Machine(SimpleNamespace):
+    """The names of constants.toml in cycles and bytes of one SM; rates.machine() makes one."""
 
 
 class Memory:
@@ -173,7 +146,7 @@ class TensorCore:
     def __init__(self, engine: Engine, shared: Server):
         self.engine, self.shared = engine, shared
         self.warpgroups: list[Warpgroup] = []
-        self.busy, self.turn, self.cycles = False, 0, 0.0
+        self.busy, self.turn = False, 0
 
     def next(self) -> None:
         count = len(self.warpgroups)
@@ -185,7 +158,6 @@ class TensorCore:
                 now = self.engine.now
                 end = max(now + cycles, self.shared.take(now, operands))
                 self.busy = True
-                self.cycles += cycles
                 self.engine.at(end, self.finish, warpgroup)
                 return
         self.busy = False

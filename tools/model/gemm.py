@@ -5,7 +5,7 @@ Two kinds of program: "lockstep", whose warps issue their own loads some blocks 
 boxes. A few SMs run a few tiles with a few blocks of K; both are extrapolated linearly.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from .engine import SM, Copy, Engine, Gate, Machine, Memory, Process, Warpgroup
@@ -67,7 +67,6 @@ class Problem:
     k: int
     experts: int = 1
     tiles: int = 0  # that the busiest CTA computes; 0: equal shares
-    cold: bool = False  # every weight comes from DRAM
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Estimate:
     us: float
     tflops: float
     tensor_busy: float
-    bound: str
+    memory_us: float  # of its bytes alone
 
 
 def misses(program: Program, problem: Problem, machine: Machine) -> tuple[float, float]:
@@ -245,12 +244,12 @@ def _release(cta: Cta, stage: int) -> None:
 
 def simulate(
     program: Program, problem: Problem, machine: Machine, tiles: int, blocks: int
-) -> tuple[float, float, float]:
-    """Cycles to the end of the first tile, of each further one, and the tensor core's share."""
+) -> tuple[float, float]:
+    """Cycles to the end of the first tile, and of each further one."""
     engine = Engine()
     slots = program.slots or machine.sms
     memory = Memory(engine, machine, SIMULATED, slots)
-    share = (1.0, 1.0) if problem.cold else misses(program, problem, machine)
+    share = misses(program, problem, machine)
     sms = [SM(engine, machine, memory) for _ in range(SIMULATED)]
     ctas = [Cta(sm, program, share) for sm in sms for _ in range(program.ctas_per_sm)]
     if program.cluster > 1:
@@ -264,11 +263,10 @@ def simulate(
         engine.start(produce(cta, tiles, blocks), start)
         for own in range(program.warpgroups):
             engine.start(consume(cta, own, tiles, blocks), start)
-    end = engine.run()
+    engine.run()
     first = sum(c.ends[0] for c in ctas) / len(ctas)
     last = sum(c.ends[-1] for c in ctas) / len(ctas)
-    busy = sum(sm.tensor.cycles for sm in sms) / len(sms) / end
-    return first, (last - first) / max(1, tiles - 1), busy
+    return first, (last - first) / max(1, tiles - 1)
 
 
 def estimate(program: Program, problem: Problem, machine: Machine) -> Estimate:
@@ -283,7 +281,7 @@ def estimate(program: Program, problem: Problem, machine: Machine) -> Estimate:
     tiles = min(TILES, ceil(rounds))
     sampled = BLOCKS if blocks > BLOCKS[-1] else (blocks,)
     runs = [simulate(program, problem, machine, tiles, b) for b in sampled]
-    first, step, busy = runs[-1]
+    first, step = runs[-1]
     if len(runs) > 1:
         beyond = (blocks - BLOCKS[1]) / (BLOCKS[1] - BLOCKS[0])
         first += beyond * (runs[1][0] - runs[0][0])
@@ -292,14 +290,7 @@ def estimate(program: Program, problem: Problem, machine: Machine) -> Estimate:
     active = min(problem.experts, problem.m)
     moved = (problem.m + active * problem.n) * k_bytes + problem.m * problem.n * program.result
     floor = moved / (machine.dram_rate * machine.sms)
-    bound = "memory" if floor > 0.8 * cycles else "compute" if busy > 0.8 else "latency"
     us = max(cycles, floor) / machine.clock_mhz + machine.launch
     flops = 2.0 * problem.m * problem.n * problem.k
     peak = us * machine.clock_mhz * machine.sms * 4096 * 2 / program.element
-    return Estimate(us, flops / us * 1e-6, flops / peak, bound)
-
-
-def with_fields(program: Program, fields: dict[str, object]) -> Program:
-    """The program with those of the fields that it has."""
-    known = {k: v for k, v in fields.items() if k in Program.__dataclass_fields__}
-    return replace(program, **known)  # type: ignore[arg-type]
+    return Estimate(us, flops / us * 1e-6, flops / peak, floor / machine.clock_mhz)

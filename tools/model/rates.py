@@ -1,6 +1,6 @@
 """Constants and published rates from their files; how far the model is from each row."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,14 @@ def machine(gpu: str = "h100", clock_mhz: float | None = None) -> Machine:
         for table in ("tensor", "shared", "latency", "memory", "scalar", "launch")
         for name, entry in tables[table].items()
     }
-    l2 = value.pop("copy_fixed") + value.pop("copy_l2") * clock * 1e-3
-    dram = l2 + value.pop("copy_dram") * clock * 1e-3
-    rate = board["dram"] * 1e3 / clock / board["sms"]
+    l2 = value["copy_fixed"] + value["copy_l2"] * clock * 1e-3
     return Machine(
+        **value,
         sms=board["sms"],
         clock_mhz=clock,
         l2_latency=l2,
-        dram_latency=dram,
-        dram_rate=rate,
-        **value,
+        dram_latency=l2 + value["copy_dram"] * clock * 1e-3,
+        dram_rate=board["dram"] * 1e3 / clock / board["sms"],
     )
 
 
@@ -74,7 +72,8 @@ def predict(group: dict[str, Any], row: dict[str, Any], board: Machine | None = 
         )
         return attention.estimate(shape, work, board)[1]
     fields = group["program"] | row
-    program = gemm.with_fields(gemm.Program("", 0, 0), fields)
+    known = {name: v for name, v in fields.items() if name in gemm.Program.__dataclass_fields__}
+    program = gemm.Program(**known)
     size = gemm.Problem(problem["m"], problem["n"], problem["k"])
     return gemm.estimate(program, size, board or machine()).tflops
 
@@ -110,4 +109,5 @@ def order(rows: list[Row]) -> tuple[int, int]:
 
 def mutated(board: Machine, **factors: float) -> Machine:
     """The machine with some constants multiplied."""
-    return replace(board, **{name: getattr(board, name) * f for name, f in factors.items()})
+    changed = {name: getattr(board, name) * f for name, f in factors.items()}
+    return Machine(**{**vars(board), **changed})
