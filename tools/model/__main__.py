@@ -53,14 +53,9 @@ def report_gemm(options: argparse.Namespace) -> None:
 def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
-    shape, work = headers.prefill(
-        options.tokens,
-        options.heads,
-        options.kv_heads,
-        options.chunk,
-        options.format == "fp8",
-        board.sms,
-    )
+    o = options
+    fp8 = o.format == "fp8"
+    shape, work = headers.prefill(o.tokens, o.heads, o.kv_heads, o.chunk, fp8, board.sms)
     us, tflops = attention.estimate(shape, work, board)
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
     say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
@@ -97,27 +92,24 @@ def report_rates(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    board = argparse.ArgumentParser(add_help=False)
-    board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
-    board.add_argument("--clock", type=float, help="MHz")
-    product = commands.add_parser("gemm", parents=[board], help="rows of configs.h")
-    product.add_argument("--m", type=int, default=8192)
-    product.add_argument("--n", type=int, help="with --k; else Llama 4 Scout's products")
-    product.add_argument("--k", type=int)
-    product.add_argument("--experts", type=int)
-    product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
-    product.add_argument("--config", type=int, help="one row of the table")
-    prompt = commands.add_parser("attention", parents=[board], help="flash_prefill, one sequence")
-    prompt.add_argument("--tokens", type=int, default=8192)
-    prompt.add_argument("--heads", type=int, default=40)
-    prompt.add_argument("--kv-heads", type=int, default=8)
-    prompt.add_argument("--chunk", type=int, default=0)
-    prompt.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
+    product = commands.add_parser("gemm", help="rows of configs.h")
+    prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
     published = commands.add_parser("rates", help="errors against published rates")
+    for board in (product, prompt):
+        board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
+        board.add_argument("--clock", type=float, help="MHz")
+    product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
+    prompt.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
+    for name in ("--n", "--k", "--experts", "--config"):
+        product.add_argument(name, type=int)
+    product.add_argument("--m", type=int, default=8192)
+    sizes = {"--tokens": 8192, "--heads": 40, "--kv-heads": 8, "--chunk": 0}
+    for name, default in sizes.items():
+        prompt.add_argument(name, type=int, default=default)
     published.add_argument("--rows", action="store_true")
     options = parser.parse_args()
     if options.command == "gemm" and (options.n is None) != (options.k is None):
-        parser.error("--n and --k go together")
+        parser.error("--n and --k go together; without them: Llama 4 Scout's products")
     {"gemm": report_gemm, "attention": report_attention, "rates": report_rates}[options.command](
         options
     )

@@ -8,7 +8,7 @@ flight together. The scalar units are modelled as one warp of each quarter of th
 from dataclasses import dataclass
 from math import ceil
 
-from .engine import SM, Copy, Engine, Gate, Machine, Memory, Process, Warpgroup
+from .engine import SM, Engine, Gate, Machine, Process, Ring, memory
 
 SIMULATED = 2  # SMs
 ITEMS = 3
@@ -53,19 +53,13 @@ def flash3(d: int, heads: int, keys: int, causal: bool, sms: int) -> tuple[Atten
     return Attention(d, warpgroups, width), work
 
 
-class Block:
-    """What the processes of one CTA share."""
-
+class Block(Ring):
     def __init__(self, sm: SM, shape: Attention):
-        engine, wake = sm.engine, sm.machine.barrier_wake
-        self.sm, self.engine, self.machine, self.shape = sm, engine, sm.machine, shape
-        self.full = [Gate(engine, wake) for _ in range(shape.ring)]
-        self.empty = [Gate(engine, wake) for _ in range(shape.ring)]
+        super().__init__(sm, shape.ring, shape.warpgroups)
+        engine, wake, self.shape = sm.engine, sm.machine.barrier_wake, shape
         self.q_full, self.q_empty = Gate(engine, wake), Gate(engine, wake)
         self.turns = [Gate(engine, sm.machine.named_barrier) for _ in range(shape.warpgroups)]
         self.turns[0].value = 1
-        self.warpgroups = [Warpgroup(sm) for _ in range(shape.warpgroups)]
-        self.ends: list[float] = []
 
 
 def produce(block: Block, items: int, tiles: int) -> Process:
@@ -73,13 +67,11 @@ def produce(block: Block, items: int, tiles: int) -> Process:
     shape, index = block.shape, 0
     for item in range(items):
         yield block.q_empty, item * shape.warpgroups
-        rows = 64 * shape.warpgroups
-        block.sm.load(Copy(rows * shape.d * 2, 1.0, [(block.sm, block.q_full)]))
+        block.sm.load(128 * shape.warpgroups * shape.d, 1.0, [(block.sm, block.q_full)])
         for _ in range(2 * tiles):
             slot = index % shape.ring
             yield block.empty[slot], index // shape.ring * shape.warpgroups
-            copy = Copy(shape.keys * shape.d * 2, 0.0, [(block.sm, block.full[slot])])
-            block.sm.load(copy)
+            block.sm.load(shape.keys * shape.d * 2, 0.0, [(block.sm, block.full[slot])])
             index += 1
 
 
@@ -140,7 +132,7 @@ def consume(block: Block, own: int, items: int, tiles: int, masked: bool) -> Pro
         yield from warpgroup.wait()
         block.empty[(index - 1) % shape.ring].add()
         yield engine.now + shape.d / 2 * m.epilogue_register + m.named_barrier
-        stored = block.sm.store(64 * shape.d * 2)
+        stored = block.sm.stores.take(engine.now, 64 * shape.d * 2)
         yield stored + (m.store_latency if shape.awaited else 0)
         if own == count - 1:
             block.ends.append(engine.now)
@@ -149,8 +141,8 @@ def consume(block: Block, own: int, items: int, tiles: int, masked: bool) -> Pro
 def simulate(shape: Attention, machine: Machine, active: int, tiles: int, masked: bool) -> float:
     """Cycles of one item of so many tiles of keys, in the middle of others."""
     engine = Engine()
-    memory = Memory(engine, machine, SIMULATED, active)
-    blocks = [Block(SM(engine, machine, memory), shape) for _ in range(SIMULATED)]
+    servers = memory(machine, SIMULATED, active)
+    blocks = [Block(SM(engine, machine, servers), shape) for _ in range(SIMULATED)]
     for i, block in enumerate(blocks):
         engine.start(produce(block, ITEMS, tiles), 200.0 * i)
         for own in range(shape.warpgroups):

@@ -8,7 +8,6 @@ Server; it keeps the time at which it is free and needs no events of its own.
 import heapq
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,67 +76,58 @@ class Machine(SimpleNamespace):
     """The names of constants.toml in cycles and bytes of one SM; rates.machine() makes one."""
 
 
-class Memory:
-    """L2 and DRAM, seen by `sms` simulated SMs of the `active` that run."""
-
-    def __init__(self, engine: Engine, machine: Machine, sms: int, active: int):
-        share = sms * machine.sms / max(1, min(active, machine.sms))
-        self.engine, self.machine = engine, machine
-        self.l2, self.dram = Server(machine.l2_rate * share), Server(machine.dram_rate * share)
-
-
-@dataclass
-class Copy:
-    """A box for one or more SMs; every gate counts one when the box has landed there."""
-
-    size: float
-    miss: float  # of its bytes, what DRAM delivers; the rest has been fetched by another SM
-    targets: list[tuple["SM", Gate]] = field(default_factory=list)
+def memory(machine: Machine, sms: int, active: int) -> tuple[Server, Server]:
+    """L2 and DRAM as `sms` simulated SMs of the `active` ones see them."""
+    share = sms * machine.sms / max(1, min(active, machine.sms))
+    return Server(machine.l2_rate * share), Server(machine.dram_rate * share)
 
 
 class SM:
-    def __init__(self, engine: Engine, machine: Machine, memory: Memory):
-        self.engine, self.machine, self.memory = engine, machine, memory
+    def __init__(self, engine: Engine, machine: Machine, shared_by_all: tuple[Server, Server]):
+        self.engine, self.machine = engine, machine
+        self.l2, self.dram = shared_by_all
         self.shared, self.port = Server(machine.shared_rate), Server(machine.port_rate)
         self.stores, self.mufu, self.alu = Server(machine.store_rate), Server(), Server()
         self.tensor = TensorCore(engine, self.shared)
-        self.queue: deque[Copy] = deque()
+        self.queue: deque[tuple[float, float, Targets]] = deque()
         self.pumping = False
 
-    def load(self, copy: Copy) -> None:
-        self.queue.append(copy)
+    def load(self, size: float, miss: float, targets: "Targets") -> None:
+        """A box for one or more SMs; every gate counts one when the box has landed there.
+
+        DRAM delivers the part `miss` of it, the rest has been fetched for another SM.
+        """
+        self.queue.append((size, miss, targets))
         if not self.pumping:
             self.pumping = True
             self.engine.start(self._pump(), self.engine.now)
 
     def _pump(self) -> Process:
         """The copy engine: asks L2 for a chunk as often as the SM's port could take one."""
-        engine, machine, memory = self.engine, self.machine, self.memory
+        engine, machine = self.engine, self.machine
         while self.queue:
-            copy, asked = self.queue.popleft(), 0.0
-            late = 1.0 if copy.miss >= 1 else machine.follower if copy.miss > 0 else 0.0
+            left, miss, targets = self.queue.popleft()
+            late = 1.0 if miss >= 1 else machine.follower if miss > 0 else 0.0
             latency = machine.l2_latency + late * (machine.dram_latency - machine.l2_latency)
-            while asked < copy.size:
-                size = min(CHUNK, copy.size - asked)
-                asked += size
-                end = memory.l2.take(engine.now, size)
-                if copy.miss > 0:
-                    end = max(end, memory.dram.take(engine.now, size * copy.miss))
-                last = asked >= copy.size
-                engine.at(end + latency, self._land, (copy.targets, size, last))
+            while left > 0:
+                size = min(CHUNK, left)
+                left -= size
+                end = self.l2.take(engine.now, size)
+                if miss > 0:
+                    end = max(end, self.dram.take(engine.now, size * miss))
+                engine.at(end + latency, self._land, (targets, size, left == 0))
                 yield engine.now + size / machine.port_rate
         self.pumping = False
 
-    def _land(self, arrival: tuple[list[tuple["SM", Gate]], float, bool]) -> None:
+    def _land(self, arrival: tuple["Targets", float, bool]) -> None:
         targets, size, last = arrival
         for sm, gate in targets:
             end = max(sm.port.take(self.engine.now, size), sm.shared.take(self.engine.now, size))
             if last:
                 self.engine.at(end, gate.add, 1)
 
-    def store(self, size: float) -> float:
-        """When a bulk store has read its bytes; `store_latency` later they are in memory."""
-        return self.stores.take(self.engine.now, size)
+
+Targets = list[tuple[SM, Gate]]
 
 
 class TensorCore:
@@ -189,3 +179,15 @@ class Warpgroup:
     def wait(self, outstanding: int = 0) -> Process:
         yield self.done, self.issued - outstanding
         yield self.sm.engine.now + self.machine.group_wait
+
+
+class Ring:
+    """What the processes of a CTA share: stages that are filled and released, warpgroups."""
+
+    def __init__(self, sm: SM, stages: int, warpgroups: int):
+        engine, self.machine = sm.engine, sm.machine
+        self.sm, self.engine, self.stages = sm, engine, stages
+        self.full = [Gate(engine, sm.machine.barrier_wake) for _ in range(stages)]
+        self.empty = [Gate(engine, sm.machine.barrier_wake) for _ in range(stages)]
+        self.warpgroups = [Warpgroup(sm) for _ in range(warpgroups)]
+        self.ends: list[float] = []  # of tiles or items

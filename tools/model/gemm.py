@@ -8,7 +8,7 @@ boxes. A few SMs run a few tiles with a few blocks of K; both are extrapolated l
 from dataclasses import dataclass
 from math import ceil
 
-from .engine import SM, Copy, Engine, Gate, Machine, Memory, Process, Warpgroup
+from .engine import SM, Engine, Gate, Machine, Process, Ring, memory
 
 SIMULATED = 4  # SMs
 TILES = 3
@@ -88,21 +88,12 @@ def misses(program: Program, problem: Problem, machine: Machine) -> tuple[float,
     return min(1.0, program.cluster_n / columns), min(1.0, program.cluster_m / rows)
 
 
-class Cta:
-    """What the processes of one CTA share."""
-
+class Cta(Ring):
     def __init__(self, sm: SM, program: Program, share: tuple[float, float]):
-        engine, wake = sm.engine, sm.machine.barrier_wake
-        self.sm, self.engine, self.machine, self.program = sm, engine, sm.machine, program
-        self.full = [Gate(engine, wake) for _ in range(program.stages)]
-        self.empty = [Gate(engine, wake) for _ in range(program.stages)]
-        self.warpgroups = [Warpgroup(sm) for _ in range(program.warpgroups)]
-        self.peers = [self]
-        self.share = share
-        self.staged = Gate(engine, sm.machine.named_barrier)
-        self.stored = Gate(engine, sm.machine.named_barrier)
-        self.ends: list[float] = []  # of tiles
-        self.finished = 0
+        super().__init__(sm, program.stages, program.warpgroups)
+        self.program, self.share, self.peers = program, share, [self]
+        self.staged = Gate(sm.engine, sm.machine.named_barrier)
+        self.stored = Gate(sm.engine, sm.machine.named_barrier)
 
     def load(self, stage: int) -> None:
         """A stage's boxes. CTAs of a cluster load a slice each of the one they share."""
@@ -110,18 +101,20 @@ class Cta:
         own = [(self.sm, self.full[stage])]
         everyone = [(c.sm, c.full[stage]) for c in self.peers]
         a, b = p.block_m * width / p.cluster_n, p.block_n * width / p.cluster_m
-        self.sm.load(Copy(a, self.share[0], everyone if p.cluster_n > 1 else own))
-        self.sm.load(Copy(b, self.share[1], everyone if p.cluster_m > 1 else own))
+        self.sm.load(a, self.share[0], everyone if p.cluster_n > 1 else own)
+        self.sm.load(b, self.share[1], everyone if p.cluster_m > 1 else own)
 
-    @property
-    def copies(self) -> int:
-        """Boxes that land in a stage."""
-        return 1 + self.program.cluster
+    def release(self, stage: int) -> None:
+        """To every CTA that fills it."""
+        for peer in self.peers:
+            late = 0.0 if peer is self else self.machine.remote_arrive
+            self.engine.at(self.engine.now + late, peer.empty[stage].add, 1)
 
-    def tile_done(self) -> None:
-        self.finished += 1
-        if self.finished % self.program.warpgroups == 0 or self.program.kind == "lockstep":
-            self.ends.append(self.engine.now)
+    def all_done(self) -> Process:
+        """Every wgmma of every warpgroup."""
+        for warpgroup in self.warpgroups:
+            yield warpgroup.done, warpgroup.issued
+        yield self.engine.now + self.machine.group_wait
 
 
 def lockstep(cta: Cta, tiles: int, blocks: int) -> Process:
@@ -137,28 +130,20 @@ def lockstep(cta: Cta, tiles: int, blocks: int) -> Process:
                 cta.load((index + p.ahead) % p.stages)
             yield cta.full[index % p.stages], 2 * (index // p.stages + 1)
             if p.overlap:
-                for warpgroup in cta.warpgroups:
-                    yield warpgroup.done, warpgroup.issued
-                yield engine.now + m.group_wait
+                yield from cta.all_done()
             yield engine.now + m.fence
             for _ in range(p.block_bytes // 32 * p.slabs):
                 for warpgroup in cta.warpgroups:
                     yield from warpgroup.multiply(p.n, 1)
             if not p.overlap:
-                yield from _all_done(cta)
+                yield from cta.all_done()
             yield engine.now + m.named_barrier
         fill += blocks
-        yield from _all_done(cta)
+        yield from cta.all_done()
         yield from _finish(cta, p.warpgroups, tile)
-        cta.tile_done()
+        cta.ends.append(engine.now)
         if not p.persistent and tile + 1 < tiles:
             yield engine.now + m.cta_start
-
-
-def _all_done(cta: Cta) -> Process:
-    for warpgroup in cta.warpgroups:
-        yield warpgroup.done, warpgroup.issued
-    yield cta.engine.now + cta.machine.group_wait
 
 
 def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
@@ -182,7 +167,7 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
             if own > 0:
                 break
             bytes_left *= p.warpgroups
-        read = cta.sm.store(bytes_left / rounds)
+        read = cta.sm.stores.take(engine.now, bytes_left / rounds)
     if p.store == "awaited" and own * p.meet == 0:
         yield read + m.store_latency
         cta.stored.add()
@@ -208,38 +193,30 @@ def consume(cta: Cta, own: int, tiles: int, blocks: int) -> Process:
         for block in range(blocks):
             index = tile * blocks + block
             stage = index % p.stages
-            yield cta.full[stage], cta.copies * (index // p.stages + 1)
+            yield cta.full[stage], (1 + p.cluster) * (index // p.stages + 1)
             if p.promote:
                 for slab in range(p.slabs):
                     yield engine.now + m.fence
                     yield from warpgroup.multiply(p.n, steps)
                     yield from warpgroup.wait()
                     if slab == p.slabs - 1:
-                        _release(cta, stage)
+                        cta.release(stage)
                     yield engine.now + p.n / 2 + m.promote_fixed
                 continue
             yield engine.now + m.fence
             yield from warpgroup.multiply(p.n, steps * p.slabs)
             if p.in_flight == 0:
                 yield from warpgroup.wait()
-                _release(cta, stage)
+                cta.release(stage)
             elif block > 0:
                 yield from warpgroup.wait(steps * p.slabs)
-                _release(cta, (index - 1) % p.stages)
+                cta.release((index - 1) % p.stages)
         if not p.promote and p.in_flight:
             yield from warpgroup.wait()
-            _release(cta, (tile * blocks + blocks - 1) % p.stages)
+            cta.release((tile * blocks + blocks - 1) % p.stages)
         yield from _finish(cta, 1, tile, own)
-        cta.tile_done()
-
-
-def _release(cta: Cta, stage: int) -> None:
-    for peer in cta.peers:
-        if peer is cta:
-            peer.empty[stage].add()
-        else:
-            late = cta.engine.now + cta.machine.remote_arrive
-            cta.engine.at(late, peer.empty[stage].add, 1)
+        if own == 0:
+            cta.ends.append(engine.now)
 
 
 def simulate(
@@ -247,10 +224,9 @@ def simulate(
 ) -> tuple[float, float]:
     """Cycles to the end of the first tile, and of each further one."""
     engine = Engine()
-    slots = program.slots or machine.sms
-    memory = Memory(engine, machine, SIMULATED, slots)
+    servers = memory(machine, SIMULATED, program.slots or machine.sms)
     share = misses(program, problem, machine)
-    sms = [SM(engine, machine, memory) for _ in range(SIMULATED)]
+    sms = [SM(engine, machine, servers) for _ in range(SIMULATED)]
     ctas = [Cta(sm, program, share) for sm in sms for _ in range(program.ctas_per_sm)]
     if program.cluster > 1:
         for i in range(0, len(ctas), 2):

@@ -105,9 +105,3 @@ def order(rows: list[Row]) -> tuple[int, int]:
             pairs += 1
             right += (a.model - b.model) * (a.rate - b.rate) > 0
     return right, pairs
-
-
-def mutated(board: Machine, **factors: float) -> Machine:
-    """The machine with some constants multiplied."""
-    changed = {name: getattr(board, name) * f for name, f in factors.items()}
-    return Machine(**{**vars(board), **changed})
