@@ -16,7 +16,7 @@ from .attention import Attention, Work
 from .gemm import Problem, Program
 
 CSRC = ROOT / "csrc"
-SOURCE = Path(__file__).with_name("headers.cpp")
+SOURCE = ROOT / "tests" / "host" / "facts.cpp"
 
 
 def program(csrc: Path = CSRC) -> Path:
