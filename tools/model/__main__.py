@@ -1,7 +1,7 @@
 """`python -m tools.model gemm|attention|rates`: what the timing model says. Nothing is measured."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from . import attention, gemm, headers, rates
 
@@ -33,19 +33,14 @@ def report_gemm(options: argparse.Namespace) -> None:
     for name, n, k, experts in products:
         size = (options.m, n, k, experts, options.format)
         chosen = headers.gemm(*size, -1, board.sms)
-        rows = range(headers.rows()) if options.config is None else [options.config]
-        for row in rows:
+        for row in range(headers.rows()) if options.config is None else [options.config]:
             found = headers.gemm(*size, row, board.sms)
-            if chosen is None or found is None:
+            if not (chosen and found) or found[1].promote != chosen[1].promote:
                 continue
-            _, program, problem = found
-            if found[0] != chosen[0] and program.promote != chosen[1].promote:
-                continue
-            answer = gemm.estimate(program, problem, board)
-            mark = "*" if row == chosen[0] else " "
+            answer, mark = gemm.estimate(*found[1:], board), " *"[row == chosen[0]]
             say(
                 f"{name:16s} {options.m:6d} x {n} x {k}  row {row:2d}{mark} splits "
-                f"{program.splits}  {answer.us:9.1f} us  {answer.tflops:7.1f} TFLOP/s  tensor "
+                f"{found[1].splits}  {answer.us:9.1f} us  {answer.tflops:7.1f} TFLOP/s  tensor "
                 f"{answer.tensor_busy:4.0%}  bytes alone {answer.memory_us:7.1f} us"
             )
 
@@ -53,10 +48,10 @@ def report_gemm(options: argparse.Namespace) -> None:
 def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
-    o = options
-    fp8 = o.format == "fp8"
-    shape, work = headers.prefill(o.tokens, o.heads, o.kv_heads, o.chunk, fp8, board.sms)
-    us, tflops = attention.estimate(shape, work, board)
+    size = options.tokens, options.heads, options.kv_heads, options.chunk
+    us, tflops = attention.estimate(
+        *headers.prefill(*size, options.format == "fp8", board.sms), board
+    )
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
     say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
 
@@ -70,13 +65,10 @@ def report_rates(options: argparse.Namespace) -> None:
             say(f"{r.group:24s} {r.use:9s} {r.rate:7.1f} {r.model:7.1f} {r.error:+6.1%}{cut}")
     say("| group | use | rows | not cut | mean error | bias | worst | order |")
     say("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    groups: dict[str, Callable[[rates.Row], bool]] = {
-        g["name"]: lambda r, g=g: r.group == g["name"] for g in rates.groups()
-    }
-    groups["held out"] = lambda r: r.use == "held out"
-    groups["all"] = lambda r: True
-    for name, belongs in groups.items():
-        every = [r for r in rows if belongs(r)]
+    names = list(dict.fromkeys(r.group for r in rows))
+    parts = [(name, [r for r in rows if r.group == name]) for name in names]
+    parts += [("held out", [r for r in rows if r.use == "held out"]), ("all", rows)]
+    for name, every in parts:
         rest = [r for r in every if not r.cut]
         use = " and ".join(sorted({r.use for r in every}))
         right, pairs = rates.order(every)
@@ -103,16 +95,16 @@ def main() -> None:
     for name in ("--n", "--k", "--experts", "--config"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
-    sizes = {"--tokens": 8192, "--heads": 40, "--kv-heads": 8, "--chunk": 0}
-    for name, default in sizes.items():
-        prompt.add_argument(name, type=int, default=default)
+    for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
+        prompt.add_argument(f"--{name}", type=int, default=size)
     published.add_argument("--rows", action="store_true")
+    reports = (product, report_gemm), (prompt, report_attention), (published, report_rates)
+    for command, report in reports:
+        command.set_defaults(report=report)
     options = parser.parse_args()
     if options.command == "gemm" and (options.n is None) != (options.k is None):
         parser.error("--n and --k go together; without them: Llama 4 Scout's products")
-    {"gemm": report_gemm, "attention": report_attention, "rates": report_rates}[options.command](
-        options
-    )
+    options.report(options)
 
 
 if __name__ == "__main__":

@@ -37,20 +37,16 @@ class Work:
 
 def flash3(d: int, heads: int, keys: int, causal: bool, sms: int) -> tuple[Attention, Work]:
     """FlashAttention-3's forward over 16k tokens: its tiles, dealt to SMs as they come free."""
-    warpgroups = 3 if d == 64 else 2
-    width = {64: 128, 128: 128 if causal else 176, 256: 80}[d]
-    rows = 64 * warpgroups
-    per_sequence = ceil(keys / rows)
-    sequences = 16384 // keys * heads
-    visible = [min(keys, (i + 1) * rows) if causal else keys for i in range(per_sequence)]
-    tiles = [ceil(v / width) for v in visible]
-    items = per_sequence * sequences / sms
-    busiest = ceil(items) / items if not causal else 1 + 0.5 / items
-    total = sum(tiles) * sequences / sms
-    masked = items * ceil(rows / width) if causal else items * (keys % width > 0)
+    shape = Attention(d, 3 if d == 64 else 2, {64: 128, 128: 128 if causal else 176, 256: 80}[d])
+    rows, sequences = 64 * shape.warpgroups, 16384 // keys * heads
+    ends = range(rows, keys + rows, rows)
+    tiles = [ceil((min(keys, end) if causal else keys) / shape.keys) for end in ends]
+    items = len(ends) * sequences / sms
+    busiest = 1 + 0.5 / items if causal else ceil(items) / items
+    masked = ceil(rows / shape.keys) if causal else int(keys % shape.keys > 0)
+    counts = items, sum(tiles) * sequences / sms, items * masked
     flops = 4.0 * keys * keys * d * sequences * (0.5 if causal else 1.0)
-    work = Work(items * busiest, total * busiest, masked * busiest, flops, sms)
-    return Attention(d, warpgroups, width), work
+    return shape, Work(*(count * busiest for count in counts), flops, sms)
 
 
 class Block(Ring):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 Process = Generator[Any, None, None]
+Targets = list[tuple["SM", "Gate"]]
 CHUNK = 4096  # bytes: what a copy engine asks for at a time
 
 
@@ -92,7 +93,7 @@ class SM:
         self.queue: deque[tuple[float, float, Targets]] = deque()
         self.pumping = False
 
-    def load(self, size: float, miss: float, targets: "Targets") -> None:
+    def load(self, size: float, miss: float, targets: Targets) -> None:
         """A box for one or more SMs; every gate counts one when the box has landed there.
 
         DRAM delivers the part `miss` of it, the rest has been fetched for another SM.
@@ -119,15 +120,12 @@ class SM:
                 yield engine.now + size / machine.port_rate
         self.pumping = False
 
-    def _land(self, arrival: tuple["Targets", float, bool]) -> None:
+    def _land(self, arrival: tuple[Targets, float, bool]) -> None:
         targets, size, last = arrival
         for sm, gate in targets:
             end = max(sm.port.take(self.engine.now, size), sm.shared.take(self.engine.now, size))
             if last:
                 self.engine.at(end, gate.add, 1)
-
-
-Targets = list[tuple[SM, Gate]]
 
 
 class TensorCore:

@@ -81,8 +81,7 @@ def misses(program: Program, problem: Problem, machine: Machine) -> tuple[float,
     """Shares of A's and B's bytes that DRAM delivers: the first of the CTAs that want a box."""
     slots = program.slots or machine.sms * program.ctas_per_sm
     rows = max(1, min(ceil(problem.m / program.block_m), program.rows_of_tiles))
-    columns = ceil(problem.n / program.block_n)
-    columns = max(1, min(slots / program.splits / rows, columns))
+    columns = max(1, min(slots / program.splits / rows, ceil(problem.n / program.block_n)))
     if problem.experts > 1:  # an expert's rows decide how often a box of B is asked for
         rows = max(1, min(rows, ceil(problem.m / problem.experts / program.block_m)))
     return min(1.0, program.cluster_n / columns), min(1.0, program.cluster_m / rows)
@@ -232,13 +231,12 @@ def simulate(
         for i in range(0, len(ctas), 2):
             ctas[i].peers = ctas[i + 1].peers = ctas[i : i + 2]
     for i, cta in enumerate(ctas):
-        start = 200.0 * (i // program.cluster)
-        if program.kind == "lockstep":
-            engine.start(lockstep(cta, tiles, blocks), start)
-            continue
-        engine.start(produce(cta, tiles, blocks), start)
-        for own in range(program.warpgroups):
-            engine.start(consume(cta, own, tiles, blocks), start)
+        roles = [lockstep(cta, tiles, blocks)]
+        if program.kind == "specialised":
+            consumers = [consume(cta, own, tiles, blocks) for own in range(program.warpgroups)]
+            roles = [produce(cta, tiles, blocks), *consumers]
+        for role in roles:
+            engine.start(role, 200.0 * (i // program.cluster))
     engine.run()
     first = sum(c.ends[0] for c in ctas) / len(ctas)
     last = sum(c.ends[-1] for c in ctas) / len(ctas)
@@ -257,11 +255,8 @@ def estimate(program: Program, problem: Problem, machine: Machine) -> Estimate:
     tiles = min(TILES, ceil(rounds))
     sampled = BLOCKS if blocks > BLOCKS[-1] else (blocks,)
     runs = [simulate(program, problem, machine, tiles, b) for b in sampled]
-    first, step = runs[-1]
-    if len(runs) > 1:
-        beyond = (blocks - BLOCKS[1]) / (BLOCKS[1] - BLOCKS[0])
-        first += beyond * (runs[1][0] - runs[0][0])
-        step += beyond * (runs[1][1] - runs[0][1])
+    beyond = (blocks - sampled[-1]) / (BLOCKS[1] - BLOCKS[0])
+    first, step = (b + beyond * (b - a) for a, b in zip(runs[0], runs[-1], strict=True))
     cycles = machine.cta_start + first + max(0.0, rounds - 1) * step + machine.store_latency
     active = min(problem.experts, problem.m)
     moved = (problem.m + active * problem.n) * k_bytes + problem.m * problem.n * program.result

@@ -52,28 +52,21 @@ def gemm(
     m: int, n: int, k: int, experts: int, form: str, row: int, sms: int, csrc: Path = CSRC
 ) -> tuple[int, Program, Problem] | None:
     """The row asked for (-1: choose_gemm's), as a program and its problem; None if it cannot."""
-    fp8 = form != "bf16"
-    fast = form == "fp8_fast"
+    fp8, fast = form != "bf16", form == "fp8_fast"
     facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {row} {sms}\n", csrc)
     if facts["row"] < 0:
         return None
     raster = integer(csrc / "kernels/gemm/gemm.cuh", r"kGemmRaster = (\d+)")
-    clusters, swap = facts["clusters"], bool(facts["swap"])
+    names = ("block_m", "block_n", "stages", "cluster_m", "cluster_n", "promote", "swap")
     shape = Program(
-        kind="specialised",
-        block_m=facts["block_m"],
-        block_n=facts["block_n"],
-        stages=facts["stages"],
+        "specialised",
+        **{name: facts[name] for name in names},
         element=1 if fp8 else 2,
-        store="direct" if swap else "read",
+        store="direct" if facts["swap"] else "read",
         round_bytes=facts["staging"] // 2,
-        cluster_m=facts["cluster_m"],
-        cluster_n=facts["cluster_n"],
-        promote=bool(facts["promote"]),
-        swap=swap,
-        splits=facts["splits"] if swap else 1,
-        slots=clusters * facts["ctas"],
-        rows_of_tiles=-(-clusters // raster) * facts["cluster_m"],
+        splits=facts["splits"],
+        slots=facts["clusters"] * facts["ctas"],
+        rows_of_tiles=-(-facts["clusters"] // raster) * facts["cluster_m"],
     )
     return facts["row"], shape, Problem(m, n, k, experts, facts["tiles"])
 

@@ -5,13 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tools.budget import tomllib
+
 from . import attention, gemm
 from .engine import Machine
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 HERE = Path(__file__).resolve().parent
 APART = 1.05  # pairs closer than this have no order to get right
@@ -67,15 +64,12 @@ def predict(group: dict[str, Any], row: dict[str, Any], board: Machine | None = 
     problem = group["problem"] | row
     if group["kind"] == "attention":
         board = board or machine("h100", constants()["attention"]["clock"]["value"])
-        shape, work = attention.flash3(
-            problem["d"], problem["heads"], problem["keys"], problem["causal"], board.sms
-        )
-        return attention.estimate(shape, work, board)[1]
-    fields = group["program"] | row
-    known = {name: v for name, v in fields.items() if name in gemm.Program.__dataclass_fields__}
-    program = gemm.Program(**known)
-    size = gemm.Problem(problem["m"], problem["n"], problem["k"])
-    return gemm.estimate(program, size, board or machine()).tflops
+        size = {name: problem[name] for name in ("d", "heads", "keys", "causal")}
+        return attention.estimate(*attention.flash3(**size, sms=board.sms), board)[1]
+    known = gemm.Program.__dataclass_fields__
+    program = {name: v for name, v in (group["program"] | row).items() if name in known}
+    product = gemm.Problem(problem["m"], problem["n"], problem["k"])
+    return gemm.estimate(gemm.Program(**program), product, board or machine()).tflops
 
 
 def validate() -> list[Row]:
