@@ -1,0 +1,95 @@
+// What the project's integer headers say of a problem, as one line of JSON for each line read:
+//
+//   gemm m n k experts fp8 fast row sms       the row of the table, its splits, its schedule
+//   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "kernels/flash_prefill/schedule.h"
+#include "kernels/gemm/configs.h"
+#include "tile/schedule.h"
+
+namespace {
+
+using namespace l4k;
+
+// Tiles of the busiest cluster if rows are spread evenly over experts.
+int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
+  std::vector<int> row_ends(p.num_experts), tile_ends(p.num_experts);
+  const int width = c.block_n * c.cluster_n;
+  const RaggedSchedule schedule{p.num_experts,   c.block_m * c.cluster_m, width,
+                                ceil_div(p.n, width), 1,                  c.cluster_m > 1,
+                                row_ends.data(), tile_ends.data()};
+  int begin = 0, tiles = 0;
+  for (int e = 0; e < p.num_experts; ++e) {
+    const int end = static_cast<int>(int64_t{p.m} * (e + 1) / p.num_experts);
+    tiles += schedule.tiles(end - begin);
+    row_ends[e] = begin = end;
+    tile_ends[e] = tiles;
+  }
+  return ceil_div(schedule.num_tiles(), std::min(clusters, std::max(1, schedule.num_tiles())));
+}
+
+bool answer_gemm() {
+  GemmProblem p{};
+  int fp8, fast, row, sms;
+  if (std::scanf("%d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast, &row,
+                 &sms) != 8)
+    return false;
+  p.fp8 = fp8 != 0;
+  p.fast_accum = fast != 0;
+  const GemmChoice choice = choose_gemm(p, row, sms);
+  if (choice.config < 0) return std::printf("{\"row\": -1}\n") > 0;
+  const GemmConfig& c = kGemmConfigs[choice.config];
+  const int ctas = ctas_per_tile(c, p, choice.splits), clusters = cluster_slots(sms, ctas);
+  return std::printf(
+             "{\"row\": %d, \"splits\": %d, \"block_m\": %d, \"block_n\": %d, \"stages\": %d, "
+             "\"cluster_m\": %d, \"cluster_n\": %d, \"promote\": %d, \"swap\": %d, "
+             "\"staging\": %d, \"clusters\": %d, \"ctas\": %d, \"tiles\": %d, \"rows\": %d}\n",
+             choice.config, choice.splits, c.block_m, c.block_n, c.stages, c.cluster_m,
+             c.cluster_n, c.promote, c.swap, c.staging_bytes(), clusters, ctas,
+             busiest_cluster(c, p, clusters), kNumGemmConfigs) > 0;
+}
+
+bool answer_prefill() {
+  int tokens, heads, kv_heads, chunk, sms;
+  if (std::scanf("%d %d %d %d %d", &tokens, &heads, &kv_heads, &chunk, &sms) != 5) return false;
+  std::vector<std::pair<int, int>> items;  // tiles of keys, of them masked
+  for (int t = 0; t < ceil_div(tokens, prefill_tokens(heads / kv_heads)); ++t) {
+    const PrefillTile tile = prefill_tile(t, tokens, tokens, heads / kv_heads, chunk, tokens);
+    const int touched = tile.end_tile - tile.first_tile;
+    const int whole = std::max(0, tile.end_whole - tile.first_whole);
+    for (int head = 0; head < kv_heads; ++head) items.push_back({touched, touched - whole});
+  }
+  std::sort(items.rbegin(), items.rend());
+  const int count = static_cast<int>(items.size()), ctas = std::min(count, sms);
+  int best[3] = {};
+  for (int cta = 0; cta < ctas; ++cta) {
+    int sum[3] = {};
+    for (int round = 0; round * ctas < count; ++round) {
+      const int index = snake(round, cta, ctas);
+      if (index >= count) continue;
+      sum[0] += 1;
+      sum[1] += items[index].first;
+      sum[2] += items[index].second;
+    }
+    if (sum[1] > best[1]) std::copy(sum, sum + 3, best);
+  }
+  return std::printf("{\"items\": %d, \"key_tiles\": %d, \"masked\": %d, \"keys\": %d, "
+                     "\"rows\": %d, \"ctas\": %d}\n",
+                     best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas) > 0;
+}
+
+}  // namespace
+
+int main() {
+  char kind[16];
+  while (std::scanf("%15s", kind) == 1) {
+    const bool answered = std::strcmp(kind, "gemm") == 0 ? answer_gemm() : answer_prefill();
+    if (!answered) return 1;
+  }
+  return 0;
+}
