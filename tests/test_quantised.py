@@ -146,7 +146,7 @@ def test_split_prefill_and_decode_match_one_shot(tensors, tmp_path, ids, weights
     out = model.generate(ids, 6)
     logits = model(out[:, :-1])[:, ids.shape[1] - 1 :]
     first, second = logits.topk(2)[0].unbind(-1)
-    assert (first - second).min() > 0.02  # another e4m3 code here and there: up to 1e-3
+    assert (first - second).min() > 0.02  # one e4m3 code that rounds the other way: 1e-4
     assert torch.equal(logits.argmax(-1), out[:, ids.shape[1] :])
 
 
