@@ -68,8 +68,8 @@ def assert_close(actual: Any, expected: Any, bound: float, what: str = "result")
     """Fails unless `actual` equals `expected`: exactly for integers, else tile by tile to `bound`.
 
     Of 128 x 128 values of 16 bits, one or two that round the other way are nothing, but of five
-    they are more than any useful bound: two steps of the largest value are taken off every tile.
-    e4m3 codes are counted: see `_assert_codes`.
+    they are more than any useful bound: what a step each of two values adds, the largest there,
+    is taken off every tile. e4m3 codes are counted: see `_assert_codes`.
 
     Args:
         actual, expected: a tensor, or a tuple of tensors.
