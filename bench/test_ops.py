@@ -1,4 +1,10 @@
-"""`pytest bench --benchmark-only`: the calls of `bench.shapes` under pytest-benchmark."""
+"""`pytest bench`: the calls of `bench.shapes` under pytest-benchmark.
+
+On a GPU a round is one measurement of `bench.measure`, and the clock moves by what its events say.
+Anywhere else the typed references run on the demo's shapes: figures of this machine, not of a GPU.
+"""
+
+import time
 
 import pytest
 import torch
@@ -6,23 +12,37 @@ import torch
 from l4kernels import STATUS
 from l4kernels.ops import OPS
 
+from .measure import timed
 from .peaks import PEAKS, gpu_key
-from .shapes import benchmarked_ops, calls
+from .shapes import PHASES, benchmarked_ops, calls
 
-on_gpu = torch.cuda.is_available() and STATUS.loaded
-CASES = [case for op in benchmarked_ops() for case in calls(op, ("scout",), ("decode", "prefill"))]
+ON_GPU = torch.cuda.is_available() and STATUS.loaded
+MODELS, SIZES = (("scout", "maverick"), None) if ON_GPU else (("demo",), {"decode": (1, 64)})
+CASES = [case for op in benchmarked_ops() for case in calls(op, MODELS, tuple(PHASES), SIZES)]
 
 
-@pytest.mark.skipif(not on_gpu, reason="not measured: needs a Hopper GPU and the library")
+class EventClock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+CLOCK = EventClock()
+
+
+@pytest.mark.benchmark(timer=CLOCK if ON_GPU else time.perf_counter)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
 def test_call(benchmark, case):
-    args, kwargs = case.make("cuda")
-    op = OPS[case.op]
+    op, (args, kwargs) = OPS[case.op], case.make("cuda" if ON_GPU else "cpu")
 
-    def call():
-        op(*args, **kwargs)
-        torch.cuda.synchronize()
+    def measured() -> None:
+        CLOCK.now += timed(op, args, kwargs, case.work(), floor).median * 1e-6
 
-    peaks = PEAKS[gpu_key(torch.cuda.get_device_name())]
-    benchmark.extra_info["floor_us"] = case.floor_us(peaks)
-    benchmark(call)
+    benchmark.group = case.op
+    if ON_GPU:
+        floor = case.floor_us(PEAKS[gpu_key(torch.cuda.get_device_name())])
+        benchmark.extra_info["floor_us"] = floor
+        benchmark.pedantic(measured, rounds=3)
+    else:
+        benchmark.pedantic(op, args, kwargs, rounds=3, warmup_rounds=1)

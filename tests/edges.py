@@ -13,7 +13,7 @@ from l4kernels.ops import OPS
 from l4kernels.testing import assert_close
 from tests.cases import cases
 from tests.edges_sample import sampling
-from tests.kernel_checks import bound, mutated, tensors
+from tests.kernel_checks import BF16, E4M3, bound, mutated, tensors
 from tests.machine import EDGES, Machine, edge
 from tests.making import FP8, I32, Case
 
@@ -47,9 +47,9 @@ def rope_cache_rejects_slots_and_positions(m: Machine) -> None:
             assert_close(got[kept], q[kept], 3e-3)
             slot = int(good_slots[row])
             for after, wanted, before in zip(caches, expected, clean, strict=True):
-                rows = wanted.flatten(0, 1).float()
-                rows[slot] = 0 if wrong == "positions" else before.flatten(0, 1)[slot].float()
-                assert_close(after.flatten(0, 1).float(), rows, 2e-2)
+                rows = wanted.flatten(0, 1).clone()
+                rows[slot] = 0 if wrong == "positions" else before.flatten(0, 1)[slot]
+                assert_close(after.flatten(0, 1), rows, E4M3 if cache == FP8 else BF16)
 
 
 @edge
@@ -85,7 +85,7 @@ def a_bad_index_zeroes_its_row_and_no_other(m: Machine) -> None:
         assert rows[4].count_nonzero() == 0 and torch.equal(rows[kept], expected[kept])
         assert quantised.q[4].float().count_nonzero() == 0 and quantised.scale[4] == 1
         reference = ops.moe_permute_fp8.reference(x, order, 2)
-        assert_close(quantised.q[kept], reference.q[kept], 2e-2)
+        assert_close(quantised.q[kept], reference.q[kept], 0.0)
         assert combined[2].count_nonzero() == 0
         summed = ops.moe_combine.reference(x.repeat(2, 1), order, 2, x)
         assert_close(combined[:2], summed[:2], 3e-3)
@@ -188,20 +188,24 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
     x, residual, weight = m.make.randn(80, 256), m.make.randn(80, 256), m.make.randn(256)
     plain = [t.to(m.device) for t in sampling(80)]
 
-    def layer() -> tuple[Any, ...]:
+    def layer(given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         normed = ops.add_rms_norm(x, residual, weight)
-        routing = ops.moe_route(normed.y[:, :16], 2)
-        rows = ops.moe_permute(normed.y, routing.permutation, 2)
-        quantised = ops.moe_permute_fp8(normed.y, routing.permutation, 2)
-        summed = ops.moe_combine(rows, routing.inverse, 2, normed.y, normed.residual)
-        return normed, routing, rows, quantised, summed, ops.sample(summed, *plain)
+        y, stream = given[0] if given else normed
+        routing = ops.moe_route(y[:, :16], 2)
+        order = given[1] if given else routing
+        rows = ops.moe_permute(y, order.permutation, 2)
+        quantised = ops.moe_permute_fp8(y, order.permutation, 2)
+        summed = ops.moe_combine(given[2] if given else rows, order.inverse, 2, y, stream)
+        sampled = ops.sample(given[4] if given else summed, *plain)
+        return normed, routing, rows, quantised, summed, sampled
 
-    with l4kernels.reference():
-        expected = layer()
     for mode in ("late", "early", "random"):
         with m.route(mode=mode, seed=5, sms=2), m.chained():
             got = layer()
-        for a, b, most in zip(got, expected, (3e-3, 1e-5, 3e-3, 2e-2, 3e-3, 1e-2), strict=True):
+        # Each op on what the one before gave: a rounding there is not its own.
+        with l4kernels.reference():
+            expected = layer(got)
+        for a, b, most in zip(got, expected, (BF16, 1e-5, 0.0, 0.0, BF16, 1e-5), strict=True):
             assert_close(a, b, most)
 
 
@@ -293,4 +297,6 @@ def rows_beyond_4_gib(m: Machine) -> None:
         with m.route():
             q = ops.rope_cache(qkv, positions, slots + 2**24, *whole, num_heads=1)
         expected = ops.rope_cache.reference(qkv, positions, slots, *pages, num_heads=1)
-        assert_close((q, whole[0][-1:], whole[1][-1:]), (expected, *pages), 2e-2)
+        most = E4M3 if cache == FP8 else BF16
+        assert_close(q, expected, BF16)
+        assert_close((whole[0][-1:], whole[1][-1:]), tuple(pages), most)

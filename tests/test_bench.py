@@ -1,22 +1,29 @@
 """The bench without a GPU: floors, shapes, reports; nothing is made up."""
 
 import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 from torch import Tensor
 
+from bench import test_ops
 from bench.__main__ import main
 from bench.peaks import PEAKS, floor_us, gpu_key
 from bench.peers import EAGER, peers
 from bench.report import load, roofline, table
 from bench.rows import Rows
 from bench.shapes import SIZES, benchmarked_ops, calls
-from bench.timing import summarise
+from bench.timing import Timing, summarise
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import assert_close, relative_error
 from tests.oracles import ORACLES, oracle
+from tools.nvcc import ROOT
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 ROW = {
     "key": "bench.silu_mul.scout.16384",
@@ -180,3 +187,47 @@ def test_unknown_gpu_has_no_peaks():
     for other in ("NVIDIA A100", "NVIDIA GH200 480GB", "NVIDIA H20", "NVIDIA H100 PCIe"):
         with pytest.raises(ValueError, match=r"known .SXM.: h100, h200"):
             gpu_key(other)
+
+
+def test_pytest_benchmark_shows_what_the_events_say(monkeypatch):
+    """On a GPU that is none: the rule of timing is that of `bench.measure`, the shapes Scout's."""
+    case = next(calls("silu_mul", ("scout",), ("decode",)))
+    make = case.make
+    monkeypatch.setattr(case, "make", lambda d: make("cpu" if d == "cuda" else d))
+    monkeypatch.setattr(test_ops, "ON_GPU", True)
+    monkeypatch.setattr(test_ops.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    took = iter((5.0, 6.0, 9.0))
+    monkeypatch.setattr(test_ops, "timed", lambda *_: Timing(next(took), 0.0, 99.0, 30))
+    rounds = []
+
+    def pedantic(call, rounds_wanted=3, **_):
+        for _ in range(rounds_wanted):
+            before = test_ops.CLOCK()
+            call()
+            rounds.append(test_ops.CLOCK() - before)
+
+    fixture = SimpleNamespace(extra_info={}, pedantic=pedantic)
+    test_ops.test_call(fixture, case)
+    assert rounds == pytest.approx([5e-6, 6e-6, 9e-6])
+    assert fixture.group == "silu_mul" and 0 < fixture.extra_info["floor_us"] < 1
+
+
+@no_gpu
+def test_pytest_benchmark_runs_anywhere(tmp_path):
+    out = tmp_path / "rows.json"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "bench",
+        "-k",
+        "silu_mul.demo",
+        "-p",
+        "no:cacheprovider",
+    ]
+    subprocess.run([*command, f"--benchmark-json={out}"], cwd=ROOT, check=True, capture_output=True)
+    found = json.loads(out.read_text())["benchmarks"]
+    assert {row["name"] for row in found} == {
+        f"test_call[bench.silu_mul.demo.{n}]" for n in (1, 64)
+    }
+    assert all(row["group"] == "silu_mul" and row["stats"]["rounds"] == 3 for row in found)

@@ -66,7 +66,7 @@ def quantize_fp8(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
 
     Returns:
         `Quantized(q, scale)`: `q` e4m3 in the shape of `x`, `scale` float32, with
-        `q = saturate(x / scale)` and `x ~ q * scale`.
+        `q = saturate(x * (1 / scale))`, the reciprocal rounded too, and `x ~ q * scale`.
 
     >>> quantize_fp8(torch.tensor([[0.5, -2.0], [0.0, 0.0]]), "row").scale
     tensor([0.0045, 1.0000])
@@ -82,9 +82,11 @@ def fp8_with_scale(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
         amax = blocks.sum(reduced, keepdim=True)
     else:
         amax = blocks.abs().amax(reduced, keepdim=True)
-    scale = amax / FP8_MAX
+    scale = _over(amax, FP8_MAX)
     scale = torch.where(scale == 0, 1.0, scale)
-    q = (blocks / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    # The reciprocal of a subnormal scale may overflow, and infinity times 0 is NaN.
+    inverse = scale.reciprocal().clamp(max=torch.finfo(torch.float32).max)
+    q = (blocks * inverse).clamp(-FP8_MAX, FP8_MAX).to(FP8)
     if scaling == "128x128":
         q = q.flatten(-4, -3).flatten(-2)[..., : x.shape[-2], :]
         return q.reshape(x.shape).contiguous(), scale.squeeze(-1).squeeze(-2)
@@ -179,11 +181,16 @@ def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
     step = _SEARCH_ELEMENTS // BLOCK
     for i in range(0, groups.shape[0], step):
         piece = groups[i : i + step].float()
-        scale = _best_scale(piece) if search else _rounded(piece.abs().amax(-1) / 7.5)
+        scale = _best_scale(piece) if search else _rounded(_over(piece.abs().amax(-1), 7.5))
         packed[i : i + step] = pack_int4(_codes(piece, scale))
         scales[i : i + step] = scale
     k = w.shape[-1]
     return packed.view(*w.shape[:-1], k // 8), scales.view(*w.shape[:-1], k // BLOCK)
+
+
+def _over(x: Tensor, divisor: float) -> Tensor:
+    """A division on every device: by a number, CUDA's torch multiplies with its reciprocal."""
+    return x / torch.full_like(x, divisor)
 
 
 def _rounded(scale: Tensor) -> Tensor:
@@ -198,7 +205,7 @@ def _codes(groups: Tensor, scale: Tensor) -> Tensor:
 def _best_scale(groups: Tensor) -> Tensor:
     extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
     best, least = None, None
-    for base in (extreme.abs() / 7.5, extreme / -8):
+    for base in (_over(extreme.abs(), 7.5), extreme / -8):
         for ratio in _CLIP_RATIOS:
             scale = _rounded(base * ratio)
             error = (_codes(groups, scale) * scale[:, None] - groups).square_().sum(-1)

@@ -215,7 +215,7 @@ def rope_cache(
         attn_scale: 0 turns the temperature off.
         floor_scale: positions per step of the temperature.
         k_scale, v_scale: float32 `[Hkv]` for an e4m3 cache, which holds
-            `saturate(value / scale)`; None means 1.
+            `saturate(value * (1 / scale))`; None means 1.
 
     Returns:
         q `[T, Hq, D]`, the dtype of `qkv`.
@@ -259,7 +259,7 @@ def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
 def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
     if cache.dtype == FP8:
         if scale is not None:
-            value = value / scale[:, None]
+            value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
     written = (slots >= 0).nonzero().squeeze(1)
     rows = cache.flatten(0, 1)
