@@ -102,26 +102,6 @@ struct Data {
   bool small;
 };
 
-// How many clusters are resident at once: a grid of more takes a second wave.
-template <typename... P>
-int resident_clusters(void (*kernel)(P...), const l4k::LaunchConfig& config) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = config.cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = config.grid;
-  launch.blockDim = config.block;
-  launch.dynamicSmemBytes = config.smem_bytes;
-  launch.attrs = &attribute;
-  launch.numAttrs = 1;
-  int clusters = 0;
-  MICRO_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(config.smem_bytes)));
-  MICRO_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch));
-  return clusters;
-}
-
 // A launch of one CTA a SM that reads `read` tiles, other ones each time.
 template <unsigned kFeatures>
 void measure(const std::string& name, const Data& data, const Shape& shape, int read = 0,
@@ -160,7 +140,7 @@ void measure(const std::string& name, const Data& data, const Shape& shape, int 
   if (shape.cluster > 1)
     more += ", \"clusters\": " + std::to_string(grid / shape.cluster) +
             ", \"resident_clusters\": " +
-            std::to_string(resident_clusters(cost<kFeatures>, config));
+            std::to_string(l4k::resident_clusters(cost<kFeatures>, config));
   print(name, us, "us/launch", more);
   finish();
 }

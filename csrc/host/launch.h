@@ -27,36 +27,60 @@ struct LaunchConfig {
   bool dependent = true;
 };
 
+// What a launch asks of the runtime, filled in from a LaunchConfig.
+struct LaunchRequest {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+
+  LaunchRequest(const LaunchConfig& wanted, cudaStream_t stream) {
+    int count = 0;
+    if (wanted.dependent && dependent_launches().load(std::memory_order_relaxed)) {
+      attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (wanted.cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count].val.clusterDim.x = wanted.cluster;
+      attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+      ++count;
+    }
+    config.gridDim = wanted.grid;
+    config.blockDim = wanted.block;
+    config.dynamicSmemBytes = wanted.smem_bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = count;
+  }
+  LaunchRequest(const LaunchRequest&) = delete;  // `config` points into it
+};
+
+template <typename... Parameters>
+cudaError_t allow_shared_memory(void (*kernel)(Parameters...), size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(bytes));
+}
+
+// How many clusters of a kernel the device runs at once; 0 if it can run none.
+template <typename... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), LaunchConfig config) {
+  config.grid = dim3(config.cluster);
+  const LaunchRequest request(config, nullptr);
+  int clusters = 0;
+  if (allow_shared_memory(kernel, config.smem_bytes) != cudaSuccess ||
+      cudaOccupancyMaxActiveClusters(&clusters, kernel, &request.config) != cudaSuccess)
+    return cudaGetLastError(), 0;
+  return clusters;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream,
                    Arguments&&... arguments) {
   // A grid of zero CTAs is an error to the runtime, but an empty problem is not one to us.
   if (config.grid.x == 0) return cudaSuccess;
-  if (config.smem_bytes > 48 * 1024) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(config.smem_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  cudaLaunchAttribute attributes[2];
-  int count = 0;
-  if (config.dependent && dependent_launches().load(std::memory_order_relaxed)) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (config.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = config.cluster;
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  cudaLaunchConfig_t launch_config{};
-  launch_config.gridDim = config.grid;
-  launch_config.blockDim = config.block;
-  launch_config.dynamicSmemBytes = config.smem_bytes;
-  launch_config.stream = stream;
-  launch_config.attrs = attributes;
-  launch_config.numAttrs = count;
-  return cudaLaunchKernelEx(&launch_config, kernel, Parameters(arguments)...);
+  if (cudaError_t error = allow_shared_memory(kernel, config.smem_bytes)) return error;
+  const LaunchRequest request(config, stream);
+  return cudaLaunchKernelEx(&request.config, kernel, Parameters(arguments)...);
 }
 
 }  // namespace l4k

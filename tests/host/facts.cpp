@@ -41,10 +41,11 @@ bool answer_gemm() {
     return false;
   p.fp8 = fp8 != 0;
   p.fast_accum = fast != 0;
-  const GemmChoice choice = choose_gemm(p, row, sms);
+  const GemmMachine machine = GemmMachine::assumed(sms);
+  const GemmChoice choice = choose_gemm(p, GemmChoice::of(row), machine);
   if (choice.config < 0) return std::printf("{\"row\": -1}\n") > 0;
   const GemmConfig& c = kGemmConfigs[choice.config];
-  const int ctas = ctas_per_tile(c, p, choice.splits), clusters = cluster_slots(sms, ctas);
+  const int ctas = ctas_per_tile(c, p, choice.splits), clusters = machine.slots(c, ctas);
   return std::printf(
              "{\"row\": %d, \"splits\": %d, \"block_m\": %d, \"block_n\": %d, \"stages\": %d, "
              "\"cluster_m\": %d, \"cluster_n\": %d, \"promote\": %d, \"swap\": %d, "

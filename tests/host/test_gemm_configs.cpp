@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int kSms = 132;
+constexpr l4k::GemmMachine kMachine = l4k::GemmMachine::assumed(132);
 
 struct Product {
   const char* name;
@@ -33,11 +33,11 @@ constexpr Product kProducts[] = {
 constexpr int kRows[] = {1, 8, 16, 64, 128, 1024, 4096, 8192};
 
 l4k::GemmChoice check(const Product& product, l4k::GemmProblem p) {
-  const l4k::GemmChoice choice = l4k::choose_gemm(p, {-1, 0}, kSms);
+  const l4k::GemmChoice choice = l4k::choose_gemm(p, {-1, 0}, kMachine);
   EXPECT(choice.config >= 0, product.name << ", M " << p.m);
   const l4k::GemmConfig& c = l4k::kGemmConfigs[choice.config];
   EXPECT(l4k::can_run(c, p), product.name << ", M " << p.m);
-  EXPECT(!p.fp8 || c.promote != p.fast_accum, product.name << ", M " << p.m);
+  EXPECT(!p.fp8 || c.promote || p.fast_accum, product.name << ", M " << p.m);
   EXPECT(choice.splits >= 1 && choice.splits <= l4k::max_splits(c, p), product.name);
   EXPECT(l4k::ctas_per_tile(c, p, choice.splits) <= 8, "a cluster has at most 8 CTAs");
   return choice;
@@ -78,17 +78,17 @@ int main() {
             check({"small", n, 1408, 1}, {m, n, 1408, 1, false, false, gelu, false, false}).config);
   // Scales along K need promotion, whatever was asked for.
   const l4k::GemmProblem blocks{4096, 5120, 5120, 1, true, true, false, true, false};
-  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, {-1, 0}, kSms).config].promote, "block scales");
+  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, {-1, 0}, kMachine).config].promote, "block scales");
   const l4k::GemmProblem few{9, 128, 1920, 1, false, false, false, false, false};
-  const l4k::GemmChoice three = l4k::choose_gemm(few, l4k::GemmChoice::of(308), kSms);
+  const l4k::GemmChoice three = l4k::choose_gemm(few, l4k::GemmChoice::of(308), kMachine);
   EXPECT(three.config == 8 && three.splits == 3, "splits that are asked for");
   EXPECT(!l4k::can_run(l4k::GemmChoice::of(200), few), "unswapped rows have no splits");
-  EXPECT(l4k::choose_gemm(blocks, {6, 0}, kSms).config == -1, "a fast row ignores scales along K");
-  // What tests/test_gemm_kernel.py counts on: one tile is split until it costs more than it gives.
+  EXPECT(l4k::choose_gemm(blocks, {6, 0}, kMachine).config == -1, "a fast row ignores scales along K");
+  // What tests/test_gemm_kernel.py counts on: one tile is split over all SMs.
   for (int sms : {1, 2, 3, 5, 8, 132}) {
     const l4k::GemmProblem one_tile{13, 128, 1920, 1, false, false, false, false, false};
-    const int splits = l4k::choose_gemm(one_tile, {8, 0}, sms).splits;
-    EXPECT(splits == (sms < 5 ? sms : 5), sms << " SMs, " << splits << " splits");
+    const int splits = l4k::choose_gemm(one_tile, {8, 0}, l4k::GemmMachine::assumed(sms)).splits;
+    EXPECT(splits == (sms < 8 ? sms : 8), sms << " SMs, " << splits << " splits");
   }
   for (int i = 0; i < l4k::kNumGemmConfigs; ++i)
     EXPECT(used.count(i) == 1, "row " << i << " is idle");

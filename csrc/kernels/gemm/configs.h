@@ -118,21 +118,41 @@ constexpr int ctas_per_tile(const GemmConfig& c, const GemmProblem& p, int split
   return p.fp8_out ? 2 : splits;
 }
 
-// Clusters that surely run at once, one CTA per SM. A cluster stays within a GPC, and GPCs have 16
-// or 18 SMs, so that some go unused where the size does not divide 16; a pair always fits. One
-// cluster too many would be a second wave.
-constexpr int cluster_slots(int sms, int ctas) {
-  if (ctas <= 2 || sms < 16) return sms / ctas;
-  return sms / 16 * (16 / ctas);
-}
+// What a choice needs to know of a GPU: its SMs, and how many clusters of each size run at once with
+// one CTA per SM. One cluster too many is a second wave. A cluster takes whole TPCs (two SMs) of one
+// GPC, and how many a GPC has differs between GPUs of one kind: launches ask the driver.
+struct GemmMachine {
+  int sms;
+  int clusters[kMaxSplits + 1];
 
-// Cycles, from what one SM can do: a wgmma of 64 x 8 x 32 bytes takes 4, L2 delivers about 40 bytes
-// a cycle and SM, HBM 20. The longer of products and L2 is the main loop of a tile; what a tile
-// costs besides (first loads, epilogue, partial sums of a split) was guessed from other kernels of
-// this kind. Never faster than HBM.
-constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int splits, int sms) {
+  // 132 SMs as an H200 was found to have them, fewer in one GPC: for tests.
+  static constexpr GemmMachine assumed(int sms) {
+    constexpr int kTpcs[] = {9, 9, 9, 9, 9, 8, 8, 5};
+    GemmMachine machine{sms, {}};
+    for (int ctas = 1; ctas <= kMaxSplits; ++ctas) {
+      int fit = 0;
+      for (int tpcs : kTpcs) fit += tpcs / ceil_div(ctas, 2);
+      machine.clusters[ctas] = ctas <= 2 || sms != 132 ? sms / ctas : fit;
+    }
+    return machine;
+  }
+  // Rows that leave half of an SM to a neighbour have room to move.
+  L4K_HD constexpr int slots(const GemmConfig& c, int ctas) const {
+    const int twice = 2 * clusters[ctas], whole = sms / ctas;
+    return c.ctas_per_sm() == 1 ? clusters[ctas] : twice < whole ? twice : whole;
+  }
+};
+
+// Cycles, from what one SM can do in one: multiply 64 x 8 x 32 bytes in 4, take 46 bytes from L2 and 17
+// from HBM, move 128 through its shared memory, which the tensor core's operands share with what
+// arrives. The longest of these is the main loop of a tile; then comes what a tile costs besides: its
+// accumulators' way out, and, where K is split, sums that cross the cluster. Published rates gave 38
+// bytes from L2, and a probe of distinct lines 40; row 1, whose boxes many SMs share, was measured
+// at 47. The way out is what hardware counters and a timeline left beside the main loop.
+constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int splits,
+                                const GemmMachine& machine) {
   const int ctas = ctas_per_tile(c, p, splits);
-  const int64_t slots = cluster_slots(sms, ctas);
+  const int64_t slots = machine.slots(c, ctas);
   if (slots == 0) return INT64_MAX;
   const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
   const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);
@@ -142,22 +162,33 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
     const int64_t all = ceil_div<int64_t>(p.m, rows) + (p.num_experts > 1 ? active / 2 : 0);
     return all < active ? active : all;
   };
-  const int64_t row_tiles = pieces(tile_m);
+  const int64_t row_tiles = pieces(tile_m), column_tiles = ceil_div<int64_t>(p.n, tile_n);
   // Those of a pair that shares B are flat where only half would be full, and share nothing.
   const int64_t halves = pieces(tile_m / c.cluster_m);
   const int64_t flat = c.cluster_m > 1 ? 2 * row_tiles - halves : 0;
-  const int64_t tiles = ceil_div<int64_t>(halves * ceil_div<int64_t>(p.n, tile_n), c.cluster_m);
+  const int64_t tiles = ceil_div<int64_t>(halves * column_tiles, c.cluster_m);
   const int64_t waves = ceil_div(tiles, slots);
 
+  // Of one K block. An expert's last tile may have fewer slabs than it has room for.
+  const int64_t slabs = pieces(tile_m / c.slabs()), right = c.right();
+  const int64_t operands = 8 * (2048 + 32 * right) / 128;  // of both warpgroups' products of a slab
+  const int64_t products = right >= 64 ? 4 * right : operands;
+  const int64_t rows_in = c.block_m / c.cluster_n;
+  const int64_t columns_in = c.block_n / c.cluster_m * (halves + flat) / halves;
+  const int64_t promotion = c.promote ? 5 * right / 2 + 280 : 0;
+  int64_t block = slabs * products / row_tiles;
+  const auto at_least = [&](int64_t cycles) { block = block > cycles ? block : cycles; };
+  at_least(128 * (rows_in + columns_in) / 46);
+  at_least(c.block_m + c.block_n + slabs * operands / row_tiles);
+  at_least(slabs * promotion / row_tiles);
+
   const int64_t k_blocks = ceil_div(ceil_div(p.k, c.block_k()), splits);
-  const int64_t tensor = pieces(tile_m / c.slabs()) * 4 * c.right() / row_tiles;
-  const int64_t own_b = c.block_n / c.cluster_m * (halves + flat) / halves;
-  const int64_t l2 = 128 * (c.block_m / c.cluster_n + own_b) / 40;
-  const int64_t tile = k_blocks * (tensor > l2 ? tensor : l2) + 1500 + 500 * (splits - 1);
-  const int64_t compute = waves * tile;
+  int64_t finish = 32 * right * c.slabs();
+  if (c.swap) finish = splits == 1 ? 600 + 115 * c.block_m : 3000 + 80 * c.block_m;
+  const int64_t compute = waves * (k_blocks * block + finish);
   const int64_t element = p.fp8 ? 1 : 2;
   const int64_t bytes = (active * p.n + p.m) * p.k * element + int64_t{2} * p.m * p.n;
-  const int64_t memory = bytes / (20 * sms);
+  const int64_t memory = bytes / (17 * machine.sms);
   // Of two rows at the floor the one with less to do hides its start and end better; half an SM
   // starts under the product before.
   const int64_t start = c.ctas_per_sm() == 1 ? 2000 : 0;
@@ -175,14 +206,17 @@ struct GemmChoice {
 };
 static_assert(kNumGemmConfigs <= 100);
 
-// A row that was measured to be the best for a product, up to so many rows of A.
+// What was measured to be the best for a product, up to so many rows of A; -1 where the model's
+// choice was as good.
 struct TunedGemm {
   int n, k, num_experts;
   bool fp8, fast_accum;
   int max_m;
-  GemmChoice choice;
+  int choice;
 };
-constexpr std::array<TunedGemm, 0> kTunedGemms{};
+constexpr TunedGemm kTunedGemms[] = {
+#include "kernels/gemm/tuned.h"
+};
 
 // Splits of K: only swapped rows, and as long as every CTA keeps a K block.
 constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
@@ -200,13 +234,16 @@ constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {
 
 // A tuned row, else the one of least modelled cost among those that are `asked` for; {-1, 1} if none
 // of them can run the problem.
-constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked, int sms) {
+constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
+                                 const GemmMachine& machine) {
   if (asked.config < 0) {
-    for (const TunedGemm& t : kTunedGemms)
-      if (t.n == p.n && t.k == p.k && t.num_experts == p.num_experts && t.fp8 == p.fp8 &&
-          t.fast_accum == p.fast_accum && p.m <= t.max_m &&
-          can_run(kGemmConfigs[t.choice.config], p))
-        return t.choice;
+    for (const TunedGemm& t : kTunedGemms) {
+      if (t.n != p.n || t.k != p.k || t.num_experts != p.num_experts || t.fp8 != p.fp8 ||
+          t.fast_accum != p.fast_accum || p.m > t.max_m)
+        continue;
+      if (can_run(GemmChoice::of(t.choice), p)) return GemmChoice::of(t.choice);
+      break;
+    }
   }
   GemmChoice best{-1, 1};
   int64_t best_cost = INT64_MAX;
@@ -216,7 +253,7 @@ constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked, int sms
     if (asked.config < 0 && p.fp8 && c.promote == (p.fast_accum && !p.block_scales)) continue;
     for (int splits = 1; splits <= max_splits(c, p); ++splits) {
       if (asked.splits > 0 && splits != asked.splits) continue;
-      const int64_t cost = modelled_cost(c, p, splits, sms);
+      const int64_t cost = modelled_cost(c, p, splits, machine);
       if (cost < best_cost) {
         best = {i, splits};
         best_cost = cost;

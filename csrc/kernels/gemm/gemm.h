@@ -34,7 +34,8 @@ struct GemmParams {
   bool out_float32;
   bool fast_accum;  // e4m3: leave long sums to the tensor core's reduced precision
   GemmChoice asked;   // config -1: choose by shape
-  int ctas_per_tile;  // set by the launcher
+  int ctas_per_tile;  // set by the launcher, as is
+  int max_clusters;   // how many of them run at once
   uint32_t* error;    // sticky error word
 };
 

@@ -10,6 +10,11 @@
 namespace l4k {
 
 template <int I>
+LaunchConfig gemm_launch(int ctas) {
+  return {.block = dim3(kGemmThreads), .smem_bytes = sizeof(GemmSmem<I>), .cluster = ctas};
+}
+
+template <int I>
 cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   constexpr GemmConfig C = kGemmConfigs[I];
   const uint64_t element = C.fp8 ? 1 : 2;
@@ -36,14 +41,19 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
   const int64_t tiles = int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} *
                         ceil_div(p.n, tile_n);
-  const int64_t clusters = std::min<int64_t>(tiles, cluster_slots(sm_count(), ctas));
-  const LaunchConfig config{.grid = dim3(static_cast<unsigned>(clusters * ctas)),
-                            .block = dim3(kGemmThreads),
-                            .smem_bytes = sizeof(GemmSmem<I>),
-                            .cluster = ctas};
+  const int64_t clusters = std::min<int64_t>(tiles, p.max_clusters);
+  LaunchConfig config = gemm_launch<I>(ctas);
+  config.grid = dim3(static_cast<unsigned>(clusters * ctas));
   return launch(gemm_kernel<I>, config, stream, a, b, d, p);
 }
 
-#define L4K_GEMM_ROW(I) template cudaError_t launch_gemm<I>(const GemmParams&, cudaStream_t)
+template <int I>
+int gemm_clusters(int ctas) {
+  return resident_clusters(gemm_kernel<I>, gemm_launch<I>(ctas));
+}
+
+#define L4K_GEMM_ROW(I)                                                  \
+  template cudaError_t launch_gemm<I>(const GemmParams&, cudaStream_t); \
+  template int gemm_clusters<I>(int ctas)
 
 }  // namespace l4k
