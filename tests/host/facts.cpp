@@ -41,7 +41,7 @@ bool answer_gemm() {
     return false;
   p.fp8 = fp8 != 0;
   p.fast_accum = fast != 0;
-  const GemmChoice choice = choose_gemm(p, row, sms);
+  const GemmChoice choice = choose_gemm(p, {row, 0}, sms);
   if (choice.config < 0) return std::printf("{\"row\": -1}\n") > 0;
   const GemmConfig& c = kGemmConfigs[choice.config];
   const int ctas = ctas_per_tile(c, p, choice.splits), clusters = cluster_slots(sms, ctas);
