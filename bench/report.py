@@ -1,10 +1,12 @@
 """Tables and a roofline from result rows: `python -m bench.report ROWS… --out DIR`.
 
 A table shows the share of the datasheet floor and of the ceiling that was measured on the same GPU.
-The newest row of a key counts.
+The newest row of a key counts. `--op gemm --call '1[.]o'` prints the table of a kernel's page: the
+calls of one op whose label begins so.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,33 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n" + models(rows)
 
 
+READERS = ("gemm", "gemm_swiglu_fp8", "flash_decode", "merge_attention_states", "word_sum")
+"""Ops that write little: the read ceiling is theirs, the copy ceiling everybody else's."""
+
+
+def page(rows: list[Row], op: str, call: str = "") -> str:
+    """Markdown for "Measured" of an op's page. A call that bytes do not bound has no ceiling."""
+    chosen = [r for r in rows if r["ok"] and r.get("op") == op]
+    chosen = [r for r in chosen if re.match(call, r["key"].split(".", 3)[3])]
+    if not chosen:
+        return "not measured\n"
+    top = ceiling(rows, "read" if op in READERS else "copy")
+    lines = [
+        "| call | us | floor us | of the floor | of the ceiling | peers us |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted(chosen, key=lambda r: [int(r["key"].split(".")[3]), r["key"]]):
+        timed = [f"{name} {us:.1f}" for name, us in row["peers"].items() if isinstance(us, float)]
+        bytes_us = 1e6 * row["bytes"] / PEAKS[row["gpu"]].memory
+        bound = top and bytes_us > 0.99 * row["floor_us"]
+        share = f"{row['bytes_per_second'] / top:.0%}" if top and bound else "-"
+        lines.append(
+            f"| {row['key'].split('.', 3)[3]} | {row['median']:.2f} | {row['floor_us']:.2f} "
+            f"| {row['share_of_floor']:.0%} | {share} | {'; '.join(timed) or '-'} |"
+        )
+    return "\n".join(lines) + f"\n\n{chosen[0]['name']}, commit {chosen[0]['commit']}.\n"
+
+
 def models(rows: list[Row]) -> str:
     """One line per whole model; empty without any."""
     lines = [
@@ -106,12 +135,19 @@ def roofline(rows: list[Row], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.report", description=__doc__)
     parser.add_argument("rows", nargs="+", type=Path, help="files of rows, or folders of them")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="folder of the table and the roofline")
+    parser.add_argument("--op", help="print the table of this op's page instead")
+    parser.add_argument("--call", default="", help="a pattern that its calls' labels begin with")
     options = parser.parse_args()
+    if not (options.out or options.op):
+        parser.error("one of --out and --op is needed")
     missing = [str(p) for p in options.rows if not p.exists()]
     if missing:
         parser.error(f"no such file or folder: {', '.join(missing)}")
     rows = load(options.rows)
+    if options.op:
+        print(page(rows, options.op, options.call), end="")
+        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.md").write_text(table(rows))
     roofline(rows, options.out / "roofline.png")

@@ -14,10 +14,11 @@ from bench import test_ops
 from bench.__main__ import main
 from bench.peaks import PEAKS, floor_us, gpu_key
 from bench.peers import EAGER, peers
-from bench.report import load, roofline, table
+from bench.report import load, page, roofline, table
 from bench.rows import Rows
 from bench.shapes import SIZES, benchmarked_ops, calls
 from bench.timing import Timing, summarise
+from l4kernels import STATUS
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import assert_close, relative_error
 from tests.oracles import ORACLES, oracle
@@ -163,6 +164,22 @@ def test_report_shows_shares_of_floor_and_of_the_measured_ceiling(tmp_path):
     assert "84%" in text and "93%" in text and "torch 400.0; other: ImportError" in text
 
 
+def test_a_pages_table_has_the_ceiling_of_what_bytes_bound():
+    ceilings = [
+        {"key": f"ceiling.{name}", "ok": True, "bytes_per_second": rate}
+        for name, rate in (("copy", 4.2e12), ("read", 4.6e12))
+    ]
+    few = ROW | {"key": "bench.gemm.scout.1.o.bf16", "op": "gemm", "bytes_per_second": 2.3e12}
+    many = few | {"key": "bench.gemm.scout.1024.o.bf16", "floor_us": 400.0}
+    rows = [many, few, ROW, *ceilings]
+    silu = page(rows, "silu_mul")
+    assert "| 16384 | 200.00 | 168.00 | 84% | 95% | torch 400.0 |" in silu and "o.bf16" not in silu
+    products = page(rows, "gemm").splitlines()
+    assert "| 50% |" in products[2] and "| - |" in products[3] and "1024" in products[3]
+    assert "1024" not in page(rows, "gemm", r"1\.o") and "commit 0" in products[-1]
+    assert page(rows, "gemm", "64") == "not measured\n"
+
+
 def test_report_without_rows_says_not_measured(tmp_path):
     assert table([]) == "not measured\n"
     pytest.importorskip("matplotlib")
@@ -171,7 +188,8 @@ def test_report_without_rows_says_not_measured(tmp_path):
 
 
 def test_missing_rows_come_first(tmp_path):
-    done = [{"key": "x", "ok": True, "time": "2026"}, {"key": "y", "ok": False, "time": "2026"}]
+    build = {"time": "2026", "commit": STATUS.build.get("commit", "unknown")}
+    done = [{"key": "x", "ok": True, **build}, {"key": "y", "ok": False, **build}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, done)) + "\n")
     rows = Rows(tmp_path, "h200")
     assert sorted(["x", "y"], key=rows.age) == ["y", "x"]

@@ -63,6 +63,7 @@ def _tma_latency() -> dict[str, Bounds]:
 def _tma_store() -> dict[str, Bounds]:
     awaited = [f"awaited_{size}_{sms}" for sms in ("one", "all") for size in ("2k", "16k", "64k")]
     found: dict[str, Bounds] = dict.fromkeys(awaited, (250, 20000))
+    found |= dict.fromkeys(("awaited_2k_one", "awaited_2k_all"), (80, 20000))
     found |= {"read_16k_all": (100, 20000), "read_64k_all": (400, 40000)}
     found |= {"in_flight_16k_all": (200, 20000)}
     return found | {f"{name}_rate": (0.05, 66.0) for name in found}
