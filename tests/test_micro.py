@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from bench import micro
 from bench.micro import PROGRAMS, sass
@@ -24,7 +25,9 @@ def programs() -> Path:
     built = [Path(given)] if given else list((ROOT / "build").rglob("libl4k_emulator.so"))
     assert built, "no libl4k_emulator.so: run `make build`"
     folder = ROOT / "build" / "micro"
-    micro.build_emulated(folder, max(built, key=lambda path: path.stat().st_mtime))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the other processes of this test run
+        micro.build_emulated(folder, max(built, key=lambda path: path.stat().st_mtime))
     return folder
 
 
