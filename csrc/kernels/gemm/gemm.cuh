@@ -126,16 +126,16 @@ __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap&
 // B's first boxes of a dense product go to L2 while the previous kernel still runs. Not further: B
 // may be that kernel's result. Of ragged products only it can say which expert's are needed.
 template <int I>
-__device__ __forceinline__ void prefetch_weights(GemmSmem<I>& smem, const CUtensorMap& map_b,
-                                                 const GemmParams& p) {
+__device__ __forceinline__ void prefetch_weights(const GemmSmem<I>& smem, const CUtensorMap& map_b,
+                                                 const GemmParams& p, const GemmShare& share) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  if (p.expert_offsets != nullptr || smem.cluster.index >= smem.schedule.num_tiles()) return;
-  const auto [tile, first, end] =
-      share_of<I>(smem.schedule.at(smem.cluster.index), p, smem.cluster);
+  if (p.expert_offsets != nullptr) return;
+  const RaggedTile& tile = share.tile;
   const int slice = C.block_n / C.cluster_m;
   const int column = tile.column + (C.cluster_m > 1 && !tile.flat ? slice * smem.cluster.rank : 0);
 #pragma unroll 1
-  for (int block = first; block < min(first + C.stages, end); ++block)
+  for (int block = share.first_block; block < min(share.first_block + C.stages, share.end_block);
+       ++block)
     ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column, tile.expert);
 }
 
@@ -143,16 +143,21 @@ template <int I>
 __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                         const CUtensorMap& map_b, const GemmParams& p) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  prefetch_weights(smem, map_b, p);
+  int index = smem.cluster.index;
+  if (index >= smem.schedule.num_tiles()) return ptx::grid_dependency_wait();
+  // The first tile is looked up before the wait: its divisions would delay the first copy.
+  GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
+  prefetch_weights(smem, map_b, p, share);
   ptx::grid_dependency_wait();
   Stage<C.stages> stage;
-  for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
-       index += smem.cluster.count) {
-    const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
+  while (true) {
     for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
       smem.ring.wait_empty(stage);
       load_stage(smem, map_a, map_b, stage.index, block * C.block_k(), share.tile);
     }
+    index += smem.cluster.count;
+    if (index >= smem.schedule.num_tiles()) return;
+    share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
   }
 }
 
