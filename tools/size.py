@@ -1,4 +1,4 @@
-"""Lines of code per part. `make size` prints the table; nothing but the length of a file has a limit.
+"""Lines of code per part. `make size` prints the table; only the length of a file has a limit.
 
 Documentation does not count towards a part: docstrings in Python and the comment that opens a C++
 file are left out there. How long a file may be counts every line, since a reader reads them all.

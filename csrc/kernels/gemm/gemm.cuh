@@ -406,8 +406,13 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
     clear_tail(p, smem.row_ends[p.num_experts - 1]);
     consume<I>(smem, map_d, p, warpgroup - 1);
   }
-  // No CTA leaves while another may still copy into it, arrive at it or read its sums.
-  if (ctas > 1) ptx::cluster_sync();
+  // No CTA leaves while another may still copy into it, arrive at it or read its sums. Where K is
+  // split nobody copies into it, and the last meeting says that its sums have been read.
+  if constexpr (C.swap) {
+    if (ctas > 1 && warpgroup > 0) smem.meeting.wait(1);
+  } else if (ctas > 1) {
+    ptx::cluster_sync();
+  }
 }
 
 }  // namespace l4k

@@ -99,12 +99,12 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
   smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
   smem.meeting.wait(0);
 
-  const int vectors = swiglu && !fp8 ? 16 : 32;  // of four results, per token
+  const int log_vectors = swiglu && !fp8 ? 4 : 5;  // vectors of four results, per token
   const int columns = swiglu ? p.n / 2 : p.n;
   for (int item = thread;; item += kGemmConsumers) {
-    const int token = cluster.rank + item / vectors * cluster.ctas, row = tile.row + token;
+    const int token = cluster.rank + (item >> log_vectors) * cluster.ctas, row = tile.row + token;
     if (token >= C.block_m || row >= tile.row_end) break;
-    const int v = item % vectors;
+    const int v = item & ((1 << log_vectors) - 1);
     const int first_rank = fp8 ? v / 16 : 0, last_rank = fp8 ? v / 16 : cluster.ctas - 1;
     const float* sums = staging + token * C.pitch() + 4 * (fp8 ? v % 16 : v);
     // The first channel: swiglu interleaves eight gates and eight ups.
