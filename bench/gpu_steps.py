@@ -209,15 +209,16 @@ def sanitizer(tool: str) -> Result:
     program = shutil.which("compute-sanitizer")
     if program is None:
         return None, {"skipped": "no compute-sanitizer on this machine"}
-    watched = [program, "--tool", tool, "--error-exitcode", "9"]
+    watched = [program, "--tool", tool, "--error-exitcode", "9", "--show-backtrace", "no"]
     watched += ["--kernel-name", "kernel_substring=l4k", sys.executable, "-m", "tests.gpu_checks"]
     env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
         watched, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
     )
     lines = done.stdout.strip().splitlines() or ["no output"]
-    reports = [line for line in lines if line.startswith("=========")][:25]
-    assert done.returncode == 0, f"exit {done.returncode}\n" + "\n".join(reports + lines[-10:])
+    reports = dict.fromkeys(line[:160] for line in lines if line.startswith("========="))
+    shown = [line for line in reports if line.strip("= ")][:40]
+    assert done.returncode == 0, f"exit {done.returncode}\n" + "\n".join(shown)
     return None, {"summary": lines[-1]}
 
 

@@ -14,6 +14,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
@@ -34,6 +35,7 @@ Result = tuple[Timing | None, dict[str, Any]]
 Steps = Callable[[], Iterator[tuple[str, Callable[[], Result | Iterator[Result]]]]]
 """Key and function of every step. It returns what its row holds, or yields it as it grows."""
 
+ROOT = Path(__file__).parent.parent
 START_S, LIMIT_S, FIRST_S = 120, 60, 20
 """What importing torch and opening the GPU may take; a step beyond twice its cost; and a step of an
 op none of whose steps has passed yet."""
@@ -55,10 +57,17 @@ def serve(pipe: Connection, steps: Steps) -> None:
             for result in [returned] if isinstance(returned, tuple) else returned:
                 pipe.send((*result, None))
         except BaseException:
-            error = traceback.format_exc()[-3000:]
+            error = without_paths(traceback.format_exc())[-3000:]
         pipe.send((*(result or (None, {})), error))
         recover()
         pipe.send(None)
+
+
+def without_paths(text: str) -> str:
+    """A row tells what failed, not where somebody keeps his files."""
+    for folder in sorted({str(ROOT), *sys.path}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "") if len(folder) > 1 else text
+    return text
 
 
 def recover() -> None:

@@ -49,7 +49,7 @@ class Rows:
             for file in sorted(folder.glob("*.jsonl"))
             for row in read(file)
             # A step that failed is still missing, and so is one of other kernels.
-            if row["ok"] and row["commit"] == STATUS.build.get("commit", "unknown")
+            if row["ok"] and row.get("commit", "unknown") == STATUS.build.get("commit", "unknown")
         }
 
     def age(self, key: str) -> str:

@@ -1,6 +1,7 @@
 """The bench without a GPU: floors, shapes, reports; nothing is made up."""
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -243,7 +244,10 @@ def test_pytest_benchmark_runs_anywhere(tmp_path):
         "-p",
         "no:cacheprovider",
     ]
-    subprocess.run([*command, f"--benchmark-json={out}"], cwd=ROOT, check=True, capture_output=True)
+    # Among parallel test processes pytest-benchmark would switch itself off.
+    alone = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    command.append(f"--benchmark-json={out}")
+    subprocess.run(command, cwd=ROOT, env=alone, check=True, capture_output=True)
     found = json.loads(out.read_text())["benchmarks"]
     assert {row["name"] for row in found} == {
         f"test_call[bench.silu_mul.demo.{n}]" for n in (1, 64)

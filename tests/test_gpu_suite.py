@@ -10,11 +10,14 @@ import time
 import pytest
 import torch
 
-from bench import gpu_suite, rows
+from bench import gpu_steps, gpu_suite, rows
+from bench.clocks import Clocks
 from bench.gpu_suite import visit
 from bench.rows import Rows
 from bench.timing import Timing
+from l4kernels import STATUS
 
+COMMIT = STATUS.build.get("commit", "unknown")
 MEASURED = Timing(2.0, 1.0, 3.0, 30)
 
 
@@ -75,8 +78,10 @@ def does_not_start():
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(rows, "machine", lambda: {"time": str(time.time()), "gpu": "h200"})
+    facts = {"gpu": "h200", "commit": COMMIT}
+    monkeypatch.setattr(rows, "machine", lambda: {"time": str(time.time()), **facts})
     monkeypatch.setattr(gpu_suite, "LIMIT_S", 1)
+    monkeypatch.setattr(gpu_suite, "FIRST_S", 1)
 
 
 def run(folder, *keys, budget=300.0, cost=lambda key: 0, steps=steps):
@@ -115,7 +120,7 @@ def test_a_second_visit_goes_on_where_the_first_stopped(tmp_path, no_gpu):
 
 
 def test_the_budget_ends_a_step_without_calling_it_failed(tmp_path, no_gpu, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_suite, "LIMIT_S", 1000)
+    monkeypatch.setattr(gpu_suite, "FIRST_S", 1000)
     began = time.monotonic()
     failed, found = run(tmp_path, "right", "hangs", "measured", budget=14)
     assert time.monotonic() - began < 20
@@ -128,13 +133,108 @@ def test_a_process_that_does_not_start_is_one_failed_row(tmp_path, no_gpu):
     assert failed == 1 and "did not start" in found["suite"]["error"]
 
 
-def test_a_row_without_nvidia_smi_says_unknown(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+def test_an_op_that_hung_costs_one_limit(tmp_path, no_gpu):
+    """Its later steps are skipped; those of other ops run."""
+    keys = ["smoke.gemm", "tune.gemm.x", "bench.gemm.x", "bench.silu_mul.x"]
+    began = time.monotonic()
+    failed, found = run(tmp_path, *keys, steps=steps_of_gemm)
+    assert time.monotonic() - began < 40
+    assert failed == 1 and list(found) == ["smoke.gemm", "bench.silu_mul.x"]
+    assert [gpu_suite.op_of(key) for key in (*keys, "ceiling.copy")] == [
+        *("gemm", "gemm", "gemm", "silu_mul", "ceiling.copy")
+    ]
+
+
+def steps_of_gemm():
+    yield "smoke.gemm", hangs
+    yield from ((key, right) for key in ("tune.gemm.x", "bench.gemm.x", "bench.silu_mul.x"))
+
+
+def test_the_first_limit_holds_until_an_op_has_passed(tmp_path, no_gpu, monkeypatch):
+    monkeypatch.setattr(gpu_suite, "LIMIT_S", 60)
+    monkeypatch.setattr(gpu_suite, "FIRST_S", 1)
+    failed, found = run(tmp_path, "bench.gemm.slow", steps=slow_steps)
+    assert failed == 1 and found["bench.gemm.slow"]["error"] == "no result in time"
+    failed, found = run(tmp_path / "next", "smoke.gemm", "bench.gemm.slow", steps=slow_steps)
+    assert failed == 0 and len(found) == 2
+
+
+def slow():
+    time.sleep(3)
+    return right()
+
+
+def slow_steps():
+    yield "smoke.gemm", right
+    yield "bench.gemm.slow", slow
+
+
+def test_rows_of_other_kernels_do_not_count(tmp_path, no_gpu):
+    row = {"key": "right", "ok": True, "time": "2026"}
+    (tmp_path / "old.jsonl").write_text(json.dumps(row | {"commit": "other"}) + "\n")
+    assert Rows(tmp_path, "h200").age("right") == ""
+    (tmp_path / "new.jsonl").write_text(json.dumps(row | {"commit": COMMIT}) + "\n")
+    assert Rows(tmp_path, "h200").age("right") == "2026"
+
+
+def test_two_commands_of_a_run_reach_what_matters():
+    """330 s are enough up to the captured steps; 240 s more for correctness."""
+    ends, at = {}, float(gpu_suite.STARTS_S)
+    for key, _ in gpu_steps.steps("h200"):
+        at += gpu_steps.cost(key)
+        ends[key] = at
+    first = [
+        key for key in ends if key.startswith(("smoke.", "micro.", "clocks.", "tune.", "step."))
+    ]
+    assert len(first) > 50 and max(ends[key] for key in first) < 330
+    assert (
+        max(at for key, at in ends.items() if key.startswith("smoke.")) - gpu_suite.STARTS_S <= 20
+    )
+    assert sum(gpu_steps.cost(key) for key in ends if key.startswith("micro.")) <= 60
+    assert sum(gpu_steps.cost(key) for key in ends if key.startswith("tune.")) <= 40
+    tests = max(at for key, at in ends.items() if key.startswith("test."))
+    assert tests < 330 + 240
+    order = [key.split(".")[0] for key in ends]
+    wanted = ["smoke", "micro", "clocks", "tune", "bench", "step", "test", "peers", "sanitizer"]
+    assert sorted(wanted, key=order.index) == wanted
+
+
+def test_the_plan_is_printed_without_a_gpu(capsys):
+    assert gpu_suite.print_plan("h100") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[-1].startswith("smoke.") and len(lines) > 500
+
+
+def test_an_error_names_no_folder():
+    text = f'  File "{gpu_suite.ROOT}/bench/rows.py", line 1'
+    assert gpu_suite.without_paths(text) == '  File "bench/rows.py", line 1'
+
+
+def test_clocks_are_those_of_the_step(tmp_path, monkeypatch):
+    smi = tmp_path / "nvidia-smi"
+    line = "580.1, 700.00, 3201, %d, 650.5, 60, 0x0000000000000004"
+    smi.write_text(
+        "#!/bin/sh\nfor c in 1980 1500 1560; do echo '" + line.replace("%d", "'$c'") + "'; "
+        "sleep 0.2; done\nsleep 100\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    began = time.monotonic()
+    clocks = Clocks()
+    while time.monotonic() - began < 10 and len(clocks._samples) < 3:
+        time.sleep(0.05)
+    seen = clocks.during(began, time.monotonic())
+    clocks.close()
+    assert (seen["clocks_sm"], seen["clocks_sm_range"]) == (1560, [1500, 1980])
+    assert seen["throttled_by"] == ["power cap"] and seen["power_draw"] == 650.5
+    assert clocks.during(0, began)["clocks_sm"] == "unknown"
+
+
+def test_clocks_without_nvidia_smi_are_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    rows._clocks.cache_clear()
-    facts = rows.machine()
-    rows._clocks.cache_clear()
-    assert facts["driver_version"] == facts["clocks_sm"] == "unknown" and facts["gpu"] == "h200"
+    clocks = Clocks()
+    assert clocks.during(0, time.monotonic())["driver_version"] == "unknown"
+    clocks.close()
 
 
 def test_a_row_that_was_cut_off_is_none(tmp_path):

@@ -61,7 +61,8 @@ cudaError_t allow_shared_memory(void (*kernel)(Parameters...), size_t bytes) {
                               static_cast<int>(bytes));
 }
 
-// How many clusters of a kernel the device runs at once; 0 if it can run none.
+// How many clusters of a kernel the device runs at once; 0 if it can run none, or the launch has no
+// clusters.
 template <typename... Parameters>
 int resident_clusters(void (*kernel)(Parameters...), LaunchConfig config) {
   config.grid = dim3(config.cluster);

@@ -223,11 +223,13 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* n, const void* f, const cudaLaun
   if (cudaError_t e =
           cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, f, threads, c->dynamicSmemBytes))
     return e;
-  unsigned size = 1;
+  unsigned size = 0;
   for (unsigned i = 0; i < c->numAttrs; ++i)
     if (c->attrs[i].id == cudaLaunchAttributeClusterDimension)
       size = c->attrs[i].val.clusterDim.x * c->attrs[i].val.clusterDim.y *
              c->attrs[i].val.clusterDim.z;
+  *n = 0;
+  if (size == 0) return cudaSuccess;  // a GPU gave no number either for a launch without clusters
   *n = static_cast<int>(static_cast<unsigned>(per_sm) * Machine::get().settings.sms / size);
   return cudaSuccess;
 }

@@ -28,7 +28,8 @@ GemmMachine ask_machine() {
   constexpr int kRow = 10;
   static_assert(kGemmConfigs[kRow].ctas_per_sm() == 1 && kGemmConfigs[kRow].swap);
   GemmMachine machine{sm_count(), {}};
-  for (int ctas = 1; ctas <= kMaxSplits; ++ctas) machine.clusters[ctas] = gemm_clusters<kRow>(ctas);
+  machine.clusters[1] = machine.sms;  // the driver only answers for launches with a cluster
+  for (int ctas = 2; ctas <= kMaxSplits; ++ctas) machine.clusters[ctas] = gemm_clusters<kRow>(ctas);
   return machine;
 }
 
