@@ -119,6 +119,7 @@ def _cases(model: str, sizes: dict[str, dict[str, tuple[int, ...]]]) -> Iterator
 def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
     yield "test.graph.dependent_launch", _check(gpu_checks.dependent_launches_in_a_graph)
     yield "test.graph.attention", _check(gpu_checks.attention_in_a_graph)
+    yield "test.long_prefill", _check(gpu_checks.long_prefill_of_ones)
     for op in STATUS.kernels:
         yield f"test.{op}", _check(gpu_checks.kernel_is_right, op)
     for name in EDGES:

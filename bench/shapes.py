@@ -323,11 +323,11 @@ def _gemm_swiglu_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 
 
 def _paged(
-    i: Inputs, c: Llama4Config, lengths: list[int], cache: torch.dtype
+    i: Inputs, c: Llama4Config, lengths: list[int], cache: torch.dtype, page: int = PAGE
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Caches, lengths and block table; the pages of a sequence lie one behind the other."""
-    pages = torch.tensor([-(-length // PAGE) for length in lengths])
-    shape = (int(pages.sum()), PAGE, c.num_key_value_heads, c.head_dim)
+    pages = torch.tensor([-(-length // page) for length in lengths])
+    shape = (int(pages.sum()), page, c.num_key_value_heads, c.head_dim)
     k, v = (i.normal(*shape).to(cache) for _ in "kv")
     first = (pages.cumsum(0) - pages)[:, None]
     table = (first + torch.arange(int(pages.max()))).clamp(max=shape[0] - 1)
@@ -344,16 +344,18 @@ def _masks(c: Llama4Config, tokens: int) -> Iterator[tuple[str, int, torch.dtype
 @_of("flash_prefill")
 def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(
-        i: Inputs, chunk: int, cache: torch.dtype, new: int = tokens
+        i: Inputs, chunk: int, cache: torch.dtype, new: int = tokens, page: int = PAGE
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         q = i.normal(new, config.num_attention_heads, config.head_dim)
-        k, v, lengths, table = _paged(i, config, [tokens], cache)
+        k, v, lengths, table = _paged(i, config, [tokens], cache, page)
         options = {"softmax_scale": config.head_dim**-0.5, "max_seqlen_q": new, "chunk": chunk}
         return (q, k, v, i.numbers(torch.tensor([0, new])), lengths, table), options
 
     for label, chunk, cache in _masks(config, tokens):
         if cache != FP8 or tokens <= 32_768:
             yield label, lambda i, c=chunk, t=cache: make(i, c, t)
+    if tokens == 8192:  # small pages: four times as many boxes, issued one after the other
+        yield "page16", lambda i: make(i, 0, torch.bfloat16, page=16)
     if tokens == SIZES["flash_prefill"]["prefill"][-1]:
         for new in (20, 100):  # the last tokens of a long prompt whose rest is in the cache
             yield f"last{new}", lambda i, n=new: make(i, 0, torch.bfloat16, n)

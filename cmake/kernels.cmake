@@ -5,12 +5,12 @@ file(GLOB L4K_BINDING_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/bindi
 set(L4K_NVCC_FLAGS -lineinfo -Xptxas=-warn-spills,-warn-lmem-usage)
 set(L4K_CUDA_INCLUDE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 
-# The bindings compile against torch's stable headers only; TORCH_TARGET_VERSION (2.10) makes the
-# use of anything newer an error.
-function(l4k_torch_library target)
+# The bindings compile against torch's stable headers only; TORCH_TARGET_VERSION (major and minor, a
+# byte each) makes the use of anything newer an error.
+function(l4k_torch_library target version)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
   target_include_directories(${target} SYSTEM PRIVATE ${L4K_TORCH_DIR}/include ${L4K_CUDA_INCLUDE})
-  target_compile_definitions(${target} PRIVATE TORCH_TARGET_VERSION=0x020a000000000000ULL)
+  target_compile_definitions(${target} PRIVATE TORCH_TARGET_VERSION=${version}000000000000ULL)
   target_compile_options(${target} PRIVATE
     $<$<COMPILE_LANGUAGE:CXX>:-fvisibility=hidden -ffile-prefix-map=${PROJECT_SOURCE_DIR}/=>)
   target_link_directories(${target} PRIVATE ${L4K_TORCH_DIR}/lib)
@@ -22,7 +22,7 @@ endfunction()
 
 if(L4K_TORCH_DIR)
   add_library(l4kernels SHARED ${L4K_KERNEL_SOURCES} ${L4K_BINDING_SOURCES})
-  l4k_torch_library(l4kernels)
+  l4k_torch_library(l4kernels 0x020a)  # 2.10
   target_compile_options(l4kernels PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:${L4K_NVCC_FLAGS}>)
   target_compile_definitions(l4kernels PRIVATE USE_CUDA)
   # The library finds torch's by soname: torch has loaded them before. Hidden: static variables of

@@ -194,15 +194,20 @@ def serial_launches() -> Iterator[None]:
 
     Kernels are launched dependent: each may start under the end of the one before. A wrong result
     that is right in this block is a race between the two. For a whole process: `L4K_CHECK=serial`.
+    Inside `emulated()` it holds for the emulated kernels, too.
     """
     if not STATUS.loaded:
         raise RuntimeError(f"there are no compiled kernels to launch: {STATUS.reason}")
-    allow = ctypes.CDLL(str(STATUS.path)).l4k_allow_dependent_launches
-    before = allow(0)
+    paths = [STATUS.path]
+    if _emulated_library is not None:
+        paths.append(_BUILD / "libl4kernels_emulated.so")
+    switches = [ctypes.CDLL(str(path)).l4k_allow_dependent_launches for path in paths]
+    before = [allow(0) for allow in switches]
     try:
         yield
     finally:
-        allow(before)
+        for allow, allowed in zip(switches, before, strict=True):
+            allow(allowed)
 
 
 def _load_emulator() -> ModuleType:

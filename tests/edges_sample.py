@@ -10,7 +10,7 @@ from tests.making import I32
 
 
 def sampling(
-    batch: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+    batch: int, temperature: float = 1.0, top_k: float = 0, top_p: float = 1.0, min_p: float = 0.0,
     rows: Tensor | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The sampler's arguments behind the logits; a row's seed and counter are those of its number
@@ -93,3 +93,46 @@ def a_row_of_nothing_gives_token_0(m: Machine) -> None:
             got = ops.sample(*arguments, top_logprobs=2)
         assert got.ids.tolist() == [0, 0]
         assert_close(got, ops.sample.reference(*arguments, top_logprobs=2), 1e-5)
+
+
+TIED = [0.0, 1e-9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # at a high temperature
+HOT = 1e38, float("inf")
+NONE = float("-inf")
+EXTREMES: tuple[tuple[list[float], dict[str, float], set[int]], ...] = (
+    # Equals are kept in the order of their ids, so the likeliest token need not be among them.
+    *((TIED, {"temperature": t, "top_k": 1}, {0}) for t in HOT),
+    *((TIED, {"temperature": t, "top_k": 3}, {0, 1, 2}) for t in HOT),
+    *((TIED, {"temperature": t, "top_p": 1e-6}, {0}) for t in HOT),
+    *((TIED, {"temperature": t, "top_p": 0.3}, {0, 1, 2}) for t in HOT),
+    *((TIED, {"temperature": t, "top_p": 0.0, "min_p": 1.0}, {0}) for t in HOT),
+    *((TIED, {"temperature": t, "min_p": 1.0}, set(range(8))) for t in HOT),
+    *((TIED, {"temperature": t, "top_k": 1, "top_p": 0.5, "min_p": 1.0}, {0}) for t in HOT),
+    # What has no probability is not drawn, however hot.
+    *(([0.0, NONE, 1.0], {"temperature": t}, {0, 2}) for t in (1.0, *HOT)),
+    *(([0.0, NONE, 1.0], {"temperature": t, "top_k": 3}, {0, 2}) for t in HOT),
+    *(([NONE, NONE, 1.0], {"temperature": t, "top_k": 2}, {2}) for t in HOT),
+    *(([NONE, 0.0, 0.0], {"temperature": t, "top_p": 1e-6}, {1}) for t in HOT),
+    *(([NONE, 0.0, 0.0], {"temperature": t, "min_p": 0.5}, {1, 2}) for t in HOT),
+    # The other end: too cold for a second token, and no temperature at all.
+    (TIED, {"temperature": 1e-38}, {1}),
+    ([0.0, 2.0, 2.0], {"temperature": 1e-45, "top_k": 2}, {1, 2}),
+    ([0.0, 2.0, 2.0], {"temperature": 1e-45, "top_p": 0.0}, {1}),
+    *((TIED, {"temperature": t, "top_k": 3}, {1}) for t in (float("nan"), -1.0, 0.0)),
+)
+
+
+@edge
+def sampling_at_extreme_temperatures(m: Machine) -> None:
+    """Where distances between tokens underflow or are infinite; many rows in one call."""
+    for sms in (4, 8):
+        for row, options, wanted in EXTREMES:
+            logits = torch.tensor(row, device=m.device).repeat(32, 1)
+            settings = [t.to(m.device) for t in sampling(32, **options)]
+            settings[-2][0], settings[-1][0] = 3, 0  # a seed and a counter
+            with m.route(sms=sms):
+                got = ops.sample(logits, *settings)
+            expected = ops.sample.reference(logits, *settings)
+            for what, ids in (("kernel", got.ids), ("reference", expected.ids)):
+                assert set(ids.tolist()) <= wanted, f"{what} {row} {options}: {ids.tolist()}"
+            assert set(expected.ids.tolist()) == wanted, f"{row} {options}: not all are drawn"
+            assert_close(got, expected, 1e-5, f"{row} {options} sms={sms}")

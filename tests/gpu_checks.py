@@ -31,6 +31,8 @@ TOKENS, WIDTH = 1_000_000, 2304
 SAMPLED = 10_700, 202_048  # 2^31 elements are 10,628.6 rows
 ROUTED = (400_000, 128, 1), (TOKENS, 16, 2), (8_500_000, 256, 1)
 ROPE_HEADS, ROPE_PAGES = 8, 33_000
+LONG_PREFILL = 1 << 20, 64  # keys, queries
+LONG_PREFILL_BOUND = 2e-3  # 2^-9, what rounding to bf16 may cost: docs/decisions.md
 
 
 def size(case: Case) -> int:
@@ -154,6 +156,41 @@ def attention_in_a_graph(device: str = "cuda", replays: int = 1000) -> dict[str,
         for replayed, eager in zip(results[-1], attend(), strict=True):
             assert same_bits(replayed, eager), f"other bits in a graph at {lengths.tolist()}"
     return {"replays": replays}
+
+
+def long_prefill_of_ones(device: str = "cuda") -> dict[str, Any]:
+    """What truncation in the tensor cores takes off a weighted sum over a million keys.
+
+    All values are 1, so the result is. A bf16 result would show nothing below half a step: so in
+    column d the values of d keys of every 128 are the next bf16 number, and the mean over the
+    columns, whose results lie evenly between the two, shows 1/100 of a step.
+    """
+    (keys, queries), step, columns = LONG_PREFILL, 2.0**-7, torch.arange(128, device=device)
+    q = torch.randn(queries, 2, 128, device=device).bfloat16()
+    k = torch.randn(keys // 64, 64, 1, 128, device=device).bfloat16()
+    v = torch.arange(keys, device=device)[:, None] % 128 < columns
+    v = (1 + step * v).bfloat16().view(k.shape)
+    starts, length = (torch.tensor(n, device=device, dtype=I32) for n in ([0, queries], [keys]))
+    table = torch.arange(keys // 64, device=device, dtype=I32)[None]
+    options = {"softmax_scale": 128**-0.5, "max_seqlen_q": queries}
+    out = ops.flash_prefill(q, k, v, starts, length, table, **options).out.double()
+    mass = torch.zeros(queries, 2, 128, device=device, dtype=torch.float64)  # of keys by j % 128
+    position = torch.arange(keys - queries, keys, device=device)[:, None, None]
+    for first in range(0, keys, 1 << 16):
+        some = k.flatten(0, 2)[first : first + (1 << 16)].double()
+        weights = (q.double() @ some.mT * 128**-0.5).exp()
+        seen = torch.arange(first, first + len(some), device=device) <= position
+        mass += torch.where(seen, weights, 0).unflatten(-1, (-1, 128)).sum(-2)
+    before = mass.cumsum(-1) - mass  # of those with j % 128 < column
+    expected = 1 + step * before / mass.sum(-1, keepdim=True)
+    found = {
+        "keys": keys,
+        "lost": 1 - (out.mean() / expected.mean()).item(),
+        "error_of_ones": (out[..., 0] - 1).abs().max().item(),
+    }
+    assert abs(found["lost"]) <= LONG_PREFILL_BOUND, f"more than {LONG_PREFILL_BOUND}: {found}"
+    assert relative_error(out, expected) <= 2 * LONG_PREFILL_BOUND, found
+    return found
 
 
 def edge_is_right(name: str) -> dict[str, Any]:

@@ -253,3 +253,10 @@ def test_pytest_benchmark_runs_anywhere(tmp_path):
         f"test_call[bench.silu_mul.demo.{n}]" for n in (1, 64)
     }
     assert all(row["group"] == "silu_mul" and row["stats"]["rounds"] == 3 for row in found)
+
+
+def test_small_pages_are_measured():
+    found = calls("flash_prefill", ("scout",), ("prefill",), {"prefill": (8192,)})
+    (case,) = (c for c in found if c.key == "bench.flash_prefill.scout.8192.page16")
+    (_, k_cache, *_, table), _ = case.make("meta")
+    assert k_cache.shape == (512, 16, 8, 128) and table.shape == (1, 512)

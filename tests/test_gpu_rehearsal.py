@@ -28,6 +28,7 @@ SMALL = {
     "ROUTED": ((70, 16, 2),),
     "ROPE_HEADS": 1,
     "ROPE_PAGES": 3,
+    "LONG_PREFILL": (1024, 4),
 }
 
 

@@ -49,13 +49,13 @@ T* optional_pointer(const std::optional<Tensor>& t) {
   return t.has_value() ? pointer<T>(*t) : nullptr;
 }
 
-// Memory that only the kernels of this call see.
-inline Tensor workspace(const Tensor& like, int64_t words) {
-  Tensor memory = empty_like(like, {words}, ScalarType::Int);
-#ifdef L4K_EMULATED
-  emulated::state().workspaces.push_back(std::make_shared<Tensor>(memory));
-#endif
-  return memory;
+template <typename T = void>
+T* optional_pointer(const std::optional<Tensor>&&) = delete;
+
+// Memory that only the kernels of this call see. The binding holds it in a variable until they are
+// launched; freed after that, it is theirs until they end, as the stream has it.
+[[nodiscard]] inline Tensor workspace(const Tensor& like, int64_t words) {
+  return empty_like(like, {words}, ScalarType::Int, "a workspace");
 }
 
 #define L4K_CHECK_UNIFORM_ROWS(t)                                                             \

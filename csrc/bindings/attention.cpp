@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
       .v_scale = optional_pointer<float>(maybe_v_scale),
       .out = pointer(out), .lse = pointer<float>(lse),
       .error = error_word()};
-  Tensor plan = workspace(q, flash_prefill_plan_words(params));  // lives until the launches are made
+  Tensor plan = workspace(q, flash_prefill_plan_words(params));
   params.plan = pointer<int>(plan);
   L4K_LAUNCH(l4k::flash_prefill(params, device.stream()));
   return {out, lse};

@@ -17,6 +17,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "host/device.h"
@@ -123,16 +124,19 @@ inline bool fits(const Tensor& t, std::initializer_list<int64_t> shape) {
 #define L4K_CHECK_MULTIPLE(value, divisor) \
   L4K_REQUIRE((value) % (divisor) == 0, "expected " #value " to be a multiple of " #divisor ", got ", value)
 #ifdef L4K_EMULATED
+#define L4K_BEGIN_EMULATED() l4k::emulated::end_lives()
 #define L4K_FINISH_EMULATED()                                   \
   do {                                                          \
     std::string report_ = l4k::emulated::finish_call();         \
     L4K_REQUIRE(report_.empty(), "emulator report: ", report_); \
   } while (false)
 #else
+#define L4K_BEGIN_EMULATED()
 #define L4K_FINISH_EMULATED()
 #endif
 #define L4K_LAUNCH(call)                                                                     \
   do {                                                                                       \
+    L4K_BEGIN_EMULATED();                                                                    \
     cudaError_t error_ = (call);                                                             \
     L4K_REQUIRE(error_ == cudaSuccess, "launch failed: ", cudaGetErrorString(error_),        \
                 l4k::launch_hint(error_));                                                   \
@@ -170,6 +174,10 @@ T* pointer(const Tensor& t) {
   return static_cast<T*>(t.data_ptr());
 }
 
+// Of a temporary there is none: its memory is somebody else's before the kernels are launched.
+template <typename T = void>
+T* pointer(const Tensor&&) = delete;
+
 inline bool rows_aligned(const Tensor& t) {
   const int64_t bytes = t.element_size();
   if (reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 || t.stride(t.dim() - 1) != 1) return false;
@@ -200,12 +208,31 @@ class Device {
 #endif
 };
 
-inline Tensor empty_like(const Tensor& like, std::vector<int64_t> shape) {
-  return torch::stable::new_empty(like, shape);
+// `name` is for the emulator's reports.
+inline Tensor empty_like(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype,
+                         const char* name = "a result") {
+#ifdef L4K_EMULATED
+  std::vector<int64_t> strides(shape.size());
+  int64_t count = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = count;
+    count *= shape[i] > 0 ? shape[i] : 1;
+  }
+  for (int64_t size : shape) count = size > 0 ? count : 0;
+  const size_t bytes = count * torch::stable::new_empty(like, {0}, dtype).element_size();
+  void* memory = emulated::allocate(bytes);
+  STD_TORCH_CHECK(memory != nullptr, "l4kernels: out of memory: ", bytes, " bytes");
+  return torch::stable::from_blob(
+      memory, shape, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
+      [bytes, name](void* freed) { emulated::release({freed, bytes, name}); });
+#else
+  (void)name;
+  return torch::stable::new_empty(like, shape, dtype);
+#endif
 }
 
-inline Tensor empty_like(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+inline Tensor empty_like(const Tensor& like, std::vector<int64_t> shape) {
+  return empty_like(like, std::move(shape), like.scalar_type());
 }
 
 }  // namespace l4k

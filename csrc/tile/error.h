@@ -19,6 +19,7 @@ enum class DeviceError : uint32_t {
   kFlashDecodeSeqlens,
   kFlashPrefillOffsets,
   kFlashPrefillPages,
+  kFlashPrefillSeqlens,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -35,6 +36,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "flash_decode: seqlens_k",
     "flash_prefill: cu_seqlens_q",
     "flash_prefill: block_table",
+    "flash_prefill: seqlens_k",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

@@ -66,6 +66,12 @@ bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
   return false;
 }
 
+void GlobalMemory::end_range(const void* p, uint64_t bytes, uint32_t launch, const char* name) {
+  const Range all{reinterpret_cast<uint64_t>(p), reinterpret_cast<uint64_t>(p) + bytes};
+  for (auto& r : ranges_)
+    if (!r.owned && !r.ended && all.holds(r.begin, r.end - r.begin)) r.ended = launch, r.name = name;
+}
+
 const Range* GlobalMemory::find(uint64_t address, uint64_t bytes) const {
   if (last_ < ranges_.size() && ranges_[last_].holds(address, bytes)) return &ranges_[last_];
   for (size_t i = 0; i < ranges_.size(); ++i) {

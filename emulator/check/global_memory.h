@@ -15,6 +15,8 @@ struct Range {
   bool owned = false;  // came from cudaMalloc
   bool read_only = false;
   uint32_t references = 1;
+  uint32_t ended = 0;  // the first launch that may no longer touch it; 0: none
+  const char* name = "";
   bool holds(uint64_t a, uint64_t n) const {
     return a >= begin && n <= end - begin && a - begin <= end - begin - n;
   }
@@ -28,6 +30,8 @@ class GlobalMemory {
   bool release(void* p);  // false: not an allocation
   void add_range(const void* p, uint64_t bytes, bool read_only = false);
   bool remove_range(const void* p, uint64_t bytes);
+  // Launches from this one on may not touch what is registered of these bytes.
+  void end_range(const void* p, uint64_t bytes, uint32_t launch, const char* name);
   // The range that holds [address, address + bytes), or null.
   const Range* find(uint64_t address, uint64_t bytes) const;
   // "0x.. is 16 bytes past the end of an allocation of 4096 bytes".

@@ -30,6 +30,10 @@ const char* l4k_emu_counters(void);
 // first waits for pending kernels.
 void l4k_emu_register_range(const void* pointer, size_t bytes);
 void l4k_emu_unregister_range(const void* pointer, size_t bytes);
+// The owner has freed registered memory in stream order: kernels launched before may still use it,
+// and must find it there; one launched from here on that does is reported ("use-after-free"), with
+// `name`, which must outlive the range. Until it is unregistered.
+void l4k_emu_end_range(const void* pointer, size_t bytes, const char* name);
 // Finishes pending kernels. Returns 0, or -1 when there is a report.
 int l4k_emu_synchronize(void);
 

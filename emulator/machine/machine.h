@@ -52,6 +52,7 @@ class Machine {
   bool late() const { return settings.mode != Mode::early; }
   bool chance(uint32_t one_in) { return random() % one_in == 0; }
   Launch* find_launch(uint32_t id);
+  uint32_t next_launch() const { return next_launch_; }
   bool followed(const Launch& l) const { return launches_.back().get() != &l; }
 
  private:

@@ -235,6 +235,12 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
              std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
                  " bytes: " + w.m->memory.describe(address),
              lane, address);
+  if (r->ended && w.cta->cluster->launch->id >= r->ended)
+    fault_at("use-after-free",
+             std::string(write ? "writes " : "reads ") + r->name + " of " +
+                 std::to_string(r->end - r->begin) +
+                 " bytes that was freed before this kernel was launched",
+             lane, address);
   if (write && r->read_only)
     fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
   return reinterpret_cast<uint8_t*>(address);

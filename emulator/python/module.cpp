@@ -162,4 +162,11 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
       "unregister_range",
       [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },
       py::arg("address"), py::arg("bytes"));
+  m.def(
+      "end_range",
+      [](uintptr_t p, size_t n) {
+        l4k_emu_end_range(reinterpret_cast<void*>(p), n, "registered memory");
+      },
+      py::arg("address"), py::arg("bytes"),
+      "Frees registered memory in stream order: later launches that touch it are reported.");
 }

@@ -172,6 +172,9 @@ void l4k_emu_unregister_range(const void* p, size_t n) {
   Machine::get().synchronize();
   Machine::get().memory.remove_range(p, n);
 }
+void l4k_emu_end_range(const void* p, size_t n, const char* name) {
+  Machine::get().memory.end_range(p, n, Machine::get().next_launch(), name);
+}
 int l4k_emu_synchronize(void) { return Machine::get().synchronize() ? 0 : -1; }
 
 }  // extern "C"

@@ -27,7 +27,9 @@ _WHY = {
     "seqused_q": "give cu_seqlens_q without unused rows",
     "cu_seqlens_k_new": "new keys come as many for each sequence: [B, S, Hkv, D]",
 }
-_OFF = {"window_size": (-1, -1), "softcap": 0.0}
+_OFF = {"softcap": 0.0}
+_WRONG = -1
+"""A length that the ops report: the values are on the device, where nothing can be raised."""
 
 
 def flash_attn_varlen_func(
@@ -56,22 +58,29 @@ def flash_attn_varlen_func(
         max_seqlen_q, max_seqlen_k: bounds on one sequence, known to the host.
         seqused_k: int32 `[B]`, keys of each sequence that count.
         softmax_scale: default D^-0.5.
-        causal: must be True where a sequence has more than one query (max_seqlen_q > 1). Aligned
-            at the end: the last query sees all keys.
+        causal: must be True where a sequence has more than one query (max_seqlen_q > 1), or what
+            is the same, `window_size=(-1, 0)`. Aligned at the end: the last query sees all keys.
+        window_size: (keys to the left, keys to the right), negative for all. Only what comes to
+            plain causal attention: with `causal`, to the right means nothing, and to the left
+            max_seqlen_k - 1 are all.
         k_descale, v_descale: float32 scales of e4m3 `k` and `v` per head: `[Hkv]`, or `[B, Hkv]`
             with the same row for all (expanded, or B = 1).
         attention_chunk: keys in the same block of this many positions only; 0 for all.
         num_splits, pack_gqa, deterministic, sm_margin: hints to FA3's scheduler, of no effect:
             results are always deterministic.
         return_attn_probs: return the logarithm of the softmax denominator, too.
-        seqused_q, qv, q_descale, window_size, softcap: not supported; anything but FA3's default
-            raises.
+        seqused_q, qv, q_descale, softcap: not supported; anything but FA3's default raises.
 
     Returns:
-        `[Tq, Hq, D]`, or a pair of that and float32 `[Hq, Tq]`.
+        `[Tq, Hq, D]`, or a pair of that and float32 `[Hq, Tq]`. 0 and -inf (FA3: +inf) for a query
+        without keys and for the rows of `q` behind the last sequence (which FA3 leaves as they
+        are).
 
     Raises:
         ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
+        IndexError: offsets that do not ascend from 0 to the rows of `q` or `k`, a sequence longer
+            than its bound, a seqused_k longer than its sequence; on CUDA it is raised by
+            `l4kernels.take_device_error` after a synchronisation.
 
     >>> q = k = v = torch.tensor([1.0, 3.0]).view(2, 1, 1)
     >>> ends = torch.tensor([0, 2], dtype=torch.int32)
@@ -79,15 +88,8 @@ def flash_attn_varlen_func(
     tensor([1.0000, 2.9951])
     """
     check = Checker("flash_attn_varlen_func")
-    _supported(
-        check,
-        causal=None if causal or max_seqlen_q <= 1 else causal,
-        seqused_q=seqused_q,
-        qv=qv,
-        q_descale=q_descale,
-        window_size=window_size,
-        softcap=softcap,
-    )
+    _causal(check, causal, window_size, max_seqlen_q, max_seqlen_k)
+    _supported(check, seqused_q=seqused_q, qv=qv, q_descale=q_descale, softcap=softcap)
     check.shape("q", q, ["Tq", "Hq", "D"])
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
@@ -95,22 +97,31 @@ def flash_attn_varlen_func(
     check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
+    scales = {
+        "k_scale": _head_scale(check, "k_descale", k_descale),
+        "v_scale": _head_scale(check, "v_descale", v_descale),
+    }
     lengths = cu_seqlens_k.diff()
-    page = _page_size(k.shape[0])
-    if lengths.shape[0] == 1 and page:
+    batch, page = lengths.shape[0], _page_size(k.shape[0])
+    if seqused_k is not None:
+        check.dtype("seqused_k", seqused_k, (torch.int32,))
+        check.shape("seqused_k", seqused_k, [batch])
+    if batch == 0:  # nor a row of a table to look at
+        out, lse = _nothing(q)
+        return (out, lse) if return_attn_probs else out
+    used = lengths if seqused_k is None else seqused_k
+    outside = (cu_seqlens_k[1:] > k.shape[0]) | (cu_seqlens_k[:1] != 0)
+    wrong = outside | (lengths < 0) | (used > lengths)
+    if batch == 1 and page:
         k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
         table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
     else:
         slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
-        k_cache, v_cache = (_into_pages(t, slots, lengths.shape[0]) for t in (k, v))
-    lengths = lengths if seqused_k is None else seqused_k
-    q, starts, lengths = map(_contiguous, (q, cu_seqlens_q, lengths))
-    options = {
-        "softmax_scale": q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
-        "chunk": attention_chunk,
-        "k_scale": _head_scale(check, "k_descale", k_descale),
-        "v_scale": _head_scale(check, "v_descale", v_descale),
-    }
+        k_cache, v_cache = (_into_pages(t, slots, batch) for t in (k, v))
+    q, starts = map(_contiguous, (q, cu_seqlens_q))
+    lengths = used.masked_fill(wrong, _WRONG)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, lengths, table, options)
     return (out, lse) if return_attn_probs else out
 
@@ -150,22 +161,24 @@ def flash_attn_with_kvcache(
         k_descale, v_descale: float32 scales of an e4m3 cache per head: `[Hkv]`, or `[B, Hkv]` with
             the same row for all (expanded, or B = 1).
         softmax_scale: default D^-0.5.
-        causal: must be True where a sequence has more than one query. Aligned at the end: the last
-            query sees all keys.
+        causal: must be True where a sequence has more than one query, or what is the same,
+            `window_size=(-1, 0)`. Aligned at the end: the last query sees all keys.
+        window_size: as for `flash_attn_varlen_func`; all keys are what the cache has places for.
         attention_chunk: keys in the same block of this many positions only; 0 for all.
         rotary_interleaved, scheduler_metadata, num_splits, pack_gqa, sm_margin: of no effect.
         return_softmax_lse: return the logarithm of the softmax denominator, too.
         qv, rotary_cos, rotary_sin, rotary_seqlens, cache_leftpad, cu_seqlens_k_new, q_descale,
-            window_size, softcap: not supported; anything but FA3's default raises.
+            softcap: not supported; anything but FA3's default raises.
 
     Returns:
         The shape of `q`, or a pair of that and float32 `[B, Hq, S]` (`[Hq, Tq]` with
-        `cu_seqlens_q`).
+        `cu_seqlens_q`). What sees no key is as for `flash_attn_varlen_func`.
 
     Raises:
         ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
-        IndexError: a visible page outside the cache, or no place in it for `k` and `v`; on CUDA it
-            is raised by `l4kernels.take_device_error` after a synchronisation.
+        IndexError: a length or offset that does not fit, a visible page outside the cache, or no
+            place in it for `k` and `v`; on CUDA it is raised by `l4kernels.take_device_error` after
+            a synchronisation.
 
     >>> cache, one = torch.zeros(1, 16, 1, 4), torch.ones(1, 1, 1, 4)
     >>> flash_attn_with_kvcache(one, cache, cache, one, one, cache_seqlens=0).flatten()
@@ -178,7 +191,6 @@ def flash_attn_with_kvcache(
         check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
     _supported(
         check,
-        causal=None if causal or most <= 1 else causal,
         qv=qv,
         rotary_cos=rotary_cos,
         rotary_sin=rotary_sin,
@@ -186,7 +198,6 @@ def flash_attn_with_kvcache(
         cache_leftpad=cache_leftpad,
         cu_seqlens_k_new=None if k is None else cu_seqlens_k_new,
         q_descale=q_descale,
-        window_size=window_size,
         softcap=softcap,
     )
     check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
@@ -197,12 +208,19 @@ def flash_attn_with_kvcache(
         check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
         check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    columns = 1 if page_table is None else page_table.shape[-1]
+    _causal(check, causal, window_size, most, columns * k_cache.shape[1])
     if page_table is not None:
         check.dtype("page_table", page_table, (torch.int32,))
         check.shape("page_table", page_table, [batch, "max_pages"])
         page_table = _contiguous(page_table)
+        if k_cache.shape[0] == 0:
+            page_table, k_cache, v_cache = _no_places(batch, k_cache)
         check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
         check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
+    elif k_cache.shape[1] == 0:
+        page_table, k_cache, v_cache = _no_places(batch, k_cache)
+        cache_seqlens = 0 if cache_seqlens is None else cache_seqlens
     else:
         length = k_cache.shape[1]
         page_table = _unpaged(check, k_cache, batch, cache_batch_idx)
@@ -229,7 +247,9 @@ def flash_attn_with_kvcache(
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     keys = k_cache, v_cache, cache_seqlens, page_table
-    if starts is not None:
+    if batch == 0 or q.numel() == 0:
+        out, lse = _nothing(q)
+    elif starts is not None:
         out, lse = _attend(q, starts, most, *keys, options)
     elif most <= MAX_DECODE_TOKENS:
         out, lse = ops.flash_decode(q, *keys, **options)
@@ -247,11 +267,11 @@ def _attend(
     """Sequences of up to `most` queries each. Few are decoded, as the last ones of a batch
     `[B, most, Hq, D]`: that divides the keys of a sequence among SMs."""
     ends, counts = starts[1:], starts.diff()
-    if most > MAX_DECODE_TOKENS or not q.numel() or not len(ends):
+    if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel():
         keys = k_cache, v_cache, starts, lengths, table
         return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
     wrong = (counts < 0) | (counts > most) | (ends > len(q)) | (starts[:1] != 0)
-    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, -1)  # -1 is an error
+    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, _WRONG)
     row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
     batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]
     out, lse = ops.flash_decode(batch, k_cache, v_cache, lengths, table, **options)
@@ -261,6 +281,25 @@ def _attend(
     place = (row - ends[sequence] + most).clamp(0, most - 1)
     out = torch.where(owned[:, None, None], out[sequence, place], 0)
     return out, torch.where(owned, lse[sequence, :, place].T, -math.inf).contiguous()
+
+
+def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
+    """The result where no query sees a key."""
+    shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
+    return q.new_zeros(q.shape), q.new_full(shape, -math.inf, dtype=torch.float32)
+
+
+def _causal(
+    check: Checker, causal: bool, window_size: Sequence[int], queries: int, keys: int
+) -> None:
+    """Fails unless FA3 would see all keys up to the query's: its rules for sequences of so many."""
+    left, right = window_size
+    right = 0 if causal else -1 if right >= queries - 1 else right
+    if 0 <= left < keys - 1 or right > 0:
+        window = tuple(window_size)
+        check.fail(f"expected window_size to be (-1, -1), got {window}: {_WHY['window_size']}")
+    if right < 0 and queries > 1:
+        check.fail(f"expected causal to be True, got {causal}: {_WHY['causal']}")
 
 
 def _contiguous(t: Any) -> Any:
@@ -294,6 +333,13 @@ def _page_size(rows: int) -> int:
     return next((page for page in _PAGES if rows and rows % page == 0), 0)
 
 
+def _no_places(batch: int, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block table without a column, and caches that the kernels take: they need a page."""
+    table = torch.empty(batch, 0, dtype=torch.int32, device=k_cache.device)
+    page = k_cache.new_empty(1, PAGE, *k_cache.shape[2:])
+    return table, page, page
+
+
 def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tensor | None) -> Tensor:
     """The block table of a cache `[B', N, Hkv, D]` whose rows are seen as pages."""
     rows, length = k_cache.shape[:2]
@@ -319,8 +365,9 @@ def _paging(cu_seqlens: Tensor, lengths: Tensor, rows: int, longest: int) -> tup
     row = torch.arange(rows, dtype=torch.int32, device=device)
     sequence = torch.searchsorted(cu_seqlens[1:], row, right=True).clamp(max=max(batch - 1, 0))
     slots = (first * PAGE - cu_seqlens[:-1])[sequence] + row
-    # Rows behind the last sequence go behind its last page, where nothing looks.
-    slots = slots.clamp(max=_paged_rows(rows, batch) - 1)
+    # Rows behind the last sequence go behind its last page, where nothing looks, and those of wrong
+    # offsets anywhere: their sequences are not looked at.
+    slots = slots.clamp(0, _paged_rows(rows, batch) - 1)
     logical = torch.arange(-(-longest // PAGE), dtype=torch.int32, device=device)
     return slots.long(), first[:, None] + logical
 
@@ -342,10 +389,13 @@ def _append(
     """Writes new keys and values behind those that the cache has; without a place, an error."""
     pages, size, heads = k_cache.shape[:3]
     positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
-    column = positions // size
-    page = table.gather(1, column.clamp(0, table.shape[1] - 1)).long()
-    slots = page * size + positions % size
-    slots = torch.where((page < 0) | (column >= table.shape[1]), pages * size, slots)
+    column, width = positions // size, table.shape[1]
+    if width == 0:
+        slots = torch.full_like(positions, pages * size)
+    else:
+        page = table.gather(1, column.clamp(0, width - 1)).long()
+        slots = page * size + positions % size
+        slots = torch.where((page < 0) | (column >= width), pages * size, slots)
     rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
     where = positions.flatten(), slots.flatten()
     ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)

@@ -200,7 +200,8 @@ def flash_prefill(
         with no visible key gives 0 and -inf. Softmax and sums are float32, one rounding.
 
     Raises:
-        IndexError: `cu_seqlens_q` out of order, or a visible page outside the cache.
+        IndexError: `cu_seqlens_q` out of order, a negative length, or a visible page outside the
+            cache.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> i32 = lambda *values: torch.tensor(values, dtype=torch.int32)
@@ -216,6 +217,10 @@ def flash_prefill(
         raise IndexError(
             f"l4kernels.flash_prefill: expected cu_seqlens_q to ascend from 0 to at most "
             f"{q.shape[0]} (the rows of q), got {bounds}"
+        )
+    if min(seqlens_k.tolist(), default=0) < 0:
+        raise IndexError(
+            f"l4kernels.flash_prefill: expected seqlens_k >= 0, got {seqlens_k.tolist()}"
         )
     if max(lengths, default=0) > max_seqlen_q:
         raise ValueError(

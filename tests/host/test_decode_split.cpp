@@ -2,6 +2,7 @@
 // results never share a slot, work is balanced, and how a sequence is cut does not depend on where
 // in the batch it stands.
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <random>
 #include <set>
@@ -123,6 +124,32 @@ void hostile_lengths_see_nothing() {
   EXPECT(l4k::decode_sequence(shape, 1000).valid && l4k::decode_sequence(shape, 0).valid, "valid");
 }
 
+// The kernel counts keys in 32 bits, to the end of the granule that holds the last one. A table may
+// address more.
+void keys_are_counted_in_32_bits() {
+  const int64_t most = std::numeric_limits<int>::max();
+  for (int64_t addressed : {int64_t{1} << 31, int64_t{1} << 40, most, most - 1}) {
+    const DecodeShape shape{1, 1, 1, 0, l4k::decode_capacity(addressed), 132};
+    for (int64_t length = most; length > l4k::kDecodeMaxKeys; --length) {
+      const auto sequence = l4k::decode_sequence(shape, static_cast<int>(length));
+      EXPECT(!sequence.valid && sequence.keys.empty(), length);
+    }
+    for (int64_t length = l4k::kDecodeMaxKeys; length > l4k::kDecodeMaxKeys - 200; --length) {
+      const auto sequence = l4k::decode_sequence(shape, static_cast<int>(length));
+      EXPECT(sequence.valid && sequence.keys.end == length, length);
+      const int64_t tile = int64_t{sequence.first_tile} + sequence.tiles - 1;
+      bool last = false;
+      for (int64_t key = tile * l4k::kDecodeTile; key < sequence.keys.end;
+           key += l4k::kDecodeGranule) {
+        EXPECT(key + l4k::kDecodeGranule <= most, key << " of " << length);
+        last = key < length && length <= key + l4k::kDecodeGranule;
+      }
+      EXPECT(last, "the last key of " << length);
+    }
+  }
+  EXPECT(l4k::decode_capacity(1000) == 1000, "what fits is not cut");
+}
+
 void a_sequence_is_cut_alike_at_any_place() {
   std::mt19937 random(3);
   const DecodeShape shape{4, 2, 1, 0, 1 << 24, 132};
@@ -156,6 +183,7 @@ void ten_million_tokens() {
 int main() {
   tiles_hold_the_visible_keys();
   hostile_lengths_see_nothing();
+  keys_are_counted_in_32_bits();
   a_sequence_is_cut_alike_at_any_place();
   two_levels_of_32_lanes_hold_every_piece();
   ten_million_tokens();

@@ -19,9 +19,8 @@ constexpr int kDecodeGranules = kDecodeTile / kDecodeGranule;  // of a tile
 L4K_HD constexpr int decode_row_blocks(int rows) { return ceil_div(rows, kDecodeRows); }
 
 L4K_HD constexpr DecodeShape decode_shape(const FlashDecodeParams& p, int grid) {
-  const int64_t addressed = int64_t{p.max_pages} * p.page_size;
   return {p.batch, p.kv_heads * decode_row_blocks(p.tokens * p.group), p.tokens,
-          p.chunk, addressed < kDecodeMaxKeys ? addressed : kDecodeMaxKeys, grid};
+          p.chunk, decode_capacity(int64_t{p.max_pages} * p.page_size), grid};
 }
 
 template <bool kFp8>

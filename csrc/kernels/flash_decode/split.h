@@ -29,6 +29,11 @@ constexpr int kDecodeSlotsPerCta = 2 * kDecodePiecesPerCta;
 // Keys are counted in 32 bits, to the end of the last granule.
 constexpr int64_t kDecodeMaxKeys = (int64_t{1} << 31) - kDecodeGranule;
 
+// Of the keys that a row of the block table addresses, those that a sequence may have.
+L4K_HD constexpr int64_t decode_capacity(int64_t addressed) {
+  return addressed < kDecodeMaxKeys ? addressed : kDecodeMaxKeys;
+}
+
 struct DecodeShape {
   int batch;
   int heads;         // items of a sequence: KV heads x blocks of rows

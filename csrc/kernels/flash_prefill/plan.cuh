@@ -11,11 +11,13 @@ namespace l4k {
 
 constexpr int kPlanThreads = kPrefillClasses;
 
+// Also reports a negative length: its queries are before the first key and see nothing.
 __device__ __forceinline__ bool offsets_are_wrong(const FlashPrefillParams& p) {
   bool wrong = p.cu_seqlens_q[0] != 0;
   for (int b = threadIdx.x; b < p.batch; b += kPlanThreads) {
     const int first = p.cu_seqlens_q[b], end = p.cu_seqlens_q[b + 1];
     // Ascending from 0 with the last within bounds, all are.
+    if (p.seqlens_k[b] < 0) report_error(p.error, DeviceError::kFlashPrefillSeqlens);
     wrong |= end < first || int64_t{end} - first > p.max_seqlen_q || end > p.rows;
   }
   return wrong;
