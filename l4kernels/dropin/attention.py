@@ -28,8 +28,7 @@ _WHY = {
     "cu_seqlens_k_new": "new keys come as many for each sequence: [B, S, Hkv, D]",
 }
 _OFF = {"softcap": 0.0}
-_WRONG = -1
-"""A length that the ops report: the values are on the device, where nothing can be raised."""
+_WRONG = -1  # a length that the ops report: on the device nothing can be raised
 
 
 def flash_attn_varlen_func(
@@ -73,8 +72,7 @@ def flash_attn_varlen_func(
 
     Returns:
         `[Tq, Hq, D]`, or a pair of that and float32 `[Hq, Tq]`. 0 and -inf (FA3: +inf) for a query
-        without keys and for the rows of `q` behind the last sequence (which FA3 leaves as they
-        are).
+        without keys, and for rows of `q` behind the last sequence (which FA3 does not write).
 
     Raises:
         ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
@@ -111,18 +109,17 @@ def flash_attn_varlen_func(
         return (out, lse) if return_attn_probs else out
     used = lengths if seqused_k is None else seqused_k
     outside = (cu_seqlens_k[1:] > k.shape[0]) | (cu_seqlens_k[:1] != 0)
-    wrong = outside | (lengths < 0) | (used > lengths)
+    used = used.masked_fill(outside | (lengths < 0) | (used > lengths), _WRONG)
     if batch == 1 and page:
         k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
         table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
     else:
         slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
         k_cache, v_cache = (_into_pages(t, slots, batch) for t in (k, v))
-    q, starts = map(_contiguous, (q, cu_seqlens_q))
-    lengths = used.masked_fill(wrong, _WRONG)
+    q, starts, used = map(_contiguous, (q, cu_seqlens_q, used))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, lengths, table, options)
+    out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
     return (out, lse) if return_attn_probs else out
 
 
@@ -296,8 +293,8 @@ def _causal(
     left, right = window_size
     right = 0 if causal else -1 if right >= queries - 1 else right
     if 0 <= left < keys - 1 or right > 0:
-        window = tuple(window_size)
-        check.fail(f"expected window_size to be (-1, -1), got {window}: {_WHY['window_size']}")
+        got = tuple(window_size)
+        check.fail(f"expected window_size to be (-1, -1), got {got}: {_WHY['window_size']}")
     if right < 0 and queries > 1:
         check.fail(f"expected causal to be True, got {causal}: {_WHY['causal']}")
 
@@ -390,12 +387,9 @@ def _append(
     pages, size, heads = k_cache.shape[:3]
     positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
     column, width = positions // size, table.shape[1]
-    if width == 0:
-        slots = torch.full_like(positions, pages * size)
-    else:
-        page = table.gather(1, column.clamp(0, width - 1)).long()
-        slots = page * size + positions % size
-        slots = torch.where((page < 0) | (column >= width), pages * size, slots)
+    page = table.gather(1, column.clamp(0, width - 1)).long() if width else column
+    slots = page * size + positions % size
+    slots = torch.where((page < 0) | (column >= width), pages * size, slots)
     rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
     where = positions.flatten(), slots.flatten()
     ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)
