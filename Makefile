@@ -1,7 +1,7 @@
 # Verbs. Each does its own set-up; needs only Python >= 3.10 and g++.
 #   make demo    the main job on the demo checkpoint        make venv    the set-up alone
 #   make test    every test that needs no GPU               make build   the compiled libraries
-#   make check   format, lint, CPU tests                    make gpu     the GPU visit (see bench/)
+#   make check   format, lint, CPU tests                    make gpu     a GPU run (docs/measuring.md)
 #   make kernel K=silu_mul   compile one kernel, print its report
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +15,7 @@ run = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(abspath $(bin)):$$PATH$(addpref
 stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
-.PHONY: venv build demo test parity check fmt kernel gpu size clean
+.PHONY: venv build demo test parity check fmt kernel gpu gpu-files size clean
 
 venv: $(stamp)
 
@@ -61,7 +61,11 @@ kernel: $(stamp)
 # On a machine with a Hopper GPU and a library built elsewhere (l4kernels/lib): nothing is compiled
 # and nothing is installed, so this uses the python of that machine.
 gpu:
-	$(PYTHON) -m bench.gpu_suite --out $(OUT) --budget $(BUDGET)
+	$(PYTHON) -m bench.gpu_suite --out $(OUT) --budget $(BUDGET) $(if $(PLAN),--plan $(if $(filter 1,$(PLAN)),h200,$(PLAN))) $(if $(ONLY),--only $(ONLY))
+
+# What `make gpu` takes along: the library, and the microbenchmarks beside it.
+gpu-files: build
+	$(run) $(bin)/python -m bench.micro build
 
 size:
 	@$(PYTHON) -m tools.size

@@ -24,6 +24,8 @@ FORMATS = ("bf16", "fp8_row", "fp8_fast")
 NUM_ROWS, MAX_SPLITS = 17, 8
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
 COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
+MODEL = "-2"
+"""The config that stands for the model's choice, tuned rows aside."""
 HOPELESS = 1.5
 """Times the best so far: such a candidate is not timed properly, and has no figure."""
 PROMOTED = {4, 5, 11, 12, 13}
@@ -73,7 +75,7 @@ def copies(shape: tuple[int, ...], fp8: bool) -> int:
 
 def candidates(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> dict[str, float]:
     m = a.shape[0]
-    times: dict[str, float] = {"-1": timed(a, weights, options | {"config": -1})}
+    times = {MODEL: timed(a, weights, options | {"config": int(MODEL)})}
     precise = "sfa" in options and not options["fast_accum"]
     for row in range(NUM_ROWS):
         if precise and row not in PROMOTED:
@@ -95,7 +97,7 @@ def candidates(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> dic
             if once < HOPELESS * min(times.values()) + 40:  # a launch of its own costs that
                 times[str(chosen["config"])] = timed(a, weights, chosen)
     # Once more: under load the clock falls, and the first would be at an advantage.
-    times["-1"] = (times["-1"] + timed(a, weights, options | {"config": -1})) / 2
+    times[MODEL] = (times[MODEL] + timed(a, weights, options | {"config": int(MODEL)})) / 2
     return times
 
 
@@ -127,7 +129,8 @@ def entries(rows: list[dict[str, Any]], gain: float = 0.05) -> Iterator[Entry]:
         for (_, times), end in zip(measured, ends, strict=True):
             allowed = [c for c in times if keeps_its_promise(int(c), row)]
             best = min(allowed, key=lambda config: times[config])
-            config = int(best) if times[best] * (1 + gain) < times["-1"] else -1
+            model = times.get(MODEL, times.get("-1", 0.0))  # -1: rows from before there was a table
+            config = int(best) if times[best] * (1 + gain) < model else -1
             if found and found[-1][1] == config:
                 found.pop()
             found.append((end, config))

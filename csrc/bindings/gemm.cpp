@@ -73,7 +73,7 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
               "expected N to be a multiple of 8 (16 for swiglu), got ", n);
   L4K_REQUIRE(m <= 1 || a.stride(0) >= k, "expected the rows of a not to overlap, got ",
               describe(a), " with stride ", a.stride(0), "; call contiguous() first");
-  L4K_REQUIRE(config >= -1 && config <= kMaxSplits * 100 + 99 &&
+  L4K_REQUIRE(config >= -2 && config <= kMaxSplits * 100 + 99 &&
                   GemmChoice::of(static_cast<int>(config)).config < kNumGemmConfigs,
               "expected config to be -1, a row of 0 to ", kNumGemmConfigs - 1,
               ", or that and 100 times a number of splits up to ", kMaxSplits, ", got ", config);

@@ -196,12 +196,12 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
 }
 
 // A row of the table and into how many parts it cuts K (0: as the model says). Callers write it as
-// one number: splits * 100 + row, -1 for neither.
+// one number: splits * 100 + row, -1 for neither, -2 for what the model says without tuned rows.
 struct GemmChoice {
   int config, splits;
 
   static constexpr GemmChoice of(int number) {
-    return number < 0 ? GemmChoice{-1, 0} : GemmChoice{number % 100, number / 100};
+    return number < 0 ? GemmChoice{number, 0} : GemmChoice{number % 100, number / 100};
   }
 };
 static_assert(kNumGemmConfigs <= 100);
@@ -236,7 +236,7 @@ constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {
 // of them can run the problem.
 constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
                                  const GemmMachine& machine) {
-  if (asked.config < 0) {
+  if (asked.config == -1) {
     for (const TunedGemm& t : kTunedGemms) {
       if (t.n != p.n || t.k != p.k || t.num_experts != p.num_experts || t.fp8 != p.fp8 ||
           t.fast_accum != p.fast_accum || p.m > t.max_m)
