@@ -191,9 +191,9 @@ def gemm(
         out_dtype: of D; default the dtype of `a`, bfloat16 for e4m3.
         fast_accum: allow e4m3 products to accumulate in the tensor core's reduced precision; the
             meaning is the same.
-        config: the kernel's row of tile sizes, -1 to choose by shape; 100 times a number is added
-            to also say into how many parts K is cut; -2 leaves measured choices aside. The meaning is
-            the same.
+        config: the kernel's row of tile sizes, -1 to choose by shape, -2 to do so without measured
+            rows; 100 times a number is added to also say into how many parts K is cut. The meaning
+            is the same.
 
     Returns:
         `[M, N']`, N' = N, or N / 2 for "swiglu".
