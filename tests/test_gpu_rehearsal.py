@@ -49,6 +49,7 @@ def rehearsal():
             mock.patch.object(edges, "STREAMING", ("rms_norm_fp8", "rope_cache", "embed")),
             mock.patch.dict(shapes.PHASES, {"decode": (1,), "prefill": (5,)}),
             mock.patch.dict(shapes.SIZES, sizes),
+            mock.patch.dict(shapes.FIRST_SIZES, {op: sizes[op] for op in shapes.FIRST_SIZES}),
             mock.patch.object(shapes, "Llama4Config", demo),
             mock.patch.object(peers.torch, "compile", lambda function: function),
             mock.patch.object(measure, "time_graph", short_graph),
@@ -74,13 +75,22 @@ def rehearsal():
 
 
 def keys():
-    """Not the other preset's cases, which are the same at these sizes, and not what other tests run
-    in the emulator: the model, and every row of the GEMM's table."""
+    """Not the other preset's cases, which are the same at these sizes, nor those without peers, which
+    are the first part of those with; and not what other tests run in the emulator: the model, and
+    every row of the GEMM's table."""
     if not STATUS.loaded:
         return []
     with rehearsal():
         found = dict.fromkeys(key for key, _ in gpu_steps.steps())
-    elsewhere = "test.gemm", "test.model.", "test.graph.attention", "micro.", "counters."
+    elsewhere = (
+        "test.gemm",
+        "test.model.",
+        "test.graph.attention",
+        "micro.",
+        "counters.",
+        "bench.gemm",
+        "bench.flash",
+    )
     return [
         key
         for key in found
