@@ -75,9 +75,9 @@ def rehearsal():
 
 
 def keys():
-    """Not the other preset's cases, which are the same at these sizes, nor those without peers, which
-    are the first part of those with; and not what other tests run in the emulator: the model, and
-    every row of the GEMM's table."""
+    """Not the other preset's cases, which are the same at these sizes, nor those without peers, the
+    first part of those with; and not what other tests run in the emulator: the model, and every row
+    of the GEMM's table."""
     if not STATUS.loaded:
         return []
     with rehearsal():
