@@ -12,7 +12,7 @@ from l4kernels.ops import OPS, Work
 from l4kernels.testing import relative_error
 
 from .peaks import PEAKS
-from .peers import OTHER_RESULT, peers
+from .peers import OTHER_RESULT, peers, prepared
 from .shapes import Call
 from .timing import Timing, time_calls, time_graph
 
@@ -37,6 +37,24 @@ def timed(
     # A replay starts some microseconds late, which a long chain of short calls shares.
     chain = max(20, min(100, int(500 / floor)))
     return time_graph([functools.partial(function, *a, **named) for a, named in sets], chain=chain)
+
+
+def timed_chained(
+    function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+) -> Timing | None:
+    """A chain in which each call takes the result of the one before; None if it cannot be one.
+
+    In `timed` the calls of a chain share nothing, as neighbours in a model never do.
+    """
+    result, given = first_tensor(function(*args, **kwargs)), args[0]
+    if (result.shape, result.dtype) != (given.shape, given.dtype):
+        return None
+    held = [given]
+
+    def step() -> None:
+        held[0] = first_tensor(function(held[0], *args[1:], **kwargs))
+
+    return time_graph([step], chain=20)
 
 
 def measure(
@@ -64,6 +82,8 @@ def measure(
         "flops_per_second": work.flops / (timing.median * 1e-6),
         "peers": {},
     }
+    if floor < SMALL_US and (chained := timed_chained(op, args, kwargs)) is not None:
+        facts["dependent_us"] = chained.median
     yield timing, facts
     try:
         expected = first_tensor(op.reference(*args, **kwargs))
@@ -75,14 +95,15 @@ def measure(
     if not with_peers:
         yield timing, facts
         return
+    laid_out = prepared(case.op, kwargs)
     for name, peer in peers(case.op, compiled).items():
         try:
             if (case.op, name) not in OTHER_RESULT:
-                error = relative_error(first_tensor(peer(*args, **kwargs)), expected)
+                error = relative_error(first_tensor(peer(*args, **laid_out)), expected)
                 if error > 0.05:
                     facts["peers"][name] = f"differs from the reference by {error:.2g}"
                     continue
-            facts["peers"][name] = timed(peer, args, kwargs, work, floor).median
+            facts["peers"][name] = timed(peer, args, laid_out, work, floor).median
         except Exception as error:
             facts["peers"][name] = f"{type(error).__name__}: {error}"[:200]
         yield timing, facts
