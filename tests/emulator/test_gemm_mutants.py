@@ -34,7 +34,8 @@ class Mutant:
 
 
 WAIT = "ptx::grid_dependency_wait();\n"
-SYNC = "if (ctas > 1) ptx::cluster_sync();\n"
+START = "  if (ctas > 1) {\n    ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();\n  }\n"
+END = " else if (ctas > 1) {\n    ptx::cluster_sync();\n  }\n"
 MUTANTS = [
     Mutant("A before the previous kernel ends", PLAIN, "gemm.cuh", f"{WAIT}  Stage", "Stage",
            "dependency-race"),
@@ -54,9 +55,9 @@ MUTANTS = [
            "shared-in-flight"),
     Mutant("too many registers", PLAIN, "configs.h", "== 2 ? 104 : 232", "== 2 ? 112 : 240",
            "setmaxnreg-pool"),
-    Mutant("the other CTA's barriers are not ready", PAIR, "gemm.cuh", f"elsewhere.\n  {SYNC}",
+    Mutant("the other CTA's barriers are not ready", PAIR, "gemm.cuh", f"elsewhere.\n{START}",
            "elsewhere.\n", "cluster-not-started mbarrier shared-race"),
-    Mutant("a CTA leaves early", PAIR, "gemm.cuh", f"{SYNC}}}", "}",
+    Mutant("a CTA leaves early", PAIR, "gemm.cuh", END, "\n",
            "cluster-exited mbarrier shared-race"),
     Mutant("one CTA's release is enough", PAIR, "gemm.cuh", "init(2 * C.cluster())", "init(2)",
            "mbarrier shared-in-flight shared-race"),
@@ -77,6 +78,9 @@ MUTANTS = [
            "shared-race uninitialised-shared-read mbarrier"),
     Mutant("sums are overwritten", SWAPPED, "swapped.cuh", "smem.meeting.wait(1);", "",
            "shared-race mbarrier"),
+    Mutant("a split leaves before its sums are read", SWAPPED, "gemm.cuh",
+           "if (ctas > 1 && warpgroup > 0) smem.meeting.wait(1);", "",
+           "cluster-exited mbarrier shared-race"),
     Mutant("a meeting without the CTA's other threads", SWAPPED, "../../tile/cluster.cuh",
            "ptx::named_barrier_sync(named_barrier, threads);", "",
            "shared-race uninitialised-shared-read"),

@@ -34,7 +34,8 @@ l4k::GemmParams product(const void* a, const void* b, void* d, const float* one,
     p.sfa = p.sfb = one;
   }
   p.ctas_per_tile = kConfig.swap ? splits : kConfig.cluster();
-  p.config = ROW;
+  p.max_clusters = 4 / p.ctas_per_tile;  // the test's SMs
+  p.asked = l4k::GemmChoice::of(ROW);
   return p;
 }
 
