@@ -2,7 +2,8 @@
 
 import re
 
-from bench.tune import HEADER, MODEL, Entry, entries, header
+from bench.tune import HEADER, MODEL, NUM_ROWS, PROMOTED, Entry, entries, header
+from tests.gemm_rows import ROWS
 
 ROW_4, ROW_6 = "104", "106"
 
@@ -50,3 +51,8 @@ def test_the_table_is_what_the_tuner_writes():
         for line, flags in zip(lines, values, strict=True)
     ]
     assert header(table) == HEADER.read_text()
+
+
+def test_the_tuner_knows_the_rows():
+    assert len(ROWS) == NUM_ROWS
+    assert {row.config for row in ROWS if row.promote} == PROMOTED
