@@ -15,7 +15,7 @@ from l4kernels.model.prompt import Prompt
 
 from . import shapes
 from .e2e import layers_that_fit, shortened
-from .timing import Timing, capture, summarise
+from .timing import Timing, capture, time_replays
 
 CONTEXTS = 1024, 8000
 FEW = 8
@@ -59,14 +59,4 @@ def step_time(network: Llama4, context: int) -> Timing:
         cache = network.new_cache(1, context + 4)
         network.prefill(Prompt(network, ids), cache)
         graph = capture(lambda: network.decode(ids[:, -1:], cache))
-        graph.replay()
-        torch.cuda.synchronize()
-        samples = []
-        for _ in range(REPLAYS):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            samples.append(begin.elapsed_time(end) * 1e3)
-    return summarise(samples)
+        return time_replays(graph, repeats=REPLAYS)

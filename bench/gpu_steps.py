@@ -4,6 +4,7 @@ A step returns the timing of its row, if it has one, and what else the row holds
 fails.
 """
 
+import csv
 import functools
 import itertools
 import os
@@ -241,8 +242,6 @@ def counters(what: str) -> Result:
 
 def counted(lines: list[str]) -> dict[str, str]:
     """Name -> value of ncu's raw page: a line of names, one of units, one of values."""
-    import csv
-
     names, units, values = list(csv.reader(lines))[:3]
     found = zip(names, units, values, strict=True)
     return {name: f"{value} {unit}".strip() for name, unit, value in found if value}

@@ -61,6 +61,11 @@ def time_graph(
     tensors, so that L2 holds no more of them than it does in a model.
     """
     graph = capture(lambda: [calls[i % len(calls)]() for i in range(chain)])
+    return time_replays(graph, repeats=repeats, of=chain)
+
+
+def time_replays(graph: torch.cuda.CUDAGraph, *, repeats: int = 30, of: int = 1) -> Timing:
+    """Times one of the `of` equal parts of a graph."""
     graph.replay()
     torch.cuda.synchronize()
     samples = []
@@ -70,7 +75,7 @@ def time_graph(
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        samples.append(begin.elapsed_time(end) * 1e3 / chain)
+        samples.append(begin.elapsed_time(end) * 1e3 / of)
     return summarise(samples)
 
 
