@@ -41,11 +41,14 @@ _PUBLISHED = re.compile(
 )
 """The split patterns of GPT-2, Llama 3, Llama 4, Qwen and all that consist of their parts.
 
-Each takes time linear in the text. And with each a text may be cut between a letter and a space
-that a letter follows: every letter is in a word, no match goes on from a letter to a space, and
-none looks further ahead than the first character after the white space that it is in.
+Each takes time linear in the text. And with each a text may be cut where a word ends: every letter
+is in a match, no match goes on from a letter to white space or a full stop, and none looks further
+ahead than the first character after the white space that it is in.
 """
-_CUT = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])")
+_CUT = re.compile(
+    r"(?<=[A-Za-zÀ-ÖØ-öø-ɏΑ-ΡΣ-Ωα-ωА-яぁ-ゖァ-ヺ一-鿕가-힣])(?=[\s,.;:!?、。，！？；：])"
+)
+"""Ends of words, of some scripts; without a letter class as `regex` has, they are spelled out."""
 
 
 def _bytes_of_chars() -> dict[str, int]:
@@ -90,7 +93,7 @@ class PlainEncoder:
         self._published = _is_published(data)
         vocab = data["model"]["vocab"]
         self._added = set(added.values())
-        byte_ids = {c: vocab[c] for c in BYTE_OF_CHAR if vocab.get(c, -1) not in {-1, *self._added}}
+        byte_ids = {c: vocab[c] for c in BYTE_OF_CHAR if c in vocab and c not in added}
         if not byte_ids:
             raise TokenizerError("expected a byte-level vocabulary, got none of the 256 bytes")
         self._missing = {BYTE_OF_CHAR[c] for c in BYTE_OF_CHAR.keys() - byte_ids.keys()}
@@ -112,10 +115,10 @@ class PlainEncoder:
             if limit is not None and len(ids) > limit:
                 raise too_long(limit)
 
-    def least(self, text: str) -> int:
-        """A number of tokens that `text` has for certain."""
+    def least(self, text: str, longest: int = 0) -> int:
+        """A number of tokens that `text` has for certain; its added tokens have <= `longest` bytes."""
         # Patterns that are not published may drop text, and normalizers may shorten it.
-        return -(-len(text.encode()) // self._longest) if self._published else 0
+        return -(-len(text.encode()) // max(self._longest, longest)) if self._published else 0
 
     def _check_bytes(self, text: str) -> None:
         """The library drops what the vocabulary has no byte for, or makes `unk` of it."""
@@ -138,7 +141,7 @@ class PlainEncoder:
             end = cut.start() if cut else len(text)
             if end - start > MAX_PIECE_CHARS:
                 raise TokenizerError(
-                    f"expected a space between two words in {MAX_PIECE_CHARS:,} characters"
+                    f"expected the end of a word within {MAX_PIECE_CHARS:,} characters"
                     if self._published
                     else f"expected at most {MAX_PIECE_CHARS:,} characters for a tokenizer with a "
                     f"normalizer or split pattern of its own, got {len(text):,}"
@@ -195,6 +198,8 @@ def too_long(limit: int) -> TokenizerError:
 def _is_published(data: Mapping[str, Any]) -> bool:
     splits = list(steps(data["pre_tokenizer"], "pretokenizers"))
     if data.get("normalizer") is not None or len(splits) > 2:
+        return False
+    if splits[-1].get("add_prefix_space", True):  # each piece would get one
         return False
     own_pattern = splits[-1].get("use_regex", True)  # that of GPT-2
     if len(splits) == 1:

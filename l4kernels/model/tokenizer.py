@@ -44,10 +44,10 @@ class Tokenizer:
     def __init__(self, path: str | Path):
         folder = Path(path)
         data, self._tokenizer = read_tokenizer(folder / "tokenizer.json")
-        names = TokenNames(folder)
+        names = TokenNames(folder, data)
         names.declare(self._tokenizer)
         self.bos_id = names.find_bos(self._tokenizer)
-        self._begins_with_bos = names.begins_with_bos(self._tokenizer)
+        self._begins_with_bos = names.begins_with_bos()
         self.names = names.by_key
         self._added = self._tokenizer.get_added_tokens_decoder()
         self.special = {token.content: id for id, token in self._added.items()}
@@ -61,6 +61,11 @@ class Tokenizer:
             self._finder.normalizer = self._tokenizer.normalizer
         self._finder.add_tokens(list(self._added.values()))
         self._contents = list(self.special)
+        # Tokens that take the white space beside them have no longest text.
+        endless = any(token.lstrip or token.rstrip for token in self._added.values())
+        self._longest = (
+            1 << 40 if endless else max(map(len, map(str.encode, self.special)), default=0)
+        )
 
     def id(self, token: str) -> int:
         """Id of an added token, e.g. `<|patch|>`."""
@@ -84,6 +89,8 @@ class Tokenizer:
                 is refused before it is encoded.
         """
         _check_text(text)
+        if special and limit is not None:
+            self.check_fits(text, limit)
         ids: list[int] = []
         for part, token in self.split(text) if special else ((text, None),):
             self._plain.extend(ids, part, limit)
@@ -94,6 +101,11 @@ class Tokenizer:
         if limit is not None and len(ids) > limit:
             raise too_long(limit)
         return ids
+
+    def check_fits(self, text: str, limit: int) -> None:
+        """Refuses at once a text with its control tokens that has more than `limit` for certain."""
+        if self._plain.least(text, self._longest) > limit:
+            raise too_long(limit)
 
     def split(self, text: str) -> Iterator[tuple[str, str | None]]:
         """Pairs of (plain text, the added token after it); the last token is None."""

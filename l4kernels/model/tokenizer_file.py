@@ -14,7 +14,8 @@ import tokenizers
 from l4kernels.model.files import read_object
 
 MAX_IDS = 1 << 20
-MAX_ADDED_CHARS = 1 << 22
+MAX_ADDED = 1 << 14  # Llama 4 has 1,135
+MAX_ADDED_CHARS = 1 << 20
 MAX_PATTERN_CHARS = 4096  # the published pattern has 391; much longer ones take seconds to compile
 
 _Result = TypeVar("_Result")
@@ -49,10 +50,10 @@ def read_tokenizer(file: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
         _check_model(data)
         _check_pipeline(data)
         added = _added_tokens(data)
-    except TokenizerError as error:
+        # From the checked content: the library must not see another reading of the text.
+        text = json.dumps(data)
+    except (TokenizerError, RecursionError) as error:
         raise TokenizerError(f"{file}: not a readable tokenizer ({error})") from None
-    # From the checked content: the library must not see another reading of the text.
-    text = json.dumps(data)
     library = guarded(
         f"{file}: not a readable tokenizer", lambda: tokenizers.Tokenizer.from_str(text)
     )
@@ -130,7 +131,10 @@ def _check_pipeline(data: dict[str, Any]) -> None:
 def _added_tokens(data: dict[str, Any]) -> dict[int, str]:
     added: dict[int, str] = {}
     tokens = data.get("added_tokens")
-    for token in _list([] if tokens is None else tokens, "added_tokens"):
+    tokens = _list([] if tokens is None else tokens, "added_tokens")
+    if len(tokens) > MAX_ADDED:
+        raise TokenizerError(f"expected at most {MAX_ADDED:,} added tokens, got {len(tokens):,}")
+    for token in tokens:
         id, content = _object(token, "an added token").get("id"), token.get("content")
         _check_id(id, content)
         if not isinstance(content, str) or not content:
