@@ -91,7 +91,7 @@ NAMES = {
     "new tokens in a table": (
         {CONFIG: {"added_tokens_decoder": {f"{NEXT + 1}": {"content": "<b>", "special": False},
                                            f"{NEXT}": {"content": "<a>", "lstrip": True}},
-                  "additional_special_tokens": {"x": "<c>"}}},
+                  "extra_special_tokens": {"x_token": "<c>"}}},
         BOS, True, True,
     ),
     "not to be added": ({**NO_POST, CONFIG: {"add_bos_token": False}}, BOS, False, True),
@@ -355,4 +355,4 @@ def test_wrong_values_in_every_place(name, original, write):
             except TokenizerError:
                 refused += 1
             assert time.process_time() - start < 2, (path, value)
-    assert refused > 9 and worked > 9
+    assert refused > 5 and worked > 5
