@@ -281,23 +281,19 @@ def test_the_file_cannot_cut_or_fill_prompts(write, original):
     assert Tokenizer(write({"tokenizer.json": changes})).encode("the answer") == plain
 
 
-@pytest.mark.parametrize(
-    "pattern, text, message",
-    [
-        ("(a+)+b", "a" * 40, "fails on this text .*retry-limit"),  # a panic of the library's
-        ("(a+)+b", ("a" * 21 + " ") * 40, "split pattern took more than 0.2 s on 880 characters"),
-        (r"(\w*)*\d", "the", None),
-    ],
-)
-def test_slow_patterns_have_a_bound(pattern, text, message, write, monkeypatch):
-    monkeypatch.setattr(plain_text, "SECONDS", 0.2)
-    ours = Tokenizer(write({"tokenizer.json": split_by(pattern)}))
+def test_a_pattern_that_the_library_gives_up_on(write):
+    ours = Tokenizer(write({"tokenizer.json": split_by("(a+)+b")}))
+    with pytest.raises(TokenizerError, match=r"fails on this text \(.*retry-limit"):
+        ours.encode("a" * 40)  # a panic, which is no Exception
+    assert ours.decode(ours.encode("the user", bos=False)) == "the user"
+
+
+def test_a_slow_pattern_has_a_bound(write, monkeypatch):
+    monkeypatch.setattr(plain_text, "SECONDS", 0.1)
+    ours = Tokenizer(write({"tokenizer.json": split_by("(a+)+b")}))
     start = time.perf_counter()
-    if message is None:
-        assert ours.decode(ours.encode(text, bos=False)) == text
-    else:
-        with pytest.raises(TokenizerError, match=message):
-            ours.encode(text)
+    with pytest.raises(TokenizerError, match=r"more than 0\.1 s on 880 characters"):
+        ours.encode(("a" * 21 + " ") * 40)
     assert time.perf_counter() - start < 2
 
 
