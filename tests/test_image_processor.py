@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from l4kernels.model import image_processor
+from l4kernels.model import images
 from l4kernels.model.chat import image_block
-from l4kernels.model.image_processor import ImageError, ImageProcessor, canvases, decode_image
+from l4kernels.model.image_processor import ImageProcessor, canvases
+from l4kernels.model.images import ImageError, decode_image
 
 HERE = Path(__file__).parent
 # (width, height) -> (rows, cols), prompt tokens: from the published processor at 336 / 16 tiles.
@@ -215,7 +216,7 @@ def test_what_is_no_image(tmp_path):
 
 
 def test_file_size_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_processor, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10)
     with pytest.raises(ImageError, match="more than the 10 allowed"):
         decode_image(png(Image.new("RGB", (2, 2))))
 

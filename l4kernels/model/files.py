@@ -1,7 +1,7 @@
-"""The one way in which a text file of a checkpoint is read.
+"""The one way in which a stranger's file is read: the text files of a checkpoint, and images.
 
-A checkpoint comes from a stranger: a file may be a pipe, a device, huge, in another encoding, or
-JSON that no parser survives. Each is one error that names the file.
+A file may be a pipe, a device, huge, in another encoding, or JSON that no parser survives. Each is
+one error that names the file.
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 MAX_TEXT_BYTES = 256 << 20
 
 
-def read_text(file: Path, error: type[ValueError] = ValueError) -> str:
-    """The text of a regular UTF-8 file, with or without a byte order mark.
+def read_bytes(file: str | Path, limit: int, error: type[ValueError] = ValueError) -> bytes:
+    """The content of a regular file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        error: it is no regular file, larger than `MAX_TEXT_BYTES`, unreadable, or not UTF-8.
+        error: it is no regular file, larger than `limit` bytes, or unreadable.
     """
     try:
         # A pipe without a writer would block in open itself.
@@ -26,13 +26,23 @@ def read_text(file: Path, error: type[ValueError] = ValueError) -> str:
             facts = os.fstat(stream.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise error(f"{file}: expected a regular file, got a {_kind(facts.st_mode)}")
-            content = stream.read(MAX_TEXT_BYTES + 1)
+            # Some file systems give no size.
+            content = stream.read(limit + 1) if facts.st_size <= limit else None
     except FileNotFoundError:
         raise
     except OSError as problem:
         raise error(f"{file}: cannot be read ({problem.strerror or problem})") from None
-    if len(content) > MAX_TEXT_BYTES:
-        raise error(f"{file}: expected at most {MAX_TEXT_BYTES >> 20} MiB")
+    if content is None or len(content) > limit:
+        raise error(f"{file}: expected at most {limit >> 20} MiB")
+    return content
+
+
+def read_text(file: Path, error: type[ValueError] = ValueError) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises like `read_bytes` with `MAX_TEXT_BYTES`, and `error` if it is not UTF-8.
+    """
+    content = read_bytes(file, MAX_TEXT_BYTES, error)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
