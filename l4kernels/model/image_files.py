@@ -64,7 +64,7 @@ def _exif_orientation(exif: bytes) -> int:
 
 
 def _xmp_orientation(xmp: bytes) -> int:
-    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp)
+    found = re.search(rb"tiff:Orientation(?:=[\"']|>)([1-8])[\"'<]", xmp)
     return int(found[1]) if found else 0
 
 
@@ -163,14 +163,15 @@ def _jpeg(data: memoryview) -> Stripped:
             height, width = struct.unpack_from(">HH", body, 1)
             size = size or (width, height)
         elif kind == 0xFE or (0xE0 <= kind <= 0xEF and not _sets_colours(kind, body)):
-            parts.append(data[start : found.start()])
+            if start < found.start():
+                parts.append(data[start : found.start()])
             start = at
             if kind == 0xE1 and body[:6] == b"Exif\0\0":
                 exif += bytes(body[6:])  # a long one is cut into several segments
             elif kind == 0xE1:
                 xmp = xmp or bytes(body)
-    if size is None or not scans:
-        raise ValueError("no frame or no scan")
+    if size is None or not scans or data[-2:] != b"\xff\xd9":
+        raise ValueError("no frame, no scan or no end")
     return Stripped("JPEG", [*parts, data[start:]], *size, orientation_of([exif, xmp]), scans)
 
 
@@ -257,12 +258,19 @@ def _webp_frame(kind: bytes, body: memoryview) -> tuple[int, int] | None:
 
 
 def _bmp(data: memoryview) -> Stripped:
-    (header,) = struct.unpack_from("<I", data, 14)
-    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
-    run_length = header > 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2)
-    if run_length:  # read by Pillow in Python: 0.1 us a pixel, and time for runs of no pixels, too
-        data = data[: (1 << 16) + 4 * abs(width * height)]
-    return Stripped("BMP", [data], width, abs(height), cost=400 if run_length else 1)
+    offset, header = struct.unpack_from("<II", data, 10)
+    if header == 12:
+        width, height, _, bits = struct.unpack_from("<4H", data, 18)
+        compression = 0
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    height = abs(height)
+    if compression in (1, 2):
+        # Pillow reads run lengths in Python: 0.1 us a pixel, and time for runs of no pixels, too.
+        return Stripped("BMP", [data[: (1 << 16) + 4 * width * height]], width, height, cost=400)
+    if len(data) < offset + (width * bits + 31) // 32 * 4 * (height - 1) + (width * bits + 7) // 8:
+        raise ValueError("the pixels are cut off")
+    return Stripped("BMP", [data], width, height)
 
 
 _FORMATS: dict[bytes, Callable[[memoryview], Stripped]] = {
