@@ -114,7 +114,7 @@ def with_extensions(gif: bytes, *extensions: bytes) -> bytes:
 
 def rle_bmp(width: int, height: int, runs: bytes) -> bytes:
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
-    table = bytes(range(256)) * 4
+    table = b"".join(bytes([i, i, i, 0]) for i in range(256))
     return b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + info + table + runs
 
 

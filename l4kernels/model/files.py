@@ -22,12 +22,17 @@ def read_bytes(file: str | Path, limit: int, error: type[ValueError] = ValueErro
     """
     try:
         # A pipe without a writer would block in open itself.
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            facts = os.fstat(stream.fileno())
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
                 raise error(f"{file}: expected a regular file, got a {_kind(facts.st_mode)}")
-            # Some file systems give no size.
-            content = stream.read(limit + 1) if facts.st_size <= limit else None
+            content = None
+            if facts.st_size <= limit:
+                with open(descriptor, "rb", closefd=False) as stream:
+                    content = stream.read(limit + 1)  # some file systems give no size
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as problem:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l4kernels.model.fields import ConfigError, Fields
 from l4kernels.model.files import read_object
-from l4kernels.model.images import decode_image
+from l4kernels.model.images import check_size, decode_image
 
 MAX_TILE_SIZE = 4096
 MAX_TILES = 256
@@ -145,6 +145,7 @@ class ImageProcessor:
         The tightest canvas that holds the image undiminished, else the one that shrinks it least;
         the smallest area among equals. Ratios are float32, as in the original, because ties are.
         """
+        check_size(width, height)
         choices = canvases(self.max_tiles)
         sides = np.float32(choices) * np.float32(self.tile_size)
         scales = (sides / np.float32((height, width))).min(1)
@@ -178,8 +179,8 @@ class ImageProcessor:
         fitted = width * scale_h
         return limit_h, max(min(int(_float32(fitted) if narrow_h else fitted), limit_w), 1)
 
-    def tiles(self, image: Tensor) -> Tensor:
-        """`image` uint8 [3, H, W] -> float32 [tiles, 3, tile_size, tile_size], global tile last."""
+    def tiles(self, image: Any) -> Tensor:
+        """Of one image: float32 [tiles, 3, tile_size, tile_size], the global tile last."""
         image = decode_image(image)
         height, width = image.shape[1:]
         side = self.tile_size
@@ -203,12 +204,12 @@ class ImageProcessor:
         if not isinstance(images, (list, tuple)) or not images:
             shown = "none" if isinstance(images, (list, tuple)) else type(images).__name__
             raise ValueError(f"expected a list of at least one image, got {shown}")
-        tiles, grids = [], []
-        for index, source in enumerate(images, 1):
-            image = decode_image(source, name=f"image {index}")
-            tiles.append(self.tiles(image))
-            grids.append(self.grid(image.shape[1], image.shape[2]))
-        return Tiles(torch.cat(tiles), grids)
+        parts = [self._prepare(source, f"image {n}") for n, source in enumerate(images, 1)]
+        return Tiles(torch.cat([tiles for tiles, _ in parts]), [grid for _, grid in parts])
+
+    def _prepare(self, source: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
+        image = decode_image(source, name=name)
+        return self.tiles(image), self.grid(image.shape[1], image.shape[2])
 
 
 def _float32(value: float) -> float:
