@@ -120,7 +120,7 @@ STATES = {
     "bfloat16 by default": lambda: _default(torch.set_default_dtype, torch.bfloat16, torch.float32),
     "float64 by default": lambda: _default(torch.set_default_dtype, torch.float64, torch.float32),
     "meta by default": lambda: torch.device("meta"),
-    "deterministic": lambda: _default(torch.use_deterministic_algorithms, True, False),
+    "deterministic": lambda: _default(torch.set_deterministic_debug_mode, "error", "default"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference": torch.inference_mode,
     "grad": torch.enable_grad,

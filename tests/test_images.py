@@ -2,6 +2,7 @@
 
 import io
 import os
+import pathlib
 import struct
 import time
 import zlib
@@ -13,7 +14,10 @@ import torch
 from pictures import chunk, noise, png, png_header, saved
 from PIL import Image, ImageFile
 
+import l4kernels
+from l4kernels import demo
 from l4kernels.model import images
+from l4kernels.model.chat import user_message
 from l4kernels.model.images import ImageError, decode_image
 
 WHITE = [255, 255, 255]
@@ -63,6 +67,19 @@ def test_every_source_of_one_image(tmp_path):
     grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert torch.equal(decode_image(grey), torch.from_numpy(grey).expand(3, 2, 3))
     assert pixel(np.array([[[10, 20, 30, 0]]], np.uint8)) == WHITE
+
+
+def test_the_prompter_takes_them_all():
+    prompter = l4kernels.Prompter(demo.CHECKPOINT)
+    content = saved(noise(8, 8))
+    sources = [content, bytearray(content), memoryview(content), io.BytesIO(content)]
+    sources += [noise(8, 8), np.asarray(noise(8, 8)), of(noise(8, 8))]
+    prompt = prompter.chat([user_message("x", len(sources))], sources)
+    first, *others = prompt.pixel_values
+    assert len(others) == len(sources) - 1 and all(torch.equal(p, first) for p in others)
+    for wrong in ("photo.png", pathlib.Path("photo.png"), noise(3, 3), of(noise(3, 3)), None):
+        with pytest.raises(ValueError, match="expected a list of at least one image"):
+            prompter.chat([user_message("x", 1)], wrong)
 
 
 class Trickle:
@@ -115,6 +132,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "loop.png").symlink_to("loop.png")
     with open(tmp_path / "large.png", "wb") as large:
         large.truncate(10 << 30)
+    opened = len(os.listdir("/proc/self/fd"))
     for name, message in {
         "note.png": "not an image",
         "empty.png": "not an image",
@@ -132,6 +150,7 @@ def test_what_is_no_file(tmp_path):
             decode_image(tmp_path / name)
         assert str(error.value).startswith(str(tmp_path / name).rstrip("/."))
         assert time.monotonic() - started < 2
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_endless_and_large_content(monkeypatch):
