@@ -169,6 +169,8 @@ def odd_metadata(kind: str, size: tuple[int, int]) -> dict[str, bytes]:
         }
         files = {n: with_segments(sound, jpeg_segment(*s)) for n, s in segments.items()}
         files["many comments"] = with_segments(sound, jpeg_segment(0xFE, b"abc") * 100_000)
+        files["segment longer than it says"] = sound[:2] + b"\xff\xe1\0\x04ab" + b"junk" + sound[2:]
+        files["segment of no length"] = sound[:2] + b"\xff\xe1\0\0" + sound[2:]
         files["further pictures"] = sound + sound[: len(sound) // 2]
         return files
     if kind in ("webp", "lossless"):
@@ -187,6 +189,7 @@ def odd_metadata(kind: str, size: tuple[int, int]) -> dict[str, bytes]:
             "many comments": (b"!\xfe" + gif_blocks(b"abc")) * 20_000,
             "short loop": b"!\xff" + gif_blocks(b"NETSCAPE2.0") + b"!\xff\x0bNETSCAPE2.0\x01\x01\0",
             "unknown extension": b"!\x99" + gif_blocks(b"abc"),
+            "filling": bytes(9) + b"!\xfe\0" + bytes(9),
             "plain text": b"!\x01" + gif_blocks(b"abc"),
         }
         return {n: with_extensions(sound, e) for n, e in extensions.items()}

@@ -145,34 +145,37 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 
 def _jpeg(data: memoryview) -> Stripped:
-    parts: list[bytes | memoryview] = []
+    parts: list[bytes | memoryview] = [data[:2]]
     exif, xmp = b"", b""
-    start, at, scans, budget = 0, 2, 0, _Budget()
+    at, scans, budget = 2, 0, _Budget()
     size: tuple[int, int] | None = None
     while found := _JPEG_MARKER.search(data, at):
+        # Between segments there is nothing, after one that is a scan its pixels.
+        start = at if scans else found.start()
         kind, at = data[found.end() - 1], found.end()
         if kind == 0xD9:  # what follows are further pictures, such as a depth map
-            data = data[:at]
+            parts.append(data[start:at])
             break
         budget.spend()
         (length,) = struct.unpack_from(">H", data, at)
         body, at = data[at + 2 : at + length], at + max(length, 2)
+        if kind == 0xFE or (0xE0 <= kind <= 0xEF and not _sets_colours(kind, body)):
+            if start < found.start():
+                parts.append(data[start : found.start()])
+            if kind == 0xE1 and body[:6] == b"Exif\0\0":
+                exif += bytes(body[6:])  # a long one is cut into several segments
+            elif kind == 0xE1:
+                xmp = xmp or bytes(body)
+            continue
+        parts.append(data[start:at])
         if kind == 0xDA:
             scans += 1
         elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", body, 1)
             size = size or (width, height)
-        elif kind == 0xFE or (0xE0 <= kind <= 0xEF and not _sets_colours(kind, body)):
-            if start < found.start():
-                parts.append(data[start : found.start()])
-            start = at
-            if kind == 0xE1 and body[:6] == b"Exif\0\0":
-                exif += bytes(body[6:])  # a long one is cut into several segments
-            elif kind == 0xE1:
-                xmp = xmp or bytes(body)
-    if size is None or not scans or data[-2:] != b"\xff\xd9":
+    if size is None or not scans or parts[-1][-2:] != b"\xff\xd9":
         raise ValueError("no frame, no scan or no end")
-    return Stripped("JPEG", [*parts, data[start:]], *size, orientation_of([exif, xmp]), scans)
+    return Stripped("JPEG", parts, *size, orientation_of([exif, xmp]), scans)
 
 
 def _sets_colours(kind: int, body: memoryview) -> bool:
@@ -185,9 +188,13 @@ def _gif(data: memoryview) -> Stripped:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at, budget = 13 + _gif_table(flags), _Budget()
     parts: list[bytes | memoryview] = [data[:at]]
-    while data[at] != 0x2C:
-        if data[at] != 0x21:
-            raise ValueError("neither an extension nor a frame")
+    while (lead := data[at]) != 0x2C:
+        budget.spend()
+        if lead == 0x3B:
+            raise ValueError("no frame")
+        if lead != 0x21:
+            at += 1  # decoders skip what lies between blocks
+            continue
         end = _gif_blocks(data, at + 2, budget)
         if data[at + 1] == 0xF9:  # names the transparent colour of the next frame
             parts.append(data[at:end])

@@ -185,6 +185,7 @@ def _decode(content: bytes | bytearray | memoryview, name: str) -> Tensor:
         with Image.open(stream, formats=[form]) as image:
             check_size(image.width, image.height, name)
             image.load()
+            stream.close()  # the file's memory
             return _pixels(image, orientation, name)
 
 
