@@ -109,6 +109,7 @@ def test_equals_hugging_face():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
+    assert found["settings"] == repr(ImageProcessor())  # as read from what they write
     rows = found["rows"]
     assert len([r for r in rows if r["tile"] == 336]) >= 30
     assert found["canvas_mismatches"] == []
@@ -292,7 +293,8 @@ def test_hostile_processor_files(name, tmp_path):
 
 def test_settings_given_to_the_processor_are_checked():
     for wrong in (
-        {"tile_size": 0}, {"tile_size": True}, {"tile_size": 32.0}, {"max_tiles": 0},
+        {"tile_size": 0}, {"tile_size": 10**5000}, {"tile_size": True},
+        {"tile_size": 32.0}, {"max_tiles": 0}, {"max_tiles": 257},
         {"mean": 0.5}, {"mean": [0.5] * 3}, {"std": (0, 1, 1)}, {"std": (1.0, 1.0, float("nan"))},
         {"resize_to_max_canvas": "no"}, {"resize_to_max_canvas": 1},
     ):  # fmt: skip

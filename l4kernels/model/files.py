@@ -1,70 +1,87 @@
-"""The one way in which a stranger's file is read: the text files of a checkpoint, and images.
+"""The one way in which a text file of a checkpoint is read.
 
-A file may be a pipe, a device, huge, in another encoding, or JSON that no parser survives. Each is
-one error that names the file.
+A checkpoint comes from a stranger: a file may be a pipe, a device, huge, in another encoding, or
+JSON that no parser survives. Each is one error that names the file.
 """
 
 import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_TEXT_BYTES = 256 << 20
 
 
-def read_bytes(file: str | Path, limit: int, error: type[ValueError] = ValueError) -> bytes:
-    """The content of a regular file.
+def open_regular(file: Path, error: type[ValueError] = ValueError) -> BinaryIO:
+    """Opens a regular file for reading; the first byte that a pipe or a device holds is not read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        error: it is no regular file, larger than `limit` bytes, or unreadable.
+        error: it is no regular file, or cannot be opened.
     """
     try:
         # A pipe without a writer would block in open itself.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode):
-                raise error(f"{file}: expected a regular file, got a {_kind(facts.st_mode)}")
-            content = None
-            if facts.st_size <= limit:
-                with open(descriptor, "rb", closefd=False) as stream:
-                    content = stream.read(limit + 1)  # some file systems give no size
-        finally:
-            os.close(descriptor)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        handle = os.open(file, flags)
     except FileNotFoundError:
         raise
-    except OSError as problem:
-        raise error(f"{file}: cannot be read ({problem.strerror or problem})") from None
-    if content is None or len(content) > limit:
-        raise error(f"{file}: expected at most {limit >> 20} MiB")
-    return content
+    except (OSError, ValueError) as problem:  # ValueError: no file can have this name
+        why = getattr(problem, "strerror", None) or problem
+        raise error(f"{file}: cannot be read ({why})") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise error(f"{file}: expected a regular file, got a {_kind(mode)}")
+    return open(handle, "rb")
 
 
-def read_text(file: Path, error: type[ValueError] = ValueError) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+def read_text(file: Path, error: type[ValueError] = ValueError, limit: int = MAX_TEXT_BYTES) -> str:
+    """The text of a regular UTF-8 file of at most `limit` bytes, with or without a byte order mark.
 
-    Raises like `read_bytes` with `MAX_TEXT_BYTES`, and `error` if it is not UTF-8.
+    Raises:
+        FileNotFoundError: there is no such file.
+        error: it is no regular file, larger than `limit`, unreadable, or not UTF-8.
     """
-    content = read_bytes(file, MAX_TEXT_BYTES, error)
+    with open_regular(file, error) as stream:
+        try:
+            content = stream.read(limit + 1)
+        except OSError as problem:
+            raise error(f"{file}: cannot be read ({problem.strerror or problem})") from None
+    if len(content) > limit:
+        raise error(f"{file}: expected at most {limit >> 20} MiB")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{file}: expected UTF-8 text, got bytes that are not ({problem})") from None
 
 
-def read_object(file: Path, error: type[ValueError] = ValueError) -> dict[str, Any]:
+def read_object(
+    file: Path, error: type[ValueError] = ValueError, limit: int = MAX_TEXT_BYTES
+) -> dict[str, Any]:
     """The object in a JSON file; raises like `read_text`, and `error` for any other content."""
-    text = read_text(file, error)
+    text = read_text(file, error, limit)
     try:
         content = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as problem:
         why = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
         raise error(f"{file}: not valid JSON ({why})") from None
     if not isinstance(content, dict):
-        raise error(f"{file}: expected a JSON object, got {content!r:.80}")
+        raise error(f"{file}: expected a JSON object, got {shown(content)}")
     return content
+
+
+def shown(value: object, length: int = 80) -> str:
+    """`value` for a message: on one line, of at most `length` characters, whatever it is.
+
+    >>> shown("text"), shown(10**5000), shown(["x" * 1000])[-8:]
+    ("'text'", 'a huge int', "xxxxx...")
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of 4,301 digits; nesting
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _integer(digits: str) -> int | float:

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from l4kernels.model.fields import ConfigError, Fields
-from l4kernels.model.files import read_object
+from l4kernels.model.files import read_object, shown
 from l4kernels.model.images import check_size, decode_image
 
 MAX_TILE_SIZE = 4096
 MAX_TILES = 256
 MAX_CANVAS_PIXELS = 1 << 24  # nine times Scout's; 200 MB of tiles
-# Settings of the original's file that only have one supported value; absent means that value.
-FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
 
 
 class Tiles(NamedTuple):
@@ -74,18 +72,18 @@ class ImageProcessor:
             ("max_tiles", self.max_tiles, MAX_TILES),
         ):
             if type(value) is not int or not 1 <= value <= limit:
-                raise ValueError(f"{where}: expected {name} in 1..{limit}, got {value!r:.80}")
+                raise ValueError(f"{where}: expected {name} in 1..{limit}, got {shown(value)}")
         for name, values, low in (("image_mean", self.mean, -1e4), ("image_std", self.std, 1e-4)):
             numbers = isinstance(values, tuple) and all(type(v) in (int, float) for v in values)
             if not numbers or len(values) != 3 or not all(low <= v <= 1e4 for v in values):
                 raise ValueError(
                     f"{where}: expected {name} to hold 3 numbers in [{low:g}, 10000], got "
-                    f"{values!r:.80}"
+                    f"{shown(values)}"
                 )
         if type(self.resize_to_max_canvas) is not bool:
             raise ValueError(
                 f"{where}: expected resize_to_max_canvas to be true or false, got "
-                f"{self.resize_to_max_canvas!r:.80}"
+                f"{shown(self.resize_to_max_canvas)}"
             )
         if self.max_tiles * self.tile_size**2 > MAX_CANVAS_PIXELS:
             raise ValueError(
@@ -118,14 +116,14 @@ class ImageProcessor:
     ) -> "ImageProcessor":
         """From the content of such a file; `where` opens every message."""
         fields = Fields(content, where)
-        for name, wanted in FIXED.items():
-            if fields.boolean(name, wanted) != wanted:
-                fields.fail(f"only {name} = {str(wanted).lower()} is supported")
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            if not fields.boolean(name, True):
+                fields.fail(f"only {name} = true is supported")
         fields.expect("resample", 2, 2)
         fields.expect("rescale_factor", 1 / 255, 1 / 255)
-        kind = content.get("image_processor_type")
+        kind = fields.data.get("image_processor_type")
         if kind is not None and not str(kind).startswith("Llama4ImageProcessor"):
-            fields.fail(f"expected image_processor_type Llama4ImageProcessor, got {kind!r:.80}")
+            fields.fail(f"expected image_processor_type Llama4ImageProcessor, got {shown(kind)}")
         try:
             return cls(
                 tile_size=_side(fields),
@@ -202,8 +200,8 @@ class ImageProcessor:
         Only one of them is decoded at a time.
         """
         if not isinstance(images, (list, tuple)) or not images:
-            shown = "none" if isinstance(images, (list, tuple)) else type(images).__name__
-            raise ValueError(f"expected a list of at least one image, got {shown}")
+            came = "none" if isinstance(images, (list, tuple)) else type(images).__name__
+            raise ValueError(f"expected a list of at least one image, got {came}")
         parts = [self._prepare(source, f"image {n}") for n, source in enumerate(images, 1)]
         return Tiles(torch.cat([tiles for tiles, _ in parts]), [grid for _, grid in parts])
 

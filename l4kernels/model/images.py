@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l4kernels.model import image_files
 from l4kernels.model.extras import require
-from l4kernels.model.files import read_bytes
+from l4kernels.model.files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -107,6 +107,11 @@ def check_size(width: int, height: int, name: str = "image") -> None:
         )
 
 
+def _check_bytes(size: int, name: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"{name}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
+
+
 def _of_tensor(image: Tensor, name: str) -> Tensor:
     good = image.dtype == torch.uint8 and image.dim() == 3 and image.shape[0] == 3
     if not good or image.layout != torch.strided or image.is_meta:
@@ -133,43 +138,39 @@ def _read_path(path: str, name: str) -> bytes:
     if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]*://", path):
         raise ImageError(f"{name}: URLs are not fetched; give the path or the bytes of the image")
     try:
-        return read_bytes(path, MAX_FILE_BYTES, ImageError)
+        with open_regular(path, ImageError) as stream:
+            _check_bytes(os.fstat(stream.fileno()).st_size, name)
+            return _read_stream(stream, name)
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except ImageError as error:
         raise ImageError(str(error).replace(path, name)) from None
-    except ValueError:
-        raise ImageError(f"{name!r}: a path holds no null character") from None
 
 
 def _read_stream(stream: Any, name: str) -> bytes:
-    content = BytesIO()
+    parts, left = [], MAX_FILE_BYTES + 1
     try:
         if hasattr(stream, "seekable") and stream.seekable():
             stream.seek(0)  # as Pillow does: often the image has just been written
-        while content.tell() <= MAX_FILE_BYTES:
-            part = stream.read(MAX_FILE_BYTES + 1 - content.tell())
+        while left > 0 and (part := stream.read(left)):
             if not isinstance(part, (bytes, bytearray, memoryview)):
                 raise ImageError(
                     f"{name}: expected a file object opened in binary mode, whose read gives "
                     f"bytes; got {type(part).__name__}"
                 )
-            if not part:
-                break
-            content.write(part)
+            parts.append(part)
+            left -= len(part)
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageError(f"{name}: the file object cannot be read ({error})") from None
-    return content.getvalue()
+        raise ImageError(f"{name}: cannot be read ({error})") from None
+    return b"".join(parts)
 
 
 def _decode(content: bytes | bytearray | memoryview, name: str) -> Tensor:
     from PIL import Image
 
-    size = memoryview(content).nbytes
-    if size > MAX_FILE_BYTES:
-        raise ImageError(f"{name}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
+    _check_bytes(memoryview(content).nbytes, name)
     with _as_image_error(name):
         file = image_files.strip(bytes(content))
         if file is None:
