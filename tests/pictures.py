@@ -152,6 +152,7 @@ def _odd_png(sound: bytes) -> dict[str, bytes]:
         "empty exif": chunk(b"eXIf", b""),
         "bad animation": chunk(b"acTL", b"") + chunk(b"fcTL", b"x"),
         "endless animation": chunk(b"acTL", b"\xff" * 8),
+        "suggested palette": bad_crc(b"PLTE", b"ab") + bad_crc(b"hIST", b""),
         "private chunk": bad_crc(b"prIv", b"x" * 100),
         "many texts": chunk(b"tEXt", b"k\0v") * 50_000,
     }

@@ -94,7 +94,8 @@ def _png(data: memoryview) -> Stripped:
         budget.spend()
         length, kind = struct.unpack_from(">I4s", data, at)
         body, end = data[at + 8 : at + 8 + length], at + 12 + length
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+        # A palette beside true colours is only a suggestion.
+        if kind in (b"IHDR", b"tRNS", b"IDAT") or (kind == b"PLTE" and colour == 3):
             if int.from_bytes(data[end - 4 : end], "big") != zlib.crc32(data[at + 4 : end - 4]):
                 raise ValueError(f"{kind!r} is damaged")
             if (kind == b"IHDR") != (not kinds):
