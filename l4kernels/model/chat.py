@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.extras import require
-from l4kernels.model.image_processor import ImageProcessor, Tiles, decode_image
+from l4kernels.model.image_processor import ImageProcessor, Tiles
 from l4kernels.model.tokenizer import Tokenizer
 
 MAX_RENDERED_CHARS = 64 << 20
@@ -217,8 +217,7 @@ class Prompter:
         Args:
             messages: `{"role", "content"}`; content is text or a list of `{"type": "text", "text"}`
                 and `{"type": "image"}` parts.
-            images: in the order of the image parts; each a path, bytes, one of Pillow's images, or
-                decoded (uint8 [3, H, W]).
+            images: in the order of the image parts; each what `decode_image` takes.
         """
         mark = _unused_char([messages, tools])
         # A mark behind each first character of a special token keeps text from spelling one.
@@ -249,7 +248,7 @@ class Prompter:
         return Prompt(self._checked(ids), *(tiles or ()))
 
     def _tiles(self, images: Sequence[Any]) -> Tiles | None:
-        if not images:
+        if isinstance(images, (list, tuple)) and not images:
             return None
         vision = self.config.vision
         if vision is None:
@@ -268,7 +267,7 @@ class Prompter:
                 f"{self.path}: the tokenizer's <|patch|> is {patch}, but config.json's "
                 f"image_token_index is {self.config.image_token_index}"
             )
-        return processor([i if isinstance(i, Tensor) else decode_image(i) for i in images])
+        return processor(images)
 
     def _checked(self, ids: list[int]) -> list[int]:
         vocab = self.config.vocab_size
