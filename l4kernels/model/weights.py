@@ -4,6 +4,7 @@ Both published layouts are read: experts fused in one `[E, in, out]` tensor, or 
 tensor per expert.
 """
 
+import re
 import sys
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -17,6 +18,8 @@ from l4kernels.model.checkpoint import Checkpoint
 from l4kernels.model.config import Llama4Config, VisionConfig
 
 Shape = tuple[int, ...]
+
+_BUFFERS = re.compile(r"(^|\.)((rotary_emb|rotary_embedding|rope)\.\w+|position_ids)$")
 
 
 class Slot(NamedTuple):
@@ -37,12 +40,16 @@ def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
         other = "" if prefix else "language_model."
         prefix = other if f"{other}model.norm.weight" in names else prefix
     hidden, vocab = config.hidden_size, config.vocab_size
-    slots = {
-        f"{prefix}model.embed_tokens.weight": Slot((vocab, hidden), "embedding"),
-        f"{prefix}model.norm.weight": Slot((hidden,), "norm.weight"),
-    }
-    if not config.tie_word_embeddings:
-        slots[f"{prefix}lm_head.weight"] = Slot((vocab, hidden), "lm_head")
+    slots = {f"{prefix}model.norm.weight": Slot((hidden,), "norm.weight")}
+    embedding, head = f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight"
+    # Of two that are tied a file may hold either, or both.
+    tied = config.tie_word_embeddings
+    if tied and head in names and embedding not in names:
+        slots[head] = Slot((vocab, hidden), "embedding")
+    else:
+        slots[embedding] = Slot((vocab, hidden), "embedding")
+        if not tied or head in names:
+            slots[head] = Slot((vocab, hidden), "lm_head")
     for layer in range(config.num_hidden_layers):
         source, target = f"{prefix}model.layers.{layer}.", f"layers.{layer}."
         block = _attention(config)
@@ -55,6 +62,13 @@ def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
     if config.vision:
         slots |= _vision(config.vision, hidden)
     return slots
+
+
+def ignored(config: Llama4Config, name: str) -> bool:
+    """Tensors of a file that no parameter needs: buffers that are computed from the config, and
+    the vision model where `config` is that of the text model alone."""
+    other = config.vision is None and name.startswith(("vision_model.", "multi_modal_projector."))
+    return other or _BUFFERS.search(name) is not None
 
 
 def shapes(slots: dict[str, Slot]) -> dict[str, Shape]:
@@ -182,7 +196,7 @@ def random_slabs(
         shape, stacked = slot.shape, len(slot.shape) == 3
         for expert in range(shape[0]) if stacked else (None,):
             part = shape[1:] if stacked else shape
-            data = torch.randn(part, generator=generator, device=device)
+            data = torch.randn(part, generator=generator, device=device, dtype=torch.float32)
             if len(part) == 1:
                 is_norm = "norm" in name and name.endswith(".weight")
                 data = data.mul_(0.1).add_(1.0 if is_norm else 0.0)
@@ -192,9 +206,11 @@ def random_slabs(
             yield name, expert, data
 
 
-def with_progress(checkpoint: Checkpoint) -> Iterator[tuple[str, int | None, Tensor]]:
-    """`checkpoint.slabs()` with a bar on a terminal, silent elsewhere."""
-    slabs, total = checkpoint.slabs(), sum(f.stat().st_size for f in checkpoint.files)
+def with_progress(
+    checkpoint: Checkpoint, dtype: torch.dtype
+) -> Iterator[tuple[str, int | None, Tensor]]:
+    """`checkpoint.slabs(dtype)` with a bar on a terminal, silent elsewhere."""
+    slabs, total = checkpoint.slabs(dtype), sum(f.stat().st_size for f in checkpoint.files)
     if not sys.stderr.isatty():
         yield from slabs
         return
