@@ -178,6 +178,7 @@ class Llama4(nn.Module):
         )
 
     @classmethod
+    @loading.isolated()
     def from_pretrained(
         cls,
         path: str | Path,
@@ -206,6 +207,7 @@ class Llama4(nn.Module):
         return model.tied(slots)
 
     @classmethod
+    @loading.isolated()
     def random(
         cls,
         config: Llama4Config,
