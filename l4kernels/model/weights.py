@@ -41,16 +41,16 @@ def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
         other = "" if prefix else "language_model."
         prefix = other if f"{other}model.norm.weight" in names else prefix
     hidden, vocab = config.hidden_size, config.vocab_size
-    slots = {f"{prefix}model.norm.weight": Slot((hidden,), "norm.weight")}
     embedding, head = f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight"
     # Of two that are tied a file may hold either, or both.
     tied = config.tie_word_embeddings
-    if tied and head in names and embedding not in names:
-        slots[head] = Slot((vocab, hidden), "embedding")
-    else:
-        slots[embedding] = Slot((vocab, hidden), "embedding")
-        if not tied or head in names:
-            slots[head] = Slot((vocab, hidden), "lm_head")
+    only_head = tied and head in names and embedding not in names
+    slots = {
+        head if only_head else embedding: Slot((vocab, hidden), "embedding"),
+        f"{prefix}model.norm.weight": Slot((hidden,), "norm.weight"),
+    }
+    if not tied or (head in names and not only_head):
+        slots[head] = Slot((vocab, hidden), "lm_head")
     for layer in range(config.num_hidden_layers):
         source, target = f"{prefix}model.layers.{layer}.", f"layers.{layer}."
         block = _attention(config)
