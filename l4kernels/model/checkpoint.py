@@ -23,7 +23,7 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHOWN = 5
 _MAX_INDEX = 64 << 20
-_MAX_HEADER = 16 << 20  # the headers of Maverick, expert by expert, have 6 MB in all their files
+_MAX_HEADER = 8 << 20  # Maverick, expert by expert, has less than 2 MB in all its files
 
 
 class CheckpointError(ValueError):
@@ -228,8 +228,8 @@ class _opened:
             self.handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file}: not a complete safetensors file ({error}); it may be truncated: "
-                f"copy or download it again"
+                f"{file}: not a complete safetensors file ({shown(str(error), 200)}); it may be "
+                f"truncated: copy or download it again"
             ) from None
 
     def __enter__(self):

@@ -84,7 +84,7 @@ class Fields:
 
     def integers(self, name: str, value: Any, low: int, high: int) -> tuple[int, ...]:
         if not isinstance(value, list) or len(value) > 4096:
-            self.fail(f"expected {name} to be a list, got {shown(value)}")
+            self.fail(f"expected {name} to be a list of at most 4096, got {shown(value)}")
         if any(not _is_integer(v) or not low <= v <= high for v in value):
             self.fail(f"expected every entry of {name} in [{low}, {high}], got {shown(value)}")
         return tuple(int(v) for v in value)

@@ -71,8 +71,8 @@ def read_object(
     return content
 
 
-def shown(value: object) -> str:
-    """`value` for a message: short, on one line, whatever it is.
+def shown(value: object, length: int = 80) -> str:
+    """`value` for a message: on one line, of at most `length` characters, whatever it is.
 
     >>> shown("text"), shown(10**5000), shown(["x" * 1000])[-8:]
     ("'text'", 'a huge int', "xxxxx...")
@@ -81,7 +81,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of 4,301 digits; nesting
         text = f"a huge {type(value).__name__}"
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _integer(digits: str) -> int | float:
