@@ -234,6 +234,21 @@ def test_int4_search_is_its_definition(kind, monkeypatch):
         assert torch.equal(ops.unpack_int4(packed), codes.flatten(-2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_int4_does_not_depend_on_the_default_dtype(dtype):
+    w = int4_weights("normal")
+    packed, scales = ops.quantize_int4(w)
+    back = ops.dequantize_int4(packed, scales)
+    torch.set_default_dtype(dtype)
+    try:
+        again = ops.quantize_int4(w)
+        assert torch.equal(packed, again.packed) and torch.equal(scales, again.scales)
+        assert torch.equal(back, ops.dequantize_int4(packed, scales))
+        assert torch.equal(packed, ops.pack_int4(ops.unpack_int4(packed)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("search", [True, False])
 @pytest.mark.parametrize("power", [-145, -130, -126, -120, -41, -40, 0, 60, 61, 100, 120, 125])
 def test_int4_of_any_magnitude(search, power):
@@ -311,6 +326,9 @@ def words(n, k):
         (lambda: ops.quantize_int4(torch.zeros(2, 100)), "multiple of 128, got 100"),
         (lambda: ops.quantize_int4(torch.zeros(128)), r"w to be \[\.\.\., N, K\]"),
         (lambda: ops.quantize_int4(torch.zeros(3, 0)), r"at least one group along K, got \[3, 0\]"),
+        (lambda: ops.dequantize_int4(*words(3, 0)), r"K a multiple of 128, got \[3, 0\]"),
+        (lambda: ops.dequantize_int4(words(3, 256)[0], torch.ones(3, 1)), r"scales to be \[3, 2\]"),
+        (lambda: ops.dequantize_int4(torch.ones(16), torch.ones(1)), "packed to be int32"),
         (lambda: ops.w4_gemm(torch.zeros(2, 0), *words(4, 0)), r"at least 128 columns .*\[2, 0\]"),
         (lambda: ops.w4_gemm(torch.zeros(2, 128), *words(0, 128)), r"N > 0, got \[0, 16\]"),
         (lambda: ops.silu_mul_fp8(torch.zeros(2, 200), "1x128"), "F, half of .* got 100"),

@@ -187,7 +187,7 @@ def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
     packed = torch.empty(groups.shape[0], BLOCK // 8, dtype=torch.int32, device=w.device)
     scales = torch.empty(groups.shape[0], dtype=torch.bfloat16, device=w.device)
     # A GPU has no such cache, and launches cost.
-    cores = torch.get_num_threads() if w.device.type == "cpu" else 256
+    cores = torch.get_num_threads() if w.device.type == "cpu" else 32
     step = max(1, min(groups.shape[0], cores * _PIECE // BLOCK))
     # Memory that is new costs more than arithmetic: all pieces go through the same two.
     values, spare = torch.empty(2, step, BLOCK, dtype=torch.float32, device=w.device)
@@ -196,7 +196,8 @@ def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
         other = spare[: groups.shape[0] - i]
         extreme = _extreme(piece)
         size = extreme.abs()
-        unit = torch.where(size < _TINY, _FACTOR, 1.0).masked_fill_(size > _HUGE, 1 / _FACTOR)
+        unit = torch.ones_like(size).masked_fill_(size < _TINY, _FACTOR)
+        unit.masked_fill_(size > _HUGE, 1 / _FACTOR)
         piece.mul_(unit[:, None])
         scale = _rounded(_over(size, 7.5))
         if search:
@@ -310,5 +311,13 @@ def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.f
     >>> dequantize_int4(packed, torch.tensor([0.5]))[:4]
     tensor([-4.0000, -3.5000, -3.0000, -2.5000])
     """
+    check = Checker("dequantize_int4")
+    check.dtype("packed", packed, (torch.int32,))
+    words = packed.shape[-1] if packed.dim() else 0
+    check.require(
+        words > 0 and words % 16 == 0,
+        f"expected packed to be [..., K / 8] with K a multiple of 128, got {describe(packed)}",
+    )
+    check.shape("scales", scales, [*packed.shape[:-1], words // 16])
     groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
     return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
