@@ -22,7 +22,7 @@ _FLOATS = ("BF16", "F16", "F32", "F64")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHOWN = 5
-_MAX_INDEX = 64 << 20
+_MAX_INDEX = 16 << 20
 _MAX_HEADER = 8 << 20  # Maverick, expert by expert, has less than 2 MB in all its files
 
 
