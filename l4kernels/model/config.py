@@ -3,34 +3,15 @@
 Absurd values are refused here, before anything is allocated.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l4kernels.model.fields import MAX_TOKEN_ID, ConfigError, Fields
+from l4kernels.model import config_rules as rules
+from l4kernels.model.config_rules import RopeScaling
+from l4kernels.model.fields import ConfigError, Fields
 from l4kernels.model.files import shown
-
-_ABSENT = {
-    "attention_chunk_size": 8192,
-    "head_dim": 128,
-    "intermediate_size_mlp": 16_384,
-    "num_key_value_heads": 8,
-    "num_local_experts": 16,
-    "use_qk_norm": True,
-}
-"""What transformers takes for a text field that is absent; null is a value of its own."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """llama3 frequency scaling: long wavelengths are stretched by `factor`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class VisionConfig:
         f = Fields(data, "vision_config")
         f.expect("hidden_act", "gelu", default="gelu")
         f.expect("multi_modal_projector_bias", False, default=False)
-        rope = _rope_parameters(f)
+        rope = rules.rope_parameters(f)
         rope.expect("rope_type", "default", default="default")
         vision = cls(
             hidden_size=f.integer("hidden_size", 1, 65_536),
@@ -169,24 +150,24 @@ class Llama4Config:
             raise ConfigError(f"{file}: {error}") from None
         # Chat models list more end tokens here than in config.json.
         generation = Fields.of_file(file.with_name("generation_config.json"), optional=True)
-        return replace(config, **_special_ids(generation))
+        return replace(config, **rules.special_ids(generation))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Llama4Config":
         """From the parsed `config.json`, with or without a `text_config` inside."""
         top = Fields(data, "config")
         text = top.part("text_config") or top
-        f = Fields({**_ABSENT, **text.data}, text.where)
-        _check_kind(top, text)
+        f = Fields({**rules.ABSENT, **text.data}, text.where)
+        rules.check_kind(top, text)
         layers = f.integer("num_hidden_layers", 1, 512)
         heads = f.integer("num_attention_heads", 1, 1024)
         hidden = f.integer("hidden_size", 1, 65_536)
         experts = f.integer("num_local_experts", 0, 256, default=0)
-        moe_layers = _moe_layers(f, layers) if experts else ()
-        rope_layers = _rope_layers(f, layers)
+        moe_layers = rules.moe_layers(f, layers) if experts else ()
+        rope_layers = rules.rope_layers(f, layers)
         chunk = f.integer("attention_chunk_size", 0, 1 << 28, default=0)
         positions = f.integer("max_position_embeddings", 1, 1 << 28)
-        theta, scaling = _rope(f, positions)
+        theta, scaling = rules.rope(f, positions)
         vision = top.part("vision_config") if text is not top else None
         expert_size = f.integer("intermediate_size", 1, 1 << 20)
         config = cls(
@@ -204,13 +185,13 @@ class Llama4Config:
             num_experts_per_tok=f.integer("num_experts_per_tok", 1, 8, default=1),
             moe_layers=moe_layers,
             rope_layers=rope_layers,
-            chunked_layers=_chunked_layers(f, rope_layers) if chunk else (False,) * layers,
+            chunked_layers=rules.chunked_layers(f, rope_layers) if chunk else (False,) * layers,
             attention_chunk_size=chunk,
-            attn_temperature_tuning=_temperature_tuning(f),
+            attn_temperature_tuning=rules.temperature_tuning(f),
             floor_scale=f.integer("floor_scale", 1, 1 << 30, default=8192),
             attn_scale=f.number("attn_scale", 0.0, 100.0, default=0.1),
             rope_theta=theta,
-            rope_scaling=_fixed_scaling(scaling, experts),
+            rope_scaling=rules.fixed_scaling(scaling, experts),
             use_qk_norm=f.boolean("use_qk_norm", default=False),
             rms_norm_eps=f.number("rms_norm_eps", 0.0, 1.0, default=1e-5),
             max_position_embeddings=positions,
@@ -218,8 +199,8 @@ class Llama4Config:
                 "tie_word_embeddings", default=top.boolean("tie_word_embeddings", default=False)
             ),
             vision=VisionConfig.from_dict(vision.data) if vision else None,
-            **_image_ids(top),
-            **{**_special_ids(f), **_special_ids(top)},
+            **rules.image_ids(top),
+            **{**rules.special_ids(f), **rules.special_ids(top)},
         )
         f.divides("num_key_value_heads", config.num_key_value_heads, heads)
         f.divides("2 (rotated pairs)", 2, config.head_dim)
@@ -237,133 +218,3 @@ class Llama4Config:
         if name not in PRESETS:
             raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {shown(name)}")
         return PRESETS[name]
-
-
-def _check_kind(top: Fields, text: Fields) -> None:
-    """What no field of `Llama4Config` can say is refused by name."""
-    for part in (top, text):
-        kind = part.data.get("model_type", "llama4")
-        if kind not in ("llama4_text", "llama4"):
-            part.fail(f"expected model_type llama4 or llama4_text, got {shown(kind)}")
-        if part.data.get("quantization_config"):
-            raise ConfigError(
-                "this checkpoint is already quantised (quantization_config is present); "
-                "supported now: unquantised safetensors (bf16, fp16, fp32 or fp64), quantised "
-                'while loading with weights="fp8" or weights="int4"'
-            )
-    text.expect("hidden_act", "silu", default="silu")
-    text.expect("attention_bias", False, default=False)
-    if text is top:
-        return
-    for name in ("rope_scaling", "rope_parameters", "rope_theta"):
-        if top.data.get(name) and top.data[name] != text.data.get(name):
-            message = f"{name} stands beside text_config, but counts inside it only"
-            if name != "rope_theta":
-                top.fail(message)
-            warnings.warn(f"{message}: ignored, as transformers does", stacklevel=4)
-
-
-def _special_ids(f: Fields) -> dict[str, Any]:
-    """The end, pad and begin tokens that `f` names.
-
-    The rule of transformers: generation_config.json before config.json, and there the top before
-    `text_config`; each token is the first one's that names it.
-    """
-    found = {
-        "eos_token_ids": f.id_list("eos_token_id") or None,
-        "bos_token_id": f.integer("bos_token_id", 0, MAX_TOKEN_ID, default=None),
-        "pad_token_id": f.integer("pad_token_id", -1, MAX_TOKEN_ID, default=None),
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _image_ids(top: Fields) -> dict[str, int | None]:
-    """By both names that transformers reads, `image_token_index` and `image_token_id`."""
-
-    def either(kind: str) -> int | None:
-        second = top.integer(f"{kind}_token_id", 0, MAX_TOKEN_ID, default=None)
-        return top.integer(f"{kind}_token_index", 0, MAX_TOKEN_ID, default=second)
-
-    return {f"{kind}_token_index": either(kind) for kind in ("image", "boi", "eoi")}
-
-
-def _temperature_tuning(f: Fields) -> bool:
-    # One release wrote the integer 4 here; any number but zero means on.
-    if isinstance(f.data.get("attn_temperature_tuning"), bool):
-        return f.data["attn_temperature_tuning"]
-    return f.integer("attn_temperature_tuning", 0, 99, default=1) != 0
-
-
-def _moe_layers(f: Fields, layers: int) -> tuple[int, ...]:
-    explicit = f.data.get("moe_layers")
-    if explicit is not None:
-        return tuple(sorted(set(f.integers("moe_layers", explicit, 0, layers - 1))))
-    step = f.integer("interleave_moe_layer_step", 0, 512, default=1)
-    return tuple(range(step - 1, layers, step)) if step else ()
-
-
-def _rope_layers(f: Fields, layers: int) -> tuple[bool, ...]:
-    explicit = f.data.get("no_rope_layers")
-    if explicit not in (None, []):
-        flags = f.integers("no_rope_layers", explicit, 0, 1)
-        if len(flags) < layers:
-            f.fail(f"expected no_rope_layers to have {layers} entries, got {len(flags)}")
-        return tuple(bool(flag) for flag in flags[:layers])
-    interval = f.integer("no_rope_layer_interval", 0, 512, default=4)
-    return tuple(not interval or (layer + 1) % interval != 0 for layer in range(layers))
-
-
-def _chunked_layers(f: Fields, rope_layers: tuple[bool, ...]) -> tuple[bool, ...]:
-    types = f.data.get("layer_types")
-    if types in (None, []):
-        return rope_layers
-    known = ("chunked_attention", "full_attention")
-    if not isinstance(types, list) or any(t not in known for t in types):
-        f.fail(f"expected layer_types to be a list of {' and '.join(known)}, got {shown(types)}")
-    if len(types) < len(rope_layers):
-        f.fail(f"expected layer_types to have {len(rope_layers)} entries, got {len(types)}")
-    return tuple(t == "chunked_attention" for t in types[: len(rope_layers)])
-
-
-def _rope_parameters(f: Fields) -> Fields:
-    """What decides the rotation, by the rule of transformers 5: `rope_scaling` if it says anything,
-    else `rope_parameters`; and in either the fields beside it that it lacks."""
-    name = "rope_scaling" if f.data.get("rope_scaling") else "rope_parameters"
-    found = f.part(name) or Fields({}, name)
-    for key, value in found.data.items():
-        if isinstance(value, Mapping):
-            f.fail(f"{name} by layer type is not supported, got {shown(key)}: {shown(value)}")
-    beside = {key: f.data.get(key) for key in ("rope_theta", "partial_rotary_factor")}
-    inside = {key: value for key, value in found.data.items() if value is not None}
-    kind = inside.get("type", "default")
-    rope = Fields({**beside, "rope_type": kind, **inside}, f.where)
-    rope.expect("partial_rotary_factor", 1, default=1)
-    return rope
-
-
-def _rope(f: Fields, positions: int) -> tuple[float, RopeScaling | None]:
-    s = _rope_parameters(f)
-    theta = s.number("rope_theta", 1.0, 1e12, default=500_000.0)
-    if s.data["rope_type"] == "default":
-        return theta, None
-    if s.data["rope_type"] != "llama3":
-        s.fail(f"expected rope_type default or llama3, got {shown(s.data['rope_type'])}")
-    return theta, RopeScaling(
-        factor=s.number("factor", 1.0, 1e6),
-        low_freq_factor=s.number("low_freq_factor", 1e-6, 1e6),
-        high_freq_factor=s.number("high_freq_factor", 1e-6, 1e6),
-        original_max_position_embeddings=s.integer(
-            "original_max_position_embeddings", 1, 1 << 28, default=positions
-        ),
-    )
-
-
-def _fixed_scaling(scaling: RopeScaling | None, experts: int) -> RopeScaling | None:
-    if experts == 16 and scaling == RopeScaling(8.0, 1.0, 4.0, 8192):
-        warnings.warn(
-            "this 16-expert config has Scout's first, wrong RoPE scaling (factor 8, "
-            "high_freq_factor 4); using the corrected factor 16, high_freq_factor 1",
-            stacklevel=4,
-        )
-        return RopeScaling(16.0, 1.0, 1.0, 8192)
-    return scaling
