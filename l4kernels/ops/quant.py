@@ -281,9 +281,9 @@ def pack_int4(q: Tensor) -> Tensor:
 
 def _pack(codes: Tensor, nibbles: Tensor, out: Tensor) -> Tensor:
     """`nibbles` is overwritten."""
-    nibbles.copy_(codes).add_(8)
-    words = nibbles.unflatten(-1, (-1, 8)).bitwise_left_shift_(_shifts(codes.device))
-    return torch.sum(words, -1, dtype=torch.int32, out=out)
+    shifts = _shifts(codes.device).repeat(codes.shape[-1] // 8)  # a whole row: eight are too few
+    nibbles.copy_(codes).add_(8).bitwise_left_shift_(shifts)
+    return torch.sum(nibbles.unflatten(-1, (-1, 8)), -1, dtype=torch.int32, out=out)
 
 
 def _shifts(device: torch.device) -> Tensor:
