@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from l4kernels import Llama4, Llama4Config
 from l4kernels.model import weights
 from l4kernels.model.checkpoint import CheckpointError
+from l4kernels.model.kv_cache import _rope_table as rope_table
 
 CONFIG = Llama4Config.from_dict(TEXT)
 IDS = torch.arange(20).view(1, 20) * 7
@@ -180,6 +181,15 @@ def setting(request):
         }[kind]()
         with block:
             yield
+
+
+def test_rotation_tables_do_not_depend_on_the_process(setting):
+    config = Llama4Config.from_dict(tiny.CONFIG)
+    table = rope_table.__wrapped__(config, 64, torch.device("cpu"))
+    angles = torch.arange(64, dtype=torch.float64, device="cpu")[:, None] * torch.tensor(
+        [config.rope_theta ** (-i / 64) for i in range(64)], dtype=torch.float64, device="cpu"
+    )
+    assert torch.equal(table, torch.cat([angles.cos(), angles.sin()], -1).to(torch.float32))
 
 
 def parameters(folder, weights):
