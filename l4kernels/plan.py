@@ -4,11 +4,13 @@ Weights and KV are exact sums over the configuration. The reserve (CUDA context,
 activations, graphs) is an estimate: see `reserve_bytes`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from l4kernels.model.config import Llama4Config
+from l4kernels.model.files import shown
+from l4kernels.model.presets import PRESETS
 
 CONTEXT_BYTES = 1.5e9  # CUDA context, the library's code and captured graphs
 PREFILL_TOKENS = 8192  # of all sequences: the KV cache cuts prompts so that no more are in flight
@@ -98,6 +100,8 @@ FORMATS = {
 OWN_FORMATS = ("bf16", "fp8", "int4")
 """What `from_pretrained(weights=...)` makes; the others are for comparison."""
 KV_BYTES = {"bf16": 2, "fp8": 1}
+WITHOUT_KERNELS = {"int4": ("w4_gemm", "quantize_int4")}
+"""Formats of which ops have no CUDA kernel yet."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,8 @@ class Plan:
     bytes_per_step: float
     step_floor_ms: float
     tokens_per_second_ceiling: float
+    obstacles: tuple[str, ...]
+    """What this version cannot do that the row asks for, in whole sentences."""
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -242,37 +248,66 @@ class Plan:
 
 def find_gpu(name: str) -> tuple[Gpu, int]:
     """`h100`, or `8xh100` for eight of them."""
-    count, _, kind = name.lower().rpartition("x") if "x" in name else ("", "", name.lower())
-    if count and (not count.isdigit() or not 1 <= int(count) <= 4096):
-        raise PlanError(f"expected a GPU as NAME or COUNTxNAME, got {name!r}")
+    count, times, kind = name.lower().rpartition("x")
+    if times and not 1 <= _whole(count) <= 4096:
+        raise PlanError(f"expected a GPU as NAME or COUNTxNAME, got {shown(name)}")
     if kind not in GPUS:
-        raise PlanError(f"unknown GPU {name!r}; known: {', '.join(GPUS)} (or 8xh100)")
-    return GPUS[kind], int(count or 1)
+        raise PlanError(f"unknown GPU {shown(name)}; known: {', '.join(GPUS)} (or 8xh100)")
+    return GPUS[kind], _whole(count) if times else 1
 
 
 def find_format(name: str) -> Format:
     if name not in FORMATS:
-        raise PlanError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+        raise PlanError(f"unknown format {shown(name)}; known: {', '.join(FORMATS)}")
     return FORMATS[name]
 
 
 def find_config(name: str) -> Llama4Config:
-    """A preset's name, or a checkpoint folder."""
-    if Path(name).exists():
+    """A preset's name, or else a checkpoint folder: of a folder `demo`, write `./demo`."""
+    if name.lower() in PRESETS:
+        return PRESETS[name.lower()]
+    if os.path.lexists(name):
         return Llama4Config.from_pretrained(name)
     if "/" in name or name.startswith("."):
-        raise PlanError(f"{name}: no such folder")
-    return Llama4Config.preset(name.lower())
+        raise PlanError(f"{shown(name)}: no such folder")
+    raise PlanError(
+        f"expected a preset out of {', '.join(PRESETS)}, or a checkpoint folder, got {shown(name)}"
+    )
 
 
 def parse_tokens(text: str) -> int:
     """`8192`, `128k` (131,072) or `10M` (10,485,760)."""
     units: Mapping[str, int] = {"k": 1 << 10, "m": 1 << 20}
     unit = units.get(text[-1:].lower(), 1)
-    digits = text[:-1] if unit > 1 else text
-    if not digits.isascii() or not digits.isdigit() or not 0 < int(digits) * unit <= 1 << 30:
-        raise PlanError(f"expected a number of tokens such as 8192, 128k or 1M, got {text!r}")
-    return int(digits) * unit
+    tokens = _whole(text[:-1] if unit > 1 else text) * unit
+    if not 0 < tokens <= 1 << 30:
+        raise PlanError(f"expected a number of tokens such as 8192, 128k or 1M, got {shown(text)}")
+    return tokens
+
+
+def _whole(digits: str) -> int:
+    """0 if it is not a number of at most ten digits."""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 10 else 0
+
+
+def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
+    """What keeps a model in this format, on so many GPUs, from running today.
+
+    >>> obstacles("fp8", 1)
+    ()
+    """
+    found = []
+    if form not in OWN_FORMATS:
+        found.append(f"Formats but {', '.join(OWN_FORMATS)} cannot be loaded: for comparison.")
+    elif form in WITHOUT_KERNELS:
+        names = " and ".join(WITHOUT_KERNELS[form])
+        found.append(
+            f"{form} has no CUDA kernels yet ({names}): on a GPU it runs on the typed references "
+            f"only, slowly."
+        )
+    if num_gpus > 1:
+        found.append("A model runs on one GPU only: several are for comparison.")
+    return tuple(found)
 
 
 def plan(
@@ -296,7 +331,7 @@ def plan(
     if kv_dtype is None:
         kv_dtype = "fp8" if form in ("int4", "int4+fp8attn") else "bf16"
     if kv_dtype not in KV_BYTES:
-        raise PlanError(f"unknown KV dtype {kv_dtype!r}; known: {', '.join(KV_BYTES)}")
+        raise PlanError(f"unknown KV dtype {shown(kv_dtype)}; known: {', '.join(KV_BYTES)}")
     for name, value, limit in (("context", context, 1 << 30), ("batch", batch, 1 << 16)):
         if not 1 <= value <= limit:
             raise PlanError(f"expected {name} in 1..{limit}, got {value}")
@@ -338,4 +373,5 @@ def plan(
         bytes_per_step=step,
         step_floor_ms=seconds * 1e3,
         tokens_per_second_ceiling=batch / seconds,
+        obstacles=obstacles(form, count),
     )

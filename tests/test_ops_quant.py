@@ -1,5 +1,7 @@
 """Formats: codes, scales, error bounds, packing."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -122,9 +124,24 @@ def test_every_code_at_every_place_of_a_word():
             assert (pair >> (16 * (place % 2)) & 15) - 8 == code
 
 
+WHOLE, BROKEN = [-9, 8, 15, -100], [0.5, -8.001, torch.nan, torch.inf]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.float32])
+def test_what_is_no_code_never_reaches_its_neighbours(dtype):
+    for value in WHOLE + BROKEN * dtype.is_floating_point:
+        for place in range(16):
+            codes = torch.zeros(2, 16, dtype=dtype)
+            codes[1, place] = value
+            with pytest.raises(ValueError, match="expected whole numbers from -8 to 7, got"):
+                ops.pack_int4(codes)
+
+
 def test_packing_needs_whole_words():
-    with pytest.raises(ValueError, match="multiple of 8 codes in a row, got 9"):
-        ops.pack_int4(torch.zeros(9))
+    for wrong in (torch.zeros(9), torch.zeros(2, 12), torch.tensor(1)):
+        with pytest.raises(ValueError, match="rows of a multiple of 8 codes, got"):
+            ops.pack_int4(wrong)
+    assert ops.pack_int4(torch.zeros(0, 16)).shape == (0, 2)
 
 
 def test_int4_error_bound_without_search():
@@ -161,13 +178,133 @@ def test_int4_search_is_exact_on_its_own_grid():
     assert scales.flatten().tolist() == [0.25, -0.5, 1.0, -2.0]
 
 
-def test_int4_pieces_join_up(monkeypatch):
+CLIP_RATIOS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.7)
+
+
+def searched(w):
+    """The definition, one candidate after the other: codes and scales of groups `[..., 128]`."""
+    extreme = w.gather(-1, w.abs().argmax(-1, keepdim=True))
+    best, least, codes = None, None, None
+    for base in (extreme.abs() / torch.tensor(7.5), extreme / torch.tensor(-8.0)):
+        for ratio in CLIP_RATIOS:
+            scale = (base * ratio).bfloat16().float()
+            scale = torch.where(scale == 0, 1.0, scale)
+            own = (w / scale).round().clamp(-8, 7)
+            error = (own * scale - w).square().sum(-1, keepdim=True)
+            better = torch.ones_like(error, dtype=torch.bool) if best is None else error < least
+            best = torch.where(better, scale, scale if best is None else best)
+            codes = torch.where(better, own, own if codes is None else codes)
+            least = torch.where(better, error, error if least is None else least)
+    return codes.to(torch.int8), best.bfloat16()
+
+
+def int4_weights(kind):
+    generator = torch.Generator().manual_seed(1)
+    w = torch.randn(24, 512, generator=generator)
+    made = {
+        "normal": w,
+        "heavy tails": w**3,
+        "on its grid": torch.randint(-8, 8, w.shape, generator=generator).float(),
+        "ties of both signs": w.sign() * (w.abs() > 1),
+        "bfloat16": w.bfloat16(),
+        "float16": w.half(),
+        "sparse": w * (w > 2.5),
+        "one value": torch.full_like(w, -0.3),
+        "zeros": torch.zeros_like(w),
+        "transposed": w.view(512, 24).t(),
+        "experts": w.view(3, 8, 512),
+    }
+    return made[kind]
+
+
+KINDS = ["normal", "heavy tails", "on its grid", "ties of both signs", "bfloat16", "float16"]
+KINDS += ["sparse", "one value", "zeros", "transposed", "experts"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int4_search_is_its_definition(kind, monkeypatch):
     from l4kernels.ops import quant
 
-    w = torch.randn(5, 384)
-    whole = ops.quantize_int4(w)
-    monkeypatch.setattr(quant, "_SEARCH_ELEMENTS", 256)
-    assert all(torch.equal(a, b) for a, b in zip(whole, ops.quantize_int4(w), strict=True))
+    w = int4_weights(kind)
+    codes, scales = searched(w.float().reshape(*w.shape[:-1], -1, 128))
+    for piece in (1 << 19, 256, 768):  # in one piece, and in several
+        monkeypatch.setattr(quant, "_PIECE", piece)
+        packed, got = ops.quantize_int4(w)
+        assert torch.equal(got, scales.squeeze(-1))
+        assert torch.equal(ops.unpack_int4(packed), codes.flatten(-2))
+
+
+def test_int4_of_a_parameter():
+    w = torch.nn.Parameter(torch.randn(2, 256, generator=torch.Generator().manual_seed(3)))
+    want = ops.quantize_int4(w.detach())
+    for quantize in (ops.quantize_int4, ops.quantize_int4.reference):
+        got = quantize(w)
+        assert torch.equal(got.packed, want.packed) and torch.equal(got.scales, want.scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_int4_does_not_depend_on_the_default_dtype(dtype):
+    w = int4_weights("normal")
+    packed, scales = ops.quantize_int4(w)
+    back = ops.dequantize_int4(packed, scales)
+    torch.set_default_dtype(dtype)
+    try:
+        again = ops.quantize_int4(w)
+        assert torch.equal(packed, again.packed) and torch.equal(scales, again.scales)
+        assert torch.equal(back, ops.dequantize_int4(packed, scales))
+        assert torch.equal(packed, ops.pack_int4(ops.unpack_int4(packed)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("power", [-145, -130, -126, -120, -41, -40, 0, 60, 61, 100, 120, 125])
+def test_int4_of_any_magnitude(search, power):
+    """Scaled by a power of two, weights keep their codes; at the ends bfloat16 rounds scales."""
+    w = torch.randn(8, 256, generator=torch.Generator().manual_seed(2))
+    plain = ops.quantize_int4(w, search=search)
+    scaled = w.double().mul(2.0**power).float()
+    packed, scales = ops.quantize_int4(scaled, search=search)
+    back = ops.dequantize_int4(packed, scales)
+    assert back.isfinite().all()
+    if power > -116:
+        assert torch.equal(packed, plain[0])
+        assert torch.equal(scales.double(), plain[1].double() * 2.0**power)
+        return
+    error = (back.double() - scaled.double()).abs()
+    if search:
+        other = ops.dequantize_int4(*ops.quantize_int4(scaled, search=False))
+        other = (other.double() - scaled.double()).view(-1, 128).norm(dim=-1)
+        assert (error.view(-1, 128).norm(dim=-1) <= other).all()
+    else:  # half a step of the smallest bfloat16, eight times; or no scale is left at all
+        step = scales.double().abs().repeat_interleave(128, -1)
+        assert (
+            error <= torch.minimum(step * (0.5 + 7.5 / 256), scaled.double().abs()) + 8 * 2.0**-134
+        ).all()
+
+
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("value", [3e38, -3e38, 3.4e38, -3.4028234e38, 1e-45, -1e-38])
+def test_int4_of_one_extreme_value(search, value):
+    started = time.monotonic()
+    w = torch.full((64, 256), value)
+    back = ops.dequantize_int4(*ops.quantize_int4(w, search=search))
+    assert back.isfinite().all()
+    error = (back.double() - w.double()).abs().max().item()
+    assert error <= max(abs(value) / (60 if search else 7), 8 * 2.0**-134)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_int4_of_what_is_not_finite_is_nan_in_its_group_only(search, value):
+    w = int4_weights("normal")
+    clean = ops.dequantize_int4(*ops.quantize_int4(w, search=search))
+    w[3, 200] = value
+    back = ops.dequantize_int4(*ops.quantize_int4(w, search=search))
+    assert back[3, 128:256].isnan().all()
+    back[3, 128:256] = clean[3, 128:256]
+    assert torch.equal(back, clean)
 
 
 def test_w4_gemm_equals_gemm_on_dequantised_weights():
@@ -183,6 +320,10 @@ def test_w4_gemm_equals_gemm_on_dequantised_weights():
     assert torch.equal(ops.w4_gemm(a, packed, scales, **options), dense)
 
 
+def words(n, k):
+    return torch.zeros(n, k // 8, dtype=I32), torch.zeros(n, k // 128)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -192,6 +333,12 @@ def test_w4_gemm_equals_gemm_on_dequantised_weights():
         (lambda: ops.quantize_fp8(torch.zeros(2, 8, dtype=FP8), "row"), "x to be float32 or"),
         (lambda: ops.quantize_int4(torch.zeros(2, 100)), "multiple of 128, got 100"),
         (lambda: ops.quantize_int4(torch.zeros(128)), r"w to be \[\.\.\., N, K\]"),
+        (lambda: ops.quantize_int4(torch.zeros(3, 0)), r"at least one group along K, got \[3, 0\]"),
+        (lambda: ops.dequantize_int4(*words(3, 0)), r"K a multiple of 128, got \[3, 0\]"),
+        (lambda: ops.dequantize_int4(words(3, 256)[0], torch.ones(3, 1)), r"scales to be \[3, 2\]"),
+        (lambda: ops.dequantize_int4(torch.ones(16), torch.ones(1)), "packed to be int32"),
+        (lambda: ops.w4_gemm(torch.zeros(2, 0), *words(4, 0)), r"at least 128 columns .*\[2, 0\]"),
+        (lambda: ops.w4_gemm(torch.zeros(2, 128), *words(0, 128)), r"N > 0, got \[0, 16\]"),
         (lambda: ops.silu_mul_fp8(torch.zeros(2, 200), "1x128"), "F, half of .* got 100"),
         (lambda: ops.silu_mul_fp8(torch.zeros(2, 256), "tensor"), "one of row, 1x128"),
         (lambda: ops.silu_mul(torch.zeros(2, 7)), "multiple of 2, got 7"),

@@ -1,6 +1,8 @@
 """The planner against the published tables: parameters, sizes, KV, fits, bytes per step."""
 
 import json
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,10 +11,13 @@ import torch
 
 from l4kernels import Llama4
 from l4kernels import plan as planner
+from l4kernels.cli import main
 from l4kernels.demo import CHECKPOINT
 from l4kernels.layers import linear
 from l4kernels.model.config import Llama4Config
+from l4kernels.model.fields import ConfigError
 from l4kernels.plan import FORMATS, PlanError, plan
+from tools.nvcc import ROOT
 
 SCOUT, MAVERICK, BEHEMOTH = map(Llama4Config.preset, ("scout", "maverick", "behemoth"))
 LENGTHS = (8_192, 131_072, 1_048_576, 10_485_760)
@@ -254,6 +259,9 @@ def test_kv_dtype_follows_the_weights():
         ({"gpu": "a100"}, "unknown GPU 'a100'; known: h100, .*h200"),
         ({"gpu": "0xh100"}, "COUNTxNAME"),
         ({"gpu": "axh100"}, "COUNTxNAME"),
+        ({"gpu": "²xh100"}, "COUNTxNAME"),
+        ({"gpu": "9" * 5000 + "xh100"}, "COUNTxNAME"),
+        ({"gpu": "xh100"}, "COUNTxNAME"),
         ({"form": "int3"}, "unknown format 'int3'; known: bf16, fp8, int4"),
         ({"kv_dtype": "int4"}, "unknown KV dtype"),
         ({"context": 0}, "expected context"),
@@ -271,10 +279,95 @@ def test_token_counts(text, want):
     assert planner.parse_tokens(text) == want
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "0", "1e9", "1.5k", "99999M", "٣"])
+@pytest.mark.parametrize("text", ["", "k", "-1", "0", "1e9", "1.5k", "99999M", "٣", "9" * 5000])
 def test_bad_token_counts(text):
     with pytest.raises(PlanError, match="expected a number of tokens"):
         planner.parse_tokens(text)
+
+
+def test_what_cannot_run_yet():
+    assert plan(SCOUT, "fp8", "h200").obstacles == plan(SCOUT, "bf16", "h100").obstacles == ()
+    assert "one GPU only" in " ".join(plan(SCOUT, "fp8", "8xh100").obstacles)
+    assert "w4_gemm and quantize_int4" in " ".join(plan(SCOUT, "int4", "h100").obstacles)
+    assert "cannot be loaded" in " ".join(plan(SCOUT, "fp8-ffn", "h100").obstacles)
+
+
+def test_formats_without_kernels_are_those_of_the_sources():
+    """A kernel that is written must leave the plan's list."""
+    bound = "".join(p.read_text() for p in (ROOT / "csrc" / "bindings").rglob("*.cpp"))
+    for form in planner.OWN_FORMATS:
+        for op in planner.WITHOUT_KERNELS.get(form, ()):
+            assert op in linear.ops.OPS and f'"{op}' not in bound
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("demo", "--batch", "2"),
+        ("behemoth", "--all"),
+        ("maverick", "--all", "--gpu", "8xh100-pcie", "--context", "1M", "--batch", "4"),
+    ],
+)
+def test_a_plan_fits_80_columns_and_says_what_it_needs(arguments, capsys):
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+    assert "…" not in out
+    text = " ".join(out.split())
+    assert "Loading reads the source files" in text and "Not yet: " in text
+    assert ("int4" in text) == ("w4_gemm" in text)
+
+
+def test_a_plan_without_obstacles_names_none(capsys):
+    assert main(["plan", "scout", "--gpu", "h200", "--format", "fp8"]) == 0
+    assert "Not yet" not in capsys.readouterr().out
+
+
+def test_a_plan_for_programs(capsys):
+    assert main(["plan", "scout", "--format", "int4", "--gpu", "2xh200", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["source_bytes"] == planner.weight_bytes(SCOUT, FORMATS["bf16"])
+    assert len(found["plans"][0]["obstacles"]) == 2
+
+
+def test_a_folders_name_is_text(tmp_path, capsys):
+    folder = tmp_path / "[red]x\x1b[2J\n"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny.CONFIG))
+    assert main(["plan", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "[red]x" in out and "\x1b" not in out
+
+
+def test_a_preset_wins_over_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "scout"):
+        (tmp_path / name).mkdir()
+    assert planner.find_config("demo") == Llama4Config.preset("demo")
+    with pytest.raises(ValueError, match=r"demo/config\.json: not found"):
+        planner.find_config("./demo")
+    (tmp_path / "demo" / "config.json").write_text(json.dumps(tiny.CONFIG))
+    for spelling in ("./demo", "demo/", str(tmp_path / "demo"), "demo/config.json"):
+        assert planner.find_config(spelling).vocab_size == tiny.VOCAB
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="mine/config"):
+        planner.find_config("mine")
+
+
+@pytest.mark.parametrize("place", ["model", "model/config.json"])
+@pytest.mark.parametrize("kind", ["pipe", "zeros", "itself"])
+def test_a_plan_of_what_is_no_file(tmp_path, place, kind):
+    file = tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to({"zeros": "/dev/zero", "itself": file.name}[kind])
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match=r"expected a regular file|cannot be read"):
+        planner.find_config(str(tmp_path / "model"))
+    assert time.monotonic() - started < 2
 
 
 def test_models_by_name_or_folder(tmp_path):

@@ -96,7 +96,7 @@ def test_misshapen_tensor(tensors, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
 def test_wrong_dtype(tensors, tmp_path, monkeypatch, dtype):
     write(tmp_path, {**tensors, DOWN: tensors[DOWN].to(dtype)})
-    with refused(monkeypatch, f"expected {DOWN} to be one of BF16, F16, F32"):
+    with refused(monkeypatch, f"expected {DOWN} to be one of BF16, F16, F32, F64"):
         Llama4.from_pretrained(tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_index_that_does_not_match_its_files(tensors, tmp_path, monkeypatch):
         Llama4.from_pretrained(tmp_path)
     for text in ("{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": [1]}}'):
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with refused(monkeypatch, "not a safetensors index"):
+        with refused(monkeypatch, r"model\.safetensors\.index\.json: "):
             Llama4.from_pretrained(tmp_path)
 
 

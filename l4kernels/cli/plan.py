@@ -1,5 +1,7 @@
 """`l4k plan`."""
 
+import textwrap
+
 from l4kernels import plan as planner
 from l4kernels.cli.output import Cell, line, print_json, styled, table, tokens
 
@@ -32,6 +34,7 @@ def run(
                 "model": config.name,
                 "estimate": config.estimate,
                 "params": counts | {"total": total, "active": active},
+                "source_bytes": planner.weight_bytes(config, planner.FORMATS["bf16"]),
                 "kv_bytes_per_sequence": {
                     name: planner.kv_bytes(config, length, size)
                     for name, size in planner.KV_BYTES.items()
@@ -41,47 +44,67 @@ def run(
         )
         return
     label = " (an estimate: this shape was never published)" if config.estimate else ""
-    line(
-        styled(config.name, "bold"),
-        f"{label}: {_count(total)} parameters, {_count(active)} active per token",
-    )
-    unit = 1e9 if total > 1e9 else 1e6
-    name = "GB" if unit == 1e9 else "MB"
+    _say(f"{config.name}{label}: {_count(total)} parameters, {_count(active)} active per token")
+    power, unit = (9, "GB") if total > 1e9 else (6, "MB")
+    scale = 10.0**power
     sequences = f"{batch} sequences of " if batch > 1 else ""
     table(
-        f"{sequences}{tokens(length)} tokens; sizes in {name} (10^{9 if unit == 1e9 else 6} bytes)",
-        ["format", "KV in", "GPU", "weights", "KV", "activ.", "fits", "spare", "max context",
-         f"{name}/step", "floor ms", "tok/s"],
-        [_row(p, unit) for p in plans],
-    )  # fmt: skip
+        f"{sequences}{tokens(length)} tokens; sizes in {unit} (10^{power} bytes)",
+        ["format", "GPU", "weight", "KV", "fits", "spare", "max ctx", "ms", "tok/s"],
+        [_row(p, scale) for p in plans],
+    )
+    _notes(plans, planner.weight_bytes(config, planner.FORMATS["bf16"]) / scale, unit)
+
+
+def _notes(plans: list[planner.Plan], source: float, unit: str) -> None:
+    """What the figures mean, and what of it cannot be had today."""
+    kv = {p.kv_dtype: None for p in plans}
+    if len(kv) == 1:
+        _say(f"KV: keys and values in {next(iter(kv))}.")
+    else:
+        small = ", ".join(dict.fromkeys(p.format for p in plans if p.kv_dtype == "fp8"))
+        _say(f"KV: keys and values in bf16; in fp8 with {small}.")
     reserves = sorted({(p.gpu, p.reserve / p.num_gpus) for p in plans})
     kept = ", ".join(f"{size / 1e9:.1f} GB of a {gpu}" for gpu, size in reserves)
-    line(
-        f"Kept free for CUDA, workspaces, activations and graphs (estimate): {kept}. floor, tok/s: "
-        f"bytes of one decode step at datasheet bandwidth; no kernel is faster.",
-        wrap=True,
+    _say(f"Kept free for CUDA, workspaces, activations and graphs (estimate): {kept}.")
+    _say(
+        "ms, tok/s: the floor of one decode step, its bytes at datasheet bandwidth. No kernel is "
+        "faster."
     )
+    _say(
+        f"Loading reads the source files, {_size(source)} {unit} in bf16, whatever the format: "
+        f"weights are quantised on the way."
+    )
+    found = dict.fromkeys(sentence for p in plans for sentence in p.obstacles)
+    if found:
+        _say("Not yet: " + " ".join(found))
+
+
+def _say(text: str) -> None:
+    """A paragraph for 80 columns."""
+    line(textwrap.fill(text, 80))
 
 
 def _count(params: int) -> str:
     return f"{params / 1e9:,.2f} B" if params >= 1e9 else f"{params / 1e6:.2f} M"
 
 
-def _row(p: planner.Plan, unit: float) -> list[Cell]:
-    def size(value: float) -> str:
-        return f"{value / unit:,.2f}" if abs(value / unit) < 1000 else f"{value / unit:,.0f}"
+def _size(value: float) -> str:
+    """Four digits at least, six characters at most below a million."""
+    digits = 2 if abs(value) < 100 else 1 if abs(value) < 1000 else 0
+    return f"{value:,.{digits}f}"
 
+
+def _row(p: planner.Plan, scale: float) -> list[Cell]:
+    rate = p.tokens_per_second_ceiling
     return [
         p.format,
-        p.kv_dtype,
         p.gpu if p.num_gpus == 1 else f"{p.num_gpus}x{p.gpu}",
-        size(p.weights),
-        size(p.kv),
-        size(p.activations),
+        _size(p.weights / scale),
+        _size(p.kv / scale),
         styled("yes", "green") if p.fits else styled("no", "red"),
-        size(p.spare),
+        _size(p.spare / scale),
         tokens(p.max_context) if p.max_context else "-",
-        size(p.bytes_per_step),
         f"{p.step_floor_ms:.2f}" if p.step_floor_ms >= 0.01 else f"{p.step_floor_ms:.4f}",
-        f"{p.tokens_per_second_ceiling:,.0f}",
+        f"{rate:,.0f}" if rate < 1e6 else f"{rate / 1e6:.1f} M",
     ]

@@ -10,9 +10,9 @@ from l4kernels import ops
 
 FORMATS = ("bf16", "fp8", "int4")
 _FP8 = torch.float8_e4m3fn
-_MAX_PIECE = 1 << 22
-"""Weights are written in sixteenths of at most so many elements: quantising needs float32 copies,
-and they should not be what decides how much memory loading takes."""
+_MIN_PIECE, _MAX_PIECE = 1 << 18, 1 << 22
+"""Weights are written in sixteenths of so many elements: quantising needs float32 copies, and they
+should not be what decides how much memory loading takes; nor should calls decide the time."""
 
 
 class Quantized(Protocol):
@@ -127,7 +127,8 @@ class Linear(nn.Module):
         pad_k = self.in_features - weight.shape[1]
         if pad_n or pad_k:
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
-        step = max(8, min(_MAX_PIECE, weight.numel() // 16) // self.in_features // 8 * 8)
+        piece = min(_MAX_PIECE, max(_MIN_PIECE, weight.numel() // 16))
+        step = max(8, piece // self.in_features // 8 * 8)
         for start in range(0, weight.shape[0], step):
             for target, value in self._quantised(weight[start : start + step].to(self.device)):
                 target = _rows(target if expert is None else target[expert], rows)

@@ -5,18 +5,25 @@ and the tensor.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-_FLOATS = ("BF16", "F16", "F32")
+from l4kernels.model.files import open_regular, read_object, shown
+
+_FLOATS = ("BF16", "F16", "F32", "F64")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHOWN = 5
+_MAX_INDEX = 16 << 20
+_MAX_HEADER = 8 << 20  # Maverick, expert by expert, has less than 2 MB in all its files
 
 
 class CheckpointError(ValueError):
@@ -41,18 +48,27 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: not a folder; expected a checkpoint folder")
         self.entries: dict[str, Entry] = {}
         self._placed: dict[str, str] = {}
+        self._roots = _roots(self.folder.resolve())
         self.files = self._files()
         for file in self.files:
             self._read_header(file)
-        absent = [f"{n} in {f}" for n, f in self._placed.items() if n not in self.entries]
+        absent = [f"{_short(n)} in {f}" for n, f in self._placed.items() if n not in self.entries]
         if absent:
             raise CheckpointError(
                 f"{self.folder / _INDEX}: places {len(absent)} tensors in files that do not hold "
                 f"them: {_some(absent)}"
             )
 
-    def check(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Exactly the expected tensors, each with its shape and a float type."""
+    def check(
+        self,
+        expected: dict[str, tuple[int, ...]],
+        ignored: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Exactly the expected tensors, each with its shape and a float type.
+
+        Others that are `ignored` may be there, and are not read.
+        """
+        self.entries = {n: e for n, e in self.entries.items() if n in expected or not ignored(n)}
         missing = [name for name in expected if name not in self.entries]
         if missing:
             raise CheckpointError(
@@ -61,7 +77,7 @@ class Checkpoint:
             )
         extra = [name for name in self.entries if name not in expected]
         if extra:
-            places = (f"{name} in {self.entries[name].file.name}" for name in extra)
+            places = (f"{_short(name)} in {self.entries[name].file.name}" for name in extra)
             raise CheckpointError(
                 f"{self.folder}: {len(extra)} tensors are unexpected by config.json: "
                 f"{_some(places)}"
@@ -70,7 +86,8 @@ class Checkpoint:
             entry = self.entries[name]
             if entry.shape != shape:
                 raise CheckpointError(
-                    f"{entry.file}: expected {name} to be {list(shape)}, got {list(entry.shape)}"
+                    f"{entry.file}: expected {name} to be {list(shape)}, "
+                    f"got {shown(list(entry.shape))}"
                 )
             if entry.dtype not in _FLOATS:
                 raise CheckpointError(
@@ -78,90 +95,128 @@ class Checkpoint:
                     f"got {entry.dtype}"
                 )
 
-    def slabs(self) -> Iterator[tuple[str, int | None, Tensor]]:
+    def slabs(self, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
         """Every tensor, a stack of experts `[E, ...]` one expert at a time: (name, expert, data).
 
-        A file is mapped while its tensors are read and unmapped before the next one.
+        Data are as stored (float64: as float32) and finite in `dtype`. A file is mapped while its
+        tensors are read and unmapped before the next one.
         """
         for file in self.files:
-            yield from self._slabs_of(file)
+            yield from self._slabs_of(file, dtype)
 
-    def _slabs_of(self, file: Path) -> Iterator[tuple[str, int | None, Tensor]]:
+    def _slabs_of(self, file: Path, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
         with _opened(file) as f:
             for name in sorted(n for n, e in self.entries.items() if e.file == file):
                 if len(self.entries[name].shape) == 3:
                     stack = f.get_slice(name)
                     for expert in range(self.entries[name].shape[0]):
-                        yield name, expert, self._finite(name, stack[expert])
+                        yield name, expert, self._finite(name, stack[expert], dtype)
                 else:
-                    yield name, None, self._finite(name, f.get_tensor(name))
+                    yield name, None, self._finite(name, f.get_tensor(name), dtype)
 
-    def _finite(self, name: str, data: Tensor) -> Tensor:
-        # NaN and infinity survive a sum, which needs no memory; a finite sum clears the tensor.
-        if not torch.isfinite(data.sum()) and not data.isfinite().all():
-            count = int((~data.isfinite()).sum())
+    def _finite(self, name: str, data: Tensor, dtype: torch.dtype) -> Tensor:
+        # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
+        if not torch.stack(data.aminmax()).to(dtype).isfinite().all():
+            count = int((~data.to(dtype).isfinite()).sum())
             raise CheckpointError(
-                f"{self.entries[name].file}: {name} holds {count} values that are NaN or infinite"
+                f"{self.entries[name].file}: {name} holds {count} values that are NaN, infinite "
+                f"or too large for {str(dtype).removeprefix('torch.')}"
             )
-        return data
+        return data.float() if data.dtype == torch.float64 else data
 
     def _files(self) -> list[Path]:
+        # As in transformers: an index counts only where there is no single file.
+        if os.path.lexists(self.folder / _SINGLE):
+            return [self._inside(_SINGLE)]
         index = self.folder / _INDEX
-        if not index.exists():
-            single = self.folder / _SINGLE
-            if single.exists():
-                return [self._inside(_SINGLE)]
+        if not os.path.lexists(index):
             raise CheckpointError(
                 f"{self.folder}: found neither {_SINGLE} nor {_INDEX}; expected a Hugging Face "
                 f"safetensors checkpoint"
             )
-        text = self._inside(_INDEX).read_bytes()
-        try:
-            weight_map = json.loads(text)["weight_map"]
-            names = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{index}: not a safetensors index ({error!r})") from None
-        self._placed = weight_map
-        return [self._inside(name) for name in names]
+        content = read_object(self._inside(_INDEX), CheckpointError, _MAX_INDEX)
+        placed = content.get("weight_map")
+        if not isinstance(placed, dict) or not placed:
+            raise CheckpointError(
+                f"{index}: expected weight_map to name the file of each tensor, got {shown(placed)}"
+            )
+        for name, place in placed.items():
+            if not isinstance(place, str):
+                raise CheckpointError(
+                    f"{index}: expected {_short(name)} to be in a file inside the checkpoint, "
+                    f"got {shown(place)}"
+                )
+        self._placed = placed
+        return [self._inside(name) for name in sorted(set(placed.values()))]
 
-    def _inside(self, name: object) -> Path:
-        fits = isinstance(name, str) and 0 < len(name) < 256 and "\0" not in name
+    def _inside(self, name: str) -> Path:
+        """A regular file of the folder; it may be a link, but not to anywhere else."""
+        fits = 0 < len(name) < 256 and name.isprintable()
         if not fits or Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(
                 f"{self.folder / _INDEX}: expected a file name inside the checkpoint, "
-                f"got {name!r:.80}"
+                f"got {shown(name)}"
             )
         file = self.folder / name
-        target = file.resolve()
-        if not any(target.is_relative_to(root) for root in self._roots()):
+        try:
+            target = file.resolve(strict=True)
+        except (OSError, RuntimeError):  # RuntimeError: links in a circle
+            target = None
+        if target and not any(target.is_relative_to(root) for root in self._roots):
             raise CheckpointError(
                 f"{file}: leads out of the checkpoint folder to {target}; "
                 f"copy the file into the folder"
             )
-        if not file.is_file():
+        if not target or not target.is_file():
             raise CheckpointError(f"{file}: the file is missing, or not a regular file")
         return file
 
-    def _roots(self) -> list[Path]:
-        """The folder itself; for a snapshot of the Hugging Face cache also its own blobs."""
-        folder = self.folder.resolve()
-        is_snapshot = folder.parent.name == "snapshots"
-        return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
-
     def _read_header(self, file: Path) -> None:
+        _check_header(file)
         with _opened(file) as f:
             for name in f.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
                 if name in self.entries:
                     raise CheckpointError(
-                        f"{file}: {name} is also in {self.entries[name].file.name}"
+                        f"{file}: {_short(name)} is also in {self.entries[name].file.name}"
                     )
-                if self._placed and self.folder / str(self._placed.get(name)) != file:
+                if self._placed and self.folder / self._placed.get(name, "") != file:
                     raise CheckpointError(
-                        f"{file}: holds {name}, which {_INDEX} places in {self._placed.get(name)!r}"
+                        f"{file}: holds {_short(name)}, which {_INDEX} places in "
+                        f"{self._placed.get(name)!r}"
                     )
                 header = f.get_slice(name)
                 self.entries[name] = Entry(file, tuple(header.get_shape()), header.get_dtype())
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folder itself; for a snapshot of the Hugging Face cache also its own blobs."""
+    is_snapshot = folder.parent.name == "snapshots"
+    return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
+
+
+def _check_header(file: Path) -> None:
+    """Refuses what `safe_open` takes: a header that is long to parse, a name that comes twice."""
+    with open_regular(file, CheckpointError) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > _MAX_HEADER:
+            raise CheckpointError(
+                f"{file}: not a complete safetensors file (expected a header of at most "
+                f"{_MAX_HEADER >> 20} MiB, got {length:,} bytes)"
+            )
+        header = stream.read(length)
+
+    def distinct(pairs: list[tuple[str, Any]]) -> None:
+        name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+        if count > 1:
+            raise CheckpointError(f"{file}: holds {_short(name)} {count} times")
+
+    try:
+        json.loads(header, object_pairs_hook=distinct)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError):
+        pass  # `safe_open` says better what is wrong with it
 
 
 class _opened:
@@ -173,8 +228,8 @@ class _opened:
             self.handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file}: not a complete safetensors file ({error}); it may be truncated: "
-                f"copy or download it again"
+                f"{file}: not a complete safetensors file ({shown(str(error), 200)}); it may be "
+                f"truncated: copy or download it again"
             ) from None
 
     def __enter__(self):
@@ -182,6 +237,11 @@ class _opened:
 
     def __exit__(self, *exception):
         return self.handle.__exit__(*exception)
+
+
+def _short(name: str) -> str:
+    """A tensor's name, or enough of one that nobody could have given."""
+    return name if name.isprintable() and len(name) <= 200 else shown(name)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -3,33 +3,15 @@
 Absurd values are refused here, before anything is allocated.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from l4kernels.model import config_rules as rules
+from l4kernels.model.config_rules import RopeScaling
 from l4kernels.model.fields import ConfigError, Fields
-
-_ABSENT = {
-    "attention_chunk_size": 8192,
-    "head_dim": 128,
-    "intermediate_size_mlp": 16_384,
-    "num_key_value_heads": 8,
-    "num_local_experts": 16,
-    "use_qk_norm": True,
-}
-"""What transformers takes for a text field that is absent; null is a value of its own."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """llama3 frequency scaling: long wavelengths are stretched by `factor`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+from l4kernels.model.files import shown
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,8 @@ class VisionConfig:
         f = Fields(data, "vision_config")
         f.expect("hidden_act", "gelu", default="gelu")
         f.expect("multi_modal_projector_bias", False, default=False)
-        rope = data.get("rope_parameters") or data
+        rope = rules.rope_parameters(f)
+        rope.expect("rope_type", "default", default="default")
         vision = cls(
             hidden_size=f.integer("hidden_size", 1, 65_536),
             num_hidden_layers=f.integer("num_hidden_layers", 1, 512),
@@ -86,7 +69,7 @@ class VisionConfig:
             image_size=f.square("image_size", 4096),
             patch_size=f.square("patch_size", 512),
             num_channels=f.integer("num_channels", 1, 16),
-            rope_theta=Fields(rope, "vision_config").number("rope_theta", 1.0, 1e12),
+            rope_theta=rope.number("rope_theta", 1.0, 1e12),
             pixel_shuffle_ratio=f.number("pixel_shuffle_ratio", 1 / 16, 1.0),
             projector_input_dim=f.integer("projector_input_dim", 1, 65_536),
             projector_output_dim=f.integer("projector_output_dim", 1, 65_536),
@@ -165,49 +148,30 @@ class Llama4Config:
             config = replace(cls.from_dict(data), name=file.parent.name)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-        generation = file.with_name("generation_config.json")
-        if not generation.exists():
-            return config
         # Chat models list more end tokens here than in config.json.
-        f = Fields.of_file(generation)
-        pad = f.integer("pad_token_id", -1, 1_000_000, default=config.pad_token_id)
-        ids = f.id_list("eos_token_id") or config.eos_token_ids
-        return replace(config, eos_token_ids=ids, pad_token_id=pad)
+        generation = Fields.of_file(file.with_name("generation_config.json"), optional=True)
+        return replace(config, **rules.special_ids(generation))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Llama4Config":
         """From the parsed `config.json`, with or without a `text_config` inside."""
-        if not isinstance(data, Mapping):
-            raise ConfigError("expected a JSON object")
-        text = data.get("text_config") or data
-        where = "text_config" if text is not data else "config"
-        f = Fields({**_ABSENT, **Fields(text, where).data}, where)
-        model_type = text.get("model_type", "llama4_text")
-        if model_type not in ("llama4_text", "llama4"):
-            raise ConfigError(f"expected model_type llama4 or llama4_text, got {model_type!r}")
-        for part in (data, text):
-            if part.get("quantization_config"):
-                raise ConfigError(
-                    "this checkpoint is already quantised (quantization_config is present); "
-                    "supported now: unquantised safetensors (bf16, fp16 or fp32), quantised "
-                    'while loading with weights="fp8" or weights="int4"'
-                )
-        f.expect("hidden_act", "silu", default="silu")
-        f.expect("attention_bias", False, default=False)
+        top = Fields(data, "config")
+        text = top.part("text_config") or top
+        f = Fields({**rules.ABSENT, **text.data}, text.where)
+        rules.check_kind(top, text)
         layers = f.integer("num_hidden_layers", 1, 512)
         heads = f.integer("num_attention_heads", 1, 1024)
         hidden = f.integer("hidden_size", 1, 65_536)
         experts = f.integer("num_local_experts", 0, 256, default=0)
-        moe_layers = _moe_layers(f, layers) if experts else ()
-        rope_layers = _rope_layers(f, layers)
+        moe_layers = rules.moe_layers(f, layers) if experts else ()
+        rope_layers = rules.rope_layers(f, layers)
         chunk = f.integer("attention_chunk_size", 0, 1 << 28, default=0)
-        theta, scaling = _rope(f)
-        vision = data.get("vision_config") if text is not data else None
-        ids = Fields(data, "config")
-        vocab = f.integer("vocab_size", 1, 1_000_000)
+        positions = f.integer("max_position_embeddings", 1, 1 << 28)
+        theta, scaling = rules.rope(f, positions)
+        vision = top.part("vision_config") if text is not top else None
         expert_size = f.integer("intermediate_size", 1, 1 << 20)
         config = cls(
-            vocab_size=vocab,
+            vocab_size=f.integer("vocab_size", 1, 1_000_000),
             hidden_size=hidden,
             num_hidden_layers=layers,
             num_attention_heads=heads,
@@ -221,34 +185,29 @@ class Llama4Config:
             num_experts_per_tok=f.integer("num_experts_per_tok", 1, 8, default=1),
             moe_layers=moe_layers,
             rope_layers=rope_layers,
-            chunked_layers=_chunked_layers(f, rope_layers) if chunk else (False,) * layers,
+            chunked_layers=rules.chunked_layers(f, rope_layers) if chunk else (False,) * layers,
             attention_chunk_size=chunk,
-            # One release wrote the integer 4 here; any non-zero value means on.
-            attn_temperature_tuning=bool(f.integer("attn_temperature_tuning", 0, 99, default=1)),
+            attn_temperature_tuning=rules.temperature_tuning(f),
             floor_scale=f.integer("floor_scale", 1, 1 << 30, default=8192),
             attn_scale=f.number("attn_scale", 0.0, 100.0, default=0.1),
             rope_theta=theta,
-            rope_scaling=_fixed_scaling(scaling, experts),
+            rope_scaling=rules.fixed_scaling(scaling, experts),
             use_qk_norm=f.boolean("use_qk_norm", default=False),
             rms_norm_eps=f.number("rms_norm_eps", 0.0, 1.0, default=1e-5),
-            max_position_embeddings=f.integer("max_position_embeddings", 1, 1 << 28),
+            max_position_embeddings=positions,
             tie_word_embeddings=f.boolean(
-                "tie_word_embeddings", default=ids.boolean("tie_word_embeddings", default=False)
+                "tie_word_embeddings", default=top.boolean("tie_word_embeddings", default=False)
             ),
-            bos_token_id=f.integer("bos_token_id", 0, vocab, default=None),
-            eos_token_ids=f.id_list("eos_token_id"),
-            pad_token_id=f.integer("pad_token_id", -1, 1_000_000, default=None),
-            image_token_index=ids.integer("image_token_index", 0, 1_000_000, default=None),
-            boi_token_index=ids.integer("boi_token_index", 0, 1_000_000, default=None),
-            eoi_token_index=ids.integer("eoi_token_index", 0, 1_000_000, default=None),
-            vision=VisionConfig.from_dict(vision) if vision else None,
+            vision=VisionConfig.from_dict(vision.data) if vision else None,
+            **rules.image_ids(top),
+            **{**rules.special_ids(f), **rules.special_ids(top)},
         )
         f.divides("num_key_value_heads", config.num_key_value_heads, heads)
         f.divides("2 (rotated pairs)", 2, config.head_dim)
         if config.moe_layers and config.num_experts_per_tok > experts:
             f.fail(f"expected num_experts_per_tok <= {experts} experts")
         if config.vision and config.image_token_index is None:
-            ids.fail("image_token_index is missing, but vision_config is present")
+            top.fail("image_token_index is missing, but vision_config is present")
         return config
 
     @classmethod
@@ -257,69 +216,5 @@ class Llama4Config:
         from l4kernels.model.presets import PRESETS
 
         if name not in PRESETS:
-            raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {name!r}")
+            raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {shown(name)}")
         return PRESETS[name]
-
-
-def _moe_layers(f: Fields, layers: int) -> tuple[int, ...]:
-    explicit = f.data.get("moe_layers")
-    if explicit is not None:
-        return f.integers("moe_layers", explicit, 0, layers - 1)
-    step = f.integer("interleave_moe_layer_step", 0, 512, default=1)
-    return tuple(range(step - 1, layers, step)) if step else ()
-
-
-def _rope_layers(f: Fields, layers: int) -> tuple[bool, ...]:
-    explicit = f.data.get("no_rope_layers")
-    if explicit:
-        flags = f.integers("no_rope_layers", explicit, 0, 1)
-        if len(flags) < layers:
-            f.fail(f"expected no_rope_layers to have {layers} entries, got {len(flags)}")
-        return tuple(bool(flag) for flag in flags[:layers])
-    interval = f.integer("no_rope_layer_interval", 0, 512, default=4)
-    return tuple(not interval or (layer + 1) % interval != 0 for layer in range(layers))
-
-
-def _chunked_layers(f: Fields, rope_layers: tuple[bool, ...]) -> tuple[bool, ...]:
-    types = f.data.get("layer_types")
-    if not types:
-        return rope_layers
-    known = ("chunked_attention", "full_attention")
-    if not isinstance(types, list) or any(t not in known for t in types):
-        f.fail(f"expected layer_types to be a list of {' and '.join(known)}, got {types!r}")
-    if len(types) < len(rope_layers):
-        f.fail(f"expected layer_types to have {len(rope_layers)} entries, got {len(types)}")
-    return tuple(t == "chunked_attention" for t in types[: len(rope_layers)])
-
-
-def _rope(f: Fields) -> tuple[float, RopeScaling | None]:
-    """`rope_parameters` (transformers >= 5), or `rope_theta` beside `rope_scaling`."""
-    parameters = f.data.get("rope_parameters")
-    source = parameters or f.data.get("rope_scaling") or {}
-    if not isinstance(source, Mapping):
-        f.fail(f"expected the RoPE parameters to be an object, got {source!r}")
-    theta_source = f if not parameters or "rope_theta" not in parameters else Fields(source, "rope")
-    theta = theta_source.number("rope_theta", 1.0, 1e12, default=500_000.0)
-    kind = source.get("rope_type", source.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
-        f.fail(f"expected rope_type default or llama3, got {kind!r}")
-    s = Fields(source, "rope")
-    return theta, RopeScaling(
-        factor=s.number("factor", 1.0, 1e6),
-        low_freq_factor=s.number("low_freq_factor", 1e-6, 1e6),
-        high_freq_factor=s.number("high_freq_factor", 1e-6, 1e6),
-        original_max_position_embeddings=s.integer("original_max_position_embeddings", 1, 1 << 28),
-    )
-
-
-def _fixed_scaling(scaling: RopeScaling | None, experts: int) -> RopeScaling | None:
-    if experts == 16 and scaling == RopeScaling(8.0, 1.0, 4.0, 8192):
-        warnings.warn(
-            "this 16-expert config has Scout's first, wrong RoPE scaling (factor 8, "
-            "high_freq_factor 4); using the corrected factor 16, high_freq_factor 1",
-            stacklevel=4,
-        )
-        return RopeScaling(16.0, 1.0, 1.0, 8192)
-    return scaling

@@ -1,5 +1,6 @@
 """Llama 4 on one page."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -177,6 +178,7 @@ class Llama4(nn.Module):
         )
 
     @classmethod
+    @loading.isolated()
     def from_pretrained(
         cls,
         path: str | Path,
@@ -199,12 +201,13 @@ class Llama4(nn.Module):
         config = Llama4Config.from_pretrained(path)
         checkpoint = Checkpoint(path)
         slots = loading.layout(config, checkpoint.entries)
-        checkpoint.check(loading.shapes(slots))
+        checkpoint.check(loading.shapes(slots), functools.partial(loading.ignored, config))
         model = cls(config, build, kv_dtype=kv_dtype)
-        loading.fill(model, slots, loading.with_progress(checkpoint))
-        return model.tied()
+        loading.fill(model, slots, loading.with_progress(checkpoint, build.dtype))
+        return model.tied(slots)
 
     @classmethod
+    @loading.isolated()
     def random(
         cls,
         config: Llama4Config,
@@ -219,14 +222,19 @@ class Llama4(nn.Module):
         model = cls(config, build, kv_dtype=kv_dtype)
         slots = loading.layout(config)
         loading.fill(model, slots, loading.random_slabs(slots, build.device, seed))
-        return model.tied()
+        return model.tied(slots)
 
-    def tied(self) -> "Llama4":
-        """Gives lm_head the embedding's weights where the config ties them."""
-        if self.config.tie_word_embeddings and self.lm_head.weights == "bf16":
+    def tied(self, slots: dict[str, loading.Slot]) -> "Llama4":
+        """Gives lm_head the embedding's weights where the config ties them; a head of its own that
+        the checkpoint holds all the same stays, as it does in transformers."""
+        own_head = any(slot.target == "lm_head" for slot in slots.values())
+        if not self.config.tie_word_embeddings:
+            return self
+        if self.lm_head.weights != "bf16":
+            if not own_head:
+                self.lm_head.store(self.embedding)
+        elif not own_head or torch.equal(self.lm_head.weight, self.embedding):
             self.lm_head.weight = self.embedding
-        elif self.config.tie_word_embeddings:
-            self.lm_head.store(self.embedding)
         return self
 
 

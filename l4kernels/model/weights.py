@@ -4,6 +4,8 @@ Both published layouts are read: experts fused in one `[E, in, out]` tensor, or 
 tensor per expert.
 """
 
+import contextlib
+import re
 import sys
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -17,6 +19,8 @@ from l4kernels.model.checkpoint import Checkpoint
 from l4kernels.model.config import Llama4Config, VisionConfig
 
 Shape = tuple[int, ...]
+
+_BUFFERS = re.compile(r"(^|\.)((rotary_emb|rotary_embedding|rope)\.\w+|position_ids)$")
 
 
 class Slot(NamedTuple):
@@ -37,12 +41,16 @@ def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
         other = "" if prefix else "language_model."
         prefix = other if f"{other}model.norm.weight" in names else prefix
     hidden, vocab = config.hidden_size, config.vocab_size
+    embedding, head = f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight"
+    # Of two that are tied a file may hold either, or both.
+    tied = config.tie_word_embeddings
+    only_head = tied and head in names and embedding not in names
     slots = {
-        f"{prefix}model.embed_tokens.weight": Slot((vocab, hidden), "embedding"),
+        head if only_head else embedding: Slot((vocab, hidden), "embedding"),
         f"{prefix}model.norm.weight": Slot((hidden,), "norm.weight"),
     }
-    if not config.tie_word_embeddings:
-        slots[f"{prefix}lm_head.weight"] = Slot((vocab, hidden), "lm_head")
+    if not tied or (head in names and not only_head):
+        slots[head] = Slot((vocab, hidden), "lm_head")
     for layer in range(config.num_hidden_layers):
         source, target = f"{prefix}model.layers.{layer}.", f"layers.{layer}."
         block = _attention(config)
@@ -55,6 +63,13 @@ def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
     if config.vision:
         slots |= _vision(config.vision, hidden)
     return slots
+
+
+def ignored(config: Llama4Config, name: str) -> bool:
+    """Tensors of a file that no parameter needs: buffers that are computed from the config, and
+    the vision model where `config` is that of the text model alone."""
+    other = config.vision is None and name.startswith(("vision_model.", "multi_modal_projector."))
+    return other or _BUFFERS.search(name) is not None
 
 
 def shapes(slots: dict[str, Slot]) -> dict[str, Shape]:
@@ -149,6 +164,20 @@ def _vision(v: VisionConfig, text_hidden: int) -> dict[str, Slot]:
     return slots
 
 
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Weights are made on no default device, with no autocast, no gradient and no inference mode:
+    what a model holds must not depend on where in a program it is loaded."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if torch.get_default_device().type != "cpu":  # a device as context costs every call
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
 def fill(
     model: nn.Module, slots: dict[str, Slot], slabs: Iterable[tuple[str, int | None, Tensor]]
 ) -> None:
@@ -182,7 +211,7 @@ def random_slabs(
         shape, stacked = slot.shape, len(slot.shape) == 3
         for expert in range(shape[0]) if stacked else (None,):
             part = shape[1:] if stacked else shape
-            data = torch.randn(part, generator=generator, device=device)
+            data = torch.randn(part, generator=generator, device=device, dtype=torch.float32)
             if len(part) == 1:
                 is_norm = "norm" in name and name.endswith(".weight")
                 data = data.mul_(0.1).add_(1.0 if is_norm else 0.0)
@@ -192,9 +221,11 @@ def random_slabs(
             yield name, expert, data
 
 
-def with_progress(checkpoint: Checkpoint) -> Iterator[tuple[str, int | None, Tensor]]:
-    """`checkpoint.slabs()` with a bar on a terminal, silent elsewhere."""
-    slabs, total = checkpoint.slabs(), sum(f.stat().st_size for f in checkpoint.files)
+def with_progress(
+    checkpoint: Checkpoint, dtype: torch.dtype
+) -> Iterator[tuple[str, int | None, Tensor]]:
+    """`checkpoint.slabs(dtype)` with a bar on a terminal, silent elsewhere."""
+    slabs, total = checkpoint.slabs(dtype), sum(f.stat().st_size for f in checkpoint.files)
     if not sys.stderr.isatty():
         yield from slabs
         return

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, FP8, Checker
+from l4kernels.ops.check import FLOATS, FP8, Checker, describe
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
 BLOCK = 128
@@ -20,7 +20,12 @@ INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
 _NIBBLE_OF_ELEMENT = sorted(range(8), key=INT4_ORDER.__getitem__)
 _CLIP_RATIOS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.7)
-_SEARCH_ELEMENTS = 1 << 20
+_PIECE = 1 << 19
+"""Weights that a core quantises at a time: its share of the cache, and few calls a weight."""
+_HUGE, _TINY, _FACTOR = 2.0**60, 2.0**-40, 2.0**96
+"""Beyond these magnitudes errors are squared in other units: float32 would not hold the squares."""
+_MAX_SCALE = torch.finfo(torch.bfloat16).max / 8
+"""Of an int4 group: the code -8 must not overflow."""
 
 
 class Quantized(NamedTuple):
@@ -137,7 +142,10 @@ def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
 def _check_quantize_int4(w: Tensor, search: bool = True) -> None:
     check = Checker("quantize_int4")
     check.dtype("w", w, FLOATS)
-    check.require(w.dim() >= 2, f"expected w to be [..., N, K], got {list(w.shape)}")
+    check.require(
+        w.dim() >= 2 and w.shape[-1] > 0,
+        f"expected w to be [..., N, K] with at least one group along K, got {list(w.shape)}",
+    )
     check.multiple("the last dimension of w", w.shape[-1], BLOCK)
 
 
@@ -175,15 +183,29 @@ def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
     >>> packed.shape, scales.shape
     (torch.Size([1, 16]), torch.Size([1, 1]))
     """
-    groups = w.reshape(-1, BLOCK)
+    groups = w.detach().reshape(-1, BLOCK)
     packed = torch.empty(groups.shape[0], BLOCK // 8, dtype=torch.int32, device=w.device)
     scales = torch.empty(groups.shape[0], dtype=torch.bfloat16, device=w.device)
-    step = _SEARCH_ELEMENTS // BLOCK
+    # A GPU has no such cache, and launches cost.
+    cores = torch.get_num_threads() if w.device.type == "cpu" else 32
+    step = max(1, min(groups.shape[0], cores * _PIECE // BLOCK))
+    # Memory that is new costs more than arithmetic: all pieces go through the same two.
+    values, spare = torch.empty(2, step, BLOCK, dtype=torch.float32, device=w.device)
     for i in range(0, groups.shape[0], step):
-        piece = groups[i : i + step].float()
-        scale = _best_scale(piece) if search else _rounded(_over(piece.abs().amax(-1), 7.5))
-        packed[i : i + step] = pack_int4(_codes(piece, scale))
-        scales[i : i + step] = scale
+        piece = values[: groups.shape[0] - i].copy_(groups[i : i + step])
+        other = spare[: groups.shape[0] - i]
+        extreme = _extreme(piece)
+        size = extreme.abs()
+        unit = torch.ones_like(size).masked_fill_(size < _TINY, _FACTOR)
+        unit.masked_fill_(size > _HUGE, 1 / _FACTOR)
+        piece.mul_(unit[:, None])
+        scale = _rounded(_over(size, 7.5))
+        if search:
+            scale = _best_scale(piece, extreme, unit, other)
+        codes = _codes(piece, (scale * unit)[:, None], other)
+        _pack(codes, piece.view(torch.int32), packed[i : i + step])
+        # A weight that is not finite makes its whole group NaN.
+        scales[i : i + step] = scale.masked_fill_(~extreme.isfinite(), torch.nan)
     k = w.shape[-1]
     return packed.view(*w.shape[:-1], k // 8), scales.view(*w.shape[:-1], k // BLOCK)
 
@@ -194,26 +216,39 @@ def _over(x: Tensor, divisor: float) -> Tensor:
 
 
 def _rounded(scale: Tensor) -> Tensor:
-    scale = scale.to(torch.bfloat16).float()
-    return torch.where(scale == 0, 1.0, scale)
+    """As a bfloat16 that can be a scale: 1 for a group of zeros."""
+    rounded = scale.to(torch.bfloat16).float().clamp_(-_MAX_SCALE, _MAX_SCALE)
+    return rounded.masked_fill_(rounded == 0, 1.0)
 
 
-def _codes(groups: Tensor, scale: Tensor) -> Tensor:
-    return (groups / scale[:, None]).round_().clamp_(-8, 7)
+def _codes(groups: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    return torch.div(groups, scale, out=out).round_().clamp_(-8, 7)
 
 
-def _best_scale(groups: Tensor) -> Tensor:
-    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
-    best, least = None, None
-    for base in (_over(extreme.abs(), 7.5), extreme / -8):
-        for ratio in _CLIP_RATIOS:
-            scale = _rounded(base * ratio)
-            error = (_codes(groups, scale) * scale[:, None] - groups).square_().sum(-1)
-            if best is None:
-                best, least = scale, error
-            else:
-                best = torch.where(error < least, scale, best)
-                least = torch.minimum(error, least)
+def _extreme(groups: Tensor) -> Tensor:
+    """Of each group the element of largest magnitude, the first of several."""
+    low, high = groups.amin(-1), groups.amax(-1)
+    extreme = torch.where(high > -low, high, low)
+    even = (high == -low).nonzero().squeeze(-1)
+    if even.numel():
+        first = groups[even].abs().argmax(-1, keepdim=True)
+        extreme[even] = groups[even].gather(-1, first).squeeze(-1)
+    return extreme
+
+
+def _best_scale(groups: Tensor, extreme: Tensor, unit: Tensor, error: Tensor) -> Tensor:
+    """The first of the candidates with the least squared error, `[groups]` float32.
+
+    `groups` are in units of `unit`, extremes and scales are not; `error` is overwritten.
+    """
+    ratios = torch.tensor(_CLIP_RATIOS, dtype=torch.float32, device=groups.device)[:, None]
+    scales = _rounded(torch.cat([_over(extreme.abs(), 7.5) * ratios, extreme / -8 * ratios]))
+    best, least = scales[0].clone(), torch.full_like(extreme, torch.inf)
+    for scale in scales.unbind():
+        own = (scale * unit)[:, None]
+        total = _codes(groups, own, error).mul_(own).sub_(groups).square_().sum(-1)
+        torch.where(total < least, scale, best, out=best)
+        torch.minimum(total, least, out=least)
     return best
 
 
@@ -224,16 +259,36 @@ def pack_int4(q: Tensor) -> Tensor:
     ORDER = (0, 2, 4, 6, 1, 3, 5, 7): `(word >> 4 * s) & 0x000f000f` is then the pair of elements
     2s and 2s + 1, one in each half word.
 
+    Args:
+        q: integers, or floats that hold whole numbers; K is a multiple of 8.
+
+    Raises:
+        ValueError: a value that is no code: it would reach its neighbours' bits. Reads the data,
+            which on a GPU waits for them.
+
     >>> pack_int4(torch.tensor([-8, -7, -6, -5, -4, -3, -2, -1])).item() == 0x75316420
     True
     """
-    if q.shape[-1] % 8:
-        raise ValueError(f"pack_int4: expected a multiple of 8 codes in a row, got {q.shape[-1]}")
-    nibbles = (q.to(torch.int32) + 8).unflatten(-1, (-1, 8))
-    word = torch.zeros(nibbles.shape[:-1], dtype=torch.int32, device=q.device)
-    for i, element in enumerate(INT4_ORDER):
-        word |= nibbles[..., element] << (4 * i)
-    return word
+    if q.dim() == 0 or q.shape[-1] % 8:
+        raise ValueError(f"pack_int4: expected rows of a multiple of 8 codes, got {describe(q)}")
+    valid = (q >= -8) & (q <= 7) & (q == q.round())
+    if not valid.all():
+        wrong = q[~valid][0].item()
+        raise ValueError(f"pack_int4: expected whole numbers from -8 to 7, got {wrong}")
+    packed = torch.empty((*q.shape[:-1], q.shape[-1] // 8), dtype=torch.int32, device=q.device)
+    return _pack(q, torch.empty(q.shape, dtype=torch.int32, device=q.device), packed)
+
+
+def _pack(codes: Tensor, nibbles: Tensor, out: Tensor) -> Tensor:
+    """`nibbles` is overwritten."""
+    shifts = _shifts(codes.device).repeat(codes.shape[-1] // 8)  # a whole row: eight are too few
+    nibbles.copy_(codes).add_(8).bitwise_left_shift_(shifts)
+    return torch.sum(nibbles.unflatten(-1, (-1, 8)), -1, dtype=torch.int32, out=out)
+
+
+def _shifts(device: torch.device) -> Tensor:
+    """Of the eight elements of a word, in their order."""
+    return torch.tensor([4 * i for i in _NIBBLE_OF_ELEMENT], dtype=torch.int32, device=device)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
@@ -246,8 +301,7 @@ def unpack_int4(packed: Tensor) -> Tensor:
 
 
 def _codes_of(packed: Tensor) -> Tensor:
-    shifts = torch.tensor(_NIBBLE_OF_ELEMENT, dtype=torch.int32, device=packed.device) * 4
-    return (packed.unsqueeze(-1) >> shifts).bitwise_and_(15).sub_(8).flatten(-2)
+    return (packed.unsqueeze(-1) >> _shifts(packed.device)).bitwise_and_(15).sub_(8).flatten(-2)
 
 
 def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -257,5 +311,13 @@ def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.f
     >>> dequantize_int4(packed, torch.tensor([0.5]))[:4]
     tensor([-4.0000, -3.5000, -3.0000, -2.5000])
     """
+    check = Checker("dequantize_int4")
+    check.dtype("packed", packed, (torch.int32,))
+    words = packed.shape[-1] if packed.dim() else 0
+    check.require(
+        words > 0 and words % 16 == 0,
+        f"expected packed to be [..., K / 8] with K a multiple of 128, got {describe(packed)}",
+    )
+    check.shape("scales", scales, [*packed.shape[:-1], words // 16])
     groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
     return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)

@@ -29,9 +29,11 @@ def _check_w4_gemm(
     check.shape("a", a, ["M", "K"])
     k = a.shape[1]
     check.multiple("K (columns of a)", k, BLOCK)
+    check.require(k > 0, f"expected a to have at least {BLOCK} columns (K), got {describe(a)}")
     check.require(
-        packed.dim() in (2, 3) and packed.shape[-1] == k // 8 and k > 0,
-        f"expected packed to be [N, {k // 8}] or [E, N, {k // 8}], got {describe(packed)}",
+        packed.dim() in (2, 3) and packed.shape[-1] == k // 8 and packed.shape[-2] > 0,
+        f"expected packed to be [N, {k // 8}] or [E, N, {k // 8}] with N > 0, "
+        f"got {describe(packed)}",
     )
     check.shape("scales", scales, [*packed.shape[:-1], k // BLOCK])
     check.last_dim_contiguous("a", a)
