@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 ROOT = Path(__file__).resolve().parent.parent
 LEAST = {"demo": (3, 10), "dev": (3, 11)}  # dev: transformers
 
