@@ -59,6 +59,7 @@ class Checkout:
         (self.tools / "ninja").symlink_to(setup.find_program("ninja"))
         (home / "source").mkdir()
         (home / "source" / "CMakeLists.txt").write_text(PROJECT)
+        patch.delenv("CXX", raising=False)
         cmake = Path(setup.find_program("cmake")).parent
         patch.setattr(setup, "search_path", lambda: f"{self.tools}:{cmake}:{os.environ['PATH']}")
         patch.setattr(setup.metadata, "version", lambda name: self.versions[name])
@@ -72,6 +73,10 @@ class Checkout:
             self.setup.configure(source, folder, facts, f"-DL4K_OUTPUT_DIR={self.home}")
             self.setup.run("cmake", "--build", folder)
         return len((source / "log").read_text().splitlines())
+
+    def choose_compiler(self) -> None:
+        program(self.tools / "clang++", "clang 21")
+        self.patch.setenv("CXX", "clang++")
 
     def move_tools(self) -> None:
         self.tools = self.tools.rename(self.home / "moved-tools")
@@ -98,7 +103,8 @@ CHANGES = {
     "another Python": lambda c: c.patch.setattr(sys, "executable", "/opt/python"),
     "another version of Python": lambda c: c.patch.setattr(sys, "version", "3.99.0"),
     "another g++ at the same path": lambda c: program(c.tools / "c++", "g++ 15"),
-    "another C++ compiler": lambda c: c.patch.setenv("CXX", "c++ -m64"),
+    "another C++ compiler": Checkout.choose_compiler,
+    "its options": lambda c: c.patch.setenv("CXX", "clang++ -m64"),
     "flags": lambda c: c.patch.setenv("CXXFLAGS", "-O1"),
     "nvcc's own flags": lambda c: c.patch.setenv("NVCC_APPEND_FLAGS", "-O1"),
     "variables of CMake": lambda c: c.patch.setenv("CMAKE_PREFIX_PATH", "/opt"),
@@ -120,9 +126,6 @@ def test_a_folder_that_no_longer_fits_is_made_anew(setup, tmp_path, monkeypatch)
     assert checkout.builds() == 1
     for done, (name, change) in enumerate(CHANGES.items(), start=1):
         change(checkout)
-        if name == "another C++ compiler":  # of the same path and version, so far
-            program(checkout.tools / "cc-2", "g++ 15")
-            monkeypatch.setenv("CXX", "cc-2 -m64")
         assert checkout.builds() == done + 1, name
     for name, change in NO_CHANGES.items():
         change(checkout)
