@@ -35,7 +35,7 @@ demo: demo-venv
 
 test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
-	$(run) $(bin)/python tests/emulator/emulator_programs.py cutlass
+	$(run) $(bin)/python -m tests.emulator.emulator_programs cutlass
 	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
 
 # 200 random tiny models against transformers (make test runs a sample).

@@ -8,15 +8,11 @@ import functools
 import json
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -27,18 +23,16 @@ from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+from tools.build_folder import capture, configure, locked, made_with, run, say  # noqa: E402
+
 NVCC_WHEELS = [
     f"nvidia-{part}==13.0.*"
     for part in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 ]
 CLONE_ONLY = ("gpu_steps", "gpu_suite", "test_ops")  # modules of the bench that import tests
 NO_NVCC = "no nvcc was found (CUDACXX, CUDA_HOME, PATH, PyPI's nvidia-cuda-nvcc)"
-# What CMake, nvcc and g++ read from the environment, some of it when a folder is first configured.
-FLAGS = (
-    r"CXX|CXXFLAGS|CUDAFLAGS|CUDAHOSTCXX|LDFLAGS|NVCC_\w+|CPATH|CPLUS_INCLUDE_PATH|LIBRARY_PATH"
-    r"|CMAKE_(?!BUILD_PARALLEL_LEVEL$)\w+"
-)
 
 
 def nvcc_of_wheels() -> Path | None:
@@ -139,8 +133,12 @@ class LibraryBuild(build_ext):
             "built": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         }
         say(f"building the CUDA kernels with nvcc {facts['nvcc']} ({nvcc})")
+        say("from the start this takes minutes; L4K_BUILD_CUDA=0 installs without them")
+        packages = {
+            name: metadata.version(name) for name in ("torch", "pybind11") if find_spec(name)
+        }
         configure(
-            *(ROOT, folder, made_with(nvcc, torch_dir)),
+            *(ROOT, folder, made_with(nvcc, torch_dir=str(torch_dir), **packages)),
             *(f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DL4K_TORCH_DIR={torch_dir}"),
             *(f"-DL4K_OUTPUT_DIR={output}", f"-DPython_EXECUTABLE={sys.executable}"),
             *(f"-D{part}={int(self.emulator)}" for part in ("L4K_EMULATOR", "L4K_HOST_TESTS")),
@@ -159,95 +157,9 @@ def find_torch() -> Path:
     return Path(torch.origin).parent
 
 
-def made_with(nvcc: Path, torch_dir: Path) -> dict[str, str]:
-    """All that a configured folder remembers and its objects come from, beside the sources."""
-    compiler, *_ = shlex.split(os.environ.get("CXX", "")) or ["c++"]
-    programs = {"nvcc": str(nvcc), "C++ compiler": compiler, "CMake": "cmake", "ninja": "ninja"}
-    facts = {"source": str(ROOT), "python": f"{sys.executable} {sys.version}"}
-    facts["torch"] = f"{torch_dir} {metadata.version('torch')}"
-    facts["pybind11"] = metadata.version("pybind11") if find_spec("pybind11") else "none"
-    for name, program in programs.items():
-        if (found := find_program(program)) is None:
-            raise SystemExit(
-                f"l4kernels: building the CUDA kernels needs {name}, and there is no {program} "
-                "on the PATH; install it, or set L4K_BUILD_CUDA=0"
-            )
-        facts[name] = f"{found} {capture(found, '--version')}"
-    return facts | {name: os.environ[name] for name in os.environ if re.fullmatch(FLAGS, name)}
-
-
-def configure(source: Path, folder: Path, facts: dict[str, str], *options: str) -> None:
-    """Runs CMake in a folder; one that was made with something else is made anew.
-
-    CMake keeps the paths and versions that it found first, and ninja compares commands and dates:
-    neither sees another torch, compiler or Python at the same path.
-    """
-    record = folder / "made_with.json"
-    before = json.loads(record.read_text()) if record.exists() else {}
-    if before != facts:
-        if before:
-            changed = (k for k in sorted({*before, *facts}) if before.get(k) != facts.get(k))
-            say(f"{folder} was made with another {', another '.join(changed)} and is made anew")
-        # Objects in folders below stay, but ninja takes none that is not in its log.
-        for name in (record.name, "CMakeCache.txt", ".ninja_log", ".ninja_deps"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "CMakeFiles", ignore_errors=True)
-        say("a whole build takes minutes; L4K_BUILD_CUDA=0 installs without the kernels")
-    run("cmake", "-S", source, "-B", folder, "-G", "Ninja", *options)
-    complete = record.with_suffix(".new")
-    complete.write_text(json.dumps(facts, indent=1) + "\n")
-    complete.replace(record)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Two builds at once take turns."""
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another build is at work in {folder}; waiting for it to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def say(text: str) -> None:
-    """At once, for the tools that are called write at once, too."""
-    print(f"l4kernels: {text}", flush=True)
-
-
 def write_facts(output: Path, facts: dict[str, str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "build.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def search_path() -> str:
-    """The build tools of this Python's environment go before the machine's."""
-    folders = [os.environ["PATH"]]
-    for package, folder in (("ninja", "BIN_DIR"), ("cmake", "CMAKE_BIN_DIR")):
-        if find_spec(package):
-            folders.insert(0, str(getattr(import_module(package), folder)))
-    return os.pathsep.join(folders)
-
-
-def find_program(name: str) -> str | None:
-    return shutil.which(name, path=search_path())
-
-
-def run(*command: object) -> None:
-    """Runs a build tool; its failure ends the build without a traceback of ours."""
-    environment = os.environ | {"PATH": search_path()}
-    done = subprocess.run([str(word) for word in command], env=environment)
-    if done.returncode:
-        raise SystemExit(f"l4kernels: {command[0]} failed, see its messages above")
-
-
-def capture(*command: object) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 class LibraryDistribution(Distribution):

@@ -1,12 +1,13 @@
 """Installing: what a build folder remembers, what a wheel holds, what make's environment needs."""
 
-import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 import tomllib
 from packaging.requirements import Requirement
 
-from tools import environment
+from tools import build_folder, environment
 from tools.nvcc import ROOT
 
 # Stands for the kernels: one object, whose every build leaves a line in the log beside the sources.
@@ -29,15 +30,6 @@ add_custom_target(l4kernels ALL DEPENDS object COMMAND
 """
 
 
-@pytest.fixture
-def setup():
-    """setup.py as a module."""
-    spec = importlib.util.spec_from_file_location("l4k_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def program(path: Path, version: str) -> Path:
     """A compiler that knows its version and nothing else."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,29 +41,27 @@ def program(path: Path, version: str) -> Path:
 class Checkout:
     """A tiny checkout with its build folder, and the tools that build it."""
 
-    def __init__(self, setup, home: Path, patch: pytest.MonkeyPatch) -> None:
-        self.setup, self.home, self.patch = setup, home, patch
+    def __init__(self, home: Path, patch: pytest.MonkeyPatch) -> None:
+        self.home, self.patch = home, patch
         self.tools = home / "tools"
         self.nvcc = program(self.tools / "nvcc", "V13.0.1")
-        self.versions = {"torch": "2.13.0", "pybind11": "3.1.0"}
-        self.torch = home / "torch"
+        self.packages = {"torch": "2.13.0"}
         program(self.tools / "c++", "g++ 12")
-        (self.tools / "ninja").symlink_to(setup.find_program("ninja"))
+        (self.tools / "ninja").symlink_to(build_folder.find_program("ninja"))
         (home / "source").mkdir()
         (home / "source" / "CMakeLists.txt").write_text(PROJECT)
         patch.delenv("CXX", raising=False)
-        cmake = Path(setup.find_program("cmake")).parent
-        patch.setattr(setup, "search_path", lambda: f"{self.tools}:{cmake}:{os.environ['PATH']}")
-        patch.setattr(setup.metadata, "version", lambda name: self.versions[name])
+        cmake = Path(build_folder.find_program("cmake")).parent
+        path = os.environ["PATH"]
+        patch.setattr(build_folder, "search_path", lambda: f"{self.tools}:{cmake}:{path}")
 
     def builds(self) -> int:
         """Builds; returns how often the object was built in this checkout's life."""
         source, folder = self.home / "source", self.home / "source" / "build"
-        self.patch.setattr(self.setup, "ROOT", source)
-        with self.setup.locked(folder):
-            facts = self.setup.made_with(self.nvcc, self.torch)
-            self.setup.configure(source, folder, facts, f"-DL4K_OUTPUT_DIR={self.home}")
-            self.setup.run("cmake", "--build", folder)
+        with build_folder.locked(folder):
+            facts = build_folder.made_with(self.nvcc, **self.packages)
+            build_folder.configure(source, folder, facts, f"-DL4K_OUTPUT_DIR={self.home}")
+            build_folder.run("cmake", "--build", folder)
         return len((source / "log").read_text().splitlines())
 
     def choose_compiler(self) -> None:
@@ -97,10 +87,9 @@ class Checkout:
 CHANGES = {
     "another nvcc at the same path": lambda c: program(c.nvcc, "V13.0.2"),
     "another nvcc": lambda c: setattr(c, "nvcc", program(c.home / "cuda" / "nvcc", "V13.0.2")),
-    "another torch at the same path": lambda c: c.versions.update(torch="2.14.0"),
-    "another torch": lambda c: setattr(c, "torch", c.home / "site-packages" / "torch"),
-    "another pybind11": lambda c: c.versions.update(pybind11="3.2.0"),
-    "another Python": lambda c: c.patch.setattr(sys, "executable", "/opt/python"),
+    "another torch": lambda c: c.packages.update(torch="2.14.0"),
+    "another package": lambda c: c.packages.update(pybind11="3.1.0"),
+    "another Python": lambda c: c.patch.setattr(sys, "prefix", "/opt/python"),
     "another version of Python": lambda c: c.patch.setattr(sys, "version", "3.99.0"),
     "another g++ at the same path": lambda c: program(c.tools / "c++", "g++ 15"),
     "another C++ compiler": Checkout.choose_compiler,
@@ -119,10 +108,10 @@ NO_CHANGES = {
 }
 
 
-def test_a_folder_that_no_longer_fits_is_made_anew(setup, tmp_path, monkeypatch):
+def test_a_folder_that_no_longer_fits_is_made_anew(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
-    checkout = Checkout(setup, home, monkeypatch)
+    checkout = Checkout(home, monkeypatch)
     assert checkout.builds() == 1
     for done, (name, change) in enumerate(CHANGES.items(), start=1):
         change(checkout)
@@ -132,24 +121,24 @@ def test_a_folder_that_no_longer_fits_is_made_anew(setup, tmp_path, monkeypatch)
         assert checkout.builds() == len(CHANGES) + 1, name
 
 
-def test_a_folder_says_what_changed(setup, tmp_path, monkeypatch, capfd):
-    checkout = Checkout(setup, tmp_path, monkeypatch)
+def test_a_folder_says_what_changed(tmp_path, monkeypatch, capfd):
+    checkout = Checkout(tmp_path, monkeypatch)
     checkout.builds()
     assert "anew" not in capfd.readouterr().out
-    checkout.versions["torch"] = "2.14.0"
+    checkout.packages["torch"] = "2.14.0"
     monkeypatch.setenv("CXXFLAGS", "-O1")
     checkout.builds()
     assert "another CXXFLAGS, another torch and is made anew" in capfd.readouterr().out
 
 
-def test_two_builds_at_once_take_turns(setup, tmp_path, capfd):
+def test_two_builds_at_once_take_turns(tmp_path, capfd):
     entered = threading.Event()
 
     def second():
-        with setup.locked(tmp_path):
+        with build_folder.locked(tmp_path):
             entered.set()
 
-    with setup.locked(tmp_path):
+    with build_folder.locked(tmp_path):
         thread = threading.Thread(target=second, daemon=True)
         thread.start()
         assert not entered.wait(0.3)
@@ -158,28 +147,28 @@ def test_two_builds_at_once_take_turns(setup, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("missing", ["c++", "ninja"])
-def test_a_missing_tool_is_named(setup, tmp_path, monkeypatch, missing):
-    checkout = Checkout(setup, tmp_path, monkeypatch)
+def test_a_missing_tool_is_named(tmp_path, monkeypatch, missing):
+    checkout = Checkout(tmp_path, monkeypatch)
     (checkout.tools / missing).unlink()
-    monkeypatch.setattr(setup, "search_path", lambda: str(checkout.tools))
+    monkeypatch.setattr(build_folder, "search_path", lambda: str(checkout.tools))
     for tool in {"cmake", "ninja", "c++"} - {missing}:
         if not (checkout.tools / tool).exists():
             program(checkout.tools / tool, "1")
     with pytest.raises(SystemExit, match=rf"no {missing.replace('+', '.')} on the PATH.*CUDA=0"):
-        setup.made_with(checkout.nvcc, checkout.torch)
+        build_folder.made_with(checkout.nvcc)
 
 
-def test_a_failing_tool_ends_the_build_in_one_sentence(setup):
+def test_a_failing_tool_ends_the_build_in_one_sentence():
     with pytest.raises(SystemExit, match=r"^l4kernels: false failed"):
-        setup.run("false")
+        build_folder.run("false")
 
 
-def build_environment(home: Path, setup) -> dict[str, str]:
+def build_environment(home: Path) -> dict[str, str]:
     """What pip makes for one build: this Python with a CMake and a ninja that will be deleted."""
     for package, folder in (("ninja", "BIN_DIR"), ("cmake", "CMAKE_BIN_DIR")):
         (home / package).mkdir(parents=True)
         (home / package / "__init__.py").write_text(f"{folder} = {str(home / package)!r}\n")
-        (home / package / package).symlink_to(Path(setup.find_program(package)).resolve())
+        (home / package / package).symlink_to(Path(build_folder.find_program(package)).resolve())
     nvcc = program(home / "nvcc", "release 13.0, V13.0.88")
     return os.environ | {"PYTHONPATH": str(home), "CUDACXX": str(nvcc)}
 
@@ -200,7 +189,7 @@ def wheel(checkout: Path, into: Path, variables: dict[str, str]) -> tuple[set[st
     return set(zipfile.ZipFile(made).namelist()), done.stdout
 
 
-def test_one_checkout_installs_twice(setup, tmp_path):
+def test_one_checkout_installs_twice(tmp_path):
     checkout = tmp_path / "checkout"
     shutil.copytree(
         ROOT / "l4kernels", checkout / "l4kernels", ignore=lambda *_: ["lib", "checkpoint"]
@@ -208,12 +197,14 @@ def test_one_checkout_installs_twice(setup, tmp_path):
     shutil.copytree(ROOT / "bench", checkout / "bench", ignore=lambda *_: ["results"])
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, checkout)
+    (checkout / "tools").mkdir()
+    shutil.copy(build_folder.__file__, checkout / "tools")
     (checkout / "CMakeLists.txt").write_text(PROJECT)
     (checkout / "l4kernels" / "py.typed").touch()
     (checkout / "l4kernels" / "old.py").touch()
     library = "l4kernels/lib/libl4kernels.so"
 
-    variables = build_environment(tmp_path / "first", setup)
+    variables = build_environment(tmp_path / "first")
     files, said = wheel(checkout, tmp_path / "a", variables)
     assert {library, "l4kernels/old.py", "l4kernels/py.typed", "l4kernels/demo/README.md"} <= files
     assert "l4kernels: building the CUDA kernels with nvcc 13.0.88" in said
@@ -222,7 +213,7 @@ def test_one_checkout_installs_twice(setup, tmp_path):
 
     shutil.rmtree(tmp_path / "first")
     (checkout / "l4kernels" / "old.py").unlink()
-    variables = build_environment(tmp_path / "second", setup)
+    variables = build_environment(tmp_path / "second")
     files, _ = wheel(checkout, tmp_path / "b", variables)
     assert library in files and "l4kernels/old.py" not in files
 
@@ -230,6 +221,14 @@ def test_one_checkout_installs_twice(setup, tmp_path):
     assert library not in files and "l4kernels/lib/build.json" in files
     assert "CUDA kernels left out" in said
     assert not (checkout / "build").exists()
+
+    make = "setup.py -q build_ext --inplace --build-temp build/cmake --emulator".split()
+    subprocess.run([sys.executable, *make], cwd=checkout, env=variables, check=True, timeout=120)
+    record = json.loads((checkout / "build" / "cmake" / "made_with.json").read_text())
+    assert {"torch", "torch_dir", "pybind11", "nvcc", "ninja"} <= set(record)
+    assert record["torch"] == metadata.version("torch")
+    assert "L4K_EMULATOR:UNINITIALIZED=1" in (checkout / "build/cmake/CMakeCache.txt").read_text()
+    assert (checkout / library).exists()
 
 
 def test_the_demo_needs_what_it_runs_on():
