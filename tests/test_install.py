@@ -222,7 +222,7 @@ def test_one_checkout_installs_twice(tmp_path):
     assert "CUDA kernels left out" in said
     assert not (checkout / "build").exists()
 
-    make = "setup.py -q build_ext --inplace --build-temp build/cmake --emulator".split()
+    make = ["setup.py", "-q", "build_ext", "--inplace", "--build-temp", "build/cmake", "--emulator"]
     subprocess.run([sys.executable, *make], cwd=checkout, env=variables, check=True, timeout=120)
     record = json.loads((checkout / "build" / "cmake" / "made_with.json").read_text())
     assert {"torch", "torch_dir", "pybind11", "nvcc", "ninja"} <= set(record)

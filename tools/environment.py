@@ -84,7 +84,7 @@ class Environment:
                 f"make: expected Python {least} or newer for requirements/{name}.txt, and "
                 f"{self.folder} holds {state['python']}; choose another with make PYTHON=python3.N"
             )
-        say(f"installing requirements/{name}.txt into {self.folder}")
+        say(f"installing requirements/{name}.txt into {self.folder}; downloads can take minutes")
         pip = [str(self.python), "-m", "pip", "install", "-q"]
         failure = "pip failed, see its messages above; it needs the network, or PIP_FIND_LINKS"
         # The oracles' folder: see the file.
