@@ -170,7 +170,7 @@ def build_environment(home: Path) -> dict[str, str]:
         (home / package / "__init__.py").write_text(f"{folder} = {str(home / package)!r}\n")
         (home / package / package).symlink_to(Path(build_folder.find_program(package)).resolve())
     nvcc = program(home / "nvcc", "release 13.0, V13.0.88")
-    return os.environ | {"PYTHONPATH": str(home), "CUDACXX": str(nvcc)}
+    return os.environ | {"PYTHONPATH": str(home), "CUDACXX": str(nvcc), "L4K_BUILD_CUDA": ""}
 
 
 def wheel(checkout: Path, into: Path, variables: dict[str, str]) -> tuple[set[str], str]:
