@@ -1,5 +1,5 @@
-# Verbs. Each does its own set-up; needs only Python >= 3.10 and g++.
-#   make demo    the main job on the demo checkpoint        make venv    the set-up alone
+# Verbs. Each does its own set-up; demo needs only Python >= 3.10, the others g++ and 3.11 as well.
+#   make demo    the main job on the demo checkpoint        make venv    the set-up of all verbs
 #   make test    every test that needs no GPU               make build   the compiled libraries
 #   make check   format, lint, CPU tests                    make gpu     a GPU run (docs/measuring.md)
 #   make kernel K=silu_mul   compile one kernel, print its report
@@ -12,50 +12,46 @@ BUDGET ?= 540
 bin := $(VENV)/bin
 # PyPI's nvcc comes last: a toolkit of the machine goes before it.
 run = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) PATH="$(abspath $(bin)):$$PATH$(addprefix :,$(abspath $(wildcard $(VENV)/lib/python*/site-packages/nvidia/cu13/bin)))"
-stamp := $(VENV)/.ready
 nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
 
-.PHONY: venv build demo test parity check fmt kernel gpu gpu-files size clean
+# A Python that was asked for by name must be the environment's.
+environment = $(PYTHON) -m tools.environment $(VENV) \
+  $(if $(filter-out file,$(origin PYTHON)),--exact) --requirements
 
-venv: $(stamp)
+.PHONY: venv demo-venv build demo test parity check fmt kernel gpu gpu-files size clean
 
-$(stamp): requirements/dev.txt requirements/nvcc.txt requirements/oracles.txt pyproject.toml setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(bin)/python -m pip install -q --upgrade pip
-	$(bin)/python -m pip install -q -r requirements/dev.txt $(if $(nvcc),,-r requirements/nvcc.txt)
-	$(bin)/python -m pip install -q --no-deps --target $(VENV)/oracles -r requirements/oracles.txt
-	PYTHONWARNINGS=ignore L4K_BUILD_CUDA=0 $(bin)/python -m pip install -q --no-build-isolation --no-deps -e .
-	touch $@
+venv:
+	@$(environment) demo dev oracles $(if $(nvcc),,nvcc)
 
-# The library, its twin for the emulator and the host tests, from one CMake configuration.
-build: $(stamp)
-	$(run) $(bin)/python setup.py -q build_ext --inplace
-	$(run) cmake -S . -B build/cmake -DL4K_EMULATOR=ON -DL4K_HOST_TESTS=ON \
-	  -DPython_EXECUTABLE="$(abspath $(bin))/python" > build/configure.log
-	$(run) cmake --build build/cmake
+demo-venv:
+	@$(environment) demo
 
-demo: $(stamp)
+# The library, its twin for the emulator and the host tests.
+build: venv
+	$(run) $(bin)/python setup.py -q build_ext --inplace --build-temp build/cmake --emulator
+
+demo: demo-venv
 	$(bin)/l4k demo
 
 test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
-	$(run) $(bin)/python tests/emulator/emulator_programs.py cutlass
+	$(run) $(bin)/python -m tests.emulator.emulator_programs cutlass
 	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
 
 # 200 random tiny models against transformers (make test runs a sample).
-parity: $(stamp)
+parity: venv
 	$(bin)/python tests/parity.py --cases 200
 
-check: $(stamp)
+check: venv
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(run) $(bin)/python -m pytest -x tests/test_house.py tests/test_ops.py
 
-fmt: $(stamp)
+fmt: venv
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-kernel: $(stamp)
+kernel: venv
 	$(run) $(bin)/python -m tools.budget $(K)
 
 # On a machine with a Hopper GPU and a library built elsewhere (l4kernels/lib): nothing is compiled

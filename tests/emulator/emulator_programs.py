@@ -1,6 +1,5 @@
 """Builds the emulator's test programs, runs them in a mode with a seed, reads the report."""
 
-import fcntl
 import os
 import re
 import subprocess
@@ -10,6 +9,9 @@ from functools import cache
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+from tools import build_folder
+from tools.nvcc import nvcc
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -134,17 +136,15 @@ def control() -> ModuleType:
 @cache
 def build(target: str) -> None:
     """Compiles what is out of date; `target` is a program, `kernels` or `cutlass`."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    configure = ["cmake", "-S", str(HERE), "-B", str(BUILD), "-G", "Ninja"]
-    configure.append(f"-DL4K_EMULATOR_LIBRARY={find_library()}")
-    configure.append(f"-DCUTLASS_DIR={cutlass_directory() or ''}")
-    with open(BUILD / ".lock", "w") as lock:  # test processes build one at a time
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (configure, ["cmake", "--build", str(BUILD), "--target", target]):
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                said = (done.stdout + done.stderr)[-8000:]
-                raise RuntimeError(f"{' '.join(command)} failed:\n{said}")
+    compiler = nvcc()
+    if compiler is None:
+        raise FileNotFoundError("no nvcc: `make venv` brings one")
+    options = {"NVCC": compiler, "L4K_EMULATOR_LIBRARY": find_library()}
+    options["CUTLASS_DIR"] = cutlass_directory() or ""
+    with build_folder.locked(BUILD):  # test processes build one at a time
+        facts = build_folder.made_with(compiler)
+        build_folder.configure(HERE, BUILD, facts, *(f"-D{k}={v}" for k, v in options.items()))
+        build_folder.run("cmake", "--build", BUILD, "--target", target)
 
 
 def run(

@@ -12,7 +12,7 @@ def test_cutlass(program: str, mode: str) -> None:
     if cutlass_directory() is None:
         pytest.skip("no CUTLASS headers: pip install nvidia-cutlass")
     if not (PROGRAMS / program).exists():
-        pytest.skip("a minute each to compile: python tests/emulator/emulator_programs.py cutlass")
+        pytest.skip("a minute each to compile: python -m tests.emulator.emulator_programs cutlass")
     build(program)
     for seed in range(SEEDS):
         outcome = run(program, 0, mode, seed)
