@@ -4,6 +4,7 @@ import doctest
 import itertools
 import json
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -188,6 +189,8 @@ def test_which_tokenizers_are_cut():
     }
     assert [*published.values()] == [True, True, False, False]
     assert plain_text._is_published(json.loads((CHECKPOINT / "tokenizer.json").read_text()))
+    nothing = train(LLAMA_3, normalizers.Sequence([]))  # as DeepSeek's
+    assert plain_text._is_published(json.loads(nothing.to_str()))
     # Without a word of any letters, or without white space, a cut would show.
     for split in (r"\p{N}|\s+", LLAMA_3.removesuffix(r"|\s+"), LLAMA_3 + "|x", LLAMA_3 + "(?=x)"):
         assert not plain_text._is_published(json.loads(train(split).to_str()))
@@ -240,6 +243,20 @@ def test_what_cannot_be_cut_has_a_bound(pair, monkeypatch):
     for text in (" " * 200_000, "a" * 200_000, "\n" * 200_000):
         with pytest.raises(TokenizerError, match="1,000 characters"):
             ours.encode(text)
+
+
+def test_what_is_searched_at_once_has_the_same_bound(pair, monkeypatch):
+    """A text with control tokens is searched whole: by a normalizer at 60 bytes a character."""
+    ours, _ = pair
+    published = ours._plain._published
+    longest = plain_text.MAX_TEXT_CHARS if published else plain_text.MAX_PIECE_CHARS
+    assert ours._plain.max_chars == longest
+    monkeypatch.setattr(ours._plain, "max_chars", 1000)
+    special = partial(ours.encode, special=True)
+    for call in (ours.encode, special, ours.find, ours.split, lambda t: ours.check_fits(t, 10**6)):
+        with pytest.raises(TokenizerError, match=r"at most 1,000 characters, .* got 1,001"):
+            list(call("a" * 1001))
+    assert ours.encode("a" * 1000, special=True)
 
 
 def test_long_runs_are_linear(pair):

@@ -228,6 +228,11 @@ UNSUPPORTED = {
         {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10**6}},
         "expected normalizers out of NFC, .*, got Replace",
     ),
+    "text that grows 18 times": ({"normalizer": {"type": "NFKC"}}, "got NFKC"),
+    "inside a sequence": (
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKD"}]}},
+        "got NFKD",
+    ),
     "no decoder": ({"decoder": None}, "the decoder ByteLevel, got none"),
     "another decoder": ({"decoder": {"type": "Fuse"}}, "the decoder ByteLevel, got Fuse"),
     "a long pattern": (split_by(r"[\p{L}]" * 100_000), "at most 4096 characters"),

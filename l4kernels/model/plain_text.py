@@ -13,6 +13,7 @@ PIECE_CHARS = 1 << 16
 """Longer texts of published split patterns are encoded in pieces of about this length."""
 MAX_PIECE_CHARS = 1 << 21
 """No longer text is encoded at once: 1 GB of memory, and below the library's retry limit."""
+MAX_TEXT_CHARS = 64 << 20
 SECONDS, SECONDS_PER_CHAR = 1.5, 1e-5
 """What a split pattern that was never published may take: about ten times the published ones."""
 
@@ -80,6 +81,9 @@ class PlainEncoder:
         data: the checked content of `tokenizer.json`.
         library: the library's tokenizer of it.
         added: ids by the text of the added tokens, special or not.
+
+    `max_chars` is the longest text, control tokens included, that may be given: what cannot be cut
+    is encoded, and searched for control tokens, at once.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class PlainEncoder:
             self._library.normalizer = self._normalizer
         self._library.pre_tokenizer = library.pre_tokenizer
         self._published = _is_published(data)
+        self.max_chars = MAX_TEXT_CHARS if self._published else MAX_PIECE_CHARS
         vocab = data["model"]["vocab"]
         self._added = set(added.values())
         byte_ids = {c: vocab[c] for c in BYTE_OF_CHAR if c in vocab and c not in added}
@@ -142,9 +147,6 @@ class PlainEncoder:
             if end - start > MAX_PIECE_CHARS:
                 raise TokenizerError(
                     f"expected the end of a word within {MAX_PIECE_CHARS:,} characters"
-                    if self._published
-                    else f"expected at most {MAX_PIECE_CHARS:,} characters for a tokenizer with a "
-                    f"normalizer or split pattern of its own, got {len(text):,}"
                 )
             yield text[start:end]
             start = end
@@ -197,7 +199,7 @@ def too_long(limit: int) -> TokenizerError:
 
 def _is_published(data: Mapping[str, Any]) -> bool:
     splits = list(steps(data["pre_tokenizer"], "pretokenizers"))
-    if data.get("normalizer") is not None or len(splits) > 2:
+    if list(steps(data.get("normalizer"), "normalizers")) or len(splits) > 2:
         return False
     if splits[-1].get("add_prefix_space", True):  # each piece would get one
         return False

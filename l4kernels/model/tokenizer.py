@@ -19,9 +19,7 @@ from l4kernels.model.tokenizer_file import (
     read_tokenizer,
 )
 
-__all__ = ["MAX_TEXT_CHARS", "Detokenizer", "Tokenizer", "TokenizerError"]
-
-MAX_TEXT_CHARS = 64 << 20
+__all__ = ["Detokenizer", "Tokenizer", "TokenizerError"]
 
 
 class Tokenizer:
@@ -97,7 +95,7 @@ class Tokenizer:
             TokenizerError: no text, or more ids than `limit`. A text that is too long for certain
                 is refused before it is encoded.
         """
-        _check_text(text)
+        self._check_text(text)
         if limit is not None and special:
             self.check_fits(text, limit)
         ids: list[int] = []
@@ -113,7 +111,7 @@ class Tokenizer:
 
     def check_fits(self, text: str, limit: int) -> None:
         """Refuses at once a text with its control tokens that has more than `limit` for certain."""
-        _check_text(text)
+        self._check_text(text)
         if self._plain.least(text, self._longest) > limit:
             raise too_long(limit)
 
@@ -131,7 +129,7 @@ class Tokenizer:
         As in transformers: a token may have to be a word of its own (`single_word`), and may take
         the white space beside it (`lstrip`, `rstrip`), which then is in begin ... end.
         """
-        _check_text(text)
+        self._check_text(text)
         found = guarded("the tokenizer's library fails", lambda: self._finder.encode(text))
         for index, (begin, end) in zip(found.ids, found.offsets, strict=True):
             yield begin, end, self._contents[index]
@@ -154,6 +152,18 @@ class Tokenizer:
             raise TokenizerError("expected a list of token ids, got one id")
         parts = (self.token_bytes(id, skip_special=skip_special) for id in ids)
         return b"".join(parts).decode("utf-8", errors="replace")
+
+    def _check_text(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TokenizerError(f"expected text (str), got {type(text).__name__}")
+        if len(text) > self._plain.max_chars:
+            raise TokenizerError(
+                f"expected a text of at most {self._plain.max_chars:,} characters, the limit of "
+                f"this tokenizer's kind, got {len(text):,}"
+            )
+        if not is_unicode(text):
+            at = next(i for i, c in enumerate(text) if not is_unicode(c))
+            raise TokenizerError(f"the text is not valid Unicode at character {at}")
 
 
 class Detokenizer:
@@ -202,16 +212,6 @@ class Detokenizer:
             self._held = text[len(ready) :]
         self.text += ready
         return ready
-
-
-def _check_text(text: str) -> None:
-    if not isinstance(text, str):
-        raise TokenizerError(f"expected text (str), got {type(text).__name__}")
-    if len(text) > MAX_TEXT_CHARS:
-        raise TokenizerError(f"the text has {len(text):,} characters; {MAX_TEXT_CHARS:,} allowed")
-    if not is_unicode(text):
-        at = next(i for i, c in enumerate(text) if not is_unicode(c))
-        raise TokenizerError(f"the text is not valid Unicode at character {at}")
 
 
 def _checked_id(id: Any) -> int:

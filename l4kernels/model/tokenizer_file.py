@@ -17,8 +17,8 @@ MAX_IDS = 1 << 20
 MAX_ADDED = 1 << 14  # Llama 4 has 1,135
 MAX_ADDED_CHARS = 1 << 20
 MAX_PATTERN_CHARS = 4096  # the published pattern has 391; much longer ones take seconds to compile
-_NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents")
-"""Others run patterns of the file's own, or make long texts of short ones."""
+_NORMALIZERS = ("NFC", "NFD", "Lowercase", "Strip", "StripAccents")
+"""Others run patterns of the file's own, or make long texts of short ones: NFKC up to 18 times."""
 
 _Result = TypeVar("_Result")
 
