@@ -181,6 +181,15 @@ def test_the_first_frame_of_what_has_several():
         assert len(b"".join(image_files.strip(content).parts)) < len(content), name
 
 
+def test_run_lengths_are_read_as_far_as_a_picture_needs():
+    single = pictures.rle_bmp(1, 30_000, b"\1\5\0\0" * 30_000)  # four bytes for each pixel
+    assert decode_image(single).unique().tolist() == [5]
+    for width, height in ((1, 30_000), (30_000, 1), (300, 300)):
+        endless = pictures.rle_bmp(width, height, b"\0\2\0\0" * (1 << 20))
+        read = len(b"".join(image_files.strip(endless).parts))
+        assert read <= (1 << 16) + 2 * (width + 1) * height
+
+
 def bombs() -> dict[str, bytes]:
     """Small files of large images or of much work."""
     start, scan = scans_of(2000)

@@ -1,5 +1,6 @@
 """What may be given as an image, what its pixels mean, and what is refused by name."""
 
+import gzip
 import io
 import os
 import pathlib
@@ -92,14 +93,19 @@ class Trickle:
 
 
 class Broken:
+    def __init__(self, error: Exception):
+        self.error = error
+
     def read(self, size: int = -1) -> bytes:
-        raise OSError("gone")
+        raise self.error
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        None, 3, 1.5, [], ["x.png"], {"path": "x.png"}, object(), io.StringIO("text"), Broken(),
+        None, 3, 1.5, [], ["x.png"], {"path": "x.png"}, object(), io.StringIO("text"), io.BytesIO,
+        Broken(OSError("gone")), Broken(zlib.error("bad")), Broken(RuntimeError()),
+        gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(bytes(100))[:-5])),
         np.zeros((4, 4, 3)), np.full((4, 4, 3), np.nan), np.zeros((4, 4, 3), np.int64),
         np.zeros((3, 5, 5), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8), np.array("x"),

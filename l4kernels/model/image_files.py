@@ -277,7 +277,9 @@ def _bmp(data: memoryview) -> Stripped:
     height = abs(height)
     if compression in (1, 2):
         # Pillow reads run lengths in Python: 0.1 us a pixel, and time for runs of no pixels, too.
-        return Stripped("BMP", [data[: (1 << 16) + 4 * width * height]], width, height, cost=400)
+        # Two bytes for each pixel and each end of a row is the most that these need.
+        longest = (1 << 16) + 2 * (width + 1) * height
+        return Stripped("BMP", [data[:longest]], width, height, cost=400)
     if len(data) < offset + (width * bits + 31) // 32 * 4 * (height - 1) + (width * bits + 7) // 8:
         raise ValueError("the pixels are cut off")
     return Stripped("BMP", [data], width, height)

@@ -160,10 +160,10 @@ def _read_stream(stream: Any, name: str) -> bytes:
                 )
             parts.append(part)
             left -= len(part)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: cannot be read ({error})") from None
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # a stream's own: of a damaged archive, of a connection
+        raise ImageError(f"{name}: cannot be read ({error or type(error).__name__})") from error
     return b"".join(parts)
 
 
