@@ -171,6 +171,10 @@ def test_files_that_are_no_objects(name, write):
         file.write_bytes(content.encode("latin-1"))
         with pytest.raises(TokenizerError, match=name):
             Tokenizer(file.parent)
+    limit = 64 if name == "tokenizer.json" else 16
+    file.write_bytes(b"{" + b" " * (limit << 20) + b"}")
+    with pytest.raises(TokenizerError, match=f"{name}: expected at most {limit} MiB"):
+        Tokenizer(file.parent)
     for make in (os.mkfifo, os.mkdir, lambda file: os.symlink("/dev/zero", file)):
         file.rmdir() if file.is_dir() else file.unlink()
         make(file)

@@ -13,6 +13,7 @@ import tokenizers
 
 from l4kernels.model.files import read_object
 
+MAX_FILE_BYTES = 64 << 20  # Llama 4 has 28 MB
 MAX_IDS = 1 << 20
 MAX_ADDED = 1 << 14  # Llama 4 has 1,135
 MAX_ADDED_CHARS = 1 << 20
@@ -43,7 +44,7 @@ def guarded(what: str, call: Callable[[], _Result]) -> _Result:
 def read_tokenizer(file: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     """The checked content of `tokenizer.json` and the library's tokenizer of it."""
     try:
-        data = read_object(file, TokenizerError)
+        data = read_object(file, TokenizerError, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise TokenizerError(f"{file}: no such file; the checkpoint needs its tokenizer") from None
     # Prompts are never cut or filled up, whatever the file says.
