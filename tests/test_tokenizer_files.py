@@ -88,6 +88,9 @@ NAMES = {
                              "extra_special_tokens": ["<e>", {**AN_OBJECT, "content": "<f>"}]}},
         "<s>", True, False,
     ),
+    "new names, the standard ones last": (
+        {CONFIG: {"image_token": "<a>", "mask_token": "<b>", "pad_token": "<c>"}}, BOS, True, True,
+    ),
     "new tokens in a table": (
         {CONFIG: {"added_tokens_decoder": {f"{NEXT + 1}": {"content": "<b>", "special": False},
                                            f"{NEXT}": {"content": "<a>", "lstrip": True}},

@@ -1,7 +1,8 @@
 """Images to pixels: whatever holds an image becomes uint8 [3, H, W], within bounds.
 
 Files come from strangers. Their size is read from the header and checked before anything is
-decoded, metadata never reaches a decoder, and the peak of memory is about seven bytes a pixel.
+decoded, metadata never reaches a decoder, and the peak of memory is below 1 GB: about seven bytes
+a pixel, of a progressive JPEG 12, of a WebP 16.
 """
 
 import os

@@ -20,8 +20,11 @@ from l4kernels.model.tokenizer_file import (
     steps,
 )
 
-_STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-"""Other names that end in `_token` may be settings; these are tokens or null."""
+_STANDARD = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+"""Other names that end in `_token` may be settings; these are tokens or null, and come first: new
+tokens get their ids in this order."""
 
 
 class TokenNames:
@@ -128,7 +131,8 @@ class TokenNames:
         return TokenizerError(f"{self.file}: expected {expected}, got {got!r:.80}")
 
     def _named_tokens(self, named: dict[str, Any]) -> dict[str, tokenizers.AddedToken]:
-        tokens = {key: _token(value) for key, value in named.items()}
+        keys = dict.fromkeys((*_STANDARD, *named))
+        tokens = {key: _token(named.get(key)) for key in keys}
         for key in _STANDARD:
             if named.get(key) is not None and tokens[key] is None:
                 raise self._wrong(f"{key} to be a token", named[key])
