@@ -35,7 +35,7 @@ def strip(content: bytes) -> Stripped | None:
     >>> strip(bmp)[2:]
     (2, 1, 1, 1)
     """
-    for magic, parse in _FORMATS.items():
+    for magic, parse in _PARSERS.values():
         if re.match(magic, content, re.DOTALL):
             return parse(memoryview(content))
     return None
@@ -285,10 +285,11 @@ def _bmp(data: memoryview) -> Stripped:
     return Stripped("BMP", [data], width, height)
 
 
-_FORMATS: dict[bytes, Callable[[memoryview], Stripped]] = {
-    rb"\x89PNG\r\n\x1a\n": _png,
-    rb"\xff\xd8\xff": _jpeg,
-    rb"GIF8[79]a": _gif,
-    rb"RIFF....WEBP": _webp,
-    rb"BM": _bmp,
+_PARSERS: dict[str, tuple[bytes, Callable[[memoryview], Stripped]]] = {
+    "PNG": (rb"\x89PNG\r\n\x1a\n", _png),
+    "JPEG": (rb"\xff\xd8\xff", _jpeg),
+    "WEBP": (rb"RIFF....WEBP", _webp),
+    "BMP": (rb"BM", _bmp),
+    "GIF": (rb"GIF8[79]a", _gif),
 }
+FORMATS = tuple(_PARSERS)

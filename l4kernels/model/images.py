@@ -23,7 +23,6 @@ from l4kernels.model.files import open_regular
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 80_000_000  # just below the size at which Pillow itself warns of a bomb
 # A row or column is resized to a tile's side before the other: a longer side would make more of an
@@ -164,7 +163,7 @@ def _read_stream(stream: Any, name: str) -> bytes:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # a stream's own: of a damaged archive, of a connection
-        raise ImageError(f"{name}: cannot be read ({error or type(error).__name__})") from error
+        raise ImageError(f"{name}: cannot be read ({error!r:.200})") from error
     return b"".join(parts)
 
 
@@ -175,7 +174,7 @@ def _decode(content: bytes | bytearray | memoryview, name: str) -> Tensor:
     with _as_image_error(name):
         file = image_files.strip(bytes(content))
         if file is None:
-            raise ImageError(f"{name}: not an image ({', '.join(FORMATS)} are read)")
+            raise ImageError(f"{name}: not an image ({', '.join(image_files.FORMATS)} are read)")
         check_size(file.width, file.height, name)
         if file.width * file.height * file.cost > MAX_COST:
             raise ImageError(
