@@ -330,6 +330,13 @@ def test_images_of_pillow_keep_the_promises_of_files(monkeypatch):
     assert torch.equal(decode_image(odd), of(noise(6, 4)))
 
 
+def test_a_lower_limit_of_the_process_is_no_damage(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind in pictures.FORMATS:
+        with pytest.raises(ImageError, match=r"raise Image\.MAX_IMAGE_PIXELS"):
+            decode_image(saved(noise(20, 20), kind))
+
+
 def test_no_warning_and_no_change_of_the_process(recwarn):
     before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     for content in (pictures.png_header(9500, 9500), saved(noise(4, 4))):

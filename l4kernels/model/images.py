@@ -193,10 +193,16 @@ def _decode(content: bytes | bytearray | memoryview, name: str) -> Tensor:
 @contextmanager
 def _as_image_error(name: str) -> Iterator[None]:
     """Decoders raise almost anything on damaged data, and their messages may hold addresses."""
+    from PIL import Image
+
     try:
         yield
     except (ImageError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{name}: more pixels than Pillow allows in this process; raise Image.MAX_IMAGE_PIXELS"
+        ) from error
     except Exception as error:
         raise ImageError(f"{name}: the image is truncated or damaged") from error
 
