@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from l4kernels.model.chat_template import ChatError, ChatTemplate, choose, read_templates
+from l4kernels.model.chat_template import ChatError, ChatTemplate
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.control_tokens import ControlTokens
 from l4kernels.model.image_processor import ImageProcessor, Tiles, decode_image
@@ -54,23 +54,22 @@ class Prompter:
         self.path = Path(path)
         self.config = config or Llama4Config.from_pretrained(path)
         self.tokenizer = Tokenizer(path)
-        self._templates: dict[str, ChatTemplate] = {}
-
-    @cached_property
-    def _sources(self) -> dict[str, tuple[str, Path]]:
-        return read_templates(self.path)
+        self._templates: dict[tuple[str | None, bool], ChatTemplate] = {}
 
     @cached_property
     def _control(self) -> ControlTokens:
         return ControlTokens(self.tokenizer)
 
-    def template(self, name: str | None = None, *, tools: bool = False) -> ChatTemplate:
-        """The chat template called `name`, or the one for prompts with or without tools."""
-        name = choose(self._sources, self.path, name, tools)
-        if name not in self._templates:
-            source, file = self._sources[name]
-            self._templates[name] = ChatTemplate(source, name=str(file))
-        return self._templates[name]
+    @property
+    def template(self) -> ChatTemplate:
+        """The template of chats without tools."""
+        return self._template(None, tools=False)
+
+    def _template(self, name: str | None, *, tools: bool) -> ChatTemplate:
+        key = name, tools
+        if key not in self._templates:
+            self._templates[key] = ChatTemplate.from_pretrained(self.path, name, tools=tools)
+        return self._templates[key]
 
     @cached_property
     def image_processor(self) -> ImageProcessor:
@@ -107,12 +106,12 @@ class Prompter:
             chat_template: name of one of the checkpoint's templates; without it `tool_use` if
                 there are tools and such a template, else `default`.
             tools, documents, add_generation_prompt, continue_final_message, variables: as
-                `ChatTemplate.render` has them; a variable that the template does not read is an
+                `ChatTemplate.mark` has them; a variable that the template does not read is an
                 error.
         """
-        template = self.template(chat_template, tools=tools is not None)
+        template = self._template(chat_template, tools=tools is not None)
         control = self._control
-        rendered = template.render(
+        rendered = template.mark(
             messages,
             tools=tools,
             documents=documents,

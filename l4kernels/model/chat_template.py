@@ -35,8 +35,8 @@ class ChatTemplate:
     """A Hugging Face chat template.
 
     >>> ChatTemplate("{{ bos_token }}{{ messages[0].content }}").render(
-    ...     [{"role": "user", "content": "Hi"}], special={"bos_token": "<s>"}, filler="_")
-    Rendered(text='<s>Hi', view='<s>__')
+    ...     [{"role": "user", "content": "Hi"}], bos_token="<s>")
+    '<s>Hi'
     """
 
     def __init__(self, source: str, *, name: str = "chat template"):
@@ -51,7 +51,33 @@ class ChatTemplate:
         self.names = frozenset(reply["names"])
         """The variables that the template reads."""
 
-    def render(
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, name: str | None = None, *, tools: bool = False
+    ) -> "ChatTemplate":
+        """A checkpoint's template of that name, or the one for prompts with or without tools."""
+        templates = read_templates(Path(path))
+        wanted = [name] if name is not None else ["tool_use"] * tools + ["default"]
+        for candidate in wanted:
+            if candidate in templates:
+                source, file = templates[candidate]
+                return cls(source, name=str(file))
+        raise ChatError(
+            f"{path}: this checkpoint has no chat template named {wanted[-1]!r}; "
+            f"chat_template can be one of {', '.join(sorted(templates))}"
+        )
+
+    def render(self, messages: Sequence[Any], **arguments: Any) -> str:
+        """The prompt as text, special tokens spelled out.
+
+        Args:
+            messages, arguments: as `mark` has them; all other names are variables of the template.
+        """
+        named = {k: arguments.pop(k) for k in [*arguments] if k in (*OWN, "continue_final_message")}
+        special = {k: arguments.pop(k) for k in [*arguments] if k.endswith("_token")}
+        return self.mark(messages, special=special, variables=arguments, **named).text
+
+    def mark(
         self,
         messages: Sequence[Any],
         *,
@@ -64,7 +90,7 @@ class ChatTemplate:
         roles: Sequence[str] = (),
         filler: str = "\0",
     ) -> Rendered:
-        """The prompt of a conversation.
+        """The prompt of a conversation, and which of its text the template wrote.
 
         Args:
             messages: mappings, or objects with the same fields, with text, numbers, lists and
@@ -215,21 +241,9 @@ def _named(source: Any, file: Path) -> dict[str, str]:
     named = source
     if isinstance(source, list) and all(isinstance(t, dict) for t in source):
         named = {t.get("name"): t.get("template") for t in source}
-    if isinstance(named, dict) and named:
-        if all(isinstance(text, str) for item in named.items() for text in item):
-            return named
+    texts = [t for item in named.items() for t in item] if isinstance(named, dict) else []
+    if texts and all(isinstance(text, str) for text in texts):
+        return named
     raise ChatError(
         f"{file}: expected chat_template to be text or a list of templates with name and template"
-    )
-
-
-def choose(templates: Mapping[str, Any], path: Path, name: str | None, tools: bool) -> str:
-    """The name of the template to use: the one asked for, `tool_use` with tools, or `default`."""
-    wanted = [name] if name is not None else ["tool_use"] * tools + ["default"]
-    for candidate in wanted:
-        if candidate in templates:
-            return candidate
-    raise ChatError(
-        f"{path}: this checkpoint has no chat template named {wanted[-1]!r}; "
-        f"chat_template can be one of {', '.join(sorted(templates))}"
     )

@@ -11,7 +11,7 @@ from l4kernels.model.chat_template import ChatError
 from l4kernels.model.tokenizer import Tokenizer
 
 # Who speaks is the caller's choice, as in `'<|' + message.role + '|>'`; another role is just text.
-ROLES = "system developer user assistant tool function ipython observation".split()
+ROLES = ["system", "developer", "user", "assistant", "tool", "function", "ipython", "observation"]
 LLAMA_4 = [
     f"<|{name}|>"
     for name in (
@@ -68,7 +68,7 @@ class ControlTokens:
         found, last = self._matcher.encode(view, add_special_tokens=False), 0
         for content, (start, stop) in zip(found.tokens, found.offsets, strict=True):
             token = self._tokens[content]
-            around = text[start - 1 : start] + text[stop : stop + 1] if start else text[stop : stop + 1]
+            around = text[max(start - 1, 0) : start] + text[stop : stop + 1]
             if token.single_word and re.search(r"\w", around):
                 continue
             while token.lstrip and start > last and text[start - 1].isspace():

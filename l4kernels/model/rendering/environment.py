@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import pass_eval_context
 
 # Relative: the renderer's process imports this folder alone, without the package around it.
-from .marked import Marked, MarkedMarkup, _confirmed, is_trusted, marked, trusted
+from .marked import Marked, MarkedMarkup, confirmed, is_trusted, marked, trusted
 
 
 class LiteralGenerator(CodeGenerator):
@@ -65,7 +65,7 @@ class MarkedFormatter(SandboxedFormatter):
         text = super().vformat(form, args, kwargs)
         if not is_trusted(form) or "{" in "".join(f[2] or "" for f in self.parse(form)):
             return text
-        return _confirmed(text, self._pieces(form, args, kwargs))
+        return confirmed(text, self._pieces(form, args, kwargs))
 
     def _pieces(self, form: str, args: Any, kwargs: Any) -> Iterator[str]:
         numbers = count()

@@ -1,9 +1,9 @@
 """Text that knows which of its characters the template wrote.
 
-Trust is made at one place, `trusted`: the template's own literals and the checkpoint's named tokens.
-It moves only with characters. Each method below computes its text as `str` does, so a template sees
-what it would see without marks, and applies the same choice of characters to the mask. Whatever is
-not written here returns a plain `str`, and a plain `str` is not trusted.
+Trust is made in one place, `trusted`, for the template's own literals and the checkpoint's named
+tokens. It moves only with characters: each method below computes its text as `str` does, so that a
+template sees what it would see without marks, and applies the same choice of characters to the
+mask. Whatever is not written here returns a plain `str`, and a plain `str` is not trusted.
 """
 
 import re
@@ -65,7 +65,7 @@ class Marked(str):
             value = next(rest, None) if found["key"] is None else named[found["key"]]
             whole = found["form"] == "s" and isinstance(value, str)
             pieces.append(value if whole else str.__mod__("%" + found["form"], (value,)))
-        return _confirmed(text, [*pieces, self[at:]])
+        return confirmed(text, [*pieces, self[at:]])
 
     def join(self, parts: Iterable[str]) -> "Marked":
         parts = list(parts)
@@ -73,7 +73,7 @@ class Marked(str):
 
     def replace(self, old: str, new: str, count: Any = -1) -> str:
         text = str.replace(self, old, new, count)
-        return _confirmed(text, self.split(old, count), new) if old else text
+        return confirmed(text, self.split(old, count), new) if old else text
 
     def lstrip(self, chars: str | None = None) -> "Marked":
         return self[len(self) - len(str.lstrip(self, chars)) :]
@@ -135,7 +135,7 @@ for _name in (
 
 
 class MarkedMarkup(Markup):
-    """What the filter `safe` makes of marked text: output as it is; anything else loses the mask."""
+    """What the filter `safe` makes of marked text: output keeps the mask, all else loses it."""
 
     __slots__ = ("_mask",)
 
@@ -166,7 +166,7 @@ def marked(value: Any) -> Any:
     return Marked(value) if type(value) is str else value
 
 
-def _confirmed(text: str, pieces: Iterable[str], between: str = "") -> str:
+def confirmed(text: str, pieces: Iterable[str], between: str = "") -> str:
     """The joined `pieces` where they are the `text` that `str` made, else that text."""
     joined = marked(between).join(pieces)
     return joined if str.__eq__(joined, text) else text
