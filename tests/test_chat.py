@@ -275,11 +275,6 @@ def test_tokenizer_files(tmp_path, folder):
         Tokenizer(tmp_path)
 
 
-def test_long_runs_are_linear(prompter):
-    for text in (" " * 200_000, "a" * 200_000, "\n" * 200_000):
-        assert len(prompter.raw(text).ids) > 1000
-
-
 def test_sampling_defaults_of_a_checkpoint(tmp_path):
     assert Sampling.from_pretrained(tmp_path) == Sampling()
     file = tmp_path / "generation_config.json"

@@ -79,7 +79,8 @@ class Prompter:
         """The begin-of-text token and `text` as it is; the form of base models."""
         if not text:
             raise ChatError("the prompt is empty")
-        return Prompt(self._checked(self.tokenizer.encode(text)))
+        limit = self.config.max_position_embeddings
+        return Prompt(self._checked(self.tokenizer.encode(text, limit=limit)))
 
     def chat(
         self,

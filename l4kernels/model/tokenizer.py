@@ -1,130 +1,162 @@
-"""Text to token ids and back: the checkpoint's own `tokenizer.json`, and streaming text."""
+"""Text to token ids and back: the checkpoint's own tokenizer, and streaming text."""
 
 import codecs
-import json
-import re
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
+
+from l4kernels.model.plain_text import PlainEncoder, token_bytes, too_long
+from l4kernels.model.stop_strings import StopStrings
+from l4kernels.model.token_names import TokenNames
+from l4kernels.model.tokenizer_file import (
+    MAX_IDS,
+    TokenizerError,
+    guarded,
+    is_unicode,
+    read_tokenizer,
+)
+
+__all__ = ["MAX_TEXT_CHARS", "Detokenizer", "Tokenizer", "TokenizerError"]
 
 MAX_TEXT_CHARS = 64 << 20
 
 
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be used, or text that it cannot encode."""
-
-
-def _byte_of_char() -> dict[str, int]:
-    """Byte-level BPE spells each byte as a printable character; this is the way back."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [b for b in range(256) if b not in set(kept)]
-    chars = {chr(b): b for b in kept}
-    return chars | {chr(256 + i): b for i, b in enumerate(moved)}
-
-
-_BYTE_OF_CHAR = _byte_of_char()
-
-
 class Tokenizer:
-    """A byte-level BPE with special tokens.
+    """A byte-level BPE and its added tokens, read from a checkpoint's folder.
 
-    Special-token strings inside text are text: only `encode(..., special=True)` and the chat
-    template can produce control tokens.
+    The strings of added tokens, special or not, are text inside text: only
+    `encode(..., special=True)` and the chat template can produce their ids.
+
+    Raises:
+        TokenizerError: files that are missing, damaged, contradictory or of another kind.
     """
 
-    def __init__(self, path: str | Path):
-        file = Path(path) / "tokenizer.json"
-        if not file.is_file():
-            raise TokenizerError(f"{file}: no such file; the checkpoint needs its tokenizer")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(f"{file}: not a readable tokenizer ({error})") from None
-        if not isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel):
-            kind = type(self._tokenizer.decoder).__name__
-            raise TokenizerError(f"{file}: expected a byte-level tokenizer, got decoder {kind}")
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.special = {token.content: id for id, token in added.items()}
-        self._special_ids = {id for id, token in added.items() if token.special}
-        self._content = {id: token.content for id, token in added.items()}
-        longest_first = sorted(self.special, key=len, reverse=True)
-        self._split = re.compile("|".join(re.escape(s) for s in longest_first) or r"(?!)")
-        self.names = _token_names(Path(path) / "tokenizer_config.json")
-        self.bos_id = self._named_id("bos_token")
+    special: dict[str, int]
+    """Ids of all added tokens by their strings."""
+    names: dict[str, str]
+    """`bos_token`, `eos_token` and its like, as chat templates know them."""
+    bos_id: int | None
+    """The begin-of-text token; `names["bos_token"]` is the same one."""
 
-    def _named_id(self, name: str) -> int | None:
-        content = self.names.get(name)
-        return None if content is None else self.special.get(content)
+    def __init__(self, path: str | Path):
+        folder = Path(path)
+        data, self._tokenizer = read_tokenizer(folder / "tokenizer.json")
+        names = TokenNames(folder, data)
+        names.declare(self._tokenizer)
+        self.bos_id = names.find_bos(self._tokenizer)
+        self._begins_with_bos = names.begins_with_bos()
+        self.names = names.by_key
+        self._added = self._tokenizer.get_added_tokens_decoder()
+        self.special = {token.content: id for id, token in self._added.items()}
+        try:
+            self._plain = PlainEncoder(data, self._tokenizer, self.special)
+        except TokenizerError as error:
+            raise TokenizerError(f"{folder / 'tokenizer.json'}: {error}") from None
+        # The library's own search, with all its flags; the ids here count the added tokens.
+        self._finder = tokenizers.Tokenizer(tokenizers.models.BPE())
+        if self._tokenizer.normalizer is not None:
+            self._finder.normalizer = self._tokenizer.normalizer
+        self._finder.add_tokens(list(self._added.values()))
+        self._contents = list(self.special)
+        # Tokens that take the white space beside them have no longest text.
+        endless = any(token.lstrip or token.rstrip for token in self._added.values())
+        self._longest = (
+            1 << 40 if endless else max(map(len, map(str.encode, self.special)), default=0)
+        )
 
     def id(self, token: str) -> int:
-        """Id of a special token, e.g. `<|patch|>`."""
+        """Id of an added token, e.g. `<|patch|>`."""
         if token not in self.special:
             raise TokenizerError(f"the tokenizer has no token {token}")
         return self.special[token]
 
-    def encode(self, text: str, *, bos: bool = True, special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = True, special: bool = False, limit: int | None = None
+    ) -> list[int]:
         """Token ids of `text`.
 
         Args:
-            bos: start with the begin-of-text token (once, even if `text` spells it).
-            special: read special-token strings as control tokens; never for text of a user.
+            bos: start with the begin-of-text token if there is one and the checkpoint's raw texts
+                start with it (once, even if `text` spells it).
+            special: read the strings of added tokens as control tokens; never for text of a user.
+            limit: the context: the most ids that there is room for.
+
+        Raises:
+            TokenizerError: no text, or more ids than `limit`. A text that is too long for certain
+                is refused before it is encoded.
         """
         _check_text(text)
-        ids = self._encode_special(text) if special else self._encode_plain(text)
-        if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
-            ids.insert(0, self.bos_id)
-        return ids
-
-    def _encode_plain(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
-
-    def _encode_special(self, text: str) -> list[int]:
+        if special and limit is not None:
+            self.check_fits(text, limit)
         ids: list[int] = []
-        for part, token in self.split(text):
-            ids += self._encode_plain(part)
+        for part, token in self.split(text) if special else ((text, None),):
+            self._plain.extend(ids, part, limit)
             if token is not None:
                 ids.append(self.special[token])
+        if bos and self._begins_with_bos and self.bos_id not in (None, *ids[:1]):
+            ids.insert(0, self.bos_id)
+        if limit is not None and len(ids) > limit:
+            raise too_long(limit)
         return ids
 
-    def split(self, text: str) -> Iterable[tuple[str, str | None]]:
-        """Pairs of (plain text, the special token after it); the last token is None."""
+    def check_fits(self, text: str, limit: int) -> None:
+        """Refuses at once a text with its control tokens that has more than `limit` for certain."""
+        if self._plain.least(text, self._longest) > limit:
+            raise too_long(limit)
+
+    def split(self, text: str) -> Iterator[tuple[str, str | None]]:
+        """Pairs of (plain text, the added token after it); the last token is None."""
         start = 0
-        for match in self._split.finditer(text):
-            yield text[start : match.start()], match.group()
-            start = match.end()
+        for begin, end, token in self.find(text):
+            yield text[start:begin], token
+            start = end
         yield text[start:], None
+
+    def find(self, text: str) -> Iterator[tuple[int, int, str]]:
+        """Where `text` spells added tokens: (begin, end, token).
+
+        As in transformers: a token may have to be a word of its own (`single_word`), and may take
+        the white space beside it (`lstrip`, `rstrip`), which then is in begin ... end.
+        """
+        _check_text(text)
+        found = guarded("the tokenizer's library fails", lambda: self._finder.encode(text))
+        for index, (begin, end) in zip(found.ids, found.offsets, strict=True):
+            yield begin, end, self._contents[index]
 
     def token_bytes(self, id: int, *, skip_special: bool = True) -> bytes:
         """Bytes of one token; ids that only pad the model's vocabulary have none."""
-        if id in self._special_ids and skip_special:
-            return b""
-        if id in self._content:
-            return self._content[id].encode()
+        id = _checked_id(id)
+        if id in self._added:
+            token = self._added[id]
+            return b"" if token.special and skip_special else token.content.encode()
         token = self._tokenizer.id_to_token(id)
-        return b"" if token is None else bytes(_BYTE_OF_CHAR[c] for c in token)
+        return b"" if token is None else token_bytes(token)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        # int: the elements of a tensor equal ids, but are found in no set of them.
-        parts = (self.token_bytes(int(id), skip_special=skip_special) for id in ids)
+        """Text of a list of ids or of an integer tensor `[n]`; bytes that are no text: U+FFFD."""
+        if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+            raise TokenizerError(f"expected a list of token ids, got {ids!r:.80}")
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if isinstance(ids, int):
+            raise TokenizerError("expected a list of token ids, got one id")
+        parts = (self.token_bytes(id, skip_special=skip_special) for id in ids)
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
 class Detokenizer:
     """Text of a growing token sequence: characters appear when all their bytes have.
 
-    `stop` strings end the text before they begin; text that may still become one is held back.
+    A `stop` string, or the first to begin of several, ends the text before it begins; text that
+    may still become one is held back.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        if any(not s for s in stop):
-            raise ValueError("expected every stop string to have a character, got an empty one")
-        self._stop = tuple(stop)
+        self._search = StopStrings(stop)
         self._held = ""
         self.stopped = False
         self.text = ""
@@ -140,46 +172,37 @@ class Detokenizer:
     def _release(self, new: str, *, final: bool) -> str:
         if self.stopped:
             return ""
+        begin = self._search.feed(new)
         text = self._held + new
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
-        if found:
+        if begin is not None:
             self.stopped = True
-            ready, self._held = text[: min(found)], ""
+            ready, self._held = text[: len(self._held) + begin], ""
         else:
-            keep = 0 if final else max((_overlap(text, s) for s in self._stop), default=0)
-            ready, self._held = text[: len(text) - keep], text[len(text) - keep :]
+            if final:
+                self._search.reset()
+            ready = text[: len(text) - self._search.held]
+            self._held = text[len(ready) :]
         self.text += ready
         return ready
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
-
-
 def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TokenizerError(f"expected text (str), got {type(text).__name__}")
     if len(text) > MAX_TEXT_CHARS:
         raise TokenizerError(f"the text has {len(text):,} characters; {MAX_TEXT_CHARS:,} allowed")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise TokenizerError(f"the text is not valid Unicode at character {error.start}") from None
+    if not is_unicode(text):
+        at = next(i for i, c in enumerate(text) if not is_unicode(c))
+        raise TokenizerError(f"the text is not valid Unicode at character {at}")
 
 
-def _token_names(file: Path) -> dict[str, str]:
-    """`bos_token` and its like of `tokenizer_config.json`; each a string or an object."""
-    if not file.is_file():
-        return {}
+def _checked_id(id: Any) -> int:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        items = content.items()
-    except (ValueError, AttributeError) as error:
-        raise TokenizerError(f"{file}: not a JSON object ({error})") from None
-    names = {}
-    for key, value in items:
-        if key.endswith("_token"):
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                names[key] = value
-    return names
+        number = operator.index(id)
+    except TypeError:
+        number = None
+    if number is None or isinstance(id, bool) or not 0 <= number < MAX_IDS:
+        raise TokenizerError(
+            f"expected a token id, a whole number in [0, {MAX_IDS:,}), got {id!r:.80}"
+        )
+    return number
