@@ -150,7 +150,7 @@ TEMPLATES = {
 SPECIAL = (
     "<|start_header_id|> <|end_header_id|> <|eot_id|> <|im_start|> <|im_end|> [INST] [/INST]"
     " <start_of_turn> <end_of_turn> <｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜> <|user|>"
-    " <|assistant|> <|system|> <|tool|> <|end|> </s> ¤"
+    " <|assistant|> <|system|> <|tool|> <|end|> </s> ⁂"
 ).split()
 PLAIN = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response>".split()
 
@@ -168,7 +168,9 @@ def write_checkpoint(folder: Path, template: str) -> None:
             {"id": first + i, "content": token, "special": special, **flags}
         )
     tiny.write_json(file, content)
-    config = tiny.CONFIG | {"text_config": tiny.TEXT | {"vocab_size": 400}}
+    config = tiny.CONFIG | {
+        "text_config": tiny.TEXT | {"vocab_size": 400, "max_position_embeddings": 1 << 20}
+    }
     tiny.write_json(folder / "config.json", config)
     names = {"bos_token": "<|begin_of_text|>", "eos_token": "</s>", "chat_template": template}
     tiny.write_json(

@@ -123,12 +123,14 @@ class Prompter:
             roles=control.roles,
             filler=control.filler,
         )
+        limit = self.config.max_position_embeddings
+        self.tokenizer.check_fits(rendered.text, limit)
         tiles = self._tiles(images)
         grids = iter(tiles.grids if tiles else ())
         ids: list[int] = []
         seen = 0
-        for text, token in control.split(rendered.text, rendered.view):
-            ids += self.tokenizer.encode(text, bos=False)
+        for text, token in control.split(rendered):
+            ids += self.tokenizer.encode(text, bos=False, limit=limit)
             if token == IMAGE:
                 seen += 1
                 if seen <= len(images):

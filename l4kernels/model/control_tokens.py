@@ -4,10 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain
 
-import tokenizers
-from tokenizers import AddedToken, models
-
-from l4kernels.model.chat_template import ChatError
+from l4kernels.model.chat_template import ChatError, Rendered
 from l4kernels.model.tokenizer import Tokenizer
 
 # Who speaks is the caller's choice, as in `'<|' + message.role + '|>'`; another role is just text.
@@ -23,65 +20,57 @@ LLAMA_4 = [
 
 
 class ControlTokens:
-    """Finds the added tokens of a tokenizer as Hugging Face does: leftmost, then longest.
+    """Finds the added tokens of a tokenizer in a prompt, as transformers does in its text.
 
-    Hugging Face's own matcher searches `view`, the prompt with `filler` in place of all text that
-    the template did not write. The filler is in no token, so no match has foreign text in it.
+    The search sees the prompt with `filler` in place of all text that the template did not write.
+    The filler is in no token, so no token that is found has a character of another's text.
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        added = tokenizer._tokenizer.get_added_tokens_decoder()
-        self._tokens = {token.content: token for _, token in sorted(added.items())}
-        # Without a model and a pre-tokenizer: what it finds are the added tokens and nothing else.
-        self._matcher = tokenizers.Tokenizer(models.BPE())
-        self._matcher.add_tokens(
-            [AddedToken(t.content, normalized=t.normalized) for t in self._tokens.values()]
-        )
-        used = set().union(*self._tokens)
+        self._tokenizer = tokenizer
+        used = set().union(*tokenizer.special)
         candidates = chain(range(0xE000, 0xF900), range(0x10000, 0x110000))
         self.filler = next(c for c in map(chr, candidates) if c not in used)
-        self.roles = [role for role in ROLES if not self._matcher.encode(role).tokens]
-        named = [name for name in tokenizer.names.values() if len(name) > 2]
-        lost = [t for t in (*LLAMA_4, *named) if t not in self._tokens]
-        # Without any token, whatever is written as one was meant to be one.
-        self._lost = re.compile("|".join(map(re.escape, lost)) if self._tokens else r"<\|[^<>]+\|>")
-        self._any_lost = bool(lost)
+        # A role that spells a token by itself is text like any other.
+        self.roles = [role for role in ROLES if not any(tokenizer.find(role))]
+        lost = [re.escape(token) for token in LLAMA_4 if token not in tokenizer.special]
+        if tokenizer.special.keys() <= set(tokenizer.names.values()):
+            lost = [r"<\|[^<>]+\|>"]  # the tokenizer has lost them all
+        self._lost = re.compile("|".join(lost) or "(?!)")
 
-    def split(self, text: str, view: str) -> Iterator[tuple[str, str | None]]:
+    def split(self, rendered: Rendered) -> Iterator[tuple[str, str | None]]:
         """Pairs of (plain text, the control token after it); the last token is None.
 
         Raises:
             ChatError: the template writes a control token that the tokenizer does not have.
         """
         at = 0
-        for token, start, stop in self._matches(text, view):
-            if start < at:
-                continue
-            self._check(view[at:start])
-            yield text[at:start], token
-            at = stop
-        self._check(view[at:])
-        yield text[at:], None
+        for begin, end, token in self._found(rendered):
+            self._check(rendered.view[at:begin])
+            yield rendered.text[at:begin], token
+            at = end
+        self._check(rendered.view[at:])
+        yield rendered.text[at:], None
 
-    def _matches(self, text: str, view: str) -> Iterator[tuple[str, int, int]]:
-        """Tokens with the white space that belongs to them, as the flags of each say."""
-        found, last = self._matcher.encode(view, add_special_tokens=False), 0
-        for content, (start, stop) in zip(found.tokens, found.offsets, strict=True):
-            token = self._tokens[content]
-            around = text[max(start - 1, 0) : start] + text[stop : stop + 1]
-            if token.single_word and re.search(r"\w", around):
+    def _found(self, rendered: Rendered) -> Iterator[tuple[int, int, str]]:
+        """Begin, end and token, with what the token's flags say of the text beside it."""
+        text, last = rendered.text, 0
+        for begin, end, token in self._tokenizer.find(rendered.view):
+            flags = self._tokenizer.flags(token)
+            beside = text[max(begin - 1, 0) : begin] + text[end : end + 1]
+            if begin < last or (flags.single_word and re.search(r"\w", beside)):
                 continue
-            while token.lstrip and start > last and text[start - 1].isspace():
-                start -= 1
-            while token.rstrip and stop < len(text) and text[stop].isspace():
-                stop += 1
-            yield content, start, stop
-            last = stop
+            while flags.lstrip and begin > last and text[begin - 1].isspace():
+                begin -= 1
+            while flags.rstrip and end < len(text) and text[end].isspace():
+                end += 1
+            yield begin, end, token
+            last = end
 
     def _check(self, written: str) -> None:
-        lost = self._lost.search(written) if self._any_lost else None
+        lost = self._lost.search(written)
         if lost:
             raise ChatError(
-                f"the chat template writes {lost[0]:.80}, but tokenizer.json has no such added "
-                f"token: the model would read it as text; do the files belong together?"
+                f"the chat template writes {lost[0]:.80}, but the tokenizer has no such token: "
+                f"the model would read it as text; do the files belong together?"
             )
