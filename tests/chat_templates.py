@@ -23,7 +23,8 @@ LLAMA_3 = """{{- bos_token }}
         {%- if message.tool_calls | length != 1 %}{{- raise_exception('one call') }}{%- endif %}
         {%- set call = message.tool_calls[0].function %}
         {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- '{"name": "' + call.name + '", "parameters": ' }}{{- call.arguments | tojson }}{{- '}' }}
+        {{- '{"name": "' + call.name + '", "parameters": ' }}
+        {{- call.arguments | tojson }}{{- '}' }}
         {{- '<|eot_id|>' }}
     {%- elif message.role == 'tool' or message.role == 'ipython' %}
         {{- '<|start_header_id|>ipython<|end_header_id|>\\n\\n' }}
@@ -85,7 +86,9 @@ DEEPSEEK = """{% if not thinking is defined %}{% set thinking = false %}{% endif
     {%- elif message['role'] == 'assistant' %}
         {%- if content and '</think>' in content %}{% set content = content.split('</think>')[-1] %}
         {%- endif %}{{- content ~ '<｜end▁of▁sentence｜>' }}
-    {%- elif message['role'] == 'tool' %}{{ '\\n<tool▁output>' ~ content ~ '</tool▁output>' }}{% endif %}
+    {%- elif message['role'] == 'tool' %}
+        {{- '\\n<tool▁output>' ~ content ~ '</tool▁output>' }}
+    {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<think>' if thinking else '</think>' }}{% endif %}"""
 
@@ -98,24 +101,27 @@ QWEN = """{%- macro text_of(content) %}{% if content is string %}{{ content }}{%
 {%- endif %}
 {%- for message in messages %}
     {%- set content = text_of(message.content) | trim %}
-    {%- if message.role in ('user', 'system') %}{{ head + message.role + '\\n' + content + '<|im_end|>\\n' }}
+    {%- if message.role in ('user', 'system') %}
+        {{- head + message.role + '\\n' + content + '<|im_end|>\\n' }}
     {%- elif message.role == 'assistant' %}
         {%- set reasoning = '' %}
         {%- if message.reasoning_content is string %}{% set reasoning = message.reasoning_content %}
         {%- elif '</think>' in content %}
-            {%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1] %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
-        {{- head ~ 'assistant\\n<think>\\n' ~ reasoning.strip('\\n') ~ '\\n</think>\\n\\n' ~ content }}
+        {{- head ~ 'assistant\\n<think>\\n' ~ reasoning.strip('\\n') }}
+        {{- '\\n</think>\\n\\n' ~ content }}
         {%- for call in message.tool_calls or [] %}
             {{- '\\n<tool_call>\\n{"name": "%s", "arguments": ' % call.function.name }}
             {{- call.function.arguments if call.function.arguments is string
                 else call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}
         {%- endfor %}{{- '<|im_end|>\\n' }}
     {%- elif message.role == 'tool' %}
-        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ head ~ 'user' }}{% endif %}
+        {%- set before = {} if loop.first else messages[loop.index0 - 1] %}
+        {%- if before.role != 'tool' %}{{ head ~ 'user' }}{% endif %}
         {{- '\\n<tool_response>\\n' ~ content ~ '\\n</tool_response>' }}
-        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ head + 'assistant\\n' }}{% endif %}"""
@@ -147,12 +153,13 @@ TEMPLATES = {
     "phi": PHI,
     "odd": ODD,
 }
-SPECIAL = (
-    "<|start_header_id|> <|end_header_id|> <|eot_id|> <|im_start|> <|im_end|> [INST] [/INST]"
-    " <start_of_turn> <end_of_turn> <｜User｜> <｜Assistant｜> <｜end▁of▁sentence｜> <|user|>"
-    " <|assistant|> <|system|> <|tool|> <|end|> </s> ⁂"
-).split()
-PLAIN = "<think> </think> <tool_call> </tool_call> <tool_response> </tool_response>".split()
+SPECIAL = [
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"),
+    *("[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>", "</s>", "⁂"),
+    *("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+    *("<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|end|>"),
+]
+PLAIN = [f"<{slash}{n}>" for n in ("think", "tool_call", "tool_response") for slash in ("", "/")]
 
 
 def write_checkpoint(folder: Path, template: str) -> None:

@@ -1,8 +1,6 @@
 """Chat templates: where they are found, what they see, and what they may spend."""
 
 import os
-import signal
-import threading
 import time
 from collections import UserDict, UserList, namedtuple
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ import torch
 from PIL import Image
 
 from l4kernels.model.chat_template import ChatError, ChatTemplate
-from l4kernels.model.renderer import RENDERER
 
 USER = [{"role": "user", "content": "x"}]
 
@@ -366,44 +363,3 @@ def test_thoughts_go_on_under_each_name():
 def test_messages_that_cannot_go_on(source, message, arguments, why):
     with pytest.raises(ChatError, match=why):
         render(source, [message], continue_final_message=True, **arguments)
-
-
-def test_threads_and_forked_processes_share_no_reply():
-    template = ChatTemplate("{{ messages[0].content }}")
-    wrong = []
-
-    def work(n):
-        for i in range(20):
-            content = f"{n} {i}" * (n + 1)
-            if template.render([{"content": content}]) != content:
-                wrong.append(content)
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    [t.start() for t in threads]
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        os._exit(template.render([{"content": "child"}]) != "child")
-    assert os.waitpid(child, 0)[1] == 0
-    [t.join() for t in threads]
-    assert not wrong
-    assert template.render([{"content": "parent"}]) == "parent"
-
-
-def test_an_interrupted_render_leaves_no_reply_behind(monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    template = ChatTemplate("{{ messages[0].content }}")
-    with monkeypatch.context() as patch:
-        patch.setattr(RENDERER, "_receive", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            template.render([{"content": "first"}])
-    assert template.render([{"content": "second"}]) == "second"
-
-
-def test_a_process_that_is_gone_is_started_again():
-    template = ChatTemplate("{{ messages[0].content }}")
-    RENDERER._process.kill()
-    RENDERER._process.wait()
-    assert template.render(USER) == "x"

@@ -1,5 +1,8 @@
-"""Templates of strangers: each ends in one clear error, soon, and takes nothing with it."""
+"""The process of the templates: what they may spend there, and that it serves threads and forks."""
 
+import os
+import signal
+import threading
 import time
 
 import pytest
@@ -14,7 +17,7 @@ USER = [{"role": "user", "content": "x"}]
 BIG = "{% set s = 'ab c' * 4000000 %}"
 SPENDING = {
     "no output": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "much output": "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "much output": "{% for i in range(99999) %}{% for j in range(999) %}xx{% endfor %}{% endfor %}",
     "doubling": "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s ~ n.s %}"
     "{% endfor %}{{ n.s | length }}",
     "product": "{{ 'x' * 100000000000 }}",
@@ -84,3 +87,44 @@ def test_what_a_template_spends_is_bounded(name):
     assert str(error.value).startswith("chat template: ") and len(str(error.value)) < 700
     assert str(error.value).isprintable() and "Traceback" not in str(error.value)
     assert ChatTemplate("{{ messages[0].content }}").render(USER) == "x"  # the next one is well
+
+
+def test_threads_and_forked_processes_share_no_reply():
+    template = ChatTemplate("{{ messages[0].content }}")
+    wrong = []
+
+    def work(n):
+        for i in range(20):
+            content = f"{n} {i}" * (n + 1)
+            if template.render([{"content": content}]) != content:
+                wrong.append(content)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    [t.start() for t in threads]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(template.render([{"content": "child"}]) != "child")
+    assert os.waitpid(child, 0)[1] == 0
+    [t.join() for t in threads]
+    assert not wrong
+    assert template.render([{"content": "parent"}]) == "parent"
+
+
+def test_an_interrupted_render_leaves_no_reply_behind(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    template = ChatTemplate("{{ messages[0].content }}")
+    with monkeypatch.context() as patch:
+        patch.setattr(RENDERER, "_receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"content": "first"}])
+    assert template.render([{"content": "second"}]) == "second"
+
+
+def test_a_process_that_is_gone_is_started_again():
+    template = ChatTemplate("{{ messages[0].content }}")
+    RENDERER._process.kill()
+    RENDERER._process.wait()
+    assert template.render(USER) == "x"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from l4kernels.model.extras import require
 from l4kernels.model.files import read_object, read_text
 from l4kernels.model.plain import Plain
-from l4kernels.model.renderer import RENDERER, RenderError, one_line
+from l4kernels.model.renderer import RENDERER, BudgetError, RenderError, one_line
 
 MAX_SOURCE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 64 << 20
@@ -46,6 +46,8 @@ class ChatTemplate:
             raise ChatError(f"{name}: expected at most {MAX_SOURCE_CHARS:,} characters")
         try:
             reply = RENDERER.run({"source": source, "variables": None})
+        except BudgetError as error:
+            raise ChatError(f"{name}: {error}") from None
         except RenderError as error:
             raise ChatError(f"{name}: not a valid template ({error})") from None
         self.names = frozenset(reply["names"])
@@ -64,7 +66,7 @@ class ChatTemplate:
                 return cls(source, name=str(file))
         raise ChatError(
             f"{path}: this checkpoint has no chat template named {wanted[-1]!r}; "
-            f"chat_template can be one of {', '.join(sorted(templates))}"
+            f"chat_template can be one of {one_line(', '.join(sorted(templates)))}"
         )
 
     def render(self, messages: Sequence[Any], **arguments: Any) -> str:
@@ -152,8 +154,8 @@ class ChatTemplate:
         unread = sorted(variables.keys() - self.names)
         if unread:
             raise ChatError(
-                f"{self.name}: this template does not read {', '.join(unread)}; "
-                f"it reads {', '.join(sorted(self.names)) or 'no variable'}"
+                f"{self.name}: this template does not read {one_line(', '.join(unread))}; "
+                f"it reads {one_line(', '.join(sorted(self.names))) or 'no variable'}"
             )
         plain = Plain()
         try:

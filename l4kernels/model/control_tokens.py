@@ -29,7 +29,8 @@ class ControlTokens:
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         used = set().union(*tokenizer.special)
-        candidates = chain(range(0xE000, 0xF900), range(0x10000, 0x110000))
+        # First a character of one byte in JSON: there is as much filler as foreign text.
+        candidates = chain([0x7F], range(0xE000, 0xF900), range(0x10000, 0x110000))
         self.filler = next(c for c in map(chr, candidates) if c not in used)
         # A role that spells a token by itself is text like any other.
         self.roles = [role for role in ROLES if not any(tokenizer.find(role))]

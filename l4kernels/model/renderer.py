@@ -19,7 +19,7 @@ from typing import Any
 
 from l4kernels.model.rendering import LENGTH_BYTES
 
-SECONDS = 1.5  # of processor time for one job
+SECONDS, SECONDS_PER_BYTE = 1.0, 1e-7  # of processor time for a job, and for each byte of it
 MEMORY = 1 << 30  # bytes of address space
 PATIENCE = 60.0  # seconds of wall time, for a machine that gives the process no time
 MAX_REPLY = 512 << 20
@@ -27,6 +27,10 @@ MAX_REPLY = 512 << 20
 
 class RenderError(ValueError):
     """A template that failed, in one line without control characters."""
+
+
+class BudgetError(RenderError):
+    """A template that takes too much time or memory, or that took its process down."""
 
 
 class Renderer:
@@ -51,9 +55,9 @@ class Renderer:
                 raise
             if reply.get("error") == "MemoryError":
                 self.stop()
-                raise RenderError(f"needs more than {MEMORY >> 20} MiB of memory")
+                raise BudgetError(f"needs more than {MEMORY >> 20} MiB of memory")
         if "error" in reply:
-            raise RenderError(one_line(f"{reply['message'] or reply['error']}"))
+            raise RenderError(one_line(reply["message"] or reply["error"]))
         return reply
 
     def stop(self) -> None:
@@ -83,10 +87,10 @@ class Renderer:
             self._send(len(content).to_bytes(LENGTH_BYTES, "little") + content, deadline)
             length = int.from_bytes(self._receive(LENGTH_BYTES, deadline), "little")
             if length > MAX_REPLY:
-                raise RenderError(f"the prompt exceeds {MAX_REPLY:,} bytes")
+                raise BudgetError(f"the prompt exceeds {MAX_REPLY:,} bytes")
             return self._receive(length, deadline)
         except (BrokenPipeError, EOFError):
-            raise RenderError(_cause(self._process.wait())) from None
+            raise BudgetError(_cause(self._process.wait(), len(content))) from None
 
     def _send(self, content: bytes, deadline: float) -> None:
         view, pipe = memoryview(content), self._process.stdin.fileno()
@@ -106,9 +110,10 @@ class Renderer:
 
 
 def one_line(text: str, longest: int = 500) -> str:
-    """`text` as one bounded line; what cannot be printed is escaped."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:longest])
-    return shown + "..." * (len(text) > longest)
+    """`text` as one bounded line, white space as spaces; what cannot be printed is escaped."""
+    words = " ".join(text[: 2 * longest].split())
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    return shown if len(shown) <= longest else shown[: longest - 3] + "..."
 
 
 def _start() -> subprocess.Popen:
@@ -118,10 +123,11 @@ def _start() -> subprocess.Popen:
     # Without `site` no installed package can slow the start or put itself into the process.
     folders = [str(Path(find_spec(m).origin).parent.parent) for m in ("jinja2", "markupsafe")]
     folders.append(str(Path(__file__).parent))
+    budget = SECONDS, SECONDS_PER_BYTE, MEMORY
     program = f"import sys; sys.path += {folders!r}; from rendering import worker; worker.main()"
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program, str(SECONDS), str(MEMORY)],
+            [sys.executable, "-I", "-S", "-c", program, *map(str, budget)],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -135,12 +141,12 @@ def _wait(pipe: int, event: int, deadline: float) -> None:
     poll = select.poll()
     poll.register(pipe, event)
     if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise RenderError(f"has not answered within {PATIENCE:g} s")
+        raise BudgetError(f"has not answered within {PATIENCE:g} s")
 
 
-def _cause(status: int) -> str:
+def _cause(status: int, size: int) -> str:
     if status == -signal.SIGPROF:
-        return f"takes more than {SECONDS:g} s of processor time"
+        return f"takes more than {SECONDS + size * SECONDS_PER_BYTE:.1f} s of processor time"
     if status < 0:
         return f"ended its process by {signal.Signals(-status).name}"
     return f"ended its process with status {status}"

@@ -134,6 +134,9 @@ for _name in (
     setattr(Marked, _name, _pure(_name))
 
 
+Marked.__name__, Marked.__module__ = "str", "builtins"  # as errors should name it
+
+
 class MarkedMarkup(Markup):
     """What the filter `safe` makes of marked text: output keeps the mask, all else loses it."""
 

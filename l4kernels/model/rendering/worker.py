@@ -26,7 +26,7 @@ from .marked import FOREIGN, TRUSTED, trusted
 def compiled(source: str) -> tuple[Template, list[str]]:
     """The template, and the names that it reads from outside."""
     environment = Sandbox()
-    names = meta.find_undeclared_variables(environment.parse(source))
+    names = meta.find_undeclared_variables(environment.parse(source)) - environment.globals.keys()
     return environment.from_string(source), sorted(names)
 
 
@@ -68,7 +68,7 @@ def read(stream: BinaryIO) -> bytes:
 
 
 def main() -> None:
-    seconds, memory = float(sys.argv[1]), int(sys.argv[2])
+    seconds, seconds_per_byte, memory = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory if hard < 0 else min(memory, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -76,7 +76,7 @@ def main() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     while job := read(sys.stdin.buffer):
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds + len(job) * seconds_per_byte)
         reply = answer(job)
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(len(reply).to_bytes(LENGTH_BYTES, "little") + reply)
