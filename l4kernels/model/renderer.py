@@ -4,6 +4,7 @@ A template is a program of a stranger. In a process of its own it cannot take th
 hang it in C code or overflow its stack; what it can spend is counted by the operating system.
 """
 
+import atexit
 import json
 import marshal
 import os
@@ -75,6 +76,7 @@ class Renderer:
         if process is not None:
             process.stdin.close()
             process.stdout.close()
+            process.returncode = 0  # its end is for the parent to wait for
         self.__init__()
 
     def _exchange(self, content: bytes) -> bytes:
@@ -153,4 +155,5 @@ def _cause(status: int, size: int) -> str:
 
 
 RENDERER = Renderer()
+atexit.register(RENDERER.stop)
 os.register_at_fork(after_in_child=RENDERER.forget)
