@@ -116,7 +116,7 @@ class PlainEncoder:
                 raise too_long(limit)
 
     def least(self, text: str, longest: int = 0) -> int:
-        """A number of tokens that `text` has for certain; its added tokens have <= `longest` bytes."""
+        """A number of tokens that `text` has for certain; added tokens have <= `longest` bytes."""
         # Patterns that are not published may drop text, and normalizers may shorten it.
         return -(-len(text.encode()) // max(self._longest, longest)) if self._published else 0
 

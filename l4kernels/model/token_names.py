@@ -48,10 +48,10 @@ class TokenNames:
         self._adds_bos = config.get("add_bos_token")
         if self._adds_bos is not None and not isinstance(self._adds_bos, bool):
             raise self._wrong("add_bos_token to be true or false", self._adds_bos)
-        named = {key: value for key, value in config.items() if key.endswith("_token")}
         extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
         if isinstance(extra, dict):
-            named, extra = named | extra, []
+            config, extra = config | extra, list(extra.values())
+        named = {key: value for key, value in config.items() if key.endswith("_token")}
         self._named = self._named_tokens(named)
         self._extra = self._extra_tokens(extra)
         self._by_id = self._tokens_by_id(config.get("added_tokens_decoder") or {})
@@ -80,8 +80,8 @@ class TokenNames:
                         f"{self.file}: {token.content!r:.80} is declared with id {id}, but its "
                         f"place in the vocabulary gives it {got}"
                     )
-        missing = [t for t in (*self._named.values(), *self._extra) if t.content not in known]
-        library.add_special_tokens(missing)
+        named = (*self._named.values(), *self._extra)
+        library.add_special_tokens([token for token in named if token.content not in known])
 
     def find_bos(self, library: tokenizers.Tokenizer) -> int | None:
         """Id of the begin-of-text token, or None; `by_key["bos_token"]` then names the same.

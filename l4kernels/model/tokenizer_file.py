@@ -17,6 +17,8 @@ MAX_IDS = 1 << 20
 MAX_ADDED = 1 << 14  # Llama 4 has 1,135
 MAX_ADDED_CHARS = 1 << 20
 MAX_PATTERN_CHARS = 4096  # the published pattern has 391; much longer ones take seconds to compile
+_NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents")
+"""Others run patterns of the file's own, or make long texts of short ones."""
 
 _Result = TypeVar("_Result")
 
@@ -108,8 +110,12 @@ def _check_pipeline(data: dict[str, Any]) -> None:
     normalizers = list(steps(data.get("normalizer"), "normalizers"))
     splits = list(steps(data.get("pre_tokenizer"), "pretokenizers"))
     decoders = list(steps(data.get("decoder"), "decoders"))
-    byte_level = [step.get("type") == "ByteLevel" for step in (*normalizers, *splits)]
-    if byte_level[-1:] != [True] or sum(byte_level) != 1 or not splits:
+    if any(step.get("type") not in _NORMALIZERS for step in normalizers):
+        raise TokenizerError(
+            f"expected normalizers out of {', '.join(_NORMALIZERS)}, got {_kinds(normalizers)}"
+        )
+    byte_level = [step.get("type") == "ByteLevel" for step in splits]
+    if byte_level[-1:] != [True] or sum(byte_level) != 1:
         raise TokenizerError(
             f"expected a byte-level tokenizer: one pre-tokenizer ByteLevel, the last one; "
             f"got {_kinds(splits)}"
@@ -118,10 +124,8 @@ def _check_pipeline(data: dict[str, Any]) -> None:
         raise TokenizerError(
             f"expected a byte-level tokenizer: the decoder ByteLevel, got {_kinds(decoders)}"
         )
-    for step in (*normalizers, *splits):
-        pattern = step.get("pattern")
-        if isinstance(pattern, dict):
-            pattern = pattern.get("Regex")
+    for pattern in (step.get("pattern") for step in splits):
+        pattern = pattern.get("Regex") if isinstance(pattern, dict) else None
         if isinstance(pattern, str) and len(pattern) > MAX_PATTERN_CHARS:
             raise TokenizerError(
                 f"expected patterns of at most {MAX_PATTERN_CHARS} characters, got {len(pattern):,}"
