@@ -99,7 +99,8 @@ def main() -> None:
                     "difference": float(difference),
                 }
             )
-    print(json.dumps({"rows": rows, "canvas_mismatches": wrong}))
+    settings = repr(ImageProcessor.from_dict(json.loads(load_processor()().to_json_string())))
+    print(json.dumps({"rows": rows, "canvas_mismatches": wrong, "settings": settings}))
 
 
 if __name__ == "__main__":

@@ -299,6 +299,12 @@ def test_variables_and_prefilled_turns_reach_the_prompt(folder, tmp_path, huggin
         prompter.chat(messages, bos_token="<s>")
 
 
+def test_chats_that_do_not_fit_the_context(prompter):
+    for messages in ([user_message("x" * 10_000)], [user_message("x y")] * 200):
+        with pytest.raises(ValueError, match=r"does not fit the .*context of 512 tokens"):
+            prompter.chat(messages)
+
+
 def test_empty_prompts(prompter):
     with pytest.raises(ChatError, match="the prompt is empty"):
         prompter.raw("")

@@ -1,5 +1,7 @@
 """Chat templates: where they are found, what they see, and what they may spend."""
 
+import doctest
+import importlib
 import os
 import time
 from collections import UserDict, UserList, namedtuple
@@ -363,3 +365,9 @@ def test_thoughts_go_on_under_each_name():
 def test_messages_that_cannot_go_on(source, message, arguments, why):
     with pytest.raises(ChatError, match=why):
         render(source, [message], continue_final_message=True, **arguments)
+
+
+@pytest.mark.parametrize("module", ["chat", "chat_template", "plain"])
+def test_examples(module):
+    result = doctest.testmod(importlib.import_module(f"l4kernels.model.{module}"))
+    assert result.attempted and not result.failed

@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
+import pictures
 import pytest
-import test_image_processor
 import tiny
 import torch
 from PIL import Image
@@ -215,7 +215,7 @@ def test_bad_requests(l4k, settings, case):
 
 
 def test_decompression_bomb(l4k, settings, tmp_path):
-    png = test_image_processor.png_header(60_000, 60_000) + test_image_processor.chunk(b"IDAT", b"")
+    png = pictures.png_header(60_000, 60_000) + pictures.chunk(b"IDAT", b"")
     (tmp_path / "bomb.png").write_bytes(png)
     code, _, err = l4k(
         "generate", "--model", settings, "--prompt", "a", "--image", tmp_path / "bomb.png"

@@ -1,21 +1,22 @@
-"""Images to tiles: the numbers of the original, and files that are no images."""
+"""Images to tiles: the numbers of the original, and the settings of a checkpoint."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-import zlib
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import noise, saved
 
 from l4kernels.model import image_processor
 from l4kernels.model.chat import image_block
-from l4kernels.model.image_processor import ImageError, ImageProcessor, canvases, decode_image
+from l4kernels.model.image_processor import ImageProcessor, canvases
+from l4kernels.model.images import ImageError
 
 HERE = Path(__file__).parent
 # (width, height) -> (rows, cols), prompt tokens: from the published processor at 336 / 16 tiles.
@@ -108,6 +109,7 @@ def test_equals_hugging_face():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
+    assert found["settings"] == repr(ImageProcessor())  # as read from what they write
     rows = found["rows"]
     assert len([r for r in rows if r["tile"] == 336]) >= 30
     assert found["canvas_mismatches"] == []
@@ -115,109 +117,81 @@ def test_equals_hugging_face():
     assert wrong == []
 
 
-def png(image: Image.Image, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
+STATES = {
+    "bfloat16 by default": lambda: _default(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "float64 by default": lambda: _default(torch.set_default_dtype, torch.float64, torch.float32),
+    "meta by default": lambda: torch.device("meta"),
+    "deterministic": lambda: _default(torch.set_deterministic_debug_mode, "error", "default"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference": torch.inference_mode,
+    "grad": torch.enable_grad,
+    "no grad": torch.no_grad,
+}
 
 
-def test_transparency_is_laid_over_white():
-    rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
-    rgba.putpixel((1, 0), (0, 0, 0, 128))
-    pixels = decode_image(png(rgba))
-    assert pixels[:, 0, 0].tolist() == [255, 255, 255]
-    assert all(abs(v - 127) <= 1 for v in pixels[:, 0, 1].tolist())
-    palette = Image.new("P", (1, 1), 0)
-    assert decode_image(png(palette, transparency=0))[:, 0, 0].tolist() == [255, 255, 255]
+@contextmanager
+def _default(change, value, before):
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
 
 
-def test_images_of_pillow_are_taken_as_files_are():
-    rgba = Image.new("RGBA", (3, 2), (10, 200, 30, 128))
-    assert torch.equal(decode_image(rgba), decode_image(png(rgba)))
+def prepared() -> tuple:
+    """What the processor makes of sizes whose canvas is a matter of the last bit."""
+    small = ImageProcessor(tile_size=32, max_tiles=5, mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3))
+    sizes = [(673, 671), (671, 673), (1345, 1344), (4032, 3024), (999, 333), (1, 500), (30, 2000)]
+    grids = [(ImageProcessor().grid(*s), ImageProcessor().resized(*s)) for s in sizes]
+    enlarged = ImageProcessor(resize_to_max_canvas=True)
+    grids += [(enlarged.grid(*s), enlarged.resized(*s)) for s in sizes]
+    tiles = small([np.asarray(noise(w, h)) for w, h in ((70, 50), (32, 32), (9, 40))])
+    return grids, tiles.grids, tiles.pixel_values
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "CMYK"])
-def test_every_mode_becomes_rgb(mode, tmp_path):
-    file = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
-    Image.new(mode, (5, 4)).save(file)
-    assert decode_image(file).shape == (3, 4, 5)
+@pytest.mark.parametrize("state", STATES)
+def test_no_state_of_torch_changes_a_bit(state):
+    assert ImageProcessor().grid(673, 671) == (3, 2)
+    grids, tile_grids, pixels = prepared()
+    with STATES[state]():
+        got = prepared()
+    assert got[:2] == (grids, tile_grids)
+    assert got[2].dtype == torch.float32 and torch.equal(got[2], pixels)
 
 
-def test_orientation_is_applied(tmp_path):
-    image = Image.fromarray(np.zeros((4, 6, 3), np.uint8))
-    exif = Image.Exif()
-    exif[274] = 6  # turned by a quarter
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert decode_image(tmp_path / "turned.jpg").shape == (3, 6, 4)
+def test_images_of_every_kind_in_their_order(tmp_path):
+    image = noise(40, 20)
+    (tmp_path / "x.png").write_bytes(saved(image))
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    sources = [tmp_path / "x.png", saved(image), image, array, tensor]
+    processor = ImageProcessor(tile_size=32, max_tiles=4)
+    tiles = processor(sources)
+    assert tiles.grids == [(1, 2)] * 5
+    assert torch.equal(tiles.pixel_values, processor.tiles(tensor).repeat(5, 1, 1, 1))
 
 
-def test_gif_gives_its_first_frame(tmp_path):
-    frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
-    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    assert decode_image(tmp_path / "x.gif")[:, 0, 0].tolist() == [255, 0, 0]
+def test_a_bad_image_among_several_is_named():
+    good = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ImageError, match="image 2: not an image"):
+        ImageProcessor()([good, b"hello"])
+    for images in ([], "photo.png", good, None, noise(3, 3)):
+        with pytest.raises(ValueError, match="expected a list of at least one image, got"):
+            ImageProcessor()(images)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    body = kind + data
-    return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+def test_one_image_is_decoded_at_a_time(monkeypatch):
+    alive = []
 
+    def decode(source, name):
+        image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+        assert not any(ref() is not None for ref in alive)
+        alive.append(weakref.ref(image))
+        return image
 
-def png_header(width: int, height: int) -> bytes:
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\x00\x00\x00")
-
-
-@pytest.mark.parametrize("side", [10_000, 50_000])
-def test_decompression_bomb_is_refused_from_its_header(side, tmp_path):
-    file = tmp_path / "bomb.png"
-    file.write_bytes(png_header(side, side) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)))
-    with pytest.raises(ImageError, match=r"bomb\.png.*80,000,000 pixels"):
-        decode_image(file)
-
-
-def test_compressed_text_bomb_is_refused(tmp_path):
-    file = tmp_path / "text.png"
-    text = b"k\0\0" + zlib.compress(b"\0" * (64 << 20))
-    file.write_bytes(png_header(4, 4) + chunk(b"zTXt", text))
-    with pytest.raises(ImageError, match=r"text\.png: the image is truncated or damaged"):
-        decode_image(file)
-
-
-def test_truncated_and_damaged_files(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    whole = png(Image.fromarray(noise))
-    for name, data in {
-        "half.png": whole[: len(whole) // 2],
-        "flipped.png": whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],
-    }.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ImageError, match=f"{name}: the image is truncated or damaged"):
-            decode_image(tmp_path / name)
-
-
-def test_what_is_no_image(tmp_path):
-    (tmp_path / "note.png").write_text("hello")
-    (tmp_path / "empty.png").write_bytes(b"")
-    Image.new("RGB", (2, 2)).save(tmp_path / "x.ppm")
-    os.mkfifo(tmp_path / "pipe.png")
-    for name, message in {
-        "note.png": "not an image",
-        "empty.png": "not an image",
-        "x.ppm": "not an image",
-        "missing.png": "no such file",
-        "pipe.png": "not a regular file",
-        ".": "not a regular file",
-    }.items():
-        with pytest.raises(ImageError, match=message):
-            decode_image(tmp_path / name)
-    with pytest.raises(ImageError, match="upload 3: not an image"):
-        decode_image(b"hello", name="upload 3")
-
-
-def test_file_size_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_processor, "MAX_FILE_BYTES", 10)
-    with pytest.raises(ImageError, match="more than the 10 allowed"):
-        decode_image(png(Image.new("RGB", (2, 2))))
+    monkeypatch.setattr(image_processor, "decode_image", decode)
+    monkeypatch.setattr(ImageProcessor, "tiles", lambda self, image: torch.zeros(1))
+    assert len(ImageProcessor()(["a"] * 3).grids) == 3
 
 
 def test_processor_files(tmp_path):
@@ -226,8 +200,16 @@ def test_processor_files(tmp_path):
     settings = {"size": {"height": 32, "width": 32}, "max_patches": 4}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
     assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor(32, 4)
+    # As for transformers, a nested processor wins; without one the other file counts.
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0]}))
+    assert ImageProcessor.from_pretrained(tmp_path) == ImageProcessor(32, 4)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"patch_size": 14}))
     assert ImageProcessor.from_pretrained(tmp_path).mean == (0.0, 0.0, 0.0)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="with an image_processor"):
+        ImageProcessor.from_pretrained(tmp_path)
+    for size in (48, [48, 48], {"height": 48}, {"height": 48, "width": 48}):
+        assert ImageProcessor.from_dict({"size": size}).tile_size == 48
     tiny = {"resample": 2, "rescale_factor": 1 / 255, "do_normalize": None}
     assert ImageProcessor.from_dict(tiny) == ImageProcessor()
 
@@ -249,6 +231,33 @@ def test_processor_files(tmp_path):
         {"rescale_factor": 1},
         {"do_normalize": False},
         [],
+        {"resize_to_max_canvas": "no"},
+        {"resize_to_max_canvas": 1},
+        {"do_resize": False},
+        {"do_rescale": "yes"},
+        {"do_convert_rgb": 0},
+        {"resample": "bilinear"},
+        {"rescale_factor": "1/255"},
+        {"image_processor_type": "CLIPImageProcessor"},
+        {"image_processor_type": ["Llama4ImageProcessor"]},
+        {"max_patches": "16"},
+        {"max_patches": 2.5},
+        {"max_patches": []},
+        {"size": {"shortest_edge": 336}},
+        {"size": [32, 48]},
+        {"size": {"height": "32"}},
+        {"size": {"height": [32]}},
+        {"image_mean": ["a", 1, 1]},
+        {"image_mean": [[0.5], 0.5, 0.5]},
+        {"image_mean": [True, True, True]},
+        {"image_mean": {"r": 1}},
+        {"image_mean": "0.5"},
+        {"image_std": [1e-9, 1, 1]},
+        {"image_std": [-1, 1, 1]},
+        {"image_mean": [10**400, 1, 1]},
+        {"image_processor": None},
+        {"image_processor": [1]},
+        {"image_processor": {"resample": 3}},
     ],
 )
 def test_absurd_processor_files(content, tmp_path):
@@ -258,9 +267,52 @@ def test_absurd_processor_files(content, tmp_path):
         ImageProcessor.from_pretrained(tmp_path)
 
 
+HOSTILE_FILES = {
+    "nested": b'{"size":' * 100_000,
+    "huge number": b'{"max_patches": 1' + b"0" * 400 + b"}",
+    "huge float": b'{"image_mean": [1e999, 0, 0]}',
+    "not JSON": b"size = 336",
+    "no text": bytes(range(256)),
+    "utf-16": '{"size": 336}'.encode("utf-16"),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_hostile_processor_files(name, tmp_path):
+    file = tmp_path / name
+    for content in HOSTILE_FILES.values():
+        file.write_bytes(content if name[:3] == "pre" else b'{"image_processor": %b}' % content)
+        with pytest.raises(ValueError, match=name):
+            ImageProcessor.from_pretrained(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match=f"{name}: expected a regular file, got a pipe"):
+        ImageProcessor.from_pretrained(tmp_path)
+
+
+def test_settings_given_to_the_processor_are_checked():
+    for wrong in (
+        {"tile_size": 0}, {"tile_size": 10**5000}, {"tile_size": True},
+        {"tile_size": 32.0}, {"max_tiles": 0}, {"max_tiles": 257},
+        {"mean": 0.5}, {"mean": [0.5] * 3}, {"std": (0, 1, 1)}, {"std": (1.0, 1.0, float("nan"))},
+        {"resize_to_max_canvas": "no"}, {"resize_to_max_canvas": 1},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="image processor: expected"):
+            ImageProcessor(**wrong)
+    for sides in ((0, 5), (5, -1), (1, 40_000)):
+        with pytest.raises(ImageError):
+            ImageProcessor().grid(*sides)
+
+
 def test_tensors_that_are_no_images():
     processor = ImageProcessor()
-    for bad in (torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8)):
+    nan = torch.full((3, 4, 4), torch.nan)
+    for bad in (
+        torch.zeros(3, 4, 4), nan, torch.zeros(4, 4, dtype=torch.uint8),
+        torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(3, 4, 4, dtype=torch.int8),
+        torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"),
+    ):  # fmt: skip
         with pytest.raises(ImageError, match="uint8"):
             processor.tiles(bad)
     with pytest.raises(ImageError, match="with pixels"):

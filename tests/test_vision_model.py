@@ -127,6 +127,13 @@ def test_split_prefill_with_images_matches_one_shot(model):
     assert torch.equal(again[:, : CASE.length + 1], torch.cat([ids, first[:, None]], 1))
 
 
+def spoilt(tiles: torch.Tensor, value: float) -> torch.Tensor:
+    """One value of the last tile; 1e39 is finite here, but not in the model's dtype."""
+    tiles = tiles.double()
+    tiles[-1, 1, 3, 5] = value
+    return tiles
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -138,8 +145,10 @@ def test_split_prefill_with_images_matches_one_shot(model):
         (lambda ids, tiles: (ids, tiles[:0]), r"\[tiles, 3, 32, 32\]"),
         (lambda ids, tiles: (ids, tiles.byte()), "normalised floats"),
         (lambda ids, tiles: (ids, tiles.tolist()), "pixel_values to be a tensor"),
+        *((lambda ids, tiles, v=v: (ids, spoilt(tiles, v)), "pixel_values to be finite")
+          for v in (float("nan"), float("inf"), -float("inf"), 1e39)),
     ],
-)
+)  # fmt: skip
 def test_wrong_images(model, change, message):
     ids, tiles = change(*prompt(CASE))
     for call in (model, lambda i, t: model.generate(i, 2, pixel_values=t)):

@@ -30,7 +30,7 @@ def held_out_chapters() -> list[str]:
 
 def held_out_digits() -> Digits:
     """360 handwritten digits, read row by row from a sheet."""
-    from l4kernels.model.image_processor import decode_image
+    from l4kernels.model.images import decode_image
 
     labels = [int(c) for c in "".join((DATA / "digits.txt").read_text().split())]
     sheet = decode_image(DATA / "digits.png")[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from l4kernels.model.chat_template import ChatError, ChatTemplate
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.control_tokens import ControlTokens
-from l4kernels.model.image_processor import ImageProcessor, Tiles, decode_image
+from l4kernels.model.image_processor import ImageProcessor, Tiles
 from l4kernels.model.tokenizer import Tokenizer
 
 IMAGE = "<|image|>"
@@ -102,13 +102,22 @@ class Prompter:
         Args:
             messages: `{"role", "content"}`, or objects with these fields; content is text or a
                 list of `{"type": "text", "text"}` and `{"type": "image"}` parts.
-            images: in the order of the image parts; each a path, bytes, one of Pillow's images, or
-                decoded (uint8 [3, H, W]).
+            images: in the order of the image parts; each what `decode_image` takes.
             chat_template: name of one of the checkpoint's templates; without it `tool_use` if
                 there are tools and such a template, else `default`.
             tools, documents, add_generation_prompt, continue_final_message, variables: as
                 `ChatTemplate.mark` has them; a variable that the template does not read is an
                 error.
+
+        Raises:
+            ChatError: the template, its budget, the messages or the images do not allow it.
+            TokenizerError: text that is not Unicode or does not fit the model's context.
+
+        >>> from l4kernels.demo import CHECKPOINT
+        >>> prompter = Prompter(CHECKPOINT)
+        >>> prompt = prompter.chat([{"role": "user", "content": "What is <|eot|>?"}])
+        >>> "What is <|eot|>?" in prompter.tokenizer.decode(prompt.ids)
+        True
         """
         template = self._template(chat_template, tools=tools is not None)
         control = self._control
@@ -126,27 +135,31 @@ class Prompter:
         limit = self.config.max_position_embeddings
         self.tokenizer.check_fits(rendered.text, limit)
         tiles = self._tiles(images)
-        grids = iter(tiles.grids if tiles else ())
+        grids = list(tiles.grids) if tiles else []
         ids: list[int] = []
         seen = 0
         for text, token in control.split(rendered):
             ids += self.tokenizer.encode(text, bos=False, limit=limit)
             if token == IMAGE:
                 seen += 1
-                if seen <= len(images):
-                    block = image_block(next(grids), self.config.vision.tokens_per_tile)
+                if seen <= len(grids):
+                    block = image_block(grids[seen - 1], self.config.vision.tokens_per_tile)
                     ids += [self.tokenizer.id(t) for t in block]
             elif token is not None:
                 ids.append(self.tokenizer.id(token))
-        if seen != len(images):
+            if len(ids) > limit:
+                raise ChatError(
+                    f"the prompt does not fit the model's context of {limit} tokens; shorten it"
+                )
+        if seen != len(grids):
             raise ChatError(
-                f"{len(images)} images were given, but the prompt has room for {seen}: each image "
+                f"{len(grids)} images were given, but the prompt has room for {seen}: each image "
                 f"needs one part of type image, and a template that renders it as {IMAGE}"
             )
         return Prompt(self._checked(ids), *(tiles or ()))
 
     def _tiles(self, images: Sequence[Any]) -> Tiles | None:
-        if not images:
+        if isinstance(images, (list, tuple)) and not images:
             return None
         vision = self.config.vision
         if vision is None:
@@ -165,7 +178,7 @@ class Prompter:
                 f"{self.path}: the tokenizer's <|patch|> is {patch}, but config.json's "
                 f"image_token_index is {self.config.image_token_index}"
             )
-        return processor([i if isinstance(i, Tensor) else decode_image(i) for i in images])
+        return processor(images)
 
     def _checked(self, ids: list[int]) -> list[int]:
         vocab = self.config.vocab_size

@@ -8,48 +8,80 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MAX_TEXT_BYTES = 256 << 20
 
 
-def read_text(file: Path, error: type[ValueError] = ValueError) -> str:
-    """The text of a regular UTF-8 file, with or without a byte order mark.
+def open_regular(file: Path, error: type[ValueError] = ValueError) -> BinaryIO:
+    """Opens a regular file for reading; the first byte that a pipe or a device holds is not read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        error: it is no regular file, larger than `MAX_TEXT_BYTES`, unreadable, or not UTF-8.
+        error: it is no regular file, or cannot be opened.
     """
     try:
         # A pipe without a writer would block in open itself.
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            facts = os.fstat(stream.fileno())
-            if not stat.S_ISREG(facts.st_mode):
-                raise error(f"{file}: expected a regular file, got a {_kind(facts.st_mode)}")
-            content = stream.read(MAX_TEXT_BYTES + 1)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        handle = os.open(file, flags)
     except FileNotFoundError:
         raise
-    except OSError as problem:
-        raise error(f"{file}: cannot be read ({problem.strerror or problem})") from None
-    if len(content) > MAX_TEXT_BYTES:
-        raise error(f"{file}: expected at most {MAX_TEXT_BYTES >> 20} MiB")
+    except (OSError, ValueError) as problem:  # ValueError: no file can have this name
+        why = getattr(problem, "strerror", None) or problem
+        raise error(f"{file}: cannot be read ({why})") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise error(f"{file}: expected a regular file, got a {_kind(mode)}")
+    return open(handle, "rb")
+
+
+def read_text(file: Path, error: type[ValueError] = ValueError, limit: int = MAX_TEXT_BYTES) -> str:
+    """The text of a regular UTF-8 file of at most `limit` bytes, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        error: it is no regular file, larger than `limit`, unreadable, or not UTF-8.
+    """
+    with open_regular(file, error) as stream:
+        try:
+            content = stream.read(limit + 1)
+        except OSError as problem:
+            raise error(f"{file}: cannot be read ({problem.strerror or problem})") from None
+    if len(content) > limit:
+        raise error(f"{file}: expected at most {limit >> 20} MiB")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{file}: expected UTF-8 text, got bytes that are not ({problem})") from None
 
 
-def read_object(file: Path, error: type[ValueError] = ValueError) -> dict[str, Any]:
+def read_object(
+    file: Path, error: type[ValueError] = ValueError, limit: int = MAX_TEXT_BYTES
+) -> dict[str, Any]:
     """The object in a JSON file; raises like `read_text`, and `error` for any other content."""
-    text = read_text(file, error)
+    text = read_text(file, error, limit)
     try:
         content = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as problem:
         why = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
         raise error(f"{file}: not valid JSON ({why})") from None
     if not isinstance(content, dict):
-        raise error(f"{file}: expected a JSON object, got {content!r:.80}")
+        raise error(f"{file}: expected a JSON object, got {shown(content)}")
     return content
+
+
+def shown(value: object, length: int = 80) -> str:
+    """`value` for a message: on one line, of at most `length` characters, whatever it is.
+
+    >>> shown("text"), shown(10**5000), shown(["x" * 1000])[-8:]
+    ("'text'", 'a huge int', "xxxxx...")
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of 4,301 digits; nesting
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _integer(digits: str) -> int | float:

@@ -4,24 +4,23 @@ Pixel-for-pixel the canvas, tile order and resampling of Hugging Face's processo
 done in float32, where theirs rounds to bfloat16.
 """
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-MAX_PIXELS = 80_000_000  # just below the size at which Pillow itself warns of a bomb
-MAX_FILE_BYTES = 256 << 20
+from l4kernels.model.fields import ConfigError, Fields
+from l4kernels.model.files import read_object, shown
+from l4kernels.model.images import check_size, decode_image
 
-
-class ImageError(ValueError):
-    """The file is no image that can be used; the message names it."""
+MAX_TILE_SIZE = 4096
+MAX_TILES = 256
+MAX_CANVAS_PIXELS = 1 << 24  # nine times Scout's; 200 MB of tiles
 
 
 class Tiles(NamedTuple):
@@ -67,58 +66,76 @@ class ImageProcessor:
     resize_to_max_canvas: bool = False
 
     def __post_init__(self) -> None:
+        where = "image processor"
         for name, value, limit in (
-            ("tile_size", self.tile_size, 4096),
-            ("max_tiles", self.max_tiles, 256),
+            ("tile_size", self.tile_size, MAX_TILE_SIZE),
+            ("max_tiles", self.max_tiles, MAX_TILES),
         ):
-            if not isinstance(value, int) or not 1 <= value <= limit:
-                raise ValueError(f"image processor: expected {name} in 1..{limit}, got {value!r}")
-        for name, values in (("image_mean", self.mean), ("image_std", self.std)):
-            if len(values) != 3 or not all(map(math.isfinite, values)):
+            if type(value) is not int or not 1 <= value <= limit:
+                raise ValueError(f"{where}: expected {name} in 1..{limit}, got {shown(value)}")
+        for name, values, low in (("image_mean", self.mean, -1e4), ("image_std", self.std, 1e-4)):
+            numbers = isinstance(values, tuple) and all(type(v) in (int, float) for v in values)
+            if not numbers or len(values) != 3 or not all(low <= v <= 1e4 for v in values):
                 raise ValueError(
-                    f"image processor: expected {name} to hold 3 numbers, got {values!r}"
+                    f"{where}: expected {name} to hold 3 numbers in [{low:g}, 10000], got "
+                    f"{shown(values)}"
                 )
-        if self.max_tiles * self.tile_size**2 > MAX_PIXELS:
+        if type(self.resize_to_max_canvas) is not bool:
             raise ValueError(
-                f"image processor: expected a canvas of at most {MAX_PIXELS:,} pixels, got "
+                f"{where}: expected resize_to_max_canvas to be true or false, got "
+                f"{shown(self.resize_to_max_canvas)}"
+            )
+        if self.max_tiles * self.tile_size**2 > MAX_CANVAS_PIXELS:
+            raise ValueError(
+                f"{where}: expected a canvas of at most {MAX_CANVAS_PIXELS:,} pixels, got "
                 f"{self.max_tiles} tiles of {self.tile_size} x {self.tile_size}"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"image processor: expected image_std above 0, got {self.std}")
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "ImageProcessor":
-        """Reads `preprocessor_config.json` or `processor_config.json` of a checkpoint."""
+        """Reads a checkpoint's `processor_config.json`, which wins if it has an `image_processor`,
+        or its `preprocessor_config.json`; `ConfigError` names the file and the field."""
         path = Path(path)
-        for name in ("preprocessor_config.json", "processor_config.json"):
+        for name in ("processor_config.json", "preprocessor_config.json"):
             file = path / name
-            if file.is_file():
-                try:
-                    content = json.loads(file.read_text(encoding="utf-8"))
-                    return cls.from_dict(content.get("image_processor", content))
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise ValueError(f"{file}: {error}") from error
+            try:
+                content = read_object(file, ConfigError)
+            except FileNotFoundError:
+                continue
+            if name == "preprocessor_config.json" or "image_processor" in content:
+                return cls.from_dict(content.get("image_processor", content), str(file))
         raise FileNotFoundError(
-            f"{path}: no preprocessor_config.json or processor_config.json, so images cannot be "
-            f"prepared as this model was trained; copy the file from the original checkpoint"
+            f"{path}: no preprocessor_config.json and no processor_config.json with an "
+            f"image_processor, so images cannot be prepared as this model was trained; copy the "
+            f"file from the original checkpoint"
         )
 
     @classmethod
-    def from_dict(cls, content: dict) -> "ImageProcessor":
-        size = content.get("size", {"height": 336, "width": 336})
-        side = size.get("height") if isinstance(size, dict) else size
-        if isinstance(size, dict) and size.get("width", side) != side:
-            raise ValueError(f"expected square tiles, got size {size}")
-        for name, wanted in (("resample", 2), ("rescale_factor", 1 / 255), ("do_normalize", True)):
-            if content.get(name) not in (None, wanted):
-                raise ValueError(f"only {name} = {wanted} is supported, got {content[name]!r}")
-        return cls(
-            tile_size=side,
-            max_tiles=content.get("max_patches", 16),
-            mean=tuple(float(x) for x in content.get("image_mean", (0.5, 0.5, 0.5))),
-            std=tuple(float(x) for x in content.get("image_std", (0.5, 0.5, 0.5))),
-            resize_to_max_canvas=bool(content.get("resize_to_max_canvas", False)),
-        )
+    def from_dict(
+        cls, content: Mapping[str, Any], where: str = "image processor"
+    ) -> "ImageProcessor":
+        """From the content of such a file; `where` opens every message."""
+        fields = Fields(content, where)
+        for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            if not fields.boolean(name, True):
+                fields.fail(f"only {name} = true is supported")
+        fields.expect("resample", 2, 2)
+        fields.expect("rescale_factor", 1 / 255, 1 / 255)
+        kind = fields.data.get("image_processor_type")
+        if kind is not None and not str(kind).startswith("Llama4ImageProcessor"):
+            fields.fail(f"expected image_processor_type Llama4ImageProcessor, got {shown(kind)}")
+        try:
+            return cls(
+                tile_size=_side(fields),
+                max_tiles=fields.integer("max_patches", 1, MAX_TILES, cls.max_tiles),
+                mean=_tuple(fields.data.get("image_mean"), cls.mean),
+                std=_tuple(fields.data.get("image_std"), cls.std),
+                resize_to_max_canvas=fields.boolean("resize_to_max_canvas", False),
+            )
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """The canvas of an image, as (rows, cols) of tiles.
@@ -126,11 +143,12 @@ class ImageProcessor:
         The tightest canvas that holds the image undiminished, else the one that shrinks it least;
         the smallest area among equals. Ratios are float32, as in the original, because ties are.
         """
+        check_size(width, height)
         choices = canvases(self.max_tiles)
-        sides = torch.tensor(choices) * self.tile_size
-        scales = torch.minimum(sides[:, 0] / height, sides[:, 1] / width)
+        sides = np.float32(choices) * np.float32(self.tile_size)
+        scales = (sides / np.float32((height, width))).min(1)
         holds = scales >= 1
-        if bool(holds.any()):
+        if holds.any():
             kept = scales[holds]
             best = kept.max() if self.resize_to_max_canvas else kept.min()
         else:
@@ -159,14 +177,9 @@ class ImageProcessor:
         fitted = width * scale_h
         return limit_h, max(min(int(_float32(fitted) if narrow_h else fitted), limit_w), 1)
 
-    def tiles(self, image: Tensor) -> Tensor:
-        """`image` uint8 [3, H, W] -> float32 [tiles, 3, tile_size, tile_size], global tile last."""
-        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-            raise ImageError(
-                f"expected an image as [3, H, W] uint8, got {list(image.shape)} {image.dtype}"
-            )
-        if 0 in image.shape:
-            raise ImageError(f"expected an image with pixels, got {list(image.shape)}")
+    def tiles(self, image: Any) -> Tensor:
+        """Of one image: float32 [tiles, 3, tile_size, tile_size], the global tile last."""
+        image = decode_image(image)
         height, width = image.shape[1:]
         side = self.tile_size
         rows, cols = self.grid(height, width)
@@ -177,20 +190,28 @@ class ImageProcessor:
         tiles = tiles.reshape(rows * cols, 3, side, side)
         if rows * cols > 1:
             tiles = torch.cat([tiles, _resize(image, (side, side))[None]])
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
-        return (tiles / 255 - mean) / std
+        # From NumPy, because torch's defaults for dtype and device are the caller's.
+        mean, std = (torch.from_numpy(np.float32(v)).view(3, 1, 1) for v in (self.mean, self.std))
+        return tiles.float().div_(255).sub_(mean).div_(std)
 
-    def __call__(self, images: Sequence[Tensor]) -> Tiles:
-        """Prepares all images of a prompt: uint8 [3, H, W] each, in prompt order."""
-        if not images:
-            raise ValueError("expected at least one image, got none")
-        grids = [self.grid(image.shape[1], image.shape[2]) for image in images]
-        return Tiles(torch.cat([self.tiles(image) for image in images]), grids)
+    def __call__(self, images: Sequence[Any]) -> Tiles:
+        """Prepares all images of a prompt, in prompt order: each what `decode_image` takes.
+
+        Only one of them is decoded at a time.
+        """
+        if not isinstance(images, (list, tuple)) or not images:
+            came = "none" if isinstance(images, (list, tuple)) else type(images).__name__
+            raise ValueError(f"expected a list of at least one image, got {came}")
+        parts = [self._prepare(source, f"image {n}") for n, source in enumerate(images, 1)]
+        return Tiles(torch.cat([tiles for tiles, _ in parts]), [grid for _, grid in parts])
+
+    def _prepare(self, source: Any, name: str) -> tuple[Tensor, tuple[int, int]]:
+        image = decode_image(source, name=name)
+        return self.tiles(image), self.grid(image.shape[1], image.shape[2])
 
 
 def _float32(value: float) -> float:
-    return torch.tensor(value, dtype=torch.float32).item()
+    return float(np.float32(value))
 
 
 def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -201,67 +222,19 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     )[0]
 
 
-def decode_image(source: Any, *, name: str | None = None) -> Tensor:
-    """Decodes PNG, JPEG, WEBP, BMP or the first frame of a GIF to uint8 [3, H, W].
-
-    `source` is a path, the bytes of a file, or one of Pillow's images. Orientation tags are applied
-    and transparency is laid over white. Raises `ImageError`, naming the file, for anything else,
-    for damaged files and for images above `MAX_PIXELS`; the size is read from the header, before
-    any pixel is decoded. Pillow's own messages are not passed on, because they may hold addresses.
-    """
-    import warnings
-    from io import BytesIO
-
-    from l4kernels.model.extras import require
-
-    require("PIL", "vision")
-    import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    def pixels_of(image: Image.Image) -> Tensor:
-        pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-    if isinstance(source, Image.Image):
-        return pixels_of(source)
-    if isinstance(source, bytes):
-        name = name or "image"
-        stream, size = BytesIO(source), len(source)
-    else:
-        path = Path(source)
-        name = name or str(path)
-        if not path.exists():
-            raise ImageError(f"{name}: no such file")
-        if not path.is_file():
-            raise ImageError(f"{name}: not a regular file")
-        stream, size = path, path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ImageError(f"{name}: {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
-    too_large = f"more than the {MAX_PIXELS:,} pixels allowed; scale the image down first"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"{name}: {image.width} x {image.height}, {too_large}")
-                image.load()
-                return pixels_of(image)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: {too_large}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image ({', '.join(FORMATS)} are read)") from error
-    except Exception as error:  # decoders raise almost anything on damaged data
-        raise ImageError(f"{name}: the image is truncated or damaged") from error
+def _tuple(values: Any, default: tuple[float, ...]) -> Any:
+    """A JSON list as the tuple that `ImageProcessor` checks."""
+    return default if values is None else tuple(values) if isinstance(values, list) else values
 
 
-def _to_rgb(image):
-    """Any mode to RGB, transparency over white."""
-    from PIL import Image
-
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+def _side(fields: Fields) -> int:
+    """`size` as a number, as a pair, or as height and width."""
+    size = fields.data.get("size")
+    if size is None:
+        return ImageProcessor.tile_size
+    if not isinstance(size, Mapping):
+        return fields.square("size", MAX_TILE_SIZE)
+    sides = Fields(size, f"{fields.where}: size")
+    height = sides.integer("height", 1, MAX_TILE_SIZE)
+    sides.equal("height", height, "width", sides.integer("width", 1, MAX_TILE_SIZE, height))
+    return height

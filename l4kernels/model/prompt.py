@@ -80,15 +80,23 @@ class Prompt:
                 f"expected pixel_values to be normalised floats [tiles, "
                 f"{', '.join(map(str, wanted))}], got {describe(pixels)}"
             )
+        pixels = pixels.to(model.device, model.build.dtype)
         is_patch = self.input_ids == token
-        count, needed = int(is_patch.sum()), pixels.shape[0] * vision.tokens_per_tile
+        # The extremes are NaN if any value is; one transfer tells both.
+        finite = torch.stack(pixels.aminmax()).isfinite().all()
+        count, finite = torch.stack([is_patch.sum(), finite.long()]).tolist()
+        if not finite:
+            raise ValueError(
+                f"expected pixel_values to be finite in {model.build.dtype}, got NaN or infinity"
+            )
+        needed = pixels.shape[0] * vision.tokens_per_tile
         if count != needed:
             raise ValueError(
                 f"expected {needed} patch tokens (id {token}) in the prompt: {pixels.shape[0]} "
                 f"tiles of {vision.tokens_per_tile}; got {count}"
             )
         started = time.perf_counter()
-        self.features = model.vision(pixels.to(model.device, model.build.dtype))
+        self.features = model.vision(pixels)
         order = is_patch.flatten().cumsum(0).view(is_patch.shape) - 1
         self.rows = torch.where(is_patch, order, -1).to(torch.int32)
         self.image_seconds = time.perf_counter() - started
