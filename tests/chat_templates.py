@@ -138,6 +138,8 @@ ODD = """{%- macro twice() %}{{ caller('<|im_start|>') * 2 }}{% endmacro %}
     {%- filter trim %}  {{ marks.get(message.role, '{}{}'.format('<|im_start|>', message.role)) }}
     {{ message.content | string | replace('IMAGE', '<|im_end|>') }}{% endfilter %}
     {{- [message.role, 'x'] | join(stop) }}
+    {%- filter indent(3, true, true) %}{{ stop }}{{ message.content | string }}
+    x{{ stop }}{% endfilter %}
 {%- endfor %}{{ (stop ~ '\\n').upper().lower()[:-1] | safe }}
 {%- call(x) twice() %}{{ x }}{% endcall %}{{ stop | list | join }}{{ stop[::-1][::-1] }}
 {%- for word in 'system<|im_end|>user'.split('<|im_end|>') %}{{ word ~ stop }}{% endfor %}"""

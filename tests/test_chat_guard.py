@@ -21,7 +21,7 @@ from l4kernels.model.chat import ChatError, Prompter
 from l4kernels.model.control_tokens import ROLES
 
 CONTROL = [*LLAMA, *SPECIAL, *PLAIN]
-SAMPLE = 120
+SAMPLE = 100
 Message = make_dataclass("Message", ["role", "content"])
 
 
@@ -106,7 +106,7 @@ tool_lists = st.none() | st.lists(
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(conversation=conversations, tools=tool_lists, goes_on=st.booleans())
 def test_ids_are_those_of_hugging_face(sides, name, conversation, tools, goes_on):
     tools = tools if reads_tools(name) else None

@@ -15,6 +15,7 @@ import tiny
 import torch
 from PIL import Image
 
+from l4kernels.model import plain
 from l4kernels.model.chat_template import ChatError, ChatTemplate
 
 USER = [{"role": "user", "content": "x"}]
@@ -115,7 +116,7 @@ c.split('</think>')[-1] | c.split('</think>') | c.rsplit('a', 1) | c.partition('
 c | tojson(ensure_ascii=true) @ c | tojson @ [c, {c: c}] | tojson(indent=2) @ {'k': c} | tojson
 c | tojson(separators=(',', ':'), sort_keys=true) @ c | urlencode @ c | length @ c | trim @ [c] | trim
 [c] | join('-') @ c | e @ c | upper @ c | title @ c | capitalize @ c | lower @ c | list @ c | reverse
-c | replace('<', '>') @ c | indent(3, true) @ c | wordwrap(5) @ c | truncate(9) @ c | center(60)
+c | replace('<', '>') @ c | indent(3, true) @ c | indent('> ', blank=true) @ '' | indent(2, true) @ c | wordwrap(5) @ c | truncate(9) @ c | center(60)
 c | first @ c | last @ c | batch(3) | list @ c | slice(3) | list @ c | wordcount @ c | striptags
 c | safe @ (c | safe) + '<b>' @ '<b>' + (c | safe) @ '%s' | format(c) @ '%r %5s %%' | format(c, c)
 '{} {!r} {:>60}'.format(c, c, c) @ '{0.x}{a}'.format(c, a=c) @ c.format(1) @ '{x}'.format_map({'x': c})
@@ -262,7 +263,8 @@ def test_what_has_no_plain_form_is_refused_by_name(value, name):
         render("{{ messages[0].content }}", [message])
 
 
-def test_endless_and_deep_conversations_are_refused():
+def test_endless_and_deep_conversations_are_refused(monkeypatch):
+    monkeypatch.setattr(plain, "MAX_VALUES", 10_000)
     circle = {"role": "user"}
     circle["content"] = circle
     endless = iter(lambda: "x", None)

@@ -58,7 +58,7 @@ def plain(result):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_operations_are_those_of_str_and_marks_move_with_their_characters(name, data):
     operation, *arguments = OPERATIONS[name]

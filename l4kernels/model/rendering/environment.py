@@ -96,7 +96,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=[Generation, "jinja2.ext.loopcontrols"],
         )
         self.literal = cache(trusted)
-        self.filters |= {"tojson": _tojson, "join": _join, "replace": _replace, "safe": _safe}
+        self.filters |= {"tojson": _tojson, "safe": MarkedMarkup}
+        self.filters |= {"join": _join, "replace": _replace, "indent": _indent}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -141,8 +142,14 @@ def _replace(eval_ctx: Any, s: str, old: str, new: str, count: int | None = None
     return FILTERS["replace"](eval_ctx, marked(s), old, new, count)
 
 
-def _safe(value: str) -> MarkedMarkup:
-    return MarkedMarkup(value)
+def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    text = FILTERS["indent"](s, width, first, blank)
+    if type(s) is not Marked:
+        return text
+    space = width if isinstance(width, str) else " " * width
+    head, *rest = (s + "\n").splitlines()
+    rest = [marked(space) + line if line or blank else line for line in rest]
+    return confirmed(text, [space * bool(first) + head, *rest], "\n")
 
 
 def _raise_exception(message: str) -> None:
