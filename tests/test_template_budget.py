@@ -128,3 +128,25 @@ def test_a_process_that_is_gone_is_started_again():
     RENDERER._process.kill()
     RENDERER._process.wait()
     assert template.render(USER) == "x"
+
+
+def test_a_process_that_stands_still_or_breaks_is_replaced(monkeypatch):
+    template, send = ChatTemplate("{{ messages[0].content }}"), RENDERER._send
+
+    def then(end):
+        def sent(*arguments):
+            RENDERER._process.send_signal(signal.SIGSTOP)
+            send(*arguments)
+            if end is not None:
+                RENDERER._process.send_signal(end)
+
+        return sent
+
+    monkeypatch.setattr(renderer, "PATIENCE", 0.2)
+    for end, why in ((None, "has not answered within 0.2 s"), (signal.SIGKILL, "SIGKILL")):
+        with monkeypatch.context() as patch:
+            patch.setattr(RENDERER, "_send", then(end))
+            with pytest.raises(ChatError, match=why):
+                template.render(USER)
+        monkeypatch.setattr(renderer, "PATIENCE", 60)
+        assert template.render(USER) == "x"

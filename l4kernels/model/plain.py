@@ -51,8 +51,8 @@ class Plain:
             items = (self.convert(v, f"{where}[{i}]", depth + 1) for i, v in enumerate(form))
             return tuple(items) if isinstance(form, tuple) else list(items)
         raise ValueError(
-            f"{where}: expected text, a number, a list or a mapping, got {type(value).__name__}; "
-            f"images go into `images`"
+            f"{where}: expected text, a number, a list or a mapping, got {type(value).__name__} "
+            f"(images are given as `images`, tools as JSON schemas)"
         )
 
     def _key(self, key: Any, where: str) -> Any:
