@@ -158,6 +158,18 @@ def test_templates_see_what_the_caller_wrote(expression):
         assert render(source, **variables) == want
 
 
+def test_no_mark_is_seen_where_text_is_split_escaped_or_shown():
+    def of(content, expression):
+        return render("{{ messages[0].content" + expression + " }}", [{"content": content}])
+
+    assert of("aa</think>bb", ".split('</think>')[-1]") == "bb"
+    assert of("<|eot|>é", " | tojson(ensure_ascii=true)") == '"<|eot|>\\u00e9"'
+    assert of("<|eot|>", " | urlencode") == "%3C%7Ceot%7C%3E"
+    assert of("<|eot|>", " | length") == "7"
+    parts = [{"type": "text", "text": "<|eot|>"}]
+    assert of(parts, " | trim") == "[{'type': 'text', 'text': '<|eot|>'}]"
+
+
 def test_lone_surrogates_reach_the_template_and_come_back():
     text = "a\ud83d\ude00\udcff"
     assert render("{{ messages[0].content }}", [{"content": text}]) == text
