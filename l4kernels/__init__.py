@@ -1,18 +1,13 @@
-"""Llama 4 on Hopper: CUDA kernels, their typed references, and a thin model on top."""
+"""Llama 4 on Hopper: CUDA kernels, their typed references, and a thin model on top.
+
+Importing the package registers `torch.ops.l4kernels.*`. Only the program `l4k` is spared that: it
+answers `--help` before torch is imported, and each of its verbs imports what it needs.
+"""
 
 import importlib
-from typing import Any
-
-from l4kernels import ops
-from l4kernels._load import STATUS, take_device_error
-from l4kernels.dropin import (
-    flash_attn_varlen_func,
-    flash_attn_with_kvcache,
-    fp8_matmul,
-    grouped_gemm,
-    moe_ffn,
-)
-from l4kernels.ops.registry import reference
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,19 +27,50 @@ __all__ = [
 ]
 
 
-_OF_THE_MODEL = {
-    "Llama4": "llama4",
-    "Llama4Config": "config",
-    "Prompter": "chat",
-    "Sampling": "generate",
-}
-"""Names that are imported when they are asked for: ops alone need none of it."""
+def _is_l4k() -> bool:
+    """Whether this process is `l4k` or `python -m l4kernels` (while -m looks for the module,
+    it is also the program's name)."""
+    program = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
+    return program in ("l4k", "l4k.exe") or (program == "-m" and "l4kernels" in sys.orig_argv)
+
+
+if TYPE_CHECKING or not _is_l4k():
+    from l4kernels import ops
+    from l4kernels._load import STATUS, take_device_error
+    from l4kernels.dropin import (
+        flash_attn_varlen_func,
+        flash_attn_with_kvcache,
+        fp8_matmul,
+        grouped_gemm,
+        moe_ffn,
+    )
+    from l4kernels.ops import reference
+if TYPE_CHECKING:
+    from l4kernels.model.chat import Prompter
+    from l4kernels.model.config import Llama4Config
+    from l4kernels.model.generate import Sampling
+    from l4kernels.model.llama4 import Llama4
+
+_LAZY = {
+    "dropin": ("flash_attn_varlen_func", "flash_attn_with_kvcache", "fp8_matmul", "grouped_gemm",
+               "moe_ffn"),
+    "_load": ("STATUS", "take_device_error"),
+    "model.chat": ("Prompter",),
+    "model.config": ("Llama4Config",),
+    "model.generate": ("Sampling",),
+    "model.llama4": ("Llama4",),
+    "ops": ("reference",),
+}  # fmt: skip
+"""Where names are that are imported when they are asked for: ops alone need no model."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_THE_MODEL:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"l4kernels.model.{_OF_THE_MODEL[name]}"), name)
+    if name == "ops":
+        return importlib.import_module("l4kernels.ops")
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(importlib.import_module(f"l4kernels.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

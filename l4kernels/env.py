@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import l4kernels
+from l4kernels import cpu
 from l4kernels._load import STATUS
 from l4kernels.ops import OPS
 
@@ -40,6 +41,7 @@ def report() -> dict[str, Any]:
         "executable": sys.executable,
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda,
+        "cpu": cpu.report(),
         "driver": _driver(),
         "gpus": gpus,
         "library": _library(),

@@ -30,6 +30,10 @@ def saved(image: Image.Image, kind: str = "png", **options) -> bytes:
     return buffer.getvalue()
 
 
+def words(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     body = kind + data
     return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
@@ -121,76 +125,88 @@ def rle_bmp(width: int, height: int, runs: bytes) -> bytes:
 def odd_metadata(kind: str, size: tuple[int, int]) -> dict[str, bytes]:
     """Sound pixels of `noise(*size)` with metadata that a reader may trip over."""
     sound = saved(noise(*size), kind)
-    if kind == "png":
-        bomb = zlib.compress(bytes(64 << 20))
-        before = {
-            "text with a bad CRC": bad_crc(b"tEXt", b"k\0v"),
-            "compressed text of 64 MB": chunk(b"zTXt", b"k\0\0" + bomb),
-            "text that does not inflate": chunk(b"zTXt", b"k\0\0abc"),
-            "unknown compression": chunk(b"zTXt", b"k\0\7abc"),
-            "international text of 64 MB": chunk(b"iTXt", b"k\0\1\0\0\0" + bomb),
-            "text in no encoding": chunk(b"iTXt", b"k\0\0\0\xff\0\xff\0\xff"),
-            "profile of 64 MB": chunk(b"iCCP", b"k\0\0" + bomb),
-            "profile that does not inflate": chunk(b"iCCP", b"k\0\0abc"),
-            "profile without a name": chunk(b"iCCP", b""),
-            "short resolution": chunk(b"pHYs", b"\0"),
-            "short gamma": chunk(b"gAMA", b""),
-            "short colours": chunk(b"cHRM", b"abc"),
-            "long sRGB": chunk(b"sRGB", b"abc"),
-            "empty sRGB": chunk(b"sRGB", b""),
-            "broken exif": chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
-            "empty exif": chunk(b"eXIf", b""),
-            "bad animation": chunk(b"acTL", b"") + chunk(b"fcTL", b"x"),
-            "endless animation": chunk(b"acTL", b"\xff" * 8),
-            "private chunk": bad_crc(b"prIv", b"x" * 100),
-            "many texts": chunk(b"tEXt", b"k\0v") * 50_000,
-        }
-        files = {name: with_chunks(sound, extra) for name, extra in before.items()}
-        files["text that is cut off"] = sound[:-12] + chunk(b"tEXt", b"k\0v" * 99)[:20]
-        files["text of 4 GB after the pixels"] = sound[:-12] + b"\xff\xff\xff\xfftEXtk\0v"
-        return files
-    if kind in ("jpeg", "progressive"):
-        segments = {
-            "exif with -1/0": (0xE1, b"Exif\0\0" + exif(1, rational(0x011A, 38)) + b"\xff" * 8),
-            "exif of noise": (0xE1, b"Exif\0\0" + bytes(range(256))),
-            "endless exif": (0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
-            "exif that turns in circles": (0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0"),
-            "empty exif": (0xE1, b"Exif\0\0"),
-            "broken xmp": (0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="\xff'),
-            "short JFIF": (0xE0, b"JFIF"),
-            "profile in part 7 of 3": (0xE2, b"ICC_PROFILE\0\x07\x03abc"),
-            "profile in part 0 of 0": (0xE2, b"ICC_PROFILE\0\0\0"),
-            "short profile": (0xE2, b"ICC_PROFILE\0"),
-            "pictures that are missing": (0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 99),
-            "short Photoshop": (0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
-            "short Adobe": (0xEE, b"Adobe\0"),
-            "FlashPix": (0xE2, b"FPXR\0\xff"),
-            "comment": (0xFE, b"\xff\xd9\xff\xd8" * 99),
-        }
-        files = {n: with_segments(sound, jpeg_segment(*s)) for n, s in segments.items()}
-        files["many comments"] = with_segments(sound, jpeg_segment(0xFE, b"abc") * 100_000)
-        files["segment longer than it says"] = sound[:2] + b"\xff\xe1\0\x04ab" + b"junk" + sound[2:]
-        files["segment of no length"] = sound[:2] + b"\xff\xe1\0\0" + sound[2:]
-        files["further pictures"] = sound + sound[: len(sound) // 2]
-        return files
     if kind in ("webp", "lossless"):
-        chunks = {
-            "exif of noise": riff(b"EXIF", bytes(range(256))),
-            "empty chunks": riff(b"EXIF", b"") + riff(b"ICCP", b"") + riff(b"XMP ", b""),
-            "profile of noise": riff(b"ICCP", bytes(range(99))),
-            "unknown chunk": riff(b"\xff\xff\xff\xff", b"abc"),
-            "exif that is cut off": riff(b"EXIF", bytes(99))[:40],
-            "xmp of 4 GB": b"XMP \xff\xff\xff\xff",
-        }
-        return {n: with_riff(sound, *size, c) for n, c in chunks.items()}
-    if kind == "gif":
-        extensions = {
-            "comment of 4 MB": b"!\xfe" + gif_blocks(bytes(4 << 20)),
-            "many comments": (b"!\xfe" + gif_blocks(b"abc")) * 20_000,
-            "short loop": b"!\xff" + gif_blocks(b"NETSCAPE2.0") + b"!\xff\x0bNETSCAPE2.0\x01\x01\0",
-            "unknown extension": b"!\x99" + gif_blocks(b"abc"),
-            "filling": bytes(9) + b"!\xfe\0" + bytes(9),
-            "plain text": b"!\x01" + gif_blocks(b"abc"),
-        }
-        return {n: with_extensions(sound, e) for n, e in extensions.items()}
-    return {"trailing noise": sound + bytes(range(256)) * 99}
+        return _odd_webp(sound, size)
+    odd = {"png": _odd_png, "jpeg": _odd_jpeg, "progressive": _odd_jpeg, "gif": _odd_gif}
+    return odd[kind](sound) if kind in odd else {"trailing noise": sound + bytes(range(256)) * 99}
+
+
+def _odd_png(sound: bytes) -> dict[str, bytes]:
+    bomb = zlib.compress(bytes(64 << 20))
+    before = {
+        "text with a bad CRC": bad_crc(b"tEXt", b"k\0v"),
+        "compressed text of 64 MB": chunk(b"zTXt", b"k\0\0" + bomb),
+        "text that does not inflate": chunk(b"zTXt", b"k\0\0abc"),
+        "unknown compression": chunk(b"zTXt", b"k\0\7abc"),
+        "international text of 64 MB": chunk(b"iTXt", b"k\0\1\0\0\0" + bomb),
+        "text in no encoding": chunk(b"iTXt", b"k\0\0\0\xff\0\xff\0\xff"),
+        "profile of 64 MB": chunk(b"iCCP", b"k\0\0" + bomb),
+        "profile that does not inflate": chunk(b"iCCP", b"k\0\0abc"),
+        "profile without a name": chunk(b"iCCP", b""),
+        "short resolution": chunk(b"pHYs", b"\0"),
+        "short gamma": chunk(b"gAMA", b""),
+        "short colours": chunk(b"cHRM", b"abc"),
+        "long sRGB": chunk(b"sRGB", b"abc"),
+        "empty sRGB": chunk(b"sRGB", b""),
+        "broken exif": chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
+        "empty exif": chunk(b"eXIf", b""),
+        "bad animation": chunk(b"acTL", b"") + chunk(b"fcTL", b"x"),
+        "endless animation": chunk(b"acTL", b"\xff" * 8),
+        "suggested palette": bad_crc(b"PLTE", b"ab") + bad_crc(b"hIST", b""),
+        "private chunk": bad_crc(b"prIv", b"x" * 100),
+        "many texts": chunk(b"tEXt", b"k\0v") * 50_000,
+    }
+    files = {name: with_chunks(sound, extra) for name, extra in before.items()}
+    files["text that is cut off"] = sound[:-12] + chunk(b"tEXt", b"k\0v" * 99)[:20]
+    files["text of 4 GB after the pixels"] = sound[:-12] + b"\xff\xff\xff\xfftEXtk\0v"
+    return files
+
+
+def _odd_jpeg(sound: bytes) -> dict[str, bytes]:
+    segments = {
+        "exif with -1/0": (0xE1, b"Exif\0\0" + exif(1, rational(0x011A, 38)) + b"\xff" * 8),
+        "exif of noise": (0xE1, b"Exif\0\0" + bytes(range(256))),
+        "endless exif": (0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
+        "exif that turns in circles": (0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0"),
+        "empty exif": (0xE1, b"Exif\0\0"),
+        "broken xmp": (0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="\xff'),
+        "short JFIF": (0xE0, b"JFIF"),
+        "profile in part 7 of 3": (0xE2, b"ICC_PROFILE\0\x07\x03abc"),
+        "profile in part 0 of 0": (0xE2, b"ICC_PROFILE\0\0\0"),
+        "short profile": (0xE2, b"ICC_PROFILE\0"),
+        "pictures that are missing": (0xE2, b"MPF\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 99),
+        "short Photoshop": (0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
+        "short Adobe": (0xEE, b"Adobe\0"),
+        "FlashPix": (0xE2, b"FPXR\0\xff"),
+        "comment": (0xFE, b"\xff\xd9\xff\xd8" * 99),
+    }
+    files = {n: with_segments(sound, jpeg_segment(*s)) for n, s in segments.items()}
+    files["many comments"] = with_segments(sound, jpeg_segment(0xFE, b"abc") * 100_000)
+    files["segment longer than it says"] = sound[:2] + b"\xff\xe1\0\x04ab" + b"junk" + sound[2:]
+    files["segment of no length"] = sound[:2] + b"\xff\xe1\0\0" + sound[2:]
+    files["further pictures"] = sound + sound[: len(sound) // 2]
+    return files
+
+
+def _odd_webp(sound: bytes, size: tuple[int, int]) -> dict[str, bytes]:
+    chunks = {
+        "exif of noise": riff(b"EXIF", bytes(range(256))),
+        "empty chunks": riff(b"EXIF", b"") + riff(b"ICCP", b"") + riff(b"XMP ", b""),
+        "profile of noise": riff(b"ICCP", bytes(range(99))),
+        "unknown chunk": riff(b"\xff\xff\xff\xff", b"abc"),
+        "exif that is cut off": riff(b"EXIF", bytes(99))[:40],
+        "xmp of 4 GB": b"XMP \xff\xff\xff\xff",
+    }
+    return {n: with_riff(sound, *size, c) for n, c in chunks.items()}
+
+
+def _odd_gif(sound: bytes) -> dict[str, bytes]:
+    extensions = {
+        "comment of 4 MB": b"!\xfe" + gif_blocks(bytes(4 << 20)),
+        "many comments": (b"!\xfe" + gif_blocks(b"abc")) * 20_000,
+        "short loop": b"!\xff" + gif_blocks(b"NETSCAPE2.0") + b"!\xff\x0bNETSCAPE2.0\x01\x01\0",
+        "unknown extension": b"!\x99" + gif_blocks(b"abc"),
+        "filling": bytes(9) + b"!\xfe\0" + bytes(9),
+        "plain text": b"!\x01" + gif_blocks(b"abc"),
+    }
+    return {n: with_extensions(sound, e) for n, e in extensions.items()}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import FORMATS, chunk, exif, jpeg_segment, noise, riff, saved
+from pictures import FORMATS, chunk, exif, jpeg_segment, noise, riff, saved, words
 from PIL import Image, ImageFile, ImageOps
 
 from l4kernels.model import image_files
@@ -184,6 +184,7 @@ def test_the_first_frame_of_what_has_several():
 def bombs() -> dict[str, bytes]:
     """Small files of large images or of much work."""
     start, scan = scans_of(2000)
+    frame = saved(Image.new("L", (8, 8)), "jpeg")
     return {
         "1 x 10,000,000": pictures.png_bomb(1, 10_000_000),
         "1 x 79,999,999": pictures.png_bomb(1, 79_999_999, colour=0),
@@ -195,6 +196,9 @@ def bombs() -> dict[str, bytes]:
         "no width": pictures.png_header(0, 7) + chunk(b"IDAT", b""),
         "two headers": pictures.png_header(9, 9) + pictures.png_header(2**31, 2**31)[8:],
         "countless chunks": pictures.png_header(9, 9) + chunk(b"tEXt", b"") * (1 << 20),
+        "65,535 x 65,535": frame.replace(words(8, 8), words(65535, 65535)),
+        "1 x 65,535": frame.replace(words(8, 8), words(65535, 1)),
+        "no height": frame.replace(words(8, 8), words(0, 8)),
         "canvas of a gif": b"GIF89a" + b"\xff\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;",
         "frame of a gif": b"GIF89a\1\0\1\0\0\0\0,\xff\xff\xff\xff\1\0\1\0\0\2\2D\1\0;",
         "countless blocks": b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1a" * (1 << 20),
@@ -220,11 +224,18 @@ def webp_bomb(width: int, height: int) -> bytes:
 def largest() -> dict[str, bytes]:
     """What is just allowed."""
     start, scan = scans_of(2000)
+    frame, packed = saved(Image.new("L", (8, 8)), "jpeg"), zlib.compress(b"0" * (1 << 20))
     return {
         "80 M pixels of RGBA": pictures.png_bomb(8944, 8944, 8, 6),
         "tall": pictures.png_bomb(1, 32_768),
         "wide": pictures.png_bomb(32_768, 1),
         "scans": start + scan * 380 + b"\xff\xd9",
+        "1,000 parts of exif": pictures.with_segments(
+            frame, jpeg_segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(65_000)) * 1000
+        ),
+        "10,000 packed profiles": pictures.with_chunks(
+            saved(noise(8, 8)), chunk(b"zTXt", b"Raw profile type exif\0\0" + packed) * 10_000
+        ),
     }
 
 

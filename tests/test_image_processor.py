@@ -176,7 +176,7 @@ def test_a_bad_image_among_several_is_named():
     with pytest.raises(ImageError, match="image 2: not an image"):
         ImageProcessor()([good, b"hello"])
     for images in ([], "photo.png", good, None, noise(3, 3)):
-        with pytest.raises(ValueError, match="expected a list of at least one image, got"):
+        with pytest.raises(ImageError, match="expected a list of at least one image, got"):
             ImageProcessor()(images)
 
 

@@ -3,7 +3,6 @@
 import io
 import os
 import pathlib
-import struct
 import time
 import zlib
 
@@ -11,7 +10,7 @@ import numpy as np
 import pictures
 import pytest
 import torch
-from pictures import chunk, noise, png, png_header, saved
+from pictures import chunk, noise, png, png_header, saved, words
 from PIL import Image, ImageFile
 
 import l4kernels
@@ -226,10 +225,6 @@ def test_palettes():
     own.putpalette([10, 20, 30, 0], "RGBA")  # alpha in the palette itself
     assert pixel(own) == WHITE
     assert decode_image(saved(noise(9, 9).quantize(16), "gif")).shape == (3, 9, 9)
-
-
-def words(*values: int) -> bytes:
-    return struct.pack(f">{len(values)}H", *values)
 
 
 TABLE = chunk(b"PLTE", bytes([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9]))

@@ -1,5 +1,6 @@
 """The tokenizer against transformers: ids, added tokens of every kind, names, and limits."""
 
+import doctest
 import itertools
 import json
 import time
@@ -22,7 +23,7 @@ from tokenizers import (
 )
 
 from l4kernels.demo import CHECKPOINT
-from l4kernels.model import plain_text, tokenizer
+from l4kernels.model import plain_text, stop_strings, tokenizer
 from l4kernels.model.chat import Prompter
 from l4kernels.model.tokenizer import Detokenizer, TokenizerError
 
@@ -205,6 +206,12 @@ def test_a_prompt_that_cannot_fit_is_refused_at_once(tmp_path):
         with pytest.raises(TokenizerError, match="context of"):
             call()
     assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("module", [tokenizer, stop_strings])
+def test_examples_of_the_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
 
 
 def test_a_limit_is_exact(pair):

@@ -1,55 +1,94 @@
 """The command line `l4k`. Every verb prints for people, or one JSON object with `--json`."""
 
-import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 
+from l4kernels.cli.interrupts import exit_code, interruptible
+from l4kernels.cli.streams import OutputError, guarded, json_line
 from l4kernels.model.extras import MissingExtra, require
 
 __all__ = ["main"]
 
+BAD_INPUT = 2
+CLOSED_PIPE = 128 + 13  # as if SIGPIPE had ended it
+MAX_MESSAGE = 2000  # characters: some of them are a stranger's
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `l4k`; returns the exit code: 0, 1 for interruptions, 2 for bad input."""
+    """Runs `l4k`; returns the exit code: 0, 2 for any error, 128 + the number of the signal that
+    ended it (130: Ctrl-C, 141: nobody reads the output any more)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in arguments
+    closed = sys.stdout is None
+    with guarded(), interruptible():
+        try:
+            if closed:
+                raise OutputError("standard output is closed")
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            return CLOSED_PIPE
+        except OutputError as error:
+            return _fail(str(error), as_json=False)
+        except KeyboardInterrupt as error:
+            if sys.stdout.isatty():
+                print()  # the line that was being written ends here
+            return _fail("interrupted", as_json, exit_code(error))
+        except Exception as error:
+            message = _message(error)
+            if message is None:
+                raise
+            return _fail(message, as_json)
+
+
+def _run(arguments: list[str]) -> int:
+    if "torch" not in sys.modules:
+        # Threads that wait for work by spinning take the cores from the others that have some.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for module in ("typer", "rich"):
+        require(module, "cli")
+    import typer
+
+    from l4kernels.cli.app import app
+
+    # Not app(): typer has an end of its own for Ctrl-C, closed pipes and usage errors.
+    command = typer.main.get_command(app)
     try:
-        for module in ("typer", "rich"):
-            require(module, "cli")
-        from l4kernels.cli.app import app
-
-        result = app(args=arguments or ["--help"], prog_name="l4k", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", as_json, code=1)
-    except BrokenPipeError:
-        sys.stderr.close()  # keeps the interpreter from reporting the closed pipe once more
-        return 1
-    except (ValueError, OSError, MissingExtra, NotImplementedError, MemoryError) as error:
-        return _fail(str(error) or type(error).__name__, as_json)
-    except Exception as error:
-        message = _known(error)
-        if message is None:
-            raise
-        return _fail(message, as_json)
+        with command.make_context("l4k", arguments or ["--help"]) as context:
+            result = command.invoke(context)
+    except typer.Exit as end:
+        result = end.exit_code
+    except SystemExit as end:  # of argparse, which reads what follows `l4k bench`
+        result = end.code
+    return result if isinstance(result, int) else 0
 
 
-def _known(error: Exception) -> str | None:
-    """The message of a usage error or of full memory; None for what can only be a bug."""
+def _message(error: Exception) -> str | None:
+    """What to say of an error; None if it can only be a bug, which keeps its traceback."""
     if hasattr(error, "format_message"):  # typer carries its own copy of click's classes
         return error.format_message()
-    import torch
+    text = str(error)
+    torch = sys.modules.get("torch")
+    full = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if full or "not enough memory" in text or "can't allocate memory" in text:
+        return f"out of memory; `l4k plan` says what fits ({text.splitlines()[0]})"
+    if isinstance(error, (ValueError, OSError, MissingExtra, NotImplementedError, MemoryError)):
+        return text or type(error).__name__
+    return None
 
-    full = isinstance(error, torch.OutOfMemoryError)
-    if full or "not enough memory" in str(error) or "can't allocate memory" in str(error):
-        return f"out of memory; `l4k plan` says what fits ({str(error).splitlines()[0]})"
-    return "aborted" if type(error).__name__ == "Abort" else None
 
-
-def _fail(message: str, as_json: bool, code: int = 2) -> int:
-    message = " ".join(message.split())
+def _fail(message: str, as_json: bool, code: int = BAD_INPUT) -> int:
+    message = re.sub(r"[ \t]*\r?\n[ \t]*", " ", message.strip())
+    if len(message) > MAX_MESSAGE:
+        message = message[:MAX_MESSAGE] + " ..."
     if as_json:
-        print(json.dumps({"error": message}))
-    else:
-        print(f"l4k: {message}", file=sys.stderr)
+        try:
+            print(json_line({"error": message}), flush=True)
+            return code
+        except OSError:  # then it goes where it can be read
+            pass
+    print(f"l4k: {message}", file=sys.stderr, flush=True)
     return code

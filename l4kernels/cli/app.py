@@ -1,4 +1,7 @@
-"""The verbs and their options; each verb's work is in its own module."""
+"""The verbs and their options; each verb's work is in its own module.
+
+This module is all that `--help` needs, so it must not import torch, nor what imports it.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -6,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-import l4kernels
+from l4kernels import __version__
 
 app = typer.Typer(
     name="l4k",
     help="Llama 4 on Hopper GPUs, and anywhere else on a CPU.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -25,13 +29,15 @@ Reference = Annotated[
 ]
 
 
-def _route(reference: bool) -> AbstractContextManager[None]:
-    return l4kernels.reference() if reference else nullcontext()
+def _route(wanted: bool) -> AbstractContextManager[None]:
+    from l4kernels.ops import reference
+
+    return reference() if wanted else nullcontext()
 
 
 def _version(value: bool) -> None:
     if value:
-        print(l4kernels.__version__)
+        print(__version__)
         raise typer.Exit
 
 
@@ -120,7 +126,7 @@ def generate(
         reference=reference,
     )
     with _route(reference):
-        verb.run(request, as_json=json)
+        raise typer.Exit(verb.run(request, as_json=json))
 
 
 @app.command()

@@ -5,9 +5,10 @@ import time
 import torch
 from torch import Tensor
 
+from l4kernels import cpu
 from l4kernels import demo as data
-from l4kernels.cli.generate import load_options
-from l4kernels.cli.output import console, print_json, stream
+from l4kernels.cli.generate import load_options, weight_bytes
+from l4kernels.cli.output import can_print, line, print_json, stream, styled
 from l4kernels.model.chat import Prompter
 from l4kernels.model.generate import Sampling
 from l4kernels.model.llama4 import Llama4
@@ -16,41 +17,39 @@ from l4kernels.model.tokenizer import Detokenizer
 PROMPT = "And it came to pass"
 NEW_TOKENS = 60
 SHOWN = 9
+BLOCKS = " ▄▀█"
+"""Nothing, the lower, the upper and both of two pixels."""
+ASCII_BLOCKS = " .':"
 
 
 def run(
     *, weights: str, device: str | None, seed: int, as_json: bool, reference: bool = False
 ) -> None:
     options = load_options(device, None, weights, reference=reference)
-    started = time.perf_counter()
-    prompter = Prompter(data.CHECKPOINT)
-    model = Llama4.from_pretrained(data.CHECKPOINT, **options)
-    loaded = time.perf_counter()
     place = str(options["device"])
     dtype = str(options["dtype"]).removeprefix("torch.")
-    if not as_json:
-        console.print(
-            f"[bold]Llama 4, demo size[/bold] · {weights} weights, {dtype} on {place} · loaded in "
-            f"{loaded - started:.1f} s\n"
-        )
-    text = sample(model, prompter, seed, show=not as_json)
-    sampled = time.perf_counter()
-    if not as_json:
-        stream("\n\n")
-    chapters = data.held_out_chapters()
-    bits = data.bits_per_byte(model, prompter.tokenizer, chapters)
-    measured = time.perf_counter()
-    if not as_json:
-        size = sum(len(c.encode()) for c in chapters) / 1000
-        _line(
-            "text",
-            f"{bits:.3f} bits per byte",
-            f"{len(chapters)} unseen chapters, {size:.0f} kB",
-            measured - sampled,
-        )
-    digits = data.held_out_digits()
-    answers = data.read_digits(model, prompter, digits.images)
-    ended = time.perf_counter()
+    started = time.perf_counter()
+    size = weight_bytes(data.CHECKPOINT)
+    with cpu.threads(cpu.threads_for(size)):
+        prompter = Prompter(data.CHECKPOINT)
+        model = Llama4.from_pretrained(data.CHECKPOINT, **options)
+        loaded = time.perf_counter()
+        if not as_json:
+            what = f": {weights} weights, {dtype} on {place}, loaded in {loaded - started:.1f} s\n"
+            line(styled("Llama 4, demo size", "bold"), what)
+        text = sample(model, prompter, seed, show=not as_json)
+        sampled = time.perf_counter()
+    with cpu.threads(cpu.threads_for(size, data.BATCH * data.WINDOW)):
+        chapters = data.held_out_chapters()
+        bits = data.bits_per_byte(model, prompter.tokenizer, chapters)
+        measured = time.perf_counter()
+        if not as_json:
+            kilobytes = sum(len(c.encode()) for c in chapters) / 1000
+            what = f"{len(chapters)} unseen chapters, {kilobytes:.0f} kB"
+            _result("text", f"{bits:.3f} bits per byte", what, measured - sampled)
+        digits = data.held_out_digits()
+        answers = data.read_digits(model, prompter, digits.images)
+        ended = time.perf_counter()
     right = [a == str(label) for a, label in zip(answers, digits.labels, strict=True)]
     if as_json:
         print_json(
@@ -72,13 +71,13 @@ def run(
             }
         )
         return
-    _line("digits", f"{sum(right)} of {len(right)} right", "unseen images", ended - measured)
-    console.print()
-    for row in pictures(digits.images[:SHOWN]):
-        console.print("  " + row, markup=False)
-    for answer in answers[:SHOWN]:
-        console.print(f"  {answer[:8]:^8}", end="", markup=False)
-    console.print(f"\n\n[dim]{ended - started:.1f} s in all[/dim]")
+    _result("digits", f"{sum(right)} of {len(right)} right", "unseen images", ended - measured)
+    line()
+    for row in pictures(digits.images[:SHOWN], BLOCKS if can_print(BLOCKS) else ASCII_BLOCKS):
+        line("  " + row)
+    line(*(f"  {answer[:8]:^8}" for answer in answers[:SHOWN]))
+    line()
+    line(styled(f"{ended - started:.1f} s in all", "dim"))
 
 
 def sample(model: Llama4, prompter: Prompter, seed: int, *, show: bool) -> str:
@@ -95,23 +94,19 @@ def sample(model: Llama4, prompter: Prompter, seed: int, *, show: bool) -> str:
             stream(part.replace("\n", "\n  "))
     rest = text.finish()
     if show:
-        stream(rest)
+        stream(rest + "\n\n")
     return PROMPT + text.text
 
 
-def pictures(images: Tensor) -> list[str]:
-    """Digits side by side, two rows of pixels to a line of half blocks."""
-    ink = images >= 96
+def pictures(images: Tensor, blocks: str = BLOCKS) -> list[str]:
+    """Digits side by side, two rows of pixels to a line."""
+    ink = (images >= 96).int()
     lines = []
     for row in range(0, 8, 2):
-        pairs = zip(ink[:, row].tolist(), ink[:, row + 1].tolist(), strict=True)
-        lines.append("  ".join(_half_blocks(upper, lower) for upper, lower in pairs))
+        pairs = (2 * ink[:, row] + ink[:, row + 1]).tolist()
+        lines.append("  ".join("".join(blocks[i] for i in digit) for digit in pairs))
     return lines
 
 
-def _half_blocks(upper: list[bool], lower: list[bool]) -> str:
-    return "".join(" ▄▀█"[2 * up + low] for up, low in zip(upper, lower, strict=True))
-
-
-def _line(name: str, result: str, what: str, seconds: float) -> None:
-    console.print(f"  [bold]{name:<8}{result:<24}[/bold]{what:<32}{seconds:>5.1f} s")
+def _result(name: str, result: str, what: str, seconds: float) -> None:
+    line(styled(f"  {name:<8}{result:<24}", "bold"), f"{what:<32}{seconds:>5.1f} s")

@@ -1,6 +1,8 @@
 """`l4k env`."""
 
-from l4kernels.cli.output import console, facts, print_json
+from typing import Any
+
+from l4kernels.cli.output import facts, line, print_json, styled
 from l4kernels.env import MINIMUM_DRIVER, report
 
 
@@ -25,6 +27,7 @@ def run(*, as_json: bool) -> None:
             ("python", f"{found['python']} ({found['executable']})"),
             ("platform", found["platform"]),
             ("torch", f"{found['torch']}, CUDA {found['torch_cuda'] or 'not built in'}"),
+            ("CPU", _cpu(found["cpu"])),
             ("driver", driver),
             ("GPU", "; ".join(gpus) or "none"),
             ("library", state),
@@ -36,9 +39,18 @@ def run(*, as_json: bool) -> None:
     )
     kernels = found["kernels"]
     active = [name for name, state in kernels.items() if state["active"] == "cuda"]
-    console.print(f"\n[bold]{len(active)} of {len(kernels)} ops run on CUDA kernels[/bold]")
+    line()
+    line(styled(f"{len(active)} of {len(kernels)} ops run on CUDA kernels", "bold"))
     reasons: dict[str, list[str]] = {}
     for name, state in kernels.items():
         reasons.setdefault(state["reason"] or "cuda", []).append(name)
     for reason, names in reasons.items():
-        console.print(f"  {reason}: {', '.join(names)}", markup=False, soft_wrap=True)
+        line(f"  {reason}: {', '.join(names)}")
+
+
+def _cpu(cpu: dict[str, Any]) -> str:
+    cores = f"{cpu['usable_cores']} of {cpu['cores']} cores usable"
+    if cpu["user_setting"]:
+        return f"{cores}, threads by {cpu['user_setting']}: {cpu['max_threads']}"
+    per_thread = cpu["weights_per_thread"] >> 20
+    return f"{cores}, a thread per {per_thread} MiB of weights, at most {cpu['max_threads']}"

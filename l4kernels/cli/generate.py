@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
-from l4kernels.cli.output import console, print_json, stream
+from l4kernels import cpu
+from l4kernels.cli.interrupts import exit_code
+from l4kernels.cli.output import print_json, stream
+from l4kernels.cli.streams import read_input
 from l4kernels.env import gpu_problem
 from l4kernels.layers.linear import FORMATS
 from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.generate import Sampling
+from l4kernels.model.generate import Generation, Sampling
 from l4kernels.model.llama4 import DTYPES, Llama4, find_device
 from l4kernels.model.prompt import check_length
 from l4kernels.model.tokenizer import Detokenizer
@@ -40,8 +43,11 @@ class Request:
     reference: bool = False
 
 
-def run(request: Request, *, as_json: bool) -> None:
-    """Everything that can be checked is checked before the weights are read."""
+def run(request: Request, *, as_json: bool) -> int:
+    """Everything that can be checked is checked before the weights are read.
+
+    Returns the exit code: a generation that is interrupted shows what it has.
+    """
     started = time.perf_counter()
     options = load_options(
         request.device,
@@ -61,24 +67,14 @@ def run(request: Request, *, as_json: bool) -> None:
     text = Detokenizer(prompter.tokenizer, request.stop)
     check_length(config, len(prompt.ids), request.max_new_tokens)
     prepared = time.perf_counter()
-    model = Llama4.from_pretrained(request.model, **options)
-    loaded = time.perf_counter()
-
-    generation = model.stream(
-        torch.tensor([prompt.ids]),
-        request.max_new_tokens,
-        prompt.pixel_values,
-        sampling,
-    )
-    show = (lambda part: None) if as_json else stream
-    token_ids: list[int] = []
-    for ids in generation:
-        token_ids.append(int(ids[0]))
-        show(text.push(token_ids[-1]))
-        if text.stopped:
-            break
-    show(text.finish())
-    finish_reason = "stop" if text.stopped else generation.finish_reasons[0]
+    with cpu.threads(cpu.threads_for(weight_bytes(request.model))):
+        model = Llama4.from_pretrained(request.model, **options)
+        loaded = time.perf_counter()
+        generation = model.stream(
+            torch.tensor([prompt.ids]), request.max_new_tokens, prompt.pixel_values, sampling
+        )
+        token_ids: list[int] = []
+        interruption = write(generation, text, token_ids, show=not as_json)
     timings = {
         "prepare_s": prepared - started,
         "load_s": loaded - prepared,
@@ -88,24 +84,60 @@ def run(request: Request, *, as_json: bool) -> None:
         "tokens_per_second": generation.timings.tokens_per_second,
         "total_s": time.perf_counter() - started,
     }
+    if interruption:
+        reason = "interrupted"
+    else:
+        reason = "stop" if text.stopped else generation.finish_reasons[0]
+    result = {
+        "text": text.text,
+        "token_ids": token_ids,
+        "prompt_tokens": len(prompt.ids),
+        "completion_tokens": len(token_ids),
+        "finish_reason": reason,
+        "timings": timings,
+    }
     if as_json:
-        print_json(
-            {
-                "text": text.text,
-                "token_ids": token_ids,
-                "prompt_tokens": len(prompt.ids),
-                "completion_tokens": len(token_ids),
-                "finish_reason": finish_reason,
-                "timings": timings,
-            }
-        )
-        return
-    stream("\n")
-    console.print(
-        f"[dim]{len(prompt.ids)} + {len(token_ids)} tokens ({finish_reason}) · load "
-        f"{timings['load_s']:.1f} s · prompt {timings['image_s'] + timings['prefill_s']:.2f} s · "
-        f"{timings['tokens_per_second']:.1f} tokens/s[/dim]"
+        print_json(result | ({"error": "interrupted"} if interruption else {}))
+    else:
+        _print_status(result)
+    return exit_code(interruption) if interruption else 0
+
+
+def write(
+    generation: Generation, text: Detokenizer, token_ids: list[int], *, show: bool
+) -> KeyboardInterrupt | None:
+    """Writes the tokens to `token_ids` and `text`, and shows the text as it comes; returns what
+    interrupted it, if anything did."""
+    show_part = stream if show else (lambda part: None)
+    interruption = None
+    try:
+        for ids in generation:
+            token_ids.append(int(ids[0]))
+            show_part(text.push(token_ids[-1]))
+            if text.stopped:
+                break
+    except KeyboardInterrupt as error:
+        interruption = error
+    show_part(text.finish())
+    return interruption
+
+
+def _print_status(result: dict[str, Any]) -> None:
+    """One line on standard error: standard output holds the text and nothing else."""
+    if sys.stdout.isatty():
+        stream("\n")
+    timings = result["timings"]
+    print(
+        f"{result['prompt_tokens']} + {result['completion_tokens']} tokens "
+        f"({result['finish_reason']}), load {timings['load_s']:.1f} s, prompt "
+        f"{timings['image_s'] + timings['prefill_s']:.2f} s, "
+        f"{timings['tokens_per_second']:.1f} tokens/s",
+        file=sys.stderr,
     )
+
+
+def weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def load_options(
@@ -148,7 +180,7 @@ def _default_device(weights: str, reference: bool) -> str:
 
 def build_prompt(request: Request, prompter: Prompter) -> Prompt:
     """Raw text, or the checkpoint's chat form if there are images or a system message."""
-    text = sys.stdin.read() if request.prompt == "-" else request.prompt
+    text = read_input() if request.prompt == "-" else request.prompt
     if not (request.chat or request.images or request.system is not None):
         return prompter.raw(text)
     if not text and not request.images:

@@ -1,43 +1,74 @@
-"""How the verbs print: tables and facts for people, one JSON object for programs."""
+"""How the verbs print: tables and facts for people, one JSON object for programs.
 
-import json
+A string is text: neither rich's markup nor a control character in it does anything. Style is given
+beside the text, by `styled`.
+"""
+
 import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from l4kernels.cli.streams import escape, fitting, json_line
+
+Cell = str | Text
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # `main` knows what to do; rich would end the program
+
 
 # Piped output is for files and other programs: no wrapping at 80 columns.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+_console = _Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+def styled(text: str, style: str) -> Text:
+    """`text` in one of rich's styles: "bold", "dim", "red"."""
+    return Text(escape(text), style)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def _text(part: Cell) -> Text:
+    return part if isinstance(part, Text) else Text(escape(part))
+
+
+def line(*parts: Cell, end: str = "\n", wrap: bool = False) -> None:
+    """Prints the parts one after the other; `wrap` breaks between words, for prose."""
+    _console.print(Text.assemble(*map(_text, parts)), end=end, soft_wrap=not wrap)
+
+
+def table(title: str, columns: list[str], rows: list[list[Cell]]) -> None:
     """Numbers to the right, the first column to the left."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    grid = Table(title=_text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
     for index, column in enumerate(columns):
-        grid.add_column(
-            column, justify="right" if index else "left", style=None if index else "bold"
-        )
+        side, style = ("right", None) if index else ("left", "bold")
+        grid.add_column(_text(column), justify=side, style=style, overflow="fold")
     for row in rows:
-        grid.add_row(*row)
-    console.print(grid)
+        grid.add_row(*map(_text, row))
+    _console.print(grid)
 
 
 def facts(pairs: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        console.print(f"[bold]{name:<{width}}[/bold]  ", end="")
-        console.print(value, markup=False, soft_wrap=True)
+        line(styled(f"{name:<{width}}  ", "bold"), value)
+
+
+def print_json(value: Any) -> None:
+    print(json_line(value))
 
 
 def stream(text: str) -> None:
-    """Model output as it comes; control characters must not steer the terminal."""
-    sys.stdout.write("".join(c for c in text if c.isprintable() or c in "\n\t"))
+    """Model output as it comes: exactly `text`, but a terminal is not steered by it."""
+    sys.stdout.write(escape(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def can_print(text: str) -> bool:
+    """Whether standard output can show these characters as they are."""
+    return fitting(text, sys.stdout.encoding or "utf-8") == text
 
 
 def tokens(value: int) -> str:

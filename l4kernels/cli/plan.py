@@ -1,7 +1,7 @@
 """`l4k plan`."""
 
 from l4kernels import plan as planner
-from l4kernels.cli.output import console, print_json, table, tokens
+from l4kernels.cli.output import Cell, line, print_json, styled, table, tokens
 
 
 def run(
@@ -41,9 +41,9 @@ def run(
         )
         return
     label = " (an estimate: this shape was never published)" if config.estimate else ""
-    console.print(
-        f"[bold]{config.name}[/bold]{label}: {_count(total)} parameters, {_count(active)} active "
-        f"per token"
+    line(
+        styled(config.name, "bold"),
+        f"{label}: {_count(total)} parameters, {_count(active)} active per token",
     )
     unit = 1e9 if total > 1e9 else 1e6
     name = "GB" if unit == 1e9 else "MB"
@@ -56,9 +56,10 @@ def run(
     )  # fmt: skip
     reserves = sorted({(p.gpu, p.reserve / p.num_gpus) for p in plans})
     kept = ", ".join(f"{size / 1e9:.1f} GB of a {gpu}" for gpu, size in reserves)
-    console.print(
+    line(
         f"Kept free for CUDA, workspaces, activations and graphs (estimate): {kept}. floor, tok/s: "
-        f"bytes of one decode step at datasheet bandwidth; no kernel is faster."
+        f"bytes of one decode step at datasheet bandwidth; no kernel is faster.",
+        wrap=True,
     )
 
 
@@ -66,7 +67,7 @@ def _count(params: int) -> str:
     return f"{params / 1e9:,.2f} B" if params >= 1e9 else f"{params / 1e6:.2f} M"
 
 
-def _row(p: planner.Plan, unit: float) -> list[str]:
+def _row(p: planner.Plan, unit: float) -> list[Cell]:
     def size(value: float) -> str:
         return f"{value / unit:,.2f}" if abs(value / unit) < 1000 else f"{value / unit:,.0f}"
 
@@ -77,7 +78,7 @@ def _row(p: planner.Plan, unit: float) -> list[str]:
         size(p.weights),
         size(p.kv),
         size(p.activations),
-        "[green]yes[/green]" if p.fits else "[red]no[/red]",
+        styled("yes", "green") if p.fits else styled("no", "red"),
         size(p.spare),
         tokens(p.max_context) if p.max_context else "-",
         size(p.bytes_per_step),

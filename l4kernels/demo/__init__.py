@@ -13,6 +13,10 @@ FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
 DATA = FOLDER / "data"
 QUESTION = "Which digit is this?"
+WINDOW = 512
+"""Tokens of a piece of text, as in training."""
+BATCH = 4
+"""Pieces at once: so few that their activations stay in a core's cache."""
 _FILL = -1  # behind the end of a piece: a target that does not count
 
 
@@ -67,12 +71,12 @@ def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
     return answers
 
 
-def bits_per_byte(model, tokenizer, chapters: list[str], window: int = 512, batch: int = 8):
+def bits_per_byte(model, tokenizer, chapters: list[str], window: int = WINDOW, batch: int = BATCH):
     """Cross-entropy of the chapters in bits per byte of their UTF-8 text.
 
-    Chapters are cut every `window` tokens, as in training; the begin-of-text token opens each
-    piece; every token counts once. Pieces of similar length go through together, filled up behind
-    their end, where nothing looks back from.
+    Chapters are cut every `window` tokens; the begin-of-text token opens each piece; every token
+    counts once. Pieces of similar length go through together, filled up behind their end, where
+    nothing looks back from.
     """
     pieces: list[Tensor] = []
     for chapter in chapters:

@@ -75,7 +75,7 @@ def shown(value: object, length: int = 80) -> str:
     """`value` for a message: on one line, of at most `length` characters, whatever it is.
 
     >>> shown("text"), shown(10**5000), shown(["x" * 1000])[-8:]
-    ("'text'", 'a huge int', "xxxxx...")
+    ("'text'", 'a huge int', 'xxxxx...')
     """
     try:
         text = repr(value)

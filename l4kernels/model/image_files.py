@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 MAX_PARTS = 1 << 19  # chunks, segments or blocks of one file
+MAX_TAGS = 8  # blocks of EXIF or XMP that are searched
 
 
 class Stripped(NamedTuple):
@@ -93,7 +94,8 @@ def _png(data: memoryview) -> Stripped:
         budget.spend()
         length, kind = struct.unpack_from(">I4s", data, at)
         body, end = data[at + 8 : at + 8 + length], at + 12 + length
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT"):
+        # A palette beside true colours is only a suggestion.
+        if kind in (b"IHDR", b"tRNS", b"IDAT") or (kind == b"PLTE" and colour == 3):
             if int.from_bytes(data[end - 4 : end], "big") != zlib.crc32(data[at + 4 : end - 4]):
                 raise ValueError(f"{kind!r} is damaged")
             if (kind == b"IHDR") != (not kinds):
@@ -104,8 +106,8 @@ def _png(data: memoryview) -> Stripped:
             kinds.add(kind)
         elif kind == b"IEND":
             break
-        elif kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
-            tags.append(_png_tag(kind, bytes(body)))
+        elif kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt") and len(tags) < MAX_TAGS:
+            tags += _png_tag(kind, bytes(body))
         at = end
     if b"IDAT" not in kinds or (colour == 3 and b"PLTE" not in kinds):
         raise ValueError("the pixels or their palette are missing")
@@ -125,19 +127,19 @@ def _png_key(key: memoryview, depth: int, colour: int) -> bytes:
     return struct.pack(">I", len(key)) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def _png_tag(kind: bytes, body: bytes) -> bytes:
+def _png_tag(kind: bytes, body: bytes) -> list[bytes]:
     """What may tell the orientation: EXIF, XMP, or EXIF as ImageMagick writes it, in hex."""
     if kind == b"eXIf" or body.startswith(b"XML:com.adobe.xmp\0"):
-        return body
+        return [body]
     keyword, _, text = body.partition(b"\0")
     if keyword != b"Raw profile type exif":
-        return b""
+        return []
     try:
         if kind == b"zTXt":
             text = zlib.decompressobj().decompress(text[1:], 1 << 20)
-        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())
+        return [bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode())]
     except (ValueError, zlib.error):
-        return b""
+        return [b""]
 
 
 # Neither an escaped 0xff, nor fill, nor a marker that stands alone.
@@ -146,7 +148,8 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 
 def _jpeg(data: memoryview) -> Stripped:
     parts: list[bytes | memoryview] = [data[:2]]
-    exif, xmp = b"", b""
+    exif: list[bytes] = []
+    xmp = b""
     at, scans, budget = 2, 0, _Budget()
     size: tuple[int, int] | None = None
     while found := _JPEG_MARKER.search(data, at):
@@ -163,7 +166,7 @@ def _jpeg(data: memoryview) -> Stripped:
             if start < found.start():
                 parts.append(data[start : found.start()])
             if kind == 0xE1 and body[:6] == b"Exif\0\0":
-                exif += bytes(body[6:])  # a long one is cut into several segments
+                exif.append(bytes(body[6:]))  # a long one is cut into several segments
             elif kind == 0xE1:
                 xmp = xmp or bytes(body)
             continue
@@ -175,7 +178,7 @@ def _jpeg(data: memoryview) -> Stripped:
             size = size or (width, height)
     if size is None or not scans or parts[-1][-2:] != b"\xff\xd9":
         raise ValueError("no frame, no scan or no end")
-    return Stripped("JPEG", parts, *size, orientation_of([exif, xmp]), scans)
+    return Stripped("JPEG", parts, *size, orientation_of([b"".join(exif), xmp]), scans)
 
 
 def _sets_colours(kind: int, body: memoryview) -> bool:
@@ -239,7 +242,7 @@ def _webp(data: memoryview) -> Stripped:
                 raise ValueError(f"{kind!r} is cut off")
             size = size or _webp_frame(kind, body)
             parts += [data[at : at + 8], body, bytes(length % 2)]
-        elif kind in (b"EXIF", b"XMP "):
+        elif kind in (b"EXIF", b"XMP ") and len(tags) < MAX_TAGS:
             tags.append(bytes(body))
         at = end
     if size is None:

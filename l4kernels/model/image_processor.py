@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l4kernels.model.fields import ConfigError, Fields
 from l4kernels.model.files import read_object, shown
-from l4kernels.model.images import check_size, decode_image
+from l4kernels.model.images import ImageError, check_size, decode_image
 
 MAX_TILE_SIZE = 4096
 MAX_TILES = 256
@@ -201,7 +201,7 @@ class ImageProcessor:
         """
         if not isinstance(images, (list, tuple)) or not images:
             came = "none" if isinstance(images, (list, tuple)) else type(images).__name__
-            raise ValueError(f"expected a list of at least one image, got {came}")
+            raise ImageError(f"expected a list of at least one image, got {came}")
         parts = [self._prepare(source, f"image {n}") for n, source in enumerate(images, 1)]
         return Tiles(torch.cat([tiles for tiles, _ in parts]), [grid for _, grid in parts])
 

@@ -32,6 +32,15 @@ class Tokenizer:
 
     Raises:
         TokenizerError: files that are missing, damaged, contradictory or of another kind.
+
+    >>> from l4kernels.demo import CHECKPOINT
+    >>> tokenizer = Tokenizer(CHECKPOINT)
+    >>> tokenizer.encode("the <|eot|>")
+    [1024, 256, 68, 220, 27, 91, 68, 542, 91, 29]
+    >>> tokenizer.encode("the <|eot|>", special=True)
+    [1024, 256, 68, 220, 1032]
+    >>> tokenizer.decode([256, 68])
+    'the'
     """
 
     special: dict[str, int]
@@ -89,7 +98,7 @@ class Tokenizer:
                 is refused before it is encoded.
         """
         _check_text(text)
-        if special and limit is not None:
+        if limit is not None and special:
             self.check_fits(text, limit)
         ids: list[int] = []
         for part, token in self.split(text) if special else ((text, None),):
@@ -104,6 +113,7 @@ class Tokenizer:
 
     def check_fits(self, text: str, limit: int) -> None:
         """Refuses at once a text with its control tokens that has more than `limit` for certain."""
+        _check_text(text)
         if self._plain.least(text, self._longest) > limit:
             raise too_long(limit)
 
@@ -155,6 +165,14 @@ class Detokenizer:
 
     A `stop` string, or the first to begin of several, ends the text before it begins; text that
     may still become one is held back.
+
+    >>> from l4kernels.demo import CHECKPOINT
+    >>> tokenizer = Tokenizer(CHECKPOINT)
+    >>> stream = Detokenizer(tokenizer, stop="end")
+    >>> [stream.push(id) for id in tokenizer.encode("the end of it", bos=False)]
+    ['th', '', 'e ', '', '']
+    >>> stream.stopped
+    True
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] = ()):

@@ -1,0 +1,42 @@
+"""Ctrl-C, and a polite request to end: the verbs stop where they are and show what there is."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the program; `code` is its exit code, 128 and the signal's number."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        self.code = 128 + number
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    return getattr(error, "code", 128 + signal.SIGINT)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_DFL)  # whoever asks twice does not want to wait
+    raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Interrupted` in the block, unless somebody else handles them."""
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, usual in (
+            (signal.SIGINT, signal.default_int_handler),
+            (signal.SIGTERM, signal.SIG_DFL),
+        ):
+            if signal.getsignal(number) == usual:
+                replaced[number] = signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
