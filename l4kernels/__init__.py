@@ -12,7 +12,7 @@ from l4kernels.dropin import (
     grouped_gemm,
     moe_ffn,
 )
-from l4kernels.ops.registry import reference
+from l4kernels.ops.route import reference
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,0 +1,61 @@
+"""Torch's ambient state, of which no result may depend.
+
+Autocast, grad mode and inference mode belong to a thread: an op's body and the model's entry points
+run without them. The default dtype, the default device and deterministic algorithms belong to the
+process, where changing them for a moment would reach into other threads: code of this package
+names dtype and device wherever it makes a tensor (`tests/test_ambient.py`).
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_DEVICES = "cpu", "cuda"
+
+
+def autocasting() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+@contextlib.contextmanager
+def no_autocast() -> Iterator[None]:
+    with contextlib.ExitStack() as off:
+        for device in filter(torch.is_autocast_enabled, _DEVICES):
+            off.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def isolated(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a function in inference mode and without autocast, whatever its caller has set."""
+    return _in_mode(function, lambda: torch.inference_mode())
+
+
+def ordinary(function: Callable[P, R]) -> Callable[P, R]:
+    """Without autocast or gradients; the results are ordinary tensors, not inference tensors."""
+    return _in_mode(function, outside_inference)
+
+
+@contextlib.contextmanager
+def outside_inference() -> Iterator[None]:
+    """Tensors made here are ordinary ones, which autograd may use later; nothing is recorded."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _in_mode(
+    function: Callable[P, R], mode: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Callable[P, R]:
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if autocasting():
+            with no_autocast():
+                return run(*args, **kwargs)
+        with mode():
+            return function(*args, **kwargs)
+
+    return run
