@@ -36,7 +36,7 @@ _OF_THE_MODEL = {
     "Llama4": "llama4",
     "Llama4Config": "config",
     "Prompter": "chat",
-    "Sampling": "generate",
+    "Sampling": "sampling",
 }
 """Names that are imported when they are asked for: ops alone need none of it."""
 

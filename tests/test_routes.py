@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import l4kernels
-from l4kernels.ops.route import routed, route_of
+from l4kernels.ops.route import route_of, routed
 
 OP = "silu_mul"
 
