@@ -163,9 +163,10 @@ class Sampler:
             self._seen = seen.scatter_(1, prompt, True)
         if sampling.logit_bias:
             tokens = token_ids("logit_bias", list(sampling.logit_bias), vocab_size)
-            self._bias = torch.zeros(vocab_size, device=device, dtype=torch.float32)
-            values = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
-            self._bias[list(tokens)] = values.to(device)
+            self._bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)
+            index = torch.tensor(tokens, device=device)
+            values = list(sampling.logit_bias.values())
+            self._bias[index] = torch.tensor(values, dtype=torch.float32, device=device)
 
     def __call__(self, logits: Tensor, step: int) -> Tensor:
         """`[B, vocab_size]` float32 -> ids `[B]`, -1 where a row has no next token."""

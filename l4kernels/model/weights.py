@@ -182,7 +182,7 @@ def random_slabs(
         shape, stacked = slot.shape, len(slot.shape) == 3
         for expert in range(shape[0]) if stacked else (None,):
             part = shape[1:] if stacked else shape
-            data = torch.randn(part, generator=generator, device=device)
+            data = torch.randn(part, generator=generator, device=device, dtype=torch.float32)
             if len(part) == 1:
                 is_norm = "norm" in name and name.endswith(".weight")
                 data = data.mul_(0.1).add_(1.0 if is_norm else 0.0)

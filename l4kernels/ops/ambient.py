@@ -30,16 +30,6 @@ def no_autocast() -> Iterator[None]:
         yield
 
 
-def isolated(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs a function in inference mode and without autocast, whatever its caller has set."""
-    return _in_mode(function, lambda: torch.inference_mode())
-
-
-def ordinary(function: Callable[P, R]) -> Callable[P, R]:
-    """Without autocast or gradients; the results are ordinary tensors, not inference tensors."""
-    return _in_mode(function, outside_inference)
-
-
 @contextlib.contextmanager
 def outside_inference() -> Iterator[None]:
     """Tensors made here are ordinary ones, which autograd may use later; nothing is recorded."""
@@ -47,15 +37,27 @@ def outside_inference() -> Iterator[None]:
         yield
 
 
-def _in_mode(
-    function: Callable[P, R], mode: Callable[[], contextlib.AbstractContextManager[None]]
-) -> Callable[P, R]:
+def isolated(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a function in inference mode and without autocast, whatever its caller has set."""
+
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if autocasting():
             with no_autocast():
                 return run(*args, **kwargs)
-        with mode():
+        with torch.inference_mode():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def ordinary(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a function that makes what stays, such as weights: outside of inference mode, without
+    autocast and gradients, and, for what other packages make in it, on no default device."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with no_autocast(), outside_inference(), torch.device("cpu"):
             return function(*args, **kwargs)
 
     return run

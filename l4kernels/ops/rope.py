@@ -29,7 +29,7 @@ def rope_frequencies(
     >>> rope_frequencies(theta=10000.0, head_dim=4).tolist()
     [1.0, 0.01]
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequencies = theta**-exponents
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
     if scaling is None or kind == "default":
@@ -65,7 +65,8 @@ def rope_table(
             [0.5403, 0.9999, 0.8415, 0.0100]])
     """
     frequencies = rope_frequencies(theta=theta, scaling=scaling, head_dim=head_dim)
-    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
+    angles = positions[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 
