@@ -1,6 +1,7 @@
 """Which way an op goes is a matter of one thread and task, and ends with its block."""
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import threading
@@ -95,7 +96,8 @@ def test_the_innermost_block_counts_and_an_error_closes_it():
     assert route_of("gemm") == "library"
 
 
-def test_a_compiled_function_follows_the_route():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_compiled_function_follows_the_route(autocast):
     counted, body = [], l4kernels.ops.silu_mul.body
     x = torch.randn(2, 8)
 
@@ -104,11 +106,8 @@ def test_a_compiled_function_follows_the_route():
         return (l4kernels.ops.silu_mul(x), route_of(OP) == "reference")
 
     for _ in range(2):
-        for inside in (False, True):
-            if inside:
-                with l4kernels.reference():
-                    y, on_reference = program(x)
-            else:
+        for inside in (contextlib.nullcontext, l4kernels.reference):
+            with inside(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 y, on_reference = program(x)
             counted.append(on_reference)
             torch.testing.assert_close(y, body(x))

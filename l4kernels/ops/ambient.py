@@ -15,18 +15,15 @@ import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_DEVICES = "cpu", "cuda"
 
 
-def autocasting() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+autocasting: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""On any device, in 0.1 us: every op's body asks."""
 
 
 @contextlib.contextmanager
 def no_autocast() -> Iterator[None]:
-    with contextlib.ExitStack() as off:
-        for device in filter(torch.is_autocast_enabled, _DEVICES):
-            off.enter_context(torch.autocast(device, enabled=False))
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 

@@ -167,7 +167,8 @@ def _filtered(
     limit = torch.where(top_k > 0, top_k, value.shape[1])[:, None]
     ordered = ordered.masked_fill(rank >= limit, float("-inf"))
     mass = ordered.softmax(-1)
-    likelier = mass.cumsum(-1) - mass
+    # On the CPU: on a GPU a running sum is not deterministic, and torch may have to refuse it.
+    likelier = mass.cpu().cumsum(-1).to(mass.device) - mass
     dropped = (likelier > top_p.clamp(min=0)[:, None]) & (top_p < 1)[:, None]
     ordered = ordered.masked_fill(dropped, float("-inf"))
     kept = torch.empty_like(value).scatter_(-1, order, ordered)
