@@ -12,7 +12,7 @@ from l4kernels.dropin import (
     grouped_gemm,
     moe_ffn,
 )
-from l4kernels.ops.route import reference
+from l4kernels.ops import reference
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,7 +36,7 @@ _OF_THE_MODEL = {
     "Llama4": "llama4",
     "Llama4Config": "config",
     "Prompter": "chat",
-    "Sampling": "sampling",
+    "Sampling": "generate",
 }
 """Names that are imported when they are asked for: ops alone need none of it."""
 

@@ -9,8 +9,8 @@ from l4kernels import demo as data
 from l4kernels.cli.generate import load_options
 from l4kernels.cli.output import console, print_json, stream
 from l4kernels.model.chat import Prompter
+from l4kernels.model.generate import Sampling
 from l4kernels.model.llama4 import Llama4
-from l4kernels.model.sampling import Sampling
 from l4kernels.model.tokenizer import Detokenizer
 
 PROMPT = "And it came to pass"

@@ -13,9 +13,9 @@ from l4kernels.env import gpu_problem
 from l4kernels.layers.linear import FORMATS
 from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
 from l4kernels.model.config import Llama4Config
+from l4kernels.model.generate import Sampling
 from l4kernels.model.llama4 import DTYPES, Llama4, find_device
 from l4kernels.model.prompt import check_length
-from l4kernels.model.sampling import Sampling
 from l4kernels.model.tokenizer import Detokenizer
 
 
