@@ -6,17 +6,18 @@ and the compiled library adds a CUDA implementation under the same name. The bod
 oracle: `op.reference(...)` runs it on whatever device its arguments are on.
 """
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l4kernels.ops.ambient import autocasting, no_autocast
 from l4kernels.ops.check import describe
+from l4kernels.ops.route import route_of
 
 NAMESPACE = "l4kernels"
 EMULATED_NAMESPACE = "l4kernels_emulated"
@@ -24,8 +25,6 @@ EMULATED_NAMESPACE = "l4kernels_emulated"
 OPS: dict[str, "Op"] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_route = "library"
-_on_reference: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,10 @@ class Op:
         OPS[self.name] = self
 
     def __call__(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
-        if _route == "reference" or self.name in _on_reference:
+        route = route_of(self.name)
+        if route == "reference":
             return self.reference(*args, out=out, **kwargs)
-        namespace = EMULATED_NAMESPACE if _route == "emulated" else NAMESPACE
+        namespace = EMULATED_NAMESPACE if route == "emulated" else NAMESPACE
         packet = getattr(getattr(torch.ops, namespace), self.name)
         if out is not None and not self.has_out:
             raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
@@ -101,6 +101,9 @@ class Op:
 
     def _checked(self, *args: Any, **kwargs: Any) -> Any:
         self._check(*args, **kwargs)
+        if autocasting():
+            with no_autocast():
+                return self.body(*args, **kwargs)
         return self.body(*args, **kwargs)
 
     def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
@@ -143,30 +146,6 @@ def op(
     return lambda body: Op(
         body, work=work, check=check, fake=fake, mutates=mutates, returns=returns, out=out
     )
-
-
-@contextlib.contextmanager
-def routed(route: str, reference: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Sends op calls in the block to "library", "reference" or "emulated"; those named in
-    `reference` go to their typed bodies in any case."""
-    global _route, _on_reference
-    previous = _route, _on_reference
-    _route, _on_reference = route, reference
-    try:
-        yield
-    finally:
-        _route, _on_reference = previous
-
-
-def reference() -> contextlib.AbstractContextManager[None]:
-    """Runs every op of a model on its typed reference, on any device; all threads of the process.
-
-    >>> import torch, l4kernels
-    >>> with l4kernels.reference():
-    ...     l4kernels.ops.silu_mul(torch.ones(1, 4)).shape
-    torch.Size([1, 2])
-    """
-    return routed("reference")
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:
