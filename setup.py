@@ -157,6 +157,7 @@ setup(
     ],
     package_dir={"l4kernels.bench": "bench"},
     package_data={
+        "l4kernels": ["py.typed"],
         "l4kernels.demo": ["*.md", "*.json"],
         "l4kernels.demo.checkpoint": ["*"],
         "l4kernels.demo.data": ["*"],
