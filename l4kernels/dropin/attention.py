@@ -1,6 +1,7 @@
 """FlashAttention 3's two inference calls, with its argument names."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,14 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels.dropin.lengths import (
+    WRONG,
+    bound_rule,
+    explained,
+    index_rule,
+    offset_rule,
+    unordered,
+)
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 from l4kernels.ops.check import FP8, Checker, describe
 
@@ -28,7 +37,6 @@ _WHY = {
     "cu_seqlens_k_new": "new keys come as many for each sequence: [B, S, Hkv, D]",
 }
 _OFF = {"softcap": 0.0}
-_WRONG = -1  # a length that the ops report: on the device nothing can be raised
 
 
 def flash_attn_varlen_func(
@@ -104,13 +112,13 @@ def flash_attn_varlen_func(
     if seqused_k is not None:
         check.dtype("seqused_k", seqused_k, (torch.int32,))
         check.shape("seqused_k", seqused_k, [batch])
-    if batch == 0:  # nor a row of a table to look at
-        out, lse = _nothing(q)
-        return (out, lse) if return_attn_probs else out
-    used = lengths if seqused_k is None else seqused_k
-    outside = (cu_seqlens_k[1:] > k.shape[0]) | (cu_seqlens_k[:1] != 0)
-    used = used.masked_fill(outside | (lengths < 0) | (used > lengths), _WRONG)
-    if batch == 1 and page:
+    given = lengths if seqused_k is None else seqused_k
+    wrong = unordered(cu_seqlens_k, k.shape[0]) | (given < 0) | (given > lengths)
+    # One wrong offset and nobody knows whose rows are whose.
+    used = given.masked_fill((wrong | (given > max_seqlen_k)).any(), WRONG)
+    if batch == 0:
+        table, k_cache, v_cache = _no_places(batch, k[None])
+    elif batch == 1 and page:
         k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
         table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
     else:
@@ -119,7 +127,22 @@ def flash_attn_varlen_func(
     q, starts, used = map(_contiguous, (q, cu_seqlens_q, used))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
+    try:
+        out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
+    except IndexError as error:
+        raise explained(
+            check,
+            error,
+            offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
+            bound_rule("max_seqlen_q", max_seqlen_q, cu_seqlens_q.diff()),
+            offset_rule("cu_seqlens_k", cu_seqlens_k, k.shape[0], "k"),
+            (
+                wrong,
+                f"seqused_k between 0 and the keys of each sequence, {lengths.tolist()}",
+                given,
+            ),
+            bound_rule("max_seqlen_k", max_seqlen_k, given),
+        ) from error
     return (out, lse) if return_attn_probs else out
 
 
@@ -207,54 +230,84 @@ def flash_attn_with_kvcache(
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     columns = 1 if page_table is None else page_table.shape[-1]
     _causal(check, causal, window_size, most, columns * k_cache.shape[1])
-    if page_table is not None:
-        check.dtype("page_table", page_table, (torch.int32,))
-        check.shape("page_table", page_table, [batch, "max_pages"])
-        page_table = _contiguous(page_table)
-        if k_cache.shape[0] == 0:
-            page_table, k_cache, v_cache = _no_places(batch, k_cache)
-        check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
-        check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
-    elif k_cache.shape[1] == 0:
-        page_table, k_cache, v_cache = _no_places(batch, k_cache)
-        cache_seqlens = 0 if cache_seqlens is None else cache_seqlens
-    else:
-        length = k_cache.shape[1]
-        page_table = _unpaged(check, k_cache, batch, cache_batch_idx)
-        page = _page_size(length)
-        k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
-        cache_seqlens = length if cache_seqlens is None else cache_seqlens
-    if not isinstance(cache_seqlens, Tensor):
-        cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
-    check.dtype("cache_seqlens", cache_seqlens, (torch.int32,))
-    check.shape("cache_seqlens", cache_seqlens, [batch])
+    check.require((k is None) == (v is None), "expected k and v, or neither")
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
     }
-    check.require((k is None) == (v is None), "expected k and v, or neither")
-    if k is not None and v is not None:
-        check.shape("k", k, [batch, "S", *k_cache.shape[2:]])
-        check.shape("v", v, list(k.shape))
-        check.dtype("k", k, (q.dtype,))
-        check.dtype("v", v, (q.dtype,))
-        _append(k_cache, v_cache, page_table, cache_seqlens, k, v, scales)
-        cache_seqlens = cache_seqlens + k.shape[1]
-    q, cache_seqlens, starts = map(_contiguous, (q, cache_seqlens, cu_seqlens_q))
+    *caches, lengths, table = _paged(
+        check, k_cache, v_cache, cache_seqlens, page_table, cache_batch_idx, batch
+    )
+    places = table.shape[1] * caches[0].shape[1]
+    q, lengths, starts = map(_contiguous, (q, lengths, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    keys = k_cache, v_cache, cache_seqlens, page_table
-    if batch == 0 or q.numel() == 0:
-        out, lse = _nothing(q)
-    elif starts is not None:
-        out, lse = _attend(q, starts, most, *keys, options)
-    elif most <= MAX_DECODE_TOKENS:
-        out, lse = ops.flash_decode(q, *keys, **options)
-    else:
-        starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
-        out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
-        out, lse = out.view(q.shape), lse.unflatten(1, (batch, -1)).transpose(0, 1)
+    try:
+        new = 0
+        if k is not None and v is not None:
+            check.shape("k", k, [batch, "S", *caches[0].shape[2:]])
+            check.shape("v", v, list(k.shape))
+            check.dtype("k", k, (q.dtype,))
+            check.dtype("v", v, (q.dtype,))
+            new = k.shape[1]
+            _append(*caches, table, lengths, k, v, scales)
+        keys = *caches, lengths + new, table
+        if starts is not None:
+            out, lse = _attend(q, starts, most, *keys, options)
+        elif most <= MAX_DECODE_TOKENS:
+            out, lse = _nothing(q) if q.numel() == 0 else ops.flash_decode(q, *keys, **options)
+        else:
+            starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
+            out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
+            out, lse = out.view(q.shape), lse.unflatten(1, (batch, most)).transpose(0, 1)
+    except IndexError as error:
+        rules = []
+        if cu_seqlens_q is not None:
+            rules = [
+                offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
+                bound_rule("max_seqlen_q", most, cu_seqlens_q.diff()),
+            ]
+        if cache_batch_idx is not None:
+            rules.append(index_rule("cache_batch_idx", cache_batch_idx, k_cache.shape[0]))
+        fit = (
+            f"cache_seqlens between 0 and {places - new} (places in the cache, without those of k)"
+        )
+        rules.append(((lengths < 0) | (lengths > places - new), fit, cache_seqlens))
+        if page_table is not None:
+            rules.append(index_rule("page_table", page_table, k_cache.shape[0]))
+        raise explained(check, error, *rules) from error
     return (out, lse) if return_softmax_lse else out
+
+
+def _paged(
+    check: Checker, k_cache: Tensor, v_cache: Tensor, cache_seqlens: int | Tensor | None,
+    page_table: Tensor | None, cache_batch_idx: Tensor | None, batch: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Caches in pages, lengths `[B]`, and the block table."""
+    rows, length = k_cache.shape[:2]
+    if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
+        check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
+        check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
+        table = _contiguous(page_table)
+        if rows == 0:
+            table, k_cache, v_cache = _no_places(batch, k_cache)
+    elif length == 0:
+        table, k_cache, v_cache = _no_places(batch, k_cache)
+    else:
+        table = _unpaged(check, k_cache, batch, cache_batch_idx)
+        page = _page_size(length)
+        k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
+    lengths = length if cache_seqlens is None else cache_seqlens
+    if not isinstance(lengths, Tensor):
+        number = min(max(operator.index(lengths), WRONG), 2**31 - 1)
+        lengths = torch.full((batch,), number, dtype=torch.int32, device=k_cache.device)
+    check.dtype("cache_seqlens", lengths, (torch.int32,))
+    check.shape("cache_seqlens", lengths, [batch])
+    if cache_batch_idx is not None:
+        lengths = lengths.masked_fill((cache_batch_idx < 0) | (cache_batch_idx >= rows), WRONG)
+    return k_cache, v_cache, lengths, table
 
 
 def _attend(
@@ -264,11 +317,11 @@ def _attend(
     """Sequences of up to `most` queries each. Few are decoded, as the last ones of a batch
     `[B, most, Hq, D]`: that divides the keys of a sequence among SMs."""
     ends, counts = starts[1:], starts.diff()
-    if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel():
+    if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel() or not counts.numel():
         keys = k_cache, v_cache, starts, lengths, table
         return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
-    wrong = (counts < 0) | (counts > most) | (ends > len(q)) | (starts[:1] != 0)
-    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, _WRONG)
+    wrong = (unordered(starts, len(q)) | (counts > most)).any() | (lengths < 0)
+    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, WRONG)
     row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
     batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]
     out, lse = ops.flash_decode(batch, k_cache, v_cache, lengths, table, **options)
@@ -281,8 +334,8 @@ def _attend(
 
 
 def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result where no query sees a key."""
-    shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
+    """The result of `[B, S, Hq, D]` without an element."""
+    shape = (q.shape[0], q.shape[2], q.shape[1])
     return q.new_zeros(q.shape), q.new_full(shape, -math.inf, dtype=torch.float32)
 
 
@@ -347,9 +400,12 @@ def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tenso
             f"{describe(k_cache)}; allocate it longer, cache_seqlens says what counts"
         )
     pages = torch.arange(rows * length // page, dtype=torch.int32, device=k_cache.device)
-    table = pages.view(rows, -1)
+    table = pages.view(rows, length // page)
     if cache_batch_idx is not None:
-        return table.index_select(0, cache_batch_idx)
+        check.dtype("cache_batch_idx", cache_batch_idx, (torch.int32, torch.int64))
+        check.shape("cache_batch_idx", cache_batch_idx, [batch])
+        check.require(rows > 0, f"expected k_cache to have a row, got {describe(k_cache)}")
+        return table.index_select(0, cache_batch_idx.clamp(0, rows - 1))
     check.require(batch <= rows, f"expected k_cache to have {batch} rows, got {describe(k_cache)}")
     return table[:batch]
 

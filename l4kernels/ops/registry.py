@@ -81,7 +81,7 @@ class Op(Generic[P, R]):
             _library.define(self.out_schema, tags=torch.Tag.out)
             _library.impl(f"{self.name}.out", self._checked_out, "CPU")
             torch.library.register_fake(
-                f"{NAMESPACE}::{self.name}.out", lambda *args, out, **kwargs: out, lib=_library
+                f"{NAMESPACE}::{self.name}.out", self._fake_out_of(fake or body), lib=_library
             )
         OPS[self.name] = self
 
@@ -125,12 +125,15 @@ class Op(Generic[P, R]):
 
     def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
         result = self._checked(*args, **kwargs)
+        self._require_same_kind(out, result)
+        return out.copy_(result)
+
+    def _require_same_kind(self, out: Tensor, result: Tensor) -> None:
         if out.shape != result.shape or out.dtype != result.dtype:
             raise ValueError(
                 f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
                 f"got {describe(out)}"
             )
-        return out.copy_(result)
 
     def _fake_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
         def fake(*args: Any, **kwargs: Any) -> Any:
@@ -140,6 +143,15 @@ class Op(Generic[P, R]):
             return shape_function(*args, **kwargs)
 
         return fake
+
+    def _fake_out_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
+        fake = self._fake_of(shape_function)
+
+        def fake_out(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+            self._require_same_kind(out, fake(*args, **kwargs))
+            return out
+
+        return fake_out
 
 
 class OpWithOut(Op[P, Tensor]):
