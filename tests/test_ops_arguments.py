@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import l4kernels
 from l4kernels import STATUS, ops
 from l4kernels.testing import emulated
 from tests.making import I32
@@ -137,6 +138,17 @@ def test_nothing_where_there_must_be_something_is_refused(name, route):
     call, message = REFUSED[name]
     with route(), pytest.raises(ValueError, match=message):
         call()
+
+
+@both_routes
+def test_bounds_may_be_larger_than_anything(route):
+    q, k, ends = zeros(4, 2, 128), zeros(40, 1, 128), torch.tensor([0, 2, 4], dtype=I32)
+    call = (q, k, k, ends, 10 * ends)
+    with route():
+        l4kernels.flash_attn_varlen_func(*call, 10**12, 10**12, causal=True)
+        l4kernels.flash_attn_varlen_func(*call, np.int64(2), np.int32(20), causal=True)
+    with pytest.raises(ValueError, match=r"max_seqlen_k >= 0, got -1"):
+        l4kernels.flash_attn_varlen_func(*call, 2, -1, causal=True)
 
 
 def test_w4_gemm_of_zero_sizes():

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from l4kernels import ops
+from l4kernels.ops import registry
 from tests.cases import cases
 
 WITH_OUT = [name for name, op in ops.OPS.items() if op.has_out]
@@ -110,10 +111,13 @@ def test_traces(name, out):
     check(traced, program)
 
 
+@pytest.mark.parametrize("tags", [(), registry._OUT_TAGS], ids=["older torch", "this torch"])
 @pytest.mark.parametrize("name", WITH_OUT)
-def test_the_out_form_gives_out_itself(name):
+def test_the_out_form_gives_out_itself(name, tags, monkeypatch):
+    monkeypatch.setattr(registry, "_OUT_TAGS", tags)
     program = Program(name, out=True)
     compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+    check(compiled, program)
     inputs = program.inputs()
     result = compiled(*inputs)[0]
     assert result.data_ptr() == inputs[-1].data_ptr()

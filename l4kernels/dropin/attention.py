@@ -1,7 +1,6 @@
 """FlashAttention 3's two inference calls, with its argument names."""
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +16,18 @@ from l4kernels.dropin.lengths import (
     offset_rule,
     unordered,
 )
+from l4kernels.dropin.paging import (
+    append,
+    cache_in_pages,
+    contiguous,
+    into_pages,
+    no_places,
+    page_size,
+    paging,
+)
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
-from l4kernels.ops.check import FP8, Checker, describe
+from l4kernels.ops.check import Checker, describe
 
-PAGE = 64
-_PAGES = (128, 64, 32, 16)
-"""Sizes of pages that an unpaged cache is cut into, by preference."""
 _WHY = {
     "causal": "only causal attention; with one query per sequence False means the same",
     "window_size": "a sliding window is another model's mask; Llama 4's is attention_chunk",
@@ -107,8 +112,9 @@ def flash_attn_varlen_func(
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
     }
+    check.require(max_seqlen_k >= 0, f"expected max_seqlen_k >= 0, got {max_seqlen_k}")
     lengths = cu_seqlens_k.diff()
-    batch, page = lengths.shape[0], _page_size(k.shape[0])
+    batch, page = lengths.shape[0], page_size(k.shape[0])
     if seqused_k is not None:
         check.dtype("seqused_k", seqused_k, (torch.int32,))
         check.shape("seqused_k", seqused_k, [batch])
@@ -117,14 +123,14 @@ def flash_attn_varlen_func(
     # One wrong offset and nobody knows whose rows are whose.
     used = given.masked_fill((wrong | (given > max_seqlen_k)).any(), WRONG)
     if batch == 0:
-        table, k_cache, v_cache = _no_places(batch, k[None])
+        table, k_cache, v_cache = no_places(batch, k[None])
     elif batch == 1 and page:
         k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
         table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
     else:
-        slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
-        k_cache, v_cache = (_into_pages(t, slots, batch) for t in (k, v))
-    q, starts, used = map(_contiguous, (q, cu_seqlens_q, used))
+        slots, table = paging(cu_seqlens_k, lengths, k.shape[0], min(max_seqlen_k, k.shape[0]))
+        k_cache, v_cache = (into_pages(t, slots, batch) for t in (k, v))
+    q, starts, used = map(contiguous, (q, cu_seqlens_q, used))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     try:
@@ -235,11 +241,11 @@ def flash_attn_with_kvcache(
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
     }
-    *caches, lengths, table = _paged(
+    *caches, lengths, table = cache_in_pages(
         check, k_cache, v_cache, cache_seqlens, page_table, cache_batch_idx, batch
     )
     places = table.shape[1] * caches[0].shape[1]
-    q, lengths, starts = map(_contiguous, (q, lengths, cu_seqlens_q))
+    q, lengths, starts = map(contiguous, (q, lengths, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     try:
@@ -250,7 +256,7 @@ def flash_attn_with_kvcache(
             check.dtype("k", k, (q.dtype,))
             check.dtype("v", v, (q.dtype,))
             new = k.shape[1]
-            _append(*caches, table, lengths, k, v, scales)
+            append(*caches, table, lengths, k, v, scales)
         keys = *caches, lengths + new, table
         if starts is not None:
             out, lse = _attend(q, starts, most, *keys, options)
@@ -277,37 +283,6 @@ def flash_attn_with_kvcache(
             rules.append(index_rule("page_table", page_table, k_cache.shape[0]))
         raise explained(check, error, *rules) from error
     return (out, lse) if return_softmax_lse else out
-
-
-def _paged(
-    check: Checker, k_cache: Tensor, v_cache: Tensor, cache_seqlens: int | Tensor | None,
-    page_table: Tensor | None, cache_batch_idx: Tensor | None, batch: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Caches in pages, lengths `[B]`, and the block table."""
-    rows, length = k_cache.shape[:2]
-    if page_table is not None:
-        check.dtype("page_table", page_table, (torch.int32,))
-        check.shape("page_table", page_table, [batch, "max_pages"])
-        check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
-        check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
-        table = _contiguous(page_table)
-        if rows == 0:
-            table, k_cache, v_cache = _no_places(batch, k_cache)
-    elif length == 0:
-        table, k_cache, v_cache = _no_places(batch, k_cache)
-    else:
-        table = _unpaged(check, k_cache, batch, cache_batch_idx)
-        page = _page_size(length)
-        k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
-    lengths = length if cache_seqlens is None else cache_seqlens
-    if not isinstance(lengths, Tensor):
-        number = min(max(operator.index(lengths), WRONG), 2**31 - 1)
-        lengths = torch.full((batch,), number, dtype=torch.int32, device=k_cache.device)
-    check.dtype("cache_seqlens", lengths, (torch.int32,))
-    check.shape("cache_seqlens", lengths, [batch])
-    if cache_batch_idx is not None:
-        lengths = lengths.masked_fill((cache_batch_idx < 0) | (cache_batch_idx >= rows), WRONG)
-    return k_cache, v_cache, lengths, table
 
 
 def _attend(
@@ -352,10 +327,6 @@ def _causal(
         check.fail(f"expected causal to be True, got {causal}: {_WHY['causal']}")
 
 
-def _contiguous(t: Any) -> Any:
-    return t if t is None or t.stride(-1) == 1 else t.contiguous()
-
-
 def _supported(check: Checker, **arguments: Any) -> None:
     for name, value in arguments.items():
         value = tuple(value) if isinstance(value, list) else value
@@ -376,81 +347,3 @@ def _head_scale(check: Checker, name: str, scale: Tensor | None) -> Tensor | Non
             f"got {describe(scale)}: scales that differ between sequences are not supported"
         )
     return scale[0].contiguous()
-
-
-def _page_size(rows: int) -> int:
-    """The page size that cuts so many rows evenly; 0 if none does."""
-    return next((page for page in _PAGES if rows and rows % page == 0), 0)
-
-
-def _no_places(batch: int, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block table without a column, and caches that the kernels take: they need a page."""
-    table = torch.empty(batch, 0, dtype=torch.int32, device=k_cache.device)
-    page = k_cache.new_empty(1, PAGE, *k_cache.shape[2:])
-    return table, page, page
-
-
-def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tensor | None) -> Tensor:
-    """The block table of a cache `[B', N, Hkv, D]` whose rows are seen as pages."""
-    rows, length = k_cache.shape[:2]
-    page = _page_size(length)
-    if not page:
-        check.fail(
-            f"expected an unpaged cache to hold a multiple of 16 keys per sequence, got "
-            f"{describe(k_cache)}; allocate it longer, cache_seqlens says what counts"
-        )
-    pages = torch.arange(rows * length // page, dtype=torch.int32, device=k_cache.device)
-    table = pages.view(rows, length // page)
-    if cache_batch_idx is not None:
-        check.dtype("cache_batch_idx", cache_batch_idx, (torch.int32, torch.int64))
-        check.shape("cache_batch_idx", cache_batch_idx, [batch])
-        check.require(rows > 0, f"expected k_cache to have a row, got {describe(k_cache)}")
-        return table.index_select(0, cache_batch_idx.clamp(0, rows - 1))
-    check.require(batch <= rows, f"expected k_cache to have {batch} rows, got {describe(k_cache)}")
-    return table[:batch]
-
-
-def _paging(cu_seqlens: Tensor, lengths: Tensor, rows: int, longest: int) -> tuple[Tensor, Tensor]:
-    """Where rows lie once every sequence begins on a page, and the block table of that."""
-    device, batch = lengths.device, lengths.shape[0]
-    pages = (lengths + PAGE - 1) // PAGE
-    first = pages.cumsum(0, dtype=torch.int32) - pages
-    row = torch.arange(rows, dtype=torch.int32, device=device)
-    sequence = torch.searchsorted(cu_seqlens[1:], row, right=True).clamp(max=max(batch - 1, 0))
-    slots = (first * PAGE - cu_seqlens[:-1])[sequence] + row
-    # Rows behind the last sequence go behind its last page, where nothing looks, and those of wrong
-    # offsets anywhere: their sequences are not looked at.
-    slots = slots.clamp(0, _paged_rows(rows, batch) - 1)
-    logical = torch.arange(-(-longest // PAGE), dtype=torch.int32, device=device)
-    return slots.long(), first[:, None] + logical
-
-
-def _paged_rows(rows: int, batch: int) -> int:
-    return (rows // PAGE + batch + 1) * PAGE
-
-
-def _into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
-    paged = values.new_empty(_paged_rows(values.shape[0], batch), *values.shape[1:])
-    _bytes(paged).index_copy_(0, slots, _bytes(values.contiguous()))
-    return paged.unflatten(0, (-1, PAGE))
-
-
-def _append(
-    k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor,
-    scales: dict[str, Tensor | None],
-) -> None:  # fmt: skip
-    """Writes new keys and values behind those that the cache has; without a place, an error."""
-    pages, size, heads = k_cache.shape[:3]
-    positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
-    column, width = positions // size, table.shape[1]
-    page = table.gather(1, column.clamp(0, width - 1)).long() if width else column
-    slots = page * size + positions % size
-    slots = torch.where((page < 0) | (column >= width), pages * size, slots)
-    rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
-    where = positions.flatten(), slots.flatten()
-    ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)
-
-
-def _bytes(t: Tensor) -> Tensor:
-    """e4m3 as bytes: indexed copies know no float8."""
-    return t.view(torch.uint8) if t.dtype == FP8 else t
