@@ -13,6 +13,7 @@ from torch import Tensor
 import l4kernels
 from l4kernels import STATUS, ops
 from l4kernels.testing import emulated
+from tests.kernel_checks import device_error
 from tests.making import I32
 
 BF16 = torch.bfloat16
@@ -147,6 +148,9 @@ def test_bounds_may_be_larger_than_anything(route):
     with route():
         l4kernels.flash_attn_varlen_func(*call, 10**12, 10**12, causal=True)
         l4kernels.flash_attn_varlen_func(*call, np.int64(2), np.int32(20), causal=True)
+        cache, options = zeros(2, 32, 1, 128), {"cu_seqlens_q": ends, "max_seqlen_q": 10**12}
+        l4kernels.flash_attn_with_kvcache(q, cache, cache, causal=True, **options)
+    assert not STATUS.loaded or device_error() == ""
     with pytest.raises(ValueError, match=r"max_seqlen_k >= 0, got -1"):
         l4kernels.flash_attn_varlen_func(*call, 2, -1, causal=True)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l4kernels import ops
 from l4kernels.dropin.lengths import (
+    LONGEST,
     WRONG,
     bound_rule,
     explained,
@@ -99,6 +100,7 @@ def flash_attn_varlen_func(
     tensor([1.0000, 2.9951])
     """
     check = Checker("flash_attn_varlen_func")
+    max_seqlen_q, max_seqlen_k = min(max_seqlen_q, LONGEST), min(max_seqlen_k, LONGEST)
     _causal(check, causal, window_size, max_seqlen_q, max_seqlen_k)
     _supported(check, seqused_q=seqused_q, qv=qv, q_descale=q_descale, softcap=softcap)
     check.shape("q", q, ["Tq", "Hq", "D"])
@@ -215,6 +217,7 @@ def flash_attn_with_kvcache(
     most = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
     if most is None:
         check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
+    most = min(most, LONGEST)
     _supported(
         check,
         qv=qv,

@@ -13,6 +13,9 @@ from l4kernels.ops.check import Checker
 WRONG = -1
 """A length that the ops report."""
 
+LONGEST = 2**31 - 1
+"""No int32 length is longer; comparing one with a larger number would wrap that."""
+
 Rule = tuple[Tensor, str, Any]
 """What is broken (any true element), what was expected, what came."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
-from l4kernels.dropin.lengths import WRONG
+from l4kernels.dropin.lengths import LONGEST, WRONG
 from l4kernels.ops.check import FP8, Checker, describe
 
 PAGE = 64
@@ -53,7 +53,7 @@ def cache_in_pages(
         k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
     lengths = length if cache_seqlens is None else cache_seqlens
     if not isinstance(lengths, Tensor):
-        number = min(max(operator.index(lengths), WRONG), 2**31 - 1)
+        number = min(max(operator.index(lengths), WRONG), LONGEST)
         lengths = torch.full((batch,), number, dtype=torch.int32, device=k_cache.device)
     check.dtype("cache_seqlens", lengths, (torch.int32,))
     check.shape("cache_seqlens", lengths, [batch])
