@@ -155,6 +155,23 @@ def test_bounds_may_be_larger_than_anything(route):
         l4kernels.flash_attn_varlen_func(*call, 2, -1, causal=True)
 
 
+def test_arguments_of_attention_drop_ins():
+    varlen, kvcache = l4kernels.flash_attn_varlen_func, l4kernels.flash_attn_with_kvcache
+    q, k, none = zeros(4, 2, 128), zeros(40, 1, 128), ids(1)
+    assert varlen(q, k, k, none, none, 0, 0).eq(0).all()
+    for wrong in ((none + 3, none), (none, none + 7)):
+        with pytest.raises(IndexError, match=r"expected cu_seqlens_[qk] to ascend .* got \[[37]\]"):
+            varlen(q, k, k, *wrong, 0, 0)
+    with pytest.raises(ValueError, match=r"cu_seqlens_q to be \[B \+ 1\], got \[0\]"):
+        varlen(q, k, k, ids(0), ids(0), 0, 0)
+    with pytest.raises(ValueError, match="heads of at least one element"):
+        varlen(q[..., :0], k[..., :0], k[..., :0], none, none, 0, 0)
+    cache = zeros(4, 32, 1, 128)
+    for length in (2.5, "3"):
+        with pytest.raises(TypeError, match=r"cache_seqlens to be int32 \[B\] or a whole number"):
+            kvcache(q[:, None], cache, cache, cache_seqlens=length)
+
+
 def test_w4_gemm_of_zero_sizes():
     scales = zeros(0, 1)
     assert ops.w4_gemm(zeros(2, 128), ids(0, 16), scales).shape == (2, 0)

@@ -104,10 +104,12 @@ def flash_attn_varlen_func(
     _causal(check, causal, window_size, max_seqlen_q, max_seqlen_k)
     _supported(check, seqused_q=seqused_q, qv=qv, q_descale=q_descale, softcap=softcap)
     check.shape("q", q, ["Tq", "Hq", "D"])
+    check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
     check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
     check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
+    check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
     scales = {
@@ -121,10 +123,12 @@ def flash_attn_varlen_func(
         check.dtype("seqused_k", seqused_k, (torch.int32,))
         check.shape("seqused_k", seqused_k, [batch])
     given = lengths if seqused_k is None else seqused_k
-    wrong = unordered(cu_seqlens_k, k.shape[0]) | (given < 0) | (given > lengths)
+    unused = (given < 0) | (given > lengths)
     # One wrong offset and nobody knows whose rows are whose.
-    used = given.masked_fill((wrong | (given > max_seqlen_k)).any(), WRONG)
+    wrong = unordered(cu_seqlens_k, k.shape[0]) | (unused | (given > max_seqlen_k)).any()
+    used, starts = given.masked_fill(wrong, WRONG), cu_seqlens_q
     if batch == 0:
+        starts = starts.masked_fill(wrong, WRONG)
         table, k_cache, v_cache = no_places(batch, k[None])
     elif batch == 1 and page:
         k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
@@ -132,7 +136,7 @@ def flash_attn_varlen_func(
     else:
         slots, table = paging(cu_seqlens_k, lengths, k.shape[0], min(max_seqlen_k, k.shape[0]))
         k_cache, v_cache = (into_pages(t, slots, batch) for t in (k, v))
-    q, starts, used = map(contiguous, (q, cu_seqlens_q, used))
+    q, starts, used = map(contiguous, (q, starts, used))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     try:
@@ -145,7 +149,7 @@ def flash_attn_varlen_func(
             bound_rule("max_seqlen_q", max_seqlen_q, cu_seqlens_q.diff()),
             offset_rule("cu_seqlens_k", cu_seqlens_k, k.shape[0], "k"),
             (
-                wrong,
+                unused,
                 f"seqused_k between 0 and the keys of each sequence, {lengths.tolist()}",
                 given,
             ),
@@ -229,6 +233,7 @@ def flash_attn_with_kvcache(
         q_descale=q_descale,
         softcap=softcap,
     )
+    check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
     check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
     check.shape("v_cache", v_cache, list(k_cache.shape))
     check.contiguous("k_cache", k_cache)
@@ -236,6 +241,7 @@ def flash_attn_with_kvcache(
     if cu_seqlens_q is not None:
         check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
         check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
+        check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     columns = 1 if page_table is None else page_table.shape[-1]
     _causal(check, causal, window_size, most, columns * k_cache.shape[1])
@@ -298,7 +304,7 @@ def _attend(
     if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel() or not counts.numel():
         keys = k_cache, v_cache, starts, lengths, table
         return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
-    wrong = (unordered(starts, len(q)) | (counts > most)).any() | (lengths < 0)
+    wrong = unordered(starts, len(q)) | (counts > most).any() | (lengths < 0)
     lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, WRONG)
     row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
     batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]

@@ -21,8 +21,8 @@ Rule = tuple[Tensor, str, Any]
 
 
 def unordered(offsets: Tensor, rows: int) -> Tensor:
-    """`[B]`, true where offsets `[B + 1]` do not ascend from 0 to at most `rows`."""
-    return (offsets.diff() < 0) | (offsets[1:] > rows) | (offsets[:1] != 0)
+    """Whether offsets `[B + 1]` do not ascend from 0 to at most `rows`; one element."""
+    return ((offsets.diff() < 0) | (offsets[1:] > rows)).any() | (offsets[0] != 0)
 
 
 def offset_rule(name: str, offsets: Tensor, rows: int, what: str) -> Rule:

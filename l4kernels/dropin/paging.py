@@ -53,7 +53,11 @@ def cache_in_pages(
         k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
     lengths = length if cache_seqlens is None else cache_seqlens
     if not isinstance(lengths, Tensor):
-        number = min(max(operator.index(lengths), WRONG), LONGEST)
+        try:
+            number = min(max(operator.index(lengths), WRONG), LONGEST)
+        except TypeError:
+            message = f"expected cache_seqlens to be int32 [B] or a whole number, got {lengths!r}"
+            check.fail(message, TypeError)
         lengths = torch.full((batch,), number, dtype=torch.int32, device=k_cache.device)
     check.dtype("cache_seqlens", lengths, (torch.int32,))
     check.shape("cache_seqlens", lengths, [batch])
