@@ -172,13 +172,6 @@ def test_arguments_of_attention_drop_ins():
             kvcache(q[:, None], cache, cache, cache_seqlens=length)
 
 
-def test_w4_gemm_of_zero_sizes():
-    scales = zeros(0, 1)
-    assert ops.w4_gemm(zeros(2, 128), ids(0, 16), scales).shape == (2, 0)
-    with pytest.raises(ValueError, match=r"w4_gemm: expected K .* to be positive"):
-        ops.w4_gemm(zeros(2, 0), ids(8, 0), zeros(8, 0))
-
-
 @both_routes
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
 def test_counts_of_numpy_are_counts(kind, route):

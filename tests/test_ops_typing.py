@@ -27,8 +27,7 @@ METHODS = [
 
 def test_the_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").exists()
-    setup = (PACKAGE.parent / "setup.py").read_text()
-    assert '"l4kernels": ["py.typed"]' in setup
+    assert '"l4kernels": ["py.typed"]' in (PACKAGE.parent / "setup.py").read_text()
 
 
 @pytest.mark.parametrize("name", ops.OPS)

@@ -19,7 +19,7 @@ from l4kernels.ops.quant import (
     quantize_int4,
     unpack_int4,
 )
-from l4kernels.ops.registry import OPS, Op, Work, reference
+from l4kernels.ops.registry import OPS, Op, OpWithOut, Work, reference
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.w4 import w4_gemm
@@ -31,6 +31,7 @@ __all__ = [
     "Attention",
     "Int4",
     "Op",
+    "OpWithOut",
     "Quantized",
     "RmsNormFp8",
     "Routing",

@@ -28,10 +28,9 @@ def _check_w4_gemm(
     check.dtype("scales", scales, (torch.bfloat16, torch.float32))
     check.shape("a", a, ["M", "K"])
     k = a.shape[1]
-    check.require(k > 0, f"expected K (columns of a) to be positive, got a {describe(a)}")
     check.multiple("K (columns of a)", k, BLOCK)
     check.require(
-        packed.dim() in (2, 3) and packed.shape[-1] == k // 8,
+        packed.dim() in (2, 3) and packed.shape[-1] == k // 8 and k > 0,
         f"expected packed to be [N, {k // 8}] or [E, N, {k // 8}], got {describe(packed)}",
     )
     check.shape("scales", scales, [*packed.shape[:-1], k // BLOCK])
