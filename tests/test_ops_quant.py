@@ -234,14 +234,6 @@ def test_int4_search_is_its_definition(kind, monkeypatch):
         assert torch.equal(ops.unpack_int4(packed), codes.flatten(-2))
 
 
-def test_int4_of_a_parameter():
-    w = torch.nn.Parameter(torch.randn(2, 256, generator=torch.Generator().manual_seed(3)))
-    want = ops.quantize_int4(w.detach())
-    for quantize in (ops.quantize_int4, ops.quantize_int4.reference):
-        got = quantize(w)
-        assert torch.equal(got.packed, want.packed) and torch.equal(got.scales, want.scales)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_int4_does_not_depend_on_the_default_dtype(dtype):
     w = int4_weights("normal")
