@@ -298,7 +298,9 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
     """
     found = []
     if form not in OWN_FORMATS:
-        found.append(f"Formats but {', '.join(OWN_FORMATS)} cannot be loaded: for comparison.")
+        found.append(
+            f"Formats other than {', '.join(OWN_FORMATS)} cannot be loaded: they are for comparison."
+        )
     elif form in WITHOUT_KERNELS:
         names = " and ".join(WITHOUT_KERNELS[form])
         found.append(
@@ -306,7 +308,7 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
             f"only, slowly."
         )
     if num_gpus > 1:
-        found.append("A model runs on one GPU only: several are for comparison.")
+        found.append("A model runs on one GPU only: more of them are for comparison.")
     return tuple(found)
 
 

@@ -307,6 +307,9 @@ def test_formats_without_kernels_are_those_of_the_sources():
         ("demo", "--batch", "2"),
         ("behemoth", "--all"),
         ("maverick", "--all", "--gpu", "8xh100-pcie", "--context", "1M", "--batch", "4"),
+        ("scout", "--all", "--batch", "65536"),
+        ("behemoth", "--all", "--batch", "65536", "--context", "10M"),
+        ("demo", "--batch", "65536", "--gpu", "4096xh100-pcie"),
     ],
 )
 def test_a_plan_fits_80_columns_and_says_what_it_needs(arguments, capsys):
