@@ -299,7 +299,7 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
     found = []
     if form not in OWN_FORMATS:
         found.append(
-            f"Formats other than {', '.join(OWN_FORMATS)} cannot be loaded: they are for comparison."
+            f"Formats other than {', '.join(OWN_FORMATS)} cannot be loaded: for comparison only."
         )
     elif form in WITHOUT_KERNELS:
         names = " and ".join(WITHOUT_KERNELS[form])

@@ -13,6 +13,7 @@ import torch
 from checkpoints import ALIGNED, TEXT, tensors_of, unfused, write, write_index
 
 from l4kernels import Llama4, Llama4Config
+from l4kernels.model import checkpoint
 from l4kernels.model.checkpoint import CheckpointError
 
 CONFIG = Llama4Config.from_dict(TEXT)
@@ -129,6 +130,16 @@ def test_a_header_that_claims_more_than_the_file_holds(tensors, tmp_path, monkey
     write(tmp_path, tensors)
     (tmp_path / "model.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     with refused(monkeypatch, "not a complete safetensors file"):
+        Llama4.from_pretrained(tmp_path)
+
+
+def test_a_file_that_the_system_does_not_map(tensors, tmp_path, monkeypatch):
+    def too_large(*args, **kwargs):
+        raise RuntimeError("unable to mmap 524843486258 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(checkpoint, "safe_open", too_large)
+    write(tmp_path, tensors)
+    with refused(monkeypatch, r"model\.safetensors: cannot be mapped .* in more shards"):
         Llama4.from_pretrained(tmp_path)
 
 
