@@ -67,14 +67,8 @@ def paths(value: object, path: tuple = ()) -> Iterator[tuple]:
     """Every place inside a JSON value; of a list the first element stands for all."""
     if path:
         yield path
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value[:1])
-        if isinstance(value, list)
-        else ()
-    )
-    for key, item in inner:
+    inner = dict(enumerate(value[:1])) if isinstance(value, list) else value
+    for key, item in inner.items() if isinstance(inner, dict) else ():
         yield from paths(item, (*path, key))
 
 
