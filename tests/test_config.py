@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import transformers
 
-from l4kernels import Llama4Config
+from l4kernels import Llama4, Llama4Config
 from l4kernels.model import files
 from l4kernels.model.config import RopeScaling
 from l4kernels.model.fields import ConfigError
@@ -284,3 +284,10 @@ def test_a_file_that_waits_for_data(tmp_path, monkeypatch):
 class Waiting(io.BytesIO):
     def read(self, size=-1):
         return None
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\0", "", "no/such", "\udcff"])
+def test_names_that_no_folder_has(name):
+    for load in (Llama4Config, Llama4):
+        with pytest.raises(ConfigError, match="cannot be read|not found"):
+            load.from_pretrained(name)

@@ -266,6 +266,13 @@ def test_kv_dtype_follows_the_weights():
         ({"kv_dtype": "int4"}, "unknown KV dtype"),
         ({"context": 0}, "expected context"),
         ({"batch": 0}, "expected batch"),
+        ({"batch": 10**5000}, "expected batch in 1..65536, got a huge int"),
+        ({"batch": None}, "expected batch in 1..65536, got None"),
+        ({"context": "8k"}, "expected context in 1..1073741824, got '8k'"),
+        ({"context": 8192.0}, "expected context in"),
+        ({"gpu": None}, "unknown GPU None"),
+        ({"form": ["bf16"]}, r"unknown format \['bf16'\]"),
+        ({"kv_dtype": []}, r"unknown KV dtype \[\]"),
         ({"context": 10_485_761}, "beyond the model's 10485760 positions"),
     ],
 )

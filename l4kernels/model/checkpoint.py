@@ -44,7 +44,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path):
         self.folder = Path(path)
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise CheckpointError(f"{self.folder}: not a folder; expected a checkpoint folder")
         self.entries: dict[str, Entry] = {}
         self._placed: dict[str, str] = {}

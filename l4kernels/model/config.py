@@ -3,6 +3,7 @@
 Absurd values are refused here, before anything is allocated.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,7 @@ class Llama4Config:
     def from_pretrained(cls, path: str | Path) -> "Llama4Config":
         """Reads `config.json` in the folder `path` (or that file itself)."""
         file = Path(path)
-        file = file / "config.json" if file.is_dir() else file
+        file = file / "config.json" if os.path.isdir(file) else file  # of any name, unlike is_dir
         data = Fields.of_file(file).data
         try:
             config = replace(cls.from_dict(data), name=file.parent.name)
@@ -215,6 +216,6 @@ class Llama4Config:
         """A shape by name: scout, maverick, behemoth (an estimate: never published) or demo."""
         from l4kernels.model.presets import PRESETS
 
-        if name not in PRESETS:
+        if name not in tuple(PRESETS):
             raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {shown(name)}")
         return PRESETS[name]
