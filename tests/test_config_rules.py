@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import transformers
@@ -134,6 +135,25 @@ def test_special_tokens_are_the_first_that_are_named(tmp_path, field, named):
     if "generation" not in named and named:
         made = transformers.GenerationConfig.from_model_config(copy.deepcopy(data))
         assert getattr(made, field) == wanted
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_end_token_that_no_logit_stands_for(tmp_path, place):
+    data, generation = scout(), {}
+    size = data["text_config"]["vocab_size"]
+    objects = {"generation": generation, "top": data, "text": data["text_config"]}
+    objects[place]["eos_token_id"] = [1, size - 1]
+    for last in (size - 1, size, 10**6):
+        objects[place]["eos_token_id"][1] = last
+        (tmp_path / "config.json").write_text(json.dumps(data))
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            assert Llama4Config.from_pretrained(tmp_path).eos_token_ids == (1, last)
+        said = [
+            str(w.message) for w in heard if f"eos_token_id [{last}] is beyond" in str(w.message)
+        ]
+        assert len(said) == (last >= size)
 
 
 def test_image_tokens_by_either_name():

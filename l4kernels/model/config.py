@@ -151,7 +151,9 @@ class Llama4Config:
             raise ConfigError(f"{file}: {error}") from None
         # Chat models list more end tokens here than in config.json.
         generation = Fields.of_file(file.with_name("generation_config.json"), optional=True)
-        return replace(config, **rules.special_ids(generation))
+        config = replace(config, **rules.special_ids(generation))
+        rules.warn_of_end(config.eos_token_ids, config.vocab_size, file)
+        return config
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Llama4Config":
