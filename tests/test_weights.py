@@ -234,6 +234,7 @@ def test_a_folder_without_weights(tensors, tmp_path, monkeypatch):
         ({"kv_dtype": "int8"}, "kv_dtype"),
         ({"device": "mps"}, "cpu, cuda or cuda:N, got 'mps'"),
         ({"device": "gpu"}, "cpu, cuda or cuda:N, got 'gpu'"),
+        ({"device": None}, "cpu, cuda or cuda:N, got 'None'"),
         ({"device": "cuda:99"}, "device cuda:99: .* CUDA devices are visible"),
         ({"weights": "fp8"}, "multiples of 128, got 64"),
         ({"weights": "int4"}, "multiples of 128, got 64"),
