@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from l4kernels._load import STATUS
-from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, routed
+from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS
+from l4kernels.ops.route import routed
 
 TILE = 128
 _BUILD = Path(__file__).resolve().parent.parent / "build" / "cmake"
@@ -167,7 +168,7 @@ def emulated(
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
     control.configure(mode=mode, seed=seed, sms=sms, **settings)
-    with routed("emulated", reference=frozenset(reference)):
+    with routed("emulated", frozenset(reference)):
         yield control
 
 

@@ -26,7 +26,7 @@ TEXT = {
     "use_qk_norm": True,
     "max_position_embeddings": 512,
     "eos_token_id": None,
-    "pad_token_id": 0,
+    "pad_token_id": 159,
 }
 ALIGNED = {"hidden_size": 128, "intermediate_size": 128, "intermediate_size_mlp": 256}
 

@@ -71,7 +71,7 @@ DRAWS = {"cpu": 400, "cuda": 1_000_000}
 @edge
 def sampling_follows_the_softmax(m: Machine) -> None:
     draws = DRAWS[m.device]
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("nan"), 1.0, 0.5, -9.0]).repeat(draws, 1)
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf, 1.0, 0.5, -9.0]).repeat(draws, 1)
     rows = (t.to(m.device) for t in sampling(draws, top_k=6, temperature=1.5))
     with m.route():
         ids = ops.sample(logits.to(m.device), *rows).ids.cpu()
@@ -84,15 +84,25 @@ def sampling_follows_the_softmax(m: Machine) -> None:
 
 
 @edge
-def a_row_of_nothing_gives_token_0(m: Machine) -> None:
-    logits = torch.full((2, 100), float("-inf"), device=m.device)
-    logits[1] = float("nan")
-    for temperature in (0.0, 0.8):
-        arguments = logits, *(t.to(m.device) for t in sampling(2, temperature=temperature))
-        with m.route():
-            got = ops.sample(*arguments, top_logprobs=2)
-        assert got.ids.tolist() == [0, 0]
-        assert_close(got, ops.sample.reference(*arguments, top_logprobs=2), 1e-5)
+def a_row_with_nothing_to_draw_gives_no_token(m: Machine) -> None:
+    """NaN at every kind of place: in each CTA of the cluster, in whole vectors and at the end."""
+    inf, nan, vocab = float("inf"), float("nan"), 1003
+    places = (0, 1, 7, 8, 127, 128, 500, 1000, 1002)
+    logits = m.make.randn(len(places) + 8, vocab, dtype=torch.float32)
+    for row, place in enumerate(places):
+        logits[row, place] = nan
+    logits[-8], logits[-7], logits[-6, ::2], logits[-6, 1::2] = -inf, nan, -inf, nan
+    logits[-5, 3], logits[-5, 900] = inf, nan
+    for dtype in (torch.float32, torch.bfloat16):
+        for temperature in (0.0, 0.8, inf):
+            settings = sampling(len(logits), temperature=temperature, top_p=0.9)
+            for row, setting in ((-4, 0), (-3, 2), (-2, 3)):  # temperature, top_p, min_p
+                settings[setting][row] = nan
+            arguments = logits.to(dtype), *(t.to(m.device) for t in settings)
+            with m.route():
+                got = ops.sample(*arguments, top_logprobs=2)
+            assert got.ids[:-1].tolist() == [-1] * (len(logits) - 1) and got.ids[-1] >= 0
+            assert_close(got, ops.sample.reference(*arguments, top_logprobs=2), 1e-5)
 
 
 TIED = [0.0, 1e-9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # at a high temperature
@@ -117,7 +127,7 @@ EXTREMES: tuple[tuple[list[float], dict[str, float], set[int]], ...] = (
     (TIED, {"temperature": 1e-38}, {1}),
     ([0.0, 2.0, 2.0], {"temperature": 1e-45, "top_k": 2}, {1, 2}),
     ([0.0, 2.0, 2.0], {"temperature": 1e-45, "top_p": 0.0}, {1}),
-    *((TIED, {"temperature": t, "top_k": 3}, {1}) for t in (float("nan"), -1.0, 0.0)),
+    *((TIED, {"temperature": t, "top_k": 3}, {1}) for t in (-1.0, 0.0)),
 )
 
 

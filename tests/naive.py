@@ -23,7 +23,7 @@ def f64(t: Tensor) -> np.ndarray:
 
 
 def silu(z: float) -> float:
-    return z / (1 + math.exp(-z)) if z > -700 else 0.0
+    return 0.0 if z < -700 else z / (1 + math.exp(-z))
 
 
 def gelu(z: float) -> float:
@@ -182,7 +182,7 @@ def moe_route(logits, top_k=1):
     for t, row in enumerate(f64(logits)):
         if any(math.isnan(v) for v in row):
             ids.append(list(range(top_k)))
-            weights.append([0.0] * top_k)
+            weights.append([math.nan] * top_k)
         else:
             best = sorted(range(len(row)), key=lambda e: (-row[e], e))[:top_k]
             ids.append(best)
@@ -359,7 +359,7 @@ def merge_attention_states(outs, lses):
         lse = np.log(np.exp(lses).sum(0))
     out = np.zeros(outs.shape[1:])
     for index in np.ndindex(*lses.shape):
-        if np.isfinite(lses[index]):
+        if lses[index] != -np.inf:
             _, *place, head, token = index
             weight = np.exp(lses[index] - lse[index[1:]])
             out[(*place, token, head)] += weight * outs[(index[0], *place, token, head)]

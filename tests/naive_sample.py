@@ -25,7 +25,7 @@ def gumbel(seed, counter, token):
 
 def sample_row(row, temperature, top_k, top_p, min_p, seed, counter):
     order = sorted(range(len(row)), key=lambda i: (-row[i], i))
-    if temperature <= 0 or row[order[0]] == -math.inf:
+    if temperature <= 0:
         return order[0]
     scaled = {i: (row[i] - row[order[0]]) / temperature for i in order}
     kept = order[: top_k or None]
@@ -46,7 +46,13 @@ def sample(
         *(t.tolist() for t in (temperature, top_k, top_p, min_p, seeds, counters)), strict=True
     )
     for row, options in zip(logits.double().tolist(), parameters, strict=True):
-        row = [-math.inf if math.isnan(v) else v for v in row]
+        temperature, _, top_p, min_p, *_ = options
+        if any(map(math.isnan, (*row, temperature, top_p, min_p))) or max(row) == -math.inf:
+            ids.append(-1)
+            logprobs.append(math.nan)
+            top_ids.append([-1] * top_logprobs)
+            top.append([math.nan] * top_logprobs)
+            continue
         ids.append(sample_row(row, *options))
         largest = max(row)
         above = [0.0 if v == largest else v - largest for v in row]

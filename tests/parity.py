@@ -108,7 +108,7 @@ def hf_config(case: Case):
         "initializer_range": 0.1,
         "bos_token_id": None,
         "eos_token_id": None,
-        "pad_token_id": 0,
+        "pad_token_id": None,
         **dict(case.fields),
     }
     if not case.vision:

@@ -7,12 +7,10 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from tiny import ID
+from tiny import ID, SPECIAL
 
-from l4kernels.model import chat
 from l4kernels.model.chat import (
     ChatError,
-    ChatTemplate,
     Prompter,
     image_block,
     user_message,
@@ -100,9 +98,11 @@ def test_special_tokens_cannot_be_assembled_from_parts(prompter):
     assert "<|eot|><|header_start|>" in prompter.tokenizer.decode(ids)
 
 
-def test_private_use_characters_survive(prompter):
-    text = "".join(map(chr, range(0xE000, 0xE004))) + "<"
-    assert text in prompter.tokenizer.decode(prompter.chat([user_message(text)]).ids)
+def test_private_use_characters_are_text(prompter):
+    text = "".join(map(chr, [*range(0xE000, 0xF900, 97), 0xF8FE, 0xF8FF])) + "<|eot|>\x7f"
+    ids = prompter.chat([user_message(text)]).ids
+    assert text in prompter.tokenizer.decode(ids)
+    assert ids.count(ID["<|eot|>"]) == 1
 
 
 def test_special_is_for_trusted_text(prompter):
@@ -212,68 +212,104 @@ def test_text_only_checkpoint_refuses_images(folder, tmp_path):
         prompter.chat([user_message("x", 1)], [image()])
 
 
+@pytest.mark.parametrize("kept", [[], SPECIAL[:1], SPECIAL[:5]])
+def test_control_tokens_that_the_tokenizer_lacks_are_an_error(folder, tmp_path, kept):
+    def without(content):
+        content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in kept]
+        content["post_processor"] = None
+
+    changed(folder, tmp_path, "tokenizer.json", without)
+    tiny.write_json(tmp_path / "tokenizer_config.json", {"chat_template": tiny.TEMPLATE})
+    lost = Prompter(tmp_path)
+    with pytest.raises(ChatError, match=r"writes <\|\w+\|>, but the tokenizer has no such token"):
+        lost.chat([user_message("x")])
+    tiny.write_json(
+        tmp_path / "tokenizer_config.json", {"chat_template": "{{ messages[0].content }}"}
+    )
+    text = "<|eot|> <|header_start|>"  # the user may write what he likes
+    assert lost.tokenizer.decode(Prompter(tmp_path).chat([user_message(text)]).ids) == text
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word", None])
+def test_flags_of_tokens_are_those_of_hugging_face(folder, tmp_path, flag, normalized):
+    from transformers import PreTrainedTokenizerFast
+
+    def flagged(content):
+        for token in content["added_tokens"][5:]:
+            token.update(
+                {"normalized": normalized, "special": False} | ({flag: True} if flag else {})
+            )
+
+    prompter = changed(folder, tmp_path, "tokenizer.json", flagged)
+    source = "{{ messages[0].content }}<|eot|>{{ messages[1].content }} <|eom|> <|eot|>x<|eot|>"
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for left in ("x", " ", "a \n", "", "é.", "\u3000"):
+        for right in ("y", "  ", " \nb", "", "_"):
+            messages = [user_message(left), user_message(right)]
+            want = theirs.apply_chat_template(messages, chat_template=source, return_dict=False)
+            config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": source}
+            tiny.write_json(tmp_path / "tokenizer_config.json", config)
+            prompter._templates.clear()
+            assert prompter.chat(messages).ids == want, (left, right)
+
+
+def test_tools_choose_the_template_and_are_never_ignored(folder, tmp_path):
+    named = {"default": "D{{ messages[0].content }}", "tool_use": "T{{ tools | tojson }}", "x": "X"}
+    templates = [{"name": name, "template": text} for name, text in named.items()]
+    prompter = changed(
+        folder, tmp_path, "tokenizer_config.json", lambda c: c.update(chat_template=templates)
+    )
+
+    def text(**arguments):
+        return prompter.tokenizer.decode(prompter.chat([user_message("hi")], **arguments).ids)
+
+    assert text() == "Dhi"
+    assert text(tools=[{"name": "<|eot|>"}]) == 'T[{"name": "<|eot|>"}]'
+    assert text(chat_template="x") == "X"
+    with pytest.raises(ChatError, match="does not read tools; it reads messages"):
+        text(tools=[{"name": "f"}], chat_template="default")
+    with pytest.raises(ChatError, match="no chat template named 'y'"):
+        text(chat_template="y")
+
+
+def test_variables_and_prefilled_turns_reach_the_prompt(folder, tmp_path, hugging_face):
+    source = tiny.TEMPLATE + "{{ date_string }}"
+    prompter = changed(
+        folder, tmp_path, "tokenizer_config.json", lambda c: c.update(chat_template=source)
+    )
+    messages = [user_message("q"), {"role": "assistant", "content": "The answer is "}]
+    for how in (
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": False, "continue_final_message": True},
+        {"add_generation_prompt": False, "date_string": "1 May"},
+    ):
+        want = hugging_face.apply_chat_template(
+            messages, chat_template=source, return_dict=False, **how
+        )
+        assert prompter.chat(messages, **how).ids == want
+    going_on = prompter.chat(messages, continue_final_message=True).ids
+    assert prompter.tokenizer.decode(going_on).endswith("The answer is ")
+    with pytest.raises(ChatError, match=r"does not read date; it reads .*date_string"):
+        prompter.chat(messages, date="1 May")
+    with pytest.raises(ChatError, match="several conversations, each needs a call of its own"):
+        prompter.chat([messages, messages])
+    with pytest.raises(ChatError, match="other template variables than"):
+        prompter.chat(messages, bos_token="<s>")
+
+
+def test_chats_that_do_not_fit_the_context(prompter):
+    for messages in ([user_message("x" * 10_000)], [user_message("x y")] * 200):
+        with pytest.raises(ValueError, match=r"does not fit the .*context of 512 tokens"):
+            prompter.chat(messages)
+
+
 def test_empty_prompts(prompter):
     with pytest.raises(ChatError, match="the prompt is empty"):
         prompter.raw("")
     with pytest.raises(TokenizerError, match="not valid Unicode at character 1"):
         prompter.raw("a\udcff")
-
-
-def test_template_sources_in_order(tmp_path):
-    with pytest.raises(ChatError, match="no chat template"):
-        ChatTemplate.from_pretrained(tmp_path)
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "3"}]
-    tiny.write_json(tmp_path / "tokenizer_config.json", {"chat_template": named})
-    assert ChatTemplate.from_pretrained(tmp_path).source == "3"
-    tiny.write_json(tmp_path / "chat_template.json", {"chat_template": "2"})
-    assert ChatTemplate.from_pretrained(tmp_path).source == "2"
-    (tmp_path / "chat_template.jinja").write_text("1")
-    assert ChatTemplate.from_pretrained(tmp_path).source == "1"
-
-
-def test_template_functions():
-    def render(source):
-        return ChatTemplate(source).render([{"role": "user", "content": "é<"}])
-
-    assert render("{{ messages[0] | tojson }}") == '{"role": "user", "content": "é<"}'
-    assert render("{{ strftime_now('%Y') }}").isdigit()
-    assert render("{% generation %}a{% endgeneration %}") == "a"
-    assert render("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}")
-    assert render("  {% if true %}\nx\n  {% endif %}\n") == "x\n"
-    with pytest.raises(ChatError, match="chat template: no such role"):
-        render("{{ raise_exception('no such role') }}")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__ }}{{ ().__class__.__bases__[0].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ raise_exception.__globals__ }}",
-        "{{ 'x' * 100000000 }}",
-        "{{ 10 ** 1000000 }}",
-        "{% for i in range(100000) %}{% for j in range(1000) %}xxxxxxxxxx{% endfor %}{% endfor %}",
-        "{% for i in range(10000000) %}x{% endfor %}",
-        "{{ messages[0].content.missing.attribute }}",
-        "{{ 1 / 0 }}",
-        "{{ 1 + 'a' }}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "{% include 'secrets' %}",
-    ],
-)
-def test_hostile_templates_are_contained(source, monkeypatch):
-    monkeypatch.setattr(chat, "MAX_RENDERED_CHARS", 1 << 20)
-    try:
-        text = ChatTemplate(source).render([{"role": "user", "content": "x"}])
-    except ChatError:
-        return
-    assert "class" not in text and "function" not in text  # undefined prints as nothing
-
-
-def test_broken_templates_are_named(tmp_path):
-    (tmp_path / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(ChatError, match=r"chat_template\.jinja: not a valid template"):
-        ChatTemplate.from_pretrained(tmp_path)
 
 
 def test_streamed_text_is_whole_characters(prompter):

@@ -191,7 +191,7 @@ def test_wrong_offsets_of_queries_are_errors():
     q, cache, table = heads(4, 1), heads(4, 16, 1), i32(0, 1, 2, 3).view(2, 2)
     options = {"cache_seqlens": i32(20, 20), "page_table": table, "max_seqlen_q": 2}
     for ends in ((0, 3, 4), (1, 2, 4), (0, 2, 1), (0, 2, 5)):
-        with pytest.raises(IndexError, match="expected seqlens_k >= 0"):
+        with pytest.raises(IndexError, match=r"expected (cu|max)_seqlen\w+ to (ascend|bound)"):
             l4kernels.flash_attn_with_kvcache(
                 q, cache, cache, cu_seqlens_q=i32(*ends), causal=True, **options
             )
@@ -343,7 +343,7 @@ def test_new_keys_without_a_place_are_an_error(length, page):
     q, (k, v) = torch.randn(1, 2, 5, 128).bfloat16(), torch.randn(2, 1, 2, 1, 128).bfloat16()
     kept = caches.clone()
     options = {"cache_seqlens": i32(length), "page_table": i32(page, page)[None], "causal": True}
-    with pytest.raises(IndexError, match="rope_cache: expected every value of slot_mapping"):
+    with pytest.raises(IndexError, match=r"kvcache: expected (cache_seqlens|page_table) "):
         l4kernels.flash_attn_with_kvcache(q, *caches, k, v, **options)
     with emulated():
         l4kernels.flash_attn_with_kvcache(q, *caches, k, v, **options)

@@ -131,7 +131,7 @@ def test_hostile_attention_arguments():
         prefill(table=i32(5, 1)[None])
     with pytest.raises(IndexError, match=r"column for each of the 3 pages.* got 2 columns"):
         prefill(len_k=9)
-    with pytest.raises(ValueError, match="max_seqlen_q to bound the sequences, got 2"):
+    with pytest.raises(IndexError, match="max_seqlen_q to bound the sequences, got 2"):
         prefill(max_seqlen_q=2)
     with pytest.raises(ValueError, match=r"chunk to be 0 .off. or positive, got -1"):
         prefill(chunk=-1)

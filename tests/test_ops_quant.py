@@ -234,14 +234,6 @@ def test_int4_search_is_its_definition(kind, monkeypatch):
         assert torch.equal(ops.unpack_int4(packed), codes.flatten(-2))
 
 
-def test_int4_of_a_parameter():
-    w = torch.nn.Parameter(torch.randn(2, 256, generator=torch.Generator().manual_seed(3)))
-    want = ops.quantize_int4(w.detach())
-    for quantize in (ops.quantize_int4, ops.quantize_int4.reference):
-        got = quantize(w)
-        assert torch.equal(got.packed, want.packed) and torch.equal(got.scales, want.scales)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_int4_does_not_depend_on_the_default_dtype(dtype):
     w = int4_weights("normal")
@@ -337,6 +329,12 @@ def words(n, k):
         (lambda: ops.dequantize_int4(*words(3, 0)), r"K a multiple of 128, got \[3, 0\]"),
         (lambda: ops.dequantize_int4(words(3, 256)[0], torch.ones(3, 1)), r"scales to be \[3, 2\]"),
         (lambda: ops.dequantize_int4(torch.ones(16), torch.ones(1)), "packed to be int32"),
+        (lambda: ops.dequantize_int4(words(3, 128)[0], None), "scales to be a tensor, got None"),
+        (lambda: ops.pack_int4([1] * 8), r"pack_int4: expected q to be a tensor, got \[1, 1"),
+        (lambda: ops.pack_int4(torch.ones(8).bool()), "q to be int8 or .* float64, got .* bool"),
+        (lambda: ops.pack_int4(torch.zeros(8, dtype=torch.cfloat)), "q to be int8 .* complex64"),
+        (lambda: ops.unpack_int4(torch.zeros(2, dtype=torch.int64)), "packed to be int32, got"),
+        (lambda: ops.unpack_int4(torch.tensor(1, dtype=I32)), r"packed to be \[\.\.\., K / 8\]"),
         (lambda: ops.w4_gemm(torch.zeros(2, 0), *words(4, 0)), r"at least 128 columns .*\[2, 0\]"),
         (lambda: ops.w4_gemm(torch.zeros(2, 128), *words(0, 128)), r"N > 0, got \[0, 16\]"),
         (lambda: ops.silu_mul_fp8(torch.zeros(2, 200), "1x128"), "F, half of .* got 100"),

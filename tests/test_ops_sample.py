@@ -150,21 +150,47 @@ def test_ties_at_the_edge_of_top_k_are_cut_by_id():
     assert set(ids.tolist()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-30, 1e30, math.inf])
 def test_extreme_logits(temperature):
-    inf, nan = float("inf"), float("nan")
+    inf = math.inf
     rows = {
-        (nan, 1.0, nan): {1},
         (-inf, -inf, 0.0): {2},
-        (-inf, -inf, -inf): {0},
-        (nan, nan, nan): {0},
-        (0.0, inf, nan): {1},
+        (0.0, -inf, 1.0): {2} if temperature < 1 else {0, 2},
+        (0.0, inf, -inf): {1} if temperature < inf else {0, 1},
         (3e38, -3e38, -inf): {0} if temperature < 1e30 else {0, 1},
     }
     for row, allowed in rows.items():
         got = draw(torch.tensor([row]).expand(50, 3), temperature, seed=torch.arange(50))
         assert set(got.ids.tolist()) <= allowed, row
         assert not got.logprobs.isnan().any()
+
+
+NAN = math.nan
+NOTHING_TO_DRAW = {
+    "one NaN": ([0.0, NAN, 9.0], {}),
+    "a NaN beside infinity": ([0.0, math.inf, NAN], {}),
+    "all NaN": ([NAN] * 3, {}),
+    "all -inf": ([-math.inf] * 3, {}),
+    "NaN and -inf": ([-math.inf, NAN, -math.inf], {}),
+    "temperature": ([0.0, 1.0, 2.0], {"temperature": NAN}),
+    "top_p": ([0.0, 1.0, 2.0], {"top_p": NAN}),
+    "min_p": ([0.0, 1.0, 2.0], {"min_p": NAN}),
+}
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {}, {"temperature": math.inf}], ids=str)
+@pytest.mark.parametrize("name", NOTHING_TO_DRAW)
+def test_no_token_comes_out_of_nan(name, options):
+    """NaN in, NaN out: neither a plausible id nor a plausible log-probability."""
+    row, broken = NOTHING_TO_DRAW[name]
+    logits = torch.tensor([[0.0, 1.0, 2.0], row])
+    settings = {**{"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}, **options}
+    rows = {k: torch.tensor([v, broken.get(k, v)]) for k, v in settings.items()}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        got = draw(logits.to(dtype), **rows, top_logprobs=2)
+        assert 0 <= got.ids[0] < 3 and not got.logprobs[0].isnan()
+        assert got.ids[1] == -1 and got.logprobs[1].isnan()
+        assert got.top_ids[1].tolist() == [-1, -1] and got.top_logprobs[1].isnan().all()
 
 
 def test_logprobs_are_of_the_raw_logits():

@@ -180,6 +180,7 @@ T* pointer(const Tensor&&) = delete;
 
 inline bool rows_aligned(const Tensor& t) {
   const int64_t bytes = t.element_size();
+  if (t.numel() == 0) return true;
   if (reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 || t.stride(t.dim() - 1) != 1) return false;
   for (int64_t i = 0; i + 1 < t.dim(); ++i)
     if (t.size(i) > 1 && t.stride(i) * bytes % 16) return false;

@@ -68,6 +68,7 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
               " experts, got ", describe(b));
   L4K_REQUIRE(m < int64_t{1} << 31 && n < int64_t{1} << 31 && k < int64_t{1} << 31,
               "expected sizes below 2^31, got a ", describe(a), ", b ", describe(b));
+  L4K_REQUIRE(k > 0, "expected K (columns of a and b) to be positive, got ", k);
   L4K_CHECK_MULTIPLE(k * a.element_size(), 16);
   L4K_REQUIRE(n % (activation == "swiglu" ? 16 : 8) == 0,
               "expected N to be a multiple of 8 (16 for swiglu), got ", n);
@@ -133,7 +134,7 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
   L4K_REQUIRE(config < 0 || can_run(p.asked, problem_of(p)),
               "expected config to be a row for these operands, scales and activation, or -1, got ",
               config);
-  if (m > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
+  if (m > 0 && n > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
 }
 
 Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,

@@ -23,6 +23,8 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
   L4K_CHECK_SHAPE(slot_mapping, tokens);
   L4K_REQUIRE(floor_scale >= 1 && floor_scale < int64_t{1} << 31,
               "expected floor_scale to be positive, got ", floor_scale);
+  L4K_REQUIRE(qk_norm_eps.value_or(0.0) >= 0.0,
+              "expected qk_norm_eps to be None (off) or not negative, got ", *qk_norm_eps);
   L4K_CHECK_ROWS(qkv);
   L4K_CHECK_CONTIGUOUS(positions);
   L4K_CHECK_CONTIGUOUS(slot_mapping);

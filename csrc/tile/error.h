@@ -34,7 +34,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "gemm: expert_offsets",
     "flash_decode: block_table",
     "flash_decode: seqlens_k",
-    "flash_prefill: cu_seqlens_q",
+    "flash_prefill: cu_seqlens_q or max_seqlen_q",
     "flash_prefill: block_table",
     "flash_prefill: seqlens_k",
 };

@@ -8,12 +8,27 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels.dropin.lengths import (
+    LONGEST,
+    WRONG,
+    bound_rule,
+    explained,
+    index_rule,
+    offset_rule,
+    unordered,
+)
+from l4kernels.dropin.paging import (
+    append,
+    cache_in_pages,
+    contiguous,
+    into_pages,
+    no_places,
+    page_size,
+    paging,
+)
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
-from l4kernels.ops.check import FP8, Checker, describe
+from l4kernels.ops.check import Checker, describe
 
-PAGE = 64
-_PAGES = (128, 64, 32, 16)
-"""Sizes of pages that an unpaged cache is cut into, by preference."""
 _WHY = {
     "causal": "only causal attention; with one query per sequence False means the same",
     "window_size": "a sliding window is another model's mask; Llama 4's is attention_chunk",
@@ -28,7 +43,6 @@ _WHY = {
     "cu_seqlens_k_new": "new keys come as many for each sequence: [B, S, Hkv, D]",
 }
 _OFF = {"softcap": 0.0}
-_WRONG = -1  # a length that the ops report: on the device nothing can be raised
 
 
 def flash_attn_varlen_func(
@@ -86,40 +100,61 @@ def flash_attn_varlen_func(
     tensor([1.0000, 2.9951])
     """
     check = Checker("flash_attn_varlen_func")
+    max_seqlen_q, max_seqlen_k = min(max_seqlen_q, LONGEST), min(max_seqlen_k, LONGEST)
     _causal(check, causal, window_size, max_seqlen_q, max_seqlen_k)
     _supported(check, seqused_q=seqused_q, qv=qv, q_descale=q_descale, softcap=softcap)
     check.shape("q", q, ["Tq", "Hq", "D"])
+    check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
     check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
     check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
+    check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
     }
+    check.require(max_seqlen_k >= 0, f"expected max_seqlen_k >= 0, got {max_seqlen_k}")
     lengths = cu_seqlens_k.diff()
-    batch, page = lengths.shape[0], _page_size(k.shape[0])
+    batch, page = lengths.shape[0], page_size(k.shape[0])
     if seqused_k is not None:
         check.dtype("seqused_k", seqused_k, (torch.int32,))
         check.shape("seqused_k", seqused_k, [batch])
-    if batch == 0:  # nor a row of a table to look at
-        out, lse = _nothing(q)
-        return (out, lse) if return_attn_probs else out
-    used = lengths if seqused_k is None else seqused_k
-    outside = (cu_seqlens_k[1:] > k.shape[0]) | (cu_seqlens_k[:1] != 0)
-    used = used.masked_fill(outside | (lengths < 0) | (used > lengths), _WRONG)
-    if batch == 1 and page:
+    given = lengths if seqused_k is None else seqused_k
+    unused = (given < 0) | (given > lengths)
+    # One wrong offset and nobody knows whose rows are whose.
+    wrong = unordered(cu_seqlens_k, k.shape[0]) | (unused | (given > max_seqlen_k)).any()
+    used, starts = given.masked_fill(wrong, WRONG), cu_seqlens_q
+    if batch == 0:
+        starts = starts.masked_fill(wrong, WRONG)
+        table, k_cache, v_cache = no_places(batch, k[None])
+    elif batch == 1 and page:
         k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
         table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
     else:
-        slots, table = _paging(cu_seqlens_k, lengths, k.shape[0], max_seqlen_k)
-        k_cache, v_cache = (_into_pages(t, slots, batch) for t in (k, v))
-    q, starts, used = map(_contiguous, (q, cu_seqlens_q, used))
+        slots, table = paging(cu_seqlens_k, lengths, k.shape[0], min(max_seqlen_k, k.shape[0]))
+        k_cache, v_cache = (into_pages(t, slots, batch) for t in (k, v))
+    q, starts, used = map(contiguous, (q, starts, used))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
+    try:
+        out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
+    except IndexError as error:
+        raise explained(
+            check,
+            error,
+            offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
+            bound_rule("max_seqlen_q", max_seqlen_q, cu_seqlens_q.diff()),
+            offset_rule("cu_seqlens_k", cu_seqlens_k, k.shape[0], "k"),
+            (
+                unused,
+                f"seqused_k between 0 and the keys of each sequence, {lengths.tolist()}",
+                given,
+            ),
+            bound_rule("max_seqlen_k", max_seqlen_k, given),
+        ) from error
     return (out, lse) if return_attn_probs else out
 
 
@@ -186,6 +221,7 @@ def flash_attn_with_kvcache(
     most = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
     if most is None:
         check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
+    most = min(most, LONGEST)
     _supported(
         check,
         qv=qv,
@@ -197,6 +233,7 @@ def flash_attn_with_kvcache(
         q_descale=q_descale,
         softcap=softcap,
     )
+    check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
     check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
     check.shape("v_cache", v_cache, list(k_cache.shape))
     check.contiguous("k_cache", k_cache)
@@ -204,56 +241,56 @@ def flash_attn_with_kvcache(
     if cu_seqlens_q is not None:
         check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
         check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
+        check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
     columns = 1 if page_table is None else page_table.shape[-1]
     _causal(check, causal, window_size, most, columns * k_cache.shape[1])
-    if page_table is not None:
-        check.dtype("page_table", page_table, (torch.int32,))
-        check.shape("page_table", page_table, [batch, "max_pages"])
-        page_table = _contiguous(page_table)
-        if k_cache.shape[0] == 0:
-            page_table, k_cache, v_cache = _no_places(batch, k_cache)
-        check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
-        check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
-    elif k_cache.shape[1] == 0:
-        page_table, k_cache, v_cache = _no_places(batch, k_cache)
-        cache_seqlens = 0 if cache_seqlens is None else cache_seqlens
-    else:
-        length = k_cache.shape[1]
-        page_table = _unpaged(check, k_cache, batch, cache_batch_idx)
-        page = _page_size(length)
-        k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
-        cache_seqlens = length if cache_seqlens is None else cache_seqlens
-    if not isinstance(cache_seqlens, Tensor):
-        cache_seqlens = torch.full((batch,), cache_seqlens, dtype=torch.int32, device=q.device)
-    check.dtype("cache_seqlens", cache_seqlens, (torch.int32,))
-    check.shape("cache_seqlens", cache_seqlens, [batch])
+    check.require((k is None) == (v is None), "expected k and v, or neither")
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
     }
-    check.require((k is None) == (v is None), "expected k and v, or neither")
-    if k is not None and v is not None:
-        check.shape("k", k, [batch, "S", *k_cache.shape[2:]])
-        check.shape("v", v, list(k.shape))
-        check.dtype("k", k, (q.dtype,))
-        check.dtype("v", v, (q.dtype,))
-        _append(k_cache, v_cache, page_table, cache_seqlens, k, v, scales)
-        cache_seqlens = cache_seqlens + k.shape[1]
-    q, cache_seqlens, starts = map(_contiguous, (q, cache_seqlens, cu_seqlens_q))
+    *caches, lengths, table = cache_in_pages(
+        check, k_cache, v_cache, cache_seqlens, page_table, cache_batch_idx, batch
+    )
+    places = table.shape[1] * caches[0].shape[1]
+    q, lengths, starts = map(contiguous, (q, lengths, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
-    keys = k_cache, v_cache, cache_seqlens, page_table
-    if batch == 0 or q.numel() == 0:
-        out, lse = _nothing(q)
-    elif starts is not None:
-        out, lse = _attend(q, starts, most, *keys, options)
-    elif most <= MAX_DECODE_TOKENS:
-        out, lse = ops.flash_decode(q, *keys, **options)
-    else:
-        starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
-        out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
-        out, lse = out.view(q.shape), lse.unflatten(1, (batch, -1)).transpose(0, 1)
+    try:
+        new = 0
+        if k is not None and v is not None:
+            check.shape("k", k, [batch, "S", *caches[0].shape[2:]])
+            check.shape("v", v, list(k.shape))
+            check.dtype("k", k, (q.dtype,))
+            check.dtype("v", v, (q.dtype,))
+            new = k.shape[1]
+            append(*caches, table, lengths, k, v, scales)
+        keys = *caches, lengths + new, table
+        if starts is not None:
+            out, lse = _attend(q, starts, most, *keys, options)
+        elif most <= MAX_DECODE_TOKENS:
+            out, lse = _nothing(q) if q.numel() == 0 else ops.flash_decode(q, *keys, **options)
+        else:
+            starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
+            out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
+            out, lse = out.view(q.shape), lse.unflatten(1, (batch, most)).transpose(0, 1)
+    except IndexError as error:
+        rules = []
+        if cu_seqlens_q is not None:
+            rules = [
+                offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
+                bound_rule("max_seqlen_q", most, cu_seqlens_q.diff()),
+            ]
+        if cache_batch_idx is not None:
+            rules.append(index_rule("cache_batch_idx", cache_batch_idx, k_cache.shape[0]))
+        fit = (
+            f"cache_seqlens between 0 and {places - new} (places in the cache, without those of k)"
+        )
+        rules.append(((lengths < 0) | (lengths > places - new), fit, cache_seqlens))
+        if page_table is not None:
+            rules.append(index_rule("page_table", page_table, k_cache.shape[0]))
+        raise explained(check, error, *rules) from error
     return (out, lse) if return_softmax_lse else out
 
 
@@ -264,11 +301,11 @@ def _attend(
     """Sequences of up to `most` queries each. Few are decoded, as the last ones of a batch
     `[B, most, Hq, D]`: that divides the keys of a sequence among SMs."""
     ends, counts = starts[1:], starts.diff()
-    if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel():
+    if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel() or not counts.numel():
         keys = k_cache, v_cache, starts, lengths, table
         return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
-    wrong = (counts < 0) | (counts > most) | (ends > len(q)) | (starts[:1] != 0)
-    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, _WRONG)
+    wrong = unordered(starts, len(q)) | (counts > most).any() | (lengths < 0)
+    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, WRONG)
     row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
     batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]
     out, lse = ops.flash_decode(batch, k_cache, v_cache, lengths, table, **options)
@@ -281,8 +318,8 @@ def _attend(
 
 
 def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result where no query sees a key."""
-    shape = (q.shape[1], q.shape[0]) if q.dim() == 3 else (q.shape[0], q.shape[2], q.shape[1])
+    """The result of `[B, S, Hq, D]` without an element."""
+    shape = (q.shape[0], q.shape[2], q.shape[1])
     return q.new_zeros(q.shape), q.new_full(shape, -math.inf, dtype=torch.float32)
 
 
@@ -297,10 +334,6 @@ def _causal(
         check.fail(f"expected window_size to be (-1, -1), got {got}: {_WHY['window_size']}")
     if right < 0 and queries > 1:
         check.fail(f"expected causal to be True, got {causal}: {_WHY['causal']}")
-
-
-def _contiguous(t: Any) -> Any:
-    return t if t is None or t.stride(-1) == 1 else t.contiguous()
 
 
 def _supported(check: Checker, **arguments: Any) -> None:
@@ -323,78 +356,3 @@ def _head_scale(check: Checker, name: str, scale: Tensor | None) -> Tensor | Non
             f"got {describe(scale)}: scales that differ between sequences are not supported"
         )
     return scale[0].contiguous()
-
-
-def _page_size(rows: int) -> int:
-    """The page size that cuts so many rows evenly; 0 if none does."""
-    return next((page for page in _PAGES if rows and rows % page == 0), 0)
-
-
-def _no_places(batch: int, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A block table without a column, and caches that the kernels take: they need a page."""
-    table = torch.empty(batch, 0, dtype=torch.int32, device=k_cache.device)
-    page = k_cache.new_empty(1, PAGE, *k_cache.shape[2:])
-    return table, page, page
-
-
-def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tensor | None) -> Tensor:
-    """The block table of a cache `[B', N, Hkv, D]` whose rows are seen as pages."""
-    rows, length = k_cache.shape[:2]
-    page = _page_size(length)
-    if not page:
-        check.fail(
-            f"expected an unpaged cache to hold a multiple of 16 keys per sequence, got "
-            f"{describe(k_cache)}; allocate it longer, cache_seqlens says what counts"
-        )
-    pages = torch.arange(rows * length // page, dtype=torch.int32, device=k_cache.device)
-    table = pages.view(rows, -1)
-    if cache_batch_idx is not None:
-        return table.index_select(0, cache_batch_idx)
-    check.require(batch <= rows, f"expected k_cache to have {batch} rows, got {describe(k_cache)}")
-    return table[:batch]
-
-
-def _paging(cu_seqlens: Tensor, lengths: Tensor, rows: int, longest: int) -> tuple[Tensor, Tensor]:
-    """Where rows lie once every sequence begins on a page, and the block table of that."""
-    device, batch = lengths.device, lengths.shape[0]
-    pages = (lengths + PAGE - 1) // PAGE
-    first = pages.cumsum(0, dtype=torch.int32) - pages
-    row = torch.arange(rows, dtype=torch.int32, device=device)
-    sequence = torch.searchsorted(cu_seqlens[1:], row, right=True).clamp(max=max(batch - 1, 0))
-    slots = (first * PAGE - cu_seqlens[:-1])[sequence] + row
-    # Rows behind the last sequence go behind its last page, where nothing looks, and those of wrong
-    # offsets anywhere: their sequences are not looked at.
-    slots = slots.clamp(0, _paged_rows(rows, batch) - 1)
-    logical = torch.arange(-(-longest // PAGE), dtype=torch.int32, device=device)
-    return slots.long(), first[:, None] + logical
-
-
-def _paged_rows(rows: int, batch: int) -> int:
-    return (rows // PAGE + batch + 1) * PAGE
-
-
-def _into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
-    paged = values.new_empty(_paged_rows(values.shape[0], batch), *values.shape[1:])
-    _bytes(paged).index_copy_(0, slots, _bytes(values.contiguous()))
-    return paged.unflatten(0, (-1, PAGE))
-
-
-def _append(
-    k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor,
-    scales: dict[str, Tensor | None],
-) -> None:  # fmt: skip
-    """Writes new keys and values behind those that the cache has; without a place, an error."""
-    pages, size, heads = k_cache.shape[:3]
-    positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
-    column, width = positions // size, table.shape[1]
-    page = table.gather(1, column.clamp(0, width - 1)).long() if width else column
-    slots = page * size + positions % size
-    slots = torch.where((page < 0) | (column >= width), pages * size, slots)
-    rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
-    where = positions.flatten(), slots.flatten()
-    ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)
-
-
-def _bytes(t: Tensor) -> Tensor:
-    """e4m3 as bytes: indexed copies know no float8."""
-    return t.view(torch.uint8) if t.dtype == FP8 else t

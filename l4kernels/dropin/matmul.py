@@ -163,15 +163,21 @@ def grouped_gemm(
         check.dtype("m_indices", m_indices, (torch.int32,))
         check.shape("m_indices", m_indices, [rows])
         offsets = _offsets(m_indices, groups)
-    out = ops.gemm(
-        input,
-        mat2.transpose(-2, -1),
-        expert_offsets=offsets,
-        sfa=scale_a if scale_a is None else scale_a.contiguous(),
-        sfb=scale_b if scale_b is None else scale_b.contiguous(),
-        out_dtype=out_dtype,
-        fast_accum=use_fast_accum,
-    )
+    try:
+        out = ops.gemm(
+            input,
+            mat2.transpose(-2, -1),
+            expert_offsets=offsets,
+            sfa=scale_a if scale_a is None else scale_a.contiguous(),
+            sfb=scale_b if scale_b is None else scale_b.contiguous(),
+            out_dtype=out_dtype,
+            fast_accum=use_fast_accum,
+        )
+    except IndexError as error:
+        given, what = m_indices, f"m_indices to ascend within [0, {groups}), -1 for padding"
+        if offs is not None:
+            given, what = offs, f"offs to ascend from at least 0 to at most {rows} (rows of input)"
+        raise IndexError(f"{check.op}: expected {what}, got {given.tolist()}") from error
     return out.view(groups, rows, n) if batched else out
 
 

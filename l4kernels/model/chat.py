@@ -1,159 +1,24 @@
 """Prompts: messages and images through the checkpoint's own template, to token ids and tiles.
 
-The template may come from a stranger and the messages from another one. So the template runs in
-jinja2's sandbox with a bounded output, and no text of a message can become a control token.
+The template may come from a stranger and the messages from another one. So the template runs in a
+process of its own, and no text of a message can become a control token.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from l4kernels.model.chat_template import ChatError, ChatTemplate
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.extras import require
+from l4kernels.model.control_tokens import ControlTokens
 from l4kernels.model.image_processor import ImageProcessor, Tiles
 from l4kernels.model.tokenizer import Tokenizer
 
-MAX_RENDERED_CHARS = 64 << 20
 IMAGE = "<|image|>"
-
-
-class ChatError(ValueError):
-    """A template that cannot be rendered, or messages that it refuses."""
-
-
-class ChatTemplate:
-    """A Hugging Face chat template.
-
-    >>> ChatTemplate("{{ bos_token }}{{ messages[0].content }}").render(
-    ...     [{"role": "user", "content": "Hi"}], bos_token="<s>")
-    '<s>Hi'
-    """
-
-    def __init__(self, source: str, *, name: str = "chat template"):
-        require("jinja2", "cli")
-        import jinja2
-
-        self.name, self.source = name, source
-        try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ChatError(f"{name}: not a valid template ({error})") from None
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path) -> "ChatTemplate":
-        """From `chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`."""
-        path = Path(path)
-        plain = path / "chat_template.jinja"
-        if plain.is_file():
-            return cls(plain.read_text(encoding="utf-8"), name=str(plain))
-        for file in (path / "chat_template.json", path / "tokenizer_config.json"):
-            if file.is_file():
-                source = _template_in(file)
-                if source is not None:
-                    return cls(source, name=str(file))
-        raise ChatError(
-            f"{path}: this checkpoint has no chat template (chat_template.jinja, "
-            f"chat_template.json or tokenizer_config.json); use a raw prompt instead"
-        )
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **names: str,
-    ) -> str:
-        """The prompt as text, special tokens spelled out. `names`: `bos_token` and its like."""
-        import jinja2
-
-        variables = {
-            "messages": messages,
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        parts, length = [], 0
-        try:
-            for part in self._template.generate(names | variables):
-                length += len(part)
-                if length > MAX_RENDERED_CHARS:
-                    raise ChatError(
-                        f"{self.name}: the prompt exceeds {MAX_RENDERED_CHARS:,} characters"
-                    )
-                parts.append(part)
-        except ChatError:
-            raise
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ChatError(f"{self.name}: {error}") from None
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise ChatError(f"{self.name}: failed on these messages ({error})") from None
-        return "".join(parts)
-
-
-def _template_in(file: Path) -> str | None:
-    try:
-        source = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise ChatError(f"{file}: not a JSON object ({error})") from None
-    if isinstance(source, list):  # several named templates
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
-    if source is not None and not isinstance(source, str):
-        raise ChatError(f"{file}: expected chat_template to be text, got {type(source).__name__}")
-    return source
-
-
-def _environment():
-    """jinja2 as Hugging Face sets it up, in the immutable sandbox."""
-    import jinja2
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks what the model wrote, for training; here it only passes by."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["*", "**"])
-
-        def call_binop(self, context, operator, left, right):
-            # "x" * 10**9 would fill the memory long before the output could be measured.
-            sizes = [v if isinstance(v, int) else len(v) for v in (left, right) if _sized(v)]
-            if operator == "**" or (len(sizes) == 2 and abs(sizes[0] * sizes[1]) > 1 << 24):
-                raise jinja2.exceptions.SecurityError(f"{operator} is too large for a template")
-            return super().call_binop(context, operator, left, right)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-        return json.dumps(
-            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
-    environment = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _sized(value: Any) -> bool:
-    return isinstance(value, (int, str, list, tuple))
 
 
 def image_block(grid: tuple[int, int], tokens_per_tile: int) -> list[str]:
@@ -189,10 +54,22 @@ class Prompter:
         self.path = Path(path)
         self.config = config or Llama4Config.from_pretrained(path)
         self.tokenizer = Tokenizer(path)
+        self._templates: dict[tuple[str | None, bool], ChatTemplate] = {}
 
     @cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    @property
     def template(self) -> ChatTemplate:
-        return ChatTemplate.from_pretrained(self.path)
+        """The template of chats without tools."""
+        return self._template(None, tools=False)
+
+    def _template(self, name: str | None, *, tools: bool) -> ChatTemplate:
+        key = name, tools
+        if key not in self._templates:
+            self._templates[key] = ChatTemplate.from_pretrained(self.path, name, tools=tools)
+        return self._templates[key]
 
     @cached_property
     def image_processor(self) -> ImageProcessor:
@@ -207,42 +84,76 @@ class Prompter:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Any],
         images: Sequence[Any] = (),
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        **variables: Any,
     ) -> Prompt:
-        """A conversation up to the model's next turn.
+        """A conversation, up to the model's next turn unless the arguments say otherwise.
+
+        The ids are those of transformers' `apply_chat_template`, except that text of the caller
+        never becomes a control token.
 
         Args:
-            messages: `{"role", "content"}`; content is text or a list of `{"type": "text", "text"}`
-                and `{"type": "image"}` parts.
+            messages: `{"role", "content"}`, or objects with these fields; content is text or a
+                list of `{"type": "text", "text"}` and `{"type": "image"}` parts.
             images: in the order of the image parts; each what `decode_image` takes.
+            chat_template: name of one of the checkpoint's templates; without it `tool_use` if
+                there are tools and such a template, else `default`.
+            tools, documents, add_generation_prompt, continue_final_message, variables: as
+                `ChatTemplate.mark` has them; a variable that the template does not read is an
+                error.
+
+        Raises:
+            ChatError: the template, its budget, the messages or the images do not allow it.
+            TokenizerError: text that is not Unicode or does not fit the model's context.
+
+        >>> from l4kernels.demo import CHECKPOINT
+        >>> prompter = Prompter(CHECKPOINT)
+        >>> prompt = prompter.chat([{"role": "user", "content": "What is <|eot|>?"}])
+        >>> "What is <|eot|>?" in prompter.tokenizer.decode(prompt.ids)
+        True
         """
-        mark = _unused_char([messages, tools])
-        # A mark behind each first character of a special token keeps text from spelling one.
-        guarded = {first: first + mark for first in {s[0] for s in self.tokenizer.special if s}}
-        rendered = self.template.render(
-            _guard(messages, guarded),
-            tools=_guard(tools, guarded),
-            **self.tokenizer.names,
+        template = self._template(chat_template, tools=tools is not None)
+        control = self._control
+        rendered = template.mark(
+            messages,
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+            special=self.tokenizer.names,
+            roles=control.roles,
+            filler=control.filler,
         )
+        limit = self.config.max_position_embeddings
+        self.tokenizer.check_fits(rendered.text, limit)
         tiles = self._tiles(images)
-        grids = iter(tiles.grids if tiles else ())
+        grids = list(tiles.grids) if tiles else []
         ids: list[int] = []
         seen = 0
-        for text, token in self.tokenizer.split(rendered):
-            ids += self.tokenizer.encode(text.replace(mark, ""), bos=False)
+        for text, token in control.split(rendered):
+            ids += self.tokenizer.encode(text, bos=False, limit=limit)
             if token == IMAGE:
                 seen += 1
-                if seen <= len(images):
-                    block = image_block(next(grids), self.config.vision.tokens_per_tile)
+                if seen <= len(grids):
+                    block = image_block(grids[seen - 1], self.config.vision.tokens_per_tile)
                     ids += [self.tokenizer.id(t) for t in block]
             elif token is not None:
                 ids.append(self.tokenizer.id(token))
-        if seen != len(images):
+            if len(ids) > limit:
+                raise ChatError(
+                    f"the prompt does not fit the model's context of {limit} tokens; shorten it"
+                )
+        if seen != len(grids):
             raise ChatError(
-                f"{len(images)} images were given, but the prompt has room for {seen}: each image "
+                f"{len(grids)} images were given, but the prompt has room for {seen}: each image "
                 f"needs one part of type image, and a template that renders it as {IMAGE}"
             )
         return Prompt(self._checked(ids), *(tiles or ()))
@@ -287,21 +198,3 @@ def user_message(text: str, num_images: int = 0) -> dict[str, Any]:
         return {"role": "user", "content": text}
     parts: list[dict[str, str]] = [{"type": "image"}] * num_images
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
-
-
-def _guard(value: Any, guarded: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        for first, replacement in guarded.items():
-            value = value.replace(first, replacement)
-        return value
-    if isinstance(value, Mapping):
-        return {_guard(k, guarded): _guard(v, guarded) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_guard(v, guarded) for v in value]
-    return value
-
-
-def _unused_char(value: Any) -> str:
-    """A private-use character that no text of `value` contains."""
-    used = set(json.dumps(value, ensure_ascii=False, default=str))
-    return next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)

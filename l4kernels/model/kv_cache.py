@@ -71,8 +71,9 @@ class KVCache:
             num_pages = batch * (ring if config.chunk(layer) else pages)
             k, v = (torch.empty(num_pages, *shape, dtype=dtype, device=device) for _ in "kv")
             self._layers.append((k, v))
-        ones = torch.ones(config.num_key_value_heads, device=device) if dtype == FP8 else None
-        self._scale = ones
+        heads = config.num_key_value_heads
+        one = torch.ones(heads, dtype=torch.float32, device=device) if dtype == FP8 else None
+        self._scale = one
 
     @property
     def bytes(self) -> int:

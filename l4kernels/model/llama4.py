@@ -1,7 +1,7 @@
 """Llama 4 on one page."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,10 +16,12 @@ from l4kernels.layers.norm import RMSNorm
 from l4kernels.model import weights as loading
 from l4kernels.model.checkpoint import Checkpoint
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.generate import Generation, Sampling
+from l4kernels.model.generate import Generation
 from l4kernels.model.kv_cache import FP8, KVCache
 from l4kernels.model.prompt import Prompt
+from l4kernels.model.sampling import Sampling
 from l4kernels.model.vision import VisionModel
+from l4kernels.ops.ambient import isolated, ordinary, outside_inference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -88,21 +90,29 @@ class Llama4(nn.Module):
             )
         return self
 
-    @torch.inference_mode()
-    def forward(self, input_ids: Tensor, pixel_values: Tensor | None = None) -> Tensor:
+    @isolated
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
         """Logits of every position.
 
         Args:
-            input_ids: int64 `[B, S]`, no padding.
+            input_ids: int64 or int32 `[B, S]`, no padding.
             pixel_values: `[tiles, 3, H, W]` of all images, in the order of the prompts.
+            attention_mask: `[B, S]`, all ones: every token is meant. Without it a row must not
+                begin with the pad token.
 
         Returns:
-            float32 `[B, S, vocab_size]`.
+            float32 `[B, S, vocab_size]`; no gradient leads back to the weights.
         """
-        prompt = Prompt(self, input_ids, pixel_values)
+        prompt = Prompt(self, input_ids, pixel_values, attention_mask=attention_mask)
         cache = self.new_cache(prompt.batch, prompt.length, scratch=True)
         hidden = self.hidden(prompt.embeddings(self.embedding, 0, prompt.length), cache)
-        return self.logits(hidden).view(prompt.batch, prompt.length, -1)
+        with outside_inference():
+            return self.logits(hidden).view(prompt.batch, prompt.length, -1)
 
     def generate(
         self,
@@ -115,21 +125,30 @@ class Llama4(nn.Module):
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int | None = None,
-        stop_ids: Sequence[int] | None = None,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
+        stop_ids: int | Iterable[int] | Tensor | None = None,
+        attention_mask: Tensor | None = None,
         streamer: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Continues every row of `input_ids` `[B, S]`; `[B, S + n]` with n <= `max_new_tokens`.
 
         A row that met an end token (`stop_ids`, by default the checkpoint's) is padded with the
         pad id; generation ends when all rows have. `streamer` gets the tokens `[B]` of each step.
+        How tokens are chosen: see `Sampling`; the other arguments and the errors: see `Generation`.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+        sampling = Sampling(
+            temperature, top_k, top_p, min_p, seed, repetition_penalty, logit_bias or {}
+        )
         columns = [input_ids]
-        for ids in self.stream(input_ids, max_new_tokens, pixel_values, sampling, stop_ids):
+        for ids in self.stream(
+            input_ids, max_new_tokens, pixel_values, sampling, stop_ids, attention_mask
+        ):
             columns.append(ids[:, None].to(input_ids))
             if streamer:
                 streamer(ids)
-        return torch.cat(columns, 1)
+        with outside_inference():
+            return torch.cat(columns, 1)
 
     def stream(
         self,
@@ -137,13 +156,16 @@ class Llama4(nn.Module):
         max_new_tokens: int = 32,
         pixel_values: Tensor | None = None,
         sampling: Sampling | None = None,
-        stop_ids: Sequence[int] | None = None,
+        stop_ids: int | Iterable[int] | Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Generation:
         """The tokens one step at a time, with timings and finish reasons: see `Generation`."""
-        sampling = sampling or Sampling()
-        return Generation(self, input_ids, max_new_tokens, pixel_values, sampling, stop_ids)
+        sampling = Sampling() if sampling is None else sampling
+        return Generation(
+            self, input_ids, max_new_tokens, pixel_values, sampling, stop_ids, attention_mask
+        )
 
-    @torch.inference_mode()
+    @isolated
     def prefill(self, prompt: Prompt, cache: KVCache) -> Tensor:
         """Runs a prompt behind what is in the cache; logits `[B, vocab_size]` of its last token."""
         at = 0
@@ -152,7 +174,7 @@ class Llama4(nn.Module):
             at += piece
         return self.logits(hidden.view(prompt.batch, piece, -1)[:, -1])
 
-    @torch.inference_mode()
+    @isolated
     def decode(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Logits `[B, vocab_size]` behind the newest token of every sequence, `ids` `[B, 1]`."""
         return self.logits(self.hidden(ops.embed(ids.flatten(), self.embedding), cache))
@@ -178,7 +200,7 @@ class Llama4(nn.Module):
         )
 
     @classmethod
-    @loading.isolated()
+    @ordinary
     def from_pretrained(
         cls,
         path: str | Path,
@@ -207,7 +229,7 @@ class Llama4(nn.Module):
         return model.tied(slots)
 
     @classmethod
-    @loading.isolated()
+    @ordinary
     def random(
         cls,
         config: Llama4Config,
@@ -242,7 +264,7 @@ def find_device(device: str | torch.device) -> torch.device:
     """`device`, if a model can run there and it is there."""
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = torch.device("meta")
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device to be cpu, cuda or cuda:N, got {str(device)!r}")

@@ -134,6 +134,10 @@ class Tokenizer:
         for index, (begin, end) in zip(found.ids, found.offsets, strict=True):
             yield begin, end, self._contents[index]
 
+    def flags(self, token: str) -> tokenizers.AddedToken:
+        """How an added token is searched: `lstrip`, `rstrip`, `single_word`, `normalized`."""
+        return self._added[self.id(token)]
+
     def token_bytes(self, id: int, *, skip_special: bool = True) -> bytes:
         """Bytes of one token; ids that only pad the model's vocabulary have none."""
         id = _checked_id(id)

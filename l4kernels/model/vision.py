@@ -91,13 +91,14 @@ def rotation_table(config: VisionConfig) -> Tensor:
     """complex64 `[grid^2 + 1, head_dim / 2]`: the first half of the pairs turns with the column,
     the second with the row, both counted from 1; the class token is not turned."""
     pairs = config.head_dim // 2
-    exponent = torch.arange(0, pairs, 2, dtype=torch.float64) / pairs
+    exact = {"dtype": torch.float64, "device": "cpu"}
+    exponent = torch.arange(0, pairs, 2, **exact) / pairs
     frequency = config.rope_theta**-exponent
-    place = torch.arange(config.grid**2, dtype=torch.float64)
+    place = torch.arange(config.grid**2, **exact)
     column = torch.outer(place % config.grid + 1, frequency)
     row = torch.outer(place // config.grid + 1, frequency)
     angle = torch.cat([column, row], 1)
-    angle = torch.cat([angle, torch.zeros(1, pairs, dtype=torch.float64)])
+    angle = torch.cat([angle, torch.zeros(1, pairs, **exact)])
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 

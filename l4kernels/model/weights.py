@@ -4,7 +4,6 @@ Both published layouts are read: experts fused in one `[E, in, out]` tensor, or 
 tensor per expert.
 """
 
-import contextlib
 import re
 import sys
 import time
@@ -162,20 +161,6 @@ def _vision(v: VisionConfig, text_hidden: int) -> dict[str, Slot]:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             slots |= pair(f"{source}{norm}", f"{target}{norm}", size)
     return slots
-
-
-@contextlib.contextmanager
-def isolated() -> Iterator[None]:
-    """Weights are made on no default device, with no autocast, no gradient and no inference mode:
-    what a model holds must not depend on where in a program it is loaded."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        if torch.get_default_device().type != "cpu":  # a device as context costs every call
-            stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
 
 
 def fill(

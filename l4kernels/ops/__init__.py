@@ -19,8 +19,9 @@ from l4kernels.ops.quant import (
     quantize_int4,
     unpack_int4,
 )
-from l4kernels.ops.registry import OPS, Op, Work, reference
+from l4kernels.ops.registry import OPS, Op, OpWithOut, Work
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
+from l4kernels.ops.route import reference
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.w4 import w4_gemm
 from l4kernels.ops.word_sum import word_sum
@@ -31,6 +32,7 @@ __all__ = [
     "Attention",
     "Int4",
     "Op",
+    "OpWithOut",
     "Quantized",
     "RmsNormFp8",
     "Routing",

@@ -1,6 +1,7 @@
 """Attention over a paged cache: causal, grouped heads, optional chunks."""
 
 import itertools
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ def _check_cache(
     seqlens_k: Tensor,
     block_table: Tensor,
     batch: int,
+    softmax_scale: float,
     chunk: int,
     k_scale: Tensor | None,
     v_scale: Tensor | None,
@@ -39,6 +41,11 @@ def _check_cache(
     check.shape("v_cache", v_cache, list(k_cache.shape))
     check.dtype("k_cache", k_cache, (q.dtype, FP8))
     check.dtype("v_cache", v_cache, (k_cache.dtype,))
+    check.require(
+        k_cache.shape[1] >= 1 and head_dim >= 1,
+        f"expected pages of at least one slot and heads of at least one element, got k_cache "
+        f"{describe(k_cache)}",
+    )
     kv_heads = k_cache.shape[2]
     check.require(
         kv_heads >= 1 and num_heads >= 1 and num_heads % kv_heads == 0,
@@ -51,6 +58,10 @@ def _check_cache(
             f"expected head size {HEAD_DIM} and at most 16 q heads per kv head on CUDA, "
             f"got {describe(q)} with {kv_heads} kv heads",
         )
+    check.require(
+        0 < softmax_scale < math.inf,
+        f"expected softmax_scale to be positive and finite, got {softmax_scale}",
+    )
     check.require(chunk >= 0, f"expected chunk to be 0 (off) or positive, got {chunk}")
     check.last_dim_contiguous("q", q)
     check.contiguous("k_cache", k_cache)
@@ -110,11 +121,11 @@ def _check_flash_prefill(
     seqlens_k: Tensor,
     block_table: Tensor,
     *,
+    softmax_scale: float,
     max_seqlen_q: int,
     chunk: int = 0,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
-    **_: object,
 ) -> None:
     check = Checker("flash_prefill")
     check.shape("q", q, ["Tq", "Hq", "D"])
@@ -125,7 +136,8 @@ def _check_flash_prefill(
     )
     check.require(max_seqlen_q >= 0, f"expected max_seqlen_q >= 0, got {max_seqlen_q}")
     batch = cu_seqlens_q.shape[0] - 1
-    _check_cache(check, q, k_cache, v_cache, seqlens_k, block_table, batch, chunk, k_scale, v_scale)
+    keys = k_cache, v_cache, seqlens_k, block_table
+    _check_cache(check, q, *keys, batch, softmax_scale, chunk, k_scale, v_scale)
     if q.is_cuda:
         check.require(
             k_cache.shape[1] > 0 and k_cache.shape[1] % 8 == 0,
@@ -200,8 +212,8 @@ def flash_prefill(
         with no visible key gives 0 and -inf. Softmax and sums are float32, one rounding.
 
     Raises:
-        IndexError: `cu_seqlens_q` out of order, a negative length, or a visible page outside the
-            cache.
+        IndexError: `cu_seqlens_q` out of order or beyond the rows of q, a sequence longer than
+            `max_seqlen_q`, a negative length, or a visible page outside the table or the cache.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> i32 = lambda *values: torch.tensor(values, dtype=torch.int32)
@@ -223,7 +235,7 @@ def flash_prefill(
             f"l4kernels.flash_prefill: expected seqlens_k >= 0, got {seqlens_k.tolist()}"
         )
     if max(lengths, default=0) > max_seqlen_q:
-        raise ValueError(
+        raise IndexError(
             f"l4kernels.flash_prefill: expected max_seqlen_q to bound the sequences, got "
             f"{max_seqlen_q} for lengths {lengths}"
         )
@@ -243,10 +255,10 @@ def _check_flash_decode(
     seqlens_k: Tensor,
     block_table: Tensor,
     *,
+    softmax_scale: float,
     chunk: int = 0,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
-    **_: object,
 ) -> None:
     check = Checker("flash_decode")
     check.shape("q", q, ["B", "S", "Hq", "D"])
@@ -255,9 +267,8 @@ def _check_flash_decode(
         f"expected 1 to {MAX_DECODE_TOKENS} new tokens per sequence, got q {describe(q)}; "
         f"use flash_prefill for more",
     )
-    _check_cache(
-        check, q, k_cache, v_cache, seqlens_k, block_table, q.shape[0], chunk, k_scale, v_scale
-    )
+    keys = k_cache, v_cache, seqlens_k, block_table
+    _check_cache(check, q, *keys, q.shape[0], softmax_scale, chunk, k_scale, v_scale)
 
 
 def _work_flash_decode(
@@ -312,7 +323,7 @@ def flash_decode(
         query with no visible key gives 0 and -inf.
 
     Raises:
-        IndexError: a negative length, or a visible page outside the cache.
+        IndexError: a negative length, or a visible page outside the table or the cache.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> two, page = torch.tensor([2], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)

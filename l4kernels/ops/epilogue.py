@@ -135,7 +135,7 @@ def matmul(
     `whole_weight` (float32 already in memory) a weight is expanded in blocks of rows, so that the
     extra memory does not grow with it.
     """
-    step = n
+    step = max(n, 1)
     if not whole_weight:
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
     filled = 0

@@ -65,7 +65,10 @@ def _check_operands(
     check.dtype("b", b, (a.dtype,))
     check.shape("a", a, ["M", "K"])
     check.require(
-        b.dim() in (2, 3) and b.shape[-1] == a.shape[1] and a.shape[1] > 0,
+        a.shape[1] > 0, f"expected K (columns of a and b) to be positive, got a {describe(a)}"
+    )
+    check.require(
+        b.dim() in (2, 3) and b.shape[-1] == a.shape[1],
         f"expected b to be [N, {a.shape[1]}] or [E, N, {a.shape[1]}], got {describe(b)}",
     )
     check.last_dim_contiguous("a", a)

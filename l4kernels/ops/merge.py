@@ -62,5 +62,6 @@ def merge_attention_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
     lse = lses.logsumexp(0)
     weights = torch.where(lses == float("-inf"), 0.0, (lses - lse).exp())
     weights = weights.mT.unsqueeze(-1)
-    values = torch.where(weights == 0, 0.0, outs.float() * weights)
+    unseen = (lses == float("-inf")).mT.unsqueeze(-1)
+    values = outs.float().mul(weights).masked_fill_(unseen, 0.0)
     return values.sum(0).to(outs.dtype), lse

@@ -61,7 +61,8 @@ def moe_route(
 
     Llama 4's router: top-k on the logits themselves, then a sigmoid of each chosen logit; no
     softmax, no renormalisation, no capacity limit. Equal logits: the lowest expert first. A row
-    with a NaN goes to experts 0 to k - 1 with weight 0 (and sets the device's error word on CUDA).
+    with a NaN goes to experts 0 to k - 1 with weight NaN, which makes its output NaN (and on CUDA
+    sets the device's error word).
 
     Args:
         logits: `[T, E]` float32, bfloat16 or float16, the output of the router's GEMM; E <= 256.
@@ -88,7 +89,7 @@ def moe_route(
     else:
         ordered, order = value.sort(dim=-1, descending=True, stable=True)
         chosen, ids = ordered[:, :top_k], order[:, :top_k]
-    weights = torch.sigmoid(chosen).masked_fill(nan, 0.0).contiguous()
+    weights = torch.sigmoid(chosen).masked_fill(nan, torch.nan).contiguous()
     ids = ids.to(torch.int32).contiguous()
     sorted_ids, permutation = ids.flatten().sort(stable=True)
     experts = torch.arange(logits.shape[1] + 1, dtype=torch.int32, device=logits.device)

@@ -1,5 +1,6 @@
 """Walking one sequence's pages: what a query sees, and attention in blocks of queries."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -96,6 +97,14 @@ def _attend(
         lse[:, i : i + rows] = block_lse.view(num_heads, rows)
 
 
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> bool:
+    """Every score and value is finite: of others the pass below loses some (a short row: 0)."""
+    q_most, k_most, v_most = (
+        float(torch.linalg.vector_norm(t, math.inf, dtype=torch.float32)) for t in (q, k, v)
+    )
+    return q_most * k_most * q.shape[-1] * softmax_scale + v_most < torch.finfo(torch.float32).max
+
+
 def _attend_whole(
     q: Tensor, k: Tensor, v: Tensor, length: int, softmax_scale: float, out: Tensor, lse: Tensor
 ) -> None:
@@ -136,7 +145,10 @@ def attend_sequence(
             end = pieces.pop(0)[1]
         k, v = cache.gather(table, low, start + end)
         piece = slice(first, end)
-        if whole:
+        if whole and _is_plain(q[piece], k, v, softmax_scale):
             _attend_whole(q[piece], k, v, length, softmax_scale, out[piece], lse[:, piece])
-        else:
-            _attend(q[piece], k, v, start + first - low, softmax_scale, out[piece], lse[:, piece])
+            continue
+        offset = start + first - low
+        for i in range(first, end, length):
+            rows, keys = slice(i, i + length), slice(i - first, i - first + offset + length)
+            _attend(q[rows], k[:, keys], v[:, keys], offset, softmax_scale, out[rows], lse[:, rows])

@@ -6,26 +6,32 @@ and the compiled library adds a CUDA implementation under the same name. The bod
 oracle: `op.reference(...)` runs it on whatever device its arguments are on.
 """
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from l4kernels.ops.ambient import autocasting, no_autocast
 from l4kernels.ops.check import describe
+from l4kernels.ops.route import route_of
 
 NAMESPACE = "l4kernels"
 EMULATED_NAMESPACE = "l4kernels_emulated"
 
-OPS: dict[str, "Op"] = {}
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OPS: dict[str, "Op[..., Any]"] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_route = "library"
-_on_reference: frozenset[str] = frozenset()
+_OUT_TAGS = (torch.Tag.out,) if hasattr(torch.Tag, "out") else ()
+"""Says that a result is the argument `out` itself: without it no compiler takes such a schema, and
+a torch that does not have it yet compiles a copy instead."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +45,22 @@ class Work:
         return Work(self.flops + other.flops, self.bytes + other.bytes)
 
 
-class Op:
-    """A callable operator. Call it, or use its parts: `reference`, `work`, `schema`."""
+class Op(Generic[P, R]):
+    """A callable operator. Call it, or use its parts: `reference`, `work`, `schema`.
+
+    Inference only: with a tensor that requires a gradient it raises `RuntimeError`.
+    """
 
     def __init__(
         self,
         body: Callable[..., Any],
         *,
         work: Callable[..., Work],
-        check: Callable[..., None] | None,
-        fake: Callable[..., Any] | None,
-        mutates: tuple[str, ...],
-        returns: Callable[..., Any] | None,
-        out: bool,
+        check: Callable[..., None] | None = None,
+        fake: Callable[..., Any] | None = None,
+        mutates: tuple[str, ...] = (),
+        returns: Callable[..., Any] | None = None,
+        out: bool = False,
     ):
         functools.update_wrapper(self, body)
         self.name = body.__name__
@@ -61,6 +70,7 @@ class Op:
         self.has_out = out
         self.schema = self.name + torch.library.infer_schema(body, mutates_args=mutates)
         self.signature = inspect.signature(body)
+        self.__signature__ = _public_signature(self.signature, returns, out)
         _library.define(self.schema)
         _library.impl(self.name, self._checked, "CPU")
         torch.library.register_fake(
@@ -69,66 +79,132 @@ class Op:
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
         if out:
             self.out_schema = _out_schema(self.name, self.schema)
-            _library.define(self.out_schema)
+            _library.define(self.out_schema, tags=_OUT_TAGS)
             _library.impl(f"{self.name}.out", self._checked_out, "CPU")
             torch.library.register_fake(
-                f"{NAMESPACE}::{self.name}.out", lambda *args, out, **kwargs: out, lib=_library
+                f"{NAMESPACE}::{self.name}.out", self._fake_out_of(fake or body), lib=_library
             )
         OPS[self.name] = self
 
-    def __call__(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
-        if _route == "reference" or self.name in _on_reference:
-            return self.reference(*args, out=out, **kwargs)
-        namespace = EMULATED_NAMESPACE if _route == "emulated" else NAMESPACE
+    def __get__(self, instance: object, owner: type | None = None) -> "Op[P, R]":
+        """Like any routine, so that `help` shows the op and not this class; never bound."""
+        return self
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        route = route_of(self.name)
+        if route == "reference":
+            return self.reference(*args, **kwargs)
+        if torch.is_grad_enabled():
+            _refuse_gradients(self.name, args, kwargs)
+        out: Any = kwargs.pop("out", None)  # of an OpWithOut
+        namespace = EMULATED_NAMESPACE if route == "emulated" else NAMESPACE
         packet = getattr(getattr(torch.ops, namespace), self.name)
         if out is not None and not self.has_out:
             raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
         try:
+            if out is not None and not _OUT_TAGS and torch.compiler.is_compiling():
+                self._require_same_kind(out, result := packet.default(*args, **kwargs))
+                return out.copy_(result)
             if out is not None:
-                return packet.out(*args, out=out, **kwargs)
+                packet.out(*args, out=out, **kwargs)
+                return out  # not the result: to a compiler that is another tensor
             result = packet.default(*args, **kwargs)
         except RuntimeError:  # of a binding: bad input is the same error as on a CPU
             self._check(*args, **kwargs)
             raise
         return result if self._returns is None else self._returns(*result)
 
-    def reference(self, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
+    def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
+        out: Any = kwargs.pop("out", None)
         if out is not None:
             return self._checked_out(*args, out=out, **kwargs)
         result = self._checked(*args, **kwargs)
         return result if self._returns is None else self._returns(*result)
 
     def _checked(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            _refuse_gradients(self.name, args, kwargs)
         self._check(*args, **kwargs)
+        if autocasting():
+            with no_autocast():
+                return self.body(*args, **kwargs)
         return self.body(*args, **kwargs)
 
-    def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+    def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
         result = self._checked(*args, **kwargs)
+        self._require_same_kind(out, result)
+        return out.copy_(result)
+
+    def _require_same_kind(self, out: Tensor, result: Tensor) -> None:
         if out.shape != result.shape or out.dtype != result.dtype:
             raise ValueError(
                 f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
                 f"got {describe(out)}"
             )
-        return out.copy_(result)
 
     def _fake_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
         def fake(*args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                _refuse_gradients(self.name, args, kwargs)
             self._check(*args, **kwargs)
             return shape_function(*args, **kwargs)
 
         return fake
 
+    def _fake_out_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
+        fake = self._fake_of(shape_function)
 
+        def fake_out(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+            self._require_same_kind(out, fake(*args, **kwargs))
+            return out
+
+        return fake_out
+
+
+class OpWithOut(Op[P, Tensor]):
+    """An op whose result may also go into a tensor of the caller's: `op(..., out=tensor)`."""
+
+    if TYPE_CHECKING:  # the keyword that a ParamSpec cannot add
+
+        @overload
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+        @overload
+        def __call__(self, *args: Any, out: Tensor | None, **kwargs: Any) -> Tensor: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
+
+
+@overload
 def op(
     *,
     work: Callable[..., Work],
     check: Callable[..., None] | None = None,
     fake: Callable[..., Any] | None = None,
     mutates: tuple[str, ...] = (),
-    returns: Callable[..., Any] | None = None,
-    out: bool = False,
-) -> Callable[[Callable[..., Any]], Op]:
+    returns: None = None,
+    out: Literal[False] = False,
+) -> Callable[[Callable[P, R]], Op[P, R]]: ...
+@overload
+def op(
+    *,
+    work: Callable[..., Work],
+    check: Callable[..., None] | None = None,
+    fake: Callable[..., Any] | None = None,
+    mutates: tuple[str, ...] = (),
+    returns: type[R],
+    out: Literal[False] = False,
+) -> Callable[[Callable[P, Any]], Op[P, R]]: ...
+@overload
+def op(
+    *,
+    work: Callable[..., Work],
+    check: Callable[..., None] | None = None,
+    fake: Callable[..., Any] | None = None,
+    mutates: tuple[str, ...] = (),
+    returns: None = None,
+    out: Literal[True],
+) -> Callable[[Callable[P, Tensor]], OpWithOut[P]]: ...
+def op(*, returns: Any = None, out: bool = False, **parts: Any) -> Any:
     """Registers a typed reference as an operator.
 
     Args:
@@ -140,38 +216,41 @@ def op(
         returns: a NamedTuple that names the results of an op with several.
         out: also define an overload with a keyword-only `out` tensor (single result only).
     """
-    return lambda body: Op(
-        body, work=work, check=check, fake=fake, mutates=mutates, returns=returns, out=out
-    )
-
-
-@contextlib.contextmanager
-def routed(route: str, reference: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Sends op calls in the block to "library", "reference" or "emulated"; those named in
-    `reference` go to their typed bodies in any case."""
-    global _route, _on_reference
-    previous = _route, _on_reference
-    _route, _on_reference = route, reference
-    try:
-        yield
-    finally:
-        _route, _on_reference = previous
-
-
-def reference() -> contextlib.AbstractContextManager[None]:
-    """Runs every op of a model on its typed reference, on any device; all threads of the process.
-
-    >>> import torch, l4kernels
-    >>> with l4kernels.reference():
-    ...     l4kernels.ops.silu_mul(torch.ones(1, 4)).shape
-    torch.Size([1, 2])
-    """
-    return routed("reference")
+    kind = OpWithOut if out else Op
+    return lambda body: kind(body, returns=returns, out=out, **parts)
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:
     """Bytes of all tensors, counted once each; the usual least traffic of an op."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _refuse_gradients(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Called where gradients are recorded: whatever differentiates would go on without the op."""
+    dual = forward_ad._current_level >= 0
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and (
+            value.requires_grad or (dual and forward_ad.unpack_dual(value).tangent is not None)
+        ):
+            raise RuntimeError(
+                f"{NAMESPACE}.{name} is for inference only and has no gradient, but got "
+                f"{describe(value)} that requires one: call it under torch.no_grad(), or detach() "
+                "the tensor"
+            )
+
+
+def _public_signature(
+    body: inspect.Signature, returns: Callable[..., Any] | None, out: bool
+) -> inspect.Signature:
+    """What a caller may write and gets: with `out`, and the NamedTuple for the bare tuple."""
+    if returns is not None:
+        return body.replace(return_annotation=returns)
+    if not out:
+        return body
+    keyword = inspect.Parameter(
+        "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Tensor | None
+    )
+    return body.replace(parameters=[*body.parameters.values(), keyword])
 
 
 def _out_schema(name: str, schema: str) -> str:

@@ -1,6 +1,9 @@
 """Split the fused QKV, rotate, normalise, scale, and write K and V into the paged cache."""
 
 import math
+import numbers
+import operator
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +18,13 @@ from l4kernels.ops.registry import Work, op, tensor_bytes
 HEAD_DIM = 128
 """The head size of Llama 4, and the only one that the CUDA kernels take."""
 
+_LLAMA3_NUMBERS = (
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "factor",
+)
+
 
 def rope_frequencies(
     *, theta: float, scaling: Mapping[str, Any] | None = None, head_dim: int = HEAD_DIM
@@ -26,9 +36,16 @@ def rope_frequencies(
     low_freq_factor` are slowed by `factor`, and those between are blended. With equal factors
     (Scout) the blend is empty and the rule is a switch.
 
+    Raises:
+        ValueError, TypeError: a theta or a number of `scaling` that is not positive and finite, or
+            a head_dim that is not even.
+
     >>> rope_frequencies(theta=10000.0, head_dim=4).tolist()
     [1.0, 0.01]
     """
+    head_dim, theta = _whole("head_dim", head_dim), _positive("theta", theta)
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"rope_table: expected head_dim to be positive and even, got {head_dim}")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequencies = theta**-exponents
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
@@ -36,12 +53,32 @@ def rope_frequencies(
         return frequencies
     if kind != "llama3":
         raise ValueError(f"rope_table: expected scaling of type llama3 or default, got {kind!r}")
-    original = float(scaling["original_max_position_embeddings"])
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    original, low, high, factor = (
+        _positive(f"scaling[{key!r}]", scaling.get(key)) for key in _LLAMA3_NUMBERS
+    )
+    if low > high:
+        raise ValueError(
+            f"rope_table: expected low_freq_factor <= high_freq_factor, got {low} and {high}"
+        )
     turns = original * frequencies / (2 * math.pi)
     blend = (turns - low) / (high - low) if high > low else (turns >= low).double()
     kept = blend.clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / float(scaling["factor"]))
+    return frequencies * (kept + (1 - kept) / factor)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"rope_table: expected {name} to be a whole number, got {value!r}"
+        ) from None
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, numbers.Real) and 0 < value <= sys.float_info.max:
+        return float(value)
+    raise ValueError(f"rope_table: expected {name} to be positive and finite, got {value!r}")
 
 
 def rope_table(
@@ -56,6 +93,12 @@ def rope_table(
     A chunked layer only compares positions within one chunk, so a table of one chunk serves it at
     any length, and exactly: no angle grows with the position.
 
+    Args:
+        num_positions: rows of the table.
+        theta: base of the frequencies, positive.
+        scaling: of `rope_frequencies`; None for none.
+        head_dim: even.
+
     Returns:
         `[num_positions, head_dim]` float32 on the CPU: the cosines of the pairs, then their sines;
         the angles are float64 until the end.
@@ -65,8 +108,12 @@ def rope_table(
             [0.5403, 0.9999, 0.8415, 0.0100]])
     """
     frequencies = rope_frequencies(theta=theta, scaling=scaling, head_dim=head_dim)
-    positions = torch.arange(num_positions, dtype=torch.float64, device="cpu")
-    angles = positions[:, None] * frequencies
+    num_positions = _whole("num_positions", num_positions)
+    if num_positions < 0:
+        raise ValueError(f"rope_table: expected num_positions >= 0, got {num_positions}")
+    if not math.isfinite(num_positions * float(frequencies.max())):
+        raise ValueError(f"rope_table: expected finite angles, got theta {theta}, {scaling}")
+    angles = torch.arange(num_positions, dtype=torch.float64, device="cpu")[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 
@@ -116,6 +163,10 @@ def _check_rope_cache(
             cos_sin.shape[0] > 0, "expected cos_sin to hold at least one position, got none"
         )
         check.contiguous("cos_sin", cos_sin)
+    check.require(
+        qk_norm_eps is None or qk_norm_eps >= 0,
+        f"expected qk_norm_eps to be None (off) or not negative, got {qk_norm_eps}",
+    )
     check.require(floor_scale >= 1, f"expected floor_scale to be positive, got {floor_scale}")
     for name, t in (("k_scale", k_scale), ("v_scale", v_scale)):
         if t is not None:

@@ -106,7 +106,9 @@ def sample(
     all likelier ones is at most `top_p` (so the token that crosses it stays); keep tokens with at
     least `min_p` times the largest probability; add Gumbel noise (`gumbel_noise`) and take the
     largest, which draws from the softmax of what is left. Equally likely tokens are ordered by id.
-    A NaN logit never wins; a row of nothing but NaN and -inf gives token 0.
+    A token of -inf is never drawn. A row has no next token if one of its logits, its temperature,
+    `top_p` or `min_p` is NaN, or if no logit is above -inf: its ids are then -1, its
+    log-probabilities NaN.
 
     Args:
         logits: `[B, V]` float32, bfloat16 or float16.
@@ -128,27 +130,27 @@ def sample(
     tensor([1])
     """
     value = logits.float()
-    value = value.masked_fill(value.isnan(), float("-inf"))
     # Relative to the largest, and exactly 0 there: infinite logits then need no other care.
     top = value.amax(-1, keepdim=True)
     value = torch.where(value == top, 0.0, value - top)
     ids = value.argmax(-1)
-    hopeless = top.squeeze(1) == float("-inf")
-    drawn = ((temperature > 0) & ~hopeless).nonzero().squeeze(1)
+    settings = temperature.isnan() | top_p.isnan() | min_p.isnan()
+    nothing = ~(top.squeeze(1) > float("-inf")) | settings
+    drawn = ((temperature > 0) & ~nothing).nonzero().squeeze(1)
     if drawn.numel():
         parameters = (t.index_select(0, drawn) for t in (temperature, top_k, top_p, min_p))
         kept = _filtered(value.index_select(0, drawn), *parameters)
         noise = gumbel_noise(seeds[drawn], counters[drawn], logits.shape[1])
         ids = ids.index_copy(0, drawn, (kept + noise).argmax(-1))
     logprobs = value - value.exp().sum(-1, keepdim=True).log()
-    chosen = logprobs.gather(-1, ids[:, None]).squeeze(1)
+    chosen = logprobs.gather(-1, ids[:, None]).squeeze(1).masked_fill(nothing, float("nan"))
+    ids = ids.masked_fill(nothing, -1)
     if top_logprobs == 0:
         return ids, chosen, ids.new_empty(len(ids), 0), chosen.new_empty(len(ids), 0)
     ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    top_ids, top = (
-        t[:, :top_logprobs].clone(memory_format=torch.contiguous_format) for t in (order, ordered)
-    )
-    return ids, chosen, top_ids, top
+    top_ids = order[:, :top_logprobs].masked_fill(nothing[:, None], -1)
+    top = ordered[:, :top_logprobs].masked_fill(nothing[:, None], float("nan"))
+    return ids, chosen, top_ids.contiguous(), top.contiguous()
 
 
 def _filtered(
@@ -165,7 +167,8 @@ def _filtered(
     limit = torch.where(top_k > 0, top_k, value.shape[1])[:, None]
     ordered = ordered.masked_fill(rank >= limit, float("-inf"))
     mass = ordered.softmax(-1)
-    likelier = mass.cumsum(-1) - mass
+    # On the CPU: on a GPU a running sum is not deterministic, and torch may have to refuse it.
+    likelier = mass.cpu().cumsum(-1).to(mass.device) - mass
     dropped = (likelier > top_p.clamp(min=0)[:, None]) & (top_p < 1)[:, None]
     ordered = ordered.masked_fill(dropped, float("-inf"))
     kept = torch.empty_like(value).scatter_(-1, order, ordered)

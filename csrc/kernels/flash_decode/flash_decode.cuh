@@ -54,17 +54,21 @@ __device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_
   return true;
 }
 
-// Where a row of an item lives in the results.
+// Where a row of an item lives in the results, and whether its query sees a key at all. Keys of
+// weight 0 alone are another thing, and give NaN.
 struct DecodeRow {
   __nv_bfloat16* out;
   float* lse;
+  bool sees;
 
-  __device__ __forceinline__ DecodeRow(const FlashDecodeParams& p, int b, int kv_head, int row) {
-    const int64_t heads = int64_t{p.kv_heads} * p.group;
+  __device__ __forceinline__ DecodeRow(const FlashDecodeParams& p, const DecodeWalk& walk,
+                                       int kv_head, int row) {
+    const int64_t heads = int64_t{p.kv_heads} * p.group, b = walk.b;
     const int token = row / p.group, head = kv_head * p.group + row % p.group;
     out = static_cast<__nv_bfloat16*>(p.out) +
-          ((int64_t{b} * p.tokens + token) * heads + head) * kDecodeHeadDim;
+          ((b * p.tokens + token) * heads + head) * kDecodeHeadDim;
     lse = p.lse + (b * heads + head) * p.tokens + token;
+    sees = walk.sequence.first_position + token >= 0;
   }
 };
 
@@ -104,12 +108,12 @@ __device__ __forceinline__ void add_pieces(const FlashDecodeParams& p, const Dec
       if (lane == 0) work.states[own] = {maximum, bad ? -1.f : sum};
       continue;
     }
-    const bool none = bad || sum == 0.f;
+    const DecodeRow row(p, walk, kv_head, block_row + r);
+    const bool none = bad || !row.sees;
     const float factor = (p.v_scale == nullptr ? 1.f : p.v_scale[kv_head]) / sum;
     const __nv_bfloat162 halves[2] = {
         __floats2bfloat162_rn(none ? 0.f : total.x * factor, none ? 0.f : total.y * factor),
         __floats2bfloat162_rn(none ? 0.f : total.z * factor, none ? 0.f : total.w * factor)};
-    const DecodeRow row(p, walk.b, kv_head, block_row + r);
     *reinterpret_cast<uint2*>(row.out + 4 * lane) = *reinterpret_cast<const uint2*>(halves);
     if (lane == 0) *row.lse = none ? kMinusInfinity : natural_lse(maximum, sum);
   }
@@ -131,8 +135,8 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const FlashDec
   for (int half = 0; half < 2; ++half) {
     const int r = warp % row_warps * 16 + lane / 4 + 8 * half;
     if (block_row + r >= p.tokens * p.group) continue;
-    const DecodeRow row(p, walk.b, kv_head, block_row + r);
-    const bool none = bad || attend.sum[half] == 0.f;
+    const DecodeRow row(p, walk, kv_head, block_row + r);
+    const bool none = bad || !row.sees;
     const float factor = v_scale / attend.sum[half];
     float* partial = work.values + (slot * work.rows + r) * kDecodeHeadDim;
 #pragma unroll

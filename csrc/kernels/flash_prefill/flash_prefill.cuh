@@ -191,14 +191,16 @@ struct PrefillConsumer {
     const int lane = threadIdx.x % 32;
     const float v_scale = p.v_scale != nullptr ? p.v_scale[at.kv_head] : 1.f;
     float factor[2];
+    bool nothing[2];  // to see; keys of weight 0 alone are another thing, and give NaN
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool nothing = (broken >> h & 1) != 0 || softmax.sum[h] == 0.f;
-      factor[h] = nothing ? 0.f : v_scale / softmax.sum[h];
       const int token = row(h) / group();
+      const int64_t position = int64_t{at.position} + token;
+      nothing[h] = (broken >> h & 1) != 0 || position < 0 || position >= p.capacity();
+      factor[h] = v_scale / softmax.sum[h];
       if (lane % 4 == 0 && token < at.tokens) {
         const int64_t head = int64_t{at.kv_head} * group() + row(h) % group();
-        p.lse[head * p.rows + at.row + token] = nothing ? kMinusInfinity : softmax.lse(h);
+        p.lse[head * p.rows + at.row + token] = nothing[h] ? kMinusInfinity : softmax.lse(h);
       }
     }
     char(&staging)[2][16 * 128] = smem.out[warp];
@@ -210,7 +212,7 @@ struct PrefillConsumer {
       for (int i = 0; i < 4; ++i) {
         // A select, not a product: a row of nothing may hold NaN.
         const float f = factor[i % 2], a = o[8 * block + 2 * i], b = o[8 * block + 2 * i + 1];
-        packed[i] = f == 0.f ? 0 : pack_pair(a * f, b * f);
+        packed[i] = nothing[i % 2] ? 0 : pack_pair(a * f, b * f);
       }
       const uint32_t offset = lane % 16 * 128 + block % 4 * 32 + lane / 16 * 16;
       ptx::stmatrix_x4(&staging[block / 4][swizzle_128(offset)], packed[0], packed[1], packed[2],

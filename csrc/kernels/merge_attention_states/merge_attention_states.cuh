@@ -1,6 +1,7 @@
 // A row (token and head) is half a warp: eight values per lane, 16-byte loads. Lane i weighs part
 // i, i + 16, ...; then every lane adds up its eight columns in the order of the parts, several
 // loads in flight. A part without keys has weight zero and is not read: its values may be anything.
+// The weight of any other is at least the smallest float, so that a NaN in it is not lost.
 // See docs/kernels/merge_attention_states.md.
 #pragma once
 #include "kernels/merge_attention_states/merge_attention_states.h"
@@ -13,6 +14,7 @@
 
 namespace l4k {
 
+constexpr float kSmallestFloat = 0x1p-149f;
 constexpr int kMergeThreads = 256;
 constexpr int kMergeLanes = 128 / kVector;  // per row
 constexpr int kMergeRows = kMergeThreads / kMergeLanes;
@@ -39,7 +41,9 @@ __global__ void __launch_bounds__(kMergeThreads)
 
   float sum[kVector] = {}, total = 0.f;
   for (int first = 0; first < p.parts; first += kMergeLanes) {
-    const float own = ptx::exp2_approx((lse_of(first + lane) - base) * kLog2e);
+    const float lse = lse_of(first + lane);
+    float own = ptx::exp2_approx((lse - base) * kLog2e);
+    if (own == 0.f && lse != kMinusInfinity) own = kSmallestFloat;
     total += own;
     const int count = min(p.parts - first, kMergeLanes);
 #pragma unroll 4

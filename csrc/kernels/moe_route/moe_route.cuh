@@ -101,7 +101,7 @@ __device__ __forceinline__ void choose(const MoeRouteParams& params, int begin, 
           key = other_key, expert = other;
       }
       const float logit = __uint_as_float(ordered_bits(key));
-      const float weight = nan ? 0.f : 1.f / (1.f + expf(-logit));
+      const float weight = nan ? __int_as_float(0x7fffffff) : 1.f / (1.f + expf(-logit));
       if (nan) expert = j;
 #pragma unroll
       for (int i = 0; i < kRouteLogits; ++i)

@@ -5,10 +5,12 @@
 // memory is a pass over shared memory and one reduction over the cluster (tile/cluster.cuh): no
 // sort, no workspace, one launch. Greedy rows stop after one reduction.
 //
-//   values    logits, NaN as -inf; then distances
+//   values    logits; then distances
 //   distance  (largest - logit) / temperature >= 0 as bits of a float, which order as the floats
 //             do: 0 is the likeliest token, kAbsent no token at all
 //   Cut       which distances are kept; found by bisection, with exact counts
+//
+// A row with a NaN, or with no token above -inf, has no next token: id -1, and NaN for the rest.
 //
 // The noise of a token depends on seed, counter and token only, and sums have a fixed order: the
 // same row gives the same token in any batch. See docs/kernels/sample.md.
@@ -61,8 +63,8 @@ __device__ __forceinline__ float above(float logit, float largest) {
 // exp(x) for x <= 0.
 __device__ __forceinline__ float exp_of(float x) { return ptx::exp2_approx(x * 1.44269504f); }
 
-// The likeliest of some tokens, and the sum of exp(logit - its logit) over all of them; no id and no
-// sum without a token above -inf.
+// The likeliest of some tokens, and the sum of exp(logit - its logit) over all of them: no id and no
+// sum without a token above -inf, and a NaN if one of them is.
 struct Likeliest {
   float logit = kMinusInfinity;
   uint32_t id = kNoId;
@@ -123,8 +125,7 @@ struct Cut {
 
 template <typename T>
 __device__ __forceinline__ float logit_at(const SampleParams& params, int64_t row, int id) {
-  const float value = static_cast<const T*>(params.logits)[row * params.logits_stride + id];
-  return value != value ? -INFINITY : value;
+  return static_cast<const T*>(params.logits)[row * params.logits_stride + id];
 }
 
 // Calls `use(id of the first, four values)` for the thread's groups of four.
@@ -174,10 +175,7 @@ __device__ __forceinline__ Likeliest load(const SampleParams& params, const Samp
       }
       float most = kMinusInfinity;
 #pragma unroll
-      for (int j = 0; j < kPerLoad; ++j) {
-        v[j] = fmaxf(v[j], kMinusInfinity);  // NaN becomes -inf
-        most = fmaxf(most, v[j]);
-      }
+      for (int j = 0; j < kPerLoad; ++j) most = fmaxf(most, v[j]);  // of what is no NaN
       if (most > mine.logit) {
         mine.sum *= exp_of(mine.logit - most);
         mine.logit = most;
@@ -188,7 +186,10 @@ __device__ __forceinline__ Likeliest load(const SampleParams& params, const Samp
       // Of two equal infinities the difference would be NaN: the base is finite.
       const float base = fminf(fmaxf(mine.logit, -kLargestFloat), kLargestFloat);
 #pragma unroll
-      for (int j = 0; j < kPerLoad; ++j) mine.sum += exp_of(fminf(v[j] - base, 0.f));
+      for (int j = 0; j < kPerLoad; ++j) {
+        const float x = v[j] - base;
+        mine.sum += exp_of(x > 0.f ? 0.f : x);  // fminf would lose a NaN
+      }
       if constexpr (kPerLoad == 8) {
         // Half the lanes of a phase write their upper quad first: else two would meet in each bank.
         const int upper = threadIdx.x & 4;
@@ -204,6 +205,16 @@ __device__ __forceinline__ Likeliest load(const SampleParams& params, const Samp
     }
   }
   return mine;
+}
+
+// What a row gives that has no next token.
+__device__ __forceinline__ void write_nothing(const SampleParams& params, int64_t row) {
+  params.ids[row] = -1;
+  params.logprobs[row] = NAN;
+  for (int64_t n = row * params.num_top; n < (row + 1) * params.num_top; ++n) {
+    params.top_ids[n] = -1;
+    params.top_logprobs[n] = NAN;
+  }
 }
 
 // The n likeliest tokens by log-probability. Each thread knows its best; only the owner of the last
@@ -235,7 +246,7 @@ __device__ __forceinline__ void write_top(const SampleParams& params, const Samp
   }
 }
 
-// Logits become distances. Past the end there is nothing, even below a largest logit of -inf.
+// Logits become distances. Past the end there is nothing.
 __device__ __forceinline__ void divide_by_temperature(const SampleRow& row, float largest,
                                                       float temperature) {
   for (int i = 4 * threadIdx.x; i < row.size; i += 4 * blockDim.x) {
@@ -366,7 +377,8 @@ __device__ __forceinline__ float gumbel(float u) { return -logf(-log1pf(-u)); }
 // bound that most tokens fall short of, if it is kept: a high temperature can bring others to
 // distance 0, and of equals the lower ids are kept.
 __device__ __forceinline__ Candidate draw(const SampleParams& params, const SampleRow& row, Cut cut,
-                                          int last, uint32_t likeliest, SampleReduce& reduce) {
+                                          int last, float min_p, uint32_t likeliest,
+                                          SampleReduce& reduce) {
   const uint64_t seed = params.seeds[row.row], counter = params.counters[row.row];
   const PhiloxKey key{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
   auto words_of = [&](uint32_t id) {
@@ -374,7 +386,7 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
                     static_cast<uint32_t>(counter >> 32)}},
                   key);
   };
-  const float farthest = -logf(fminf(fmaxf(params.min_p[row.row], 0.f), 1.f));
+  const float farthest = -logf(fminf(fmaxf(min_p, 0.f), 1.f));
   Candidate best;
   const PhiloxWords first = words_of(likeliest);
   const uint32_t word = likeliest & 2 ? (likeliest & 1 ? first.x[3] : first.x[2])
@@ -419,25 +431,29 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   float temperature = params.temperature[row.row];
+  const float top_p = params.top_p[row.row], min_p = params.min_p[row.row];
+  const bool settings = temperature == temperature && top_p == top_p && min_p == min_p;
   if (temperature > kLargestFloat) temperature = kLargestFloat;  // inf / inf would be NaN
   const Likeliest mine = load<T>(params, row);
   ptx::cluster_wait();  // every CTA of the cluster runs: its shared memory may be written
-  Likeliest best = reduce(mine);
+  const Likeliest best = reduce(mine);
+  if (!settings || !(best.sum > 0.f)) {
+    if (writer) write_nothing(params, row.row);
+    return;
+  }
   const float largest = best.logit;
-  if (largest == -INFINITY) best = {largest, 0, static_cast<float>(row.vocab)};
   const float log_sum = logf(best.sum);
   write_top(params, row, largest, log_sum, writer, reduce);
 
   uint32_t chosen = best.id;
-  if (temperature > 0.f && largest > -INFINITY) {
+  if (temperature > 0.f) {
     divide_by_temperature(row, largest, temperature);
     const int top_k = params.top_k[row.row];
-    const float top_p = params.top_p[row.row];
     Cut cut{kInfinity + 1, 0, static_cast<uint32_t>(row.vocab)};
     if (top_k > 0 && top_k < row.vocab) cut = keep_top_k(row, top_k, reduce);
     if (top_p < 1.f) cut = keep_top_p(row, cut, top_p, reduce);
     const int last = last_tie(row, cut, reduce);
-    chosen = draw(params, row, cut, last, best.id, reduce).id;
+    chosen = draw(params, row, cut, last, min_p, best.id, reduce).id;
   }
   if (writer) {
     params.ids[row.row] = chosen;

@@ -1,0 +1,132 @@
+"""Keys and values in pages: where they lie already, or copied there."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l4kernels import ops
+from l4kernels.dropin.lengths import LONGEST, WRONG
+from l4kernels.ops.check import FP8, Checker, describe
+
+PAGE = 64
+_PAGES = (128, 64, 32, 16)
+"""Sizes of pages that an unpaged cache is cut into, by preference."""
+
+
+def contiguous(t: Any) -> Any:
+    return t if t is None or t.stride(-1) == 1 else t.contiguous()
+
+
+def page_size(rows: int) -> int:
+    """The page size that cuts so many rows evenly; 0 if none does."""
+    return next((page for page in _PAGES if rows and rows % page == 0), 0)
+
+
+def no_places(batch: int, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A block table without a column, and caches that the kernels take: they need a page."""
+    table = torch.empty(batch, 0, dtype=torch.int32, device=k_cache.device)
+    page = k_cache.new_empty(1, PAGE, *k_cache.shape[2:])
+    return table, page, page
+
+
+def cache_in_pages(
+    check: Checker, k_cache: Tensor, v_cache: Tensor, cache_seqlens: int | Tensor | None,
+    page_table: Tensor | None, cache_batch_idx: Tensor | None, batch: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Caches in pages, lengths `[B]`, and the block table."""
+    rows, length = k_cache.shape[:2]
+    if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
+        check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
+        check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
+        table = contiguous(page_table)
+        if rows == 0:
+            table, k_cache, v_cache = no_places(batch, k_cache)
+    elif length == 0:
+        table, k_cache, v_cache = no_places(batch, k_cache)
+    else:
+        table = _unpaged(check, k_cache, batch, cache_batch_idx)
+        page = page_size(length)
+        k_cache, v_cache = (t.flatten(0, 1).unflatten(0, (-1, page)) for t in (k_cache, v_cache))
+    lengths = length if cache_seqlens is None else cache_seqlens
+    if not isinstance(lengths, Tensor):
+        try:
+            number = min(max(operator.index(lengths), WRONG), LONGEST)
+        except TypeError:
+            message = f"expected cache_seqlens to be int32 [B] or a whole number, got {lengths!r}"
+            check.fail(message, TypeError)
+        lengths = torch.full((batch,), number, dtype=torch.int32, device=k_cache.device)
+    check.dtype("cache_seqlens", lengths, (torch.int32,))
+    check.shape("cache_seqlens", lengths, [batch])
+    if cache_batch_idx is not None:
+        lengths = lengths.masked_fill((cache_batch_idx < 0) | (cache_batch_idx >= rows), WRONG)
+    return k_cache, v_cache, lengths, table
+
+
+def _unpaged(check: Checker, k_cache: Tensor, batch: int, cache_batch_idx: Tensor | None) -> Tensor:
+    """The block table of a cache `[B', N, Hkv, D]` whose rows are seen as pages."""
+    rows, length = k_cache.shape[:2]
+    page = page_size(length)
+    if not page:
+        check.fail(
+            f"expected an unpaged cache to hold a multiple of 16 keys per sequence, got "
+            f"{describe(k_cache)}; allocate it longer, cache_seqlens says what counts"
+        )
+    pages = torch.arange(rows * length // page, dtype=torch.int32, device=k_cache.device)
+    table = pages.view(rows, length // page)
+    if cache_batch_idx is not None:
+        check.dtype("cache_batch_idx", cache_batch_idx, (torch.int32, torch.int64))
+        check.shape("cache_batch_idx", cache_batch_idx, [batch])
+        check.require(rows > 0, f"expected k_cache to have a row, got {describe(k_cache)}")
+        return table.index_select(0, cache_batch_idx.clamp(0, rows - 1))
+    check.require(batch <= rows, f"expected k_cache to have {batch} rows, got {describe(k_cache)}")
+    return table[:batch]
+
+
+def paging(cu_seqlens: Tensor, lengths: Tensor, rows: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Where rows lie once every sequence begins on a page, and the block table of that."""
+    device, batch = lengths.device, lengths.shape[0]
+    pages = (lengths + PAGE - 1) // PAGE
+    first = pages.cumsum(0, dtype=torch.int32) - pages
+    row = torch.arange(rows, dtype=torch.int32, device=device)
+    sequence = torch.searchsorted(cu_seqlens[1:], row, right=True).clamp(max=max(batch - 1, 0))
+    slots = (first * PAGE - cu_seqlens[:-1])[sequence] + row
+    # Rows behind the last sequence go behind its last page, where nothing looks, and those of wrong
+    # offsets anywhere: their sequences are not looked at.
+    slots = slots.clamp(0, _paged_rows(rows, batch) - 1)
+    logical = torch.arange(-(-longest // PAGE), dtype=torch.int32, device=device)
+    return slots.long(), first[:, None] + logical
+
+
+def _paged_rows(rows: int, batch: int) -> int:
+    return (rows // PAGE + batch + 1) * PAGE
+
+
+def into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
+    paged = values.new_empty(_paged_rows(values.shape[0], batch), *values.shape[1:])
+    _bytes(paged).index_copy_(0, slots, _bytes(values.contiguous()))
+    return paged.unflatten(0, (-1, PAGE))
+
+
+def append(
+    k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor,
+    scales: dict[str, Tensor | None],
+) -> None:  # fmt: skip
+    """Writes new keys and values behind those that the cache has; without a place, an error."""
+    pages, size, heads = k_cache.shape[:3]
+    positions = lengths[:, None].long() + torch.arange(k.shape[1], device=table.device)
+    column, width = positions // size, table.shape[1]
+    page = table.gather(1, column.clamp(0, width - 1)).long() if width else column
+    slots = page * size + positions % size
+    slots = torch.where((page < 0) | (column >= width), pages * size, slots)
+    rows = torch.cat([k, k, v], 2).flatten(2).flatten(0, 1)  # the first k is in the place of q
+    where = positions.flatten(), slots.flatten()
+    ops.rope_cache(rows, *where, k_cache, v_cache, num_heads=heads, **scales)
+
+
+def _bytes(t: Tensor) -> Tensor:
+    """e4m3 as bytes: indexed copies know no float8."""
+    return t.view(torch.uint8) if t.dtype == FP8 else t
