@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from l4kernels.model.extras import require
 from l4kernels.model.files import read_object, read_text
 from l4kernels.model.plain import Plain
-from l4kernels.model.renderer import RENDERER, BudgetError, RenderError, one_line
+from l4kernels.model.renderer import RENDERER, RenderError, WorkerError, one_line
 
 MAX_SOURCE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 64 << 20
@@ -46,7 +46,7 @@ class ChatTemplate:
             raise ChatError(f"{name}: expected at most {MAX_SOURCE_CHARS:,} characters")
         try:
             reply = RENDERER.run({"source": source, "variables": None})
-        except BudgetError as error:
+        except WorkerError as error:
             raise ChatError(f"{name}: {error}") from None
         except RenderError as error:
             raise ChatError(f"{name}: not a valid template ({error})") from None
