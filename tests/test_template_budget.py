@@ -158,6 +158,7 @@ def test_a_process_that_stands_still_or_breaks_is_replaced():
         ("", ".* this program names none; call multiprocessing.set_executable"),
         (sys.executable, ".* this program names none; call multiprocessing.set_executable"),
     ],
+    ids=["true", "echo", "yes", "missing", "unnamed", "frozen"],
 )
 def test_a_process_that_does_not_start(monkeypatch, executable, why):
     RENDERER.stop()
