@@ -141,6 +141,7 @@ ODD = """{%- macro twice() %}{{ caller('<|im_start|>') * 2 }}{% endmacro %}
     {%- filter indent(3, true, true) %}{{ stop }}{{ message.content | string }}
     x{{ stop }}{% endfilter %}
 {%- endfor %}{{ (stop ~ '\\n').upper().lower()[:-1] | safe }}
+{{- stop | title | lower }}{{ stop | tojson }}
 {%- call(x) twice() %}{{ x }}{% endcall %}{{ stop | list | join }}{{ stop[::-1][::-1] }}
 {%- for word in 'system<|im_end|>user'.split('<|im_end|>') %}{{ word ~ stop }}{% endfor %}"""
 

@@ -271,6 +271,9 @@ def test_tools_choose_the_template_and_are_never_ignored(folder, tmp_path):
         text(tools=[{"name": "f"}], chat_template="default")
     with pytest.raises(ChatError, match="no chat template named 'y'"):
         text(chat_template="y")
+    for name in (["x"], 3, {}):
+        with pytest.raises(ChatError, match="expected chat_template to be a name"):
+            text(chat_template=name)
 
 
 def test_variables_and_prefilled_turns_reach_the_prompt(folder, tmp_path, hugging_face):

@@ -3,6 +3,7 @@
 `python tests/test_chat_guard.py 1000` runs that many hostile conversations through each template.
 """
 
+import json
 import random
 import sys
 import tempfile
@@ -120,6 +121,36 @@ def test_ids_are_those_of_hugging_face(sides, name, conversation, tools, goes_on
         return
     if want:
         assert prompter.chat(conversation, tools=tools, **how).ids == want
+
+
+BESIDE = [*"x_.-1 \n\t²½Ⅷ‿é日\u0301\u200d\u00a0\u2028\x1c\x7f", "hi ", ""]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_tokens_mind_what_is_beside_them_as_in_hugging_face(tmp_path, seed):
+    """Flags of all kinds, mixed, as a token's flags decide what is left for the next one."""
+    from transformers import PreTrainedTokenizerFast
+
+    pick = random.Random(seed)
+    template = TEMPLATES[pick.choice(["llama 4", "chatml", "deepseek", "phi"])]
+    chat_templates.write_checkpoint(tmp_path, template)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    for token in content["added_tokens"]:
+        names = ("single_word", "lstrip", "rstrip", "normalized")
+        token.update({name: pick.random() < 0.3 for name in names})
+    content["normalizer"] = pick.choice([None, {"type": "NFC"}, {"type": "Lowercase"}])
+    file.write_text(json.dumps(content))
+    prompter = Prompter(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for _ in range(25):
+        texts = ["".join(pick.choices(BESIDE, k=pick.randint(0, 4))) for _ in range(3)]
+        turns = [
+            {"role": role, "content": text}
+            for role, text in zip(("user", "assistant", "user"), texts, strict=True)
+        ]
+        want = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert prompter.chat(turns).ids == want, texts
 
 
 TWIN = str.maketrans("<>|[]｜⁂", "‹›¦⟦⟧¦※")

@@ -4,18 +4,10 @@ import doctest
 import importlib
 import os
 import time
-from collections import UserDict, UserList, namedtuple
-from dataclasses import dataclass
-from enum import Enum
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import tiny
-import torch
-from PIL import Image
 
-from l4kernels.model import plain
 from l4kernels.model.chat_template import ChatError, ChatTemplate
 
 USER = [{"role": "user", "content": "x"}]
@@ -194,101 +186,6 @@ def test_errors_are_one_line_of_characters_that_can_be_printed():
         render("{{ raise_exception('\x1b]0;x') }}")
 
 
-Point = namedtuple("Point", "role content")
-
-
-@dataclass
-class Message:
-    role: str
-    content: object
-
-
-class Role(str, Enum):
-    USER = "user"
-
-
-class Own:
-    def __init__(self):
-        self.role, self.content = "user", "hi"
-
-
-class Model:
-    def model_dump(self):
-        return {"role": "user", "content": "hi"}
-
-
-PLAIN = {
-    "mapping": lambda: {"role": "user", "content": "hi"},
-    "UserDict": lambda: UserDict(role="user", content="hi"),
-    "namespace": lambda: SimpleNamespace(role="user", content="hi"),
-    "dataclass": lambda: Message("user", "hi"),
-    "enum of text": lambda: Message(Role.USER, "hi"),
-    "named tuple": lambda: Point("user", "hi"),
-    "object": Own,
-    "pydantic": Model,
-    "generator": lambda: {"role": "user", "content": (c for c in ["h", "i"])},
-    "UserList": lambda: {"role": "user", "content": UserList(["h", "i"])},
-    "tuple": lambda: {"role": "user", "content": ("h", "i")},
-    "numbers": lambda: {
-        "role": "user",
-        "content": [
-            "hi",
-            np.float32(1),
-            np.int64(2),
-            torch.tensor(3),
-            np.bool_(True),
-            None,
-            4,
-            5.5,
-        ],
-    },
-}
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_messages_are_mappings_or_objects_that_hold_data(name):
-    source = "{% for m in messages %}{{ m.role ~ m['content'] | join }}{% endfor %}"
-    want = "userhi" + "1.023TrueNone45.5" * (name == "numbers")
-    assert render(source, [PLAIN[name]()]) == want
-    assert render(source, (m for m in [PLAIN[name]()])) == want
-
-
-@pytest.mark.parametrize(
-    "value, name",
-    [
-        (b"hi", "bytes"),
-        (bytearray(b"hi"), "bytearray"),
-        ({"h", "i"}, "set"),
-        (object(), "object"),
-        (len, "builtin_function_or_method"),
-        (Own, "type"),
-        (np.zeros(3), "ndarray"),
-        (torch.zeros(3), "Tensor"),
-        (Image.new("RGB", (2, 2)), "Image"),
-        (1j, "complex"),
-        ({b"k": 1}, "keys to be text, got bytes"),
-    ],
-)
-def test_what_has_no_plain_form_is_refused_by_name(value, name):
-    message = {"role": "user", "content": [{"type": "text", "text": value}]}
-    with pytest.raises(ChatError, match=rf"messages\[0\]\.content\[0\]\.text: .*{name}"):
-        render("{{ messages[0].content }}", [message])
-
-
-def test_endless_and_deep_conversations_are_refused(monkeypatch):
-    monkeypatch.setattr(plain, "MAX_VALUES", 10_000)
-    circle = {"role": "user"}
-    circle["content"] = circle
-    endless = iter(lambda: "x", None)
-    for content, why in (
-        (circle, "levels deep"),
-        (endless, "values"),
-        ("x" * (65 << 20), "characters"),
-    ):
-        with pytest.raises(ChatError, match=why):
-            render("{{ messages[0].content }}", [{"role": "user", "content": content}])
-
-
 @pytest.mark.parametrize(
     "messages", [[], "hi", ["hi"], {"role": "user"}, [USER, USER], None, 3, iter(())]
 )
@@ -379,6 +276,17 @@ def test_thoughts_go_on_under_each_name():
 def test_messages_that_cannot_go_on(source, message, arguments, why):
     with pytest.raises(ChatError, match=why):
         render(source, [message], continue_final_message=True, **arguments)
+
+
+@pytest.mark.parametrize("value", ["no", "", 0, 1, [], 2.5])
+def test_how_a_prompt_ends_is_said_in_bools(value):
+    with pytest.raises(ChatError, match="expected add_generation_prompt to be a bool"):
+        render("{{ messages[0].content }}", add_generation_prompt=value)
+    if value != "no":  # the name of a field
+        with pytest.raises(
+            ChatError, match="expected continue_final_message to be a bool or a field's name"
+        ):
+            render("{{ messages[0].content }}", continue_final_message=value)
 
 
 @pytest.mark.parametrize("module", ["chat", "chat_template", "plain"])

@@ -17,6 +17,7 @@ def pieces(text: str) -> Marked:
 
 texts = st.text(OURS + THEIRS, max_size=12)
 filled = st.text(OURS + THEIRS, min_size=1, max_size=3)
+S, K = trusted("%s"), trusted("%(k)s")
 bounds = st.none() | st.integers(-8, 8)
 strips = st.none() | filled
 
@@ -42,9 +43,9 @@ OPERATIONS = {
     "splitlines": (lambda s, k: s.replace("a", "\n").splitlines(k), st.booleans()),
     "partition": (lambda s, p: s.partition(p), filled),
     "rpartition": (lambda s, p: s.rpartition(p), filled),
-    "percent": (lambda s, t, u: (s + "%s" + t + "%s%%") % (u, s), texts, texts),
-    "percent one": (lambda s, t: ("%s" + s) % t, texts),
-    "percent named": (lambda s, t: ("%(k)s" + s + "%(k)s") % {"k": t}, texts),
+    "percent": (lambda s, t, u: (s + S + t + S + "%%") % (u, s), texts, texts),
+    "percent one": (lambda s, t: (S + s) % t, texts),
+    "percent named": (lambda s, t: (K + s + K) % {"k": t}, texts),
     "percent odd": (lambda s, t: (s + "%5s|%d|%*d%r") % (t, 3, 4, 5, t), texts),
 }
 
@@ -92,6 +93,13 @@ def test_pure_functions_of_trusted_text_are_trusted(call, mixed):
     assert result == call(str.__str__(text) + "")
     assert ("1" in mask_of(result)) is not mixed
     assert mixed or set(mask_of(result)) == {"1"}
+
+
+def test_a_conversion_that_a_caller_wrote_makes_text_of_its_value():
+    text, value = trusted("a") + Marked("%s"), trusted("b|")
+    assert (mask_of(text % value), text % value) == ("100", "ab|")
+    text = trusted("%(k)s") + "%(k)s"
+    assert (mask_of(text % {"k": value}), text % {"k": value}) == ("1100", "b|b|")
 
 
 def test_what_is_not_written_down_is_not_trusted():

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from multiprocessing import spawn
 
 import pytest
 
 from l4kernels.model import chat_template, renderer
 from l4kernels.model.chat_template import ChatError, ChatTemplate
-from l4kernels.model.renderer import RENDERER
+from l4kernels.model.renderer import RENDERER, Worker
 
 USER = [{"role": "user", "content": "x"}]
 
@@ -117,7 +120,7 @@ def test_an_interrupted_render_leaves_no_reply_behind(monkeypatch):
 
     template = ChatTemplate("{{ messages[0].content }}")
     with monkeypatch.context() as patch:
-        patch.setattr(RENDERER, "_receive", interrupt)
+        patch.setattr(Worker, "_read", interrupt)
         with pytest.raises(KeyboardInterrupt):
             template.render([{"content": "first"}])
     assert template.render([{"content": "second"}]) == "second"
@@ -125,28 +128,88 @@ def test_an_interrupted_render_leaves_no_reply_behind(monkeypatch):
 
 def test_a_process_that_is_gone_is_started_again():
     template = ChatTemplate("{{ messages[0].content }}")
-    RENDERER._process.kill()
-    RENDERER._process.wait()
+    process = RENDERER._worker._process
+    process.kill()
+    process.wait()
     assert template.render(USER) == "x"
 
 
-def test_a_process_that_stands_still_or_breaks_is_replaced(monkeypatch):
-    template, send = ChatTemplate("{{ messages[0].content }}"), RENDERER._send
-
-    def then(end):
-        def sent(*arguments):
-            RENDERER._process.send_signal(signal.SIGSTOP)
-            send(*arguments)
-            if end is not None:
-                RENDERER._process.send_signal(end)
-
-        return sent
-
-    monkeypatch.setattr(renderer, "PATIENCE", 0.2)
+def test_a_process_that_stands_still_or_breaks_is_replaced():
+    template = ChatTemplate("{{ messages[0].content }}")
     for end, why in ((None, "has not answered within 0.2 s"), (signal.SIGKILL, "SIGKILL")):
-        with monkeypatch.context() as patch:
-            patch.setattr(RENDERER, "_send", then(end))
-            with pytest.raises(ChatError, match=why):
-                template.render(USER)
-        monkeypatch.setattr(renderer, "PATIENCE", 60)
+        worker = RENDERER._worker
+        worker._process.send_signal(signal.SIGSTOP)
+        worker._socket.settimeout(0.2 if end is None else 60)
+        timer = threading.Timer(0.1, worker._process.send_signal, [end or signal.SIGSTOP])
+        timer.start()
+        with pytest.raises(ChatError, match=why):
+            template.render(USER)
+        timer.join()
         assert template.render(USER) == "x"
+
+
+@pytest.mark.parametrize(
+    "executable, why",
+    [
+        ("/bin/true", "its process does not start: /bin/true is no working Python"),
+        ("/bin/echo", "its process does not start: /bin/echo is no working Python"),
+        ("/usr/bin/yes", "its process does not start: /usr/bin/yes is no working Python"),
+        ("/none", "its process cannot be started .*'/none'"),
+        ("", ".* this program names none; call multiprocessing.set_executable"),
+        (sys.executable, ".* this program names none; call multiprocessing.set_executable"),
+    ],
+    ids=["true", "echo", "yes", "missing", "unnamed", "frozen"],
+)
+def test_a_process_that_does_not_start(monkeypatch, executable, why):
+    RENDERER.stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(spawn, "_python_exe", executable)
+        # A program that has Python inside it would only start itself again.
+        patch.setattr(sys, "frozen", executable == sys.executable, raising=False)
+        with pytest.raises(ChatError, match=f"^chat template: {why}"):
+            ChatTemplate("x")
+    assert ChatTemplate("{{ messages[0].content }}").render(USER) == "x"
+
+
+PROGRAM = """
+import os, signal, tempfile
+from l4kernels.model.chat_template import ChatError, ChatTemplate
+from l4kernels.model.renderer import RENDERER
+
+def render(content):
+    return ChatTemplate("{{ messages[0].content[:9] }}").render([{"content": content}])
+
+print(render("plain"))
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends a program that writes to a closed pipe
+RENDERER._worker.has_ended = lambda: False
+os.kill(RENDERER._worker._process.pid, signal.SIGKILL)
+try:
+    render("x" * 1_000_000)
+except ChatError as error:
+    print(error)
+print(render("again"))
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that are never waited for
+RENDERER.stop()
+print(render("ignored"))
+os.close(0)
+with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)
+RENDERER.stop()
+print(render("gone"))
+"""
+
+
+def test_programs_with_settings_of_their_own():
+    command = [sys.executable, "-W", "error", "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    wanted = "plain\nchat template: ended its process by SIGKILL\nagain\nignored\ngone\n"
+    assert (done.stdout, done.stderr, done.returncode) == (wanted, "", 0)
+
+
+def test_memory_that_was_reserved_before_does_not_count(monkeypatch):
+    monkeypatch.setattr(renderer, "MEMORY", 40 << 20)  # less than the start takes
+    RENDERER.stop()
+    assert ChatTemplate("{{ messages[0].content }}").render(USER) == "x"
+    with pytest.raises(ChatError, match="needs more than 40 MiB"):
+        ChatTemplate("{{ 'x' * 90000000 }}").render(USER)
+    RENDERER.stop()

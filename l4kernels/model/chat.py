@@ -119,6 +119,8 @@ class Prompter:
         >>> "What is <|eot|>?" in prompter.tokenizer.decode(prompt.ids)
         True
         """
+        if chat_template is not None and not isinstance(chat_template, str):
+            raise ChatError(f"expected chat_template to be a name, got {chat_template!r:.80}")
         template = self._template(chat_template, tools=tools is not None)
         control = self._control
         rendered = template.mark(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from l4kernels.model.extras import require
 from l4kernels.model.files import read_object, read_text
 from l4kernels.model.plain import Plain
-from l4kernels.model.renderer import RENDERER, BudgetError, RenderError, one_line
+from l4kernels.model.renderer import RENDERER, RenderError, WorkerError, one_line
 
 MAX_SOURCE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 64 << 20
@@ -46,7 +46,7 @@ class ChatTemplate:
             raise ChatError(f"{name}: expected at most {MAX_SOURCE_CHARS:,} characters")
         try:
             reply = RENDERER.run({"source": source, "variables": None})
-        except BudgetError as error:
+        except WorkerError as error:
             raise ChatError(f"{name}: {error}") from None
         except RenderError as error:
             raise ChatError(f"{name}: not a valid template ({error})") from None
@@ -111,15 +111,11 @@ class ChatTemplate:
             ChatError: the template fails, exceeds its budget of time, memory or output, does not
                 read a variable that is given, or the conversation has no plain form.
         """
+        _check_end(add_generation_prompt, continue_final_message)
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
-        elif add_generation_prompt and continue_final_message:
-            raise ChatError(
-                "expected one of add_generation_prompt and continue_final_message: a new turn "
-                "begins or the last one goes on"
-            )
         given = self._plain(messages, tools, documents, dict(variables or {}), special or {})
-        given["add_generation_prompt"] = bool(add_generation_prompt)
+        given["add_generation_prompt"] = add_generation_prompt
         final = given["messages"][-1]
         wanted = self._leave_open(final, continue_final_message) if continue_final_message else None
         job = {
@@ -205,6 +201,20 @@ class ChatTemplate:
             )
         trimmed = not rendered.text.startswith(CONTINUE, at)
         return rendered.cut(len(rendered.text[:at].rstrip()) if trimmed else at)
+
+
+def _check_end(new_turn: Any, go_on: Any) -> None:
+    if new_turn is not None and not isinstance(new_turn, bool):
+        raise ChatError(f"expected add_generation_prompt to be a bool, got {new_turn!r:.80}")
+    if not isinstance(go_on, bool) and not (isinstance(go_on, str) and go_on):
+        raise ChatError(
+            f"expected continue_final_message to be a bool or a field's name, got {go_on!r:.80}"
+        )
+    if new_turn and go_on:
+        raise ChatError(
+            "expected one of add_generation_prompt and continue_final_message: a new turn begins "
+            "or the last one goes on"
+        )
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

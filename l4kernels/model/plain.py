@@ -39,7 +39,8 @@ class Plain:
         for kind in (str, int, float):
             if isinstance(value, kind):
                 return self._counted(kind.__str__(value), where) if kind is str else kind(value)
-        if getattr(value, "shape", None) == ():  # a number of NumPy or torch
+        # Of the type: a mapping may make attributes of its keys.
+        if hasattr(type(value), "shape") and value.shape == ():  # a number of NumPy or torch
             return self.convert(value.item(), where, depth)
         form = _form(value)
         if isinstance(form, Mapping):
@@ -77,7 +78,7 @@ def _form(value: Any) -> Mapping | Iterable | None:
     if is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in fields(value)}
     for method in ("model_dump", "_asdict"):  # pydantic; named tuples
-        if callable(getattr(value, method, None)):
+        if callable(getattr(type(value), method, None)):
             return getattr(value, method)()
     if isinstance(value, Iterable):
         return value

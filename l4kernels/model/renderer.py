@@ -8,13 +8,13 @@ import atexit
 import json
 import marshal
 import os
-import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from importlib.util import find_spec
+from multiprocessing.spawn import get_executable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ SECONDS, SECONDS_PER_BYTE = 1.0, 1e-7  # of processor time for a job, and for ea
 MEMORY = 1 << 30  # bytes of address space
 PATIENCE = 60.0  # seconds of wall time, for a machine that gives the process no time
 MAX_REPLY = 512 << 20
+# Callers may have SIGPIPE end their program: a process that is gone sends them none.
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class RenderError(ValueError):
     """A template that failed, in one line without control characters."""
 
 
-class BudgetError(RenderError):
-    """A template that takes too much time or memory, or that took its process down."""
+class WorkerError(RenderError):
+    """No answer: a template took too much time or memory or the process down, or none started."""
 
 
 class Renderer:
@@ -39,76 +41,110 @@ class Renderer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
+        self._worker: Worker | None = None
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """The reply of `rendering.worker` to a job.
 
         Raises:
-            RenderError: the template failed, broke its budget, or took its process down.
+            WorkerError: the template broke its budget or took its process down.
+            RenderError: the template failed.
         """
         content = marshal.dumps(job)
         with self._lock:
             try:
-                reply = json.loads(self._exchange(content).decode("utf-8", "surrogatepass"))
+                if self._worker is None or self._worker.has_ended():
+                    self.stop()
+                    self._worker = Worker()
+                reply = json.loads(self._worker.answer(content).decode("utf-8", "surrogatepass"))
             except BaseException:
                 self.stop()  # a reply may still come: not to the next job
                 raise
             if reply.get("error") == "MemoryError":
                 self.stop()
-                raise BudgetError(f"needs more than {MEMORY >> 20} MiB of memory")
+                raise WorkerError(f"needs more than {MEMORY >> 20} MiB of memory")
         if "error" in reply:
             raise RenderError(one_line(reply["message"] or reply["error"]))
         return reply
 
     def stop(self) -> None:
         """Ends the process; the next job starts another."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end()
 
     def forget(self) -> None:
         """After a fork: the process is the parent's, and so is whoever holds the lock."""
-        process = self._process
-        if process is not None:
-            process.stdin.close()
-            process.stdout.close()
-            process.returncode = 0  # its end is for the parent to wait for
+        if self._worker is not None:
+            self._worker.forget()
         self.__init__()
 
-    def _exchange(self, content: bytes) -> bytes:
-        if self._process is None or self._process.poll() is not None:
-            self.stop()
-            self._process = _start()
+
+class Worker:
+    """A process that renders, and the socket that is its standard input and output.
+
+    Raises:
+        WorkerError: it does not start.
+    """
+
+    def __init__(self) -> None:
+        command = _command()
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(PATIENCE)
         try:
-            os.set_blocking(self._process.stdin.fileno(), False)
-            deadline = time.monotonic() + PATIENCE
-            self._send(len(content).to_bytes(LENGTH_BYTES, "little") + content, deadline)
-            length = int.from_bytes(self._receive(LENGTH_BYTES, deadline), "little")
+            with theirs:
+                self._process = subprocess.Popen(
+                    command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL
+                )
+        except OSError as error:
+            self._socket.close()
+            raise WorkerError(f"its process cannot be started ({error})") from None
+        try:
+            started = self._read(LENGTH_BYTES) == bytes(LENGTH_BYTES)
+        except (OSError, EOFError):
+            started = False
+        except BaseException:  # Ctrl-C
+            self.end()
+            raise
+        if not started:
+            self.end()
+            raise WorkerError(f"its process does not start: {command[0]} is no working Python")
+
+    def answer(self, content: bytes) -> bytes:
+        """The reply to a job of this `content`."""
+        try:
+            size = len(content).to_bytes(LENGTH_BYTES, "little")
+            self._socket.sendall(size + content, NO_SIGNAL)
+            length = int.from_bytes(self._read(LENGTH_BYTES), "little")
             if length > MAX_REPLY:
-                raise BudgetError(f"the prompt exceeds {MAX_REPLY:,} bytes")
-            return self._receive(length, deadline)
-        except (BrokenPipeError, EOFError):
-            raise BudgetError(_cause(self._process.wait(), len(content))) from None
+                raise WorkerError(f"the prompt exceeds {MAX_REPLY:,} bytes")
+            return self._read(length)
+        except TimeoutError:
+            raise WorkerError(f"has not answered within {self._socket.gettimeout():g} s") from None
+        except (ConnectionError, EOFError):
+            raise WorkerError(_cause(self._process.wait(), len(content))) from None
 
-    def _send(self, content: bytes, deadline: float) -> None:
-        view, pipe = memoryview(content), self._process.stdin.fileno()
-        while view:
-            _wait(pipe, select.POLLOUT, deadline)
-            view = view[os.write(pipe, view[: 1 << 20]) :]
-
-    def _receive(self, size: int, deadline: float) -> bytes:
-        content, pipe = bytearray(), self._process.stdout.fileno()
+    def _read(self, size: int) -> bytes:
+        # No buffered file: a fork while another thread reads would leave its lock closed for ever.
+        content = bytearray()
         while len(content) < size:
-            _wait(pipe, select.POLLIN, deadline)
-            part = os.read(pipe, min(size - len(content), 1 << 20))
+            part = self._socket.recv(min(size - len(content), 1 << 20))
             if not part:
                 raise EOFError
             content += part
         return bytes(content)
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+    def forget(self) -> None:
+        self._socket.close()
+        self._process.returncode = 0  # its end is for the parent to wait for
 
 
 def one_line(text: str, longest: int = 500) -> str:
@@ -118,32 +154,21 @@ def one_line(text: str, longest: int = 500) -> str:
     return shown if len(shown) <= longest else shown[: longest - 3] + "..."
 
 
-def _start() -> subprocess.Popen:
-    if not sys.executable:
-        raise RenderError("needs a Python interpreter, but sys.executable names none")
+def _command() -> list[str]:
+    # As for multiprocessing: a program with Python inside it names an interpreter there.
+    python = os.fsdecode(get_executable() or "")
+    if not python or (getattr(sys, "frozen", False) and python == sys.executable):
+        raise WorkerError(
+            "needs a Python interpreter for a process of its own, but this program names none; "
+            "call multiprocessing.set_executable(path)"
+        )
     # Only what renders is found: this folder's `rendering`, and jinja2 where this process has it.
     # Without `site` no installed package can slow the start or put itself into the process.
     folders = [str(Path(find_spec(m).origin).parent.parent) for m in ("jinja2", "markupsafe")]
     folders.append(str(Path(__file__).parent))
     budget = SECONDS, SECONDS_PER_BYTE, MEMORY
     program = f"import sys; sys.path += {folders!r}; from rendering import worker; worker.main()"
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program, *map(str, budget)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except OSError as error:
-        raise RenderError(f"its process cannot be started ({error})") from None
-
-
-def _wait(pipe: int, event: int, deadline: float) -> None:
-    poll = select.poll()
-    poll.register(pipe, event)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise BudgetError(f"has not answered within {PATIENCE:g} s")
+    return [python, "-I", "-S", "-c", program, *map(str, budget)]
 
 
 def _cause(status: int, size: int) -> str:

@@ -48,6 +48,9 @@ class Tokenizer:
     bos_id: int | None
     """The begin-of-text token; `names["bos_token"]` is the same one."""
 
+    minds_neighbours: bool
+    """Whether an added token is only found as a word, or takes the white space beside it."""
+
     def __init__(self, path: str | Path):
         folder = Path(path)
         data, self._tokenizer = read_tokenizer(folder / "tokenizer.json")
@@ -70,6 +73,7 @@ class Tokenizer:
         self._contents = list(self.special)
         # Tokens that take the white space beside them have no longest text.
         endless = any(token.lstrip or token.rstrip for token in self._added.values())
+        self.minds_neighbours = endless or any(t.single_word for t in self._added.values())
         self._longest = (
             1 << 40 if endless else max(map(len, map(str.encode, self.special)), default=0)
         )
@@ -133,10 +137,6 @@ class Tokenizer:
         found = guarded("the tokenizer's library fails", lambda: self._finder.encode(text))
         for index, (begin, end) in zip(found.ids, found.offsets, strict=True):
             yield begin, end, self._contents[index]
-
-    def flags(self, token: str) -> tokenizers.AddedToken:
-        """How an added token is searched: `lstrip`, `rstrip`, `single_word`, `normalized`."""
-        return self._added[self.id(token)]
 
     def token_bytes(self, id: int, *, skip_special: bool = True) -> bytes:
         """Bytes of one token; ids that only pad the model's vocabulary have none."""

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import pass_eval_context
 
 # Relative: the renderer's process imports this folder alone, without the package around it.
-from .marked import Marked, MarkedMarkup, confirmed, is_trusted, marked, trusted
+from .marked import Marked, MarkedMarkup, confirmed, is_trusted, marked, pure, trusted
 
 
 class LiteralGenerator(CodeGenerator):
@@ -96,8 +96,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=[Generation, "jinja2.ext.loopcontrols"],
         )
         self.literal = cache(trusted)
-        self.filters |= {"tojson": _tojson, "safe": MarkedMarkup}
+        self.filters |= {"tojson": pure(_tojson), "safe": MarkedMarkup}
         self.filters |= {"join": _join, "replace": _replace, "indent": _indent}
+        self.filters |= {"title": pure(FILTERS["title"])}
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
 
     def getattr(self, obj: Any, attribute: str) -> Any:

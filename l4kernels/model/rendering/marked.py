@@ -8,6 +8,7 @@ mask. Whatever is not written here returns a plain `str`, and a plain `str` is n
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import wraps
 from typing import Any
 
 from markupsafe import Markup
@@ -64,7 +65,9 @@ class Marked(str):
                 continue
             value = next(rest, None) if found["key"] is None else named[found["key"]]
             whole = found["form"] == "s" and isinstance(value, str)
-            pieces.append(value if whole else str.__mod__("%" + found["form"], (value,)))
+            piece = value if whole else str.__mod__("%" + found["form"], (value,))
+            # A caller who writes `%s` chooses where it is: what comes there is text.
+            pieces.append(piece if is_trusted(self[slice(*found.span())]) else Marked(piece))
         return confirmed(text, [*pieces, self[at:]])
 
     def join(self, parts: Iterable[str]) -> "Marked":
@@ -115,15 +118,14 @@ class Marked(str):
         return cut
 
 
-def _pure(name: str) -> Any:
-    """A method of `str` whose text is trusted where it comes from trusted text alone."""
-    method = getattr(str, name)
+def pure(function: Any) -> Any:
+    """A function whose text is trusted where it comes from trusted text alone."""
 
-    def call(self: Marked, *args: Any, **named: Any) -> str:
-        text = method(self, *args, **named)
-        return trusted(text) if all(map(is_trusted, (self, *args, *named.values()))) else text
+    @wraps(function)
+    def call(*args: Any, **named: Any) -> str:
+        text = function(*args, **named)
+        return trusted(text) if all(map(is_trusted, (*args, *named.values()))) else text
 
-    call.__name__ = name
     return call
 
 
@@ -131,7 +133,7 @@ for _name in (
     "capitalize", "casefold", "center", "expandtabs", "ljust", "lower", "rjust", "swapcase",
     "title", "upper", "zfill",
 ):  # fmt: skip
-    setattr(Marked, _name, _pure(_name))
+    setattr(Marked, _name, pure(getattr(str, _name)))
 
 
 Marked.__name__, Marked.__module__ = "str", "builtins"  # as errors should name it
@@ -156,8 +158,8 @@ def trusted(text: str) -> Marked:
 
 
 def is_trusted(value: Any) -> bool:
-    """No character of `value` came from outside; numbers have none."""
-    return not isinstance(value, str) or FOREIGN not in mask_of(value)
+    """Text of which no character came from outside, or a number, which has none."""
+    return FOREIGN not in mask_of(value) if isinstance(value, str) else isinstance(value, int)
 
 
 def mask_of(text: str) -> str:

@@ -1,8 +1,9 @@
 """The process that compiles and renders chat templates, within a budget of memory and time.
 
 It reads jobs from its standard input and writes replies to its standard output, each with its
-length before it: jobs in Python's `marshal` (they come from the package), replies in JSON. What
-breaks the budget ends here: a time limit kills the process, whatever C code it is in.
+length before it: jobs in Python's `marshal` (they come from the package), replies in JSON. An empty
+reply says at the start that it is ready. What breaks the budget ends here: a time limit kills the
+process, whatever C code it is in.
 """
 
 import json
@@ -12,6 +13,7 @@ import resource
 import signal
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from jinja2 import meta
@@ -67,17 +69,31 @@ def read(stream: BinaryIO) -> bytes:
     return stream.read(int.from_bytes(length, "little")) if length else b""
 
 
+def send(reply: bytes) -> None:
+    sys.stdout.buffer.write(len(reply).to_bytes(LENGTH_BYTES, "little") + reply)
+    sys.stdout.buffer.flush()
+
+
+def used() -> int:
+    """Bytes of address space that the process has; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
 def main() -> None:
     seconds, seconds_per_byte, memory = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    memory += used()  # sanitizers and preloaded libraries reserve much that they never touch
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory if hard < 0 else min(memory, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    send(b"")  # ready
     while job := read(sys.stdin.buffer):
         signal.setitimer(signal.ITIMER_PROF, seconds + len(job) * seconds_per_byte)
         reply = answer(job)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(len(reply).to_bytes(LENGTH_BYTES, "little") + reply)
-        sys.stdout.buffer.flush()
+        send(reply)
