@@ -33,7 +33,7 @@ def _quota(
 ) -> float:
     """Cores' worth of time that the strictest cgroup around this process gets."""
     lowest = math.inf
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in memberships.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):

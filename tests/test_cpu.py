@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import l4kernels
 from l4kernels import cpu
 from l4kernels.cli import demo, generate
 
@@ -91,9 +92,38 @@ def test_verbs_take_that_many_and_give_them_back(monkeypatch):
     assert taken == [2, 1] and torch.get_num_threads() == before
 
 
+PIP = "#!/x/python\nimport sys\nfrom l4kernels.cli import main\nsys.exit(main())\n"
+OTHER = "import l4kernels, torch\nprint(torch.ops.l4kernels.silu_mul)\n"
+
+
+@pytest.mark.parametrize(
+    "name, text, command, spared",
+    [
+        ("l4k", PIP, ["python", "l4k"], True),
+        ("llama", PIP, ["python", "llama"], True),
+        ("l4k", "#!/bin/sh\n# " + "x" * 4096 + PIP, ["python", "l4k"], True),
+        ("l4k", OTHER, ["python", "l4k"], False),
+        ("-m", OTHER, ["python", "-m", "l4kernels", "--help"], True),
+        ("-m", OTHER, ["python", "-m", "pytest"], False),
+        ("-c", None, ["python", "-c", "from l4kernels.cli import main"], False),
+        (".", None, ["python", "."], False),
+        (None, None, [], False),
+    ],
+)
+def test_only_the_program_is_spared_the_import_of_torch(
+    monkeypatch, tmp_path, name, text, command, spared
+):
+    monkeypatch.chdir(tmp_path)
+    if text:
+        Path(name).write_text(text)
+    monkeypatch.setattr(sys, "argv", [name] if name else [])
+    monkeypatch.setattr(sys, "orig_argv", command)
+    assert l4kernels._is_l4k() == spared
+
+
 HELP_WITHOUT_TORCH = """
 import os, sys
-sys.argv = ["/somewhere/bin/l4k"]
+sys.argv = [sys.argv[1]]
 import l4kernels
 from l4kernels.cli import main
 for arguments in (["--help"], ["--version"], ["generate", "-h"], ["plan", "scout"]):
@@ -120,8 +150,9 @@ def run(*command):
     return done.stderr
 
 
-def test_help_needs_no_torch_and_an_import_registers_the_ops():
-    run("-c", HELP_WITHOUT_TORCH)
+def test_help_needs_no_torch_and_an_import_registers_the_ops(tmp_path):
+    (tmp_path / "l4k").write_text(PIP)
+    run("-c", HELP_WITHOUT_TORCH, str(tmp_path / "l4k"))
     run("-c", IMPORT_REGISTERS)
     modules = run("-X", "importtime", "-m", "l4kernels", "--help")
     assert "l4kernels.cli.app" in modules and "torch" not in modules
