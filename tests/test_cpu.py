@@ -49,12 +49,18 @@ def test_limits_and_settings_are_respected(machine):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(name, "6")
             assert cpu.threads_for(0) == 6 and cpu.report()["user_setting"] == f"{name}=6"
+            patch.setenv(name, "6,2")  # of nested loops
+            assert cpu.threads_for(0) == 6
+            for invalid in ("", " ", "abc", "0", "-1", "2x"):
+                patch.setenv(name, invalid)
+                assert cpu.threads_for(0) == 1 and cpu.report()["user_setting"] is None
 
 
 @pytest.mark.parametrize(
     "files, memberships, quota",
     [
         ({"cpu.max": "max 100000"}, "0::/", math.inf),
+        ({"cpu.max": "100000 100000"}, "of another system", math.inf),
         ({"cpu.max": "150000 100000"}, "0::/", 1.5),
         ({"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 2),
         ({"cpu.max": "300000 100000"}, "0::/not/mounted/here", 3),
@@ -137,6 +143,11 @@ assert torch.ops.l4kernels.silu_mul.default and l4kernels.STATUS.kernels is not 
 IMPORT_REGISTERS = """
 import sys, l4kernels, torch
 torch.ops.l4kernels.silu_mul(torch.ones(1, 32))
+import l4kernels.cli.demo, l4kernels.cli.env, l4kernels.cli.bench
+assert "torch._dynamo" not in sys.modules  # takes as long to import as torch
+from l4kernels.ops.route import _compiled
+marked = torch.compiler.assume_constant_result(lambda op: op)
+assert vars(marked) == vars(_compiled)
 """
 
 
