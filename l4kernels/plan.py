@@ -248,7 +248,7 @@ class Plan:
 
 def find_gpu(name: str) -> tuple[Gpu, int]:
     """`h100`, or `8xh100` for eight of them."""
-    count, times, kind = name.lower().rpartition("x")
+    count, times, kind = str(name).lower().rpartition("x")
     if times and not 1 <= _whole(count) <= 4096:
         raise PlanError(f"expected a GPU as NAME or COUNTxNAME, got {shown(name)}")
     if kind not in GPUS:
@@ -257,7 +257,7 @@ def find_gpu(name: str) -> tuple[Gpu, int]:
 
 
 def find_format(name: str) -> Format:
-    if name not in FORMATS:
+    if name not in tuple(FORMATS):
         raise PlanError(f"unknown format {shown(name)}; known: {', '.join(FORMATS)}")
     return FORMATS[name]
 
@@ -298,7 +298,9 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
     """
     found = []
     if form not in OWN_FORMATS:
-        found.append(f"Formats but {', '.join(OWN_FORMATS)} cannot be loaded: for comparison.")
+        found.append(
+            f"Formats other than {', '.join(OWN_FORMATS)} cannot be loaded: for comparison only."
+        )
     elif form in WITHOUT_KERNELS:
         names = " and ".join(WITHOUT_KERNELS[form])
         found.append(
@@ -306,7 +308,7 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
             f"only, slowly."
         )
     if num_gpus > 1:
-        found.append("A model runs on one GPU only: several are for comparison.")
+        found.append("A model runs on one GPU only: more of them are for comparison.")
     return tuple(found)
 
 
@@ -330,11 +332,11 @@ def plan(
     device, count = find_gpu(gpu)
     if kv_dtype is None:
         kv_dtype = "fp8" if form in ("int4", "int4+fp8attn") else "bf16"
-    if kv_dtype not in KV_BYTES:
+    if kv_dtype not in tuple(KV_BYTES):
         raise PlanError(f"unknown KV dtype {shown(kv_dtype)}; known: {', '.join(KV_BYTES)}")
     for name, value, limit in (("context", context, 1 << 30), ("batch", batch, 1 << 16)):
-        if not 1 <= value <= limit:
-            raise PlanError(f"expected {name} in 1..{limit}, got {value}")
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise PlanError(f"expected {name} in 1..{limit}, got {shown(value)}")
     if context > config.max_position_embeddings:
         raise PlanError(
             f"context {context} is beyond the model's {config.max_position_embeddings} positions"

@@ -14,3 +14,10 @@ def _one_thread_per_process():
 def _same_numbers_on_every_run():
     """What fails, fails again."""
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Processes that share the tests must agree on their names."""
+    for item in items:
+        if " at 0x" in item.name:
+            raise pytest.UsageError(f"{item.nodeid}: expected a name without an address; set ids=")

@@ -67,14 +67,8 @@ def paths(value: object, path: tuple = ()) -> Iterator[tuple]:
     """Every place inside a JSON value; of a list the first element stands for all."""
     if path:
         yield path
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value[:1])
-        if isinstance(value, list)
-        else ()
-    )
-    for key, item in inner:
+    inner = dict(enumerate(value[:1])) if isinstance(value, list) else value
+    for key, item in inner.items() if isinstance(inner, dict) else ():
         yield from paths(item, (*path, key))
 
 
@@ -235,6 +229,18 @@ def index_changes(weight_map: dict) -> Iterator[tuple[str, Change]]:
         "many names": {**{f"t{i}": shard for i in range(200_000)}, **weight_map},
     }.items():
         yield f"index {name}", written(INDEX, json.dumps({"weight_map": content}))
+    yield "index of large headers", functools.partial(large_headers, weight_map)
+
+
+def large_headers(weight_map: dict, folder: Path) -> None:
+    """A thousand names of one file with a header of 7 MB, and no tensor."""
+    header = json.dumps({"__metadata__": {"x": "x" * (7 << 20)}}).encode()
+    names = [f"empty-{i}.safetensors" for i in range(1000)]
+    written(names[0], len(header).to_bytes(8, "little"), header)(folder)
+    for name in names[1:]:
+        os.link(folder / names[0], folder / name)
+    placed = weight_map | {name: name for name in names}
+    (folder / INDEX).write_text(json.dumps({"weight_map": placed}))
 
 
 class Folders:

@@ -1,6 +1,7 @@
 """`Llama4Config`: published files, their spellings and pitfalls, and absurd values."""
 
 import copy
+import io
 import json
 import time
 import warnings
@@ -9,7 +10,8 @@ from dataclasses import replace
 import pytest
 import transformers
 
-from l4kernels import Llama4Config
+from l4kernels import Llama4, Llama4Config
+from l4kernels.model import files
 from l4kernels.model.config import RopeScaling
 from l4kernels.model.fields import ConfigError
 from l4kernels.model.weights import layout
@@ -269,3 +271,23 @@ def test_files(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "pad_token_id": 7}')
     config = Llama4Config.from_pretrained(tmp_path)
     assert config.eos_token_ids == (5, 6) and config.pad_token_id == 7
+
+
+def test_a_file_that_waits_for_data(tmp_path, monkeypatch):
+    """As a log of the kernel does, which calls itself a regular file."""
+    (tmp_path / "config.json").touch()
+    monkeypatch.setattr(files, "open_regular", lambda *_: Waiting())
+    with pytest.raises(ConfigError, match=r"config\.json: .* got one that waits for data"):
+        Llama4Config.from_pretrained(tmp_path)
+
+
+class Waiting(io.BytesIO):
+    def read(self, size=-1):
+        return None
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "\0", "", "no/such", "\udcff"])
+def test_names_that_no_folder_has(name):
+    for load in (Llama4Config, Llama4):
+        with pytest.raises(ConfigError, match=r"cannot be read|not found"):
+            load.from_pretrained(name)

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import warnings
 
 import pytest
 import transformers
@@ -11,6 +12,7 @@ import transformers
 from l4kernels import Llama4Config
 from l4kernels.model.config import RopeScaling
 from l4kernels.model.fields import ConfigError, Fields
+from tests.hostile import paths, put
 from tests.test_config import SCOUT, scout
 
 LLAMA3 = {
@@ -135,6 +137,25 @@ def test_special_tokens_are_the_first_that_are_named(tmp_path, field, named):
         assert getattr(made, field) == wanted
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_an_end_token_that_no_logit_stands_for(tmp_path, place):
+    data, generation = scout(), {}
+    size = data["text_config"]["vocab_size"]
+    objects = {"generation": generation, "top": data, "text": data["text_config"]}
+    objects[place]["eos_token_id"] = [1, size - 1]
+    for last in (size - 1, size, 10**6):
+        objects[place]["eos_token_id"][1] = last
+        (tmp_path / "config.json").write_text(json.dumps(data))
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            assert Llama4Config.from_pretrained(tmp_path).eos_token_ids == (1, last)
+        said = [
+            str(w.message) for w in heard if f"eos_token_id [{last}] is beyond" in str(w.message)
+        ]
+        assert len(said) == (last >= size)
+
+
 def test_image_tokens_by_either_name():
     data = scout()
     for kind in ("image", "boi", "eoi"):
@@ -143,25 +164,6 @@ def test_image_tokens_by_either_name():
 
 
 HUGE = 10**400
-
-
-def paths(value, path=()):
-    """Every place in a JSON value, the containers included."""
-    yield path
-    items = value.items() if isinstance(value, dict) else ()
-    for key, inner in items:
-        yield from paths(inner, (*path, key))
-
-
-def put(value, path, new):
-    value = copy.deepcopy(value)
-    at = value
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = new
-    return value
-
-
 ODD = [HUGE, -HUGE, 10**5000, math.inf, math.nan, 1e308, [[HUGE]], {"a": HUGE}]
 
 
@@ -170,7 +172,7 @@ def test_numbers_that_no_float_holds(new):
     """At every place of a config, also one that never was a file."""
     for path in paths(SCOUT):
         unknown_rope = isinstance(new, dict) and path[-1:] == ("rope_scaling",)
-        if path and path[0] != "architectures" and not unknown_rope:
+        if path[0] != "architectures" and not unknown_rope:
             with pytest.raises(ConfigError):
                 Llama4Config.from_dict(put(SCOUT, path, new))
     with pytest.raises(ConfigError, match="expected x to be a number in"):

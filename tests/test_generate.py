@@ -71,7 +71,7 @@ NO_STOP_IDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stop", NO_STOP_IDS, ids=lambda v: repr(v)[:30])
+@pytest.mark.parametrize("stop", NO_STOP_IDS)
 def test_what_cannot_be_stop_ids_is_refused(model, stop):
     with pytest.raises(ValueError, match=r"expected (every one of )?stop_ids to be "):
         model.stream(IDS, 5, stop_ids=stop)

@@ -28,6 +28,11 @@ def test_files_that_are_none(folders, kind):
         assert folders.outcome(name, good, change) != "loaded", name
 
 
+def test_headers_are_bounded_together(folders):
+    (chosen,) = [c for c in folders.changes if c[0] == "index of large headers"]
+    assert "headers of at most 8 MiB in all files" in folders.outcome(*chosen)
+
+
 def test_the_folders_that_are_changed_are_good(folders):
     for folder in (folders.one, folders.two):
         assert folders.outcome("unchanged", folder, lambda folder: None) == "loaded"

@@ -266,6 +266,13 @@ def test_kv_dtype_follows_the_weights():
         ({"kv_dtype": "int4"}, "unknown KV dtype"),
         ({"context": 0}, "expected context"),
         ({"batch": 0}, "expected batch"),
+        ({"batch": 10**5000}, "expected batch in 1..65536, got a huge int"),
+        ({"batch": None}, "expected batch in 1..65536, got None"),
+        ({"context": "8k"}, "expected context in 1..1073741824, got '8k'"),
+        ({"context": 8192.0}, "expected context in"),
+        ({"gpu": None}, "unknown GPU None"),
+        ({"form": ["bf16"]}, r"unknown format \['bf16'\]"),
+        ({"kv_dtype": []}, r"unknown KV dtype \[\]"),
         ({"context": 10_485_761}, "beyond the model's 10485760 positions"),
     ],
 )
@@ -307,6 +314,9 @@ def test_formats_without_kernels_are_those_of_the_sources():
         ("demo", "--batch", "2"),
         ("behemoth", "--all"),
         ("maverick", "--all", "--gpu", "8xh100-pcie", "--context", "1M", "--batch", "4"),
+        ("scout", "--all", "--batch", "65536"),
+        ("behemoth", "--all", "--batch", "65536", "--context", "10M"),
+        ("demo", "--batch", "65536", "--gpu", "4096xh100-pcie"),
     ],
 )
 def test_a_plan_fits_80_columns_and_says_what_it_needs(arguments, capsys):

@@ -13,6 +13,7 @@ import torch
 from checkpoints import ALIGNED, TEXT, tensors_of, unfused, write, write_index
 
 from l4kernels import Llama4, Llama4Config
+from l4kernels.model import checkpoint
 from l4kernels.model.checkpoint import CheckpointError
 
 CONFIG = Llama4Config.from_dict(TEXT)
@@ -132,6 +133,16 @@ def test_a_header_that_claims_more_than_the_file_holds(tensors, tmp_path, monkey
         Llama4.from_pretrained(tmp_path)
 
 
+def test_a_file_that_the_system_does_not_map(tensors, tmp_path, monkeypatch):
+    def too_large(*args, **kwargs):
+        raise RuntimeError("unable to mmap 524843486258 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(checkpoint, "safe_open", too_large)
+    write(tmp_path, tensors)
+    with refused(monkeypatch, r"model\.safetensors: cannot be mapped .* in more shards"):
+        Llama4.from_pretrained(tmp_path)
+
+
 OUTSIDE = [
     "parent",
     "back again",
@@ -223,6 +234,7 @@ def test_a_folder_without_weights(tensors, tmp_path, monkeypatch):
         ({"kv_dtype": "int8"}, "kv_dtype"),
         ({"device": "mps"}, "cpu, cuda or cuda:N, got 'mps'"),
         ({"device": "gpu"}, "cpu, cuda or cuda:N, got 'gpu'"),
+        ({"device": None}, "cpu, cuda or cuda:N, got 'None'"),
         ({"device": "cuda:99"}, "device cuda:99: .* CUDA devices are visible"),
         ({"weights": "fp8"}, "multiples of 128, got 64"),
         ({"weights": "int4"}, "multiples of 128, got 64"),

@@ -45,8 +45,11 @@ def run(
         return
     label = " (an estimate: this shape was never published)" if config.estimate else ""
     _say(f"{config.name}{label}: {_count(total)} parameters, {_count(active)} active per token")
-    power, unit = (9, "GB") if total > 1e9 else (6, "MB")
-    scale = 10.0**power
+    power = 9 if total > 1e9 else 6
+    largest = max(size for p in plans for size in (p.weights, p.kv, abs(p.spare)))
+    while largest >= 10.0 ** (power + 6):  # beyond six digits a row has no place for it
+        power += 3
+    scale, unit = 10.0**power, {6: "MB", 9: "GB", 12: "TB", 15: "PB"}[power]
     sequences = f"{batch} sequences of " if batch > 1 else ""
     table(
         f"{sequences}{tokens(length)} tokens; sizes in {unit} (10^{power} bytes)",
@@ -65,7 +68,7 @@ def _notes(plans: list[planner.Plan], source: float, unit: str) -> None:
         small = ", ".join(dict.fromkeys(p.format for p in plans if p.kv_dtype == "fp8"))
         _say(f"KV: keys and values in bf16; in fp8 with {small}.")
     reserves = sorted({(p.gpu, p.reserve / p.num_gpus) for p in plans})
-    kept = ", ".join(f"{size / 1e9:.1f} GB of a {gpu}" for gpu, size in reserves)
+    kept = ", ".join(f"{size / 1e9:.1f} GB per {gpu}" for gpu, size in reserves)
     _say(f"Kept free for CUDA, workspaces, activations and graphs (estimate): {kept}.")
     _say(
         "ms, tok/s: the floor of one decode step, its bytes at datasheet bandwidth. No kernel is "
@@ -105,6 +108,6 @@ def _row(p: planner.Plan, scale: float) -> list[Cell]:
         styled("yes", "green") if p.fits else styled("no", "red"),
         _size(p.spare / scale),
         tokens(p.max_context) if p.max_context else "-",
-        f"{p.step_floor_ms:.2f}" if p.step_floor_ms >= 0.01 else f"{p.step_floor_ms:.4f}",
-        f"{rate:,.0f}" if rate < 1e6 else f"{rate / 1e6:.1f} M",
+        _size(p.step_floor_ms) if p.step_floor_ms >= 0.01 else f"{p.step_floor_ms:.4f}",
+        f"{rate:,.0f}" if rate < 1e6 else f"{_size(rate / 1e6)} M",
     ]

@@ -22,8 +22,8 @@ _FLOATS = ("BF16", "F16", "F32", "F64")
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHOWN = 5
-_MAX_INDEX = 16 << 20
-_MAX_HEADER = 8 << 20  # Maverick, expert by expert, has less than 2 MB in all its files
+_MAX_NAMES = 8 << 20
+"""Bytes of an index, and of all headers together; Maverick's, expert by expert, have 2 MB each."""
 
 
 class CheckpointError(ValueError):
@@ -44,14 +44,15 @@ class Checkpoint:
 
     def __init__(self, path: str | Path):
         self.folder = Path(path)
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise CheckpointError(f"{self.folder}: not a folder; expected a checkpoint folder")
         self.entries: dict[str, Entry] = {}
         self._placed: dict[str, str] = {}
         self._roots = _roots(self.folder.resolve())
         self.files = self._files()
+        room = _MAX_NAMES
         for file in self.files:
-            self._read_header(file)
+            room -= self._read_header(file, room)
         absent = [f"{_short(n)} in {f}" for n, f in self._placed.items() if n not in self.entries]
         if absent:
             raise CheckpointError(
@@ -135,7 +136,7 @@ class Checkpoint:
                 f"{self.folder}: found neither {_SINGLE} nor {_INDEX}; expected a Hugging Face "
                 f"safetensors checkpoint"
             )
-        content = read_object(self._inside(_INDEX), CheckpointError, _MAX_INDEX)
+        content = read_object(self._inside(_INDEX), CheckpointError, _MAX_NAMES)
         placed = content.get("weight_map")
         if not isinstance(placed, dict) or not placed:
             raise CheckpointError(
@@ -172,8 +173,9 @@ class Checkpoint:
             raise CheckpointError(f"{file}: the file is missing, or not a regular file")
         return file
 
-    def _read_header(self, file: Path) -> None:
-        _check_header(file)
+    def _read_header(self, file: Path, room: int) -> int:
+        """Its size, of at most `room`."""
+        size = _check_header(file, room)
         with _opened(file) as f:
             for name in f.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
                 if name in self.entries:
@@ -187,6 +189,7 @@ class Checkpoint:
                     )
                 header = f.get_slice(name)
                 self.entries[name] = Entry(file, tuple(header.get_shape()), header.get_dtype())
+        return size
 
 
 def _roots(folder: Path) -> list[Path]:
@@ -195,14 +198,15 @@ def _roots(folder: Path) -> list[Path]:
     return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
 
 
-def _check_header(file: Path) -> None:
-    """Refuses what `safe_open` takes: a header that is long to parse, a name that comes twice."""
+def _check_header(file: Path, room: int) -> int:
+    """The header's size. Refuses what `safe_open` takes: a header that is long to parse, a name
+    that comes twice."""
     with open_regular(file, CheckpointError) as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if length > _MAX_HEADER:
+        if length > room:
             raise CheckpointError(
-                f"{file}: not a complete safetensors file (expected a header of at most "
-                f"{_MAX_HEADER >> 20} MiB, got {length:,} bytes)"
+                f"{file}: not a complete safetensors file (expected headers of at most "
+                f"{_MAX_NAMES >> 20} MiB in all files, got {length:,} bytes here)"
             )
         header = stream.read(length)
 
@@ -217,6 +221,7 @@ def _check_header(file: Path) -> None:
         raise
     except (ValueError, RecursionError):
         pass  # `safe_open` says better what is wrong with it
+    return length
 
 
 class _opened:
@@ -230,6 +235,11 @@ class _opened:
             raise CheckpointError(
                 f"{file}: not a complete safetensors file ({shown(str(error), 200)}); it may be "
                 f"truncated: copy or download it again"
+            ) from None
+        except RuntimeError as error:  # torch's, of a file larger than the system lets it map
+            raise CheckpointError(
+                f"{file}: cannot be mapped ({shown(str(error), 200)}); expected a file that fits "
+                f"the memory: save the checkpoint in more shards"
             ) from None
 
     def __enter__(self):

@@ -3,6 +3,7 @@
 Absurd values are refused here, before anything is allocated.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,7 @@ class Llama4Config:
     def from_pretrained(cls, path: str | Path) -> "Llama4Config":
         """Reads `config.json` in the folder `path` (or that file itself)."""
         file = Path(path)
-        file = file / "config.json" if file.is_dir() else file
+        file = file / "config.json" if os.path.isdir(file) else file  # of any name, unlike is_dir
         data = Fields.of_file(file).data
         try:
             config = replace(cls.from_dict(data), name=file.parent.name)
@@ -150,7 +151,9 @@ class Llama4Config:
             raise ConfigError(f"{file}: {error}") from None
         # Chat models list more end tokens here than in config.json.
         generation = Fields.of_file(file.with_name("generation_config.json"), optional=True)
-        return replace(config, **rules.special_ids(generation))
+        config = replace(config, **rules.special_ids(generation))
+        rules.warn_of_end(config.eos_token_ids, config.vocab_size, file)
+        return config
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Llama4Config":
@@ -215,6 +218,6 @@ class Llama4Config:
         """A shape by name: scout, maverick, behemoth (an estimate: never published) or demo."""
         from l4kernels.model.presets import PRESETS
 
-        if name not in PRESETS:
+        if name not in tuple(PRESETS):
             raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {shown(name)}")
         return PRESETS[name]

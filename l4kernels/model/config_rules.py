@@ -6,6 +6,7 @@ The rules are those of transformers 5; what this package cannot do is refused by
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from l4kernels.model.fields import MAX_TOKEN_ID, ConfigError, Fields
@@ -68,6 +69,17 @@ def special_ids(f: Fields) -> dict[str, Any]:
         "pad_token_id": f.integer("pad_token_id", -1, MAX_TOKEN_ID, default=None),
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def warn_of_end(eos_token_ids: tuple[int, ...], vocab_size: int, file: Path) -> None:
+    """Of end tokens that no logit stands for: a reply would just never end."""
+    beyond = [token for token in eos_token_ids if token >= vocab_size]
+    if beyond:
+        warnings.warn(
+            f"{file}: eos_token_id {shown(beyond)} is beyond the vocabulary of {vocab_size}: no "
+            f"reply ends there",
+            stacklevel=3,
+        )
 
 
 def image_ids(top: Fields) -> dict[str, int | None]:

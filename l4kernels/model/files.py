@@ -48,6 +48,8 @@ def read_text(file: Path, error: type[ValueError] = ValueError, limit: int = MAX
             content = stream.read(limit + 1)
         except OSError as problem:
             raise error(f"{file}: cannot be read ({problem.strerror or problem})") from None
+    if content is None:  # a log of the kernel calls itself a regular file, but would block
+        raise error(f"{file}: expected a regular file, got one that waits for data")
     if len(content) > limit:
         raise error(f"{file}: expected at most {limit >> 20} MiB")
     try:

@@ -267,7 +267,7 @@ def find_device(device: str | torch.device) -> torch.device:
     """`device`, if a model can run there and it is there."""
     try:
         found = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         found = torch.device("meta")
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device to be cpu, cuda or cuda:N, got {str(device)!r}")

@@ -31,6 +31,8 @@ class Checker:
             self.fail(message)
 
     def dtype(self, name: str, t: Tensor, allowed: Sequence[torch.dtype]) -> None:
+        if not isinstance(t, Tensor):
+            self.fail(f"expected {name} to be a tensor, got {t!r:.80}", TypeError)
         if t.dtype not in allowed:
             names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
             self.fail(f"expected {name} to be {names}, got {describe(t)}", TypeError)

@@ -17,6 +17,7 @@ FP8_SCALINGS = ("tensor", "row", "1x128", "128x128")
 INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Nibble i (bits 4i to 4i+3) of word j holds element 8j + INT4_ORDER[i] of its row."""
 
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 _E4M3_VALUES = torch.arange(256, dtype=torch.uint8).view(FP8).float()
 _NIBBLE_OF_ELEMENT = sorted(range(8), key=INT4_ORDER.__getitem__)
 _CLIP_RATIOS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.7)
@@ -236,20 +237,19 @@ def _extreme(groups: Tensor) -> Tensor:
     return extreme
 
 
-def _best_scale(groups: Tensor, extreme: Tensor, unit: Tensor, error: Tensor) -> Tensor:
+def _best_scale(groups: Tensor, extreme: Tensor, unit: Tensor, spare: Tensor) -> Tensor:
     """The first of the candidates with the least squared error, `[groups]` float32.
 
-    `groups` are in units of `unit`, extremes and scales are not; `error` is overwritten.
+    `groups` are in units of `unit`, extremes and scales are not; `spare` is overwritten.
     """
     ratios = torch.tensor(_CLIP_RATIOS, dtype=torch.float32, device=groups.device)[:, None]
     scales = _rounded(torch.cat([_over(extreme.abs(), 7.5) * ratios, extreme / -8 * ratios]))
-    best, least = scales[0].clone(), torch.full_like(extreme, torch.inf)
-    for scale in scales.unbind():
-        own = (scale * unit)[:, None]
-        total = _codes(groups, own, error).mul_(own).sub_(groups).square_().sum(-1)
-        torch.where(total < least, scale, best, out=best)
-        torch.minimum(total, least, out=least)
-    return best
+    errors = torch.empty_like(scales)
+    for own, total in zip((scales * unit)[..., None], errors, strict=True):
+        distance = _codes(groups, own, spare).mul_(own).sub_(groups)
+        torch.sum(distance.square_(), -1, out=total)
+    first = errors.min(0, keepdim=True).indices  # the first of equals; `argmin` is six times slower
+    return scales.gather(0, first).squeeze(0)
 
 
 def pack_int4(q: Tensor) -> Tensor:
@@ -263,18 +263,22 @@ def pack_int4(q: Tensor) -> Tensor:
         q: integers, or floats that hold whole numbers; K is a multiple of 8.
 
     Raises:
+        TypeError: other types.
         ValueError: a value that is no code: it would reach its neighbours' bits. Reads the data,
             which on a GPU waits for them.
 
     >>> pack_int4(torch.tensor([-8, -7, -6, -5, -4, -3, -2, -1])).item() == 0x75316420
     True
     """
-    if q.dim() == 0 or q.shape[-1] % 8:
-        raise ValueError(f"pack_int4: expected rows of a multiple of 8 codes, got {describe(q)}")
+    check = Checker("pack_int4")
+    check.dtype("q", q, (*_INTEGERS, *FLOATS, torch.float64))
+    check.require(
+        q.dim() > 0 and q.shape[-1] % 8 == 0,
+        f"expected rows of a multiple of 8 codes, got {describe(q)}",
+    )
     valid = (q >= -8) & (q <= 7) & (q == q.round())
     if not valid.all():
-        wrong = q[~valid][0].item()
-        raise ValueError(f"pack_int4: expected whole numbers from -8 to 7, got {wrong}")
+        check.fail(f"expected whole numbers from -8 to 7, got {q[~valid][0].item()}")
     packed = torch.empty((*q.shape[:-1], q.shape[-1] // 8), dtype=torch.int32, device=q.device)
     return _pack(q, torch.empty(q.shape, dtype=torch.int32, device=q.device), packed)
 
@@ -292,11 +296,14 @@ def _shifts(device: torch.device) -> Tensor:
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """The codes -8..7 of `pack_int4`, int8 `[..., K]`.
+    """The codes -8..7 of `pack_int4`'s int32 `[..., K / 8]`, int8 `[..., K]`.
 
     >>> unpack_int4(pack_int4(torch.tensor([-8, 7, 0, 1, 2, 3, -1, -2])))
     tensor([-8,  7,  0,  1,  2,  3, -1, -2], dtype=torch.int8)
     """
+    check = Checker("unpack_int4")
+    check.dtype("packed", packed, (torch.int32,))
+    check.require(packed.dim() > 0, f"expected packed to be [..., K / 8], got {describe(packed)}")
     return _codes_of(packed).to(torch.int8)
 
 
@@ -318,6 +325,7 @@ def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.f
         words > 0 and words % 16 == 0,
         f"expected packed to be [..., K / 8] with K a multiple of 128, got {describe(packed)}",
     )
+    check.dtype("scales", scales, FLOATS)
     check.shape("scales", scales, [*packed.shape[:-1], words // 16])
     groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
     return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
