@@ -10,6 +10,7 @@ import torch
 
 from l4kernels import STATUS
 
+from .arguments import Parser
 from .measure import line, measure
 from .peaks import PEAKS, gpu_key
 from .rows import Rows
@@ -17,7 +18,7 @@ from .shapes import PHASES, benchmarked_ops, calls
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="l4k bench", description=__doc__)
+    parser = Parser(prog="l4k bench", description=__doc__)
     parser.add_argument(
         "ops", nargs="*", metavar="OP", help="all that have shapes if none is named"
     )
@@ -34,6 +35,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown:
         known = ", ".join(benchmarked_ops())
         parser.error(f"no shapes for {', '.join(sorted(unknown))}; there are shapes for {known}")
+    if options.counters and options.json:
+        parser.error("--counters prints no JSON; leave out one of --counters and --json")
     return options
 
 
@@ -77,4 +80,6 @@ def print_counters(op: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from l4kernels.cli import main as l4k
+
+    raise SystemExit(l4k(["bench", *sys.argv[1:]]))

@@ -20,12 +20,13 @@ from l4kernels import Llama4, Llama4Config
 from l4kernels import plan as planner
 from l4kernels.env import gpu_problem
 
+from .arguments import Parser
 from .peaks import PEAKS, gpu_key
 from .rows import Rows
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="l4k bench e2e", description=__doc__)
+    parser = Parser(prog="l4k bench e2e", description=__doc__)
     parser.add_argument("--model", choices=["scout", "maverick", "demo"], default="demo")
     parser.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")
@@ -47,18 +48,12 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     problem = gpu_problem(options.format)
     if problem and options.model != "demo":
-        needs = f"{options.model} needs a Hopper GPU: {problem}; --model demo runs here"
-        print(f"l4k bench e2e: {needs}", file=sys.stderr)
-        return 2
+        raise ValueError(f"{options.model} needs a Hopper GPU: {problem}; --model demo runs here")
     device = "cpu" if problem else "cuda"
     if problem:
-        print(f"l4k bench e2e: on the CPU: {problem}", file=sys.stderr)
-    try:
-        row = run(device, options.model, options.format, options.batch, options.prompt,
-                  options.new, options.layers)  # fmt: skip
-    except (ValueError, torch.OutOfMemoryError) as error:
-        print(f"l4k bench e2e: {error}", file=sys.stderr)
-        return 2
+        print(f"l4k: on the CPU: {problem}", file=sys.stderr)
+    row = run(device, options.model, options.format, options.batch, options.prompt,
+              options.new, options.layers)  # fmt: skip
     if device == "cuda":
         rows = Rows(options.out, gpu_key(torch.cuda.get_device_name()))
         row = rows.add(

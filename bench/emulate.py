@@ -58,7 +58,7 @@ def count(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], **settings: An
 def counters_of(op: str) -> Iterator[str]:
     """One line per small case; says so where an op has no kernel."""
     if op not in STATUS.kernels:
-        yield f"{op}: no kernel"
+        yield f"{op}: no kernel: {STATUS.reason or 'this version has none for it'}"
         return
     # Products and attention at the demo's size: emulated, Scout's would take hours.
     model, sizes = ("demo", (40, 200)) if op in SIZES else ("scout", SMALL)

@@ -4,9 +4,10 @@ Importing the package registers `torch.ops.l4kernels.*`. Only the program `l4k` 
 answers `--help` before torch is imported, and each of its verbs imports what it needs.
 """
 
+import contextlib
 import importlib
+import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -28,10 +29,15 @@ __all__ = [
 
 
 def _is_l4k() -> bool:
-    """Whether this process is `l4k` or `python -m l4kernels` (while -m looks for the module,
-    it is also the program's name)."""
-    program = Path(sys.argv[0]).name if getattr(sys, "argv", None) else ""
-    return program in ("l4k", "l4k.exe") or (program == "-m" and "l4kernels" in sys.orig_argv)
+    """Whether this process is `l4k`, under whatever name, or `python -m l4kernels`."""
+    program = sys.argv[0] if getattr(sys, "argv", None) else ""
+    if program == "-m":  # its name while the module is looked for
+        return "l4kernels" in sys.orig_argv
+    with contextlib.suppress(OSError):
+        if os.path.isfile(program):  # and not "-c", or a pipe
+            with open(program, "rb") as script:
+                return b"from l4kernels.cli import main" in script.read(8192)  # the installer's
+    return False
 
 
 if TYPE_CHECKING or not _is_l4k():

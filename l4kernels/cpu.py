@@ -33,7 +33,7 @@ def _quota(
 ) -> float:
     """Cores' worth of time that the strictest cgroup around this process gets."""
     lowest = math.inf
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in memberships.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "cpu" not in controllers.split(","):
@@ -60,8 +60,12 @@ def _quota_of(group: Path) -> float:
 
 
 def user_setting() -> str | None:
-    """The user's own `NAME=value`, if there is one."""
-    return next((f"{name}={os.environ[name]}" for name in SETTINGS if os.environ.get(name)), None)
+    """The user's own `NAME=value`, if there is one that torch heeds: a number, or several."""
+    for name in SETTINGS:
+        first = os.environ.get(name, "").split(",")[0].strip()
+        if first.isdecimal() and int(first):
+            return f"{name}={os.environ[name]}"
+    return None
 
 
 def threads_for(weight_bytes: float, tokens: int = 1) -> int:

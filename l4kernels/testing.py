@@ -215,7 +215,7 @@ def _load_emulator() -> ModuleType:
     global _emulated_library
     library = _BUILD / "libl4kernels_emulated.so"
     if not library.exists():
-        raise RuntimeError(
+        raise NotImplementedError(
             f"the emulator is not part of an installed package: expected {library}; "
             "in a clone, run `make build`"
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import test_ops
+from bench import emulate, test_ops
 from bench.__main__ import main
 from bench.peaks import PEAKS, floor_us, gpu_key
 from bench.peers import EAGER, peers
@@ -20,6 +20,7 @@ from bench.rows import Rows
 from bench.shapes import SIZES, benchmarked_ops, calls
 from bench.timing import Timing, summarise
 from l4kernels import STATUS
+from l4kernels.cli import main as l4k
 from l4kernels.ops import OPS, Work
 from l4kernels.testing import assert_close, relative_error
 from tests.oracles import ORACLES, oracle
@@ -74,10 +75,31 @@ def test_command_prints_floors_and_says_not_measured(capsys):
     assert all(row["measured_us"] is None for row in rows)
 
 
-def test_unknown_op_is_an_error_that_names_the_known(capsys):
-    with pytest.raises(SystemExit):
-        main(["no_such_op"])
-    assert "rms_norm" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("no_such_op", "no shapes for no_such_op; there are shapes for add_rms_norm"),
+        ("rms_norm --phase x", "argument --phase: invalid choice: 'x'"),
+        ("rms_norm --bogus", "unrecognized arguments: --bogus"),
+        ("rms_norm --counters", "--counters prints no JSON"),
+        ("e2e --new 1", "--new: expected at least 2, got 1"),
+        ("e2e --layers 9", "demo has 8 layers, got --layers 9"),
+        ("e2e --model x", "argument --model: invalid choice: 'x'"),
+        ("e2e --prompt 4096 --new 4096", "beyond the model's 4096 positions"),
+    ],
+)
+def test_errors_are_those_of_the_command_line(capsys, arguments, message):
+    assert l4k(["bench", *arguments.split(), "--json"]) == 2
+    assert message in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_counters_without_a_library_or_an_emulator_say_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(emulate, "STATUS", SimpleNamespace(kernels={}, reason="not built here"))
+    assert list(emulate.counters_of("rms_norm")) == ["rms_norm: no kernel: not built here"]
+    monkeypatch.setattr(emulate, "STATUS", SimpleNamespace(kernels={"rms_norm"}, reason=""))
+    monkeypatch.setattr("l4kernels.testing._BUILD", tmp_path)
+    with pytest.raises(NotImplementedError, match="the emulator is not part of an installed"):
+        list(emulate.counters_of("rms_norm"))
 
 
 @pytest.mark.parametrize("op", sorted(set(EAGER) & set(benchmarked_ops()) - set(SIZES)))

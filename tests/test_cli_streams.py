@@ -6,11 +6,9 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import tiny
@@ -18,23 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from terminals import ENVIRONMENT, L4K, Terminal
 
 from l4kernels import cpu
-from l4kernels.cli import generate, main, output, streams
+from l4kernels.cli import main, output, streams
 from l4kernels.cli.demo import ASCII_BLOCKS, BLOCKS
 from l4kernels.demo import CHECKPOINT
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-L4K = [sys.executable, "-m", "l4kernels"]
 EVERY_CHARACTER = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
 CONTROLS = {chr(c) for c in (*range(0x20), *range(0x7F, 0xA0))} - {"\n", "\t"}
 ENCODINGS = ["utf-8", "ascii", "latin-1", "cp1252", "shift_jis", "utf-16"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 class Failing(io.StringIO):
@@ -131,6 +122,14 @@ def test_reports_show_text_as_text(monkeypatch, terminal):
     assert "\x1b]" not in stream.getvalue() and "\x07" not in stream.getvalue()
 
 
+def test_a_table_is_as_wide_as_it_is(monkeypatch, capsys):
+    """A narrow terminal breaks its lines; cells broken one letter a line could not be read."""
+    monkeypatch.setattr(output._console, "width", 20)
+    output.table("the title of it", ["name", "tok/s"], [["a name of 20 letters", "1,000.5"]])
+    want = "the title of it\nname                    tok/s\na name of 20 letters  1,000.5\n"
+    assert capsys.readouterr().out == want
+
+
 def test_json_is_printable_ascii_in_every_encoding(monkeypatch, capsys):
     output.print_json({HOSTILE: EVERY_CHARACTER})
     out = capsys.readouterr().out
@@ -213,7 +212,7 @@ def test_output_that_cannot_be_written(monkeypatch, capsys, error, code, message
         ("fly 2>&-", 2, "", ""),
         ("fly 2>/dev/full", 2, "", ""),
         ("fly >&- 2>&-", 2, "", ""),
-        ("plan --gpu x --json 2>&-", 2, '{"error": "unknown GPU', ""),
+        ("plan --gpu x --json 2>&-", 2, '{"error": "expected a GPU', ""),
         ("plan | true; exit ${PIPESTATUS[0]}", 141, "", ""),
     ],
 )
@@ -270,79 +269,12 @@ def test_a_real_terminal(folder, tmp_path):
     assert shown.isascii() and not CONTROLS - {"\r"} & set(shown)
 
 
-# Interruptions
-
-
-@pytest.fixture
-def interrupted(monkeypatch):
-    """Makes the fourth token of a generation come with a signal."""
-
-    def arrange(number):
-        iterate = generate.Generation.__iter__
-
-        def iterate_and_signal(self):
-            for step, ids in enumerate(iterate(self)):
-                if step == 3:
-                    signal.raise_signal(number)
-                yield ids
-
-        monkeypatch.setattr(generate.Generation, "__iter__", iterate_and_signal)
-
-    return arrange
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_generation_shows_what_there_is(interrupted, capsys, number, code):
-    command = ["generate", "--model", str(CHECKPOINT), "--prompt", "In the", "--json"]
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    assert main([*command, "--max-new-tokens", "3"]) == 0
-    whole = json.loads(capsys.readouterr().out)
-    interrupted(number)
-    assert main(command) == code
-    got = json.loads(capsys.readouterr().out)
-    assert (got["error"], got["finish_reason"]) == ("interrupted", "interrupted")
-    assert (got["text"], got["token_ids"]) == (whole["text"], whole["token_ids"])
-    assert got.keys() == whole.keys() | {"error"}
-    assert main(command[:-1]) == code
-    out, err = capsys.readouterr()
-    assert out == whole["text"] and "+ 3 tokens (interrupted)" in err
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interruption_before_the_first_token(monkeypatch, capsys, number, code):
-    def load(*arguments, **options):
-        signal.raise_signal(number)
-
-    monkeypatch.setattr(generate.Llama4, "from_pretrained", load)
-    command = ["generate", "--model", str(CHECKPOINT), "--prompt", "a"]
-    assert main(command) == code and capsys.readouterr() == ("", "l4k: interrupted\n")
-    assert main([*command, "--json"]) == code
-    assert json.loads(capsys.readouterr().out) == {"error": "interrupted"}
-
-
-def test_who_asks_twice_does_not_wait():
-    twice = """
-import signal, sys
-sys.argv = ["l4k"]  # without torch
-from l4kernels.cli.interrupts import interruptible
-with interruptible():
-    try:
-        signal.raise_signal(signal.SIGTERM)
-    except KeyboardInterrupt:
-        signal.raise_signal(signal.SIGINT)
-"""
-    done = subprocess.run([sys.executable, "-c", twice], env=ENVIRONMENT, timeout=60)
-    assert done.returncode == -signal.SIGINT
-
-
-def test_ctrl_c_in_a_real_process():
-    command = [*L4K, "generate", "--model", str(CHECKPOINT), "--prompt", "And it came to pass"]
-    command += ["--max-new-tokens", "3000", "--temperature", "1"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=ENVIRONMENT, **pipes) as child:
-        first = child.stdout.read(1)
-        child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and first and "tokens (interrupted)" in err
-    assert "Traceback" not in err
+def test_a_folder_that_is_gone(monkeypatch, tmp_path, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["--version"]) == 0
+    capsys.readouterr()
+    for verb in ("demo", "plan", f"generate --model {CHECKPOINT} --prompt a"):
+        assert main(verb.split()) == 2
+        assert "current folder no longer exists" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import l4kernels
 from l4kernels import cpu
 from l4kernels.cli import demo, generate
 
@@ -48,12 +49,18 @@ def test_limits_and_settings_are_respected(machine):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(name, "6")
             assert cpu.threads_for(0) == 6 and cpu.report()["user_setting"] == f"{name}=6"
+            patch.setenv(name, "6,2")  # of nested loops
+            assert cpu.threads_for(0) == 6
+            for invalid in ("", " ", "abc", "0", "-1", "2x"):
+                patch.setenv(name, invalid)
+                assert cpu.threads_for(0) == 1 and cpu.report()["user_setting"] is None
 
 
 @pytest.mark.parametrize(
     "files, memberships, quota",
     [
         ({"cpu.max": "max 100000"}, "0::/", math.inf),
+        ({"cpu.max": "100000 100000"}, "of another system", math.inf),
         ({"cpu.max": "150000 100000"}, "0::/", 1.5),
         ({"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 2),
         ({"cpu.max": "300000 100000"}, "0::/not/mounted/here", 3),
@@ -91,9 +98,38 @@ def test_verbs_take_that_many_and_give_them_back(monkeypatch):
     assert taken == [2, 1] and torch.get_num_threads() == before
 
 
+PIP = "#!/x/python\nimport sys\nfrom l4kernels.cli import main\nsys.exit(main())\n"
+OTHER = "import l4kernels, torch\nprint(torch.ops.l4kernels.silu_mul)\n"
+
+
+@pytest.mark.parametrize(
+    "name, text, command, spared",
+    [
+        ("l4k", PIP, ["python", "l4k"], True),
+        ("llama", PIP, ["python", "llama"], True),
+        ("l4k", "#!/bin/sh\n# " + "x" * 4096 + PIP, ["python", "l4k"], True),
+        ("l4k", OTHER, ["python", "l4k"], False),
+        ("-m", OTHER, ["python", "-m", "l4kernels", "--help"], True),
+        ("-m", OTHER, ["python", "-m", "pytest"], False),
+        ("-c", None, ["python", "-c", "from l4kernels.cli import main"], False),
+        (".", None, ["python", "."], False),
+        (None, None, [], False),
+    ],
+)
+def test_only_the_program_is_spared_the_import_of_torch(
+    monkeypatch, tmp_path, name, text, command, spared
+):
+    monkeypatch.chdir(tmp_path)
+    if text:
+        Path(name).write_text(text)
+    monkeypatch.setattr(sys, "argv", [name] if name else [])
+    monkeypatch.setattr(sys, "orig_argv", command)
+    assert l4kernels._is_l4k() == spared
+
+
 HELP_WITHOUT_TORCH = """
 import os, sys
-sys.argv = ["/somewhere/bin/l4k"]
+sys.argv = [sys.argv[1]]
 import l4kernels
 from l4kernels.cli import main
 for arguments in (["--help"], ["--version"], ["generate", "-h"], ["plan", "scout"]):
@@ -107,6 +143,11 @@ assert torch.ops.l4kernels.silu_mul.default and l4kernels.STATUS.kernels is not 
 IMPORT_REGISTERS = """
 import sys, l4kernels, torch
 torch.ops.l4kernels.silu_mul(torch.ones(1, 32))
+import l4kernels.cli.demo, l4kernels.cli.env, l4kernels.cli.bench
+assert "torch._dynamo" not in sys.modules  # takes as long to import as torch
+from l4kernels.ops.route import _compiled
+marked = torch.compiler.assume_constant_result(lambda op: op)
+assert vars(marked) == vars(_compiled)
 """
 
 
@@ -120,8 +161,9 @@ def run(*command):
     return done.stderr
 
 
-def test_help_needs_no_torch_and_an_import_registers_the_ops():
-    run("-c", HELP_WITHOUT_TORCH)
+def test_help_needs_no_torch_and_an_import_registers_the_ops(tmp_path):
+    (tmp_path / "l4k").write_text(PIP)
+    run("-c", HELP_WITHOUT_TORCH, str(tmp_path / "l4k"))
     run("-c", IMPORT_REGISTERS)
     modules = run("-X", "importtime", "-m", "l4kernels", "--help")
     assert "l4kernels.cli.app" in modules and "torch" not in modules

@@ -3,13 +3,15 @@
 This module is all that `--help` needs, so it must not import torch, nor what imports it.
 """
 
+import importlib
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from l4kernels import __version__
+from l4kernels.cli.interrupts import postponed
 
 app = typer.Typer(
     name="l4k",
@@ -27,6 +29,17 @@ Device = Annotated[
 Reference = Annotated[
     bool, typer.Option("--reference", help="Run the typed references instead of CUDA kernels.")
 ]
+
+
+def _verb(name: str) -> Any:
+    """The module that does a verb's work."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # at the first matrix product oneMKL would end the program
+        message = "the current folder no longer exists; change to another one"
+        raise FileNotFoundError(message) from None
+    with postponed():
+        return importlib.import_module(f"l4kernels.cli.{name}")
 
 
 def _route(wanted: bool) -> AbstractContextManager[None]:
@@ -59,7 +72,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Run the shipped checkpoint: a text sample, bits per byte, and 360 digits."""
-    from l4kernels.cli import demo as verb
+    verb = _verb("demo")
 
     with _route(reference):
         verb.run(weights=weights, device=device, seed=seed, as_json=json, reference=reference)
@@ -104,7 +117,7 @@ def generate(
     json: Json = False,
 ) -> None:
     """Continue a prompt (raw text), or answer it (--chat, --image)."""
-    from l4kernels.cli import generate as verb
+    verb = _verb("generate")
 
     request = verb.Request(
         model=model,
@@ -153,7 +166,7 @@ def plan(
     json: Json = False,
 ) -> None:
     """What fits where: weights, KV cache and the decode floor, before anything is loaded."""
-    from l4kernels.cli import plan as verb
+    verb = _verb("plan")
 
     verb.run(model, gpu, form, context, batch, kv_dtype, every=every, as_json=json)
 
@@ -161,7 +174,7 @@ def plan(
 @app.command()
 def env(json: Json = False) -> None:
     """What is installed, which kernels are active and why not."""
-    from l4kernels.cli import env as verb
+    verb = _verb("env")
 
     verb.run(as_json=json)
 
@@ -172,6 +185,6 @@ def env(json: Json = False) -> None:
 )
 def bench(context: typer.Context) -> None:
     """Floors of the ops at the models' shapes, and times where there is a GPU."""
-    from l4kernels.cli import bench as verb
+    verb = _verb("bench")
 
     raise typer.Exit(verb.run(context.args))

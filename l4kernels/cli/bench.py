@@ -3,12 +3,15 @@
 import importlib
 from collections.abc import Sequence
 
+from l4kernels.cli.interrupts import postponed
+
 
 def run(arguments: Sequence[str]) -> int:
     """Runs `bench` of an installed wheel (`l4kernels.bench`) or of a clone (`bench`)."""
     for name in ("l4kernels.bench.__main__", "bench.__main__"):
         try:
-            module = importlib.import_module(name)
+            with postponed():
+                module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name not in (name, name.rpartition(".")[0], "bench"):
                 raise

@@ -18,10 +18,38 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return getattr(error, "code", 128 + signal.SIGINT)
 
 
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
+
+
 def _interrupt(number: int, frame: object) -> NoReturn:
-    for ending in (signal.SIGINT, signal.SIGTERM):
+    for ending in _ENDINGS:
         signal.signal(ending, signal.SIG_DFL)  # whoever asks twice does not want to wait
     raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """In the block `interruptible` waits: what comes is raised at its end.
+
+    For imports: C++ that torch runs while it is imported swallows an exception or aborts.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        for ending in _ENDINGS:
+            signal.signal(ending, signal.SIG_DFL)
+
+    held = [n for n in _ENDINGS if signal.getsignal(n) == _interrupt]
+    for number in held:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        if came:
+            raise Interrupted(came[0])
+        for number in held:
+            signal.signal(number, _interrupt)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from l4kernels.cli.streams import escape, fitting, json_line
@@ -40,14 +39,14 @@ def line(*parts: Cell, end: str = "\n", wrap: bool = False) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[Cell]]) -> None:
-    """Numbers to the right, the first column to the left."""
-    grid = Table(title=_text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-    for index, column in enumerate(columns):
-        side, style = ("right", None) if index else ("left", "bold")
-        grid.add_column(_text(column), justify=side, style=style, overflow="fold")
-    for row in rows:
-        grid.add_row(*map(_text, row))
-    _console.print(grid)
+    """Numbers to the right, the first column to the left; as wide as it is, on any terminal."""
+    grid = [[styled(name, "bold") for name in columns], *([_text(c) for c in r] for r in rows)]
+    widths = [max(cell.cell_len for cell in column) for column in zip(*grid, strict=True)]
+    line(title)
+    for row in grid:
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            cell.pad_left(width - cell.cell_len) if index else cell.pad_right(width - cell.cell_len)
+        line(Text("  ").join(row))
 
 
 def facts(pairs: list[tuple[str, str]]) -> None:

@@ -1,5 +1,6 @@
 """Llama 4 on one page."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -225,7 +226,9 @@ class Llama4(nn.Module):
         slots = loading.layout(config, checkpoint.entries)
         checkpoint.check(loading.shapes(slots), functools.partial(loading.ignored, config))
         model = cls(config, build, kv_dtype=kv_dtype)
-        loading.fill(model, slots, loading.with_progress(checkpoint, build.dtype))
+        # Closed at once, also by an error: its bar must not be wiped after the message is shown.
+        with contextlib.closing(loading.with_progress(checkpoint, build.dtype)) as slabs:
+            loading.fill(model, slots, slabs)
         return model.tied(slots)
 
     @classmethod

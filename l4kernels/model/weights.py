@@ -7,7 +7,7 @@ tensor per expert.
 import re
 import sys
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -208,7 +208,7 @@ def random_slabs(
 
 def with_progress(
     checkpoint: Checkpoint, dtype: torch.dtype
-) -> Iterator[tuple[str, int | None, Tensor]]:
+) -> Generator[tuple[str, int | None, Tensor], None, None]:
     """`checkpoint.slabs(dtype)` with a bar on a terminal, silent elsewhere."""
     slabs, total = checkpoint.slabs(dtype), sum(f.stat().st_size for f in checkpoint.files)
     if not sys.stderr.isatty():
@@ -222,7 +222,10 @@ def with_progress(
         yield from _with_plain_progress(slabs, total)
         return
     columns = ("Loading", BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # The command line's sys.stderr spells control characters out, and a bar is made of them.
+    console = Console(file=sys.__stderr__)
+    plain = {"redirect_stdout": False, "redirect_stderr": False}  # or rich prints what others do
+    with Progress(*columns, console=console, transient=True, **plain) as progress:
         task = progress.add_task("", total=total)
         for slab in slabs:
             size = slab[2].nbytes

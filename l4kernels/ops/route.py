@@ -45,10 +45,14 @@ def _innermost(op: str) -> str:
     return next((r.of(op) for r in reversed(_stack.get()) if r in _open), LIBRARY)
 
 
-@torch.compiler.assume_constant_result
 def _compiled(op: str, *guards: str) -> str:
     """`guards` make no difference but that a compiled function is valid for them only."""
     return _innermost(op)
+
+
+# What torch.compiler.assume_constant_result does, without the second that it takes to import
+# torch._dynamo, which few processes need.
+_compiled._dynamo_marked_constant = True
 
 
 @contextlib.contextmanager
