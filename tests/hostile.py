@@ -41,7 +41,7 @@ ROPE = {
     "original_max_position_embeddings": 64,
 }
 CONFIG = {**TEXT, **SIZES, "rope_scaling": ROPE, "layer_types": ["chunked_attention"] * 2}
-GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0}
+GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 4}
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 IDS = torch.arange(3)[None]
@@ -288,7 +288,8 @@ class Folders:
                 message = str(error)
                 assert len(message) < 2000 and message.isprintable(), f"{name}: {message[:300]!r}"
                 return message
-        logits = model(IDS % model.config.vocab_size)
+        ids = IDS % model.config.vocab_size
+        logits = model(ids, attention_mask=torch.ones_like(ids))
         assert logits.shape == (1, IDS.shape[1], model.config.vocab_size), name
         assert logits.isfinite().all(), name
         return "loaded"

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench import e2e, gpu_steps
+from bench import gpu_steps
 from bench.__main__ import main
 from bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
 from bench.report import table
@@ -46,7 +46,7 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
     def run(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
 
-    monkeypatch.setattr(e2e, "run", run)
+    monkeypatch.setattr("l4kernels.cli.bench.run", run)
     assert l4k(["bench", "e2e"]) == 2
     assert "l4k: out of memory; `l4k plan` says what fits (CUDA" in capsys.readouterr().err
 

@@ -35,6 +35,11 @@ class Output:
         self._error: OSError | None = None
 
     @property
+    def drawable(self) -> TextIO:
+        """The stream itself, for what steers a terminal on purpose, such as a progress bar."""
+        return self._stream
+
+    @property
     def encoding(self) -> str:
         return self._stream.encoding or "utf-8"
 

@@ -223,7 +223,7 @@ def with_progress(
         return
     columns = ("Loading", BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
     # The command line's sys.stderr spells control characters out, and a bar is made of them.
-    console = Console(file=sys.__stderr__)
+    console = Console(file=getattr(sys.stderr, "drawable", sys.stderr))
     plain = {"redirect_stdout": False, "redirect_stderr": False}  # or rich prints what others do
     with Progress(*columns, console=console, transient=True, **plain) as progress:
         task = progress.add_task("", total=total)
