@@ -153,10 +153,13 @@ def rope(f: Fields, positions: int) -> tuple[float, RopeScaling | None]:
         return theta, None
     if s.data["rope_type"] != "llama3":
         s.fail(f"expected rope_type default or llama3, got {shown(s.data['rope_type'])}")
+    low, high = (s.number(f"{end}_freq_factor", 1e-6, 1e6) for end in ("low", "high"))
+    if low > high:
+        s.fail(f"expected low_freq_factor <= high_freq_factor, got {low:g} and {high:g}")
     return theta, RopeScaling(
         factor=s.number("factor", 1.0, 1e6),
-        low_freq_factor=s.number("low_freq_factor", 1e-6, 1e6),
-        high_freq_factor=s.number("high_freq_factor", 1e-6, 1e6),
+        low_freq_factor=low,
+        high_freq_factor=high,
         original_max_position_embeddings=s.integer(
             "original_max_position_embeddings", 1, 1 << 28, default=positions
         ),
