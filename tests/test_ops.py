@@ -189,8 +189,3 @@ def test_out_form(name):
         assert torch.equal(out, wanted)
     with pytest.raises(ValueError, match=r"expected out to be \[7, "):
         op(*case.args, **case.kwargs, out=wanted.new_empty(wanted.shape[0] + 1, wanted.shape[1]))
-
-
-def test_no_out_form_says_so():
-    with pytest.raises(TypeError, match="silu_mul has no out= form"):
-        ops.silu_mul(torch.ones(1, 4), out=torch.ones(1, 2))
