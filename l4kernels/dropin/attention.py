@@ -112,6 +112,9 @@ def flash_attn_varlen_func(
     check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
+    check.same_device(
+        q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, seqused_k=seqused_k
+    )
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
@@ -243,9 +246,18 @@ def flash_attn_with_kvcache(
         check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
         check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    columns = 1 if page_table is None else page_table.shape[-1]
+    if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
+    columns = 1 if page_table is None else page_table.shape[1]
     _causal(check, causal, window_size, most, columns * k_cache.shape[1])
     check.require((k is None) == (v is None), "expected k and v, or neither")
+    lengths = cache_seqlens if isinstance(cache_seqlens, Tensor) else None
+    tables = {"page_table": page_table, "cache_batch_idx": cache_batch_idx}
+    caches = {"k_cache": k_cache, "v_cache": v_cache}
+    check.same_device(
+        q=q, **caches, k=k, v=v, cache_seqlens=lengths, cu_seqlens_q=cu_seqlens_q, **tables
+    )
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
