@@ -140,6 +140,8 @@ def test_work_counts_only_experts_that_have_rows():
     work = ops.gemm.work(a, b, expert_offsets=offsets)
     assert work.flops == 2 * 4 * 16 * 128
     assert work.bytes == 4 * (a.numel() + 4 * 16 + 16 * 128) + 9 * 4
+    work = ops.gemm.work(a, b[:0], expert_offsets=offsets[:1])
+    assert work.bytes == 4 * (a.numel() + 4 * 16) + 4
 
 
 def test_attention_work_of_a_causal_square():
