@@ -281,8 +281,8 @@ def flash_attn_with_kvcache(
         keys = *caches, lengths + new, table
         if starts is not None:
             out, lse = _attend(q, starts, most, *keys, options)
-        elif most <= MAX_DECODE_TOKENS:
-            out, lse = _nothing(q) if q.numel() == 0 else ops.flash_decode(q, *keys, **options)
+        elif 1 <= most <= MAX_DECODE_TOKENS:
+            out, lse = ops.flash_decode(q, *keys, **options)
         else:
             starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
             out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
@@ -327,12 +327,6 @@ def _attend(
     place = (row - ends[sequence] + most).clamp(0, most - 1)
     out = torch.where(owned[:, None, None], out[sequence, place], 0)
     return out, torch.where(owned, lse[sequence, :, place].T, -math.inf).contiguous()
-
-
-def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result of `[B, S, Hq, D]` without an element."""
-    shape = (q.shape[0], q.shape[2], q.shape[1])
-    return q.new_zeros(q.shape), q.new_full(shape, -math.inf, dtype=torch.float32)
 
 
 def _causal(
