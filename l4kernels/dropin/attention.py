@@ -252,11 +252,16 @@ def flash_attn_with_kvcache(
     columns = 1 if page_table is None else page_table.shape[1]
     _causal(check, causal, window_size, most, columns * k_cache.shape[1])
     check.require((k is None) == (v is None), "expected k and v, or neither")
-    lengths = cache_seqlens if isinstance(cache_seqlens, Tensor) else None
-    tables = {"page_table": page_table, "cache_batch_idx": cache_batch_idx}
-    caches = {"k_cache": k_cache, "v_cache": v_cache}
     check.same_device(
-        q=q, **caches, k=k, v=v, cache_seqlens=lengths, cu_seqlens_q=cu_seqlens_q, **tables
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        k=k,
+        v=v,
+        cache_seqlens=cache_seqlens if isinstance(cache_seqlens, Tensor) else None,
+        cache_batch_idx=cache_batch_idx,
+        page_table=page_table,
+        cu_seqlens_q=cu_seqlens_q,
     )
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
