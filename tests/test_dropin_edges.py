@@ -253,3 +253,11 @@ def test_one_query_needs_no_mask():
         assert_close(out, expected, 1e-2, f"{options}")
     with pytest.raises(ValueError, match="expected window_size"):
         flash_attn_varlen_func(q, k, k, i32(0, 1), i32(0, 9), 1, 9, window_size=(0, 0))
+
+
+@pytest.mark.parametrize("queries", [0, 1, 17])
+def test_a_length_below_zero_is_an_error_without_queries_too(queries):
+    q, cache = torch.ones(2, queries, 1, 4), torch.ones(2, 16, 1, 4)
+    lengths = torch.tensor([3, -5], dtype=torch.int32)
+    with pytest.raises(IndexError, match="expected cache_seqlens between 0 and 16"):
+        flash_attn_with_kvcache(q, cache, cache, cache_seqlens=lengths, causal=True)

@@ -219,6 +219,11 @@ def test_a_scaling_without_meaning_is_refused(name, value):
 
 
 def test_the_rest_of_a_tables_arguments():
+    for huge in (2**31, 10**30, 10**400):
+        with pytest.raises(ValueError, match="expected num_positions to be at most 2147483647"):
+            ops.rope_table(huge, theta=1e4)
+        with pytest.raises(ValueError, match="expected head_dim to be at most 2147483647"):
+            ops.rope_table(4, theta=1e4, head_dim=huge)
     with pytest.raises(ValueError, match="num_positions >= 0, got -4"):
         ops.rope_table(-4, theta=1e4)
     with pytest.raises(ValueError, match=r"low_freq_factor <= high_freq_factor, got 5\.0 and"):
@@ -228,4 +233,7 @@ def test_the_rest_of_a_tables_arguments():
     with pytest.raises(ValueError, match="expected finite angles"):
         ops.rope_table(4, theta=1e4, scaling=LLAMA3 | {"factor": 5e-324})
     assert ops.rope_table(0, theta=1e4).shape == (0, 128)
+    assert torch.equal(
+        ops.rope_table(4, theta=np.float32(1e4)), ops.rope_table(np.int64(4), theta=10**4)
+    )
     assert ops.rope_table(4, theta=5e-324, head_dim=2).isfinite().all()

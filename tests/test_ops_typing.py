@@ -1,6 +1,8 @@
 """What a caller is told of an op before it runs: signature, types, and that it has no gradient."""
 
+import copy
 import inspect
+import pickle
 import pydoc
 import typing
 from pathlib import Path
@@ -51,6 +53,14 @@ def test_every_argument_and_result_has_a_type(function):
     hints = typing.get_type_hints(getattr(function, "body", function))
     names = [n for n in signature.parameters if n not in ("self", "out")]
     assert {*names, "return"} <= set(hints)
+
+
+@pytest.mark.parametrize("name", ops.OPS)
+def test_a_copy_of_an_op_is_the_op(name):
+    """In a module that is copied, or sent to another process."""
+    op = ops.OPS[name]
+    for copied in (copy.copy(op), copy.deepcopy([op])[0], pickle.loads(pickle.dumps(op))):
+        assert copied is op
 
 
 def with_gradient(case: Case) -> typing.Iterator[Case]:

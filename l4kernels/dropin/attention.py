@@ -112,6 +112,9 @@ def flash_attn_varlen_func(
     check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
+    check.same_device(
+        q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, seqused_k=seqused_k
+    )
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
@@ -243,9 +246,23 @@ def flash_attn_with_kvcache(
         check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
         check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
     batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    columns = 1 if page_table is None else page_table.shape[-1]
+    if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
+    columns = 1 if page_table is None else page_table.shape[1]
     _causal(check, causal, window_size, most, columns * k_cache.shape[1])
     check.require((k is None) == (v is None), "expected k and v, or neither")
+    check.same_device(
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        k=k,
+        v=v,
+        cache_seqlens=cache_seqlens if isinstance(cache_seqlens, Tensor) else None,
+        cache_batch_idx=cache_batch_idx,
+        page_table=page_table,
+        cu_seqlens_q=cu_seqlens_q,
+    )
     scales = {
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
@@ -269,8 +286,8 @@ def flash_attn_with_kvcache(
         keys = *caches, lengths + new, table
         if starts is not None:
             out, lse = _attend(q, starts, most, *keys, options)
-        elif most <= MAX_DECODE_TOKENS:
-            out, lse = _nothing(q) if q.numel() == 0 else ops.flash_decode(q, *keys, **options)
+        elif 1 <= most <= MAX_DECODE_TOKENS:
+            out, lse = ops.flash_decode(q, *keys, **options)
         else:
             starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
             out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
@@ -315,12 +332,6 @@ def _attend(
     place = (row - ends[sequence] + most).clamp(0, most - 1)
     out = torch.where(owned[:, None, None], out[sequence, place], 0)
     return out, torch.where(owned, lse[sequence, :, place].T, -math.inf).contiguous()
-
-
-def _nothing(q: Tensor) -> tuple[Tensor, Tensor]:
-    """The result of `[B, S, Hq, D]` without an element."""
-    shape = (q.shape[0], q.shape[2], q.shape[1])
-    return q.new_zeros(q.shape), q.new_full(shape, -math.inf, dtype=torch.float32)
 
 
 def _causal(

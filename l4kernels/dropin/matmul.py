@@ -154,7 +154,10 @@ def grouped_gemm(
     if batched:
         offsets = torch.arange(groups + 1, dtype=torch.int32, device=input.device) * rows
         input = input.flatten(0, 1)
-        scale_a = scale_a if scale_a is None else scale_a.flatten(0, 1)
+        if scale_a is not None:
+            expected = [groups, rows, *["K / 128"] * (scale_a.dim() > 2)]
+            check.shape("scale_a", scale_a, expected)
+            scale_a = scale_a.flatten(0, 1)
     elif offs is not None:
         check.dtype("offs", offs, (torch.int32,))
         check.shape("offs", offs, [groups])

@@ -38,8 +38,6 @@ def cache_in_pages(
     """Caches in pages, lengths `[B]`, and the block table."""
     rows, length = k_cache.shape[:2]
     if page_table is not None:
-        check.dtype("page_table", page_table, (torch.int32,))
-        check.shape("page_table", page_table, [batch, "max_pages"])
         check.require(cache_batch_idx is None, "expected no cache_batch_idx with a page_table")
         check.require(cache_seqlens is not None, "expected cache_seqlens with a page_table")
         table = contiguous(page_table)

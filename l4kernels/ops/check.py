@@ -17,6 +17,19 @@ def describe(t: Tensor) -> str:
     return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
 
 
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Whether the bytes from the first to the last of one reach into those of the other."""
+    (a_first, a_end), (b_first, b_end) = map(_extent, (a, b))
+    return a_first < b_end and b_first < a_end
+
+
+def _extent(t: Tensor) -> tuple[int, int]:
+    if t.numel() == 0:
+        return 0, 0
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
+
+
 class Checker:
     """Collects the op's name so that every message starts with it."""
 

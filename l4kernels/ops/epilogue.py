@@ -32,6 +32,11 @@ def interleave_gate_up(gate: Tensor, up: Tensor) -> Tensor:
             f"interleave_gate_up: expected gate and up of one shape [..., F, K], F a multiple of "
             f"{INTERLEAVE}, got {list(gate.shape)} and {list(up.shape)}"
         )
+    if gate.dtype != up.dtype:
+        raise TypeError(
+            f"interleave_gate_up: expected gate and up of one dtype, got {gate.dtype} "
+            f"and {up.dtype}"
+        )
     halves = [half.unflatten(-2, (-1, INTERLEAVE)) for half in (gate, up)]
     return torch.stack(halves, -3).flatten(-4, -2)
 
@@ -196,6 +201,6 @@ def gemm_work(
     share = 1.0
     if expert_offsets is not None:
         num_experts = expert_offsets.shape[0] - 1
-        share = experts_hit(num_experts, expert_offsets) / num_experts
+        share = experts_hit(num_experts, expert_offsets) / max(num_experts, 1)
     moved = tensor_bytes(a, expert_offsets, *others) + m * columns * out_dtype.itemsize
     return Work(flops=2 * m * n * k, bytes=moved + share * tensor_bytes(*weights))

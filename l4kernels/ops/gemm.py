@@ -197,6 +197,8 @@ def gemm(
         config: the kernel's row of tile sizes, -1 to choose by shape, -2 to do so without measured
             rows; 100 times a number is added to also say into how many parts K is cut. The meaning
             is the same.
+        out: where the result goes; contiguous on CUDA. It shares no memory with an input, but may
+            be `residual` itself.
 
     Returns:
         `[M, N']`, N' = N, or N / 2 for "swiglu".

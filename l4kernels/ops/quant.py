@@ -46,12 +46,27 @@ class Int4(NamedTuple):
 def _check_quantize_fp8(x: Tensor, scaling: str) -> None:
     check = Checker("quantize_fp8")
     check.dtype("x", x, FLOATS)
+    _check_scaling(check, "x", x, scaling)
+
+
+def _check_scaling(check: Checker, name: str, x: Tensor, scaling: str) -> None:
     check.choice("scaling", scaling, FP8_SCALINGS)
-    check.require(x.dim() >= 1, "expected x to have at least one dimension, got a scalar")
+    check.require(x.dim() >= 1, f"expected {name} to have at least one dimension, got a scalar")
     if scaling in ("1x128", "128x128"):
-        check.multiple("the last dimension of x", x.shape[-1], BLOCK)
+        check.multiple(f"the last dimension of {name}", x.shape[-1], BLOCK)
     if scaling == "128x128":
-        check.require(x.dim() >= 2, f"expected x to be [..., N, K], got {list(x.shape)}")
+        check.require(x.dim() >= 2, f"expected {name} to be [..., N, K], got {list(x.shape)}")
+
+
+def _scale_shape(x: Tensor, scaling: str) -> list[int]:
+    *leading, columns = x.shape
+    if scaling == "tensor":
+        return [x.shape[0], 1] if x.dim() > 2 else [1]
+    if scaling == "row":
+        return leading
+    if scaling == "128x128":
+        leading[-1] = -(-leading[-1] // BLOCK)
+    return [*leading, columns // BLOCK]
 
 
 def _work_quantize_fp8(x: Tensor, scaling: str) -> Work:
@@ -125,10 +140,20 @@ def fp8_values(q: Tensor) -> Tensor:
 def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     """The float32 values of `quantize_fp8`'s result.
 
+    Args:
+        q: e4m3 `[..., K]`.
+        scale: float32, the shape that `quantize_fp8` gives it.
+        scaling: as for `quantize_fp8`.
+
     >>> x = torch.tensor([[0.5, -2.0]])
     >>> dequantize_fp8(*quantize_fp8(x, "tensor"), "tensor")
     tensor([[ 0.5000, -2.0000]])
     """
+    check = Checker("dequantize_fp8")
+    check.dtype("q", q, (FP8,))
+    _check_scaling(check, "q", q, scaling)
+    check.dtype("scale", scale, (torch.float32,))
+    check.shape("scale", scale, _scale_shape(q, scaling))
     value = fp8_values(q)
     if scaling == "tensor":
         return value.mul_(scale.unsqueeze(-1) if scale.dim() > 1 else scale)
@@ -276,7 +301,8 @@ def pack_int4(q: Tensor) -> Tensor:
         q.dim() > 0 and q.shape[-1] % 8 == 0,
         f"expected rows of a multiple of 8 codes, got {describe(q)}",
     )
-    valid = (q >= -8) & (q <= 7) & (q == q.round())
+    signed = q.short() if q.dtype == torch.uint8 else q  # compared with -8, not with 248
+    valid = (signed >= -8) & (signed <= 7) & (signed == signed.round())
     if not valid.all():
         check.fail(f"expected whole numbers from -8 to 7, got {q[~valid][0].item()}")
     packed = torch.empty((*q.shape[:-1], q.shape[-1] // 8), dtype=torch.int32, device=q.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from l4kernels.ops.ambient import autocasting, no_autocast
-from l4kernels.ops.check import describe
+from l4kernels.ops.check import describe, share_memory
 from l4kernels.ops.route import route_of
 
 NAMESPACE = "l4kernels"
@@ -80,7 +80,7 @@ class Op(Generic[P, R]):
         if out:
             self.out_schema = _out_schema(self.name, self.schema)
             _library.define(self.out_schema, tags=_OUT_TAGS)
-            _library.impl(f"{self.name}.out", self._checked_out, "CPU")
+            _library.impl(f"{self.name}.out", self._cpu_out, "CPU")
             torch.library.register_fake(
                 f"{NAMESPACE}::{self.name}.out", self._fake_out_of(fake or body), lib=_library
             )
@@ -89,6 +89,10 @@ class Op(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> "Op[P, R]":
         """Like any routine, so that `help` shows the op and not this class; never bound."""
         return self
+
+    def __reduce__(self) -> str:
+        """Pickled and copied by name, like a function."""
+        return self.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         route = route_of(self.name)
@@ -99,11 +103,11 @@ class Op(Generic[P, R]):
         out: Any = kwargs.pop("out", None)  # of an OpWithOut
         namespace = EMULATED_NAMESPACE if route == "emulated" else NAMESPACE
         packet = getattr(getattr(torch.ops, namespace), self.name)
-        if out is not None and not self.has_out:
-            raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
+        if out is not None:
+            self._require_out_form()
         try:
             if out is not None and not _OUT_TAGS and torch.compiler.is_compiling():
-                self._require_same_kind(out, result := packet.default(*args, **kwargs))
+                self._require_fit(out, result := packet.default(*args, **kwargs))
                 return out.copy_(result)
             if out is not None:
                 packet.out(*args, out=out, **kwargs)
@@ -118,6 +122,7 @@ class Op(Generic[P, R]):
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
         out: Any = kwargs.pop("out", None)
         if out is not None:
+            self._require_out_form()
             return self._checked_out(*args, out=out, **kwargs)
         result = self._checked(*args, **kwargs)
         return result if self._returns is None else self._returns(*result)
@@ -133,11 +138,30 @@ class Op(Generic[P, R]):
 
     def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
         result = self._checked(*args, **kwargs)
-        self._require_same_kind(out, result)
+        self._require_fit(out, result)
         return out.copy_(result)
 
-    def _require_same_kind(self, out: Tensor, result: Tensor) -> None:
-        if out.shape != result.shape or out.dtype != result.dtype:
+    def _cpu_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
+        # A kernel may read an input after it has begun to write, but of `residual` just what it is
+        # about to replace. It takes no `out` with gaps, of which the extent would say too little.
+        inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
+        residual = kwargs.get("residual")
+        for value in inputs:
+            if not isinstance(value, Tensor) or (value is residual and value.is_set_to(out)):
+                continue
+            if share_memory(out, value):
+                raise ValueError(
+                    f"{NAMESPACE}.{self.name}: expected out to share no memory with an input, "
+                    f"except to be residual itself, got an out in the memory of {describe(value)}"
+                )
+        return self._checked_out(*args, out=out, **kwargs)
+
+    def _require_out_form(self) -> None:
+        if not self.has_out:
+            raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
+
+    def _require_fit(self, out: Tensor, result: Tensor) -> None:
+        if (out.shape, out.dtype, out.device) != (result.shape, result.dtype, result.device):
             raise ValueError(
                 f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
                 f"got {describe(out)}"
@@ -156,7 +180,7 @@ class Op(Generic[P, R]):
         fake = self._fake_of(shape_function)
 
         def fake_out(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
-            self._require_same_kind(out, fake(*args, **kwargs))
+            self._require_fit(out, fake(*args, **kwargs))
             return out
 
         return fake_out

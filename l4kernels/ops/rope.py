@@ -1,9 +1,9 @@
 """Split the fused QKV, rotate, normalise, scale, and write K and V into the paged cache."""
 
+import contextlib
 import math
 import numbers
 import operator
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +17,9 @@ from l4kernels.ops.registry import Work, op, tensor_bytes
 
 HEAD_DIM = 128
 """The head size of Llama 4, and the only one that the CUDA kernels take."""
+
+_LARGEST = 2**31 - 1
+"""No table has more rows or columns."""
 
 _LLAMA3_NUMBERS = (
     "original_max_position_embeddings",
@@ -68,16 +71,22 @@ def rope_frequencies(
 
 def _whole(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(
             f"rope_table: expected {name} to be a whole number, got {value!r}"
         ) from None
+    if number > _LARGEST:
+        raise ValueError(f"rope_table: expected {name} to be at most {_LARGEST}, got a larger one")
+    return number
 
 
 def _positive(name: str, value: Any) -> float:
-    if isinstance(value, numbers.Real) and 0 < value <= sys.float_info.max:
-        return float(value)
+    if isinstance(value, numbers.Real):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+            if 0 < number < math.inf:
+                return number
     raise ValueError(f"rope_table: expected {name} to be positive and finite, got {value!r}")
 
 

@@ -124,7 +124,7 @@ def w4_gemm(
             `pack_int4`.
         scales: `[N, K / 128]` or `[E, N, K / 128]`, bfloat16 or float32; any sign.
         expert_offsets: int32 `[E + 1]`, ascending from 0; rows past the last one give zeros.
-        bias, residual, row_scale, activation, out_dtype, config: as for `gemm`.
+        bias, residual, row_scale, activation, out_dtype, config, out: as for `gemm`.
 
     Returns:
         `[M, N']`, N' = N, or N / 2 for "swiglu". Accumulated in float32, rounded once.
