@@ -9,6 +9,7 @@ from torch import Tensor
 
 import l4kernels
 from l4kernels import ops
+from l4kernels.testing import emulated
 from tests.cases import cases
 
 A, B = torch.arange(12.0).view(3, 4), torch.arange(16.0).view(4, 4)
@@ -91,3 +92,33 @@ def test_an_op_without_an_out_form_says_so_on_every_route(name, route):
     for call in (op, op.reference):
         with route(), pytest.raises(TypeError, match=f"l4kernels.{name} has no out= form"):
             call(*case.args, **case.kwargs, out=torch.zeros(1))
+
+
+def kernel_inputs() -> tuple[Tensor, Tensor]:
+    return torch.ones(8, 64, dtype=torch.bfloat16), torch.ones(64, 64, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "number, name", enumerate(["a", "b", "bias", "row_scale", "a row of the residual"])
+)
+def test_the_binding_refuses_out_in_the_memory_of_an_input(number, name):
+    a, b = kernel_inputs()
+    memory = torch.ones(9, 64, dtype=torch.bfloat16)
+    out, more = [
+        (a, {}),
+        (b[:8], {}),
+        (memory[:8], {"bias": memory[7]}),
+        (memory[:8], {"row_scale": memory.view(-1)[:16].view(torch.float32)}),
+        (memory[:8], {"residual": memory[1:]}),
+    ][number]
+    with emulated(), pytest.raises(ValueError, match="share no memory with an input"):
+        ops.gemm(a, b, out=out, **more)
+
+
+def test_the_binding_takes_the_residual_itself_and_the_dtype_that_is_asked_for():
+    a, b = kernel_inputs()
+    residual = torch.ones(8, 64, dtype=torch.bfloat16)
+    with emulated():
+        assert ops.gemm(a, b, residual=residual, out=residual).eq(65).all()
+        with pytest.raises(RuntimeError, match="expected out in the dtype that out_dtype asks for"):
+            ops.gemm(a, b, out=torch.empty(8, 64))

@@ -44,6 +44,19 @@ inline Rows rows_of(const Tensor& t) {
   return rows;
 }
 
+// Whether the bytes from the first to the last of one tensor reach into those of the other.
+inline bool share_memory(const Tensor& a, const Tensor& b) {
+  const auto extent = [](const Tensor& t) {
+    int64_t elements = t.numel() > 0;
+    for (int64_t i = 0; elements > 0 && i < t.dim(); ++i) elements += (t.size(i) - 1) * t.stride(i);
+    const char* first = elements > 0 ? static_cast<const char*>(pointer(t)) : nullptr;
+    return std::pair{first, first + elements * t.element_size()};
+  };
+  const auto [a_first, a_end] = extent(a);
+  const auto [b_first, b_end] = extent(b);
+  return a_first < b_end && b_first < a_end;
+}
+
 template <typename T = void>
 T* optional_pointer(const std::optional<Tensor>& t) {
   return t.has_value() ? pointer<T>(*t) : nullptr;

@@ -137,11 +137,27 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
   if (m > 0 && n > 0) L4K_LAUNCH(l4k::gemm(p, device.stream()));
 }
 
+void require_apart(const Tensor& out, const OptionalTensor& input, bool may_be_out = false) {
+  STD_TORCH_CHECK(!input || may_be_out || !share_memory(out, *input), "l4kernels.gemm: expected ",
+                  "out to share no memory with an input, except to be residual itself, got an out ",
+                  "in the memory of ", describe(*input));
+}
+
 Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offsets,
                 const OptionalTensor& sfa, const OptionalTensor& sfb, const OptionalTensor& bias,
                 const OptionalTensor& residual, const OptionalTensor& row_scale,
-                const std::string& activation, const std::optional<ScalarType>&, bool fast_accum,
-                int64_t config, Tensor out) {
+                const std::string& activation, const std::optional<ScalarType>& out_dtype,
+                bool fast_accum, int64_t config, Tensor out) {
+  STD_TORCH_CHECK(out.scalar_type() == out_dtype.value_or(ScalarType::BFloat16),
+                  "l4kernels.gemm: expected out in the dtype that out_dtype asks for, got ",
+                  describe(out));
+  // A tile is written while others still read; of the residual each reads just what it writes.
+  const bool in_place = residual.has_value() && residual->data_ptr() == out.data_ptr() &&
+                        residual->stride(0) == out.stride(0);
+  for (const OptionalTensor* t : {&sfa, &sfb, &bias, &residual, &row_scale})
+    require_apart(out, *t, t == &residual && in_place);
+  require_apart(out, a);
+  require_apart(out, b);
   gemm(a, b, expert_offsets, sfa, sfb, bias, residual, row_scale, activation, fast_accum, config,
        out);
   return out;

@@ -115,6 +115,8 @@ class Op(Generic[P, R]):
             result = packet.default(*args, **kwargs)
         except RuntimeError:  # of a binding: bad input is the same error as on a CPU
             self._check(*args, **kwargs)
+            if out is not None:
+                self._require_apart(out, args, kwargs)
             raise
         return result if self._returns is None else self._returns(*result)
 
@@ -142,6 +144,10 @@ class Op(Generic[P, R]):
         return out.copy_(result)
 
     def _cpu_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
+        self._require_apart(out, args, kwargs)
+        return self._checked_out(*args, out=out, **kwargs)
+
+    def _require_apart(self, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A kernel may read an input after it has begun to write, but of `residual` just what it is
         # about to replace. It takes no `out` with gaps, of which the extent would say too little.
         inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
@@ -154,7 +160,6 @@ class Op(Generic[P, R]):
                     f"{NAMESPACE}.{self.name}: expected out to share no memory with an input, "
                     f"except to be residual itself, got an out in the memory of {describe(value)}"
                 )
-        return self._checked_out(*args, out=out, **kwargs)
 
     def _require_out_form(self) -> None:
         if not self.has_out:
