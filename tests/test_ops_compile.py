@@ -122,7 +122,7 @@ def test_the_out_form_gives_out_itself(name):
 
 @pytest.mark.parametrize("name", WITH_OUT)
 def test_inductor_takes_an_op_that_has_an_out_form(name):
-    """The default backend looks for out forms by itself. Nothing here is left for a C++ compiler."""
+    """The default backend looks for out forms itself. Nothing here is left for a C++ compiler."""
     program = Program(name, out=False)
     compiled = torch.compile(lambda *tensors: program(*tensors)[0], fullgraph=True)
     with torch.compiler.config.patch(force_disable_caches=True):

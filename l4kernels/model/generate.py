@@ -28,7 +28,7 @@ class Timings:
         return self.decode_steps / self.decode_s if self.decode_s else 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """Iterate over it: each item is the next token of every row, int64 `[B]` on the CPU.
 
@@ -53,7 +53,7 @@ class Generation:
     finish_reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1)
+        self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1, 1 << 62)
         if not isinstance(self.sampling, Sampling):
             raise ValueError(f"expected sampling to be a Sampling, got {self.sampling!r:.80}")
         config, stop = self.model.config, self.stop_ids
