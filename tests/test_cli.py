@@ -103,11 +103,8 @@ def test_checkpoint_defaults_apply(l4k, folder, tmp_path):
 
 
 def test_a_pad_token_in_the_prompt_is_text(l4k, folder, tmp_path):
-    """A checkpoint may pad with a token of plain text; one prompt alone is not padded."""
-    pad = Tokenizer(folder).encode("the")[-1]
-    broken(
-        folder, tmp_path, lambda f: rewrite(f, lambda c: c["text_config"].update(pad_token_id=pad))
-    )
+    pad = {"pad_token_id": Tokenizer(folder).encode("the")[-1]}
+    broken(folder, tmp_path, lambda f: rewrite(f, lambda c: c["text_config"].update(pad)))
     options = ("generate", "--prompt", "the", "--json", "--max-new-tokens", 2, "--model")
     wanted, got = (json.loads(l4k(*options, where)[1]) for where in (folder, tmp_path))
     assert got["token_ids"] == wanted["token_ids"]
