@@ -321,6 +321,13 @@ def test_an_argument_that_is_false_is_not_ignored(model):
                 model.generate(IDS, 2, **{name: value})
 
 
+def test_a_second_iteration_counts_anew(model):
+    generation = model.stream(IDS, 4)
+    for _ in range(2):
+        assert len(list(generation)) == 4
+        assert (generation.timings.decode_steps, generation.finish_reasons) == (3, ["length"])
+
+
 def test_generations_can_be_kept_in_sets_and_compared(model):
     first, second = (model.stream(IDS.repeat(2, 1), 2) for _ in range(2))
     assert {first, second} == {second, first} and first != second

@@ -153,7 +153,7 @@ def load_options(
     *,
     reference: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of `Llama4.from_pretrained` behind the command line's spellings."""
+    """Arguments of `Llama4.from_pretrained` from the command line's spellings."""
     target = find_device(device or _default_device(weights, reference))
     dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     for option, value, known in (

@@ -93,6 +93,7 @@ class Generation:
         model, prompt = self.model, self._prompt
         batch = prompt.batch
         self.finish_reasons[:] = ["length"] * batch
+        self.timings.decode_s, self.timings.decode_steps = 0.0, 0
         running = [True] * batch
         cache = model.new_cache(batch, prompt.length + self.max_new_tokens - 1)
         draw = Sampler(self.sampling, prompt.input_ids, model.config.vocab_size)

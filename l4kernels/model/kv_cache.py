@@ -1,6 +1,6 @@
 """Paged KV cache that knows chunks.
 
-A chunked layer never looks behind the start of the current chunk, so it keeps a ring of pages that
+A chunked layer never looks back beyond its chunk, so it keeps a ring of pages that
 holds one chunk; its block table repeats the ring, and neither `rope_cache` nor attention knows.
 That is right as long as no step crosses a chunk boundary: `pieces` cuts a prompt there. Global
 layers keep every token.
