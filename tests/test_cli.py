@@ -102,6 +102,14 @@ def test_checkpoint_defaults_apply(l4k, folder, tmp_path):
     assert json.loads(l4k(*options, "--temperature", 0)[1])["token_ids"] == greedy["token_ids"]
 
 
+def test_a_pad_token_in_the_prompt_is_text(l4k, folder, tmp_path):
+    pad = {"pad_token_id": Tokenizer(folder).encode("the")[-1]}
+    broken(folder, tmp_path, lambda f: rewrite(f, lambda c: c["text_config"].update(pad)))
+    options = ("generate", "--prompt", "the", "--json", "--max-new-tokens", 2, "--model")
+    wanted, got = (json.loads(l4k(*options, where)[1]) for where in (folder, tmp_path))
+    assert got["token_ids"] == wanted["token_ids"]
+
+
 def test_stop_string_ends_before_itself(generate):
     options = ("--prompt", "the", "--max-new-tokens", 30, "--temperature", 2, "--seed", 1)
     whole = generate(*options)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4kernels import Llama4, Llama4Config, Sampling, demo
+from l4kernels.model.prompt import Prompt
 
 VOCAB, PAD = TEXT["vocab_size"], TEXT["pad_token_id"]
 IDS = torch.tensor([[1, 2, 100]])
@@ -295,3 +296,81 @@ def test_a_stream_leaves_its_callers_mode_alone(model):
     seen = []
     model.generate(IDS, 2, streamer=lambda ids: seen.append(torch.is_grad_enabled()))
     assert seen == [True, True]
+
+
+class Counting:
+    """A function that is false, as everything with a length of 0 is."""
+
+    calls = 0
+
+    def __len__(self):
+        return 0
+
+    def __call__(self, ids):
+        self.calls += 1
+
+
+def test_an_argument_that_is_false_is_not_ignored(model):
+    streamer = Counting()
+    model.generate(IDS, 3, streamer=streamer)
+    assert streamer.calls == 3
+    nothing = [False, 0, "", [], (), torch.tensor([]), np.array([1, 2]), torch.tensor([1, 2])]
+    for name in ("logit_bias", "streamer"):
+        for value in nothing:
+            with pytest.raises(ValueError, match=f"expected {name} to"):
+                model.generate(IDS, 2, **{name: value})
+
+
+def test_a_second_iteration_counts_anew(model):
+    generation = model.stream(IDS, 4)
+    for _ in range(2):
+        assert len(list(generation)) == 4
+        assert (generation.timings.decode_steps, generation.finish_reasons) == (3, ["length"])
+
+
+def test_generations_can_be_kept_in_sets_and_compared(model):
+    first, second = (model.stream(IDS.repeat(2, 1), 2) for _ in range(2))
+    assert {first, second} == {second, first} and first != second
+
+
+FORMATS = {
+    "dtype": ["bfloat16", torch.bfloat16],
+    "kv_dtype": [None, "fp8", torch.float8_e4m3fn, "float32", torch.float32],
+    "weights": [None, "bf16"],
+    "seed": [-5, np.int64(3)],
+}
+NO_FORMATS = {
+    "dtype": [None, [], {}, "", "fp16", torch.float16, np.float32, 32],
+    "kv_dtype": [[], {}, "", "bfloat16", torch.bfloat16, 8],
+    "weights": [[], {}, "", "BF16", 4, torch.bfloat16],
+    "seed": [None, 1.5, "x", 1 << 63, True],
+    "device": [None, [], "", "meta", "cuda:99", 1.5],
+}
+
+
+@pytest.mark.parametrize("name", NO_FORMATS)
+def test_formats_of_a_model(name):
+    config = Llama4Config.from_dict({**TEXT, "num_hidden_layers": 1})
+    for value in FORMATS.get(name, []):
+        assert Llama4.random(config, **{name: value})(IDS).isfinite().all()
+    for value in NO_FORMATS[name]:
+        with pytest.raises(ValueError, match=rf"expected {name} to be|CUDA devices are visible"):
+            Llama4.random(config, **{name: value})
+
+
+def test_a_cache_takes_what_it_was_made_for(model):
+    one = torch.tensor([[7]])
+    cache = model.new_cache(1, 4)
+    model.prefill(Prompt(model, IDS), cache)
+    model.decode(one, cache)
+    with pytest.raises(ValueError, match=r"at most 0 more tokens in this KV cache \(capacity 4"):
+        model.decode(one, cache)
+    two = model.new_cache(2, 8)
+    for ids in (one, one.repeat(2, 2), one.repeat(3, 1), one[0]):
+        with pytest.raises(ValueError, match=r"expected ids to be \[2, 1\], got"):
+            model.decode(ids, two)
+    with pytest.raises(ValueError, match="expected a KV cache of 1 sequences, got 2"):
+        model.prefill(Prompt(model, IDS), two)
+    for batch, capacity in ((0, 1), (1, 0), (-1, 4), (1, 2.5), ("x", 3), (1, None)):
+        with pytest.raises(ValueError, match=r"expected (batch|capacity) to be a whole number"):
+            model.new_cache(batch, capacity)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import l4kernels
+from l4kernels.ops import route
 from l4kernels.ops.route import route_of, routed
 
 OP = "silu_mul"
@@ -112,3 +113,13 @@ def test_a_compiled_function_follows_the_route(autocast):
             counted.append(on_reference)
             torch.testing.assert_close(y, body(x))
     assert counted == [False, True] * 2
+
+
+def test_blocks_that_end_elsewhere_are_forgotten():
+    """Suspended generators may be collected in any thread, which cannot reach this one's stack."""
+    for _ in range(20):
+        generator = block()
+        next(generator)
+        in_a_thread(generator.close)
+    with l4kernels.reference():
+        assert len(route._stack.get()) == 1

@@ -186,3 +186,47 @@ def test_neutral_values_are_no_obstacle(tmp_path):
 def test_a_penalty_out_of_range_names_the_file(tmp_path, value):
     with pytest.raises(ConfigError, match=r"generation_config\.json: expected repetition_penalty"):
         ask(tmp_path, repetition_penalty=value)
+
+
+def test_a_folder_that_is_not_there_is_not_greedy(tmp_path):
+    assert Sampling.from_pretrained(tmp_path) == Sampling()
+    with pytest.raises(ConfigError, match="expected a checkpoint folder"):
+        Sampling.from_pretrained(tmp_path / "typo")
+
+
+@pytest.mark.parametrize(
+    ("published", "wanted"),
+    [
+        (  # Llama 3
+            {"bos_token_id": 128000, "do_sample": True, "eos_token_id": [128001, 128009],
+             "max_length": 4096, "temperature": 0.6, "top_p": 0.9, "transformers_version": "4.40"},
+            Sampling(0.6, top_p=0.9),
+        ),
+        (  # Llama 2: a temperature without do_sample
+            {"_from_model_config": True, "max_length": 4096, "pad_token_id": 0, "temperature": 0.9,
+             "top_p": 0.6, "eos_token_id": 2},
+            Sampling(),
+        ),
+        (  # Qwen 2.5 VL
+            {"do_sample": True, "repetition_penalty": 1.05, "temperature": 0.000001},
+            Sampling(1e-6, repetition_penalty=1.05),
+        ),
+        (  # Qwen
+            {"chat_format": "chatml", "max_window_size": 6144, "max_new_tokens": 512, "top_k": 0,
+             "do_sample": True, "top_p": 0.8, "stop_words_ids": []},
+            Sampling(1.0, top_p=0.8),
+        ),
+        (  # Gemma 3
+            {"cache_implementation": "hybrid", "do_sample": True, "top_k": 64, "top_p": 0.95},
+            Sampling(1.0, top_k=64, top_p=0.95),
+        ),
+        (  # nothing but nulls and flags that choose no token
+            {"min_p": None, "top_k": None, "use_cache": False, "output_scores": True,
+             "return_dict_in_generate": True, "trust_remote_code": True},
+            Sampling(),
+        ),
+    ],
+    ids=["llama 3", "llama 2", "qwen 2.5 vl", "qwen", "gemma 3", "flags"],
+)  # fmt: skip
+def test_published_files_are_taken(tmp_path, published, wanted):
+    assert ask(tmp_path, **published) == wanted

@@ -70,8 +70,13 @@ def run(request: Request, *, as_json: bool) -> int:
     with cpu.threads(cpu.threads_for(weight_bytes(request.model))):
         model = Llama4.from_pretrained(request.model, **options)
         loaded = time.perf_counter()
+        ids = torch.tensor([prompt.ids])
         generation = model.stream(
-            torch.tensor([prompt.ids]), request.max_new_tokens, prompt.pixel_values, sampling
+            ids,
+            request.max_new_tokens,
+            prompt.pixel_values,
+            sampling,
+            attention_mask=torch.ones_like(ids),  # a pad token in it is text
         )
         token_ids: list[int] = []
         interruption = write(generation, text, token_ids, show=not as_json)
@@ -148,7 +153,7 @@ def load_options(
     *,
     reference: bool = False,
 ) -> dict[str, Any]:
-    """Arguments of `Llama4.from_pretrained` behind the command line's spellings."""
+    """Arguments of `Llama4.from_pretrained` from the command line's spellings."""
     target = find_device(device or _default_device(weights, reference))
     dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     for option, value, known in (

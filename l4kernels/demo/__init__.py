@@ -17,7 +17,7 @@ WINDOW = 512
 """Tokens of a piece of text, as in training."""
 BATCH = 4
 """Pieces at once: so few that their activations stay in a core's cache."""
-_FILL = -1  # behind the end of a piece: a target that does not count
+_FILL = -1  # after the end of a piece: a target that does not count
 
 
 class Digits(NamedTuple):
@@ -75,7 +75,7 @@ def bits_per_byte(model, tokenizer, chapters: list[str], window: int = WINDOW, b
     """Cross-entropy of the chapters in bits per byte of their UTF-8 text.
 
     Chapters are cut every `window` tokens; the begin-of-text token opens each piece; every token
-    counts once. Pieces of similar length go through together, filled up behind their end, where
+    counts once. Pieces of similar length go through together, filled up after their end, where
     nothing looks back from.
     """
     pieces: list[Tensor] = []

@@ -77,7 +77,7 @@ class Prompter:
 
     def raw(self, text: str) -> Prompt:
         """The begin-of-text token and `text` as it is; the form of base models."""
-        if not text:
+        if isinstance(text, str) and not text:
             raise ChatError("the prompt is empty")
         limit = self.config.max_position_embeddings
         return Prompt(self._checked(self.tokenizer.encode(text, limit=limit)))

@@ -28,7 +28,7 @@ class Timings:
         return self.decode_steps / self.decode_s if self.decode_s else 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """Iterate over it: each item is the next token of every row, int64 `[B]` on the CPU.
 
@@ -53,7 +53,7 @@ class Generation:
     finish_reasons: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1)
+        self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1, 1 << 62)
         if not isinstance(self.sampling, Sampling):
             raise ValueError(f"expected sampling to be a Sampling, got {self.sampling!r:.80}")
         config, stop = self.model.config, self.stop_ids
@@ -93,6 +93,7 @@ class Generation:
         model, prompt = self.model, self._prompt
         batch = prompt.batch
         self.finish_reasons[:] = ["length"] * batch
+        self.timings.decode_s, self.timings.decode_steps = 0.0, 0
         running = [True] * batch
         cache = model.new_cache(batch, prompt.length + self.max_new_tokens - 1)
         draw = Sampler(self.sampling, prompt.input_ids, model.config.vocab_size)

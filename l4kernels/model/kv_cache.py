@@ -1,6 +1,6 @@
 """Paged KV cache that knows chunks.
 
-A chunked layer never looks behind the start of the current chunk, so it keeps a ring of pages that
+A chunked layer never looks back beyond its chunk, so it keeps a ring of pages that
 holds one chunk; its block table repeats the ring, and neither `rope_cache` nor attention knows.
 That is right as long as no step crosses a chunk boundary: `pieces` cuts a prompt there. Global
 layers keep every token.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from l4kernels import ops
 from l4kernels.layers.attention import LayerCache, Tokens
+from l4kernels.model.arguments import whole_number
 from l4kernels.model.config import Llama4Config
 
 FP8 = torch.float8_e4m3fn
@@ -54,7 +55,9 @@ class KVCache:
         device: torch.device,
         scratch: bool = False,
     ):
-        self.batch, self.capacity, self.length = batch, capacity, 0
+        self.batch = batch = whole_number("batch", batch, 1)
+        self.capacity = capacity = whole_number("capacity", capacity, 1)
+        self.length = 0
         self.device, self.scratch = device, scratch
         self.chunk = 0 if scratch else config.attention_chunk_size
         self.page_size = page_size_for(self.chunk)
@@ -82,11 +85,7 @@ class KVCache:
     def pieces(self, num_tokens: int) -> Iterator[int]:
         """Lengths of the steps that `num_tokens` more tokens take: none crosses a chunk, and all
         sequences together have at most MAX_PIECE tokens in flight."""
-        if self.length + num_tokens > self.capacity:
-            raise ValueError(
-                f"expected at most {self.capacity - self.length} more tokens in this KV cache "
-                f"(capacity {self.capacity}, in use {self.length}), got {num_tokens}"
-            )
+        self._require_room(num_tokens)
         at, end = self.length, self.length + num_tokens
         while at < end:
             span = min(end, (at // self.chunk + 1) * self.chunk) - at if self.chunk else end - at
@@ -97,6 +96,7 @@ class KVCache:
 
     def step(self, num_tokens: int) -> tuple[Tokens, list[LayerCache]]:
         """Makes room for the next `num_tokens` tokens of every sequence."""
+        self._require_room(num_tokens)
         start, self.length = self.length, self.length + num_tokens
         span = torch.arange(start, self.length, device=self.device)
         int32 = {"dtype": torch.int32, "device": self.device}
@@ -115,6 +115,13 @@ class KVCache:
             slots, table = ring if self._config.chunk(layer) else full
             layers.append(LayerCache(k, v, slots, table, self._scale, self._scale))
         return tokens, layers
+
+    def _require_room(self, num_tokens: int) -> None:
+        if self.length + num_tokens > self.capacity:
+            raise ValueError(
+                f"expected at most {self.capacity - self.length} more tokens in this KV cache "
+                f"(capacity {self.capacity}, in use {self.length}), got {num_tokens}"
+            )
 
     def _block_table(self, pages: int, ring: int) -> Tensor:
         first = torch.arange(self.batch, device=self.device)[:, None] * ring

@@ -15,6 +15,7 @@ from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
 from l4kernels.model import weights as loading
+from l4kernels.model.arguments import whole_number
 from l4kernels.model.checkpoint import Checkpoint
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.generate import Generation
@@ -137,16 +138,19 @@ class Llama4(nn.Module):
         A row that met an end token (`stop_ids`, by default the checkpoint's) is padded with the
         pad id; generation ends when all rows have. `streamer` gets the tokens `[B]` of each step.
         How tokens are chosen: see `Sampling`; the other arguments and the errors: see `Generation`.
+        Greedy unless told otherwise: what the checkpoint asks for is `Sampling.from_pretrained`,
+        for `stream`.
         """
-        sampling = Sampling(
-            temperature, top_k, top_p, min_p, seed, repetition_penalty, logit_bias or {}
-        )
+        if streamer is not None and not callable(streamer):
+            raise ValueError(f"expected streamer to be a function, got {streamer!r:.80}")
+        bias = {} if logit_bias is None else logit_bias
+        sampling = Sampling(temperature, top_k, top_p, min_p, seed, repetition_penalty, bias)
         columns = [input_ids]
         for ids in self.stream(
             input_ids, max_new_tokens, pixel_values, sampling, stop_ids, attention_mask
         ):
             columns.append(ids[:, None].to(input_ids))
-            if streamer:
+            if streamer is not None:
                 streamer(ids)
         with outside_inference():
             return torch.cat(columns, 1)
@@ -168,7 +172,9 @@ class Llama4(nn.Module):
 
     @isolated
     def prefill(self, prompt: Prompt, cache: KVCache) -> Tensor:
-        """Runs a prompt behind what is in the cache; logits `[B, vocab_size]` of its last token."""
+        """Runs a prompt after what is in the cache; logits `[B, vocab_size]` of its last token."""
+        if prompt.batch != cache.batch:
+            raise ValueError(f"expected a KV cache of {prompt.batch} sequences, got {cache.batch}")
         at = 0
         for piece in cache.pieces(prompt.length):
             hidden = self.hidden(prompt.embeddings(self.embedding, at, at + piece), cache)
@@ -177,7 +183,9 @@ class Llama4(nn.Module):
 
     @isolated
     def decode(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Logits `[B, vocab_size]` behind the newest token of every sequence, `ids` `[B, 1]`."""
+        """Logits `[B, vocab_size]` after the newest token of every sequence, `ids` `[B, 1]`."""
+        if ids.shape != (cache.batch, 1):
+            raise ValueError(f"expected ids to be [{cache.batch}, 1], got {list(ids.shape)}")
         return self.logits(self.hidden(ops.embed(ids.flatten(), self.embedding), cache))
 
     def hidden(self, x: Tensor, cache: KVCache) -> Tensor:
@@ -218,7 +226,7 @@ class Llama4(nn.Module):
             dtype: float32 or bfloat16, of the activations and of what is not quantised.
             weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
                 quantised while loading, a slab at a time.
-            kv_dtype: None (`dtype`) or "fp8".
+            kv_dtype: of the KV cache: None (`dtype`) or "fp8".
         """
         build, kv_dtype = _build(device, dtype, weights, kv_dtype)
         config = Llama4Config.from_pretrained(path)
@@ -246,6 +254,7 @@ class Llama4(nn.Module):
         build, kv_dtype = _build(device, dtype, weights, kv_dtype)
         model = cls(config, build, kv_dtype=kv_dtype)
         slots = loading.layout(config)
+        seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
         loading.fill(model, slots, loading.random_slabs(slots, build.device, seed))
         return model.tied(slots)
 
@@ -285,13 +294,17 @@ def _build(
     weights: str | None,
     kv_dtype: str | torch.dtype | None,
 ) -> tuple[Build, torch.dtype]:
-    device, weights = find_device(device), weights or "bf16"
+    device, weights = find_device(device), "bf16" if weights is None else weights
     if weights not in FORMATS:
         raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
-    dtype = DTYPES.get(dtype, dtype)
+    dtype = _named(dtype, DTYPES)
     if dtype not in DTYPES.values():
         raise ValueError(f"expected dtype to be float32 or bfloat16, got {dtype}")
-    kv = {None: dtype, "fp8": FP8}.get(kv_dtype, kv_dtype)
+    kv = dtype if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": FP8})
     if kv not in (dtype, FP8):
         raise ValueError(f'expected kv_dtype to be None, {dtype} or "fp8", got {kv_dtype!r}')
     return Build(dtype, device, weights), kv
+
+
+def _named(dtype: str | torch.dtype, names: dict[str, torch.dtype]) -> torch.dtype:
+    return names.get(dtype, dtype) if isinstance(dtype, str) else dtype

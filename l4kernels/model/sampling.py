@@ -94,14 +94,18 @@ class Sampling:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "Sampling":
-        """What a checkpoint's `generation_config.json` asks for; greedy where it asks nothing.
+        """What a checkpoint's `generation_config.json` asks for; greedy without `do_sample`.
+
+        A setting that is not in the file is off, also `top_k` (which transformers sets to 50).
+        Lengths (`max_length`, `max_new_tokens`) are arguments of `Llama4.stream`; end tokens and
+        the pad token are in `Llama4Config`.
 
         Raises:
-            ConfigError: the file cannot be read, a value is out of range, or it asks for a way of
-                choosing tokens that is not supported.
+            ConfigError: there is no such folder, the file cannot be read, a value is out of range,
+                or it asks for a way of choosing tokens that is not supported.
         """
-        file = Path(path) / "generation_config.json"
-        f = Fields.of_file(file) if file.exists() else Fields({}, str(file))
+        folder = Path(path)
+        f = Fields.of_file(folder / "generation_config.json", optional=folder.is_dir())
         drawn = f.boolean("do_sample", default=False)
         for name, neutral in (_NEUTRAL | (_NEUTRAL_DRAWN if drawn else {})).items():
             value = f.data.get(name)

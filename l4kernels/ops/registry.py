@@ -29,9 +29,6 @@ R = TypeVar("R")
 OPS: dict[str, "Op[..., Any]"] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_OUT_TAGS = (torch.Tag.out,) if hasattr(torch.Tag, "out") else ()
-"""Says that a result is the argument `out` itself: without it no compiler takes such a schema, and
-a torch that does not have it yet compiles a copy instead."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Op(Generic[P, R]):
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
         if out:
             self.out_schema = _out_schema(self.name, self.schema)
-            _library.define(self.out_schema, tags=_OUT_TAGS)
+            _library.define(self.out_schema)
             _library.impl(f"{self.name}.out", self._cpu_out, "CPU")
             torch.library.register_fake(
                 f"{NAMESPACE}::{self.name}.out", self._fake_out_of(fake or body), lib=_library
@@ -106,7 +103,9 @@ class Op(Generic[P, R]):
         if out is not None:
             self._require_out_form()
         try:
-            if out is not None and not _OUT_TAGS and torch.compiler.is_compiling():
+            if out is not None and torch.compiler.is_compiling():
+                # No compiler takes the schema of the out form without torch.Tag.out; with it
+                # inductor rewrites the other form to this one, and mixes up its arguments.
                 self._require_fit(out, result := packet.default(*args, **kwargs))
                 return out.copy_(result)
             if out is not None:

@@ -61,7 +61,8 @@ def routed(target: str, bodies: frozenset[str] = frozenset()) -> Iterator[None]:
     `bodies` go to their typed bodies in any case."""
     global _open
     route = _Route(target, bodies)
-    _stack.set((*_stack.get(), route))
+    # Without those that ended in another thread or task, as generators do that are collected there.
+    _stack.set((*(r for r in _stack.get() if r in _open), route))
     with _lock:
         _open = (*_open, route)
     try:
