@@ -20,6 +20,7 @@ from .timing import Timing, capture, time_replays
 CONTEXTS = 1024, 8000
 FEW = 8
 REPLAYS = 30
+ROOM = 64  # tokens: a replay takes the same one each time, but on a fake GPU it is a call
 
 
 def steps(
@@ -29,7 +30,7 @@ def steps(
     for form in formats:
         yield f"step.scout.{form}.layers{FEW}", lambda f=form: measured("scout", f, gpu, FEW)
     config = shapes.Llama4Config.preset("scout")
-    if "fp8" in formats and planner.plan(config, "fp8", gpu, CONTEXTS[-1] + 64, 1).spare > 8e9:
+    if "fp8" in formats and planner.plan(config, "fp8", gpu, CONTEXTS[-1] + ROOM, 1).spare > 8e9:
         yield "step.scout.fp8.whole", lambda: measured("scout", "fp8", gpu, None)
 
 
@@ -38,7 +39,7 @@ def measured(
 ) -> Iterator[tuple[Timing, dict[str, Any]]]:
     """Timing of the last context's step; by context the medians and the plan's floors."""
     whole = shapes.Llama4Config.preset(model)
-    layers = layers or layers_that_fit(whole, form, gpu, CONTEXTS[-1] + 64, 1)
+    layers = layers or layers_that_fit(whole, form, gpu, CONTEXTS[-1] + ROOM, 1)
     config = shortened(whole, layers)
     network = Llama4.random(config, "cuda", torch.bfloat16, form)
     facts: dict[str, Any] = {"model": model, "format": form, "layers": layers, "contexts": {}}
@@ -56,7 +57,7 @@ def measured(
 def step_time(network: Llama4, context: int) -> Timing:
     ids = torch.randint(network.config.vocab_size, (1, context)).to(network.embedding.device)
     with torch.inference_mode():
-        cache = network.new_cache(1, context + 4)
+        cache = network.new_cache(1, context + ROOM)
         network.prefill(Prompt(network, ids), cache)
         graph = capture(lambda: network.decode(ids[:, -1:], cache))
         return time_replays(graph, repeats=REPLAYS)

@@ -152,7 +152,8 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
                   "l4kernels.gemm: expected out in the dtype that out_dtype asks for, got ",
                   describe(out));
   // A tile is written while others still read; of the residual each reads just what it writes.
-  const bool in_place = residual.has_value() && residual->data_ptr() == out.data_ptr() &&
+  const bool in_place = residual.has_value() && residual->dim() == 2 && out.dim() == 2 &&
+                        pointer(*residual) == pointer(out) &&
                         residual->stride(0) == out.stride(0);
   for (const OptionalTensor* t : {&sfa, &sfb, &bias, &residual, &row_scale})
     require_apart(out, *t, t == &residual && in_place);
