@@ -289,7 +289,7 @@ def test_how_a_prompt_ends_is_said_in_bools(value):
             render("{{ messages[0].content }}", continue_final_message=value)
 
 
-@pytest.mark.parametrize("module", ["chat", "chat_template", "plain"])
+@pytest.mark.parametrize("module", ["chat", "chat_template", "plain_data"])
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"l4kernels.model.{module}"))
     assert result.attempted and not result.failed

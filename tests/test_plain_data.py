@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from l4kernels.model import plain
+from l4kernels.model import plain_data
 from l4kernels.model.chat_template import ChatError, ChatTemplate
 
 
@@ -105,7 +105,7 @@ def test_what_has_no_plain_form_is_refused_by_name(value, name):
 
 
 def test_endless_and_deep_conversations_are_refused(monkeypatch):
-    monkeypatch.setattr(plain, "MAX_VALUES", 10_000)
+    monkeypatch.setattr(plain_data, "MAX_VALUES", 10_000)
     circle = {"role": "user"}
     circle["content"] = circle
     endless = iter(lambda: "x", None)

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from l4kernels.demo import CHECKPOINT
-from l4kernels.model import plain_text, stop_strings, tokenizer
+from l4kernels.model import plain_encoder, stop_strings, tokenizer
 from l4kernels.model.chat import Prompter
 from l4kernels.model.tokenizer import Detokenizer, TokenizerError
 
@@ -174,7 +174,7 @@ PARTS = [
 
 def test_long_texts_are_cut_where_it_does_not_show(pair, monkeypatch):
     ours, theirs = pair
-    monkeypatch.setattr(plain_text, "PIECE_CHARS", 3)
+    monkeypatch.setattr(plain_encoder, "PIECE_CHARS", 3)
     shuffled = np.random.default_rng(0).choice(PARTS, 4000).tolist()
     for text in ("".join(shuffled), "".join(PARTS) * 20, "word " * 500, "x\n" * 500):
         want = theirs(text, add_special_tokens=False).input_ids
@@ -185,15 +185,16 @@ def test_long_texts_are_cut_where_it_does_not_show(pair, monkeypatch):
 
 def test_which_tokenizers_are_cut():
     published = {
-        name: plain_text._is_published(json.loads(make().to_str())) for name, make in MADE.items()
+        name: plain_encoder._is_published(json.loads(make().to_str()))
+        for name, make in MADE.items()
     }
     assert [*published.values()] == [True, True, False, False]
-    assert plain_text._is_published(json.loads((CHECKPOINT / "tokenizer.json").read_text()))
+    assert plain_encoder._is_published(json.loads((CHECKPOINT / "tokenizer.json").read_text()))
     nothing = train(LLAMA_3, normalizers.Sequence([]))  # as DeepSeek's
-    assert plain_text._is_published(json.loads(nothing.to_str()))
+    assert plain_encoder._is_published(json.loads(nothing.to_str()))
     # Without a word of any letters, or without white space, a cut would show.
     for split in (r"\p{N}|\s+", LLAMA_3.removesuffix(r"|\s+"), LLAMA_3 + "|x", LLAMA_3 + "(?=x)"):
-        assert not plain_text._is_published(json.loads(train(split).to_str()))
+        assert not plain_encoder._is_published(json.loads(train(split).to_str()))
 
 
 def test_a_prompt_that_cannot_fit_is_refused_at_once(tmp_path):
@@ -239,7 +240,7 @@ def test_counting_stops_soon_after_the_limit(monkeypatch):
 
 def test_what_cannot_be_cut_has_a_bound(pair, monkeypatch):
     ours, _ = pair
-    monkeypatch.setattr(plain_text, "MAX_PIECE_CHARS", 1000)
+    monkeypatch.setattr(plain_encoder, "MAX_PIECE_CHARS", 1000)
     for text in (" " * 200_000, "a" * 200_000, "\n" * 200_000):
         with pytest.raises(TokenizerError, match="1,000 characters"):
             ours.encode(text)
@@ -249,7 +250,7 @@ def test_what_is_searched_at_once_has_the_same_bound(pair, monkeypatch):
     """A text with control tokens is searched whole: by a normalizer at 60 bytes a character."""
     ours, _ = pair
     published = ours._plain._published
-    longest = plain_text.MAX_TEXT_CHARS if published else plain_text.MAX_PIECE_CHARS
+    longest = plain_encoder.MAX_TEXT_CHARS if published else plain_encoder.MAX_PIECE_CHARS
     assert ours._plain.max_chars == longest
     monkeypatch.setattr(ours._plain, "max_chars", 1000)
     special = partial(ours.encode, special=True)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from tiny import ID
 
-from l4kernels.model import plain_text
+from l4kernels.model import plain_encoder
 from l4kernels.model.chat import Prompter
 from l4kernels.model.tokenizer import Detokenizer, Tokenizer, TokenizerError
 from l4kernels.model.tokenizer_file import guarded
@@ -195,7 +195,7 @@ def split_by(pattern: str, normalizer=None) -> dict:
 
 
 def model(**changes) -> dict:
-    vocab = {c: i for i, c in enumerate(plain_text.BYTE_OF_CHAR)}
+    vocab = {c: i for i, c in enumerate(plain_encoder.BYTE_OF_CHAR)}
     return {"added_tokens": [], "post_processor": None,
             "model": {"type": "BPE", "vocab": vocab, "merges": [], **changes}}  # fmt: skip
 
@@ -205,7 +205,7 @@ def added(*tokens: tuple) -> dict:
     return {"added_tokens": [{"id": i, "content": c, **flags} for i, c in tokens]}
 
 
-CHARS = dict(zip(plain_text.BYTE_OF_CHAR, range(256), strict=True))
+CHARS = dict(zip(plain_encoder.BYTE_OF_CHAR, range(256), strict=True))
 UNSUPPORTED = {
     "WordPiece": (model(type="WordPiece", unk_token="[UNK]"), "got a model of type 'WordPiece'"),
     "WordLevel": (model(type="WordLevel", unk_token="?"), "got a model of type 'WordLevel'"),
@@ -301,7 +301,7 @@ def test_a_pattern_that_the_library_gives_up_on(write):
 
 
 def test_a_slow_pattern_has_a_bound(write, monkeypatch):
-    monkeypatch.setattr(plain_text, "SECONDS", 0.1)
+    monkeypatch.setattr(plain_encoder, "SECONDS", 0.1)
     ours = Tokenizer(write({"tokenizer.json": split_by("(a+)+b")}))
     start = time.perf_counter()
     with pytest.raises(TokenizerError, match=r"more than 0\.1 s on 880 characters"):

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from l4kernels.model.files import shown
+
 _NO_IDS = str, bytes, bytearray, memoryview, Mapping
 
 
@@ -15,7 +17,7 @@ def whole_number(name: str, value: Any, low: int, high: float = math.inf) -> int
     plain = _plain(value)
     if not isinstance(plain, int) or isinstance(plain, bool) or not low <= plain <= high:
         limits = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
-        raise ValueError(f"expected {name} to be a whole number {limits}, got {_shown(value)}")
+        raise ValueError(f"expected {name} to be a whole number {limits}, got {shown(value)}")
     return plain
 
 
@@ -25,7 +27,7 @@ def number(name: str, value: Any, low: float, high: float, *, above: bool = Fals
     good = isinstance(plain, (int, float)) and not isinstance(plain, bool)
     if not good or not low <= plain <= high or (above and plain == low):
         limits = f"{'(' if above else '['}{low:g}, {high:g}]"
-        raise ValueError(f"expected {name} to be a number in {limits}, got {_shown(value)}")
+        raise ValueError(f"expected {name} to be a number in {limits}, got {shown(value)}")
     return float(plain)
 
 
@@ -35,15 +37,8 @@ def token_ids(name: str, value: Any, vocab_size: int) -> tuple[int, ...]:
     if isinstance(plain, int):
         plain = [plain]
     if isinstance(plain, _NO_IDS) or not isinstance(plain, Iterable):
-        raise ValueError(f"expected {name} to be token ids, got {_shown(value)}")
+        raise ValueError(f"expected {name} to be token ids, got {shown(value)}")
     return tuple(whole_number(f"every one of {name}", i, 0, vocab_size - 1) for i in plain)
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f"{value!r:.80}"
-    except ValueError:  # Python prints no more than 4,300 digits
-        return "a number of thousands of digits"
 
 
 def _plain(value: Any) -> Any:

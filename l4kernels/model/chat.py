@@ -15,6 +15,7 @@ from torch import Tensor
 from l4kernels.model.chat_template import ChatError, ChatTemplate
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.control_tokens import ControlTokens
+from l4kernels.model.files import shown
 from l4kernels.model.image_processor import ImageProcessor, Tiles
 from l4kernels.model.tokenizer import Tokenizer
 
@@ -120,7 +121,7 @@ class Prompter:
         True
         """
         if chat_template is not None and not isinstance(chat_template, str):
-            raise ChatError(f"expected chat_template to be a name, got {chat_template!r:.80}")
+            raise ChatError(f"expected chat_template to be a name, got {shown(chat_template)}")
         template = self._template(chat_template, tools=tools is not None)
         control = self._control
         rendered = template.mark(

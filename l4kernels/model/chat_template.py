@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from l4kernels.model.extras import require
-from l4kernels.model.files import read_object, read_text
-from l4kernels.model.plain import Plain
+from l4kernels.model.files import read_object, read_text, shown
+from l4kernels.model.plain_data import Plain
 from l4kernels.model.renderer import RENDERER, RenderError, WorkerError, one_line
 
 MAX_SOURCE_CHARS = 1 << 20
@@ -205,10 +205,10 @@ class ChatTemplate:
 
 def _check_end(new_turn: Any, go_on: Any) -> None:
     if new_turn is not None and not isinstance(new_turn, bool):
-        raise ChatError(f"expected add_generation_prompt to be a bool, got {new_turn!r:.80}")
+        raise ChatError(f"expected add_generation_prompt to be a bool, got {shown(new_turn)}")
     if not isinstance(go_on, bool) and not (isinstance(go_on, str) and go_on):
         raise ChatError(
-            f"expected continue_final_message to be a bool or a field's name, got {go_on!r:.80}"
+            f"expected continue_final_message to be a bool or a field's name, got {shown(go_on)}"
         )
     if new_turn and go_on:
         raise ChatError(

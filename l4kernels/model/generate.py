@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l4kernels._load import take_device_error
 from l4kernels.model.arguments import token_ids, whole_number
+from l4kernels.model.files import shown
 from l4kernels.model.prompt import Prompt
 from l4kernels.model.sampling import Sampler, Sampling
 
@@ -55,7 +56,7 @@ class Generation:
     def __post_init__(self):
         self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1, 1 << 62)
         if not isinstance(self.sampling, Sampling):
-            raise ValueError(f"expected sampling to be a Sampling, got {self.sampling!r:.80}")
+            raise ValueError(f"expected sampling to be a Sampling, got {shown(self.sampling)}")
         config, stop = self.model.config, self.stop_ids
         known = stop is None
         ids = config.eos_token_ids if known else token_ids("stop_ids", stop, config.vocab_size)

@@ -18,6 +18,7 @@ from l4kernels.model import weights as loading
 from l4kernels.model.arguments import whole_number
 from l4kernels.model.checkpoint import Checkpoint
 from l4kernels.model.config import Llama4Config
+from l4kernels.model.files import shown
 from l4kernels.model.generate import Generation
 from l4kernels.model.kv_cache import FP8, KVCache
 from l4kernels.model.prompt import Prompt
@@ -142,7 +143,7 @@ class Llama4(nn.Module):
         for `stream`.
         """
         if streamer is not None and not callable(streamer):
-            raise ValueError(f"expected streamer to be a function, got {streamer!r:.80}")
+            raise ValueError(f"expected streamer to be a function, got {shown(streamer)}")
         bias = {} if logit_bias is None else logit_bias
         sampling = Sampling(temperature, top_k, top_p, min_p, seed, repetition_penalty, bias)
         columns = [input_ids]

@@ -11,6 +11,7 @@ from torch import Tensor
 from l4kernels import ops
 from l4kernels.model.arguments import number, token_ids, whole_number
 from l4kernels.model.fields import Fields
+from l4kernels.model.files import shown
 from l4kernels.ops.philox import stream_seed
 
 _TOP_K_MAX = 1 << 30
@@ -110,7 +111,7 @@ class Sampling:
         for name, neutral in (_NEUTRAL | (_NEUTRAL_DRAWN if drawn else {})).items():
             value = f.data.get(name)
             if value is not None and value not in neutral:
-                f.fail(f"{name} = {value!r:.80} is not supported; take it out of the file")
+                f.fail(f"{name} = {shown(value)} is not supported; take it out of the file")
         penalty = f.number("repetition_penalty", 1e-3, 1e3, default=1.0)
         if not drawn:
             return cls(repetition_penalty=penalty)
@@ -127,7 +128,7 @@ def _biases(given: Any) -> dict[int, float]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise ValueError(f"expected logit_bias to map token ids to numbers, got {given!r:.80}")
+        raise ValueError(f"expected logit_bias to map token ids to numbers, got {shown(given)}")
     return {
         whole_number("every token of logit_bias", token, 0): number(
             "every value of logit_bias", bias, float("-inf"), 1e6

@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from l4kernels.model.files import shown
+
 MAX_STOP_CHARS = 1 << 18
 
 
@@ -82,11 +84,11 @@ class StopStrings:
 def _checked(strings: str | Sequence[str]) -> Sequence[str]:
     strings = [strings] if isinstance(strings, str) else strings
     if not isinstance(strings, Iterable) or isinstance(strings, (bytes, dict)):
-        raise ValueError(f"expected a stop string or a list of them, got {strings!r:.80}")
+        raise ValueError(f"expected a stop string or a list of them, got {shown(strings)}")
     strings = list(strings)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise ValueError(f"expected every stop string to have a character, got {string!r:.80}")
+            raise ValueError(f"expected every stop string to have a character, got {shown(string)}")
     if sum(map(len, strings)) > MAX_STOP_CHARS:
         raise ValueError(f"expected stop strings of at most {MAX_STOP_CHARS:,} characters in all")
     return strings

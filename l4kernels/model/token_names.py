@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from l4kernels.model.files import read_object
+from l4kernels.model.files import read_object, shown
 from l4kernels.model.tokenizer_file import (
     MAX_ADDED,
     MAX_ADDED_CHARS,
@@ -80,7 +80,7 @@ class TokenNames:
                 got = library.token_to_id(token.content)
                 if got != id:
                     raise TokenizerError(
-                        f"{self.file}: {token.content!r:.80} is declared with id {id}, but its "
+                        f"{self.file}: {shown(token.content)} is declared with id {id}, but its "
                         f"place in the vocabulary gives it {got}"
                     )
         named = (*self._named.values(), *self._extra)
@@ -99,8 +99,8 @@ class TokenNames:
             id = library.token_to_id(named)
             if processed not in (None, id):
                 raise TokenizerError(
-                    f"{self.file}: bos_token is {named!r:.80}, but tokenizer.json begins a text "
-                    f"with {library.id_to_token(processed)!r:.80}; make them agree"
+                    f"{self.file}: bos_token is {shown(named)}, but tokenizer.json begins a text "
+                    f"with {shown(library.id_to_token(processed))}; make them agree"
                 )
             return id
         added = library.get_added_tokens_decoder()
@@ -128,7 +128,7 @@ class TokenNames:
                 yield id
 
     def _wrong(self, expected: str, got: Any) -> TokenizerError:
-        return TokenizerError(f"{self.file}: expected {expected}, got {got!r:.80}")
+        return TokenizerError(f"{self.file}: expected {expected}, got {shown(got)}")
 
     def _named_tokens(self, named: dict[str, Any]) -> dict[str, tokenizers.AddedToken]:
         keys = dict.fromkeys((*_STANDARD, *named))

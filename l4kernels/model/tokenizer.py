@@ -8,7 +8,8 @@ from typing import Any
 
 import tokenizers
 
-from l4kernels.model.plain_text import PlainEncoder, token_bytes, too_long
+from l4kernels.model.files import shown
+from l4kernels.model.plain_encoder import PlainEncoder, token_bytes, too_long
 from l4kernels.model.stop_strings import StopStrings
 from l4kernels.model.token_names import TokenNames
 from l4kernels.model.tokenizer_file import (
@@ -150,7 +151,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of a list of ids or of an integer tensor `[n]`; bytes that are no text: U+FFFD."""
         if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-            raise TokenizerError(f"expected a list of token ids, got {ids!r:.80}")
+            raise TokenizerError(f"expected a list of token ids, got {shown(ids)}")
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         if isinstance(ids, int):
             raise TokenizerError("expected a list of token ids, got one id")
@@ -225,6 +226,6 @@ def _checked_id(id: Any) -> int:
         number = None
     if number is None or isinstance(id, bool) or not 0 <= number < MAX_IDS:
         raise TokenizerError(
-            f"expected a token id, a whole number in [0, {MAX_IDS:,}), got {id!r:.80}"
+            f"expected a token id, a whole number in [0, {MAX_IDS:,}), got {shown(id)}"
         )
     return number

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import tokenizers
 
-from l4kernels.model.files import read_object
+from l4kernels.model.files import read_object, shown
 
 MAX_FILE_BYTES = 64 << 20  # Llama 4 has 28 MB
 MAX_IDS = 1 << 20
@@ -63,12 +63,12 @@ def read_tokenizer(file: Path) -> tuple[dict[str, Any], tokenizers.Tokenizer]:
     for id, token in library.get_added_tokens_decoder().items():
         if added.pop(id, None) != token.content:
             raise TokenizerError(
-                f"{file}: the added token {token.content!r:.80} has another id than {id}, which "
+                f"{file}: the added token {shown(token.content)} has another id than {id}, which "
                 f"its place in the vocabulary gives it"
             )
     if added:
         id, content = added.popitem()
-        raise TokenizerError(f"{file}: {content!r:.80} cannot be an added token with id {id}")
+        raise TokenizerError(f"{file}: {shown(content)} cannot be an added token with id {id}")
     return data, library
 
 
@@ -94,11 +94,11 @@ def _check_model(data: dict[str, Any]) -> None:
     model = _object(data.get("model"), "model")
     kind = model.get("type", "BPE")
     if kind != "BPE":
-        raise TokenizerError(f"only byte-level BPE is supported, got a model of type {kind!r:.80}")
+        raise TokenizerError(f"only byte-level BPE is supported, got a model of type {shown(kind)}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise TokenizerError(
-                f"only byte-level BPE is supported, got {name} = {model[name]!r:.80}"
+                f"only byte-level BPE is supported, got {name} = {shown(model[name])}"
             )
     vocab = _object(model.get("vocab"), "the vocabulary")
     for token, id in vocab.items():
@@ -143,7 +143,7 @@ def _added_tokens(data: dict[str, Any]) -> dict[int, str]:
         id, content = _object(token, "an added token").get("id"), token.get("content")
         _check_id(id, content)
         if not isinstance(content, str) or not content:
-            raise TokenizerError(f"expected an added token to have text, got {content!r:.80}")
+            raise TokenizerError(f"expected an added token to have text, got {shown(content)}")
         if id in added:
             raise TokenizerError(f"two added tokens have id {id}")
         added[id] = content
@@ -155,8 +155,8 @@ def _added_tokens(data: dict[str, Any]) -> dict[int, str]:
 def _check_id(id: Any, token: Any) -> None:
     if type(id) is not int or not 0 <= id < MAX_IDS:
         raise TokenizerError(
-            f"expected the id of {token!r:.80} to be a whole number in [0, {MAX_IDS:,}), "
-            f"got {id!r:.80}"
+            f"expected the id of {shown(token)} to be a whole number in [0, {MAX_IDS:,}), "
+            f"got {shown(id)}"
         )
 
 
@@ -166,11 +166,11 @@ def _kinds(steps: list[dict[str, Any]]) -> str:
 
 def _object(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TokenizerError(f"expected {what} to be an object, got {value!r:.80}")
+        raise TokenizerError(f"expected {what} to be an object, got {shown(value)}")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise TokenizerError(f"expected {what} to be a list, got {value!r:.80}")
+        raise TokenizerError(f"expected {what} to be a list, got {shown(value)}")
     return value
