@@ -209,7 +209,7 @@ def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
     >>> packed.shape, scales.shape
     (torch.Size([1, 16]), torch.Size([1, 1]))
     """
-    groups = w.detach().reshape(-1, BLOCK)
+    groups = w.reshape(-1, BLOCK)
     packed = torch.empty(groups.shape[0], BLOCK // 8, dtype=torch.int32, device=w.device)
     scales = torch.empty(groups.shape[0], dtype=torch.bfloat16, device=w.device)
     # A GPU has no such cache, and launches cost.
