@@ -55,8 +55,8 @@ constexpr Case kCases[] = {
 void measure(const Case& c, bool small) {
   const int carveout = c.carveout ? cudaSharedmemCarveoutMaxShared : cudaSharedmemCarveoutDefault;
   for (auto kernel : {link<0>, link<1>})
-    MICRO_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                     carveout));
+    MICRO_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, carveout));
   const int grid = l4k::sm_count();
   auto launch = [&](int i, uint32_t* count) {
     const size_t smem = size_t(i % 2 ? c.odd_kb : c.even_kb) << 10;

@@ -20,13 +20,13 @@ using namespace l4k::ptx;
 
 enum Feature : unsigned {
   kNothing = 0,
-  kRegisters = 1,     // 384 threads, setmaxnreg 24 / 240 / 240
-  kBarrier = 2,       // a cluster barrier at the end
-  kRelaxed = 4,       // that orders nothing
-  kEarly = 8,         // the next launch is triggered at the start,
-  kLate = 16,         // or at the end; otherwise by the end of the CTA itself
-  kCopies = 32,       // tensor copies in a ring, the map prefetched
-  kBeforeWait = 64,   // that start before the wait for the predecessor
+  kRegisters = 1,    // 384 threads, setmaxnreg 24 / 240 / 240
+  kBarrier = 2,      // a cluster barrier at the end
+  kRelaxed = 4,      // that orders nothing
+  kEarly = 8,        // the next launch is triggered at the start,
+  kLate = 16,        // or at the end; otherwise by the end of the CTA itself
+  kCopies = 32,      // tensor copies in a ring, the map prefetched
+  kBeforeWait = 64,  // that start before the wait for the predecessor
 };
 
 constexpr int kTileRows = 128, kTileBytes = kTileRows * kRowBytes, kMaxStages = 12;
@@ -52,8 +52,9 @@ __device__ void bring(uint8_t* ring, uint64_t* full, const CUtensorMap* map, int
 }
 
 template <unsigned kFeatures>
-__global__ __launch_bounds__(kFeatures& kRegisters ? 384 : 128, 1) void cost(
-    const __grid_constant__ CUtensorMap map, int first, int count, int stages, uint32_t* sums) {
+__global__ __launch_bounds__(kFeatures& kRegisters ? 384 : 128,
+                             1) void cost(const __grid_constant__ CUtensorMap map, int first,
+                                          int count, int stages, uint32_t* sums) {
   extern __shared__ __align__(1024) uint8_t smem[];
   __shared__ uint64_t full[kMaxStages];
   if constexpr (kFeatures & kEarly) grid_launch_dependents();

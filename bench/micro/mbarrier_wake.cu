@@ -30,8 +30,8 @@ __global__ __launch_bounds__(64) void turns(int rounds, int64_t* elapsed) {
   }
   if constexpr (kWay == Way::kRemote) cluster_sync();
   __syncthreads();
-  const bool plays = kWay == Way::kNamed || (threadIdx.x % 32 == 0 &&
-                                             (kWay == Way::kMbarrier || warp == 0));
+  const bool plays =
+      kWay == Way::kNamed || (threadIdx.x % 32 == 0 && (kWay == Way::kMbarrier || warp == 0));
   const int64_t begin = cycles();
   if (plays && player == 0) {
 #pragma unroll 1

@@ -113,8 +113,8 @@ void measure(const Rows& rows, bool small) {
   const l4k::LaunchConfig config{dim3(grid), dim3(160), smem, 1, false};
   auto run = [&](int rounds, int tiles) {
     const Work work{rounds, tiles, small ? 40 : 1 << 16, window, std::max(1, window / grid)};
-    MICRO_CHECK(l4k::launch(share<N>, config, stream(), map, a.data, b.data, work, tile.data,
-                            out.data));
+    MICRO_CHECK(
+        l4k::launch(share<N>, config, stream(), map, a.data, b.data, work, tile.data, out.data));
     const std::vector<int64_t> got = out.host();
     std::vector<double> products, copies;
     for (int i = 0; i < grid; ++i) {

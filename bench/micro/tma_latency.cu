@@ -54,8 +54,8 @@ void measure(const std::string& size, const Rows& rows, int first, bool small) {
   const int boxes = small ? 3 : 128;
   const l4k::LaunchConfig config{dim3(1), dim3(32), kBoxRows * kRowBytes, 1, false};
   auto run = [&](int passes) {
-    MICRO_CHECK(l4k::launch(latency<kBoxRows>, config, stream(), map, first, boxes, passes,
-                            out.data));
+    MICRO_CHECK(
+        l4k::launch(latency<kBoxRows>, config, stream(), map, first, boxes, passes, out.data));
     std::vector<int64_t> got = out.host();
     expect(uint32_t(got[3]) == sums[first / kBoxRows + boxes - 1], "sum of the last box");
     return got;

@@ -25,27 +25,29 @@ struct Product;
 #define MICRO_O128(d) L4K_O128(d)
 // clang-format on
 
-#define MICRO_PRODUCT_OF(n, count, type, shape, name, ss_tail, rs_tail, o0, o1, o2, o3, o4)        \
-  template <>                                                                                      \
-  struct Product<n, type> {                                                                        \
-    static __device__ __forceinline__ void ss(float (&d)[count], uint64_t a, uint64_t b) {         \
-      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, 1, 0;\n\t"                                \
-                   "wgmma.mma_async.sync.aligned.m64n" #n shape ".f32." name "." name              \
-                   " {" MICRO_D##count "}, %" o0 ", %" o1 ", p, " ss_tail ";\n\t}"                 \
-                   : MICRO_O##count(d) : "l"(a), "l"(b));                                          \
-    }                                                                                              \
-    static __device__ __forceinline__ void rs(float (&d)[count], const uint32_t (&a)[4],           \
-                                              uint64_t b) {                                        \
-      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, 1, 0;\n\t"                                \
-                   "wgmma.mma_async.sync.aligned.m64n" #n shape ".f32." name "." name              \
-                   " {" MICRO_D##count "}, {%" o0 ", %" o1 ", %" o2 ", %" o3 "}, %" o4             \
-                   ", p, " rs_tail ";\n\t}"                                                        \
-                   : MICRO_O##count(d)                                                             \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                          \
-    }                                                                                              \
+#define MICRO_PRODUCT_OF(n, count, type, shape, name, ss_tail, rs_tail, o0, o1, o2, o3, o4)      \
+  template <>                                                                                    \
+  struct Product<n, type> {                                                                      \
+    static __device__ __forceinline__ void ss(float (&d)[count], uint64_t a, uint64_t b) {       \
+      asm volatile(                                                                              \
+          "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, 1, 0;\n\t"                                       \
+          "wgmma.mma_async.sync.aligned.m64n" #n shape ".f32." name "." name " {" MICRO_D##count \
+          "}, %" o0 ", %" o1 ", p, " ss_tail ";\n\t}"                                            \
+          : MICRO_O##count(d)                                                                    \
+          : "l"(a), "l"(b));                                                                     \
+    }                                                                                            \
+    static __device__ __forceinline__ void rs(float (&d)[count], const uint32_t (&a)[4],         \
+                                              uint64_t b) {                                      \
+      asm volatile(                                                                              \
+          "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, 1, 0;\n\t"                                       \
+          "wgmma.mma_async.sync.aligned.m64n" #n shape ".f32." name "." name " {" MICRO_D##count \
+          "}, {%" o0 ", %" o1 ", %" o2 ", %" o3 "}, %" o4 ", p, " rs_tail ";\n\t}"               \
+          : MICRO_O##count(d)                                                                    \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                 \
+    }                                                                                            \
   };
-#define MICRO_PRODUCT(n, count, ...)                                                               \
-  MICRO_PRODUCT_OF(n, count, __nv_bfloat16, "k16", "bf16", "1, 1, 0, 0", "1, 1, 0", __VA_ARGS__)   \
+#define MICRO_PRODUCT(n, count, ...)                                                             \
+  MICRO_PRODUCT_OF(n, count, __nv_bfloat16, "k16", "bf16", "1, 1, 0, 0", "1, 1, 0", __VA_ARGS__) \
   MICRO_PRODUCT_OF(n, count, __nv_fp8_e4m3, "k32", "e4m3", "1, 1", "1, 1", __VA_ARGS__)
 
 MICRO_PRODUCT(8, 4, "4", "5", "6", "7", "8")

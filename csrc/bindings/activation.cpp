@@ -14,11 +14,8 @@ Tensor silu_mul(const Tensor& x) {
   L4K_CHECK_ROWS(x);
   Device device(x);
   Tensor out = empty_like(x, {rows, width});
-  SiluMulParams params{.rows = rows,
-                       .width = width,
-                       .x = pointer(x),
-                       .out = pointer(out),
-                       .x_stride = x.stride(0)};
+  SiluMulParams params{
+      .rows = rows, .width = width, .x = pointer(x), .out = pointer(out), .x_stride = x.stride(0)};
   L4K_LAUNCH(l4k::silu_mul(params, device.stream()));
   return out;
 }

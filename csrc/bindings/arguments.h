@@ -71,26 +71,26 @@ T* optional_pointer(const std::optional<Tensor>&&) = delete;
   return empty_like(like, {words}, ScalarType::Int, "a workspace");
 }
 
-#define L4K_CHECK_UNIFORM_ROWS(t)                                                             \
-  L4K_REQUIRE(l4k::rows_of(t).stride >= 0 || (t).numel() == 0,                                \
-              "expected the rows of " #t " to be evenly spaced in memory, got ",              \
-              l4k::describe(t), "; call contiguous() first")
+#define L4K_CHECK_UNIFORM_ROWS(t)                                                                  \
+  L4K_REQUIRE(l4k::rows_of(t).stride >= 0 || (t).numel() == 0,                                     \
+              "expected the rows of " #t " to be evenly spaced in memory, got ", l4k::describe(t), \
+              "; call contiguous() first")
 
 // Rows of bf16 that a kernel reads in 16-byte vectors; of an argument maybe_<name>, if it is there.
 #define L4K_CHECK_BF16_ROWS(t, ...) \
   L4K_CHECK_DTYPE(t, BFloat16);     \
   L4K_CHECK_SHAPE(t, __VA_ARGS__);  \
   L4K_CHECK_ROWS(t)
-#define L4K_CHECK_MAYBE_ROWS(name, rows, width)  \
-  if (maybe_##name.has_value()) {                \
-    const Tensor& name = *maybe_##name;          \
-    L4K_CHECK_BF16_ROWS(name, rows, width);      \
+#define L4K_CHECK_MAYBE_ROWS(name, rows, width) \
+  if (maybe_##name.has_value()) {               \
+    const Tensor& name = *maybe_##name;         \
+    L4K_CHECK_BF16_ROWS(name, rows, width);     \
   }
 
 // One factor for a row or for 128 elements of it: the argument `scaling`, and what is returned.
-#define L4K_CHECK_ROW_SCALING(width)                                           \
-  const Scaling kind = scaling_named(scaling);                                 \
-  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,                    \
+#define L4K_CHECK_ROW_SCALING(width)                                            \
+  const Scaling kind = scaling_named(scaling);                                  \
+  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,                     \
               "expected scaling to be one of row, 1x128, got '", scaling, "'"); \
   if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock)
 inline std::tuple<Tensor, Tensor> empty_fp8(const Tensor& like, Scaling kind, int64_t rows,
@@ -107,29 +107,29 @@ inline std::tuple<Tensor, Tensor> empty_fp8(const Tensor& like, Scaling kind, in
   L4K_CHECK_SHAPE(t, __VA_ARGS__);     \
   L4K_CHECK_CONTIGUOUS(t)
 
-#define L4K_CHECK_HEAD_SCALE(name, heads)     \
-  if (maybe_##name.has_value()) {             \
-    const Tensor& name = *maybe_##name;       \
-    L4K_CHECK_TABLE(name, Float, heads);      \
+#define L4K_CHECK_HEAD_SCALE(name, heads) \
+  if (maybe_##name.has_value()) {         \
+    const Tensor& name = *maybe_##name;   \
+    L4K_CHECK_TABLE(name, Float, heads);  \
   }
 
 // The arguments k_cache, v_cache, maybe_k_scale and maybe_v_scale of every op with a paged cache:
 // [P, page_size, Hkv, head_dim] in bf16, or e4m3 with an optional scale per KV head.
-#define L4K_CHECK_PAGED_CACHE(head_dim)                                                           \
-  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, head_dim);                                                 \
-  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), head_dim);          \
-  if (k_cache.scalar_type() != ScalarType::Float8_e4m3fn) {                                       \
-    L4K_CHECK_DTYPE(k_cache, BFloat16);                                                           \
-    L4K_REQUIRE(!maybe_k_scale.has_value() && !maybe_v_scale.has_value(),                         \
-                "expected no k_scale or v_scale with a BFloat16 cache, got one");                 \
-  }                                                                                               \
-  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),                                     \
-              "expected v_cache to have the dtype of k_cache, got ", l4k::describe(v_cache));     \
-  L4K_CHECK_CONTIGUOUS(k_cache);                                                                  \
-  L4K_CHECK_CONTIGUOUS(v_cache);                                                                  \
-  L4K_CHECK_ROWS(k_cache);                                                                        \
-  L4K_CHECK_ROWS(v_cache);                                                                        \
-  L4K_CHECK_HEAD_SCALE(k_scale, k_cache.size(2))                                                  \
+#define L4K_CHECK_PAGED_CACHE(head_dim)                                                       \
+  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, head_dim);                                             \
+  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), head_dim);      \
+  if (k_cache.scalar_type() != ScalarType::Float8_e4m3fn) {                                   \
+    L4K_CHECK_DTYPE(k_cache, BFloat16);                                                       \
+    L4K_REQUIRE(!maybe_k_scale.has_value() && !maybe_v_scale.has_value(),                     \
+                "expected no k_scale or v_scale with a BFloat16 cache, got one");             \
+  }                                                                                           \
+  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),                                 \
+              "expected v_cache to have the dtype of k_cache, got ", l4k::describe(v_cache)); \
+  L4K_CHECK_CONTIGUOUS(k_cache);                                                              \
+  L4K_CHECK_CONTIGUOUS(v_cache);                                                              \
+  L4K_CHECK_ROWS(k_cache);                                                                    \
+  L4K_CHECK_ROWS(v_cache);                                                                    \
+  L4K_CHECK_HEAD_SCALE(k_scale, k_cache.size(2))                                              \
   L4K_CHECK_HEAD_SCALE(v_scale, k_cache.size(2))
 
 }  // namespace l4k

@@ -36,8 +36,8 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 // L4K_REGISTER(m) { L4K_IMPL(m, "silu_mul", silu_mul); }   with the function in l4k::binding
 #define L4K_REGISTER_(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
 #define L4K_REGISTER(m) L4K_REGISTER_(L4K_TORCH_NAMESPACE, L4K_DISPATCH_KEY, m)
-#define L4K_IMPL(m, name, function)                                 \
-  (m).impl(name, TORCH_BOX(&l4k::binding::function));               \
+#define L4K_IMPL(m, name, function)                   \
+  (m).impl(name, TORCH_BOX(&l4k::binding::function)); \
   l4k::signatures() += name + l4k::signature(&l4k::binding::function) + "\n"
 
 namespace l4k {
@@ -107,22 +107,24 @@ inline bool fits(const Tensor& t, std::initializer_list<int64_t> shape) {
   return true;
 }
 
-#define L4K_REQUIRE(condition, ...) STD_TORCH_CHECK(condition, "l4kernels.", __func__, ": ", __VA_ARGS__)
-#define L4K_CHECK_DTYPE(t, dtype) \
+#define L4K_REQUIRE(condition, ...) \
+  STD_TORCH_CHECK(condition, "l4kernels.", __func__, ": ", __VA_ARGS__)
+#define L4K_CHECK_DTYPE(t, dtype)                                                               \
   L4K_REQUIRE((t).scalar_type() == ScalarType::dtype, "expected " #t " to be " #dtype ", got ", \
               l4k::describe(t))
 #define L4K_CHECK_SHAPE(t, ...)                                                              \
   L4K_REQUIRE(l4k::fits(t, {__VA_ARGS__}), "expected " #t " to be [" #__VA_ARGS__ "], got ", \
               l4k::describe(t))
-#define L4K_CHECK_CONTIGUOUS(t)                                                            \
+#define L4K_CHECK_CONTIGUOUS(t)                                                                \
   L4K_REQUIRE((t).is_contiguous(), "expected " #t " to be contiguous, got ", l4k::describe(t), \
               "; call contiguous() first")
-#define L4K_CHECK_ROWS(t) /* 16-byte vectors along rows: contiguous and aligned */               \
-  L4K_REQUIRE(l4k::rows_aligned(t), "expected the rows of " #t                                  \
-              " to be contiguous and 16-byte aligned, got ", l4k::describe(t),                  \
-              "; call contiguous() first")
+#define L4K_CHECK_ROWS(t) /* 16-byte vectors along rows: contiguous and aligned */      \
+  L4K_REQUIRE(l4k::rows_aligned(t),                                                     \
+              "expected the rows of " #t " to be contiguous and 16-byte aligned, got ", \
+              l4k::describe(t), "; call contiguous() first")
 #define L4K_CHECK_MULTIPLE(value, divisor) \
-  L4K_REQUIRE((value) % (divisor) == 0, "expected " #value " to be a multiple of " #divisor ", got ", value)
+  L4K_REQUIRE((value) % (divisor) == 0,    \
+              "expected " #value " to be a multiple of " #divisor ", got ", value)
 #ifdef L4K_EMULATED
 #define L4K_BEGIN_EMULATED() l4k::emulated::end_lives()
 #define L4K_FINISH_EMULATED()                                   \
@@ -134,13 +136,13 @@ inline bool fits(const Tensor& t, std::initializer_list<int64_t> shape) {
 #define L4K_BEGIN_EMULATED()
 #define L4K_FINISH_EMULATED()
 #endif
-#define L4K_LAUNCH(call)                                                                     \
-  do {                                                                                       \
-    L4K_BEGIN_EMULATED();                                                                    \
-    cudaError_t error_ = (call);                                                             \
-    L4K_REQUIRE(error_ == cudaSuccess, "launch failed: ", cudaGetErrorString(error_),        \
-                l4k::launch_hint(error_));                                                   \
-    L4K_FINISH_EMULATED();                                                                   \
+#define L4K_LAUNCH(call)                                                              \
+  do {                                                                                \
+    L4K_BEGIN_EMULATED();                                                             \
+    cudaError_t error_ = (call);                                                      \
+    L4K_REQUIRE(error_ == cudaSuccess, "launch failed: ", cudaGetErrorString(error_), \
+                l4k::launch_hint(error_));                                            \
+    L4K_FINISH_EMULATED();                                                            \
   } while (false)
 
 inline const char* launch_hint(cudaError_t error) {

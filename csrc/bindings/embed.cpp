@@ -1,5 +1,5 @@
-#include "bindings/arguments.h"
 #include "kernels/embed/embed.h"
+#include "bindings/arguments.h"
 
 namespace l4k::binding {
 

@@ -52,8 +52,8 @@ void gemm(const Tensor& a, const Tensor& b, const OptionalTensor& maybe_offsets,
           int64_t config, Tensor& out, const Tensor* out_scale = nullptr) {
   const bool fp8 = a.scalar_type() == ScalarType::Float8_e4m3fn, grouped = b.dim() == 3;
   if (!fp8) L4K_CHECK_DTYPE(a, BFloat16);
-  L4K_REQUIRE(b.scalar_type() == a.scalar_type(), "expected b in the dtype of a, got ",
-              describe(b), " with a ", describe(a));
+  L4K_REQUIRE(b.scalar_type() == a.scalar_type(), "expected b in the dtype of a, got ", describe(b),
+              " with a ", describe(a));
   L4K_CHECK_SHAPE(a, -1, -1);
   L4K_REQUIRE((b.dim() == 2 || grouped) && b.size(b.dim() - 1) == a.size(1),
               "expected b to be [N, ", a.size(1), "] or [E, N, ", a.size(1), "], got ",
@@ -153,8 +153,7 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
                   describe(out));
   // A tile is written while others still read; of the residual each reads just what it writes.
   const bool in_place = residual.has_value() && residual->dim() == 2 && out.dim() == 2 &&
-                        pointer(*residual) == pointer(out) &&
-                        residual->stride(0) == out.stride(0);
+                        pointer(*residual) == pointer(out) && residual->stride(0) == out.stride(0);
   for (const OptionalTensor* t : {&sfa, &sfb, &bias, &residual, &row_scale})
     require_apart(out, *t, t == &residual && in_place);
   require_apart(out, a);

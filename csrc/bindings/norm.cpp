@@ -5,16 +5,16 @@
 
 namespace l4k::binding {
 
-#define L4K_CHECK_NORM()                                                                      \
-  L4K_CHECK_DTYPE(x, BFloat16);                                                               \
-  L4K_CHECK_DTYPE(weight, BFloat16);                                                          \
-  L4K_REQUIRE(x.dim() >= 1, "expected x to be [..., D], got ", describe(x));                  \
-  const int64_t width = x.size(x.dim() - 1);                                                  \
-  L4K_REQUIRE(width % 8 == 0 && width >= 8 && width <= kRmsNormMaxWidth,                      \
-              "expected the last dimension of x to be a multiple of 8, at most ",             \
-              kRmsNormMaxWidth, ", got ", describe(x));                                       \
-  L4K_CHECK_SHAPE(weight, width);                                                             \
-  L4K_CHECK_ROWS(x);                                                                          \
+#define L4K_CHECK_NORM()                                                          \
+  L4K_CHECK_DTYPE(x, BFloat16);                                                   \
+  L4K_CHECK_DTYPE(weight, BFloat16);                                              \
+  L4K_REQUIRE(x.dim() >= 1, "expected x to be [..., D], got ", describe(x));      \
+  const int64_t width = x.size(x.dim() - 1);                                      \
+  L4K_REQUIRE(width % 8 == 0 && width >= 8 && width <= kRmsNormMaxWidth,          \
+              "expected the last dimension of x to be a multiple of 8, at most ", \
+              kRmsNormMaxWidth, ", got ", describe(x));                           \
+  L4K_CHECK_SHAPE(weight, width);                                                 \
+  L4K_CHECK_ROWS(x);                                                              \
   L4K_CHECK_ROWS(weight)
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {

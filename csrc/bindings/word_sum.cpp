@@ -12,10 +12,9 @@ Tensor word_sum(const Tensor& data) {
               "expected data to be 16-byte aligned; clone() it first");
   Device device(data);
   Tensor out = empty_like(data, {1}, ScalarType::Int);
-  L4K_LAUNCH(l4k::word_sum({.num_vectors = bytes / 16,
-                            .data = pointer(data),
-                            .out = pointer<uint32_t>(out)},
-                           device.stream()));
+  L4K_LAUNCH(l4k::word_sum(
+      {.num_vectors = bytes / 16, .data = pointer(data), .out = pointer<uint32_t>(out)},
+      device.stream()));
   return out;
 }
 

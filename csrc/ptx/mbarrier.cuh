@@ -31,11 +31,14 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
 // says no more than that wgmma has read a stage.
 template <bool kRelease>
 __device__ __forceinline__ void mbarrier_arrive_remote(uint64_t* barrier, uint32_t cta_rank) {
-#define L4K_ARRIVE(semantics)                                                                   \
-  asm volatile("{\n\t.reg .b32 remote;\n\t"                                                     \
-               "mapa.shared::cluster.u32 remote, %0, %1;\n\t"                                   \
-               "mbarrier.arrive" semantics ".shared::cluster.b64 _, [remote];\n\t}" ::"r"(      \
-                   smem_address(barrier)), "r"(cta_rank) : "memory")
+#define L4K_ARRIVE(semantics)                                                \
+  asm volatile(                                                              \
+      "{\n\t.reg .b32 remote;\n\t"                                           \
+      "mapa.shared::cluster.u32 remote, %0, %1;\n\t"                         \
+      "mbarrier.arrive" semantics                                            \
+      ".shared::cluster.b64 _, [remote];\n\t}" ::"r"(smem_address(barrier)), \
+      "r"(cta_rank)                                                          \
+      : "memory")
   if constexpr (kRelease) L4K_ARRIVE(".release.cluster");
   else L4K_ARRIVE("");
 #undef L4K_ARRIVE
@@ -43,10 +46,10 @@ __device__ __forceinline__ void mbarrier_arrive_remote(uint64_t* barrier, uint32
 
 // PTX ISA: mbarrier.arrive.expect_tx. One arrival that also announces `bytes` of bulk copies.
 __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   smem_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // PTX ISA: mbarrier.try_wait.parity. Returns once the phase with this parity has completed.

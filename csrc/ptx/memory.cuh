@@ -26,8 +26,7 @@ __device__ __forceinline__ void store_streaming(void* pointer, uint4 v) {
 
 // PTX ISA: st.global. 8 bytes, not kept in L1: what 16 bytes of bf16 become in e4m3.
 __device__ __forceinline__ void store_streaming(void* pointer, uint2 v) {
-  asm volatile("st.global.L1::no_allocate.v2.u32 [%0], {%1, %2};" ::"l"(pointer), "r"(v.x),
-               "r"(v.y)
+  asm volatile("st.global.L1::no_allocate.v2.u32 [%0], {%1, %2};" ::"l"(pointer), "r"(v.x), "r"(v.y)
                : "memory");
 }
 
@@ -42,10 +41,10 @@ __device__ __forceinline__ void store_shared(void* smem, float a, float b, float
 // matrix i / 8.
 __device__ __forceinline__ void stmatrix_x4(void* row, uint32_t a, uint32_t b, uint32_t c,
                                             uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   smem_address(row)),
-               "r"(a), "r"(b), "r"(c), "r"(d)
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(row)),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
 }
 
 }  // namespace l4k::ptx

@@ -16,10 +16,11 @@ namespace l4k::ptx {
 template <typename T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
-#define L4K_MMA(type)                                                                             \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, "   \
-               "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                    \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                   \
+#define L4K_MMA(type)                                                 \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type \
+               ".f32 {%0, %1, %2, %3}, "                              \
+               "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"        \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])       \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
   if constexpr (std::is_same_v<T, __nv_bfloat16>) L4K_MMA("bf16");
   else L4K_MMA("f16");
@@ -31,9 +32,11 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 // rows 2c and 2c + 1.
 template <bool kTransposed>
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&d)[4], uint32_t row) {
-#define L4K_LDMATRIX(trans)                                                                      \
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];"       \
-               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(row) : "memory")
+#define L4K_LDMATRIX(trans)                                                                \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])                            \
+               : "r"(row)                                                                  \
+               : "memory")
   if constexpr (kTransposed) L4K_LDMATRIX(".trans");
   else L4K_LDMATRIX("");
 #undef L4K_LDMATRIX

@@ -74,10 +74,10 @@ __device__ __forceinline__ void tma_load_3d_multicast(void* smem, const CUtensor
 // Needs fence_proxy_async() between the generic writes to `smem` and this.
 __device__ __forceinline__ void tma_store_2d(const CUtensorMap* map, const void* smem, int x,
                                              int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::
-                   "l"(map),
-               "r"(smem_address(smem)), "r"(x), "r"(y)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+      "r"(smem_address(smem)), "r"(x), "r"(y)
+      : "memory");
 }
 
 // PTX ISA: cp.async.bulk.commit_group

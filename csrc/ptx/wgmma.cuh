@@ -34,8 +34,8 @@ __device__ __forceinline__ void wgmma_wait() {
 // swizzle, 1024-byte aligned; groups of 8 rows are 1024 bytes apart. Advance K inside the swizzle
 // span by adding bytes / 16 to the descriptor.
 __device__ __forceinline__ uint64_t smem_descriptor_sw128(const void* tile) {
-  constexpr uint64_t kLeading = 1;           // unused by swizzled K-major layouts
-  constexpr uint64_t kStride = 1024 >> 4;    // between groups of 8 rows
+  constexpr uint64_t kLeading = 1;         // unused by swizzled K-major layouts
+  constexpr uint64_t kStride = 1024 >> 4;  // between groups of 8 rows
   constexpr uint64_t kSwizzle128 = 1;
   uint64_t start = (smem_address(tile) & 0x3ffff) >> 4;
   return start | kLeading << 16 | kStride << 32 | kSwizzle128 << 62;
@@ -74,20 +74,21 @@ __device__ __forceinline__ uint64_t smem_descriptor_sw128_transposed(const void*
 template <int N, typename T>
 struct Wgmma;
 
-#define L4K_WGMMA_SS(n, registers, type, shape, name, tail, sd, sa, sb)                       \
-  template <>                                                                                 \
-  struct Wgmma<n, type> {                                                                     \
-    static __device__ __forceinline__ void ss(float (&d)[registers], uint64_t a, uint64_t b,  \
-                                              bool accumulate) {                              \
-      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd ", 0;\n\t"                     \
-                   "wgmma.mma_async.sync.aligned.m64n" #n shape ".f32." name "." name         \
-                   " {" L4K_D##registers "}, %" sa ", %" sb ", p, " tail ";\n\t}"             \
-                   : L4K_O##registers(d)                                                      \
-                   : "l"(a), "l"(b), "r"(int(accumulate)));                                   \
-    }                                                                                         \
+#define L4K_WGMMA_SS(n, registers, type, shape, name, tail, sd, sa, sb)                      \
+  template <>                                                                                \
+  struct Wgmma<n, type> {                                                                    \
+    static __device__ __forceinline__ void ss(float (&d)[registers], uint64_t a, uint64_t b, \
+                                              bool accumulate) {                             \
+      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd                               \
+                   ", 0;\n\t"                                                                \
+                   "wgmma.mma_async.sync.aligned.m64n" #n shape ".f32." name "." name        \
+                   " {" L4K_D##registers "}, %" sa ", %" sb ", p, " tail ";\n\t}"            \
+                   : L4K_O##registers(d)                                                     \
+                   : "l"(a), "l"(b), "r"(int(accumulate)));                                  \
+    }                                                                                        \
   };
-#define L4K_WGMMA(n, registers, sa, sb, sd)                                                      \
-  L4K_WGMMA_SS(n, registers, __nv_bfloat16, "k16", "bf16", "1, 1, 0, 0", sd, sa, sb)             \
+#define L4K_WGMMA(n, registers, sa, sb, sd)                                          \
+  L4K_WGMMA_SS(n, registers, __nv_bfloat16, "k16", "bf16", "1, 1, 0, 0", sd, sa, sb) \
   L4K_WGMMA_SS(n, registers, __nv_fp8_e4m3, "k32", "e4m3", "1, 1", sd, sa, sb)
 
 L4K_WGMMA(16, 8, "8", "9", "10")
@@ -100,18 +101,20 @@ L4K_WGMMA(256, 128, "128", "129", "130")
 template <int N>
 struct WgmmaRegisterA;
 
-#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd)                                        \
-  template <>                                                                                     \
-  struct WgmmaRegisterA<n> {                                                                      \
-    static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],      \
-                                              uint64_t b, bool accumulate) {                      \
-      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd ", 0;\n\t"                         \
-                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16"                     \
-                   " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb          \
-                   ", p, 1, 1, 1;\n\t}"                                                           \
-                   : L4K_O##registers(d)                                                          \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)));   \
-    }                                                                                             \
+#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd)                                      \
+  template <>                                                                                   \
+  struct WgmmaRegisterA<n> {                                                                    \
+    static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],    \
+                                              uint64_t b, bool accumulate) {                    \
+      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd                                  \
+                   ", 0;\n\t"                                                                   \
+                   "wgmma.mma_async.sync.aligned.m64n" #n                                       \
+                   "k16.f32.bf16.bf16"                                                          \
+                   " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb        \
+                                         ", p, 1, 1, 1;\n\t}"                                   \
+                   : L4K_O##registers(d)                                                        \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate))); \
+    }                                                                                           \
   };
 
 L4K_WGMMA_RS(128, 64, "64", "65", "66", "67", "68", "69")

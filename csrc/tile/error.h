@@ -41,7 +41,7 @@ constexpr const char* kDeviceErrorNames[] = {
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {
   return code < sizeof(kDeviceErrorNames) / sizeof(kDeviceErrorNames[0]) ? kDeviceErrorNames[code]
-                                                                       : "unknown";
+                                                                         : "unknown";
 }
 
 }  // namespace l4k

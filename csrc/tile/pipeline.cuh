@@ -40,9 +40,7 @@ struct Pipeline {
   __device__ __forceinline__ void wait_full(const Stage<kStages>& stage) {
     ptx::mbarrier_wait(&full[stage.index], stage.phase);
   }
-  __device__ __forceinline__ void release(int index) {
-    ptx::mbarrier_arrive(&empty[index]);
-  }
+  __device__ __forceinline__ void release(int index) { ptx::mbarrier_arrive(&empty[index]); }
 };
 
 }  // namespace l4k

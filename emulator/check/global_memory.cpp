@@ -69,7 +69,8 @@ bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
 void GlobalMemory::end_range(const void* p, uint64_t bytes, uint32_t launch, const char* name) {
   const Range all{reinterpret_cast<uint64_t>(p), reinterpret_cast<uint64_t>(p) + bytes};
   for (auto& r : ranges_)
-    if (!r.owned && !r.ended && all.holds(r.begin, r.end - r.begin)) r.ended = launch, r.name = name;
+    if (!r.owned && !r.ended && all.holds(r.begin, r.end - r.begin))
+      r.ended = launch, r.name = name;
 }
 
 const Range* GlobalMemory::find(uint64_t address, uint64_t bytes) const {

@@ -73,10 +73,8 @@ void atomic(Warp& w, const Inst& in) {
   if (order & 2) order & 4 ? m.publish(*w.cta, &w) : m.publish_warp(w);
   u64 probe = address[std::countr_zero(w.active)];
   Space counted = space == Space::none ? generic_space(&probe) : space;
-  if (counted == Space::global)
-    count_global(w, address, w.active, bytes * count);
-  else
-    count_shared(w, address, w.active, bytes * count);
+  if (counted == Space::global) count_global(w, address, w.active, bytes * count);
+  else count_shared(w, address, w.active, bytes * count);
   bool returns = in.target;                       // atom
   if ((order & 4) && counted == Space::global) {  // a CTA's scope orders nothing against the grid
     w.cta->cluster->launch->released[w.cta->linear] = m.instructions;
@@ -232,8 +230,7 @@ bool decode_atomic(Decoder& d) {
     const PtxOperand& r = d.operand(at++);
     if (r.kind == PtxOperand::Kind::group)
       for (const auto& p : r.parts) out.d[out.targets++] = d.target(p, t.bits);
-    else
-      out.d[out.targets++] = d.target(r, t.bits);
+    else out.d[out.targets++] = d.target(r, t.bits);
     if (out.targets != count) throw PtxError(d.in->line, "atom: wrong number of results");
   }
   d.add_address(at++, space);

@@ -288,10 +288,8 @@ void bulk(Warp& w, const Inst& in) {
     int lane = std::countr_zero(l);
     if (in.a & kPrefetch) continue;
     for (const Src& s : in.list) w.use(s, 1u << lane);
-    if (in.a & kLoad)
-      load(w, in, lane);
-    else
-      store(w, in, lane);
+    if (in.a & kLoad) load(w, in, lane);
+    else store(w, in, lane);
   }
 }
 void commit(Warp& w, const Inst&) {

@@ -55,8 +55,7 @@ u32 compare_half(Warp& w, const Inst& in, int shift) {
     uint16_t x, y;
     if (in.c & 2)
       x = uint16_t(w.reg<u32>(in.s[0])[i] >> shift), y = uint16_t(w.reg<u32>(in.s[1])[i] >> shift);
-    else
-      x = w.reg<uint16_t>(in.s[0])[i], y = w.reg<uint16_t>(in.s[1])[i];
+    else x = w.reg<uint16_t>(in.s[0])[i], y = w.reg<uint16_t>(in.s[1])[i];
     float a = in.c & 1 ? bf16_to_float(x) : f16_to_float(x),
           b = in.c & 1 ? bf16_to_float(y) : f16_to_float(y);
     v |= u32(compare<O, float>(a, b)) << i;

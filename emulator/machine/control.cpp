@@ -127,10 +127,8 @@ void print(Warp& w, const Inst& in) {
         std::snprintf(text, sizeof text, spec.c_str(), read_string(w, lane, v).c_str());
       else if (std::strchr("fFeEgGaA", what))
         std::snprintf(text, sizeof text, spec.c_str(), std::bit_cast<double>(v));
-      else if (wide)
-        std::snprintf(text, sizeof text, spec.c_str(), v);
-      else
-        std::snprintf(text, sizeof text, spec.c_str(), static_cast<u32>(v));
+      else if (wide) std::snprintf(text, sizeof text, spec.c_str(), v);
+      else std::snprintf(text, sizeof text, spec.c_str(), static_cast<u32>(v));
       out += text;
       i = end;
     }

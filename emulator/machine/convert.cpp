@@ -69,10 +69,8 @@ void general(Warp& w, const Inst& in) {
       v = float_to_int(s.format(), x, static_cast<int>(d.bits()), d.is_signed(), o.round, o.ftz);
     } else if (s.format() == d.format() && s.format() == Format::f32) {
       float f = from_bits(static_cast<u32>(x));
-      if (integral)
-        f = round_to_integral(f, o.round, o.ftz, o.sat);
-      else if (o.ftz)
-        f = flush(f);
+      if (integral) f = round_to_integral(f, o.round, o.ftz, o.sat);
+      else if (o.ftz) f = flush(f);
       if (!integral && o.sat) f = saturate(f);
       v = bits(f);
     } else if (s.format() == d.format() && s.format() == Format::f64) {
@@ -172,28 +170,17 @@ bool decode_convert(Decoder& d) {
   bool modified = (out.a & ~7u) != 0;
   if (!exact) return true;
   auto is = [&](const char* a, const char* b) { return to.name == a && from.name == b; };
-  if (is("f32", "bf16") && !modified)
-    out.run = f32_from_bf16;
-  else if (is("f32", "f16") && !modified)
-    out.run = f32_from_f16;
-  else if (is("bf16", "f32"))
-    out.run = bf16_from_f32;
-  else if (is("f16", "f32"))
-    out.run = f16_from_f32;
-  else if (is("tf32", "f32"))
-    out.run = tf32_from_f32;
-  else if (modified)
-    return true;
-  else if (is("u64", "u32"))
-    out.run = widen<uint64_t, uint32_t>;
-  else if (is("s64", "s32"))
-    out.run = widen<int64_t, int32_t>;
-  else if (is("u32", "u64"))
-    out.run = widen<uint32_t, uint64_t>;
-  else if (is("u32", "u16"))
-    out.run = widen<uint32_t, uint16_t>;
-  else if (is("u16", "u32"))
-    out.run = widen<uint16_t, uint32_t>;
+  if (is("f32", "bf16") && !modified) out.run = f32_from_bf16;
+  else if (is("f32", "f16") && !modified) out.run = f32_from_f16;
+  else if (is("bf16", "f32")) out.run = bf16_from_f32;
+  else if (is("f16", "f32")) out.run = f16_from_f32;
+  else if (is("tf32", "f32")) out.run = tf32_from_f32;
+  else if (modified) return true;
+  else if (is("u64", "u32")) out.run = widen<uint64_t, uint32_t>;
+  else if (is("s64", "s32")) out.run = widen<int64_t, int32_t>;
+  else if (is("u32", "u64")) out.run = widen<uint32_t, uint64_t>;
+  else if (is("u32", "u16")) out.run = widen<uint32_t, uint16_t>;
+  else if (is("u16", "u32")) out.run = widen<uint16_t, uint32_t>;
   return true;
 }
 

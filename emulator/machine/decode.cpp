@@ -28,20 +28,13 @@ std::optional<Type> Decoder::try_type() {
   for (auto& m : left_) {
     Type t;
     t.name = m;
-    if (m == "pred")
-      t.kind = Kind::pred, t.bits = 1;
-    else if (m == "bf16")
-      t.kind = Kind::bf16, t.bits = 16;
-    else if (m == "bf16x2")
-      t.kind = Kind::packed_bf16, t.bits = 32;
-    else if (m == "f16x2")
-      t.kind = Kind::packed_f16, t.bits = 32;
-    else if (m == "tf32")
-      t.kind = Kind::real, t.bits = 32;
-    else if (m == "e4m3" || m == "e5m2")
-      t.bits = 8;
-    else if (m == "e4m3x2" || m == "e5m2x2")
-      t.bits = 16;
+    if (m == "pred") t.kind = Kind::pred, t.bits = 1;
+    else if (m == "bf16") t.kind = Kind::bf16, t.bits = 16;
+    else if (m == "bf16x2") t.kind = Kind::packed_bf16, t.bits = 32;
+    else if (m == "f16x2") t.kind = Kind::packed_f16, t.bits = 32;
+    else if (m == "tf32") t.kind = Kind::real, t.bits = 32;
+    else if (m == "e4m3" || m == "e5m2") t.bits = 8;
+    else if (m == "e4m3x2" || m == "e5m2x2") t.bits = 16;
     else if (m.size() >= 2 && std::strchr("busf", m[0]) &&
              std::isdigit(static_cast<unsigned char>(m[1]))) {
       char* end = nullptr;
@@ -196,12 +189,9 @@ Address Decoder::address(const PtxOperand& o, Space space) {
       throw PtxError(in->line, in->text() + ": '" + base.name + "' is not declared");
     const Variable& var = *base.variable;
     bool dynamic = var.space == Space::shared && var.external;
-    if (dynamic)
-      a.bias = Bias::dynamic_shared;
-    else if (var.space == Space::local)
-      a.bias = Bias::local_frame;
-    else if (var.space == Space::param)
-      a.bias = Bias::frame_params;
+    if (dynamic) a.bias = Bias::dynamic_shared;
+    else if (var.space == Space::local) a.bias = Bias::local_frame;
+    else if (var.space == Space::param) a.bias = Bias::frame_params;
     if (!dynamic) v = var.address;
     bool right = space == Space::none || var.space == space ||
                  (space == Space::global && var.space == Space::constant);
@@ -226,10 +216,8 @@ void Decoder::add_address(size_t i, Space space) {
 void Decoder::add_list(const PtxOperand& o, uint32_t bits, int role, bool is_float) {
   out->list_role = static_cast<uint8_t>(role);
   auto add = [&](const PtxOperand& p) {
-    if (role == 2)
-      out->list.push_back(target(p, bits));
-    else
-      out->list.push_back(source(p, bits, is_float));
+    if (role == 2) out->list.push_back(target(p, bits));
+    else out->list.push_back(source(p, bits, is_float));
   };
   if (o.kind != PtxOperand::Kind::group) return add(o);
   for (const auto& p : o.parts) add(p);

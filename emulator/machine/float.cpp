@@ -177,8 +177,7 @@ void half(Warp& w, const Inst& in) {
 void half_sign(Warp& w, const Inst& in) {  // in.b: 0 neg, 1 abs
   if (in.c & 2)
     map1<u32, u32>(w, in, [abs = in.b](u32 a) { return abs ? a & 0x7fff7fffu : a ^ 0x80008000u; });
-  else
-    map1<u16, u16>(w, in, [abs = in.b](u16 a) { return u16(abs ? a & 0x7fff : a ^ 0x8000); });
+  else map1<u16, u16>(w, in, [abs = in.b](u16 a) { return u16(abs ? a & 0x7fff : a ^ 0x8000); });
 }
 void half_approx(Warp& w, const Inst& in) {
   Format f = in.c & 1 ? Format::bf16 : Format::f16;
@@ -189,8 +188,7 @@ void half_approx(Warp& w, const Inst& in) {
       return u32(approx_half(op, f, u16(a), seed)) | u32(approx_half(op, f, u16(a >> 16), seed))
                                                          << 16;
     });
-  else
-    map1<u16, u16>(w, in, [&](u16 a) { return approx_half(op, f, a, seed); });
+  else map1<u16, u16>(w, in, [&](u16 a) { return approx_half(op, f, a, seed); });
 }
 void testp(Warp& w, const Inst& in) {
   const float* a = w.reg<float>(in.s[0]);
@@ -249,32 +247,20 @@ bool decode_float(Decoder& d) {
     } kApprox[] = {{"ex2", Approx::ex2},     {"lg2", Approx::lg2},   {"rcp", Approx::rcp},
                    {"rsqrt", Approx::rsqrt}, {"sqrt", Approx::sqrt}, {"sin", Approx::sin},
                    {"cos", Approx::cos},     {"tanh", Approx::tanh}};
-    if (op == "add")
-      out.run = f32_add;
-    else if (op == "sub")
-      out.run = f32_sub;
-    else if (op == "mul")
-      out.run = f32_mul;
-    else if (op == "fma" || op == "mad")
-      out.run = f32_fma;
+    if (op == "add") out.run = f32_add;
+    else if (op == "sub") out.run = f32_sub;
+    else if (op == "mul") out.run = f32_mul;
+    else if (op == "fma" || op == "mad") out.run = f32_fma;
     else if (op == "div" && (approximate || full_range))
       out.run = f32_div_approx, out.b = full_range;
-    else if (op == "div")
-      out.run = f32_div;
-    else if (op == "min")
-      out.run = f32_extreme<false>;
-    else if (op == "max")
-      out.run = f32_extreme<true>;
-    else if (op == "neg")
-      out.run = f32_neg;
-    else if (op == "abs")
-      out.run = f32_abs;
-    else if (op == "copysign")
-      out.run = copysign<float>;
-    else if (op == "rcp" && !approximate)
-      out.run = f32_rcp;
-    else if (op == "sqrt" && !approximate)
-      out.run = f32_sqrt;
+    else if (op == "div") out.run = f32_div;
+    else if (op == "min") out.run = f32_extreme<false>;
+    else if (op == "max") out.run = f32_extreme<true>;
+    else if (op == "neg") out.run = f32_neg;
+    else if (op == "abs") out.run = f32_abs;
+    else if (op == "copysign") out.run = copysign<float>;
+    else if (op == "rcp" && !approximate) out.run = f32_rcp;
+    else if (op == "sqrt" && !approximate) out.run = f32_sqrt;
     else if (approximate) {
       for (const auto& k : kApprox)
         if (op == k.name) out.run = f32_approx, out.b = static_cast<u32>(k.op);

@@ -30,10 +30,8 @@ struct Shape {
 void count(Warp& w, const Shape& s, const u64* address) {
   u64 first = address[std::countr_zero(w.active)];
   Space space = s.space == Space::none ? generic_space(&first) : s.space;
-  if (space == Space::global)
-    count_global(w, address, w.active, s.element * s.count);
-  else if (space == Space::shared)
-    count_shared(w, address, w.active, s.element * s.count);
+  if (space == Space::global) count_global(w, address, w.active, s.element * s.count);
+  else if (space == Space::shared) count_shared(w, address, w.active, s.element * s.count);
 }
 
 // A load that polls: the same place, the same addresses, nothing has changed since.
@@ -84,10 +82,8 @@ void store(Warp& w, const Inst& in) {
   Shape s(in);
   u64 address[32];
   addresses(w, in, in.c, address);
-  if (s.sync == 2)
-    w.m->publish(*w.cta, &w);
-  else if (s.sync == 1)
-    w.m->publish_warp(w);
+  if (s.sync == 2) w.m->publish(*w.cta, &w);
+  else if (s.sync == 1) w.m->publish_warp(w);
   count(w, s, address);
   u32 bytes = s.element * s.count;
   alignas(16) uint8_t data[16];
@@ -204,8 +200,7 @@ bool decode_memory(Decoder& d) {
   };
   if (value.kind == PtxOperand::Kind::group)
     for (const auto& p : value.parts) widest(p);
-  else
-    widest(first);
+  else widest(first);
   if (reg < element) throw PtxError(d.in->line, d.in->text() + ": the register is too narrow");
   d.add_address(is_load ? 1 : 0, space);
   d.add_list(value, reg * 8, is_load ? 2 : 1, t.kind == Kind::real);

@@ -9,7 +9,7 @@ struct KernelCounters {
   std::string kernel;
   uint64_t launches = 0, distinct_read_bytes = 0, distinct_written_bytes = 0;
   InstCounters total;
-  std::map<std::string, uint64_t> issued;                    // by class of instruction
+  std::map<std::string, uint64_t> issued;                   // by class of instruction
   std::vector<std::pair<std::string, InstCounters>> lines;  // by source line
 };
 
@@ -20,7 +20,7 @@ class Machine {
   Settings settings;
   GlobalMemory memory;
   SectorTable sectors;
-  Report report;                    // first error since the last reset
+  Report report;  // first error since the last reset
   std::mt19937_64 random{1};
   uint64_t progress = 0;  // bumped by everything another warp might wait for
   uint64_t instructions = 0;

@@ -22,9 +22,8 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
     fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane,
              address);
   if (cta == w.cta) return {cta, offset};
-  if (std::none_of(cta->warps.begin(), cta->warps.end(), [&](const auto& other) {
-        return w.actor.seen[other->actor.id] >= kStarted;
-      }))
+  if (std::none_of(cta->warps.begin(), cta->warps.end(),
+                   [&](const auto& other) { return w.actor.seen[other->actor.id] >= kStarted; }))
     fault_at("cluster-not-started",
              "access to another CTA's shared memory with no cluster barrier before: the CTA may "
              "not have started",

@@ -55,10 +55,8 @@ void rows_of(Warp& w, const Inst& in, bool store, uint8_t* (&rows)[32]) {
     check_aligned(at, 16, i);
     SharedPlace place = shared_place(w, at, i);
     if (store) check_no_mbarrier(*place.cta, place.offset, 16, i);
-    if (store)
-      place.cta->shared->write(place.offset, 16, w.actor, i, Writer::generic);
-    else
-      place.cta->shared->read(place.offset, 16, w.actor, i);
+    if (store) place.cta->shared->write(place.offset, 16, w.actor, i, Writer::generic);
+    else place.cta->shared->read(place.offset, 16, w.actor, i);
     rows[lane] = place.cta->shared->data() + place.offset;
     counted[lane] = at;
   }

@@ -125,10 +125,8 @@ bool decode_symbol(Decoder& d, const PtxOperand& o, uint64_t extra) {
   out.run = address_of;
   out.c = register_bytes(d.bits_of(d.operand(0)));
   out.imm = static_cast<int64_t>(o.value + extra);
-  if (v.space == Space::shared && v.external)
-    out.bias = Bias::dynamic_shared;
-  else
-    out.imm += static_cast<int64_t>(v.address);
+  if (v.space == Space::shared && v.external) out.bias = Bias::dynamic_shared;
+  else out.imm += static_cast<int64_t>(v.address);
   if (v.space == Space::local) out.bias = Bias::local_frame;
   if (v.space == Space::param) {
     if (!v.kernel_param) d.unsupported("address of a function's parameter");

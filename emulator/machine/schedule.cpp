@@ -36,8 +36,7 @@ bool Machine::step() {
         for (auto& w : cta->warps) {
           if (w->exited) continue;
           if (w->notified && wake_some && (settings.mode == Mode::early || chance(2))) w->wake();
-          if (w->wait == Wait::none)
-            ready_.push_back(w.get());
+          if (w->wait == Wait::none) ready_.push_back(w.get());
           else if (w->notified || w->wait == Wait::poll || w->wait == Wait::warpgroup)
             waiting_.push_back(w.get());
         }

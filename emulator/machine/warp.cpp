@@ -89,10 +89,8 @@ void Warp::regroup() {
   join = ~0u;
   for (uint32_t l = live; l; l &= l - 1) {
     uint32_t lane = static_cast<uint32_t>(std::countr_zero(l)), at = lane_pc[lane];
-    if (at == lowest)
-      mask |= 1u << lane;
-    else if (at > lowest && at < join)
-      join = at;
+    if (at == lowest) mask |= 1u << lane;
+    else if (at > lowest && at < join) join = at;
   }
   stalled &= ~mask;
   gathering &= ~mask;

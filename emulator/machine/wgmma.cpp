@@ -132,10 +132,8 @@ void complete(Warp& w, PendingWgmma& op) {
   Form f(*op.inst);
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
     RegState& s = w.state[op.inst->list[r].reg];
-    if (r < f.acc_registers())
-      s.bad = 0, s.tag = RegState::kResult;
-    else if (s.busy() == Busy::fragment)
-      s.tag &= 0x3fffffff;
+    if (r < f.acc_registers()) s.bad = 0, s.tag = RegState::kResult;
+    else if (s.busy() == Busy::fragment) s.tag &= 0x3fffffff;
   }
   for (const auto& move : op.moves) {
     RegState& s = w.state[move.to.reg];

@@ -58,10 +58,8 @@ PtxOperand PtxParser::address_operand() {
   PtxOperand& base = o.parts[0];
   o.value = base.kind == PtxOperand::Kind::symbol ? base.value : 0;
   base.value = base.kind == PtxOperand::Kind::symbol ? 0 : base.value;
-  if (lex_.accept("+"))
-    o.value += static_cast<uint64_t>(signed_integer());
-  else if (lex_.peek().is("-"))
-    o.value += static_cast<uint64_t>(signed_integer());
+  if (lex_.accept("+")) o.value += static_cast<uint64_t>(signed_integer());
+  else if (lex_.peek().is("-")) o.value += static_cast<uint64_t>(signed_integer());
   if (lex_.accept(",")) o.parts.push_back(operand());
   lex_.expect("]");
   return o;
@@ -92,14 +90,10 @@ PtxOperand PtxParser::operand() {
   }
   if (lex_.accept("-")) {
     o = operand();
-    if (o.kind == PtxOperand::Kind::integer)
-      o.value = 0 - o.value;
-    else if (o.kind == PtxOperand::Kind::f64)
-      o.value ^= uint64_t{1} << 63;
-    else if (o.kind == PtxOperand::Kind::f32)
-      o.value ^= 0x80000000u;
-    else
-      lex_.fail("'-' before something that is not a number");
+    if (o.kind == PtxOperand::Kind::integer) o.value = 0 - o.value;
+    else if (o.kind == PtxOperand::Kind::f64) o.value ^= uint64_t{1} << 63;
+    else if (o.kind == PtxOperand::Kind::f32) o.value ^= 0x80000000u;
+    else lex_.fail("'-' before something that is not a number");
     return o;
   }
   if (t.kind == Token::Kind::integer || t.kind == Token::Kind::f32 || t.kind == Token::Kind::f64) {

@@ -92,22 +92,16 @@ void PtxParser::module_statement() {
 void PtxParser::linkage() {
   bool external = false;
   for (;;) {
-    if (lex_.accept(".extern"))
-      external = true;
-    else if (!lex_.accept(".visible") && !lex_.accept(".weak") && !lex_.accept(".common"))
-      break;
+    if (lex_.accept(".extern")) external = true;
+    else if (!lex_.accept(".visible") && !lex_.accept(".weak") && !lex_.accept(".common")) break;
   }
   Space space = Space::none;
   if (lex_.accept(".entry")) return function(true);
   if (lex_.accept(".func")) return function(false);
-  if (lex_.accept(".global"))
-    space = Space::global;
-  else if (lex_.accept(".const"))
-    space = Space::constant;
-  else if (lex_.accept(".shared") || lex_.accept(".shared::cta"))
-    space = Space::shared;
-  else
-    lex_.fail("unknown directive '" + std::string(lex_.peek().text) + "'");
+  if (lex_.accept(".global")) space = Space::global;
+  else if (lex_.accept(".const")) space = Space::constant;
+  else if (lex_.accept(".shared") || lex_.accept(".shared::cta")) space = Space::shared;
+  else lex_.fail("unknown directive '" + std::string(lex_.peek().text) + "'");
   do {
     module_->variables.push_back(variable(space, external));
   } while (lex_.accept(","));
@@ -136,17 +130,13 @@ std::unique_ptr<Variable> PtxParser::variable(Space space, bool external) {
   bool is_float = false;
   while (lex_.peek().kind == Token::Kind::dotted) {
     Token t = lex_.next();
-    if (t.is(".align"))
-      v->align = static_cast<uint32_t>(signed_integer());
-    else if (t.is(".v2"))
-      lanes = 2;
-    else if (t.is(".v4"))
-      lanes = 4;
+    if (t.is(".align")) v->align = static_cast<uint32_t>(signed_integer());
+    else if (t.is(".v2")) lanes = 2;
+    else if (t.is(".v4")) lanes = 4;
     else if (t.is(".attribute")) {
       lex_.expect("(");
       while (!lex_.accept(")")) lex_.next();
-    } else if (type_bits(t.text) >= 8)
-      bits = type_bits(t.text), is_float = t.text[1] == 'f';
+    } else if (type_bits(t.text) >= 8) bits = type_bits(t.text), is_float = t.text[1] == 'f';
     else if (!t.is(".ptr") && !t.is(".global") && !t.is(".shared") && !t.is(".const") &&
              !t.is(".local"))
       lex_.fail("unexpected '" + std::string(t.text) + "' in a declaration");
@@ -262,18 +252,12 @@ void PtxParser::function(bool entry) {
   formals(&f_->params, entry);
   for (;;) {
     uint32_t one[3];
-    if (lex_.accept(".maxntid"))
-      triple(f_->max_threads);
-    else if (lex_.accept(".reqntid"))
-      triple(f_->required_threads);
-    else if (lex_.accept(".minnctapersm"))
-      triple(one), f_->min_ctas = one[0];
-    else if (lex_.accept(".maxnreg"))
-      triple(one), f_->max_registers = one[0];
-    else if (lex_.accept(".reqnctapercluster"))
-      triple(f_->cluster);
-    else if (lex_.accept(".maxclusterrank") || lex_.accept(".maxnctapersm"))
-      triple(one);
+    if (lex_.accept(".maxntid")) triple(f_->max_threads);
+    else if (lex_.accept(".reqntid")) triple(f_->required_threads);
+    else if (lex_.accept(".minnctapersm")) triple(one), f_->min_ctas = one[0];
+    else if (lex_.accept(".maxnreg")) triple(one), f_->max_registers = one[0];
+    else if (lex_.accept(".reqnctapercluster")) triple(f_->cluster);
+    else if (lex_.accept(".maxclusterrank") || lex_.accept(".maxnctapersm")) triple(one);
     else if (lex_.accept(".pragma")) {
       lex_.next();
       lex_.accept(";");
@@ -400,18 +384,12 @@ void PtxParser::statement() {
     return;
   }
   Space space;
-  if (lex_.accept(".shared") || lex_.accept(".shared::cta"))
-    space = Space::shared;
-  else if (lex_.accept(".local"))
-    space = Space::local;
-  else if (lex_.accept(".param"))
-    space = Space::param;
-  else if (lex_.accept(".global"))
-    space = Space::global;
-  else if (lex_.accept(".const"))
-    space = Space::constant;
-  else
-    lex_.fail("unexpected '" + std::string(t.text) + "'");
+  if (lex_.accept(".shared") || lex_.accept(".shared::cta")) space = Space::shared;
+  else if (lex_.accept(".local")) space = Space::local;
+  else if (lex_.accept(".param")) space = Space::param;
+  else if (lex_.accept(".global")) space = Space::global;
+  else if (lex_.accept(".const")) space = Space::constant;
+  else lex_.fail("unexpected '" + std::string(t.text) + "'");
   do {
     auto v = variable(space, false);
     place(v.get());

@@ -18,28 +18,17 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     char* rest = nullptr;
     uint64_t number = std::strtoull(value.c_str(), &rest, 0);
     bool numeric = !value.empty() && !*rest;
-    if (key == "mode" && value == "late")
-      s->mode = Mode::late;
-    else if (key == "mode" && value == "early")
-      s->mode = Mode::early;
-    else if (key == "mode" && value == "random")
-      s->mode = Mode::random;
-    else if (key == "seed" && numeric)
-      s->seed = number;
-    else if (key == "sms" && numeric && number)
-      s->sms = static_cast<uint32_t>(number);
-    else if (key == "strict" && numeric)
-      s->strict = number != 0;
-    else if (key == "perturb" && numeric)
-      s->perturb = number != 0;
-    else if (key == "limit" && numeric)
-      s->max_instructions = number;
-    else if (key == "print" && numeric)
-      s->print = number != 0;
-    else if (key == "fp8" && value == "exact")
-      s->fp8 = Fp8Accumulation::exact;
-    else if (key == "fp8" && value == "hopper")
-      s->fp8 = Fp8Accumulation::hopper;
+    if (key == "mode" && value == "late") s->mode = Mode::late;
+    else if (key == "mode" && value == "early") s->mode = Mode::early;
+    else if (key == "mode" && value == "random") s->mode = Mode::random;
+    else if (key == "seed" && numeric) s->seed = number;
+    else if (key == "sms" && numeric && number) s->sms = static_cast<uint32_t>(number);
+    else if (key == "strict" && numeric) s->strict = number != 0;
+    else if (key == "perturb" && numeric) s->perturb = number != 0;
+    else if (key == "limit" && numeric) s->max_instructions = number;
+    else if (key == "print" && numeric) s->print = number != 0;
+    else if (key == "fp8" && value == "exact") s->fp8 = Fp8Accumulation::exact;
+    else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
     else {
       *error = "unknown setting '" + key + "=" + value + "'";
       return false;
@@ -57,12 +46,11 @@ void add(InstCounters* to, const InstCounters& c) {
 const char* class_of(const std::string& opcode) {
   static constexpr struct {
     const char *name, *opcodes;
-  } kClasses[] = {
-      {"memory", " ld ldu st atom red cp prefetch prefetchu ldmatrix stmatrix "},
-      {"tensor", " wgmma mma "},
-      {"sync", " bar barrier mbarrier fence membar griddepcontrol setmaxnreg "},
-      {"warp", " shfl vote match redux elect activemask "},
-      {"control", " bra brx call ret exit nanosleep trap "}};
+  } kClasses[] = {{"memory", " ld ldu st atom red cp prefetch prefetchu ldmatrix stmatrix "},
+                  {"tensor", " wgmma mma "},
+                  {"sync", " bar barrier mbarrier fence membar griddepcontrol setmaxnreg "},
+                  {"warp", " shfl vote match redux elect activemask "},
+                  {"control", " bra brx call ret exit nanosleep trap "}};
   for (const auto& c : kClasses)
     if (std::strstr(c.opcodes, (" " + opcode + " ").c_str())) return c.name;
   return "arithmetic";

@@ -318,8 +318,7 @@ const char* cudaGetErrorString(cudaError_t e) {
     text = "emulator: " + Machine::get().report.text();
   else if (e != cudaSuccess && e == Registry::get().last && !Registry::get().refusal.empty())
     text = Registry::get().refusal;
-  else
-    return e == cudaSuccess ? "no error" : cudaGetErrorName(e);
+  else return e == cudaSuccess ? "no error" : cudaGetErrorName(e);
   return text.c_str();
 }
 

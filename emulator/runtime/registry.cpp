@@ -48,10 +48,8 @@ const Program* Kernel::load() {
       return p;
     }
   }
-  if (!binary->error.empty())
-    refuse(cudaErrorInvalidPtx, "kernel " + name + ": " + binary->error);
-  else
-    refuse(cudaErrorNoKernelImageForDevice, "no PTX defines kernel " + name);
+  if (!binary->error.empty()) refuse(cudaErrorInvalidPtx, "kernel " + name + ": " + binary->error);
+  else refuse(cudaErrorNoKernelImageForDevice, "no PTX defines kernel " + name);
   return nullptr;
 }
 

@@ -144,14 +144,22 @@ void each(const float* in, float* out, int count, bool ftz, uint32_t key) {
 void approx_n(Approx op, const float* in, float* out, int count, bool ftz, uint64_t seed) {
   uint32_t key = key_of(seed, static_cast<int>(op));
   switch (op) {
-    case Approx::ex2: return each<ex2>(in, out, count, ftz, key);
-    case Approx::rcp: return each<rcp>(in, out, count, ftz, key);
-    case Approx::rsqrt: return each<rsqrt>(in, out, count, ftz, key);
-    case Approx::sqrt: return each<sqrt>(in, out, count, ftz, key);
-    case Approx::lg2: return each<lg2>(in, out, count, ftz, key);
-    case Approx::tanh: return each<tanh>(in, out, count, false, key);
-    case Approx::sin: return each<sine>(in, out, count, ftz, key);
-    case Approx::cos: return each<cosine>(in, out, count, ftz, key);
+    case Approx::ex2:
+      return each<ex2>(in, out, count, ftz, key);
+    case Approx::rcp:
+      return each<rcp>(in, out, count, ftz, key);
+    case Approx::rsqrt:
+      return each<rsqrt>(in, out, count, ftz, key);
+    case Approx::sqrt:
+      return each<sqrt>(in, out, count, ftz, key);
+    case Approx::lg2:
+      return each<lg2>(in, out, count, ftz, key);
+    case Approx::tanh:
+      return each<tanh>(in, out, count, false, key);
+    case Approx::sin:
+      return each<sine>(in, out, count, ftz, key);
+    case Approx::cos:
+      return each<cosine>(in, out, count, ftz, key);
   }
 }
 

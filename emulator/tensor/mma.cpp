@@ -115,7 +115,8 @@ void widen(MmaType t, const uint8_t* packed, int rows, int k_bytes, float* out) 
   switch (t) {
     case MmaType::bf16:
       return widen_bf16(reinterpret_cast<const uint16_t*>(packed), out, bytes / 2);
-    case MmaType::f16: return widen_f16(reinterpret_cast<const uint16_t*>(packed), out, bytes / 2);
+    case MmaType::f16:
+      return widen_f16(reinterpret_cast<const uint16_t*>(packed), out, bytes / 2);
     case MmaType::tf32:  // the hardware does not read the low 13 bits
       for (int i = 0; i < bytes / 4; ++i) {
         uint32_t u;
@@ -123,9 +124,12 @@ void widen(MmaType t, const uint8_t* packed, int rows, int k_bytes, float* out) 
         out[i] = from_bits(u & 0xffffe000u);
       }
       return;
-    case MmaType::e4m3: return widen_fp8<true>(packed, out, bytes);
-    case MmaType::e5m2: return widen_fp8<false>(packed, out, bytes);
-    default: __builtin_unreachable();  // integers go through multiply_int
+    case MmaType::e4m3:
+      return widen_fp8<true>(packed, out, bytes);
+    case MmaType::e5m2:
+      return widen_fp8<false>(packed, out, bytes);
+    default:
+      __builtin_unreachable();  // integers go through multiply_int
   }
 }
 

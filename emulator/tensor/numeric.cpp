@@ -21,23 +21,34 @@ constexpr Layout layout(Format f) {
   switch (f) {
     case Format::f64:
       return {52, 1023, 0, 63, 0x7fefffffffffffffull, 0x7ff0000000000000ull, 0x7fffffffffffffffull};
-    case Format::f32: return {23, 127, 0, 31, 0x7f7fffff, 0x7f800000, kNanF32};
-    case Format::tf32: return {10, 127, 13, 31, 0x7f7fffff >> 13, 0x7f800000 >> 13, kNanF32};
-    case Format::f16: return {10, 15, 0, 15, 0x7bff, 0x7c00, kNanF16};
-    case Format::bf16: return {7, 127, 0, 15, 0x7f7f, 0x7f80, kNanBf16};
-    case Format::e4m3: return {3, 7, 0, 7, 0x7e, 0, kNanFp8};
-    case Format::e5m2: return {2, 15, 0, 7, 0x7b, 0x7c, kNanFp8};
+    case Format::f32:
+      return {23, 127, 0, 31, 0x7f7fffff, 0x7f800000, kNanF32};
+    case Format::tf32:
+      return {10, 127, 13, 31, 0x7f7fffff >> 13, 0x7f800000 >> 13, kNanF32};
+    case Format::f16:
+      return {10, 15, 0, 15, 0x7bff, 0x7c00, kNanF16};
+    case Format::bf16:
+      return {7, 127, 0, 15, 0x7f7f, 0x7f80, kNanBf16};
+    case Format::e4m3:
+      return {3, 7, 0, 7, 0x7e, 0, kNanFp8};
+    case Format::e5m2:
+      return {2, 15, 0, 7, 0x7b, 0x7c, kNanFp8};
   }
   __builtin_unreachable();
 }
 
 bool away_from_zero(Round how, bool negative, bool odd, int rest) {  // rest: 0 exact, 1 <, 2 =, 3 >
   switch (how) {
-    case Round::rn: return rest == 3 || (rest == 2 && odd);
-    case Round::rna: return rest >= 2;
-    case Round::rz: return false;
-    case Round::rm: return rest && negative;
-    case Round::rp: return rest && !negative;
+    case Round::rn:
+      return rest == 3 || (rest == 2 && odd);
+    case Round::rna:
+      return rest >= 2;
+    case Round::rz:
+      return false;
+    case Round::rm:
+      return rest && negative;
+    case Round::rp:
+      return rest && !negative;
   }
   __builtin_unreachable();
 }
@@ -101,16 +112,21 @@ uint64_t from_double(Format to, double x, const CvtOptions& o) {
 
 double to_double(Format from, uint64_t x, bool ftz = false) {
   switch (from) {
-    case Format::f64: return std::bit_cast<double>(x);
+    case Format::f64:
+      return std::bit_cast<double>(x);
     case Format::f32:
     case Format::tf32: {
       float v = from_bits(static_cast<uint32_t>(x));
       return ftz ? flush(v) : v;
     }
-    case Format::f16: return f16_to_float(static_cast<uint16_t>(x));
-    case Format::bf16: return bf16_to_float(static_cast<uint16_t>(x));
-    case Format::e4m3: return e4m3_to_float(static_cast<uint8_t>(x));
-    case Format::e5m2: return e5m2_to_float(static_cast<uint8_t>(x));
+    case Format::f16:
+      return f16_to_float(static_cast<uint16_t>(x));
+    case Format::bf16:
+      return bf16_to_float(static_cast<uint16_t>(x));
+    case Format::e4m3:
+      return e4m3_to_float(static_cast<uint8_t>(x));
+    case Format::e5m2:
+      return e5m2_to_float(static_cast<uint8_t>(x));
   }
   __builtin_unreachable();
 }
@@ -277,10 +293,14 @@ uint64_t cvt_float(Format to, Format from, uint64_t x, CvtOptions o) {
 
 double round_to_integral(double x, Round how) {
   switch (how) {
-    case Round::rz: return std::trunc(x);
-    case Round::rm: return std::floor(x);
-    case Round::rp: return std::ceil(x);
-    default: return std::nearbyint(x);
+    case Round::rz:
+      return std::trunc(x);
+    case Round::rm:
+      return std::floor(x);
+    case Round::rp:
+      return std::ceil(x);
+    default:
+      return std::nearbyint(x);
   }
 }
 
@@ -413,10 +433,18 @@ uint16_t half_op(Format format, HalfOp op, uint16_t a, uint16_t b, uint16_t c, H
   };
   double x = value(a), y = value(b), r = 0;
   switch (op) {
-    case HalfOp::add: r = add_odd(x, y); break;
-    case HalfOp::sub: r = add_odd(x, -y); break;
-    case HalfOp::mul: r = x * y; break;
-    case HalfOp::fma: r = add_odd(x * y, value(c)); break;
+    case HalfOp::add:
+      r = add_odd(x, y);
+      break;
+    case HalfOp::sub:
+      r = add_odd(x, -y);
+      break;
+    case HalfOp::mul:
+      r = x * y;
+      break;
+    case HalfOp::fma:
+      r = add_odd(x * y, value(c));
+      break;
     case HalfOp::min:
       r = f32_min(static_cast<float>(x), static_cast<float>(y), false, o.nan);
       break;

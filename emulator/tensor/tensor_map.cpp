@@ -193,7 +193,9 @@ std::string replace_field(void* p, MapField field, int ordinal, uint64_t value) 
       if (value < 1 || value > 256) return wrong("a box_dim of 1..256");
       m.box[ordinal] = static_cast<uint16_t>(value);
       break;
-    case MapField::global_dim: m.dims[ordinal] = value; break;
+    case MapField::global_dim:
+      m.dims[ordinal] = value;
+      break;
     case MapField::global_stride:
       if (value % 16 || value >= uint64_t{1} << 40) return wrong("a multiple of 16 below 2^40");
       m.strides[ordinal] = value;
@@ -203,14 +205,10 @@ std::string replace_field(void* p, MapField field, int ordinal, uint64_t value) 
       m.element_strides[ordinal] = ordinal ? static_cast<uint8_t>(value) : 1;
       break;
     case MapField::elemtype:
-      if (value == 9)
-        m.type = TensorType::f64;
-      else if (value == 10)
-        m.type = TensorType::bf16;
-      else if (value < 8)
-        m.type = static_cast<TensorType>(value);
-      else
-        return wrong("an elemtype that is copied bit by bit");
+      if (value == 9) m.type = TensorType::f64;
+      else if (value == 10) m.type = TensorType::bf16;
+      else if (value < 8) m.type = static_cast<TensorType>(value);
+      else return wrong("an elemtype that is copied bit by bit");
       break;
     case MapField::interleave_layout:
       if (value) return wrong("interleave_layout 0 (the emulator has no other)");
@@ -265,10 +263,13 @@ bool reduce_exists(TensorType type, BoxReduce op) {
     case BoxReduce::add:
       return wide_int || half || type == TensorType::f32 || type == TensorType::f64;
     case BoxReduce::min:
-    case BoxReduce::max: return wide_int || half;
+    case BoxReduce::max:
+      return wide_int || half;
     case BoxReduce::inc:
-    case BoxReduce::dec: return type == TensorType::u32;
-    default: return wide_int;
+    case BoxReduce::dec:
+      return type == TensorType::u32;
+    default:
+      return wide_int;
   }
 }
 
@@ -294,14 +295,22 @@ uint64_t reduce_element(TensorType type, BoxReduce op, uint64_t a, uint64_t b) {
   bool is_signed = type == TensorType::s32 || type == TensorType::s64;
   bool less = is_signed ? sign_extend(a, bytes) < sign_extend(b, bytes) : a < b;
   switch (op) {
-    case BoxReduce::add: return (a + b) & mask;
-    case BoxReduce::min: return less ? a : b;
-    case BoxReduce::max: return less ? b : a;
-    case BoxReduce::inc: return a >= b ? 0 : a + 1;
-    case BoxReduce::dec: return a == 0 || a > b ? b : a - 1;
-    case BoxReduce::and_: return a & b;
-    case BoxReduce::or_: return a | b;
-    case BoxReduce::xor_: return a ^ b;
+    case BoxReduce::add:
+      return (a + b) & mask;
+    case BoxReduce::min:
+      return less ? a : b;
+    case BoxReduce::max:
+      return less ? b : a;
+    case BoxReduce::inc:
+      return a >= b ? 0 : a + 1;
+    case BoxReduce::dec:
+      return a == 0 || a > b ? b : a - 1;
+    case BoxReduce::and_:
+      return a & b;
+    case BoxReduce::or_:
+      return a | b;
+    case BoxReduce::xor_:
+      return a ^ b;
   }
   __builtin_unreachable();
 }

@@ -3,11 +3,11 @@
 #include <cstdlib>
 #include <iostream>
 
-#define EXPECT(condition, ...)                                                        \
-  do {                                                                                \
-    if (!(condition)) {                                                               \
+#define EXPECT(condition, ...)                                                                 \
+  do {                                                                                         \
+    if (!(condition)) {                                                                        \
       std::cerr << __FILE__ << ":" << __LINE__ << ": " #condition " is false: " << __VA_ARGS__ \
-                << "\n";                                                              \
-      std::exit(1);                                                                   \
-    }                                                                                 \
+                << "\n";                                                                       \
+      std::exit(1);                                                                            \
+    }                                                                                          \
   } while (false)

@@ -20,9 +20,9 @@ using namespace l4k;
 int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
   std::vector<int> row_ends(p.num_experts), tile_ends(p.num_experts);
   const int width = c.block_n * c.cluster_n;
-  const RaggedSchedule schedule{p.num_experts,   c.block_m * c.cluster_m, width,
-                                ceil_div(p.n, width), 1,                  c.cluster_m > 1,
-                                row_ends.data(), tile_ends.data()};
+  const RaggedSchedule schedule{
+      p.num_experts,   c.block_m * c.cluster_m, width,           ceil_div(p.n, width), 1,
+      c.cluster_m > 1, row_ends.data(),         tile_ends.data()};
   int begin = 0, tiles = 0;
   for (int e = 0; e < p.num_experts; ++e) {
     const int end = static_cast<int>(int64_t{p.m} * (e + 1) / p.num_experts);
@@ -50,9 +50,9 @@ bool answer_gemm() {
              "{\"row\": %d, \"splits\": %d, \"block_m\": %d, \"block_n\": %d, \"stages\": %d, "
              "\"cluster_m\": %d, \"cluster_n\": %d, \"promote\": %d, \"swap\": %d, "
              "\"staging\": %d, \"clusters\": %d, \"ctas\": %d, \"tiles\": %d, \"rows\": %d}\n",
-             choice.config, choice.splits, c.block_m, c.block_n, c.stages, c.cluster_m,
-             c.cluster_n, c.promote, c.swap, c.staging_bytes(), clusters, ctas,
-             busiest_cluster(c, p, clusters), kNumGemmConfigs) > 0;
+             choice.config, choice.splits, c.block_m, c.block_n, c.stages, c.cluster_m, c.cluster_n,
+             c.promote, c.swap, c.staging_bytes(), clusters, ctas, busiest_cluster(c, p, clusters),
+             kNumGemmConfigs) > 0;
 }
 
 bool answer_prefill() {
@@ -79,9 +79,10 @@ bool answer_prefill() {
     }
     if (sum[1] > best[1]) std::copy(sum, sum + 3, best);
   }
-  return std::printf("{\"items\": %d, \"key_tiles\": %d, \"masked\": %d, \"keys\": %d, "
-                     "\"rows\": %d, \"ctas\": %d}\n",
-                     best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas) > 0;
+  return std::printf(
+             "{\"items\": %d, \"key_tiles\": %d, \"masked\": %d, \"keys\": %d, "
+             "\"rows\": %d, \"ctas\": %d}\n",
+             best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas) > 0;
 }
 
 }  // namespace

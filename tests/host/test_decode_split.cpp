@@ -47,13 +47,14 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
       int64_t place = 0;
       for (int b = 0; b < walk.b; ++b) {
         const auto sequence = l4k::decode_sequence(shape, lengths[b]);
-        place += shape.heads *
-                 line.item_length(l4k::decode_cut(sequence.tiles, split), sequence.tiles);
+        place +=
+            shape.heads * line.item_length(l4k::decode_cut(sequence.tiles, split), sequence.tiles);
       }
       if (place <= begin) {
         auto again = l4k::decode_walk(shape, line, lengths.data(), walk.b, place, begin, end);
         EXPECT(std::tie(again.b, again.head, again.k, again.item_begin) ==
-                   std::tie(walk.b, walk.head, walk.k, walk.item_begin), cta);
+                   std::tie(walk.b, walk.head, walk.k, walk.item_begin),
+               cta);
       }
     }
     for (; !walk.done(shape, line); walk.advance(shape, line, lengths.data())) {
@@ -96,8 +97,8 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
 void tiles_hold_the_visible_keys() {
   for (int chunk : {0, 1, 3, 16, 64, 128, 200, 8192})
     for (int tokens : {1, 2, 5, 16})
-      for (int length : {0, 1, 2, 15, 16, 17, 127, 128, 129, 400, 8190, 8191, 8192, 8193, 16383,
-                         16384, 16385}) {
+      for (int length :
+           {0, 1, 2, 15, 16, 17, 127, 128, 129, 400, 8190, 8191, 8192, 8193, 16383, 16384, 16385}) {
         const DecodeShape shape{1, 1, tokens, chunk, 1 << 20, 4};
         const auto sequence = l4k::decode_sequence(shape, length);
         int first = -1, end = 0;
@@ -154,9 +155,7 @@ void a_sequence_is_cut_alike_at_any_place() {
   std::mt19937 random(3);
   const DecodeShape shape{4, 2, 1, 0, 1 << 24, 132};
   std::vector<int> lengths{5000, 100, 1000000, 30};
-  const auto split = [&] {
-    return l4k::decode_split(totals_of(shape, lengths), 8, shape.grid);
-  };
+  const auto split = [&] { return l4k::decode_split(totals_of(shape, lengths), 8, shape.grid); };
   const auto before = split();
   std::shuffle(lengths.begin(), lengths.end(), random);
   EXPECT(before.size == split().size && before.one_wave == split().one_wave, before.size);
@@ -197,7 +196,8 @@ int main() {
   std::mt19937 random(1);
   for (int trial = 0; trial < 50; ++trial) {
     std::vector<int> lengths(64);
-    for (int& length : lengths) length = 1 + static_cast<int>(random() % (1u << (8 + random() % 10)));
+    for (int& length : lengths)
+      length = 1 + static_cast<int>(random() % (1u << (8 + random() % 10)));
     check({0, 8, 1, 0, capacity, 132}, lengths, 130);
   }
   for (int trial = 0; trial < 6000; ++trial) {
@@ -207,8 +207,9 @@ int main() {
       length = random() % 5 ? static_cast<int>(random() % (1u << shift)) : 0;
     if (trial % 7 == 0) lengths[random() % lengths.size()] = 10485760;
     const int chunks[] = {0, 0, 1, 3, 64, 128, 8192};
-    check({0, 1 + static_cast<int>(random() % 9), 1 + static_cast<int>(random() % 16),
-           chunks[random() % 7], trial % 11 ? capacity : 5000, 1 + static_cast<int>(random() % 140)},
-          lengths);
+    check(
+        {0, 1 + static_cast<int>(random() % 9), 1 + static_cast<int>(random() % 16),
+         chunks[random() % 7], trial % 11 ? capacity : 5000, 1 + static_cast<int>(random() % 140)},
+        lengths);
   }
 }

@@ -78,12 +78,14 @@ int main() {
             check({"small", n, 1408, 1}, {m, n, 1408, 1, false, false, gelu, false, false}).config);
   // Scales along K need promotion, whatever was asked for.
   const l4k::GemmProblem blocks{4096, 5120, 5120, 1, true, true, false, true, false};
-  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, {-1, 0}, kMachine).config].promote, "block scales");
+  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, {-1, 0}, kMachine).config].promote,
+         "block scales");
   const l4k::GemmProblem few{9, 128, 1920, 1, false, false, false, false, false};
   const l4k::GemmChoice three = l4k::choose_gemm(few, l4k::GemmChoice::of(308), kMachine);
   EXPECT(three.config == 8 && three.splits == 3, "splits that are asked for");
   EXPECT(!l4k::can_run(l4k::GemmChoice::of(200), few), "unswapped rows have no splits");
-  EXPECT(l4k::choose_gemm(blocks, {6, 0}, kMachine).config == -1, "a fast row ignores scales along K");
+  EXPECT(l4k::choose_gemm(blocks, {6, 0}, kMachine).config == -1,
+         "a fast row ignores scales along K");
   // What tests/test_gemm_kernel.py counts on: one tile is split over all SMs.
   for (int sms : {1, 2, 3, 5, 8, 132}) {
     const l4k::GemmProblem one_tile{13, 128, 1920, 1, false, false, false, false, false};

@@ -50,8 +50,7 @@ int main() {
   for (int64_t chunk = 0; chunk <= 17; ++chunk)
     for (int size : {1, 2, 4, 8})
       for (int64_t first = -4; first < 40; ++first)
-        for (int64_t end = first; end <= first + 20; ++end)
-          check({first, end}, chunk, size, 0, 80);
+        for (int64_t end = first; end <= first + 20; ++end) check({first, end}, chunk, size, 0, 80);
   const int64_t ten_million = 10'485'760;
   for (int64_t edge : {int64_t{8192}, int64_t{16384}, ten_million, ten_million + 77})
     for (int64_t chunk : {8192, 8191, 100, 64, 16, 1})

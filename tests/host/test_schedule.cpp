@@ -13,7 +13,7 @@ void check(const std::vector<int>& counts, int n, int block_m, int block_n, int 
   std::vector<int> row_ends, tile_ends;
   int rows = 0, tiles = 0;
   const int experts = static_cast<int>(counts.size()), columns = l4k::ceil_div(n, block_n);
-  l4k::RaggedSchedule schedule{experts, block_m, block_n, columns,
+  l4k::RaggedSchedule schedule{experts, block_m,    block_n, columns,
                                raster,  flat_tails, nullptr, nullptr};
   for (int count : counts) {
     row_ends.push_back(rows += count);

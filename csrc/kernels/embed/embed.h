@@ -18,8 +18,8 @@ struct EmbedParams {
   void* out;                   // [T, D] bf16 contiguous
   int64_t weight_stride;       // 16-byte vectors between rows
   int64_t features_stride;
-  uint32_t* error;             // tile/report.cuh
-  bool wide_ids;               // input_ids are int64
+  uint32_t* error;  // tile/report.cuh
+  bool wide_ids;    // input_ids are int64
 };
 
 cudaError_t embed(const EmbedParams& params, cudaStream_t stream);

@@ -88,8 +88,7 @@ __device__ __forceinline__ void add_pieces(const FlashDecodeParams& p, const Dec
   const int64_t slot = lane < count ? walk.slot(line, first + lane * step) : 0;
   for (int r = warp; r < end; r += kDecodeConsumers) {
     const int64_t own = slot * work.rows + r;
-    const float2 state =
-        lane < count ? __ldcg(work.states + own) : float2{kMinusInfinity, 0.f};
+    const float2 state = lane < count ? __ldcg(work.states + own) : float2{kMinusInfinity, 0.f};
     const float maximum = warp_max(state.x);
     const float weight = ptx::exp2_approx(state.x - (maximum == kMinusInfinity ? 0.f : maximum));
     const float sum = warp_sum(state.y * weight);
@@ -142,7 +141,7 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const FlashDec
 #pragma unroll
     for (int t = 0; t < kDecodeColumns; t += 2) {
       if (t >= columns) break;
-      const float(&a)[4] = attend.acc[t], (&b)[4] = attend.acc[t + 1];
+      const float (&a)[4] = attend.acc[t], (&b)[4] = attend.acc[t + 1];
       const int column = (first_column + t) * 8 + (kFp8 ? 4 : 2) * c, i = 2 * half;
       // e4m3: even dimensions in the first tile, odd ones in the second.
       const float2 low = kFp8 ? float2{a[i], b[i]} : float2{a[i], a[i + 1]};
@@ -198,8 +197,8 @@ __device__ __forceinline__ void attend_tiles(const FlashDecodeParams& p, const D
     const TileSpan all = narrow(keys_of_all(queries, p.chunk));
     TileSpan seen[2];  // by the lane's rows
     for (int half = 0; half < 2; ++half)
-      seen[half] = narrow(
-          visible_keys(position + (first_row + lane / 4 + 8 * half) / p.group, p.chunk));
+      seen[half] =
+          narrow(visible_keys(position + (first_row + lane / 4 + 8 * half) / p.group, p.chunk));
     Attend<kFp8> attend;
     attend.load_queries(p, walk.b, kv_head, first_row);
     attend.clear();

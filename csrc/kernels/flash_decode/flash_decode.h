@@ -7,29 +7,29 @@
 namespace l4k {
 
 struct FlashDecodeParams {
-  int batch;                   // B
-  int tokens;                  // S, queries of a sequence
-  int kv_heads, group;         // Hkv, q heads per KV head
-  int chunk;                   // 0: none
-  int num_pages, page_size;    // page_size a multiple of 16
-  int max_pages;               // columns of the block table
-  const void* q;               // [B, S, Hkv * group, 128] bf16
-  int64_t q_batch_stride;      // elements
+  int batch;                 // B
+  int tokens;                // S, queries of a sequence
+  int kv_heads, group;       // Hkv, q heads per KV head
+  int chunk;                 // 0: none
+  int num_pages, page_size;  // page_size a multiple of 16
+  int max_pages;             // columns of the block table
+  const void* q;             // [B, S, Hkv * group, 128] bf16
+  int64_t q_batch_stride;    // elements
   int64_t q_token_stride;
   int64_t q_head_stride;
-  const void* k_cache;         // [num_pages, page_size, Hkv, 128] bf16 or e4m3, contiguous
+  const void* k_cache;  // [num_pages, page_size, Hkv, 128] bf16 or e4m3, contiguous
   const void* v_cache;
-  const int* lengths;          // [B] keys of a sequence, the queries' own included
-  const int* block_table;      // [B, max_pages]
-  int64_t table_stride;        // elements
-  const float* k_scale;        // [Hkv] or null
+  const int* lengths;      // [B] keys of a sequence, the queries' own included
+  const int* block_table;  // [B, max_pages]
+  int64_t table_stride;    // elements
+  const float* k_scale;    // [Hkv] or null
   const float* v_scale;
-  void* out;                   // [B, S, Hkv * group, 128] bf16 contiguous
-  float* lse;                  // [B, Hkv * group, S]
-  float* partials;             // workspace of flash_decode_workspace() 4-byte words
-  uint64_t nonce;              // 48 bits that no other launch has
-  float scale;                 // of q k^T, times log2(e)
-  uint32_t* error;             // tile/report.cuh
+  void* out;        // [B, S, Hkv * group, 128] bf16 contiguous
+  float* lse;       // [B, Hkv * group, S]
+  float* partials;  // workspace of flash_decode_workspace() 4-byte words
+  uint64_t nonce;   // 48 bits that no other launch has
+  float scale;      // of q k^T, times log2(e)
+  uint32_t* error;  // tile/report.cuh
   bool fp8_cache;
 };
 

@@ -19,7 +19,7 @@ constexpr int kDecodeGranules = kDecodeTile / kDecodeGranule;  // of a tile
 L4K_HD constexpr int decode_row_blocks(int rows) { return ceil_div(rows, kDecodeRows); }
 
 L4K_HD constexpr DecodeShape decode_shape(const FlashDecodeParams& p, int grid) {
-  return {p.batch, p.kv_heads * decode_row_blocks(p.tokens * p.group), p.tokens,
+  return {p.batch, p.kv_heads * decode_row_blocks(p.tokens * p.group),  p.tokens,
           p.chunk, decode_capacity(int64_t{p.max_pages} * p.page_size), grid};
 }
 
@@ -70,8 +70,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
     totals.tiles += smem.warp_tiles[w];
     totals.largest = max(totals.largest, smem.warp_largest[w]);
   }
-  const DecodeSplit split =
-      decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid);
+  const DecodeSplit split = decode_split(totals, int64_t{shape.batch} * shape.heads, shape.grid);
   const DecodeLine line{split, split.one_wave ? shape.grid : totals.tiles};
 
   int64_t length = 0;  // of the thread's sequences on the line
@@ -98,8 +97,7 @@ template <bool kFp8>
 __device__ __forceinline__ void next_piece(const FlashDecodeParams& p, const DecodeShape& shape,
                                            DecodeSmem<kFp8>& smem) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0)
-    smem.walk[threadIdx.x / 32].advance(shape, smem.line, p.lengths);
+  if (threadIdx.x % 32 == 0) smem.walk[threadIdx.x / 32].advance(shape, smem.line, p.lengths);
   __syncwarp();
 }
 
@@ -127,8 +125,7 @@ __device__ __forceinline__ void load_tiles(const FlashDecodeParams& p, const Dec
     const int* table = p.block_table + walk.b * p.table_stride;
     const int64_t own =
         row * row_stride + walk.head / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
-    if (!walk.sequence.valid && lane == 0)
-      report_error(p.error, DeviceError::kFlashDecodeSeqlens);
+    if (!walk.sequence.valid && lane == 0) report_error(p.error, DeviceError::kFlashDecodeSeqlens);
     const auto granule_key = [&](int tile, int i) {
       return (piece.first_tile + tile) * kDecodeTile +
              (warp + i * kDecodeProducers) * kDecodeGranule;

@@ -20,9 +20,9 @@
 
 namespace l4k {
 
-constexpr int kDecodeTile = 128;     // keys
-constexpr int kDecodeGranule = 16;   // keys that lie in one page, and that one warp multiplies
-constexpr int kDecodeRows = 128;     // queries x heads of an item
+constexpr int kDecodeTile = 128;        // keys
+constexpr int kDecodeGranule = 16;      // keys that lie in one page, and that one warp multiplies
+constexpr int kDecodeRows = 128;        // queries x heads of an item
 constexpr int kDecodePiecesPerCta = 4;  // where there are more items than CTAs can share
 constexpr int kDecodeSlotsPerCta = 2 * kDecodePiecesPerCta;
 

@@ -18,7 +18,9 @@ int64_t max_items(const FlashPrefillParams& p) {
 // [64 of D, heads of a KV head, tokens] of Q: the rows of a tile.
 TensorMapSpec query_map(const FlashPrefillParams& p) {
   const auto group = static_cast<uint32_t>(p.num_heads / p.kv_heads);
-  return {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, .rank = 3, .base = p.q,
+  return {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+          .rank = 3,
+          .base = p.q,
           .shape = {128, static_cast<uint64_t>(p.num_heads), static_cast<uint64_t>(p.rows)},
           .strides = {static_cast<uint64_t>(p.q_head_stride) * 2,
                       static_cast<uint64_t>(p.q_row_stride) * 2},
@@ -29,7 +31,8 @@ TensorMapSpec query_map(const FlashPrefillParams& p) {
 TensorMapSpec cache_map(const FlashPrefillParams& p, const void* cache) {
   const uint64_t row = p.fp8 ? 128 : 256, heads = p.kv_heads, page_size = p.page_size;
   return {.type = p.fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-          .rank = 4, .base = cache,
+          .rank = 4,
+          .base = cache,
           .shape = {128, heads, page_size, static_cast<uint64_t>(p.num_pages)},
           .strides = {row, heads * row, page_size * heads * row},
           .box = {p.fp8 ? 128u : 64u, 1, static_cast<uint32_t>(piece_slots(p.page_size)), 1}};

@@ -123,8 +123,7 @@ struct PrefillConsumer {
   // S becomes the next weights, against all keys so far. Two calls, since behind an optional mask
   // ptxas moves the wait that follows in front of the exponentials, and nothing overlaps.
   __device__ __forceinline__ void soften(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
-                                         uint32_t bad_pieces, float (&decay)[2],
-                                         uint32_t& broken) {
+                                         uint32_t bad_pieces, float (&decay)[2], uint32_t& broken) {
     const bool whole = work().first_whole <= key_tile && key_tile < work().end_whole;
     if (whole && bad_pieces == 0) {
       softmax.step(s, decay);
@@ -203,7 +202,7 @@ struct PrefillConsumer {
         p.lse[head * p.rows + at.row + token] = nothing[h] ? kMinusInfinity : softmax.lse(h);
       }
     }
-    char(&staging)[2][16 * 128] = smem.out[warp];
+    char (&staging)[2][16 * 128] = smem.out[warp];
     __syncwarp();  // the last item's values have been read
 #pragma unroll
     for (int block = 0; block < 8; ++block) {  // 16 columns
@@ -275,8 +274,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
                          const __grid_constant__ FlashPrefillParams p) {
   extern __shared__ char dynamic_smem[];
   // An offset to the pointer, not a new pointer: the compiler must still see that it is shared.
-  auto& smem = *reinterpret_cast<PrefillSmem<kFp8>*>(
-      dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023));
+  auto& smem = *reinterpret_cast<PrefillSmem<kFp8>*>(dynamic_smem +
+                                                     (-ptx::smem_address(dynamic_smem) & 1023));
   static_assert(sizeof(PrefillSmem<kFp8>) + 1024 <= 227 * 1024);
 
   if (threadIdx.x == 0)

@@ -76,9 +76,9 @@ __device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role&
     const PrefillItem item = items[index / p.kv_heads];
     PrefillWork work;
     const int first = p.cu_seqlens_q[item.sequence], end = p.cu_seqlens_q[item.sequence + 1];
-    static_cast<PrefillTile&>(work) = prefill_tile(
-        item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads, p.chunk,
-        p.capacity());
+    static_cast<PrefillTile&>(work) =
+        prefill_tile(item.tile, end - first, p.seqlens_k[item.sequence], p.num_heads / p.kv_heads,
+                     p.chunk, p.capacity());
     work.sequence = item.sequence;
     work.kv_head = index % p.kv_heads;
     work.row = first + work.first_token;
@@ -117,11 +117,11 @@ struct PrefillProducer {
     // A page past the last one lies outside of the tensor map and arrives as zeros: what a piece
     // that nobody sees gets, and one whose page does not exist.
     const bool exists = 0 <= at.page && at.page < p.num_pages;
-    const uint32_t bad =
-        __ballot_sync(0xffffffff, at.slot >= 0 && !exists) & ((1u << pieces) - 1);
+    const uint32_t bad = __ballot_sync(0xffffffff, at.slot >= 0 && !exists) & ((1u << pieces) - 1);
     if (at.slot < 0 || !exists) at = {p.num_pages, 0};
     auto& ring = [&]() -> auto& {
-      if constexpr (kFp8) return smem.raw_ring; else return smem.ring;
+      if constexpr (kFp8) return smem.raw_ring;
+      else return smem.ring;
     }();
     ring.wait_empty(stage);
     uint64_t* full = &ring.full[stage.index];

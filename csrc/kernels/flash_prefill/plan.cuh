@@ -93,9 +93,8 @@ __global__ void __launch_bounds__(kPlanThreads)
   smem.counts[cost] = total - count;
   if (cost == 0) *plan = {total, p.cu_seqlens_q[p.batch]};
   __syncthreads();
-  for_each_tile(p, smem, [&](PrefillItem item, int cost) {
-    items[atomicAdd(&smem.counts[cost], 1)] = item;
-  });
+  for_each_tile(
+      p, smem, [&](PrefillItem item, int cost) { items[atomicAdd(&smem.counts[cost], 1)] = item; });
 }
 
 }  // namespace l4k

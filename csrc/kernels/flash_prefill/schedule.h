@@ -34,10 +34,10 @@ L4K_HD constexpr int64_t max_prefill_items(int64_t rows, int64_t batch, int64_t 
 // What is computed at once: up to 128 / group tokens, for one KV head. Lengths are 32-bit, so are
 // positions.
 struct PrefillTile {
-  int first_token, tokens;   // in the sequence
-  int position;              // of the first token; negative ones see nothing
-  int first_key, end_key;    // that some token sees
-  int first_tile, end_tile;  // tiles of keys to look at
+  int first_token, tokens;     // in the sequence
+  int position;                // of the first token; negative ones see nothing
+  int first_key, end_key;      // that some token sees
+  int first_tile, end_tile;    // tiles of keys to look at
   int first_whole, end_whole;  // of those, the ones that all tokens see entirely
 };
 
@@ -54,8 +54,14 @@ L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int gr
   const int64_t most = first_without < tiles.touched.first ? tiles.touched.first : first_without;
   const int64_t end_tile = tiles.touched.end <= most ? tiles.touched.end : most + 1;
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-  return {first, tokens, narrow(position), narrow(keys.first), narrow(keys.end),
-          narrow(tiles.touched.first), narrow(end_tile), narrow(tiles.whole.first),
+  return {first,
+          tokens,
+          narrow(position),
+          narrow(keys.first),
+          narrow(keys.end),
+          narrow(tiles.touched.first),
+          narrow(end_tile),
+          narrow(tiles.whole.first),
           narrow(tiles.whole.end)};
 }
 

@@ -85,9 +85,8 @@ constexpr bool valid(const GemmConfig& c) {
   return c.left() % 128 == 0 && c.right() % 8 == 0 && c.right() <= 256 &&
          c.right() * (c.slabs() + c.promote) <= 3 * 128 &&  // 192 registers of accumulators
          c.stages >= 2 && (c.fp8 || !c.promote) && !(c.swap && c.gelu) &&
-         (c.slabs() == 1 || (c.promote && !c.swap)) &&
-         (c.cluster_m == 1 || c.cluster_n == 1) && !(c.swap && c.cluster() > 1) &&
-         c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
+         (c.slabs() == 1 || (c.promote && !c.swap)) && (c.cluster_m == 1 || c.cluster_n == 1) &&
+         !(c.swap && c.cluster() > 1) && c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
 }
 constexpr bool all_valid() {
   for (const GemmConfig& c : kGemmConfigs)

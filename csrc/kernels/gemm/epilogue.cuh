@@ -45,8 +45,7 @@ __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const G
                                                const RaggedTile& tile, const GemmPlace& at) {
   float row[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
-    row[h] = at.valid[h] ? row_factor(p, at.row[h], tile.expert) : 1.f;
+  for (int h = 0; h < 2; ++h) row[h] = at.valid[h] ? row_factor(p, at.row[h], tile.expert) : 1.f;
   const float* channel =
       p.scale_b == GemmScale::kRow ? p.sfb + int64_t{tile.expert} * p.n : nullptr;
 #pragma unroll
@@ -227,8 +226,8 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
         const int r = 16 * j + 4 * i + 2 * h;
         pairs[i] = fp8_pair(acc[r], acc[r + 1], scale.inverse);
       }
-      const uint2 block = transpose_quad(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16,
-                                         at.lane);
+      const uint2 block =
+          transpose_quad(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16, at.lane);
       auto* q = static_cast<char*>(p.d) + index + 32 * j + at.lane % 4 * 8;
       if (at.valid[h]) *reinterpret_cast<uint2*>(q) = block;
     }

@@ -210,8 +210,7 @@ struct BlockScales {
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int row = tile.row + (kSwap ? 32 * i + lane
-                                        : first_row + 16 * warp + lane / 4 + 8 * i);
+      const int row = tile.row + (kSwap ? 32 * i + lane : first_row + 16 * warp + lane / 4 + 8 * i);
       own[i] = scale_b;
       if (p.scale_a == GemmScale::kBlock && row < tile.row_end)
         own[i] *= p.sfa[int64_t{row} * blocks + block];
@@ -381,9 +380,9 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
   const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-  const RaggedSchedule schedule{p.num_experts,      C.block_m * C.cluster_m, width,
-                                ceil_div(p.n, width), kGemmRaster,           C.cluster_m > 1,
-                                smem.row_ends,      smem.tile_ends};
+  const RaggedSchedule schedule{
+      p.num_experts, C.block_m * C.cluster_m, width,         ceil_div(p.n, width),
+      kGemmRaster,   C.cluster_m > 1,         smem.row_ends, smem.tile_ends};
   if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);

@@ -24,15 +24,15 @@ struct GemmParams {
   float* d_scale;   // [M, N' / 128]: d is e4m3 with 1x128 scales (SwiGLU only); null: it is not
   const int* expert_offsets;  // [E + 1], null when dense
   GemmScale scale_a, scale_b;
-  const float* sfa;       // [1], [M] or [M, K / 128]
-  const float* sfb;       // [E, 1], [E, N] or [E, N / 128, K / 128]
-  const float* row_scale;  // [M], multiplied into the accumulators; null: 1
-  const void* bias;        // [N] bf16; null: 0
-  const void* residual;    // [M, N'] bf16; null: 0
+  const float* sfa;                   // [1], [M] or [M, K / 128]
+  const float* sfb;                   // [E, 1], [E, N] or [E, N / 128, K / 128]
+  const float* row_scale;             // [M], multiplied into the accumulators; null: 1
+  const void* bias;                   // [N] bf16; null: 0
+  const void* residual;               // [M, N'] bf16; null: 0
   int64_t a_stride, residual_stride;  // elements between rows
   GemmActivation activation;
   bool out_float32;
-  bool fast_accum;  // e4m3: leave long sums to the tensor core's reduced precision
+  bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
   GemmChoice asked;   // config -1: choose by shape
   int ctas_per_tile;  // set by the launcher, as is
   int max_clusters;   // how many of them run at once

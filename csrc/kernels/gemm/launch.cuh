@@ -27,10 +27,10 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const uint32_t slice_m = C.block_m / C.cluster_n, slice_n = C.block_n / C.cluster_m;
   CUtensorMap a, b, d{};
   const TensorMapSpec spec_a{type, 2, p.a, {k, m}, {p.a_stride * element}, {block_k, slice_m}};
-  const TensorMapSpec spec_b{type, 3, p.b, {k, n, experts}, {k * element, n * k * element},
-                             {block_k, slice_n, 1}};
-  const TensorMapSpec spec_d{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, p.d, {columns, m}, {columns * 2},
-                             {64, 64}};
+  const TensorMapSpec spec_b{
+      type, 3, p.b, {k, n, experts}, {k * element, n * k * element}, {block_k, slice_n, 1}};
+  const TensorMapSpec spec_d{
+      CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, p.d, {columns, m}, {columns * 2}, {64, 64}};
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
   // Only whole bf16 tiles leave by TMA.
@@ -39,8 +39,8 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int ctas = p.ctas_per_tile;
   const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-  const int64_t tiles = int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} *
-                        ceil_div(p.n, tile_n);
+  const int64_t tiles =
+      int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} * ceil_div(p.n, tile_n);
   const int64_t clusters = std::min<int64_t>(tiles, p.max_clusters);
   LaunchConfig config = gemm_launch<I>(ctas);
   config.grid = dim3(static_cast<unsigned>(clusters * ctas));
@@ -52,7 +52,7 @@ int gemm_clusters(int ctas) {
   return resident_clusters(gemm_kernel<I>, gemm_launch<I>(ctas));
 }
 
-#define L4K_GEMM_ROW(I)                                                  \
+#define L4K_GEMM_ROW(I)                                                 \
   template cudaError_t launch_gemm<I>(const GemmParams&, cudaStream_t); \
   template int gemm_clusters<I>(int ctas)
 

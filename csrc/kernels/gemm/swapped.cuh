@@ -87,8 +87,8 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
   // Eight gate channels and the eight up channels of the same results are registers h = 0 and 1 of
   // one thread: gates go to the first half of a row, ups to the second, so that four neighbouring
   // results read four neighbouring floats of each.
-  const int position = swiglu ? 32 * consumer + 8 * warp + lane / 4
-                              : 64 * consumer + 16 * warp + lane / 4;
+  const int position =
+      swiglu ? 32 * consumer + 8 * warp + lane / 4 : 64 * consumer + 16 * warp + lane / 4;
   smem.meeting.wait(1);  // the last tile's sums have been read
 #pragma unroll
   for (int r = 0; r < kRegisters; ++r) {

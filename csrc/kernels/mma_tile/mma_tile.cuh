@@ -11,8 +11,8 @@
 #include <cuda.h>
 
 #include "kernels/mma_tile/mma_tile.h"
-#include "ptx/memory.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(128, 1)
                     const __grid_constant__ CUtensorMap map_d) {
   extern __shared__ char dynamic_smem[];
   // The launch reserves 1 KB more than the struct: dynamic shared memory is only 16-byte aligned.
-  auto& smem = *reinterpret_cast<MmaTileSmem*>(
-      (reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) & ~uintptr_t{1023});
+  auto& smem = *reinterpret_cast<MmaTileSmem*>((reinterpret_cast<uintptr_t>(dynamic_smem) + 1023) &
+                                               ~uintptr_t{1023});
 
   if (threadIdx.x == 0) {
     ptx::mbarrier_init(&smem.loaded, 1);

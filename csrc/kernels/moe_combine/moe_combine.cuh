@@ -31,9 +31,8 @@ __device__ __forceinline__ void load_vectors(const void* row, int first, int vec
 #pragma unroll
   for (int u = 0; u < kMoeCombineUnroll; ++u) {
     const int v = first + u * blockDim.x;
-    out[u] = row != nullptr && v < vectors
-                 ? ptx::load_streaming(static_cast<const uint4*>(row) + v)
-                 : uint4{};
+    out[u] = row != nullptr && v < vectors ? ptx::load_streaming(static_cast<const uint4*>(row) + v)
+                                           : uint4{};
   }
 }
 
@@ -51,8 +50,8 @@ __global__ void __launch_bounds__(kMoeCombineMaxThreads)
   ptx::grid_launch_dependents();
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const int64_t token = row_tiles == 1 ? tile : tile / row_tiles;
-    const int first = static_cast<int>(tile - token * row_tiles) * blockDim.x * kMoeCombineUnroll +
-                      threadIdx.x;
+    const int first =
+        static_cast<int>(tile - token * row_tiles) * blockDim.x * kMoeCombineUnroll + threadIdx.x;
     uint4 shared[kMoeCombineUnroll], residual[kMoeCombineUnroll];
     load_vectors(row_of(params.shared, token, params.shared_stride), first, vectors, shared);
     load_vectors(row_of(params.residual, token, params.residual_stride), first, vectors, residual);

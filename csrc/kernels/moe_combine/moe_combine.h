@@ -7,18 +7,18 @@
 namespace l4k {
 
 struct MoeCombineParams {
-  int64_t tokens;           // T
-  int64_t width;            // D, a multiple of 8
+  int64_t tokens;  // T
+  int64_t width;   // D, a multiple of 8
   int top_k;
-  const void* y;            // [T * top_k, D] bf16, permuted rows, 16-byte aligned
-  const int* inverse;       // [T * top_k]
-  const void* shared;       // [T, D] bf16 or null
-  const void* residual;     // [T, D] bf16 or null
-  void* out;                // [T, D] bf16 contiguous
-  int64_t y_stride;         // elements between rows, multiples of 8
+  const void* y;         // [T * top_k, D] bf16, permuted rows, 16-byte aligned
+  const int* inverse;    // [T * top_k]
+  const void* shared;    // [T, D] bf16 or null
+  const void* residual;  // [T, D] bf16 or null
+  void* out;             // [T, D] bf16 contiguous
+  int64_t y_stride;      // elements between rows, multiples of 8
   int64_t shared_stride;
   int64_t residual_stride;
-  uint32_t* error;          // tile/report.cuh
+  uint32_t* error;  // tile/report.cuh
 };
 
 cudaError_t moe_combine(const MoeCombineParams& params, cudaStream_t stream);

@@ -29,8 +29,7 @@ __global__ void __launch_bounds__(kMoePermuteMaxThreads, 5)
     const int64_t row = row_tiles == 1 ? tile : tile / row_tiles;
     const int first = static_cast<int>(tile - row * row_tiles) * blockDim.x * kMoePermuteUnroll;
     const bool bad = index < 0 || index >= params.rows;
-    if (bad && threadIdx.x == 0)
-      report_error(params.error, DeviceError::kMoePermutePermutation);
+    if (bad && threadIdx.x == 0) report_error(params.error, DeviceError::kMoePermutePermutation);
     const uint4* from =
         static_cast<const uint4*>(params.x) + (bad ? 0 : index / params.top_k) * params.x_stride;
     uint4* to = static_cast<uint4*>(params.out) + row * params.row_vectors;

@@ -7,8 +7,8 @@
 namespace l4k {
 
 struct MoePermuteParams {
-  int64_t rows;            // T * top_k
-  int64_t row_vectors;     // 16-byte vectors in a row
+  int64_t rows;         // T * top_k
+  int64_t row_vectors;  // 16-byte vectors in a row
   int top_k;
   const void* x;           // [T, D], 16-byte aligned rows
   const int* permutation;  // [T * top_k]

@@ -16,13 +16,11 @@ cudaError_t moe_route(const MoeRouteParams& params, cudaStream_t stream) {
   LaunchConfig config{.grid = dim3(plan.tiles), .block = dim3(kRouteThreads)};
   // Zero tokens still have offsets.
   if (params.tokens <= kRouteOneLaunchTokens)
-    return params.float32
-               ? launch(moe_route_small_kernel<float>, config, stream, params)
-               : launch(moe_route_small_kernel<__nv_bfloat16>, config, stream, params);
+    return params.float32 ? launch(moe_route_small_kernel<float>, config, stream, params)
+                          : launch(moe_route_small_kernel<__nv_bfloat16>, config, stream, params);
   cudaError_t error =
-      params.float32
-          ? launch(moe_route_choose_kernel<float>, config, stream, params, plan)
-          : launch(moe_route_choose_kernel<__nv_bfloat16>, config, stream, params, plan);
+      params.float32 ? launch(moe_route_choose_kernel<float>, config, stream, params, plan)
+                     : launch(moe_route_choose_kernel<__nv_bfloat16>, config, stream, params, plan);
   if (error != cudaSuccess) return error;
   return launch(moe_route_rank_kernel, config, stream, params, plan);
 }

@@ -160,7 +160,7 @@ __device__ __forceinline__ void rank(const MoeRouteParams& params, int begin, in
     for (int expert = lane; expert < params.num_experts; expert += 32) rows[expert] = 0;
     __syncwarp();
 #pragma unroll 1
-  for (int base = from; base < to; base += 32) {
+    for (int base = from; base < to; base += 32) {
       const int choice = base + lane;
       const bool valid = choice < to;
       const int expert = valid ? params.topk_ids[choice] : 0;

@@ -30,8 +30,8 @@ cudaError_t quantize_rows(const QuantizeRowsParams& params, cudaStream_t stream)
 }
 
 cudaError_t quantize_blocks(const QuantizeBlocksParams& params, cudaStream_t stream) {
-  const int64_t blocks = params.matrices * ceil_div<int64_t>(params.rows, kScaleBlock) *
-                         (params.width / kScaleBlock);
+  const int64_t blocks =
+      params.matrices * ceil_div<int64_t>(params.rows, kScaleBlock) * (params.width / kScaleBlock);
   // 56 registers: four CTAs fit an SM.
   const int64_t grid = std::min(blocks, int64_t{sm_count()} * 4);
   LaunchConfig config{.grid = dim3(static_cast<unsigned>(grid)),

@@ -18,7 +18,7 @@
 
 namespace l4k {
 
-constexpr int kQuantizeVectors = 2;  // per thread and row
+constexpr int kQuantizeVectors = 2;        // per thread and row
 constexpr int kQuantizeRowRegisters = 48;  // four CTAs of a 5,120-wide row fit an SM
 
 // Row of x that becomes row `row` of q; -1 if the permutation says nonsense.
@@ -43,8 +43,7 @@ __device__ __forceinline__ void load_row(const QuantizeRowsParams& params, int64
 }
 
 template <int kScaling>
-__global__ void __maxnreg__(kQuantizeRowRegisters)
-    quantize_rows_kernel(QuantizeRowsParams params) {
+__global__ void __maxnreg__(kQuantizeRowRegisters) quantize_rows_kernel(QuantizeRowsParams params) {
   __shared__ uint32_t partials[2][32];
   const int vectors = params.width / kVector;
   const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
@@ -106,9 +105,9 @@ __global__ void __launch_bounds__(kQuantizeBlockThreads)
 #pragma unroll
     for (int u = 0; u < kQuantizeBlockVectors; ++u)
       if (row + u * kQuantizeBlockStep < rows)
-        ptx::store_streaming(static_cast<uint2*>(params.q) + first +
-                                 u * kQuantizeBlockStep * row_vectors,
-                             to_fp8(x[u], scale.inverse));
+        ptx::store_streaming(
+            static_cast<uint2*>(params.q) + first + u * kQuantizeBlockStep * row_vectors,
+            to_fp8(x[u], scale.inverse));
   }
 }
 
@@ -155,9 +154,8 @@ __global__ void __launch_bounds__(kQuantizeTensorThreads)
   const Fp8Scale scale = fp8_scale(__uint_as_float(cta_max(amax, partials)));
   if (blockIdx.x == 0 && threadIdx.x == 0) params.scale[blockIdx.y] = scale.scale;
   uint2* q = static_cast<uint2*>(params.q) + blockIdx.y * (params.elements / kVector);
-  for_each_vector(params, [&](int64_t v, uint4 x) {
-    ptx::store_streaming(q + v, to_fp8(x, scale.inverse));
-  });
+  for_each_vector(
+      params, [&](int64_t v, uint4 x) { ptx::store_streaming(q + v, to_fp8(x, scale.inverse)); });
 }
 
 }  // namespace l4k

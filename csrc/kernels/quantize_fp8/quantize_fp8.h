@@ -12,9 +12,9 @@ constexpr int kQuantizeMaxRow = 16384;
 
 // One scale per row or per 128 elements of a row; rows may be gathered.
 struct QuantizeRowsParams {
-  int64_t rows;            // of q
-  int64_t x_rows;          // of x
-  int width;               // K, a multiple of 8, at most kQuantizeMaxRow
+  int64_t rows;    // of q
+  int64_t x_rows;  // of x
+  int width;       // K, a multiple of 8, at most kQuantizeMaxRow
   int top_k;
   const void* x;           // [x_rows, K] bf16, 16-byte aligned rows
   const int* permutation;  // [rows] or null: row i of q is row permutation[i] / top_k of x

@@ -15,10 +15,14 @@ using Kernel = void (*)(RmsNormParams);
 template <bool kResidual>
 Kernel kernel_for(Scaling scaling) {
   switch (scaling) {
-    case kScalingNone: return rms_norm_kernel<kResidual, kScalingNone>;
-    case kScalingRow: return rms_norm_kernel<kResidual, kScalingRow>;
-    case kScaling1x128: return rms_norm_kernel<kResidual, kScaling1x128>;
-    default: return nullptr;
+    case kScalingNone:
+      return rms_norm_kernel<kResidual, kScalingNone>;
+    case kScalingRow:
+      return rms_norm_kernel<kResidual, kScalingRow>;
+    case kScaling1x128:
+      return rms_norm_kernel<kResidual, kScaling1x128>;
+    default:
+      return nullptr;
   }
 }
 

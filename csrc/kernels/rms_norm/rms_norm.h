@@ -16,19 +16,19 @@ constexpr int rms_norm_registers(bool residual, int scaling) {
 }
 
 struct RmsNormParams {
-  int64_t rows;              // T
-  int width;                 // D, a multiple of 8, at most kRmsNormMaxWidth
-  const void* x;             // [T, D] bf16, 16-byte aligned rows
-  const void* residual;      // [T, D] bf16, 16-byte aligned rows, or null
-  const void* weight;        // [D] bf16
-  void* y;                   // [T, D] bf16 contiguous; may be null if scaling is not none
-  void* residual_out;        // [T, D] bf16 contiguous, null without residual: x + residual
-  void* q;                   // [T, D] e4m3 contiguous, null if scaling is none
-  float* scale;              // [T] or [T, D / 128]
-  int64_t x_stride;          // elements between rows, multiples of 8
+  int64_t rows;          // T
+  int width;             // D, a multiple of 8, at most kRmsNormMaxWidth
+  const void* x;         // [T, D] bf16, 16-byte aligned rows
+  const void* residual;  // [T, D] bf16, 16-byte aligned rows, or null
+  const void* weight;    // [D] bf16
+  void* y;               // [T, D] bf16 contiguous; may be null if scaling is not none
+  void* residual_out;    // [T, D] bf16 contiguous, null without residual: x + residual
+  void* q;               // [T, D] e4m3 contiguous, null if scaling is none
+  float* scale;          // [T] or [T, D / 128]
+  int64_t x_stride;      // elements between rows, multiples of 8
   int64_t residual_stride;
   float eps;
-  Scaling scaling;           // none, row or 1x128 (then D is a multiple of 128)
+  Scaling scaling;  // none, row or 1x128 (then D is a multiple of 128)
 };
 
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);

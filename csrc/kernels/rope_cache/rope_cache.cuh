@@ -44,8 +44,8 @@ struct RopeAngles {
 __device__ __forceinline__ RopeAngles load_angles(const RopeCacheParams& params, int64_t position) {
   const uint64_t rows = params.table_rows;
   const uint64_t row = position - divide(position, static_cast<uint32_t>(rows)) * rows;
-  const float4* cosines = reinterpret_cast<const float4*>(params.cos_sin + row * kHeadDim) +
-                          threadIdx.x % kRopeLanes;
+  const float4* cosines =
+      reinterpret_cast<const float4*>(params.cos_sin + row * kHeadDim) + threadIdx.x % kRopeLanes;
   const float4 c = cosines[0], s = cosines[kRopeLanes];
   return {{c.x, c.y, c.z, c.w}, {s.x, s.y, s.z, s.w}};
 }
@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
        unit += warps) {
     const int64_t token = unit / groups;
     const int first = (unit - static_cast<uint32_t>(token) * groups) * kRopeHeads + half;
-    const uint4* heads_in = static_cast<const uint4*>(params.qkv) +
-                            token * (params.qkv_stride / kVector) + lane;
+    const uint4* heads_in =
+        static_cast<const uint4*>(params.qkv) + token * (params.qkv_stride / kVector) + lane;
     uint4 raw[kRopeVectors];
 #pragma unroll
     for (int u = 0; u < kRopeVectors; ++u) {

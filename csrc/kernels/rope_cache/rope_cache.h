@@ -20,14 +20,14 @@ struct RopeCacheParams {
   const float* cos_sin;         // [R, 128]: 64 cosines, 64 sines; null: no rotation
   const float* k_scale;         // [Hkv] or null; only with an e4m3 cache
   const float* v_scale;
-  void* q;                      // [T, Hq, 128] bf16 contiguous
-  void* k_cache;                // [P * page_size, Hkv, 128] bf16 or e4m3, contiguous
+  void* q;        // [T, Hq, 128] bf16 contiguous
+  void* k_cache;  // [P * page_size, Hkv, 128] bf16 or e4m3, contiguous
   void* v_cache;
-  int64_t qkv_stride;           // elements between tokens, a multiple of 8
-  uint32_t* error;              // tile/report.cuh
+  int64_t qkv_stride;  // elements between tokens, a multiple of 8
+  uint32_t* error;     // tile/report.cuh
   int floor_scale;
-  float attn_scale;             // 0: no temperature
-  float qk_norm_eps;            // negative: no norm
+  float attn_scale;   // 0: no temperature
+  float qk_norm_eps;  // negative: no norm
   bool fp8_cache;
 };
 

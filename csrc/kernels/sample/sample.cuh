@@ -72,8 +72,7 @@ struct Likeliest {
 
   __device__ __forceinline__ Likeliest warp_reduce() const {
     // + 0 turns -0 into 0: equal logits must have equal keys.
-    const Candidate best =
-        Candidate{ordered_key(__float_as_uint(logit + 0.f)), id}.warp_reduce();
+    const Candidate best = Candidate{ordered_key(__float_as_uint(logit + 0.f)), id}.warp_reduce();
     const float largest = __uint_as_float(ordered_bits(best.score));
     return {largest, best.id, warp_sum(sum * exp_of(above(logit, largest)))};
   }
@@ -196,8 +195,8 @@ __device__ __forceinline__ Likeliest load(const SampleParams& params, const Samp
 #pragma unroll
         for (int order = 0; order < 8; order += 4) {
           const bool high = (upper ^ order) != 0;
-          ptx::store_shared(row.values + i + (high ? 4 : 0), high ? v[4] : v[0],
-                            high ? v[5] : v[1], high ? v[6] : v[2], high ? v[7] : v[3]);
+          ptx::store_shared(row.values + i + (high ? 4 : 0), high ? v[4] : v[0], high ? v[5] : v[1],
+                            high ? v[6] : v[2], high ? v[7] : v[3]);
         }
       } else {
         ptx::store_shared(row.values + i, v[0], v[1], v[2], v[3]);
@@ -269,10 +268,8 @@ __device__ __forceinline__ Split split(const SampleRow& row, uint32_t low, uint3
     for (int j = 0; j < 4; ++j) {
       const uint32_t distance = __float_as_uint(values[j]);
       if (distance - low >= high - low) continue;
-      if (distance < middle)
-        all = all + Split{1, __expf(-values[j]), distance, ~0u};
-      else
-        all.next = min(all.next, distance);
+      if (distance < middle) all = all + Split{1, __expf(-values[j]), distance, ~0u};
+      else all.next = min(all.next, distance);
     }
   });
   return reduce(all);
@@ -306,8 +303,7 @@ __device__ __forceinline__ Cut keep_top_k(const SampleRow& row, uint32_t k, Samp
 __device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p,
                                           SampleReduce& reduce) {
   Split all = split(row, 0, cut.limit, cut.limit, reduce);
-  if (cut.ties > 0)
-    all = all + Split{cut.ties, cut.ties * __expf(-__uint_as_float(cut.limit))};
+  if (cut.ties > 0) all = all + Split{cut.ties, cut.ties * __expf(-__uint_as_float(cut.limit))};
   const float allowed = fmaxf(p, 0.f) * all.mass;
   uint32_t low = 0, high = cut.ties > 0 ? cut.limit + 1 : cut.limit;
   uint32_t below = 0, below_high = all.count;
@@ -320,8 +316,7 @@ __device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p
     // Rounding may leave the mass of all below the allowed one: then there is nothing to move to.
     if (mass + parts.mass <= allowed && count < below_high)
       low = parts.next, below = count, mass += parts.mass;
-    else
-      high = parts.last + 1, below_high = count;
+    else high = parts.last + 1, below_high = count;
   }
   // All that is left is at one distance.
   const uint32_t ties = below_high - below;
@@ -382,9 +377,8 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
   const uint64_t seed = params.seeds[row.row], counter = params.counters[row.row];
   const PhiloxKey key{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
   auto words_of = [&](uint32_t id) {
-    return philox({{id / 4, 0, static_cast<uint32_t>(counter),
-                    static_cast<uint32_t>(counter >> 32)}},
-                  key);
+    return philox(
+        {{id / 4, 0, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32)}}, key);
   };
   const float farthest = -logf(fminf(fmaxf(min_p, 0.f), 1.f));
   Candidate best;

@@ -6,7 +6,7 @@
 
 namespace l4k {
 
-constexpr int kSampleCluster = 8;                // CTAs per row
+constexpr int kSampleCluster = 8;               // CTAs per row
 constexpr int kSampleMaxVocab = 8 * 56 * 1024;  // a row lies in the shared memory of its cluster
 
 struct SampleParams {

@@ -24,8 +24,7 @@ __device__ __forceinline__ void silu_mul_vector(uint4 gate_raw, uint4 up_raw,
   unpack(gate_raw, gate);
   unpack(up_raw, up);
 #pragma unroll
-  for (int i = 0; i < kVector; ++i)
-    out[i] = __fdividef(gate[i], 1.f + __expf(-gate[i])) * up[i];
+  for (int i = 0; i < kVector; ++i) out[i] = __fdividef(gate[i], 1.f + __expf(-gate[i])) * up[i];
 }
 
 __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams params) {

@@ -17,14 +17,22 @@ constexpr double kPi = 3.14159265358979323846;
 long double exact(Approx op, float x) {
   long double v = x;
   switch (op) {
-    case Approx::ex2: return std::exp2(v);
-    case Approx::lg2: return std::log2(v);
-    case Approx::rcp: return 1 / v;
-    case Approx::rsqrt: return 1 / std::sqrt(v);
-    case Approx::sqrt: return std::sqrt(v);
-    case Approx::sin: return std::sin(v);
-    case Approx::cos: return std::cos(v);
-    case Approx::tanh: return std::tanh(v);
+    case Approx::ex2:
+      return std::exp2(v);
+    case Approx::lg2:
+      return std::log2(v);
+    case Approx::rcp:
+      return 1 / v;
+    case Approx::rsqrt:
+      return 1 / std::sqrt(v);
+    case Approx::sqrt:
+      return std::sqrt(v);
+    case Approx::sin:
+      return std::sin(v);
+    case Approx::cos:
+      return std::cos(v);
+    case Approx::tanh:
+      return std::tanh(v);
   }
   __builtin_unreachable();
 }
@@ -39,26 +47,35 @@ double allowed(Approx op, float x, long double v) {
   double magnitude = std::abs(static_cast<double>(v));
   double half = ulp(v) / 2;  // for results so small that a relative error means nothing
   switch (op) {
-    case Approx::ex2: return 2 * ulp(v);
-    case Approx::rcp: return ulp(v);
-    case Approx::sqrt: return magnitude * 0x1p-23;
-    case Approx::rsqrt: return magnitude * std::exp2(-22.9);
-    case Approx::lg2: return x > 0.5f && x < 2.f ? 0x1p-22 : magnitude * 0x1p-22;
+    case Approx::ex2:
+      return 2 * ulp(v);
+    case Approx::rcp:
+      return ulp(v);
+    case Approx::sqrt:
+      return magnitude * 0x1p-23;
+    case Approx::rsqrt:
+      return magnitude * std::exp2(-22.9);
+    case Approx::lg2:
+      return x > 0.5f && x < 2.f ? 0x1p-22 : magnitude * 0x1p-22;
     case Approx::sin:
-    case Approx::cos: return std::abs(x) <= 2 * kPi ? std::exp2(-20.5) : std::exp2(-14.7);
-    case Approx::tanh: return std::max(magnitude * 0x1p-11, half);
+    case Approx::cos:
+      return std::abs(x) <= 2 * kPi ? std::exp2(-20.5) : std::exp2(-14.7);
+    case Approx::tanh:
+      return std::max(magnitude * 0x1p-11, half);
   }
   __builtin_unreachable();
 }
 
 float operand(Approx op, test::Rng& rng) {
   switch (op) {
-    case Approx::ex2: return static_cast<float>(rng.between(-149.9, 127.9));
+    case Approx::ex2:
+      return static_cast<float>(rng.between(-149.9, 127.9));
     case Approx::sin:
     case Approx::cos:
       return static_cast<float>(rng.next() & 1 ? rng.between(-2 * kPi, 2 * kPi)
                                                : rng.between(-100 * kPi, 100 * kPi));
-    case Approx::tanh: return from_bits(rng.next() & 0xbfffffffu);
+    case Approx::tanh:
+      return from_bits(rng.next() & 0xbfffffffu);
     case Approx::rcp: {
       // Results that overflow or are subnormal included.
       float x = from_bits(rng.next());

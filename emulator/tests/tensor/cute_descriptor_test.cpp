@@ -11,13 +11,13 @@ static inline size_t __cvta_generic_to_shared(const void* p) {
 }
 #define CUTE_CVTA_GENERIC_TO_SHARED_ACTIVATED 1
 
+#include <cutlass/numeric_types.h>
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/copy_traits_sm90.hpp>
 #include <cute/atom/mma_atom.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <cute/tensor.hpp>
-#include <cutlass/numeric_types.h>
 
 #include "check.h"
 #include "tensor/descriptor.h"
@@ -31,12 +31,9 @@ template <class T>
 T value_at(int row, int col) {
   uint32_t h = (row * 2654435761u) ^ (col * 40503u + 77u);
   T out;
-  if constexpr (sizeof(T) == 1)
-    out = T::bitcast(static_cast<uint8_t>(h >> 7));
-  else if constexpr (sizeof(T) == 2)
-    out = T::bitcast(static_cast<uint16_t>(h >> 5));
-  else
-    out = T::bitcast(h);
+  if constexpr (sizeof(T) == 1) out = T::bitcast(static_cast<uint8_t>(h >> 7));
+  else if constexpr (sizeof(T) == 2) out = T::bitcast(static_cast<uint16_t>(h >> 5));
+  else out = T::bitcast(h);
   return out;
 }
 template <>

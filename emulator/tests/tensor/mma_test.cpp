@@ -22,13 +22,20 @@ double element(MmaType t, const uint8_t* packed, int row, int col, int k_bytes) 
   uint32_t u = 0;
   std::memcpy(&u, p, static_cast<size_t>(mma_bytes(t)));
   switch (t) {
-    case MmaType::bf16: return bf16_to_float(static_cast<uint16_t>(u));
-    case MmaType::f16: return f16_to_float(static_cast<uint16_t>(u));
-    case MmaType::tf32: return from_bits(u & 0xffffe000u);
-    case MmaType::e4m3: return e4m3_to_float(static_cast<uint8_t>(u));
-    case MmaType::e5m2: return e5m2_to_float(static_cast<uint8_t>(u));
-    case MmaType::s8: return static_cast<int8_t>(u);
-    case MmaType::u8: return static_cast<uint8_t>(u);
+    case MmaType::bf16:
+      return bf16_to_float(static_cast<uint16_t>(u));
+    case MmaType::f16:
+      return f16_to_float(static_cast<uint16_t>(u));
+    case MmaType::tf32:
+      return from_bits(u & 0xffffe000u);
+    case MmaType::e4m3:
+      return e4m3_to_float(static_cast<uint8_t>(u));
+    case MmaType::e5m2:
+      return e5m2_to_float(static_cast<uint8_t>(u));
+    case MmaType::s8:
+      return static_cast<int8_t>(u);
+    case MmaType::u8:
+      return static_cast<uint8_t>(u);
   }
   __builtin_unreachable();
 }
@@ -37,12 +44,23 @@ void put(MmaType t, uint8_t* at, double v) {
   uint32_t u = 0;
   auto f = static_cast<float>(v);
   switch (t) {
-    case MmaType::bf16: u = float_to_bf16(f); break;
-    case MmaType::f16: u = float_to_f16(f); break;
-    case MmaType::tf32: u = bits(f); break;
-    case MmaType::e4m3: u = float_to_e4m3(f); break;
-    case MmaType::e5m2: u = float_to_e5m2(f); break;
-    default: u = static_cast<uint32_t>(static_cast<int32_t>(v));
+    case MmaType::bf16:
+      u = float_to_bf16(f);
+      break;
+    case MmaType::f16:
+      u = float_to_f16(f);
+      break;
+    case MmaType::tf32:
+      u = bits(f);
+      break;
+    case MmaType::e4m3:
+      u = float_to_e4m3(f);
+      break;
+    case MmaType::e5m2:
+      u = float_to_e5m2(f);
+      break;
+    default:
+      u = static_cast<uint32_t>(static_cast<int32_t>(v));
   }
   std::memcpy(at, &u, static_cast<size_t>(mma_bytes(t)));
 }
@@ -346,12 +364,9 @@ void mma_sync_all() {
         c[i][j] = double(rng.below(99)) - 50;
         Place p = acc == MmaAcc::f16 ? wgmma_acc_f16_place(i, j) : c_fragment_place(i, j);
         uint32_t& word = rc.pointers[p.reg][p.thread];
-        if (acc == MmaAcc::f16)
-          word |= uint32_t{float_to_f16(float(c[i][j]))} << 16 * p.part;
-        else if (acc == MmaAcc::s32)
-          word = static_cast<uint32_t>(int32_t(c[i][j]));
-        else
-          word = bits(float(c[i][j]));
+        if (acc == MmaAcc::f16) word |= uint32_t{float_to_f16(float(c[i][j]))} << 16 * p.part;
+        else if (acc == MmaAcc::s32) word = static_cast<uint32_t>(int32_t(c[i][j]));
+        else word = bits(float(c[i][j]));
       }
     for (bool in_place : {false, true}) {
       const Registers& out = in_place ? rc : rd;

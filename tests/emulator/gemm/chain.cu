@@ -18,7 +18,8 @@ Buffer<T> operand(size_t size, size_t salt) {
   else return Buffer<T>(to_bf16(small_floats(size, salt)));
 }
 
-l4k::GemmParams product(const void* a, const void* b, void* d, const float* one, int k, int splits) {
+l4k::GemmParams product(const void* a, const void* b, void* d, const float* one, int k,
+                        int splits) {
   l4k::GemmParams p{};
   p.m = kM;
   p.n = kN;

@@ -45,10 +45,8 @@ __global__ __cluster_dims__(2, 1, 1) void column_sums(const __grid_constant__ CU
   for (int row = rank; row < kRows; row += 2) sum += tile[row][column];          // @11
   uint32_t remote = map_to_rank(&received[rank][column], PICK(7, 0, rank * 2));  // @7
   store_cluster(remote + PICK(9, 0, 1024), sum);                                 // @5 @7 @9 @10
-  if (MUTANT == 10)
-    cluster_arrive_relaxed();
-  else if (MUTANT != 5 && (MUTANT != 8 || rank == 0))
-    cluster_arrive();
+  if (MUTANT == 10) cluster_arrive_relaxed();
+  else if (MUTANT != 5 && (MUTANT != 8 || rank == 0)) cluster_arrive();
   if (MUTANT != 5 && (MUTANT != 8 || rank == 0)) cluster_wait();  // @8
   if (rank == 0) {
     total[column] = received[0][column] + received[1][column];  // @5 @8 @10

@@ -20,10 +20,8 @@ DEVICE void arrive(unsigned* counter) {
     asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
   else if constexpr (MUTANT == 2)
     asm volatile("red.release.cta.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-  else if constexpr (MUTANT == 7)
-    *counter = *counter + 1;  // @7
-  else
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  else if constexpr (MUTANT == 7) *counter = *counter + 1;  // @7
+  else asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 template <int MUTANT>
 DEVICE unsigned poll(const unsigned* counter) {

@@ -46,10 +46,8 @@ __global__ void post(const float* x, float* box, float* y) {
     fence_mbar_init();
   }
   box[i] = x[i] + 1.0f;  // @1 @2 @3 @4
-  if (MUTANT == 2)
-    fence_proxy_async();
-  else UNLESS(1)
-    fence_proxy_async_global();
+  if (MUTANT == 2) fence_proxy_async();
+  else UNLESS(1) fence_proxy_async_global();
   UNLESS(4)
     UNLESS(3) __syncthreads();
   float other = PICK(3, box[kThreads - 1 - i], x[kThreads - 1 - i] + 1.0f);  // @4
@@ -59,10 +57,8 @@ __global__ void post(const float* x, float* box, float* y) {
     bulk_load(tile, box, &loaded, kBytes);  // @1 @2 @3 @6
   }
   ONLY(3) __syncthreads();
-  if (MUTANT == 6)
-    mbar_try_once(&loaded);
-  else
-    mbar_wait(&loaded, 0);
+  if (MUTANT == 6) mbar_try_once(&loaded);
+  else mbar_wait(&loaded, 0);
   float sum = other + tile[i];  // @6
   for (int step = 1; step < 3; ++step) {
     turn[i] = sum;  // @7 @8
@@ -71,10 +67,8 @@ __global__ void post(const float* x, float* box, float* y) {
     UNLESS(8) __syncwarp();
   }
   out[i] = sum;
-  if (MUTANT == 5)
-    fence_proxy_async_global();
-  else
-    fence_proxy_async();
+  if (MUTANT == 5) fence_proxy_async_global();
+  else fence_proxy_async();
   __syncthreads();
   if (i == 0) {
     bulk_store(y, out, kBytes);  // @5

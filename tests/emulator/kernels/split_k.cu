@@ -23,10 +23,8 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
   partial[slice * kThreads + column] = total;  // @1 @2 @3
   UNLESS(3) __syncthreads();
   if (threadIdx.x == 0) {
-    if (MUTANT == 2)
-      __threadfence_block();
-    else UNLESS(1)
-      __threadfence();
+    if (MUTANT == 2) __threadfence_block();
+    else UNLESS(1) __threadfence();
     unsigned before = MUTANT == 6 ? (*finished)++ : atomicAdd(finished, 1u);  // @6
     is_last = before == kSlices - 1;                                          // @5
   }
@@ -37,10 +35,8 @@ __global__ void sum(const float* x, float* partial, float* y, unsigned* finished
   for (int s = 0; s < kSlices + PICK(7, 0, 1); ++s) {
     const float* from = partial + s * kThreads + column;
     float part;
-    if (MUTANT == 4)
-      asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(part) : "l"(from));  // @4
-    else
-      part = *from;  // @1 @2 @3 @7 @8
+    if (MUTANT == 4) asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(part) : "l"(from));  // @4
+    else part = *from;  // @1 @2 @3 @7 @8
     result += part;
   }
   y[column] = result;

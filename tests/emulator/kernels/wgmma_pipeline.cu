@@ -76,10 +76,8 @@ __global__ __launch_bounds__(384, 1) void gemm(const __grid_constant__ CUtensorM
       UNLESS(8) wgmma_commit();
       ONLY(11)
         if (threadIdx.x % 128 == 0) mbar_arrive(&empty[s]);  // @11
-      if (MUTANT == 10 && k + 1 == kBlocks)
-        wgmma_wait<1>();
-      else UNLESS(9)
-        wgmma_wait<0>();
+      if (MUTANT == 10 && k + 1 == kBlocks) wgmma_wait<1>();
+      else UNLESS(9) wgmma_wait<0>();
       bool releases = MUTANT == 20 || threadIdx.x % 128 == 0;
       UNLESS(12)
         UNLESS(11)
