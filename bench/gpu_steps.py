@@ -50,6 +50,7 @@ COSTS = {
     "e2e.scout.fp8": 10,
     "e2e.": 5,
     "test.cupy": 7,
+    "test.states": 3,
     "test.": 0.5,
     "bench.flash_prefill.scout.131072": 5,
     "peers.flash_prefill.scout.131072": 12,
@@ -128,6 +129,7 @@ def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
     for name, check in gpu_checks.LARGE.items():
         yield f"test.large.{name}", _check(check)
     yield "test.streams", _check(gpu_checks.two_streams)
+    yield "test.states", _check(gpu_checks.references_in_every_state)
     yield "test.devices", _check(gpu_checks.another_device)
     for form, prompt in CASES:
         if form.split("_")[0] in formats:

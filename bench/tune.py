@@ -19,7 +19,7 @@ from . import shapes
 from .report import load
 from .timing import time_calls, time_graph
 
-ROWS = (1, 16, 64, 256, 1024, 4096, 8192)
+ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
 FORMATS = ("bf16", "fp8_row", "fp8_fast")
 NUM_ROWS, MAX_SPLITS = 17, 8
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without

@@ -140,6 +140,8 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
     ]
     patches += [mock.patch.object(torch.cuda, name, Anything) for name in ("Stream", "Event")]
     patches += [mock.patch.object(torch.version, "cuda", "13.0")]
+    autocast = torch.autocast
+    patches += [mock.patch.object(torch, "autocast", lambda _, *a, **k: autocast("cpu", *a, **k))]
     patches += [
         mock.patch(f"{module}.capture", FakeGraph)
         for module in ("bench.timing", "bench.captured", "tests.gpu_checks")

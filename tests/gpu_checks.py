@@ -17,6 +17,7 @@ from bench.timing import capture
 from l4kernels import STATUS, ops, take_device_error
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close, relative_error, serial_launches
+from tests.cases import cases
 from tests.edges import EDGES, Machine
 from tests.edges_sample import sampling
 from tests.kernel_checks import BF16, bound, check, kernel_cases, mutated, same_bits, tensors
@@ -108,7 +109,7 @@ def results_of(op: str, case: Case) -> tuple[Tensor, ...]:
 
 def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:
     for a, b in zip(got, expected, strict=True):
-        assert same_bits(a, b), f"{what}: other bits"
+        assert same_bits(a.flatten(), b.flatten()), f"{what}: other bits"
 
 
 def dependent_launches_in_a_graph() -> dict[str, Any]:
@@ -196,6 +197,43 @@ def long_prefill_of_ones(device: str = "cuda") -> dict[str, Any]:
 def edge_is_right(name: str) -> dict[str, Any]:
     EDGES[name](Machine("cuda"))
     return {}
+
+
+def references_in_every_state(device: str = "cuda") -> dict[str, Any]:
+    """The references on a GPU: no state of torch changes a bit of them, or makes them raise."""
+    states: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+        "deterministic": deterministic,
+        "autocast": lambda: torch.autocast(device, torch.bfloat16),
+        "inference mode": torch.inference_mode,
+    }
+    failed = []
+    for op in STATUS.kernels:
+        for case in cases(op, device, torch.bfloat16):
+            expected = reference_results(op, case)
+            for name, state in states.items():
+                try:
+                    with state():
+                        got = reference_results(op, case)
+                    assert_same(got, expected, "reference")
+                except (AssertionError, RuntimeError) as error:
+                    failed.append(f"{op} [{case}] {name}: {error}"[:300])
+    assert not failed, f"{len(failed)} differ\n" + "\n".join(failed[:40])
+    return {"states": list(states)}
+
+
+@contextlib.contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def reference_results(op: str, case: Case) -> tuple[Tensor, ...]:
+    case = case.copy()
+    results = tensors(OPS[op].reference(*case.args, **case.kwargs))
+    return (*results, *(t for _, t in mutated(op, case)))
 
 
 def whole_model(form: str, prompt: str) -> dict[str, Any]:
