@@ -40,12 +40,12 @@ test: build
 
 # 200 random tiny models against transformers (make test runs a sample).
 parity: venv
-	$(bin)/python tests/parity.py --cases 200
+	$(bin)/python tests/support/parity.py --cases 200
 
 check: venv
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
-	$(run) $(bin)/python -m pytest -x tests/test_house.py tests/test_ops.py
+	$(run) $(bin)/python -m pytest -x tests/house/test_house.py tests/ops/test_ops.py
 
 fmt: venv
 	$(bin)/ruff format .

@@ -31,7 +31,6 @@ NVCC_WHEELS = [
     f"nvidia-{part}==13.0.*"
     for part in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")
 ]
-CLONE_ONLY = ("gpu_steps", "gpu_suite", "test_ops")  # modules of the bench that import tests
 NO_NVCC = "no nvcc was found (CUDACXX, CUDA_HOME, PATH, PyPI's nvidia-cuda-nvcc)"
 
 
@@ -74,10 +73,6 @@ class PackageBuild(build_py):
         say(f"CUDA kernels left out, the CPU package is complete: {reason}")
         left_out = f"this installation was built without CUDA kernels: {reason}"
         write_facts(Path(self.build_lib) / "l4kernels" / "lib", {"left_out": left_out})
-
-    def find_package_modules(self, package: str, folder: str) -> list[tuple[str, str, str]]:
-        found = super().find_package_modules(package, folder)
-        return [module for module in found if module[1] not in CLONE_ONLY]
 
 
 class OwnFolder(build):
@@ -192,11 +187,7 @@ def version() -> str:
 if __name__ == "__main__":
     setup(
         version=version(),
-        packages=[
-            *find_namespace_packages(include=["l4kernels*"], exclude=["l4kernels.lib"]),
-            "l4kernels.bench",
-        ],
-        package_dir={"l4kernels.bench": "bench"},
+        packages=find_namespace_packages(include=["l4kernels*"], exclude=["l4kernels.lib"]),
         include_package_data=False,  # MANIFEST.in is for the source distribution alone
         package_data={
             "l4kernels": ["py.typed"],

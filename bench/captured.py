@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from l4kernels import Llama4
-from l4kernels import plan as planner
-from l4kernels.model.prompt import Prompt
-
-from . import shapes
-from .e2e import layers_that_fit, shortened
-from .timing import Timing, capture, time_replays
+from l4kernels.bench import shapes
+from l4kernels.bench.e2e import layers_that_fit, shortened
+from l4kernels.bench.timing import Timing, capture, time_replays
+from l4kernels.engine.prompt import Prompt
+from l4kernels.planning import plan as planner
 
 CONTEXTS = 1024, 8000
 FEW = 8

@@ -17,18 +17,19 @@ from typing import Any
 
 import torch
 
+from bench import captured, micro, tune
+from bench.checks import gpu_checks
+from bench.checks.edges import EDGES
+from bench.checks.whole_model import CASES
+from bench.gpu_run import Result
+from bench.peers import peers
 from l4kernels import STATUS, ops
+from l4kernels.bench import e2e
+from l4kernels.bench.measure import measure
+from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
+from l4kernels.bench.timing import time_calls, time_graph
 from l4kernels.env import gpu_problem
-from tests import gpu_checks
-from tests.edges import EDGES
-from tests.whole_model import CASES
-
-from . import captured, e2e, micro, tune
-from .gpu_suite import Result
-from .measure import measure
-from .peaks import gpu_key
-from .shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
-from .timing import time_calls, time_graph
+from l4kernels.planning.gpus import gpu_key
 
 Step = Callable[[], Result | Iterator[Result]]
 
@@ -95,7 +96,7 @@ def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     order = dict.fromkeys([*(case.key for case in first), *everything])
     for case in map(everything.__getitem__, order):
         key = "peers" + case.key.removeprefix("bench")
-        yield key, functools.partial(measure, case, gpu, with_peers=True)
+        yield key, functools.partial(measured_with_peers, case, gpu)
     for tool in SANITIZERS:
         yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
     yield from models[2:]
@@ -145,7 +146,11 @@ def _others(gpu: str) -> Iterator[tuple[str, Step]]:
         if op in STATUS.kernels and op not in FIRST_SIZES:
             case = next(calls(op, ("scout",), ("decode",), {"decode": (64,)}))
             key = "compiled" + case.key.removeprefix("bench")
-            yield key, functools.partial(measure, case, gpu, with_peers=True, compiled=True)
+            yield key, functools.partial(measured_with_peers, case, gpu, compiled=True)
+
+
+def measured_with_peers(case: Call, gpu: str, compiled: bool = False) -> Iterator[Result]:
+    yield from measure(case, gpu, peers(case.op, compiled))
 
 
 def _smoke(op: str) -> Iterator[Result]:
@@ -214,7 +219,13 @@ def sanitizer(tool: str) -> Result:
     if program is None:
         return None, {"skipped": "no compute-sanitizer on this machine"}
     watched = [program, "--tool", tool, "--error-exitcode", "9", "--show-backtrace", "no"]
-    watched += ["--kernel-name", "kernel_substring=l4k", sys.executable, "-m", "tests.gpu_checks"]
+    watched += [
+        "--kernel-name",
+        "kernel_substring=l4k",
+        sys.executable,
+        "-m",
+        "bench.checks.gpu_checks",
+    ]
     env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
         watched, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env

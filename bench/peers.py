@@ -1,6 +1,7 @@
 """What the kernels are measured against, in the same run. A peer has its op's signature and is
 absent where it cannot be imported; it is checked against the reference before it is timed."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from l4kernels.bench.measure import Peers
+from l4kernels.bench.shapes import SIZES
 from l4kernels.ops import OPS
-
-from .shapes import SIZES
 
 EAGER: dict[str, Callable[..., Any]] = {}
 
@@ -290,9 +291,9 @@ def prepared(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs | {"sfa": sfa.t().contiguous().t()}
 
 
-def peers(op: str, compiled: bool = False) -> dict[str, Callable[..., Any]]:
-    """Name -> callable with the op's signature. The compiled reference is a peer, if it is asked
-    for, where a compiler can make one kernel of it."""
+def peers(op: str, compiled: bool = False) -> Peers:
+    """The compiled reference is a peer, if it is asked for (it takes seconds a shape), where a
+    compiler can make one kernel of it."""
     found: dict[str, Callable[..., Any]] = {}
     if op in EAGER:
         found["torch"] = EAGER[op]
@@ -301,4 +302,5 @@ def peers(op: str, compiled: bool = False) -> dict[str, Callable[..., Any]]:
     for name, module, call in LIBRARIES.get(op, ()):
         if importlib.util.find_spec(module):
             found[name] = call
-    return found
+    other = frozenset(name for of, name in OTHER_RESULT if of == op)
+    return Peers(found, functools.partial(prepared, op), other)

@@ -1,7 +1,8 @@
-"""`pytest bench`: the calls of `bench.shapes` under pytest-benchmark.
+"""`pytest bench`: the calls of `l4kernels.bench.shapes` under pytest-benchmark.
 
-On a GPU a round is one measurement of `bench.measure`, and the clock moves by what its events say.
-Anywhere else the typed references run on the demo's shapes: figures of this machine, not of a GPU.
+On a GPU a round is one measurement of `l4kernels.bench.measure`, and the clock moves by what its
+events say. Anywhere else the typed references run on the demo's shapes: figures of this machine,
+not of a GPU.
 """
 
 import time
@@ -10,11 +11,10 @@ import pytest
 import torch
 
 from l4kernels import STATUS
+from l4kernels.bench.measure import timed
+from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels.ops import OPS
-
-from .measure import timed
-from .peaks import PEAKS, gpu_key
-from .shapes import PHASES, benchmarked_ops, calls
+from l4kernels.planning.gpus import PEAKS, gpu_key
 
 ON_GPU = torch.cuda.is_available() and STATUS.loaded
 MODELS, SIZES = (("scout", "maverick"), None) if ON_GPU else (("demo",), {"decode": (1, 64)})

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
-
-from . import shapes
-from .report import load
-from .timing import time_calls, time_graph
+from l4kernels.bench import shapes
+from l4kernels.bench.report import load
+from l4kernels.bench.timing import time_calls, time_graph
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
 FORMATS = ("bf16", "fp8_row", "fp8_fast")

@@ -52,18 +52,18 @@ if TYPE_CHECKING or not _is_l4k():
     )
     from l4kernels.ops import reference
 if TYPE_CHECKING:
-    from l4kernels.model.chat import Prompter
+    from l4kernels.engine.generate import Sampling
     from l4kernels.model.config import Llama4Config
-    from l4kernels.model.generate import Sampling
     from l4kernels.model.llama4 import Llama4
+    from l4kernels.prompt.chat import Prompter
 
 _LAZY = {
     "dropin": ("flash_attn_varlen_func", "flash_attn_with_kvcache", "fp8_matmul", "grouped_gemm",
                "moe_ffn"),
     "_load": ("STATUS", "take_device_error"),
-    "model.chat": ("Prompter",),
+    "prompt.chat": ("Prompter",),
     "model.config": ("Llama4Config",),
-    "model.generate": ("Sampling",),
+    "engine.generate": ("Sampling",),
     "model.llama4": ("Llama4",),
     "ops": ("reference",),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The compiler's report of a kernel, and the budget it must stay within.
 
 `python -m tools.budget NAME` compiles csrc/kernels/NAME/*.cu alone and prints registers, spills,
-shared memory and SASS counts; tests/test_budgets.py compares them with budget.toml:
+shared memory and SASS counts; tests/kernels/test_budgets.py compares them with budget.toml:
 
     [silu_mul_kernel]             # demangled name, template arguments included
     threads = 128                 # per CTA, for the register pool

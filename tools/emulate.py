@@ -6,10 +6,10 @@ there is one, and the counters by kernel; `--lines` adds the source lines that c
 
 import argparse
 
+from bench.checks.inputs import Case
+from bench.checks.kernel_checks import check, kernel_cases
 from l4kernels import STATUS
 from l4kernels.testing import emulated
-from tests.kernel_checks import check, kernel_cases
-from tests.making import Case
 
 
 def parse() -> argparse.Namespace:

@@ -11,7 +11,7 @@
 namespace l4k {
 
 // Whether launches may be dependent at all. L4K_CHECK=serial turns that off for a process,
-// l4kernels.testing.serial_launches() for a block: a wrong result that goes away is a race between
+// l4kernels.testing.emulator.serial_launches() for a block: a wrong result that goes away is a race between
 // neighbours of the stream.
 inline std::atomic<bool>& dependent_launches() {
   static std::atomic<bool> allowed{!check_asks_for("serial")};

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from l4kernels.cli.interrupts import exit_code, interruptible
 from l4kernels.cli.streams import OutputError, guarded, json_line
-from l4kernels.model.extras import MissingExtra, require
+from l4kernels.inputs.extras import MissingExtra, require
 
 __all__ = ["main"]
 

@@ -2,8 +2,8 @@
 
 import textwrap
 
-from l4kernels import plan as planner
 from l4kernels.cli.output import Cell, line, print_json, styled, table, tokens
+from l4kernels.planning import plan as planner
 
 
 def run(

@@ -34,7 +34,7 @@ def held_out_chapters() -> list[str]:
 
 def held_out_digits() -> Digits:
     """360 handwritten digits, read row by row from a sheet."""
-    from l4kernels.model.images import decode_image
+    from l4kernels.prompt.images import decode_image
 
     labels = [int(c) for c in "".join((DATA / "digits.txt").read_text().split())]
     sheet = decode_image(DATA / "digits.png")[0]
@@ -53,7 +53,7 @@ def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
 
     An answer that does not end within two tokens is given with a trailing ellipsis.
     """
-    from l4kernels.model.chat import user_message
+    from l4kernels.prompt.chat import user_message
 
     message = user_message(QUESTION, num_images=1)
     answers = []

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from l4kernels.inputs.fields import ConfigError, Fields
+from l4kernels.inputs.files import shown
 from l4kernels.model import config_rules as rules
 from l4kernels.model.config_rules import RopeScaling
-from l4kernels.model.fields import ConfigError, Fields
-from l4kernels.model.files import shown
+from l4kernels.model.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,7 @@ class Llama4Config:
     @classmethod
     def preset(cls, name: str) -> "Llama4Config":
         """A shape by name: scout, maverick, behemoth (an estimate: never published) or demo."""
-        from l4kernels.model.presets import PRESETS
-
         if name not in tuple(PRESETS):
             raise ConfigError(f"expected a preset out of {', '.join(PRESETS)}, got {shown(name)}")
-        return PRESETS[name]
+        fields = PRESETS[name]
+        return cls(**{**fields, "vision": VisionConfig(**fields["vision"])})

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l4kernels.model.fields import MAX_TOKEN_ID, ConfigError, Fields
-from l4kernels.model.files import shown
+from l4kernels.inputs.fields import MAX_TOKEN_ID, ConfigError, Fields
+from l4kernels.inputs.files import shown
 
 ABSENT = {
     "attention_chunk_size": 8192,

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
+from l4kernels.checkpoint import layout as loading
+from l4kernels.checkpoint.reader import Checkpoint
+from l4kernels.engine.generate import Generation
+from l4kernels.engine.kv_cache import FP8, KVCache
+from l4kernels.engine.prompt import Prompt
+from l4kernels.engine.sampling import Sampling
+from l4kernels.inputs.arguments import whole_number
+from l4kernels.inputs.files import shown
 from l4kernels.layers.attention import Attention, AttentionShape, LayerCache, Tokens
 from l4kernels.layers.linear import FORMATS, Build, Linear
 from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
-from l4kernels.model import weights as loading
-from l4kernels.model.arguments import whole_number
-from l4kernels.model.checkpoint import Checkpoint
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.files import shown
-from l4kernels.model.generate import Generation
-from l4kernels.model.kv_cache import FP8, KVCache
-from l4kernels.model.prompt import Prompt
-from l4kernels.model.sampling import Sampling
 from l4kernels.model.vision import VisionModel
 from l4kernels.ops.ambient import isolated, ordinary, outside_inference
 

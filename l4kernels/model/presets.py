@@ -1,11 +1,14 @@
-"""Published shapes by name. Figures: `docs/decisions.md` and the model cards."""
+"""Published shapes by name, as `Llama4Config` holds them. From the `config.json` of the published
+models; Behemoth is an estimate, the demo is our own."""
 
-from dataclasses import replace
 from typing import Any
 
-from l4kernels.model.config import Llama4Config, RopeScaling, VisionConfig
+from l4kernels.model.config_rules import RopeScaling
 
-_VISION = VisionConfig(
+Fields = dict[str, Any]
+"""Arguments of `Llama4Config`; under "vision" those of `VisionConfig`."""
+
+_VISION = Fields(
     hidden_size=1408,
     num_hidden_layers=34,
     num_attention_heads=16,
@@ -21,7 +24,7 @@ _VISION = VisionConfig(
 )
 
 
-def _pattern(layers: int, chunk: int) -> dict[str, Any]:
+def _pattern(layers: int, chunk: int) -> Fields:
     """Every fourth layer is global and without RoPE; the others rotate and stay in their chunk."""
     rope_layers = tuple((layer + 1) % 4 != 0 for layer in range(layers))
     return {
@@ -32,7 +35,7 @@ def _pattern(layers: int, chunk: int) -> dict[str, Any]:
     }
 
 
-_SCOUT = Llama4Config(
+_SCOUT = Fields(
     name="scout",
     vocab_size=202_048,
     hidden_size=5120,
@@ -62,8 +65,7 @@ _SCOUT = Llama4Config(
     **_pattern(48, 8192),
 )
 
-_MAVERICK = replace(
-    _SCOUT,
+_MAVERICK = _SCOUT | Fields(
     name="maverick",
     num_local_experts=128,
     moe_layers=tuple(range(1, 48, 2)),
@@ -73,8 +75,7 @@ _MAVERICK = replace(
 )
 
 # Never published. 288 B active of about 2 T, 16 experts: this shape reproduces both.
-_BEHEMOTH = replace(
-    _SCOUT,
+_BEHEMOTH = _SCOUT | Fields(
     name="behemoth",
     estimate=True,
     hidden_size=16_384,
@@ -85,8 +86,7 @@ _BEHEMOTH = replace(
     **_pattern(88, 8192),
 )
 
-_DEMO = replace(
-    _SCOUT,
+_DEMO = _SCOUT | Fields(
     name="demo",
     vocab_size=1056,
     hidden_size=128,
@@ -106,8 +106,8 @@ _DEMO = replace(
     image_token_index=1042,
     boi_token_index=1037,
     eoi_token_index=1038,
-    vision=replace(
-        _VISION,
+    vision=_VISION
+    | Fields(
         hidden_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -121,4 +121,4 @@ _DEMO = replace(
     **_pattern(8, 64),
 )
 
-PRESETS = {config.name: config for config in (_SCOUT, _MAVERICK, _BEHEMOTH, _DEMO)}
+PRESETS = {fields["name"]: fields for fields in (_SCOUT, _MAVERICK, _BEHEMOTH, _DEMO)}

@@ -3,7 +3,7 @@
 Autocast, grad mode and inference mode belong to a thread: an op's body and the model's entry points
 run without them. The default dtype, the default device and deterministic algorithms belong to the
 process, where changing them for a moment would reach into other threads: code of this package
-names dtype and device wherever it makes a tensor (`tests/test_ambient.py`).
+names dtype and device wherever it makes a tensor (`tests/ops/test_ambient.py`).
 """
 
 import contextlib

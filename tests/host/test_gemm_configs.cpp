@@ -86,7 +86,7 @@ int main() {
   EXPECT(!l4k::can_run(l4k::GemmChoice::of(200), few), "unswapped rows have no splits");
   EXPECT(l4k::choose_gemm(blocks, {6, 0}, kMachine).config == -1,
          "a fast row ignores scales along K");
-  // What tests/test_gemm_kernel.py counts on: one tile is split over all SMs.
+  // What tests/kernels/test_gemm_kernel.py counts on: one tile is split over all SMs.
   for (int sms : {1, 2, 3, 5, 8, 132}) {
     const l4k::GemmProblem one_tile{13, 128, 1920, 1, false, false, false, false, false};
     const int splits = l4k::choose_gemm(one_tile, {8, 0}, l4k::GemmMachine::assumed(sms)).splits;

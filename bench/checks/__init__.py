@@ -1,0 +1,1 @@
+"""What the tests and the GPU run both ask of a kernel: cases, edges, bounds."""

@@ -1,0 +1,388 @@
+"""Sample inputs of every op: what its tests and its kernels' tests run on.
+
+`cases(name)` builds the cases of an op, seeded, on any device and in any float dtype. They are
+small, and legal for the CUDA kernels: K and N multiples of what the kernels need, heads of 128.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.checks.inputs import FP8, I32, Case, Maker
+from l4kernels import ops
+
+
+def cases(
+    op_name: str, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seed: int = 0
+) -> list[Case]:
+    return list(_CASES[op_name](Maker(device, dtype, seed)))
+
+
+_CASES: dict[str, Callable[[Maker], Iterator[Case]]] = {}
+
+
+def _of(*names: str) -> Callable[..., Any]:
+    def register(generator: Callable[..., Iterator[Case]]) -> Callable[..., Iterator[Case]]:
+        for name in names:
+            _CASES[name] = lambda make, name=name: generator(make, name)
+        return generator
+
+    return register
+
+
+@_of("mma_tile")
+def _mma_tile(make: Maker, name: str) -> Iterator[Case]:
+    a, b = (make.randn(64, 64, dtype=torch.bfloat16) for _ in range(2))
+    yield Case("random", (a, b))
+
+
+@_of("word_sum")
+def _word_sum(make: Maker, name: str) -> Iterator[Case]:
+    for words in (0, 4, 1028, 70_000):
+        yield Case(f"{words} words", (make.integers(words, low=-(2**31), high=2**31),))
+    yield Case("floats", (make.randn(16, 8),))
+
+
+@_of("silu_mul", "silu_mul_fp8")
+def _silu_mul(make: Maker, name: str) -> Iterator[Case]:
+    for rows, width in ((0, 128), (1, 8192), (7, 384), (65, 128)):
+        yield Case(f"{rows}x{width}", (make.randn(rows, 2 * width, scale=3),))
+    yield Case("strided", (make.randn(5, 3 * 256)[:, 128:640],))
+    yield Case("large", (make.tensor([[100.0] * 64 + [-100.0] * 64] * 2, make.dtype),))
+    yield Case("zeros", (make.randn(3, 256, scale=0),))
+    if name == "silu_mul_fp8":
+        yield Case("1x128", (make.randn(9, 1024),), {"scaling": "1x128"})
+
+
+@_of("rms_norm")
+def _rms_norm(make: Maker, name: str) -> Iterator[Case]:
+    for shape in ((0, 128), (1, 5120), (33, 640), (2, 3, 256)):
+        yield Case("x".join(map(str, shape)), (make.randn(*shape), make.randn(shape[-1])))
+    yield Case("zeros", (make.randn(3, 256, scale=0), make.randn(256)))
+    yield Case("large", (make.randn(3, 256, scale=1e4), make.randn(256)))
+    yield Case("small", (make.randn(3, 256, scale=1e-4), make.randn(256), 1e-6))
+    yield Case("strided", (make.randn(5, 768)[:, 256:512], make.randn(256)))
+
+
+@_of("add_rms_norm")
+def _add_rms_norm(make: Maker, name: str) -> Iterator[Case]:
+    for t, d in ((0, 128), (1, 5120), (33, 640)):
+        yield Case(f"{t}x{d}", (make.randn(t, d), make.randn(t, d), make.randn(d)))
+    x = make.randn(3, 256, scale=100)
+    yield Case("cancel", (x, -x, make.randn(256)))
+
+
+@_of("rms_norm_fp8")
+def _rms_norm_fp8(make: Maker, name: str) -> Iterator[Case]:
+    for t, d in ((0, 128), (1, 5120), (33, 640)):
+        x, weight, residual = make.randn(t, d), make.randn(d), make.randn(t, d)
+        yield Case(f"{t}x{d}", (x, weight))
+        both = {"residual": residual, "keep_y": True}
+        yield Case(f"{t}x{d} residual", (x, weight), both)
+        yield Case(f"{t}x{d} 1x128", (x, weight), {"scaling": "1x128", **both})
+    yield Case("zeros", (make.randn(2, 256, scale=0), make.randn(256)), {"keep_y": True})
+
+
+@_of("rope_cache")
+def _rope_cache(make: Maker, name: str) -> Iterator[Case]:
+    table = ops.rope_table(64, theta=500000.0).to(make.device)
+    for tokens, heads, kv_heads, page_size in ((1, 40, 8, 16), (0, 4, 2, 16), (19, 5, 1, 8)):
+        qkv = make.randn(tokens, (heads + 2 * kv_heads) * 128)
+        positions = make.integers(tokens, high=20_000, dtype=torch.int64)
+        slots = make.permutation(4 * page_size)[:tokens].long()
+        slots[1::4] = -1
+        layers = {
+            "rope": {"cos_sin": table},
+            "rope and norm": {"cos_sin": table, "qk_norm_eps": 1e-5},
+            "temperature": {"attn_scale": 0.1},
+        }
+        for cache in (make.dtype, FP8):
+            for layer, options in layers.items():
+                caches = (make.randn(4, page_size, kv_heads, 128).to(cache) for _ in range(2))
+                options = {"num_heads": heads, **options}
+                if cache == FP8 and layer != "rope":
+                    scales = (make.uniform(kv_heads, low=0.01, high=2) for _ in range(2))
+                    options |= zip(("k_scale", "v_scale"), scales, strict=True)
+                label = f"{tokens} tokens {layer} {str(cache).removeprefix('torch.')}"
+                yield Case(label, (qkv, positions, slots, *caches), options)
+
+
+@_of("moe_route")
+def _moe_route(make: Maker, name: str) -> Iterator[Case]:
+    shapes = ((0, 16, 1), (1, 16, 1), (33, 16, 1), (70, 128, 1), (9, 16, 2), (5, 256, 8), (6, 4, 4))
+    for tokens, experts, top_k in shapes:
+        yield Case(f"{tokens} of {experts} top {top_k}", (make.randn(tokens, experts), top_k))
+    yield Case("all tied", (make.randn(40, 16, scale=0), 2))
+    yield Case("few values", (make.integers(65, 16, high=3).to(make.dtype), 3))
+    yield Case(
+        "one takes all", (make.randn(50, 16) + 30 * (torch.arange(16) == 5).to(make.tensor(0)),)
+    )
+    extremes = make.randn(6, 16)
+    extremes[0] = float("-inf")
+    extremes[1, 3] = float("inf")
+    extremes[2, 7] = -0.0
+    extremes[3] = -100
+    extremes[4] = 100
+    yield Case("extremes", (extremes, 2))
+    yield Case("NaN", (extremes.where(extremes < 100, torch.nan), 2))
+
+
+def _permuted_sizes() -> Iterator[tuple[int, int, int]]:
+    yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 8))
+
+
+@_of("moe_permute", "moe_permute_fp8")
+def _moe_permute(make: Maker, name: str) -> Iterator[Case]:
+    for tokens, width, top_k in _permuted_sizes():
+        x, order = make.randn(tokens, width), make.permutation(tokens * top_k)
+        label = f"{tokens}x{width} top {top_k}"
+        yield Case(label, (x, order, top_k))
+        if name == "moe_permute_fp8":
+            yield Case(f"{label} 1x128", (x, order, top_k), {"scaling": "1x128"})
+        else:
+            yield Case(f"{label} e4m3", (x.to(FP8), order, top_k))
+
+
+@_of("moe_combine")
+def _moe_combine(make: Maker, name: str) -> Iterator[Case]:
+    for tokens, width, top_k in _permuted_sizes():
+        y, inverse = make.randn(tokens * top_k, width), make.permutation(tokens * top_k)
+        shared, residual = make.randn(tokens, width), make.randn(tokens, width)
+        label = f"{tokens}x{width} top {top_k}"
+        yield Case(label, (y, inverse, top_k))
+        yield Case(f"{label} shared", (y, inverse, top_k, shared))
+        yield Case(f"{label} all", (y, inverse, top_k, shared, residual))
+
+
+@_of("gemm")
+def _gemm(make: Maker, name: str) -> Iterator[Case]:
+    for m, n, k in ((0, 16, 128), (1, 128, 1024), (7, 16, 128), (65, 200, 384), (129, 264, 128)):
+        a, b = make.randn(m, k), make.randn(n, k, scale=k**-0.5)
+        yield Case(f"{m}x{n}x{k}", (a, b))
+    m, n, k = 35, 160, 256
+    a, b = make.randn(m, k), make.randn(n, k, scale=k**-0.5)
+    bias, scale = make.randn(n), make.uniform(m)
+    yield Case(
+        "bias gelu residual",
+        (a, b),
+        {"bias": bias, "activation": "gelu", "residual": make.randn(m, n)},
+    )
+    yield Case("swiglu", (a, b), {"activation": "swiglu", "row_scale": scale})
+    yield Case("float32 result", (a, b), {"out_dtype": torch.float32, "row_scale": scale})
+    yield Case(
+        "integers",
+        tuple(make.integers(*s, low=-4, high=5).to(make.dtype) for s in ((m, k), (n, k))),
+    )
+    for label, counts, rows in _ragged():
+        experts = {"expert_offsets": make.offsets(counts)}
+        a, b = make.randn(rows, k), make.randn(len(counts), 96, k, scale=k**-0.5)
+        yield Case(f"ragged {label}", (a, b), experts)
+        yield Case(
+            f"ragged {label} swiglu",
+            (a, b),
+            {**experts, "row_scale": make.uniform(rows), "activation": "swiglu"},
+        )
+        residual = make.randn(rows, 96)
+        yield Case(f"ragged {label} residual", (a, b), {**experts, "residual": residual})
+    for sfa, sfb in (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row")):
+        (a, sa), (b, sb) = make.fp8(35, 256, scaling=sfa), make.fp8(144, 256, scaling=sfb)
+        yield Case(f"fp8 {sfa} {sfb}", (a, b), {"sfa": sa, "sfb": sb})
+        b, sb = make.fp8(3, 144, 256, scaling=sfb)
+        ragged = {"expert_offsets": make.offsets([9, 0, 20]), "sfa": sa, "sfb": sb}
+        yield Case(f"fp8 {sfa} {sfb} ragged", (a, b), {**ragged, "activation": "swiglu"})
+
+
+def _ragged() -> Iterator[tuple[str, list[int], int]]:
+    yield "mixed", [3, 0, 17, 1], 21
+    yield "one takes all", [0, 0, 20, 0], 20
+    yield "one each", [1] * 16, 16
+    yield "tail", [2, 0, 5], 12
+    yield "none", [0, 0], 0
+
+
+@_of("gemm_swiglu_fp8")
+def _gemm_swiglu_fp8(make: Maker, name: str) -> Iterator[Case]:
+    for sfa, sfb in (("row", "row"), ("1x128", "128x128"), ("1x128", "row"), ("tensor", "tensor")):
+        (a, sa), (b, sb) = make.fp8(13, 256, scaling=sfa), make.fp8(512, 256, scaling=sfb)
+        options = {"sfa": sa, "sfb": sb, "row_scale": make.uniform(13)}
+        yield Case(f"{sfa} {sfb}", (a, b), options)
+        b, sb = make.fp8(2, 256, 256, scaling=sfb)
+        offsets = make.offsets([4, 7])
+        yield Case(f"{sfa} {sfb} tail", (a, b), {"sfa": sa, "sfb": sb, "expert_offsets": offsets})
+
+
+@_of("w4_gemm")
+def _w4_gemm(make: Maker, name: str) -> Iterator[Case]:
+    for m, n, k in ((0, 16, 128), (1, 128, 1024), (7, 200, 256), (65, 64, 128)):
+        yield Case(f"{m}x{n}x{k}", (make.randn(m, k), *make.int4(n, k)))
+    a, (packed, scales) = make.randn(21, 256), make.int4(96, 256)
+    scale = make.uniform(21)
+    yield Case("swiglu", (a, packed, scales), {"activation": "swiglu", "row_scale": scale})
+    yield Case("float32 scales", (a, packed, scales.float()), {"residual": make.randn(21, 96)})
+    yield Case("bias gelu", (a, packed, scales), {"bias": make.randn(96), "activation": "gelu"})
+    yield Case("negative scales", (a, packed, -scales), {"out_dtype": torch.float32})
+    for label, counts, rows in _ragged():
+        a = make.randn(rows, 256)
+        packed, scales = make.int4(len(counts), 32, 256)
+        yield Case(f"ragged {label}", (a, packed, scales), {"expert_offsets": make.offsets(counts)})
+
+
+@_of("quantize_fp8")
+def _quantize_fp8(make: Maker, name: str) -> Iterator[Case]:
+    for scaling in ("tensor", "row", "1x128", "128x128"):
+        for shape in ((0, 128), (1, 512), (33, 256), (2, 130, 128)):
+            yield Case(f"{shape} {scaling}", (make.randn(*shape), scaling))
+        mixed = make.randn(9, 256)
+        mixed[5], mixed[7] = 0, 1e4
+        yield Case(f"mixed {scaling}", (mixed, scaling))
+        yield Case(f"zeros {scaling}", (make.randn(2, 128, scale=0), scaling))
+
+
+@_of("quantize_int4")
+def _quantize_int4(make: Maker, name: str) -> Iterator[Case]:
+    for search in (False, True):
+        for shape in ((0, 128), (1, 1024), (2, 9, 256)):
+            yield Case(f"{shape} {search}", (make.randn(*shape), search))
+        yield Case(f"zeros {search}", (make.randn(2, 128, scale=0), search))
+        outlier = make.randn(2, 256)
+        outlier[0, 3], outlier[1, 200] = 40, -40
+        yield Case(f"outlier {search}", (outlier, search))
+
+
+def _paged(
+    make: Maker, len_ks: list[int], kv_heads: int, page_size: int, cache: torch.dtype
+) -> dict[str, Tensor]:
+    """A cache in which sequences own random pages; pages nobody owns are full of NaN."""
+    counts = [-(-length // page_size) for length in len_ks]
+    owned = sum(counts)
+    pages = make.permutation(owned + 2)
+    shape = (owned + 2, page_size, kv_heads, 128)
+    k_cache, v_cache = (make.randn(*shape).to(cache) for _ in range(2))
+    for tensor in (k_cache, v_cache):
+        tensor[pages[owned:].long()] = float("nan")
+    table = torch.full((len(len_ks), max([*counts, 1])), -1, dtype=I32, device=make.device)
+    first = 0
+    for row, count in enumerate(counts):
+        table[row, :count] = pages[first : first + count]
+        first += count
+    lengths = make.tensor(len_ks)
+    return {"k": k_cache, "v": v_cache, "lengths": lengths, "table": table}
+
+
+_PREFILL = {
+    # name: new tokens, all keys, q heads, kv heads, page size, chunk
+    "one": ([1], [1], 5, 1, 16, 0),
+    "scout heads": ([33], [33], 40, 8, 16, 0),
+    "varlen": ([5, 0, 70, 1], [5, 3, 90, 33], 4, 2, 8, 0),
+    "chunked": ([5, 40, 17], [64, 40, 81], 5, 1, 16, 32),
+    "chunk edge": ([1, 2, 3], [33, 33, 33], 2, 1, 16, 32),
+    "odd chunk": ([50], [60], 2, 2, 8, 7),
+    "no keys": ([3, 4], [0, 2], 2, 1, 8, 0),
+    "empty": ([], [], 2, 1, 8, 0),
+}
+
+
+@_of("flash_prefill")
+def _flash_prefill(make: Maker, name: str) -> Iterator[Case]:
+    for cache in (make.dtype, FP8):
+        for label, (len_qs, len_ks, heads, kv_heads, page_size, chunk) in _PREFILL.items():
+            paged = _paged(make, len_ks, kv_heads, page_size, cache)
+            options = {
+                "softmax_scale": 128**-0.5,
+                "chunk": chunk,
+                "max_seqlen_q": max([*len_qs, 0]),
+            }
+            if cache == FP8 and chunk:
+                options |= {
+                    s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
+                }
+            padding = 2 if label == "varlen" else 0
+            q = make.randn(sum(len_qs) + padding, heads, 128)
+            offsets = make.offsets(len_qs) if len_qs else make.tensor([0])
+            args = (q, paged["k"], paged["v"], offsets, paged["lengths"], paged["table"])
+            yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
+
+
+_DECODE = {
+    # name: new tokens of each sequence, all keys, q heads, kv heads, page size, chunk
+    "one": (1, [1], 5, 1, 16, 0),
+    "scout heads": (1, [100, 17], 40, 8, 16, 0),
+    "idle rows": (1, [40, 0, 3], 4, 2, 16, 0),
+    "several": (4, [40, 4, 70], 10, 2, 16, 0),
+    "chunked": (1, [32, 33, 65, 20], 5, 1, 16, 32),
+    "several over an edge": (3, [34, 66], 2, 1, 16, 32),
+    "fewer keys than tokens": (3, [2], 2, 1, 16, 0),
+    "no sequences": (1, [], 2, 1, 16, 0),
+    "one long": (1, [1500], 5, 1, 32, 0),
+    "long and short": (2, [1000, 1, 260, 16], 8, 2, 48, 0),
+    "two blocks of rows": (16, [300], 16, 1, 64, 0),
+    "page of 256": (5, [700, 257], 8, 2, 256, 128),
+    "chunk of 1": (2, [20, 1], 8, 2, 16, 1),
+    "chunk of 3": (16, [50, 4], 4, 1, 16, 3),
+    "chunk of 16": (16, [130], 5, 1, 16, 16),
+    "chunk of 64": (5, [129, 64, 65], 16, 1, 32, 64),
+    "second chunk": (16, [132, 128, 127], 5, 1, 16, 128),
+}
+
+
+@_of("flash_decode")
+def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
+    for cache in (make.dtype, FP8):
+        for label, (tokens, len_ks, heads, kv_heads, page_size, chunk) in _DECODE.items():
+            paged = _paged(make, len_ks, kv_heads, page_size, cache)
+            options = {"softmax_scale": 128**-0.5, "chunk": chunk}
+            if cache == FP8 and chunk:
+                options |= {
+                    s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
+                }
+            q = make.randn(len(len_ks), tokens, heads, 128)
+            args = (q, paged["k"], paged["v"], paged["lengths"], paged["table"])
+            yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
+
+
+@_of("merge_attention_states")
+def _merge_attention_states(make: Maker, name: str) -> Iterator[Case]:
+    for shape in ((1, 1, 1), (2, 7, 5), (3, 2, 4, 8), (19, 5, 3), (2, 0, 4)):
+        *leading, tokens, heads = shape
+        outs = make.randn(*shape, 128)
+        lses = make.randn(*leading, heads, tokens, scale=4, dtype=torch.float32)
+        lses[0, ..., ::3] = float("-inf")
+        outs[0, ..., ::3, :, :] = float("nan")  # no key: not looked at
+        yield Case("x".join(map(str, shape)), (outs, lses))
+
+
+@_of("embed")
+def _embed(make: Maker, name: str) -> Iterator[Case]:
+    weight = make.randn(300, 256)
+    for dtype in (torch.int64, I32):
+        yield Case(f"text {dtype}", (make.integers(17, high=300, dtype=dtype), weight))
+    ids = make.integers(9, high=300, dtype=torch.int64)
+    ids[3:6] = 10_000
+    rows = make.tensor([-1, -1, -1, 2, 0, 1, -1, -1, -1])
+    yield Case("image", (ids, weight, make.randn(3, 256), rows))
+    nothing = make.randn(0, 256)
+    yield Case("no image", (ids[:3], weight, nothing, rows[:3]))
+    yield Case("empty", (ids[:0], weight))
+
+
+@_of("sample")
+def _sample(make: Maker, name: str) -> Iterator[Case]:
+    for batch, vocab in ((0, 64), (1, 2048), (6, 202)):
+        rows = {
+            "greedy": (0.0, 0, 1.0, 0.0),
+            "plain": (1.0, 0, 1.0, 0.0),
+            "all": (0.7, 20, 0.9, 0.02),
+            "tight": (0.3, 1, 0.0, 1.0),
+        }
+        for label, values in rows.items():
+            args = [make.randn(batch, vocab, scale=3)]
+            args += [torch.full((batch,), value, device=make.device) for value in values]
+            args[2] = args[2].to(I32)
+            args += [make.integers(batch, high=2**31, dtype=torch.int64) for _ in range(2)]
+            yield Case(f"{batch}x{vocab} {label}", tuple(args), {"top_logprobs": 5})
+    logits = make.integers(3, 40, high=4).to(make.dtype)
+    logits[0, 3], logits[1], logits[2, ::2] = float("nan"), float("-inf"), float("-inf")
+    args[1:] = [t.new_full((3,), t[0].item()) for t in args[1:]]
+    yield Case("ties and extremes", (logits, *args[1:]))

@@ -1,0 +1,99 @@
+"""One case of a kernel against its typed reference; used under the emulator and on a GPU."""
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.checks.cases import cases
+from bench.checks.gemm_rows import row_cases
+from bench.checks.inputs import FP8, Case
+from l4kernels import testing
+from l4kernels._load import LIBRARY_PATH
+from l4kernels.ops import OPS
+from l4kernels.testing import assert_close
+
+# Largest relative error against the reference, for the whole result and for any 128 x 128 tile.
+# bf16 results differ by one rounding here and there (2^-9 = 2e-3 at most per value). Of e4m3 codes
+# it is that of what was rounded, which the float32 sums, roots and exponentials before it carry:
+# a few ulp, of which one value in 100,000 gets another code. Their scales carry the same.
+BF16, F32, E4M3, E4M3_SCALE = 3e-3, 1e-4, 1e-6, 2e-6
+# Here both carry what the tensor core drops of the e4m3 products of a sum.
+E4M3_SUMS, OF_SUMS = {"gemm_swiglu_fp8"}, 1e-3
+# No arithmetic, or only such as IEEE 754 leaves no choice in: division, reciprocal, product.
+EXACT = {"mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8"}
+
+
+def bound(op: str, case: Case, t: Tensor) -> float:
+    """0 where arithmetic is exact: the emulator and a GPU then agree bit by bit, each with the
+    reference."""
+    if op in EXACT or case.name.startswith("integers"):
+        return 0.0
+    if op in E4M3_SUMS:
+        return OF_SUMS
+    f32 = E4M3_SCALE if op.endswith("_fp8") else F32
+    return {torch.float32: f32, FP8: E4M3}.get(t.dtype, BF16)
+
+
+def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
+    """The op's cases in bfloat16.
+
+    On a GPU those of every row of the GEMM's table as well; in the emulator they have their tests.
+    """
+    found = list(cases(op, device, torch.bfloat16))
+    return found + list(row_cases(op, device)) if device == "cuda" else found
+
+
+# Cases in which a kernel sets the error word, and what it says.
+REPORTS = {("moe_route", "NaN"): "moe_route: logits (NaN)"}
+
+
+def device_error(library: Path = testing.emulator.BUILD / "libl4kernels_emulated.so") -> str:
+    """What the kernels of a library have reported since the last call."""
+    take = ctypes.CDLL(str(library)).l4k_take_device_error
+    take.restype = ctypes.c_char_p
+    return take().decode()
+
+
+def mutated(op: str, case: Case) -> Iterator[tuple[str, Tensor]]:
+    """The arguments that the op writes into."""
+    schema = OPS[op].overload._schema
+    names = [argument.name for argument in schema.arguments]
+    for argument in schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            position = names.index(argument.name)
+            in_place = position < len(case.args)
+            yield argument.name, case.args[position] if in_place else case.kwargs[argument.name]
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def check(op: str, case: Case) -> tuple[Tensor, ...]:
+    """Runs a case on the emulator or a GPU and compares all that it returns, writes and reports."""
+    mine, theirs = case.copy(), case.copy()
+    on_gpu = any(isinstance(value, Tensor) and value.is_cuda for value in mine.args)
+    library = {"library": LIBRARY_PATH} if on_gpu else {}
+    device_error(**library)  # of whoever came before
+    got = tensors(OPS[op](*mine.args, **mine.kwargs))
+    expected = tensors(OPS[op].reference(*theirs.args, **theirs.kwargs))
+    assert len(got) == len(expected)
+    for i, (a, e) in enumerate(zip(got, expected, strict=True)):
+        assert_close(a, e, bound(op, case, e), f"{op} [{case}] result {i}")
+    written = zip(mutated(op, mine), mutated(op, theirs), strict=True)
+    for (name, a), (_, e) in written:
+        assert_close(a, e, bound(op, case, e), f"{op} [{case}] {name}")
+    if on_gpu:
+        torch.cuda.synchronize()
+    reported = device_error(**library)
+    assert reported == REPORTS.get((op, case.name), ""), f"{op} [{case}] reports {reported!r}"
+    return got
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Bitwise equality, NaN included."""
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -1,0 +1,1 @@
+"""What `l4k bench` needs: shapes, timing, rows, report, whole models."""

@@ -1,0 +1,78 @@
+"""`l4k bench OP...`: floors of every case, and times where there is a GPU. `l4k bench e2e`: a whole
+model."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from l4kernels import STATUS
+from l4kernels.bench.arguments import Parser
+from l4kernels.bench.measure import line, measure
+from l4kernels.bench.rows import Rows
+from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
+from l4kernels.planning.gpus import PEAKS, gpu_key
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog="l4k bench", description=__doc__)
+    parser.add_argument(
+        "ops", nargs="*", metavar="OP", help="all that have shapes if none is named"
+    )
+    parser.add_argument("--model", action="append", choices=["scout", "maverick"])
+    parser.add_argument("--phase", action="append", choices=list(PHASES))
+    parser.add_argument(
+        "--gpu", choices=list(PEAKS), default="h200", help="whose floor, without one"
+    )
+    parser.add_argument("--counters", action="store_true", help="run reduced cases in the emulator")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for rows")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    unknown = set(options.ops) - set(benchmarked_ops())
+    if unknown:
+        known = ", ".join(benchmarked_ops())
+        parser.error(f"no shapes for {', '.join(sorted(unknown))}; there are shapes for {known}")
+    if options.counters and options.json:
+        parser.error("--counters prints no JSON; leave out one of --counters and --json")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["e2e"]:
+        from l4kernels.bench.e2e import main as whole_model
+
+        return whole_model(arguments[1:])
+    options = parse(arguments)
+    on_gpu = torch.cuda.is_available() and STATUS.loaded
+    gpu = gpu_key(torch.cuda.get_device_name()) if on_gpu else options.gpu
+    rows = Rows(options.out, gpu) if on_gpu else None
+    models = tuple(options.model or ("scout", "maverick"))
+    for op in options.ops or benchmarked_ops():
+        for case in calls(op, models, tuple(options.phase or PHASES)):
+            work, timing, facts = case.work(), None, {"peers": {}}
+            if rows is not None:
+                *_, (timing, facts) = measure(case, gpu)
+                rows.add(case.key, True, timing, **facts)
+            if options.json:
+                record = {"key": case.key, "flops": work.flops, "bytes": work.bytes}
+                measured = timing.median if timing else None
+                print(json.dumps(record | {"measured_us": measured, "gpu": gpu}))
+            else:
+                print(line(case, work, gpu, timing, facts), flush=True)
+        if options.counters:
+            print_counters(op)
+    if rows is None and not options.json:
+        why = STATUS.reason if not STATUS.loaded else "torch sees no CUDA device"
+        print(f"not measured: {why}. Floors are for {gpu}'s datasheet.")
+    return 0
+
+
+def print_counters(op: str) -> None:
+    """Bytes touched over needed, bank conflicts and launches of small cases, emulated."""
+    from l4kernels.bench.counters import counters_of
+
+    for text in counters_of(op):
+        print(f"    {text}", flush=True)

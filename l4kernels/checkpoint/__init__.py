@@ -1,0 +1,1 @@
+"""Published checkpoints: reading, where each tensor goes, loading."""

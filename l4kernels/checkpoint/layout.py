@@ -1,0 +1,248 @@
+"""Where each tensor of a checkpoint goes: names and shapes from the config, then the filling.
+
+Both published layouts are read: experts fused in one `[E, in, out]` tensor, or one `[out, in]`
+tensor per expert.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Container, Generator, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from l4kernels.checkpoint.reader import Checkpoint
+from l4kernels.layers.linear import Linear
+from l4kernels.model.config import Llama4Config, VisionConfig
+
+Shape = tuple[int, ...]
+
+_BUFFERS = re.compile(r"(^|\.)((rotary_emb|rotary_embedding|rope)\.\w+|position_ids)$")
+
+
+class Slot(NamedTuple):
+    """A tensor of the checkpoint: its shape, and the parameter or `Linear` that it fills."""
+
+    shape: Shape
+    target: str
+    rows: slice | str = "all"
+    expert: int | None = None
+    transposed: bool = False
+
+
+def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
+    """Every tensor of the checkpoint by name. `names` (those in the files) decide the spelling:
+    with or without `language_model.`, experts fused or one by one."""
+    prefix = "language_model." if config.vision else ""
+    if f"{prefix}model.norm.weight" not in names:
+        other = "" if prefix else "language_model."
+        prefix = other if f"{other}model.norm.weight" in names else prefix
+    hidden, vocab = config.hidden_size, config.vocab_size
+    embedding, head = f"{prefix}model.embed_tokens.weight", f"{prefix}lm_head.weight"
+    # Of two that are tied a file may hold either, or both.
+    tied = config.tie_word_embeddings
+    only_head = tied and head in names and embedding not in names
+    slots = {
+        head if only_head else embedding: Slot((vocab, hidden), "embedding"),
+        f"{prefix}model.norm.weight": Slot((hidden,), "norm.weight"),
+    }
+    if not tied or (head in names and not only_head):
+        slots[head] = Slot((vocab, hidden), "lm_head")
+    for layer in range(config.num_hidden_layers):
+        source, target = f"{prefix}model.layers.{layer}.", f"layers.{layer}."
+        block = _attention(config)
+        if config.is_moe(layer):
+            fused = f"{source}feed_forward.experts.0.gate_proj.weight" not in names
+            block |= _moe(config, fused)
+        else:
+            block |= _mlp("feed_forward.", hidden, config.intermediate_size_mlp)
+        slots |= {source + n: s._replace(target=target + s.target) for n, s in block.items()}
+    if config.vision:
+        slots |= _vision(config.vision, hidden)
+    return slots
+
+
+def ignored(config: Llama4Config, name: str) -> bool:
+    """Tensors of a file that no parameter needs: buffers that are computed from the config, and
+    the vision model where `config` is that of the text model alone."""
+    other = config.vision is None and name.startswith(("vision_model.", "multi_modal_projector."))
+    return other or _BUFFERS.search(name) is not None
+
+
+def shapes(slots: dict[str, Slot]) -> dict[str, Shape]:
+    return {name: slot.shape for name, slot in slots.items()}
+
+
+def _attention(config: Llama4Config) -> dict[str, Slot]:
+    hidden, head_dim = config.hidden_size, config.head_dim
+    q, kv = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    qkv = "attention.qkv_proj"
+    return {
+        "input_layernorm.weight": Slot((hidden,), "input_layernorm.weight"),
+        "post_attention_layernorm.weight": Slot((hidden,), "post_attention_layernorm.weight"),
+        "self_attn.q_proj.weight": Slot((q, hidden), qkv, slice(0, q)),
+        "self_attn.k_proj.weight": Slot((kv, hidden), qkv, slice(q, q + kv)),
+        "self_attn.v_proj.weight": Slot((kv, hidden), qkv, slice(q + kv, q + 2 * kv)),
+        "self_attn.o_proj.weight": Slot((hidden, q), "attention.o_proj"),
+    }
+
+
+def _mlp(prefix: str, hidden: int, width: int) -> dict[str, Slot]:
+    return {
+        f"{prefix}gate_proj.weight": Slot((width, hidden), f"{prefix}gate_up_proj", "gate"),
+        f"{prefix}up_proj.weight": Slot((width, hidden), f"{prefix}gate_up_proj", "up"),
+        f"{prefix}down_proj.weight": Slot((hidden, width), f"{prefix}down_proj"),
+    }
+
+
+def _moe(config: Llama4Config, fused: bool) -> dict[str, Slot]:
+    hidden, width, experts = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_local_experts,
+    )
+    ff = "feed_forward."
+    slots = {f"{ff}router.weight": Slot((experts, hidden), f"{ff}router")}
+    slots |= _mlp(f"{ff}shared_expert.", hidden, width)
+    if fused:
+        gate_up, down = (experts, hidden, 2 * width), (experts, width, hidden)
+        return slots | {
+            f"{ff}experts.gate_up_proj": Slot(
+                gate_up, f"{ff}gate_up_proj", "gate_up", transposed=True
+            ),
+            f"{ff}experts.down_proj": Slot(down, f"{ff}down_proj", transposed=True),
+        }
+    for expert in range(experts):
+        own = _mlp(f"{ff}experts.{expert}.", hidden, width)
+        for name, slot in own.items():
+            target = slot.target.replace(f"experts.{expert}.", "")
+            slots[name] = slot._replace(target=target, expert=expert)
+    return slots
+
+
+def _vision(v: VisionConfig, text_hidden: int) -> dict[str, Slot]:
+    def pair(source: str, target: str, rows: int, columns: int | None = None) -> dict[str, Slot]:
+        weight = (rows,) if columns is None else (rows, columns)
+        return {
+            f"{source}.weight": Slot(weight, target if columns else f"{target}.weight"),
+            f"{source}.bias": Slot((rows,), f"{target}.bias"),
+        }
+
+    size, width, head = v.hidden_size, v.intermediate_size, "vision_model."
+    slots = {
+        f"{head}class_embedding": Slot((size,), "vision.class_embedding"),
+        f"{head}positional_embedding_vlm": Slot(
+            (v.grid**2 + 1, size), "vision.positional_embedding"
+        ),
+        f"{head}patch_embedding.linear.weight": Slot((size, v.patch_row), "vision.patch_embedding"),
+        f"{head}vision_adapter.mlp.fc1.weight": Slot(
+            (v.projector_input_dim, width), "vision.adapter_fc1"
+        ),
+        f"{head}vision_adapter.mlp.fc2.weight": Slot(
+            (v.projector_output_dim, v.projector_output_dim), "vision.adapter_fc2"
+        ),
+        "multi_modal_projector.linear_1.weight": Slot(
+            (text_hidden, v.vision_output_dim), "vision.projector"
+        ),
+        **pair(f"{head}layernorm_pre", "vision.layernorm_pre", size),
+        **pair(f"{head}layernorm_post", "vision.layernorm_post", size),
+    }
+    for layer in range(v.num_hidden_layers):
+        source, target = f"{head}model.layers.{layer}.", f"vision.blocks.{layer}."
+        for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            rows = slice(part * size, (part + 1) * size)
+            for kind, slot in pair("", f"{target}qkv_proj", size, size).items():
+                slots[f"{source}self_attn.{name}{kind}"] = slot._replace(rows=rows)
+        slots |= pair(f"{source}self_attn.o_proj", f"{target}o_proj", size, size)
+        slots |= pair(f"{source}mlp.fc1", f"{target}fc1", width, size)
+        slots |= pair(f"{source}mlp.fc2", f"{target}fc2", size, width)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            slots |= pair(f"{source}{norm}", f"{target}{norm}", size)
+    return slots
+
+
+def fill(
+    model: nn.Module, slots: dict[str, Slot], slabs: Iterable[tuple[str, int | None, Tensor]]
+) -> None:
+    """Writes slabs (name, expert of a fused stack or None, data) into the model's parameters."""
+    for name, expert, data in slabs:
+        slot = slots[name]
+        target = _find(model, slot.target)
+        if isinstance(target, Linear):
+            target.store(
+                data.t() if slot.transposed else data,
+                slot.rows,
+                slot.expert if expert is None else expert,
+            )
+        else:
+            (target if slot.rows == "all" else target[slot.rows]).copy_(data)
+        del data  # the last reference to a mapped file would keep it beside the next one
+
+
+def _find(model: nn.Module, path: str) -> nn.Module | Tensor:
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
+def random_slabs(
+    slots: dict[str, Slot], device: torch.device, seed: int
+) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Slabs of random weights that keep activations of ordinary size: norms near 1."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, slot in slots.items():
+        shape, stacked = slot.shape, len(slot.shape) == 3
+        for expert in range(shape[0]) if stacked else (None,):
+            part = shape[1:] if stacked else shape
+            data = torch.randn(part, generator=generator, device=device, dtype=torch.float32)
+            if len(part) == 1:
+                is_norm = "norm" in name and name.endswith(".weight")
+                data = data.mul_(0.1).add_(1.0 if is_norm else 0.0)
+            else:
+                fan_in = part[0] if slot.transposed else part[1]
+                data = data.mul_(fan_in**-0.5)
+            yield name, expert, data
+
+
+def with_progress(
+    checkpoint: Checkpoint, dtype: torch.dtype
+) -> Generator[tuple[str, int | None, Tensor], None, None]:
+    """`checkpoint.slabs(dtype)` with a bar on a terminal, silent elsewhere."""
+    slabs, total = checkpoint.slabs(dtype), sum(f.stat().st_size for f in checkpoint.files)
+    if not sys.stderr.isatty():
+        yield from slabs
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Speed
+    except ImportError:
+        yield from _with_plain_progress(slabs, total)
+        return
+    columns = ("Loading", BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
+    # The command line's sys.stderr spells control characters out, and a bar is made of them.
+    console = Console(file=getattr(sys.stderr, "drawable", sys.stderr))
+    plain = {"redirect_stdout": False, "redirect_stderr": False}  # or rich prints what others do
+    with Progress(*columns, console=console, transient=True, **plain) as progress:
+        task = progress.add_task("", total=total)
+        for slab in slabs:
+            size = slab[2].nbytes
+            yield slab
+            del slab
+            progress.advance(task, size)
+
+
+def _with_plain_progress(
+    slabs: Iterator[tuple[str, int | None, Tensor]], total: int
+) -> Iterator[tuple[str, int | None, Tensor]]:
+    done, shown = 0, 0.0
+    for slab in slabs:
+        done += slab[2].nbytes
+        yield slab
+        del slab
+        if time.monotonic() - shown > 0.2:
+            shown = time.monotonic()
+            print(f"\rLoading {done / 1e9:.1f} / {total / 1e9:.1f} GB", end="", file=sys.stderr)
+    print(file=sys.stderr)

@@ -1,0 +1,260 @@
+"""Reads a folder of safetensors: names, shapes and types first, tensors one file at a time.
+
+Nothing of a checkpoint is trusted. Paths stay inside its folder, and every error names the file
+and the tensor.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from l4kernels.inputs.files import open_regular, read_object, shown
+
+_FLOATS = ("BF16", "F16", "F32", "F64")
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_SHOWN = 5
+_MAX_NAMES = 8 << 20
+"""Bytes of an index, and of all headers together; Maverick's, expert by expert, have 2 MB each."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: which file, which tensor, what was expected."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's header: where it lies and what it looks like."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """The headers of a checkpoint folder. Opening it reads no tensor data."""
+
+    def __init__(self, path: str | Path):
+        self.folder = Path(path)
+        if not os.path.isdir(self.folder):
+            raise CheckpointError(f"{self.folder}: not a folder; expected a checkpoint folder")
+        self.entries: dict[str, Entry] = {}
+        self._placed: dict[str, str] = {}
+        self._roots = _roots(self.folder.resolve())
+        self.files = self._files()
+        room = _MAX_NAMES
+        for file in self.files:
+            room -= self._read_header(file, room)
+        absent = [f"{_short(n)} in {f}" for n, f in self._placed.items() if n not in self.entries]
+        if absent:
+            raise CheckpointError(
+                f"{self.folder / _INDEX}: places {len(absent)} tensors in files that do not hold "
+                f"them: {_some(absent)}"
+            )
+
+    def check(
+        self,
+        expected: dict[str, tuple[int, ...]],
+        ignored: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Exactly the expected tensors, each with its shape and a float type.
+
+        Others that are `ignored` may be there, and are not read.
+        """
+        self.entries = {n: e for n, e in self.entries.items() if n in expected or not ignored(n)}
+        missing = [name for name in expected if name not in self.entries]
+        if missing:
+            raise CheckpointError(
+                f"{self.folder}: {len(missing)} tensors are missing that config.json asks for: "
+                f"{_some(missing)}; looked in {_some(f.name for f in self.files)}"
+            )
+        extra = [name for name in self.entries if name not in expected]
+        if extra:
+            places = (f"{_short(name)} in {self.entries[name].file.name}" for name in extra)
+            raise CheckpointError(
+                f"{self.folder}: {len(extra)} tensors are unexpected by config.json: "
+                f"{_some(places)}"
+            )
+        for name, shape in expected.items():
+            entry = self.entries[name]
+            if entry.shape != shape:
+                raise CheckpointError(
+                    f"{entry.file}: expected {name} to be {list(shape)}, "
+                    f"got {shown(list(entry.shape))}"
+                )
+            if entry.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{entry.file}: expected {name} to be one of {', '.join(_FLOATS)}, "
+                    f"got {entry.dtype}"
+                )
+
+    def slabs(self, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
+        """Every tensor, a stack of experts `[E, ...]` one expert at a time: (name, expert, data).
+
+        Data are as stored (float64: as float32) and finite in `dtype`. A file is mapped while its
+        tensors are read and unmapped before the next one.
+        """
+        for file in self.files:
+            yield from self._slabs_of(file, dtype)
+
+    def _slabs_of(self, file: Path, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
+        # In a function of its own: a leftover handle would keep this file mapped beside the next.
+        with _opened(file) as f:
+            for name in sorted(n for n, e in self.entries.items() if e.file == file):
+                if len(self.entries[name].shape) == 3:
+                    stack = f.get_slice(name)
+                    for expert in range(self.entries[name].shape[0]):
+                        yield name, expert, self._finite(name, stack[expert], dtype)
+                else:
+                    yield name, None, self._finite(name, f.get_tensor(name), dtype)
+
+    def _finite(self, name: str, data: Tensor, dtype: torch.dtype) -> Tensor:
+        # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
+        if not torch.stack(data.aminmax()).to(dtype).isfinite().all():
+            count = int((~data.to(dtype).isfinite()).sum())
+            raise CheckpointError(
+                f"{self.entries[name].file}: {name} holds {count} values that are NaN, infinite "
+                f"or too large for {str(dtype).removeprefix('torch.')}"
+            )
+        return data.float() if data.dtype == torch.float64 else data
+
+    def _files(self) -> list[Path]:
+        # As in transformers: an index counts only where there is no single file.
+        if os.path.lexists(self.folder / _SINGLE):
+            return [self._inside(_SINGLE)]
+        index = self.folder / _INDEX
+        if not os.path.lexists(index):
+            raise CheckpointError(
+                f"{self.folder}: found neither {_SINGLE} nor {_INDEX}; expected a Hugging Face "
+                f"safetensors checkpoint"
+            )
+        content = read_object(self._inside(_INDEX), CheckpointError, _MAX_NAMES)
+        placed = content.get("weight_map")
+        if not isinstance(placed, dict) or not placed:
+            raise CheckpointError(
+                f"{index}: expected weight_map to name the file of each tensor, got {shown(placed)}"
+            )
+        for name, place in placed.items():
+            if not isinstance(place, str):
+                raise CheckpointError(
+                    f"{index}: expected {_short(name)} to be in a file inside the checkpoint, "
+                    f"got {shown(place)}"
+                )
+        self._placed = placed
+        return [self._inside(name) for name in sorted(set(placed.values()))]
+
+    def _inside(self, name: str) -> Path:
+        """A regular file of the folder; it may be a link, but not to anywhere else."""
+        fits = 0 < len(name) < 256 and name.isprintable()
+        if not fits or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise CheckpointError(
+                f"{self.folder / _INDEX}: expected a file name inside the checkpoint, "
+                f"got {shown(name)}"
+            )
+        file = self.folder / name
+        try:
+            target = file.resolve(strict=True)
+        except (OSError, RuntimeError):  # RuntimeError: links in a circle
+            target = None
+        if target and not any(target.is_relative_to(root) for root in self._roots):
+            raise CheckpointError(
+                f"{file}: leads out of the checkpoint folder to {target}; "
+                f"copy the file into the folder"
+            )
+        if not target or not target.is_file():
+            raise CheckpointError(f"{file}: the file is missing, or not a regular file")
+        return file
+
+    def _read_header(self, file: Path, room: int) -> int:
+        """Its size, of at most `room`."""
+        size = _check_header(file, room)
+        with _opened(file) as f:
+            for name in f.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
+                if name in self.entries:
+                    raise CheckpointError(
+                        f"{file}: {_short(name)} is also in {self.entries[name].file.name}"
+                    )
+                if self._placed and self.folder / self._placed.get(name, "") != file:
+                    raise CheckpointError(
+                        f"{file}: holds {_short(name)}, which {_INDEX} places in "
+                        f"{self._placed.get(name)!r}"
+                    )
+                header = f.get_slice(name)
+                self.entries[name] = Entry(file, tuple(header.get_shape()), header.get_dtype())
+        return size
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folder itself; for a snapshot of the Hugging Face cache also its own blobs."""
+    is_snapshot = folder.parent.name == "snapshots"
+    return [folder, folder.parents[1] / "blobs"] if is_snapshot else [folder]
+
+
+def _check_header(file: Path, room: int) -> int:
+    """The header's size. Refuses what `safe_open` takes: a header that is long to parse, a name
+    that comes twice."""
+    with open_regular(file, CheckpointError) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > room:
+            raise CheckpointError(
+                f"{file}: not a complete safetensors file (expected headers of at most "
+                f"{_MAX_NAMES >> 20} MiB in all files, got {length:,} bytes here)"
+            )
+        header = stream.read(length)
+
+    def distinct(pairs: list[tuple[str, Any]]) -> None:
+        name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
+        if count > 1:
+            raise CheckpointError(f"{file}: holds {_short(name)} {count} times")
+
+    try:
+        json.loads(header, object_pairs_hook=distinct)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError):
+        pass  # `safe_open` says better what is wrong with it
+    return length
+
+
+class _opened:
+    """`safe_open` whose errors name the file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            self.handle = safe_open(str(file), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: not a complete safetensors file ({shown(str(error), 200)}); it may be "
+                f"truncated: copy or download it again"
+            ) from None
+        except RuntimeError as error:  # torch's, of a file larger than the system lets it map
+            raise CheckpointError(
+                f"{file}: cannot be mapped ({shown(str(error), 200)}); expected a file that fits "
+                f"the memory: save the checkpoint in more shards"
+            ) from None
+
+    def __enter__(self):
+        return self.handle.__enter__()
+
+    def __exit__(self, *exception):
+        return self.handle.__exit__(*exception)
+
+
+def _short(name: str) -> str:
+    """A tensor's name, or enough of one that nobody could have given."""
+    return name if name.isprintable() and len(name) <= 200 else shown(name)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

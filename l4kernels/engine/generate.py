@@ -1,0 +1,138 @@
+"""The generation loop: prefill, then one token per sequence and step."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from l4kernels._load import take_device_error
+from l4kernels.engine.prompt import Prompt
+from l4kernels.engine.sampling import Sampler, Sampling
+from l4kernels.inputs.arguments import token_ids, whole_number
+from l4kernels.inputs.files import shown
+
+
+@dataclass
+class Timings:
+    """Seconds by phase; `decode_s` covers `decode_steps` steps after the first new token."""
+
+    image_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_steps: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode steps per second: new tokens per second of each sequence."""
+        return self.decode_steps / self.decode_s if self.decode_s else 0.0
+
+
+@dataclass(eq=False)
+class Generation:
+    """Iterate over it: each item is the next token of every row, int64 `[B]` on the CPU.
+
+    A row that met an end token gives the pad id from then on; iteration stops when every row has,
+    or after `max_new_tokens`. `finish_reasons` ("stop", "length") and `timings` are then complete.
+
+    Raises:
+        ValueError: an argument, named with what was expected and what came; or, at a step, a row
+            that has no next token because its logits are NaN, or all -inf.
+    """
+
+    model: "torch.nn.Module"
+    input_ids: Tensor
+    max_new_tokens: int = 32
+    pixel_values: Tensor | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: int | Iterable[int] | Tensor | None = None
+    """Ends a row: one id or several; None: the end tokens of the checkpoint."""
+    attention_mask: Tensor | None = None
+    """`[B, S]`, all ones: see `Prompt`."""
+    timings: Timings = field(default_factory=Timings)
+    finish_reasons: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1, 1 << 62)
+        if not isinstance(self.sampling, Sampling):
+            raise ValueError(f"expected sampling to be a Sampling, got {shown(self.sampling)}")
+        config, stop = self.model.config, self.stop_ids
+        known = stop is None
+        ids = config.eos_token_ids if known else token_ids("stop_ids", stop, config.vocab_size)
+        self._stop = frozenset(ids)
+        self._prompt = Prompt(
+            self.model,
+            self.input_ids,
+            self.pixel_values,
+            self.max_new_tokens,
+            attention_mask=self.attention_mask,
+        )
+        self.timings.image_s = self._prompt.image_seconds
+
+    @property
+    def pad_id(self) -> int:
+        """What a finished row is filled with: the pad id, or else an end token."""
+        pad, eos = self.model.config.pad_token_id, self.model.config.eos_token_ids
+        if pad is not None and pad >= 0:
+            return pad
+        return eos[0] if eos else min(self._stop, default=0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        # A generator must not leave inference mode on in its caller between two items.
+        steps = self._steps()
+        while True:
+            with torch.inference_mode():
+                tokens = next(steps, None)
+            if tokens is None:
+                return
+            with torch.inference_mode(False):
+                ids = torch.tensor(tokens, dtype=torch.int64, device="cpu")
+            yield ids
+
+    def _steps(self) -> Iterator[list[int]]:
+        model, prompt = self.model, self._prompt
+        batch = prompt.batch
+        self.finish_reasons[:] = ["length"] * batch
+        self.timings.decode_s, self.timings.decode_steps = 0.0, 0
+        running = [True] * batch
+        cache = model.new_cache(batch, prompt.length + self.max_new_tokens - 1)
+        draw = Sampler(self.sampling, prompt.input_ids, model.config.vocab_size)
+        started = time.perf_counter()
+        logits = model.prefill(prompt, cache)
+        for step in range(self.max_new_tokens):
+            if step:
+                logits = model.decode(ids[:, None], cache)  # noqa: F821 (bound by the first step)
+            ids = draw(logits, step)
+            tokens = ids.tolist()
+            _check(step, logits, ids.is_cuda, tokens)
+            now = time.perf_counter()
+            if step:
+                self.timings.decode_s += now - started
+                self.timings.decode_steps += 1
+            else:
+                self.timings.prefill_s = now - started
+            yield [t if on else self.pad_id for t, on in zip(tokens, running, strict=True)]
+            for row, token in enumerate(tokens):
+                if running[row] and token in self._stop:
+                    running[row], self.finish_reasons[row] = False, "stop"
+            if not any(running):
+                return
+            started = time.perf_counter()
+
+
+def _check(step: int, logits: Tensor, on_gpu: bool, tokens: list[int]) -> None:
+    """Raises what a step ran into."""
+    cause = None
+    try:
+        if on_gpu:  # the host has just waited for the device anyway
+            take_device_error()
+    except IndexError as error:
+        cause = error
+    if min(tokens) < 0:
+        row = tokens.index(-1)
+        nan = bool(logits[row].isnan().any())
+        why = "its logits are NaN" if nan else "all of its logits are -inf"
+        raise ValueError(f"row {row} has no next token at step {step}: {why}") from cause
+    if cause:
+        raise cause

@@ -1,0 +1,1 @@
+"""What fits where, and what it costs at the least."""

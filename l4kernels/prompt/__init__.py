@@ -1,0 +1,1 @@
+"""Text and pictures to ids and pixels: tokenizer, chat template, images."""

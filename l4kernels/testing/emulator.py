@@ -1,0 +1,132 @@
+"""Running the kernels in the emulator, launch by launch."""
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from l4kernels._load import STATUS
+from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS
+from l4kernels.ops.route import routed
+
+BUILD = Path(__file__).resolve().parents[2] / "build" / "cmake"
+_emulated_library: torch.library.Library | None = None
+
+
+@contextlib.contextmanager
+def emulated(
+    *,
+    mode: str = "late",
+    seed: int = 0,
+    sms: int = 4,
+    reference: tuple[str, ...] = (),
+    **settings: Any,
+) -> Iterator[ModuleType]:
+    """Runs every op in the block through its compiled kernel on the emulator, on CPU tensors.
+
+    Args:
+        mode: when asynchronous work lands: "late", "early" or "random".
+        seed: of the scheduler and of the random mode.
+        sms: streaming multiprocessors of the emulated GPU.
+        reference: names of ops that may run on their typed reference instead.
+        settings: further settings of the emulator (see docs/emulator.md).
+
+    Yields:
+        The emulator's control module: counters, last report.
+
+    Raises:
+        RuntimeError: outside a clone in which `make build` has run.
+    """
+    control = _load_emulator()
+    unknown = set(reference) - set(OPS)
+    if unknown:
+        raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
+    control.configure(mode=mode, seed=seed, sms=sms, **settings)
+    with routed("emulated", frozenset(reference)):
+        yield control
+
+
+@contextlib.contextmanager
+def chained() -> Iterator[None]:
+    """Inside `emulated()`: ops return at once, and their launches overlap as in a stream.
+
+    Keep every tensor of the chain alive to its end; results may be read behind it.
+    """
+    chain = ctypes.CDLL(str(BUILD / "libl4kernels_emulated.so")).l4k_emulated_chain
+    chain.restype = ctypes.c_char_p
+    chain(1)
+    try:
+        yield
+    finally:
+        report = chain(0).decode()
+    if report:
+        raise RuntimeError(f"l4kernels: emulator report: {report}")
+
+
+@contextlib.contextmanager
+def serial_launches() -> Iterator[None]:
+    """In the block no kernel starts before its predecessor in the stream has ended.
+
+    Kernels are launched dependent: each may start under the end of the one before. A wrong result
+    that is right in this block is a race between the two. For a whole process: `L4K_CHECK=serial`.
+    Inside `emulated()` it holds for the emulated kernels, too.
+    """
+    if not STATUS.loaded:
+        raise RuntimeError(f"there are no compiled kernels to launch: {STATUS.reason}")
+    paths = [STATUS.path]
+    if _emulated_library is not None:
+        paths.append(BUILD / "libl4kernels_emulated.so")
+    switches = [ctypes.CDLL(str(path)).l4k_allow_dependent_launches for path in paths]
+    before = [allow(0) for allow in switches]
+    try:
+        yield
+    finally:
+        for allow, allowed in zip(switches, before, strict=True):
+            allow(allowed)
+
+
+def _load_emulator() -> ModuleType:
+    global _emulated_library
+    library = BUILD / "libl4kernels_emulated.so"
+    if not library.exists():
+        raise NotImplementedError(
+            f"the emulator is not part of an installed package: expected {library}; "
+            "in a clone, run `make build`"
+        )
+    if _emulated_library is None:
+        if str(BUILD) not in sys.path:
+            sys.path.insert(0, str(BUILD))
+        definitions = torch.library.Library(EMULATED_NAMESPACE, "DEF")
+        for op in OPS.values():
+            definitions.define(op.schema)
+            if op.has_out:
+                definitions.define(op.out_schema)
+        # Global, so that the control module and the kernels share one emulator.
+        ctypes.CDLL(str(BUILD / "libl4k_emulator.so"), mode=ctypes.RTLD_GLOBAL)
+        # Before what is global already: a torch with CUDA has loaded the real runtime.
+        ctypes.CDLL(str(library), mode=os.RTLD_DEEPBIND)
+        torch.ops.load_library(str(library))
+        for name in OPS:
+            qualified = f"{EMULATED_NAMESPACE}::{name}"
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CPU"):
+                definitions.impl(name, _no_kernel(name), "CPU")
+        _emulated_library = definitions
+    import l4k_emulator_control
+
+    return l4k_emulator_control
+
+
+def _no_kernel(name: str) -> Any:
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f"l4kernels.{name} has no compiled kernel to emulate; allow its typed reference with "
+            f"emulated(reference=({name!r},))"
+        )
+
+    return missing

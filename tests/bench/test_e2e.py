@@ -1,0 +1,157 @@
+"""`l4k bench e2e` without a GPU: the demo for real, the others refused, the sums by hand."""
+
+import json
+
+import pytest
+import torch
+
+from bench import gpu_steps
+from bench.checks import gpu_checks
+from l4kernels import Llama4, Llama4Config, env
+from l4kernels.bench.command import main
+from l4kernels.bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
+from l4kernels.bench.report import table
+from l4kernels.cli import main as l4k
+from l4kernels.ops import OPS
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+
+
+@no_gpu
+@pytest.mark.parametrize("form", ["bf16", "fp8"])
+def test_the_demo_is_measured_on_a_cpu_and_says_so(form, capsys):
+    command = ["e2e", "--model", "demo", "--format", form, "--prompt", "70", "--new", "3"]
+    assert main([*command, "--batch", "2", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["device"] == "cpu" and "step_floor_ms" not in row
+    assert (row["layers"], row["layers_of_the_model"], row["format"]) == (8, 8, form)
+    assert row["time_to_first_token_ms"] > 0 and row["inter_token_ms"] > 0
+    # Planned sizes are exact but for rows that fill tiles, and pages.
+    assert row["weights_bytes"] == pytest.approx(row["planned_weights_bytes"], rel=0.01)
+    assert 1 <= row["kv_bytes"] / row["planned_kv_bytes"] < 1.5
+    assert main([*command, "--layers", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 8 layers" in out and "typed references: not a GPU figure" in out
+
+
+@no_gpu
+@pytest.mark.parametrize("model", ["scout", "maverick"])
+def test_big_models_are_refused_without_a_gpu(model, capsys):
+    assert l4k(["bench", "e2e", "--model", model]) == 2
+    captured = capsys.readouterr()
+    assert f"{model} needs a Hopper GPU: " in captured.err and not captured.out
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    def run(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
+
+    monkeypatch.setattr("l4kernels.cli.bench.run", run)
+    assert l4k(["bench", "e2e"]) == 2
+    assert "l4k: out of memory; `l4k plan` says what fits (CUDA" in capsys.readouterr().err
+
+
+def test_the_run_before_the_measured_one_has_a_cache_of_its_size(monkeypatch):
+    """Else the allocator would ask the device for memory in the time to the first token."""
+    capacities = []
+    new_cache = Llama4.new_cache
+
+    def noted(self, batch, capacity, **options):
+        capacities.append(capacity)
+        return new_cache(self, batch, capacity, **options)
+
+    monkeypatch.setattr(Llama4, "new_cache", noted)
+    run("cpu", "demo", "bf16", 1, 60, 9, layers=1)
+    assert capacities[:2] == [68, 68]
+
+
+def test_a_shortened_model_keeps_its_pattern():
+    config = shortened(Llama4Config.preset("maverick"), 5)
+    assert config.moe_layers == (1, 3) and config.vision is None
+    assert config.chunked_layers == config.rope_layers == (True, True, True, False, True)
+
+
+def test_as_many_layers_as_fit():
+    scout, maverick = (Llama4Config.preset(name) for name in ("scout", "maverick"))
+    assert layers_that_fit(scout, "fp8", "h200", 8256, 1) == 48
+    assert layers_that_fit(scout, "bf16", "h200", 8256, 1) < 40
+    assert layers_that_fit(maverick, "fp8", "h200", 8256, 1) < 20
+    with pytest.raises(ValueError, match="not one layer"):
+        layers_that_fit(scout, "bf16", "h100", 8192, 4096)
+
+
+def test_prefill_flops_are_those_of_the_ops():
+    config, prompt = shortened(Llama4Config.preset("demo"), 4), 130
+    q = torch.empty(prompt, 5, 128, device="meta")
+    cache = torch.empty(3, 64, 1, 128, device="meta")
+    lengths = torch.tensor([0, prompt], dtype=torch.int32)
+    attention = sum(
+        OPS["flash_prefill"]
+        .work(q, cache, cache, lengths, lengths[1:], lengths, chunk=config.chunk(layer))
+        .flops
+        for layer in range(4)
+    )
+    attended = 128 * (2 * 640 + 2 * 128)  # q and o, k and v
+    dense, expert, shared, router = 3 * 128 * 256, 3 * 128 * 128, 3 * 128 * 128, 4 * 128
+    per_token = 4 * attended + 2 * dense + 2 * (expert + shared + router)
+    norms = 9 * 128  # counted among the parameters; a thousandth
+    wanted = 2 * prompt * per_token + attention + 2 * 1056 * 128
+    assert prefill_flops(config, 3, prompt) == 3 * (wanted + 2 * prompt * norms)
+
+
+def test_a_model_needs_the_ops_of_its_format(monkeypatch):
+    monkeypatch.setattr(env, "_blocked", lambda gpus: "")
+    monkeypatch.setattr(env, "STATUS", type("Status", (), {"kernels": tuple(OPS)[:-1]}))
+    last = tuple(OPS)[-1]
+    assert last == "word_sum" and env.gpu_problem("bf16") is None
+    kernels = tuple(op for op in OPS if op not in ("w4_gemm", "embed"))
+    monkeypatch.setattr(env, "STATUS", type("Status", (), {"kernels": kernels}))
+    assert env.gpu_problem("fp8").endswith("no CUDA kernel: embed")
+    assert env.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
+
+
+def test_gpu_visit_measures_models_and_leaves_time_for_them(monkeypatch):
+    monkeypatch.setattr(gpu_steps, "gpu_problem", lambda form: None)
+    monkeypatch.setattr(gpu_steps.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    keys = [key for key, _ in gpu_steps.steps()]
+    assert len(set(keys)) == len(keys)
+    for key in ("test.model.fp8_kv.text", "e2e.scout.fp8.batch1.prompt8192"):
+        assert key in keys and gpu_steps.cost(key) > 0
+    assert gpu_steps.cost("bench.gemm.scout.64.o.bf16") < 10
+
+
+def test_replays_of_attention_are_compared_bit_by_bit(monkeypatch):
+    """The GPU's step with a graph that runs the call again, or keeps what it had."""
+
+    class Graph:
+        def __init__(self, call, follows):
+            self.call, self.follows = call, follows
+            call()
+
+        def replay(self):
+            if self.follows:
+                self.call()
+
+    for follows in (True, False):
+        monkeypatch.setattr(gpu_checks, "capture", lambda call, f=follows: Graph(call, f))
+        if follows:
+            assert gpu_checks.attention_in_a_graph("cpu", 2) == {"replays": 2}
+        else:
+            with pytest.raises(AssertionError, match="other bits in a graph at"):
+                gpu_checks.attention_in_a_graph("cpu", 2)
+
+
+def test_report_has_a_line_for_each_model():
+    row = {"key": "e2e.scout.fp8.batch1.prompt8192", "ok": True, "op": None, "layers": 8}
+    row |= {"layers_of_the_model": 48, "time_to_first_token_ms": 12.34, "inter_token_ms": 5.678}
+    row |= {"share_of_step_floor": 0.75, "peak_memory_bytes": 3e10}
+    assert "| scout.fp8.batch1.prompt8192 | 8 of 48 | 12.3 | 5.68 | 75% | 30.0 |" in table([row])
+
+
+def test_a_gpu_row_names_gpu_floors_and_peak():
+    row = run("cpu", "demo", "bf16", 1, 8, 2) | {"device": "cuda", "gpu": "h200"}
+    row |= {"step_floor_ms": 0.5, "share_of_step_floor": 0.25, "first_token_floor_ms": 0.75}
+    row |= {"peak_memory_bytes": 2e9, "planned_memory_bytes": 4e9}
+    shown = text(row)
+    assert "demo bf16 (h200), 8 of 8 layers" in shown and "floor 0.75 ms" in shown
+    assert "floor 0.500 ms, 25% of it" in shown and "peak 2.00 GB (plan 4.00)" in shown

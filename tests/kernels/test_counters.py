@@ -1,0 +1,46 @@
+"""What the emulator counts: every byte once from memory, no bank conflicts, as few launches."""
+
+import pytest
+import torch
+
+from l4kernels import STATUS
+from l4kernels.bench.counters import count
+from l4kernels.bench.shapes import SIZES, benchmarked_ops, calls
+
+TOKENS = 48
+OWN_TESTS = {"embed", "moe_route", "sample", *SIZES}
+STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
+
+
+def counters(op: str, tokens: int = TOKENS):
+    for call in calls(op, ("scout",), ("decode",), {"decode": (tokens,)}):
+        args, kwargs = call.make("cpu")
+        yield call.key, count(op, args, kwargs)
+
+
+@pytest.mark.parametrize("op", STREAMING)
+def test_streaming_kernels_touch_what_they_need_and_no_more(op):
+    for key, c in counters(op):
+        assert c.touched_bytes <= 1.05 * c.needed_bytes, f"{key}: {c}"
+        assert c.bank_conflicts == 0 and c.launches == 1, f"{key}: {c}"
+
+
+def test_embedding_reads_the_rows_it_needs():
+    ids = torch.tensor([5, 999, 0, 17, 5])
+    c = count("embed", (ids, torch.randn(1000, 5120).bfloat16()), {})
+    assert c.touched_bytes <= 1.05 * c.needed_bytes and c.launches == 1, str(c)
+
+
+def test_routing_is_one_launch_up_to_64_tokens_and_two_beyond():
+    for tokens, launches in ((1, 1), (64, 1), (65, 2)):
+        for key, c in counters("moe_route", tokens):
+            assert c.launches == launches, f"{key}: {c}"
+            # Its arrays are so short that sectors cut in half are counted whole; the second
+            # launch finds ids, weights and counts of the first in L2.
+            again = (launches - 1) * (8 * tokens + 1024)
+            assert c.touched_bytes <= 1.05 * c.needed_bytes + 12 * 32 + again, f"{key}: {c}"
+
+
+def test_sampling_reads_the_logits_once():
+    for key, c in counters("sample", 1):
+        assert c.touched_bytes <= 1.05 * c.needed_bytes and c.launches == 1, f"{key}: {c}"

@@ -1,0 +1,301 @@
+"""The GEMM kernel in the emulator, row by row of its table: exactness, promotion, offsets."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.checks.gemm_rows import EDGES, PLAIN_ROWS, ROWS, Row, operands, row_cases
+from bench.checks.inputs import Maker
+from bench.checks.kernel_checks import check, device_error, same_bits
+from l4kernels import STATUS
+from l4kernels.ops import gemm, gemm_swiglu_fp8, interleave_gate_up, quantize_fp8
+from l4kernels.testing import assert_close, chained, emulated
+
+pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel")
+
+MODES = ("late", "early", "random")
+I32 = torch.int32
+BF16_ROWS = [row for row in PLAIN_ROWS if not row.fp8]
+PROMOTED_ROWS = [row for row in ROWS if row.promote]
+FAST_ROWS = [row for row in ROWS if row.fp8 and not row.promote]
+FP8_RESULT_ROWS = [row for row in ROWS if row.fp8_result]
+
+
+def maker(seed: int = 0) -> Maker:
+    return Maker("cpu", torch.bfloat16, seed)
+
+
+def check_exact(row: Row, args: tuple[Tensor, Tensor], options: dict, **settings) -> None:
+    with emulated(fp8_accumulation="exact", **settings):
+        got = gemm(*args, out_dtype=torch.float32, **options)
+    assert torch.equal(got, gemm.reference(*args, out_dtype=torch.float32, **options))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_experts_of_every_awkward_size_are_exact(row, mode):
+    """K wraps the ring of stages, N ends inside a tile, every expert ends inside a row tile."""
+    make = maker(row.config)
+    args, options = operands(make, row, sum(EDGES) + 2, len(EDGES), 136, 640)
+    options["expert_offsets"] = make.offsets(EDGES)
+    check_exact(row, args, options, mode=mode, seed=row.config, sms=3)
+
+
+@pytest.mark.parametrize("op", ["gemm", "gemm_swiglu_fp8"])
+def test_the_cases_that_a_gpu_runs_for_every_row(op):
+    for case in row_cases(op, "cpu"):
+        with emulated():
+            check(op, case)
+
+
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_dense_products_are_exact(row):
+    for m in (1, 17, 300, 1000):  # pairs: flat tiles, both kinds, ordinary ones
+        args, options = operands(maker(m), row, m, 264, 384)
+        check_exact(row, args, options, sms=4)
+
+
+@pytest.mark.parametrize("k", [5120, 8192, 16384, 26624])
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_a_tile_of_full_depth_is_exact(row, k):
+    """K of Scout and Maverick (hidden, FFN) and of the Behemoth estimate."""
+    args, options = operands(maker(k), row, 9, 128, k)
+    check_exact(row, args, options, sms=2)
+
+
+@pytest.mark.parametrize("sms", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.swap], ids=str)
+def test_splits_of_k_add_up_in_one_order(row, sms):
+    """The more SMs for one tile, the more splits: see tests/host/test_gemm_configs.cpp."""
+    args, options = operands(maker(sms), row, 13, 128, 1920)
+    check_exact(row, args, options, sms=sms)
+    random = torch.randn(13, 1920), torch.randn(128, 1920)
+    args = tuple(t.to(row.dtype) for t in random)
+    results = []
+    for seed in range(3):
+        with emulated(mode="random", seed=seed, sms=sms):
+            results.append(gemm(*args, **options))
+    assert all(same_bits(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 5, 8])
+def test_splits_that_are_asked_for(splits):
+    for row in (r for r in ROWS if r.swap):
+        args, options = operands(maker(splits), row, 13, 128, 1024)
+        options["config"] += 100 * splits
+        check_exact(row, args, options, sms=8)
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    """1 - cosine-like similarity in float64: 0 when equal."""
+    x, y = got.double(), expected.double()
+    return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
+
+
+@pytest.mark.parametrize("row", BF16_ROWS, ids=str)
+def test_bf16_on_random_data(row):
+    make = maker()
+    a, b = make.randn(70, 1024), make.randn(264, 1024)
+    with emulated():
+        got = gemm(a, b, config=row.config)
+    exact = a.double() @ b.double().T
+    assert difference(got, exact) < 1e-5
+    rounded = (exact.bfloat16() - exact).abs().max()
+    assert (got - exact).abs().max() <= 2 * rounded
+
+
+@pytest.mark.parametrize("row", PROMOTED_ROWS, ids=str)
+def test_promotion_keeps_what_fast_accumulation_loses(row):
+    """The guard of the guard: the test that promoted sums pass, un-promoted ones must fail.
+
+    Positive values, so that what truncation drops adds up instead of cancelling.
+    """
+    make = maker()
+    (a, sfa), (b, sfb) = (quantize_fp8(make.uniform(rows, 16384), "row") for rows in (16, 128))
+
+    def run(config: int, accumulation: str) -> Tensor:
+        with emulated(fp8_accumulation=accumulation):
+            return gemm(a, b, sfa=sfa, sfb=sfb, config=config)
+
+    exact = gemm.reference(a, b, sfa=sfa, sfb=sfb, out_dtype=torch.float32).double()
+    bound = 1.2 * (run(row.config, "exact") - exact).norm()
+    assert (run(row.config, "hopper") - exact).norm() <= bound
+    for fast in FAST_ROWS:
+        assert (run(fast.config, "hopper") - exact).norm() > bound
+
+
+@pytest.mark.parametrize("sfa, sfb", [("row", "row"), ("1x128", "128x128"), ("1x128", "row")])
+@pytest.mark.parametrize("row", [row for row in ROWS if row.fp8], ids=str)
+def test_scales_of_every_layout(row, sfa, sfb):
+    """Per K block only where sums leave the tensor core; a fast row refuses."""
+    make = maker()
+    (a, sa), (b, sb) = make.fp8(70, 512, scaling=sfa), make.fp8(3, 272, 512, scaling=sfb)
+    options = {"sfa": sa, "sfb": sb, "expert_offsets": make.offsets([3, 0, 66])}
+    with emulated():
+        if "1x128" in sfa and not row.promote:
+            with pytest.raises(RuntimeError, match="expected config to be a row for these"):
+                gemm(a, b, config=row.config, **options)
+            return
+        got = gemm(a, b, config=row.config, **options)
+    exact = gemm.reference(a, b, out_dtype=torch.float32, **options)
+    assert difference(got, exact) < 1e-3 * (1 if row.promote else 10)
+
+
+@pytest.mark.parametrize("activation", ["none", "swiglu", "gelu"])
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_epilogues_of_every_row(row, activation):
+    make = maker()
+    args, options = operands(make, row, 70, 272, 512)
+    columns = 136 if activation == "swiglu" else 272
+    options |= {
+        "bias": make.randn(272),
+        "residual": make.randn(70, columns + 8)[:, :columns],
+        "row_scale": make.uniform(70) / 16,
+        "activation": activation,
+    }
+    with emulated(fp8_accumulation="exact"):
+        if not row.swap and row.gelu != (activation == "gelu"):
+            with pytest.raises(RuntimeError, match="expected config to be a row for these"):
+                gemm(*args, **options)
+            return
+        got = gemm(*args, **options)
+    assert_close(got, gemm.reference(*args, **options), 3e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", FP8_RESULT_ROWS, ids=str)
+def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(row, mode):
+    """Two thread blocks share each scale; codes may differ where a value sits on a boundary."""
+    make = maker()
+    args, options = operands(make, row, 282, 3, 512, 384)
+    options |= {"expert_offsets": make.offsets([21, 0, 260]), "row_scale": make.uniform(282) / 64}
+    with emulated(fp8_accumulation="exact", mode=mode, sms=5):
+        got = gemm_swiglu_fp8(*args, **options)
+    expected = gemm_swiglu_fp8.reference(*args, **options)
+    assert_close(got.scale, expected.scale, 1e-5)
+    assert_close(got.q, expected.q, 1e-5)
+    assert not got.q[281].float().any() and (got.scale[281] == 1).all()
+    with pytest.raises(RuntimeError, match="expected config to be a row for these"), emulated():
+        gemm_swiglu_fp8(*args, **(options | {"config": FAST_ROWS[0].config}))
+
+
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_the_router_score_scales_the_input_of_the_expert(row):
+    """As in the model; scaling the output instead is another function (a negative control)."""
+    make = maker()
+    args, options = operands(make, row, 20, 256, 256)
+    score = make.uniform(20, low=0.1, high=0.5) / 16
+    with emulated(fp8_accumulation="exact"):
+        got = gemm(*args, row_scale=score, activation="swiglu", **options)
+    gate, up = (args[1].float().view(16, 2, 8, 256)[:, i].reshape(128, 256) for i in (0, 1))
+    assert torch.equal(interleave_gate_up(gate, up), args[1].float())
+    scaled = args[0].double() * score[:, None].double()
+    expected = torch.nn.functional.silu(scaled @ gate.double().T) * (scaled @ up.double().T)
+    assert_close(got.float(), expected.float(), 3e-3)
+    on_output = gemm.reference(*args, activation="swiglu", **options) * score[:, None]
+    with pytest.raises(AssertionError):
+        assert_close(got, on_output, 0.1)
+
+
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_one_expert_takes_all_and_127_of_128_are_empty(row):
+    make = maker()
+    counts = [0] * 128
+    counts[77] = 33
+    args, options = operands(make, row, 33, 128, 16, 128)
+    check_exact(row, args, options | {"expert_offsets": make.offsets(counts)})
+
+
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_hostile_offsets_touch_nothing_outside(row):
+    """Offsets that do not ascend from 0, or leave the matrix, are clamped and reported."""
+    make = maker()
+    args, options = operands(make, row, 40, 4, 32, 128)
+    device_error()
+    for bad in (
+        [0, 30, 10, 35, 40],
+        [0, 9, 2**31 - 1, 20, 40],
+        [0, -5, 3, 7, 99],
+        [3, 9, 9, 30, 40],
+    ):
+        with emulated() as control:
+            out = gemm(*args, **(options | {"expert_offsets": make.tensor(bad)}))
+            assert control.last_report() is None
+        assert device_error() == "gemm: expert_offsets"
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
+def test_padding_rows_full_of_nan_do_not_leak(row):
+    make = maker()
+    (a, b), options = operands(make, row, 50, 2, 64, 256)
+    options["expert_offsets"] = make.offsets([17, 20])
+    a[37:] = float("nan")
+    with emulated(fp8_accumulation="exact"):
+        got = gemm(a, b, **options)
+    a[37:] = 0
+    assert torch.equal(got, gemm.reference(a, b, **options))
+    assert not got[37:].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("row", BF16_ROWS, ids=str)
+def test_a_chain_of_dependent_launches(row, mode):
+    """A, B and the residual may all be results of the launch before."""
+    (x, w), options = operands(maker(), row, 64, 64, 64)
+    with emulated(mode=mode, sms=2), chained():
+        y = gemm(x, w, **options)
+        z = gemm(y, w, residual=y, **options)
+        last = gemm(x, z, **options)
+    y = gemm.reference(x, w, **options)
+    z = gemm.reference(y, w, residual=y, **options)
+    assert torch.equal(last, gemm.reference(x, z, **options))
+
+
+def test_rows_may_be_apart_but_not_misaligned():
+    make = maker()
+    wide = make.randn(20, 272)
+    a, b = wide[:, 8:264], make.randn(64, 256)
+    with emulated():
+        assert_close(gemm(a, b), gemm.reference(a, b), 3e-3)
+        with pytest.raises(RuntimeError, match="16-byte aligned"):
+            gemm(wide[:, 1:257], b)
+        for overlapping in (wide[:1, :256].expand(4, 256), wide.as_strided((4, 256), (128, 1))):
+            with pytest.raises(RuntimeError, match="rows of a not to overlap"):
+                gemm(overlapping, b)
+        with pytest.raises(RuntimeError, match=r"l4kernels.gemm: .* rows of bias .*aligned"):
+            gemm(a, b, bias=make.randn(65)[1:])
+        (q, scale), (w, scales) = make.fp8(4, 128, scaling="row"), make.fp8(17, 128, scaling="row")
+        with pytest.raises(RuntimeError, match="sfb of channels to be 16-byte"):
+            gemm(q, w[1:], sfa=scale, sfb=scales[1:])
+
+
+@pytest.mark.parametrize("row", [ROWS[i] for i in (0, 4, 8, 11)], ids=str)
+def test_operands_beyond_4_gib(row):
+    """Sparse buffers whose last expert, and last rows, begin behind 2^31 elements."""
+    experts, n, k, m = 256, 65_800, 128, 5
+    a, residual = (torch.empty(m, 1 << 29, dtype=d) for d in (row.dtype, torch.bfloat16))
+    a, residual = a[:, :k], residual[:, :n]
+    b = torch.empty(experts, n, k, dtype=row.dtype)
+    small, options = operands(maker(), row, m, 1, n, k)
+    a.copy_(small[0])
+    b[-1] = small[1][0]
+    residual.copy_(maker().integers(m, n, low=-3, high=4))
+    options |= {"residual": residual}
+    expected = gemm.reference(
+        a, small[1], **options, expert_offsets=torch.tensor([0, m], dtype=I32)
+    )
+    if row.fp8:
+        options["sfb"] = torch.ones(experts, 1)
+    offsets = torch.tensor([0] * experts + [m], dtype=I32)
+    with emulated():
+        assert torch.equal(gemm(a, b, expert_offsets=offsets, **options), expected)
+
+
+def test_a_row_of_the_table_must_fit_the_operands():
+    make = maker()
+    a, b = make.randn(4, 128), make.randn(16, 128)
+    with emulated(), pytest.raises(RuntimeError, match="expected config to be a row for these"):
+        gemm(a, b, config=PROMOTED_ROWS[0].config)
+    with emulated(), pytest.raises(RuntimeError, match=f"a row of 0 to {len(ROWS) - 1}"):
+        gemm(a, b, config=len(ROWS))

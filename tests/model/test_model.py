@@ -1,0 +1,248 @@
+"""The text model against transformers, and against itself: caches, chunks, batches, sampling."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from l4kernels import Llama4, Llama4Config
+from l4kernels.engine.kv_cache import MAX_PIECE, KVCache, page_size_for, ring_pages
+from l4kernels.engine.prompt import Prompt
+from l4kernels.engine.sampling import Sampling
+from l4kernels.planning.plan import PREFILL_TOKENS
+from tests.support.checkpoints import TEXT, tensors_of, write
+from tests.support.parity import TOLERANCE, Case, difference, random_case
+
+NAMED = {
+    "scout": Case(length=37, batch=2),
+    "maverick": Case(moe_step=2, qk_norm=False, scaled_rope=False, chunk=7, length=29),
+    "top-2": Case(top_k=2, experts=8, length=20),
+    "chunk 64": Case(chunk=64, length=150, scaled_rope=False),
+    "chunk 4, four boundaries": Case(chunk=4, length=18, heads=(10, 2)),
+    "one token": Case(length=1),
+    "at a boundary": Case(chunk=8, length=16),
+    "dense, RoPE everywhere, no chunks": Case(
+        length=20,
+        fields=(
+            ("moe_layers", []),
+            ("no_rope_layers", [1] * 4),
+            ("layer_types", ["full_attention"] * 4),
+        ),
+    ),
+    "chunks and RoPE apart": Case(
+        length=20,
+        fields=(
+            ("no_rope_layers", [0, 1, 0, 1]),
+            ("layer_types", ["chunked_attention", "full_attention"] * 2),
+        ),
+    ),
+    "no temperature": Case(temperature_tuning=False, length=20, heads=(4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_cases_match_transformers(name):
+    assert difference(NAMED[name]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_cases_match_transformers(seed):
+    case = dataclasses.replace(random_case(seed), images=(), vision=False)
+    assert difference(case, new_tokens=6) <= TOLERANCE, case
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Llama4.random(Llama4Config.from_dict(TEXT))
+
+
+def split_prefill(model, ids, pieces):
+    """The logits at the end of each piece, the pieces going in one after the other."""
+    cache = model.new_cache(ids.shape[0], ids.shape[1])
+    return [model.prefill(Prompt(model, part), cache) for part in ids.split(pieces, 1)]
+
+
+@pytest.mark.parametrize("chunk", [4, 7, 8, 64])
+@pytest.mark.parametrize("pieces", [[1] * 30, [5, 8, 17], [13, 1, 16], [30], [8, 8, 8, 6]])
+def test_split_prefill_and_decode_match_one_shot(chunk, pieces):
+    config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": chunk})
+    model = Llama4.random(config, seed=chunk)
+    ids = torch.randint(0, config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(1))
+    whole = model(ids)
+    ends = torch.tensor(pieces).cumsum(0) - 1
+    for end, logits in zip(ends, split_prefill(model, ids, pieces), strict=True):
+        assert (logits - whole[:, end]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("batch, capacity", [(1, 20_000), (3, 9000), (64, 1024), (9000, 3)])
+def test_no_more_tokens_are_in_flight_than_planned(batch, capacity):
+    """However many sequences there are: activations are what decides whether a prompt fits."""
+    config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": 8192})
+    on_meta = {"dtype": torch.bfloat16, "device": torch.device("meta")}
+    cache = KVCache(config, batch, capacity, **on_meta)
+    pieces = list(cache.pieces(capacity))
+    assert sum(pieces) == capacity
+    assert batch * max(pieces) <= max(batch, MAX_PIECE) and MAX_PIECE == PREFILL_TOKENS
+    assert len(set(pieces[: min(capacity, 8192) // pieces[0]])) == 1
+
+
+def test_generations_share_one_rope_table(model):
+    tables = [model.new_cache(1, capacity).step(1)[0].cos_sin for capacity in (5, 90)]
+    assert tables[0] is tables[1]
+
+
+def test_a_token_of_the_chunk_before_is_not_seen():
+    # One layer that looks inside its chunk only: what lies behind the boundary must not matter.
+    config = Llama4Config.from_dict({**TEXT, "num_hidden_layers": 1})
+    model = Llama4.random(config)
+    ids = torch.arange(16).view(1, 16)
+    changed = ids.clone()
+    changed[0, 7] = 99
+    before, after = model(ids), model(changed)
+    assert torch.equal(before[:, 8:], after[:, 8:]) and torch.equal(before[:, :7], after[:, :7])
+    assert not torch.equal(before[:, 7], after[:, 7])
+
+
+def test_batch_rows_do_not_see_each_other(model):
+    ids = torch.randint(0, 160, (3, 21), generator=torch.Generator().manual_seed(2))
+    together = model(ids)
+    for row in range(3):
+        assert (together[row] - model(ids[row : row + 1])[0]).abs().max() <= TOLERANCE
+
+
+def test_temperature_follows_the_true_position():
+    # A layer without RoPE: its only sense of position is the query temperature.
+    options = {"num_hidden_layers": 1, "no_rope_layers": [0], "floor_scale": 4}
+    on = Llama4.random(Llama4Config.from_dict({**TEXT, **options}))
+    off = Llama4.random(
+        Llama4Config.from_dict({**TEXT, **options, "attn_temperature_tuning": False})
+    )
+    ids = torch.randint(0, 160, (1, 9), generator=torch.Generator().manual_seed(3))
+    same = (on(ids) == off(ids)).all(-1)[0].tolist()
+    assert same == [True] * 3 + [False] * 6
+
+
+def test_long_contexts_rotate_as_in_their_chunk(model):
+    # In the first layers position p and p + chunk look alike: same rotation, same visible keys.
+    config = Llama4Config.from_dict({**TEXT, "num_hidden_layers": 3})
+    three = Llama4.random(config)
+    ids = torch.randint(0, 160, (1, 8), generator=torch.Generator().manual_seed(4))
+    assert torch.equal(*three(ids.repeat(1, 2)).view(2, 8, -1))
+
+
+def test_chunked_layers_keep_one_chunk():
+    config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": 64, "num_hidden_layers": 4})
+    sizes = {}
+    for capacity in (640, 1280):
+        cache = KVCache(config, 2, capacity, dtype=torch.float32, device=torch.device("cpu"))
+        sizes[capacity] = cache.bytes
+    per_token = 2 * 128 * 4 * 2  # K and V, head_dim, float32, two sequences
+    assert sizes[640] == per_token * (3 * 64 + 640)
+    assert sizes[1280] - sizes[640] == per_token * 640
+
+
+@pytest.mark.parametrize("chunk, page, pages", [(8192, 64, 128), (64, 64, 1), (48, 16, 3)])
+def test_ring_is_exactly_one_chunk(chunk, page, pages):
+    assert (page_size_for(chunk), ring_pages(chunk, page)) == (page, pages)
+
+
+@pytest.mark.parametrize("chunk", range(1, 70))
+def test_ring_holds_every_chunk_without_overlap(chunk):
+    page = page_size_for(chunk)
+    pages = ring_pages(chunk, page)
+    for start in range(0, 20 * chunk, chunk):
+        used = {position // page for position in range(start, start + chunk)}
+        assert len({number % pages for number in used}) == len(used)
+
+
+def test_fp8_cache_is_close_and_half_the_size():
+    config = Llama4Config.from_dict(TEXT)
+    plain = Llama4.random(config, dtype=torch.bfloat16)
+    small = Llama4.random(config, dtype=torch.bfloat16, kv_dtype="fp8")
+    assert small.new_cache(1, 64).bytes * 2 == plain.new_cache(1, 64).bytes
+    ids = torch.randint(0, 160, (1, 30), generator=torch.Generator().manual_seed(5))
+    exact, got = plain(ids), small(ids)
+    assert not torch.equal(exact, got)
+    assert (got - exact).norm() / exact.norm() < 0.1
+    ends = split_prefill(small, ids, [13, 1, 16])
+    assert (ends[-1] - got[:, -1]).abs().max() <= 0.05 * got.abs().max()
+
+
+def test_generate_stops_and_pads(model):
+    ids = torch.randint(0, 160, (2, 11), generator=torch.Generator().manual_seed(6))
+    free = model.generate(ids, 12)
+    assert free.shape == (2, 23) and torch.equal(free[:, :11], ids)
+    stop = free[0, 14].item()
+    seen = []
+    got = model.generate(ids, 12, stop_ids=[stop], streamer=lambda t: seen.append(t.tolist()))
+    assert seen == got[:, 11:].t().tolist()
+    for row in range(2):
+        new = free[row, 11:].tolist()
+        end = new.index(stop) + 1 if stop in new else len(new)
+        padded = new[:end] + [model.config.pad_token_id] * (got.shape[1] - 11 - end)
+        assert got[row, 11:].tolist() == padded
+    stream = model.stream(ids[:1], 12, stop_ids=[stop])
+    steps = len(list(stream))
+    assert stream.finish_reasons == ["stop"] and stream.timings.decode_steps == steps - 1
+    assert stream.timings.prefill_s > 0
+
+
+def test_sampling_is_seeded_and_independent_of_the_batch(model):
+    ids = torch.randint(0, 160, (1, 5), generator=torch.Generator().manual_seed(7))
+    draw = {"max_new_tokens": 16, "temperature": 1.5, "top_k": 50, "top_p": 0.95, "seed": 11}
+    first = model.generate(ids, **draw)
+    assert torch.equal(first, model.generate(ids, **draw))
+    assert not torch.equal(first, model.generate(ids, **{**draw, "seed": 12}))
+    both = model.generate(ids.repeat(2, 1), **draw)
+    assert torch.equal(both[:1], first) and not torch.equal(both[0], both[1])
+    assert not torch.equal(first, model.generate(ids, 16))
+    assert torch.equal(model.generate(ids, 16), model.generate(ids, 16, 1.0, top_k=1, seed=1))
+
+
+@pytest.mark.parametrize(
+    "ids, options, message",
+    [
+        (torch.zeros(1, 0, dtype=torch.int64), {}, "the prompt is empty"),
+        (torch.zeros(0, 4, dtype=torch.int64), {}, "the prompt is empty"),
+        (torch.zeros(4, dtype=torch.int64), {}, r"\[batch, tokens\]"),
+        (torch.zeros(1, 4), {}, "integers"),
+        (torch.full((1, 4), 160), {}, r"token ids in \[0, 160\), got 160"),
+        (torch.full((1, 4), -1), {}, "got -1"),
+        (torch.zeros(1, 500, dtype=torch.int64), {"max_new_tokens": 13}, "context of 512"),
+        (
+            torch.zeros(1, 4, dtype=torch.int64),
+            {"pixel_values": torch.zeros(1, 3, 32, 32)},
+            "text-only",
+        ),
+    ],
+)
+def test_bad_prompts(model, ids, options, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(ids, **options)
+
+
+def test_the_whole_context_can_be_used():
+    model = Llama4.random(Llama4Config.from_dict({**TEXT, "max_position_embeddings": 20}))
+    ids = torch.zeros(1, 15, dtype=torch.int64)
+    assert model.generate(ids, 5).shape == (1, 20)
+    assert model(torch.zeros(1, 20, dtype=torch.int64)).shape == (1, 20, 160)
+    with pytest.raises(ValueError, match="context of 20"):
+        model(torch.zeros(1, 21, dtype=torch.int64))
+
+
+def test_a_full_cache_says_so(model):
+    cache = model.new_cache(1, 8)
+    prompt_of_9 = Prompt(model, torch.zeros(1, 9, dtype=torch.int64))
+    with pytest.raises(ValueError, match="at most 8 more tokens"):
+        model.prefill(prompt_of_9, cache)
+
+
+def test_sampling_defaults_to_greedy():
+    assert Sampling().temperature == 0.0
+
+
+def test_config_and_tensors_agree(tmp_path):
+    config = Llama4Config.from_dict(TEXT)
+    model = Llama4.from_pretrained(write(tmp_path, tensors_of(config, seed=9)))
+    ids = torch.arange(9)[None]
+    assert torch.equal(model(ids), Llama4.random(config, seed=9)(ids))

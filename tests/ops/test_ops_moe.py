@@ -1,0 +1,231 @@
+"""Routing, permuting, and the matrix products of the experts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.checks.inputs import FP8, I32
+from l4kernels import ops
+from tests.support import naive
+
+LOGITS = st.sampled_from([0.0, -0.0, 1.0, 1.0, -1.0, -50.0, 50.0, float("inf"), -float("inf")])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_routing_rules(data):
+    experts = data.draw(st.sampled_from([1, 2, 4, 16, 17]))
+    top_k = data.draw(st.integers(1, min(8, experts)))
+    values = LOGITS if data.draw(st.booleans()) else LOGITS | st.just(float("nan"))
+    rows = data.draw(st.lists(st.lists(values, min_size=experts, max_size=experts), max_size=7))
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    logits = torch.tensor(rows, dtype=dtype).view(len(rows), experts)
+    routing = ops.moe_route(logits, top_k)
+    for name, got, wanted in zip(
+        routing._fields, routing, naive.moe_route(logits, top_k), strict=True
+    ):
+        torch.testing.assert_close(
+            got.double(),
+            torch.from_numpy(wanted).double(),
+            rtol=1e-6,
+            atol=1e-30,
+            equal_nan=True,
+            msg=name,
+        )
+    # What the kernels rely on, said directly.
+    flat = torch.arange(len(rows) * top_k)
+    assert torch.equal(routing.permutation.long()[routing.inverse.long()], flat)
+    by_expert = routing.topk_ids.flatten()[routing.permutation.long()]
+    assert torch.equal(by_expert.sort().values, by_expert)
+    assert routing.expert_offsets[-1] == len(rows) * top_k
+    for ids in routing.topk_ids.tolist():
+        assert len(set(ids)) == top_k
+
+
+def test_ties_go_to_the_lowest_expert_in_a_wide_row():
+    routing = ops.moe_route(torch.zeros(300, 128), 8)
+    assert torch.equal(routing.topk_ids, torch.arange(8, dtype=I32).expand(300, 8))
+
+
+def test_nan_rows_get_weight_nan():
+    logits = torch.tensor([[1.0, float("nan"), 3.0], [0.0, 0.0, 2.0]])
+    routing = ops.moe_route(logits, 2)
+    assert routing.topk_ids.tolist() == [[0, 1], [2, 0]]
+    assert routing.topk_weights[0].isnan().all() and not routing.topk_weights[1].isnan().any()
+
+
+def test_routing_arguments():
+    with pytest.raises(ValueError, match="top_k in 1 to 4 for 4 experts, got 5"):
+        ops.moe_route(torch.zeros(2, 4), 5)
+    with pytest.raises(ValueError, match="top_k in 1 to 8 for 16 experts, got 9"):
+        ops.moe_route(torch.zeros(2, 16), 9)
+    with pytest.raises(ValueError, match=r"1 to 256 experts, got logits \[2, 257\]"):
+        ops.moe_route(torch.zeros(2, 257))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 8), st.integers(0, 99))
+def test_combine_of_permute_is_a_sum(tokens, top_k, seed):
+    torch.manual_seed(seed)
+    x = torch.randint(-8, 8, (tokens, 16)).float()
+    routing = ops.moe_route(torch.randn(tokens, 16), top_k)
+    rows = ops.moe_permute(x, routing.permutation, top_k)
+    assert torch.equal(ops.moe_combine(rows, routing.inverse, top_k), x * top_k)
+    assert torch.equal(ops.moe_combine(rows, routing.inverse, top_k, x, x), x * (top_k + 2))
+
+
+def test_hostile_permutations():
+    x, bad = torch.zeros(2, 4), torch.tensor([0, 2], dtype=I32)
+    with pytest.raises(IndexError, match=r"moe_permute: .* permutation in \[0, 2\), got 2"):
+        ops.moe_permute(x, bad, 1)
+    with pytest.raises(IndexError, match=r"moe_permute_fp8: .* permutation in \[0, 2\), got 2"):
+        ops.moe_permute_fp8(x, bad, 1)
+    with pytest.raises(IndexError, match=r"moe_combine: .* inverse in \[0, 2\), got -1"):
+        ops.moe_combine(x, bad - 1, 1)
+    with pytest.raises(ValueError, match=r"permutation to be \[4\], got \[2\]"):
+        ops.moe_permute(x, bad, 2)
+    with pytest.raises(ValueError, match=r"shared to be \[1, 4\], got \[2, 4\]"):
+        ops.moe_combine(x, bad, 2, shared=x)
+
+
+def moe(x, logits, gate_up, down, *, where):
+    """Two expert GEMMs with the router's score on the input (Llama 4) or on the output."""
+    r = ops.moe_route(logits, 2)
+    rows = ops.moe_permute(x, r.permutation, 2)
+    options = {"expert_offsets": r.expert_offsets}
+    scale = {"row_scale": r.row_scale}
+    hidden = ops.gemm(
+        rows, gate_up, activation="swiglu", **options, **(scale if where == "input" else {})
+    )
+    y = ops.gemm(hidden, down, **options, **(scale if where == "output" else {}))
+    return ops.moe_combine(y, r.inverse, 2)
+
+
+def test_score_on_the_input_is_not_score_on_the_output():
+    torch.manual_seed(0)
+    experts, hidden, width = 4, 32, 64
+    x, logits = torch.randn(9, hidden), torch.randn(9, experts)
+    gate, up = torch.randn(2, experts, width, hidden) * 0.3
+    down = torch.randn(experts, hidden, width) * 0.3
+    gate_up = ops.interleave_gate_up(gate, up)
+    wanted = torch.zeros_like(x)
+    for t in range(9):
+        for e in logits[t].topk(2).indices.tolist():
+            scaled = logits[t, e].sigmoid() * x[t]
+            wanted[t] += down[e] @ (torch.nn.functional.silu(gate[e] @ scaled) * (up[e] @ scaled))
+    right = moe(x, logits, gate_up, down, where="input")
+    torch.testing.assert_close(right, wanted, rtol=1e-4, atol=1e-4)
+    wrong = moe(x, logits, gate_up, down, where="output")
+    assert (wrong - wanted).norm() > 0.1 * wanted.norm()
+
+
+def test_experts_without_rows_are_never_read():
+    b = torch.full((3, 16, 128), float("nan"))
+    b[1] = 1.0
+    offsets = torch.tensor([0, 0, 2, 2], dtype=I32)
+    assert (ops.gemm(torch.ones(2, 128), b, expert_offsets=offsets) == 128).all()
+
+
+def test_rows_past_the_last_expert_are_zero_whatever_they_hold():
+    a = torch.ones(4, 128)
+    a[2:] = float("nan")
+    offsets = torch.tensor([0, 1, 2], dtype=I32)
+    d = ops.gemm(a, torch.ones(2, 16, 128), expert_offsets=offsets, residual=torch.ones(4, 16))
+    assert d[:, 0].tolist() == [129, 129, 0, 0]
+
+
+@pytest.mark.parametrize("offsets", [(1, 2, 3), (0, 3, 2), (0, 2, 5), (0, -1, 4)])
+def test_hostile_expert_offsets(offsets):
+    with pytest.raises(IndexError, match="gemm: expected expert_offsets to ascend from 0"):
+        ops.gemm(
+            torch.zeros(4, 8), torch.zeros(2, 8, 8), expert_offsets=torch.tensor(offsets, dtype=I32)
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "relu"}, "activation to be one of none, gelu, swiglu, got 'relu'"),
+        ({"activation": "swiglu"}, "N with swiglu .* multiple of 16, got 24"),
+        ({"bias": torch.zeros(23)}, r"bias to be \[24\], got \[23\]"),
+        ({"residual": torch.zeros(3, 24)}, r"residual to be \[4, 24\], got \[3, 24\]"),
+        ({"row_scale": torch.zeros(3)}, r"row_scale to be \[4\], got \[3\]"),
+        ({"sfa": torch.ones(1)}, "no sfa or sfb with torch.float32"),
+        ({"expert_offsets": torch.zeros(2, dtype=I32)}, "expert_offsets exactly when"),
+        ({"out_dtype": torch.int32}, "float out_dtype, got torch.int32"),
+    ],
+)
+def test_gemm_arguments(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        ops.gemm(torch.zeros(4, 8), torch.zeros(24, 8), **options)
+
+
+def test_gemm_operands():
+    a = torch.zeros(4, 128)
+    with pytest.raises(ValueError, match=r"b to be \[N, 128\] or \[E, N, 128\], got \[8, 64\]"):
+        ops.gemm(a, torch.zeros(8, 64))
+    with pytest.raises(TypeError, match=r"expected b to be float32, got .* bfloat16"):
+        ops.gemm(a, torch.zeros(8, 128).bfloat16())
+    with pytest.raises(ValueError, match=r"b to be contiguous.*call b.contiguous"):
+        ops.gemm(a, torch.zeros(128, 8).T)
+    with pytest.raises(ValueError, match="expected sfa and sfb with float8"):
+        ops.gemm(a.to(FP8), a.to(FP8))
+    one, channel, per_row = torch.ones(1), torch.ones(8), torch.ones(4)
+    b = torch.zeros(8, 128).to(FP8)
+    for sfa, sfb in ((one, channel), (per_row, one), (per_row, torch.ones(1, 1))):
+        with pytest.raises(ValueError, match=r"sfa and sfb to be one of \[1\] with \[1\].* got"):
+            ops.gemm(a.to(FP8), b, sfa=sfa, sfb=sfb)
+    with pytest.raises(ValueError, match=r"packed to be \[N, 16\].* got \[8, 8\] int32"):
+        ops.w4_gemm(a, torch.zeros(8, 8, dtype=I32), torch.ones(8, 1))
+    with pytest.raises(ValueError, match=r"K .columns of a. .* multiple of 128, got 64"):
+        ops.w4_gemm(a[:, :64], torch.zeros(8, 8, dtype=I32), torch.ones(8, 1))
+
+
+def test_interleaving_round_trip():
+    gate, up = torch.randn(2, 3, 24, 5)
+    weight = ops.interleave_gate_up(gate, up)
+    assert torch.equal(weight[:, 16:24], gate[:, 8:16]) and torch.equal(
+        weight[:, 24:32], up[:, 8:16]
+    )
+    back = ops.deinterleave_gate_up(weight)
+    assert torch.equal(back[0], gate) and torch.equal(back[1], up)
+    with pytest.raises(ValueError, match="F a multiple of 8, got"):
+        ops.interleave_gate_up(gate[:, :9], up[:, :9])
+    with pytest.raises(ValueError, match="2F a multiple of 16, got"):
+        ops.deinterleave_gate_up(weight[:, :40])
+
+
+def test_swiglu_gemm_equals_gemm_then_silu_mul():
+    torch.manual_seed(0)
+    a, gate, up = torch.randn(5, 128), torch.randn(32, 128), torch.randn(32, 128)
+    fused = ops.gemm(a, ops.interleave_gate_up(gate, up), activation="swiglu")
+    torch.testing.assert_close(fused, ops.silu_mul(ops.gemm(a, torch.cat([gate, up]))))
+
+
+def test_large_weights_expand_in_blocks(monkeypatch):
+    """A low-precision weight is expanded piece by piece; the pieces join up."""
+    from l4kernels.ops import epilogue
+
+    torch.manual_seed(0)
+    a, residual = torch.randn(3, 256).bfloat16(), torch.randn(3, 288).bfloat16()
+    b, bias = torch.randn(576, 256).bfloat16(), torch.randn(576)
+    options = {"bias": bias, "residual": residual, "activation": "swiglu"}
+    whole = ops.gemm(a, b, **options)
+    packed = ops.quantize_int4(b.float(), search=False)
+    whole_w4 = ops.w4_gemm(a, *packed, **options)
+    monkeypatch.setattr(epilogue, "_BLOCK_ELEMENTS", 1)
+    assert torch.equal(ops.gemm(a, b, **options), whole)
+    assert torch.equal(ops.w4_gemm(a, *packed, **options), whole_w4)
+
+
+def test_embed_refuses_ids_outside_the_vocabulary():
+    weight = torch.zeros(10, 4)
+    for bad in (10, -1):
+        with pytest.raises(IndexError, match=rf"embed: .* input_ids in \[0, 10\), got {bad}"):
+            ops.embed(torch.tensor([1, bad]), weight)
+    rows = torch.tensor([0, 3], dtype=I32)
+    with pytest.raises(IndexError, match=r"embed: .* image_rows in \[-1, 3\), got 3"):
+        ops.embed(torch.tensor([1, 1]), weight, torch.zeros(3, 4), rows)
+    with pytest.raises(ValueError, match="image_features and image_rows together"):
+        ops.embed(torch.tensor([1, 1]), weight, torch.zeros(3, 4))

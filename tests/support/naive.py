@@ -1,0 +1,374 @@
+"""The ops again, written as slowly and plainly as possible: loops, float64, no shared code.
+
+Each function takes an op's arguments and returns its results before their last rounding, as a
+tuple; what an op writes in place comes after what it returns.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.support.naive_sample import sample
+
+__all__ = ["sample"]
+
+FP8 = torch.float8_e4m3fn
+NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def f64(t: Tensor) -> np.ndarray:
+    return t.detach().double().numpy().copy()
+
+
+def silu(z: float) -> float:
+    return 0.0 if z < -700 else z / (1 + math.exp(-z))
+
+
+def gelu(z: float) -> float:
+    return 0.5 * z * (1 + math.erf(z / math.sqrt(2)))
+
+
+def mma_tile(a, b):
+    return (f64(a) @ f64(b).T,)
+
+
+def word_sum(data):
+    words = np.frombuffer(data.contiguous().flatten().view(torch.uint8).numpy(), np.uint32)
+    total = sum(int(word) for word in words)
+    return (np.array([total % 2**32]).astype(np.uint32).view(np.int32),)
+
+
+def silu_mul(x):
+    f = x.shape[1] // 2
+    rows = f64(x)
+    out = [[silu(row[j]) * row[f + j] for j in range(f)] for row in rows]
+    return (np.array(out).reshape(len(rows), f),)
+
+
+def silu_mul_fp8(x, scaling="row"):
+    return quantized(silu_mul(x)[0], scaling)
+
+
+def rms_norm(x, weight, eps=1e-5):
+    rows = f64(x).reshape(-1, x.shape[-1])
+    out = np.zeros_like(rows)
+    for i, row in enumerate(rows):
+        normal = row / math.sqrt(sum(v * v for v in row) / len(row) + eps)
+        out[i] = f64(torch.from_numpy(normal).to(x.dtype)) * f64(weight)
+    return (out.reshape(x.shape),)
+
+
+def add_rms_norm(x, residual, weight, eps=1e-5):
+    total = torch.from_numpy(f64(x) + f64(residual)).to(x.dtype)
+    return rms_norm(total, weight, eps)[0], f64(total)
+
+
+def rms_norm_fp8(x, weight, eps=1e-5, scaling="row", residual=None, keep_y=False):
+    nothing = np.zeros((0, x.shape[1]))
+    y, total = rms_norm(x, weight, eps)[0], nothing
+    if residual is not None:
+        y, total = add_rms_norm(x, residual, weight, eps)
+    rounded = f64(torch.from_numpy(y).to(x.dtype))
+    return *quantized(rounded, scaling), rounded if keep_y else nothing, total
+
+
+def blocks(shape, scaling):
+    """`(index of the scale, slices of the block)` of every block of a tensor."""
+    *lead, k = shape
+    if scaling == "tensor":
+        if len(shape) == 3:
+            yield from (((e, 0), (e,)) for e in range(shape[0]))
+        else:
+            yield (0,), ()
+    elif scaling == "row":
+        yield from ((i, i) for i in np.ndindex(*lead))
+    elif scaling == "1x128":
+        for i in np.ndindex(*lead):
+            yield from (((*i, j), (*i, slice(128 * j, 128 * j + 128))) for j in range(k // 128))
+    else:
+        *outer, n = lead
+        for i in np.ndindex(*outer, -(-n // 128), k // 128):
+            *o, r, c = i
+            yield i, (*o, slice(128 * r, 128 * r + 128), slice(128 * c, 128 * c + 128))
+
+
+def scale_shape(shape, scaling):
+    *lead, k = shape
+    if scaling == "tensor":
+        return (shape[0], 1) if len(shape) == 3 else (1,)
+    if scaling == "row":
+        return tuple(lead)
+    if scaling == "1x128":
+        return (*lead, k // 128)
+    return (*lead[:-1], -(-lead[-1] // 128), k // 128)
+
+
+def quantized(x, scaling):
+    q, scale = np.zeros(x.shape), np.ones(scale_shape(x.shape, scaling))
+    for index, block in blocks(x.shape, scaling):
+        amax = np.abs(x[block]).max(initial=0)
+        scale[index] = amax / 448 or 1.0
+        q[block] = x[block] / scale[index]
+    return q, scale
+
+
+def quantize_fp8(x, scaling):
+    return quantized(f64(x), scaling)
+
+
+def dequantized(q, scale, scaling):
+    value, scale = f64(q), f64(scale)
+    for index, block in blocks(value.shape, scaling):
+        value[block] *= scale[index]
+    return value
+
+
+def quantize_int4(w, search=True):
+    assert not search
+    x = w.float().numpy().reshape(-1, 128)
+    packed, scales = np.zeros((len(x), 16), dtype=np.int64), np.zeros(len(x))
+    for i, group in enumerate(x):
+        scale = torch.tensor(np.abs(group).max() / np.float32(7.5)).bfloat16().float().item() or 1.0
+        q = np.clip(np.rint(group / np.float32(scale)), -8, 7).astype(np.int64)
+        for element, code in enumerate(q):
+            nibble = NIBBLE_ORDER.index(element % 8)
+            packed[i, element // 8] |= (code + 8) << (4 * nibble)
+        scales[i] = scale
+    words = packed.astype(np.uint32).view(np.int32)
+    rows = tuple(w.shape[:-1])
+    return words.reshape(*rows, w.shape[-1] // 8), scales.reshape(*rows, w.shape[-1] // 128)
+
+
+def rope_cache(
+    qkv, positions, slot_mapping, k_cache, v_cache, *, num_heads, cos_sin=None, qk_norm_eps=None,
+    attn_scale=0.0, floor_scale=8192, k_scale=None, v_scale=None,
+):  # fmt: skip
+    kv_heads, page_size = k_cache.shape[2], k_cache.shape[1]
+    q = np.zeros((qkv.shape[0], num_heads, 128))
+    caches = [f64(k_cache), f64(v_cache)]
+    scales = [np.ones(kv_heads) if s is None else f64(s) for s in (k_scale, v_scale)]
+    table = None if cos_sin is None else f64(cos_sin)
+    for t, row in enumerate(f64(qkv).reshape(qkv.shape[0], num_heads + 2 * kv_heads, 128)):
+        p, slot = int(positions[t]), int(slot_mapping[t])
+        for h, head in enumerate(row):
+            is_value = h >= num_heads + kv_heads
+            if table is not None and not is_value:
+                cos, sin = table[p % len(table), :64], table[p % len(table), 64:]
+                head = [
+                    head[2 * i] * cos[i] - head[2 * i + 1] * sin[i]
+                    if even
+                    else head[2 * i] * sin[i] + head[2 * i + 1] * cos[i]
+                    for i in range(64)
+                    for even in (True, False)
+                ]
+            head = np.array(head)
+            if qk_norm_eps is not None and not is_value:
+                head = head / math.sqrt((head**2).sum() / 128 + qk_norm_eps)
+            if h < num_heads:
+                q[t, h] = head * (1 + attn_scale * math.log(1 + (p + 1) // floor_scale))
+            elif slot >= 0:
+                g = (h - num_heads) % kv_heads
+                stored = head / scales[is_value][g]
+                if k_cache.dtype == FP8:
+                    stored = np.clip(stored, -448, 448)
+                caches[is_value][slot // page_size, slot % page_size, g] = stored
+    return q, *caches
+
+
+def moe_route(logits, top_k=1):
+    ids, weights, flat = [], [], []
+    for t, row in enumerate(f64(logits)):
+        if any(math.isnan(v) for v in row):
+            ids.append(list(range(top_k)))
+            weights.append([math.nan] * top_k)
+        else:
+            best = sorted(range(len(row)), key=lambda e: (-row[e], e))[:top_k]
+            ids.append(best)
+            with np.errstate(over="ignore"):
+                weights.append([float(1 / (1 + np.exp(-row[e]))) for e in best])
+        flat += [(e, t * top_k + j) for j, e in enumerate(ids[-1])]
+    order = [index for _, index in sorted(flat)]
+    experts = logits.shape[1]
+    offsets = [sum(e < bound for e, _ in flat) for bound in range(experts + 1)]
+    inverse = [0] * len(order)
+    for row, index in enumerate(order):
+        inverse[index] = row
+    shape = (logits.shape[0], top_k)
+    weights = np.array(weights).reshape(shape)
+    row_scale = weights.flatten()[order] if order else np.zeros(0)
+    return (
+        np.array(ids).reshape(shape),
+        weights,
+        row_scale,
+        *map(np.array, (offsets, order, inverse)),
+    )
+
+
+def moe_permute(x, permutation, top_k):
+    rows = f64(x)
+    out = [rows[int(i) // top_k] for i in permutation]
+    return (np.array(out).reshape(len(out), x.shape[1]),)
+
+
+def moe_permute_fp8(x, permutation, top_k, scaling="row"):
+    return quantized(moe_permute(x, permutation, top_k)[0], scaling)
+
+
+def moe_combine(y, inverse, top_k, shared=None, residual=None):
+    rows = f64(y)
+    out = np.zeros((len(rows) // top_k, y.shape[1]))
+    for t in range(len(out)):
+        for j in range(top_k):
+            out[t] += rows[int(inverse[t * top_k + j])]
+    for other in (shared, residual):
+        out += 0 if other is None else f64(other)
+    return (out,)
+
+
+def product(a, weight, n, offsets, bias, residual, row_scale, activation):
+    """`weight(e)` is the float64 [N, K] of expert e, or of the dense weight for None."""
+    out = np.zeros((len(a), n // 2 if activation == "swiglu" else n))
+    for i, row in enumerate(a):
+        expert = None
+        if offsets is not None:
+            owners = [e for e in range(len(offsets) - 1) if offsets[e] <= i < offsets[e + 1]]
+            if not owners:
+                continue
+            (expert,) = owners
+        acc = weight(expert) @ row
+        acc = acc * (1 if row_scale is None else float(row_scale[i]))
+        acc = acc + (0 if bias is None else f64(bias))
+        if activation == "swiglu":
+            acc = [
+                silu(acc[j // 8 * 16 + j % 8]) * acc[j // 8 * 16 + 8 + j % 8] for j in range(n // 2)
+            ]
+        elif activation == "gelu":
+            acc = [gelu(v) for v in acc]
+        out[i] = np.array(acc) + (0 if residual is None else f64(residual)[i])
+    return out
+
+
+def gemm(
+    a, b, *, expert_offsets=None, sfa=None, sfb=None, bias=None, residual=None, row_scale=None,
+    activation="none", **_,
+):  # fmt: skip
+    n = b.shape[-2]
+    value_a, value_b = f64(a), f64(b)
+    if sfa is not None:
+        of_a = "1x128" if sfa.dim() == 2 else "tensor" if len(sfa) == 1 else "row"
+        value_a = dequantized(a, sfa, of_a)
+        last = tuple(sfb.shape[b.dim() - 2 :])
+        of_b = "128x128" if len(last) == 2 else "row" if last == (n,) else "tensor"
+        value_b = dequantized(b, sfb, of_b)
+    offsets = None if expert_offsets is None else expert_offsets.tolist()
+    return (
+        product(
+            value_a, lambda e: value_b if e is None else value_b[e], n, offsets, bias, residual,
+            row_scale, activation,
+        ),
+    )  # fmt: skip
+
+
+def gemm_swiglu_fp8(a, b, **options):
+    return quantized(gemm(a, b, activation="swiglu", **options)[0], "1x128")
+
+
+def w4_gemm(
+    a, packed, scales, *, expert_offsets=None, bias=None, residual=None, row_scale=None,
+    activation="none", **_,
+):  # fmt: skip
+    words, scale = packed.numpy().view(np.uint32), f64(scales)
+    weights = np.zeros((*packed.shape[:-1], a.shape[1]))
+    for nibble, element in enumerate(NIBBLE_ORDER):
+        weights[..., element::8] = ((words >> (4 * nibble)) & 15).astype(np.int64) - 8
+    for group in range(scale.shape[-1]):
+        weights[..., 128 * group : 128 * group + 128] *= scale[..., group : group + 1]
+    offsets = None if expert_offsets is None else expert_offsets.tolist()
+    return (
+        product(
+            f64(a), lambda e: weights if e is None else weights[e], packed.shape[-2], offsets,
+            bias, residual, row_scale, activation,
+        ),
+    )  # fmt: skip
+
+
+def visible(position, num_keys, chunk):
+    """The mask, word for word: key j is seen iff j <= p and both lie in one chunk."""
+    return [
+        j
+        for j in range(num_keys)
+        if j <= position and (chunk == 0 or j // chunk == position // chunk)
+    ]
+
+
+def attend(q, k_cache, v_cache, len_k, table, softmax_scale, chunk, k_scale, v_scale):
+    """One sequence: q float64 [L, Hq, D] -> out [L, Hq, D], lse [Hq, L]."""
+    page_size, kv_heads = k_cache.shape[1:3]
+    k_cache, v_cache = f64(k_cache), f64(v_cache)
+    out, lse = np.zeros(q.shape), np.full((q.shape[1], len(q)), -np.inf)
+    scales = [np.ones(kv_heads) if s is None else f64(s) for s in (k_scale, v_scale)]
+    for i, query in enumerate(q):
+        keys = visible(len_k - len(q) + i, len_k, chunk)
+        if not keys:
+            continue
+        slots = [(int(table[j // page_size]), j % page_size) for j in keys]
+        k = np.stack([k_cache[slot] for slot in slots]) * scales[0][:, None]
+        v = np.stack([v_cache[slot] for slot in slots]) * scales[1][:, None]
+        for h in range(q.shape[1]):
+            g = h // (q.shape[1] // kv_heads)
+            scores = k[:, g] @ query[h] * softmax_scale
+            total = np.exp(scores - scores.max()).sum()
+            lse[h, i] = scores.max() + math.log(total)
+            out[i, h] = np.exp(scores - lse[h, i]) @ v[:, g]
+    return out, lse
+
+
+def flash_prefill(
+    q, k_cache, v_cache, cu_seqlens_q, seqlens_k, block_table, *, softmax_scale, max_seqlen_q,
+    chunk=0, k_scale=None, v_scale=None,
+):  # fmt: skip
+    out, lse = np.zeros(q.shape), np.full((q.shape[1], q.shape[0]), -np.inf)
+    bounds, queries = cu_seqlens_q.tolist(), f64(q)
+    for b, len_k in enumerate(seqlens_k.tolist()):
+        rows = slice(bounds[b], bounds[b + 1])
+        out[rows], lse[:, rows] = attend(
+            queries[rows], k_cache, v_cache, len_k, block_table[b], softmax_scale, chunk, k_scale,
+            v_scale,
+        )  # fmt: skip
+    return out, lse
+
+
+def flash_decode(
+    q, k_cache, v_cache, seqlens_k, block_table, *, softmax_scale, chunk=0, k_scale=None,
+    v_scale=None,
+):  # fmt: skip
+    out, lse = np.zeros(q.shape), np.zeros((q.shape[0], q.shape[2], q.shape[1]))
+    for b, len_k in enumerate(seqlens_k.tolist()):
+        out[b], lse[b] = attend(
+            f64(q[b]), k_cache, v_cache, len_k, block_table[b], softmax_scale, chunk, k_scale,
+            v_scale,
+        )  # fmt: skip
+    return out, lse
+
+
+def merge_attention_states(outs, lses):
+    outs, lses = f64(outs), f64(lses)
+    with np.errstate(divide="ignore"):
+        lse = np.log(np.exp(lses).sum(0))
+    out = np.zeros(outs.shape[1:])
+    for index in np.ndindex(*lses.shape):
+        if lses[index] != -np.inf:
+            _, *place, head, token = index
+            weight = np.exp(lses[index] - lse[index[1:]])
+            out[(*place, token, head)] += weight * outs[(index[0], *place, token, head)]
+    return out, lse
+
+
+def embed(input_ids, weight, image_features=None, image_rows=None):
+    out = np.zeros((len(input_ids), weight.shape[1]))
+    for t, token in enumerate(input_ids.tolist()):
+        row = -1 if image_rows is None else int(image_rows[t])
+        out[t] = f64(weight)[token] if row < 0 else f64(image_features)[row]
+    return (out,)
