@@ -54,8 +54,8 @@ if TYPE_CHECKING or not _is_l4k():
 if TYPE_CHECKING:
     from l4kernels.model.chat import Prompter
     from l4kernels.model.config import Llama4Config
-    from l4kernels.model.generate import Sampling
     from l4kernels.model.llama4 import Llama4
+    from l4kernels.model.sampling import Sampling
 
 _LAZY = {
     "dropin": ("flash_attn_varlen_func", "flash_attn_with_kvcache", "fp8_matmul", "grouped_gemm",

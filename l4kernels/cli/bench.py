@@ -16,7 +16,8 @@ def run(arguments: Sequence[str]) -> int:
             if error.name not in (name, name.rpartition(".")[0], "bench"):
                 raise
             continue
-        return module.main(list(arguments))
+        status: int = module.main(list(arguments))
+        return status
     raise NotImplementedError(
         "the bench is not part of this installation: install the wheel, or run it in a clone"
     )

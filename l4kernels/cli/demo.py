@@ -10,8 +10,8 @@ from l4kernels import demo as data
 from l4kernels.cli.generate import load_options, weight_bytes
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
 from l4kernels.model.chat import Prompter
-from l4kernels.model.generate import Sampling
 from l4kernels.model.llama4 import Llama4
+from l4kernels.model.sampling import Sampling
 from l4kernels.model.tokenizer import Detokenizer
 
 PROMPT = "And it came to pass"

@@ -14,11 +14,13 @@ from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.streams import read_input
 from l4kernels.env import gpu_problem
 from l4kernels.layers.linear import FORMATS
-from l4kernels.model.chat import ChatError, Prompt, Prompter, user_message
+from l4kernels.model.chat import Prompt, Prompter, user_message
+from l4kernels.model.chat_template import ChatError
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.generate import Generation, Sampling
+from l4kernels.model.generate import Generation
 from l4kernels.model.llama4 import DTYPES, Llama4, find_device
 from l4kernels.model.prompt import check_length
+from l4kernels.model.sampling import Sampling
 from l4kernels.model.tokenizer import Detokenizer
 
 

@@ -242,11 +242,11 @@ class _opened:
                 f"the memory: save the checkpoint in more shards"
             ) from None
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self.handle.__enter__()
 
-    def __exit__(self, *exception):
-        return self.handle.__exit__(*exception)
+    def __exit__(self, *exception: Any) -> None:
+        self.handle.__exit__(*exception)
 
 
 def _short(name: str) -> str:

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from l4kernels.model.config import Llama4Config, RopeScaling, VisionConfig
+from l4kernels.model.config import Llama4Config, VisionConfig
+from l4kernels.model.config_rules import RopeScaling
 
 _VISION = VisionConfig(
     hidden_size=1408,
