@@ -14,7 +14,6 @@ DENSER = {
     "emulator/machine": (11.4, "decoding tables: an instruction's modifiers and operands a line"),
     "emulator/tensor": (11.6, "bit fields and index formulas of the hardware's layouts"),
     "emulator/tests": (13.2, "tables of inputs and expected bits, a case a line"),
-    "l4kernels/demo": (11.4, "one file of tensor expressions"),
     "tests": (11.8, "tables of cases, a case a line"),
     "tests/host": (12.2, "tables of shapes, and loops over all values"),
     "tools/model": (11.4, "formulas"),
