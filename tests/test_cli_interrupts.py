@@ -70,9 +70,9 @@ def test_an_import_is_not_interrupted_but_the_verb_after_it(monkeypatch, capsys,
     imported = []
     real = importlib.import_module
 
-    def load(name):
+    def load(name, package=None):
         if not name.startswith("l4kernels.cli."):
-            return real(name)
+            return real(name, package)
         with contextlib.suppress(BaseException):
             signal.raise_signal(number)
             imported.append(name)
