@@ -66,3 +66,10 @@ def test_no_pickle_in_the_product():
     for path in sources("l4kernels"):
         text = path.read_text()
         assert not re.search(r"\bpickle\b|torch\.load\(|\beval\(|\bexec\(|shell=True", text), path
+
+
+def test_hooks_and_ci_call_targets_of_the_makefile():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for caller in (".pre-commit-config.yaml", ".ci/run"):
+        called = re.findall(r"^(?: *entry: )?make ([\w-]+)$", (ROOT / caller).read_text(), re.M)
+        assert called and {*called} <= {*targets}, caller
