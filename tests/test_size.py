@@ -71,7 +71,7 @@ extern "C" int c_function() { return 0; }
 
 def test_code_is_what_is_neither_blank_nor_documentation():
     found = [*tokens(".py", PYTHON)]
-    strings = [t for t in found if t.text.startswith(('f"', '"""'))]
+    strings = [t for t in found if t.text.startswith(('f"', '"'))]
     assert [(t.first, t.last) for t in strings] == [(15, 15), (17, 18)]
     assert " ".join(t.text for t in found if t not in strings) == (
         "import os class A : def f ( self , x : int ) -> str : "
@@ -79,6 +79,7 @@ def test_code_is_what_is_neither_blank_nor_documentation():
     )
     # import, class, def, def, return, two lines of a string, async def
     assert size_of(".py", PYTHON).lines == 8
+    assert size_of(".py", 'x = f"""{a}\n{f"{b}"}\n"""\n') == Size(1, 3, 3)
     assert size_of(".py", "# only\n\n") == size_of(".cu", "// only\n\n/* a\n b */\n") == Size(1)
 
 

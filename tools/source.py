@@ -49,16 +49,18 @@ def _docstring(node: ast.AST) -> range:
 
 def _python_tokens(text: str) -> Iterator[Token]:
     documentation = {line for node in ast.walk(ast.parse(text)) for line in _docstring(node)}
-    # Python 3.12 splits an f-string; here it is one token everywhere, on the line of its beginning.
+    counted = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP}
+    # Python 3.12 splits an f-string; here it is one token everywhere.
     starts, ends = getattr(tokenize, "FSTRING_START", -1), getattr(tokenize, "FSTRING_END", -1)
-    counted = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP, starts}
-    depth = 0  # of f-strings
+    open_strings: list[int] = []  # the lines on which they begin
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        depth -= token.type == ends
-        first, last = token.start[0], token.end[0]
-        if depth == 0 and token.type in counted and first not in documentation:
-            yield Token(token.string, first, last)
-        depth += token.type == starts
+        first = token.start[0]
+        if token.type == starts:
+            open_strings.append(first)
+        elif token.type == ends:
+            first = open_strings.pop()
+        if not open_strings and token.type in {*counted, ends} and first not in documentation:
+            yield Token(token.string, first, token.end[0])
 
 
 def _python_functions(text: str) -> Iterator[Function]:
