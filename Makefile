@@ -1,8 +1,10 @@
 # Verbs. Each does its own set-up; demo needs only Python >= 3.10, the others g++ and 3.11 as well.
 #   make demo    the main job on the demo checkpoint        make venv    the set-up of all verbs
 #   make test    every test that needs no GPU               make build   the compiled libraries
-#   make check   format, lint, CPU tests                    make gpu     a GPU run (docs/measuring.md)
+#   make check   format, lint, types, house tests           make gpu     a GPU run (docs/measuring.md)
+#   make fmt     formats Python and C++                     make size    lines and density by room
 #   make kernel K=silu_mul   compile one kernel, print its report
+#   make size SINCE=HEAD     ... and what the working tree adds to a revision
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
@@ -18,7 +20,8 @@ nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command
 environment = $(PYTHON) -m tools.environment $(VENV) \
   $(if $(filter-out file,$(origin PYTHON)),--exact) --requirements
 
-.PHONY: venv demo-venv build demo test parity check fmt kernel gpu gpu-files size clean
+.PHONY: venv demo-venv build demo test parity check check-format check-types check-house fmt kernel \
+  gpu gpu-files size clean
 
 venv:
 	@$(environment) demo dev oracles $(if $(nvcc),,nvcc)
@@ -42,14 +45,26 @@ test: build
 parity: venv
 	$(bin)/python tests/support/parity.py --cases 200
 
-check: venv
+# Quick, and what .pre-commit-config.yaml runs: every check is written here alone.
+check: check-format check-types check-house
+
+cpp = find * -path build -prune -o -regex '.*\.\(h\|cuh\|cu\|cpp\)' -print0 | xargs -0
+
+check-format: venv
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
-	$(run) $(bin)/python -m pytest -x tests/house/test_house.py tests/ops/test_ops.py
+	$(cpp) $(bin)/clang-format --dry-run -Werror
+
+check-types: venv
+	$(bin)/mypy
+
+check-house: venv
+	$(bin)/python -m pytest -x tests/house/test_house*.py tests/house/test_size.py
 
 fmt: venv
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
+	$(cpp) $(bin)/clang-format -i
 
 kernel: venv
 	$(run) $(bin)/python -m tools.budget $(K)
@@ -64,7 +79,7 @@ gpu-files: build
 	$(run) $(bin)/python -m bench.micro build
 
 size:
-	@$(PYTHON) -m tools.size
+	@$(PYTHON) -m tools.size $(SINCE)
 
 clean:
 	rm -rf build l4kernels/lib

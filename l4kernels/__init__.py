@@ -52,7 +52,7 @@ if TYPE_CHECKING or not _is_l4k():
     )
     from l4kernels.ops import reference
 if TYPE_CHECKING:
-    from l4kernels.engine.generate import Sampling
+    from l4kernels.engine.sampling import Sampling
     from l4kernels.model.config import Llama4Config
     from l4kernels.model.llama4 import Llama4
     from l4kernels.prompt.chat import Prompter
@@ -63,7 +63,7 @@ _LAZY = {
     "_load": ("STATUS", "take_device_error"),
     "prompt.chat": ("Prompter",),
     "model.config": ("Llama4Config",),
-    "engine.generate": ("Sampling",),
+    "engine.sampling": ("Sampling",),
     "model.llama4": ("Llama4",),
     "ops": ("reference",),
 }  # fmt: skip

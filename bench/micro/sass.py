@@ -15,7 +15,7 @@ class Kernel:
     """A kernel's instructions by address."""
 
     def __init__(self, text: str):
-        self.name = text.split()[0]
+        self.name = text.split(maxsplit=1)[0]
         found = [(int(at, 16), op, rest) for at, op, rest in INSTRUCTION.findall(text)]
         self.opcodes: Opcodes = [op for _, op, _ in found]
         self.loops: list[Opcodes] = []

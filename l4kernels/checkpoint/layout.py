@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Container, Generator, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,8 @@ def fill(
         del data  # the last reference to a mapped file would keep it beside the next one
 
 
-def _find(model: nn.Module, path: str) -> nn.Module | Tensor:
+def _find(model: nn.Module, path: str) -> Any:
+    """A module of the model, or a parameter."""
     for part in path.split("."):
         model = getattr(model, part)
     return model
@@ -224,7 +225,8 @@ def with_progress(
     columns = ("Loading", BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
     # The command line's sys.stderr spells control characters out, and a bar is made of them.
     console = Console(file=getattr(sys.stderr, "drawable", sys.stderr))
-    plain = {"redirect_stdout": False, "redirect_stderr": False}  # or rich prints what others do
+    # Or rich prints what others do.
+    plain: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
     with Progress(*columns, console=console, transient=True, **plain) as progress:
         task = progress.add_task("", total=total)
         for slab in slabs:

@@ -107,7 +107,7 @@ class Checkpoint:
 
     def _slabs_of(self, file: Path, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
-        with _opened(file) as f:
+        with _Opened(file) as f:
             for name in sorted(n for n, e in self.entries.items() if e.file == file):
                 if len(self.entries[name].shape) == 3:
                     stack = f.get_slice(name)
@@ -176,7 +176,7 @@ class Checkpoint:
     def _read_header(self, file: Path, room: int) -> int:
         """Its size, of at most `room`."""
         size = _check_header(file, room)
-        with _opened(file) as f:
+        with _Opened(file) as f:
             for name in f.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
                 if name in self.entries:
                     raise CheckpointError(
@@ -224,7 +224,7 @@ def _check_header(file: Path, room: int) -> int:
     return length
 
 
-class _opened:
+class _Opened:
     """`safe_open` whose errors name the file."""
 
     def __init__(self, file: Path):
@@ -242,11 +242,11 @@ class _opened:
                 f"the memory: save the checkpoint in more shards"
             ) from None
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         return self.handle.__enter__()
 
-    def __exit__(self, *exception):
-        return self.handle.__exit__(*exception)
+    def __exit__(self, *exception: Any) -> None:
+        self.handle.__exit__(*exception)
 
 
 def _short(name: str) -> str:

@@ -69,7 +69,7 @@ def _run(arguments: list[str]) -> int:
 def _message(error: Exception) -> str | None:
     """What to say of an error; None if it can only be a bug, which keeps its traceback."""
     if hasattr(error, "format_message"):  # typer carries its own copy of click's classes
-        return error.format_message()
+        return str(error.format_message())
     text = str(error)
     torch = sys.modules.get("torch")
     full = torch is not None and isinstance(error, torch.OutOfMemoryError)

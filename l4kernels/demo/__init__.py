@@ -2,12 +2,17 @@
 
 import lzma
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from l4kernels.model.chat import Prompter
+    from l4kernels.model.llama4 import Llama4
+    from l4kernels.model.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
@@ -48,7 +53,9 @@ def as_image(digit: Tensor) -> Tensor:
     return digit.expand(3, 8, 8).contiguous()
 
 
-def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
+def read_digits(
+    model: "Llama4", prompter: "Prompter", images: Tensor, batch: int = 60
+) -> list[str]:
     """The model's answers to `QUESTION`, each image through template and image processor.
 
     An answer that does not end within two tokens is given with a trailing ellipsis.
@@ -62,7 +69,7 @@ def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
         generation = model.stream(
             torch.tensor([p.ids for p in prompts]),
             2,
-            torch.cat([p.pixel_values for p in prompts]),
+            torch.cat([p.pixel_values for p in prompts if p.pixel_values is not None]),
         )
         ids = torch.stack(list(generation), 1).tolist()
         for row, reason in zip(ids, generation.finish_reasons, strict=True):
@@ -71,13 +78,20 @@ def read_digits(model, prompter, images: Tensor, batch: int = 60) -> list[str]:
     return answers
 
 
-def bits_per_byte(model, tokenizer, chapters: list[str], window: int = WINDOW, batch: int = BATCH):
+def bits_per_byte(
+    model: "Llama4",
+    tokenizer: "Tokenizer",
+    chapters: list[str],
+    window: int = WINDOW,
+    batch: int = BATCH,
+) -> float:
     """Cross-entropy of the chapters in bits per byte of their UTF-8 text.
 
     Chapters are cut every `window` tokens; the begin-of-text token opens each piece; every token
     counts once. Pieces of similar length go through together, filled up after their end, where
     nothing looks back from.
     """
+    assert tokenizer.bos_id is not None  # the demo's tokenizer begins a text with one
     pieces: list[Tensor] = []
     for chapter in chapters:
         ids = torch.tensor(tokenizer.encode(chapter, bos=False))

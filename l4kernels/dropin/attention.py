@@ -141,7 +141,7 @@ def flash_attn_varlen_func(
         k_cache, v_cache = (into_pages(t, slots, batch) for t in (k, v))
     q, starts, used = map(contiguous, (q, starts, used))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
+    options: dict[str, Any] = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     try:
         out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
     except IndexError as error:
@@ -267,17 +267,18 @@ def flash_attn_with_kvcache(
         "k_scale": _head_scale(check, "k_descale", k_descale),
         "v_scale": _head_scale(check, "v_descale", v_descale),
     }
-    *caches, lengths, table = cache_in_pages(
+    k_pages, v_pages, lengths, table = cache_in_pages(
         check, k_cache, v_cache, cache_seqlens, page_table, cache_batch_idx, batch
     )
-    places = table.shape[1] * caches[0].shape[1]
+    caches = k_pages, v_pages
+    places = table.shape[1] * k_pages.shape[1]
     q, lengths, starts = map(contiguous, (q, lengths, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-    options = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
+    options: dict[str, Any] = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
     try:
         new = 0
         if k is not None and v is not None:
-            check.shape("k", k, [batch, "S", *caches[0].shape[2:]])
+            check.shape("k", k, [batch, "S", *k_pages.shape[2:]])
             check.shape("v", v, list(k.shape))
             check.dtype("k", k, (q.dtype,))
             check.dtype("v", v, (q.dtype,))

@@ -155,7 +155,7 @@ def grouped_gemm(
         offsets = torch.arange(groups + 1, dtype=torch.int32, device=input.device) * rows
         input = input.flatten(0, 1)
         if scale_a is not None:
-            expected = [groups, rows, *["K / 128"] * (scale_a.dim() > 2)]
+            expected: list[int | str] = [groups, rows, *["K / 128"] * (scale_a.dim() > 2)]
             check.shape("scale_a", scale_a, expected)
             scale_a = scale_a.flatten(0, 1)
     elif offs is not None:
@@ -163,6 +163,7 @@ def grouped_gemm(
         check.shape("offs", offs, [groups])
         offsets = pad(offs, (1, 0))
     else:
+        assert m_indices is not None  # one of the two was given
         check.dtype("m_indices", m_indices, (torch.int32,))
         check.shape("m_indices", m_indices, [rows])
         offsets = _offsets(m_indices, groups)
@@ -180,7 +181,8 @@ def grouped_gemm(
         given, what = m_indices, f"m_indices to ascend within [0, {groups}), -1 for padding"
         if offs is not None:
             given, what = offs, f"offs to ascend from at least 0 to at most {rows} (rows of input)"
-        raise IndexError(f"{check.op}: expected {what}, got {given.tolist()}") from error
+        got = None if given is None else given.tolist()
+        raise IndexError(f"{check.op}: expected {what}, got {got}") from error
     return out.view(groups, rows, n) if batched else out
 
 

@@ -1,5 +1,7 @@
 """A mixture-of-experts feed-forward block in one call."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -105,10 +107,11 @@ def _swiglu(
     offsets: Tensor | None = None,
     row_scale: Tensor | None = None,
 ) -> Tensor:
-    routed = {"expert_offsets": offsets}
+    routed: dict[str, Any] = {"expert_offsets": offsets}
     if isinstance(rows, Tensor):
         hidden = ops.gemm(rows, w13, row_scale=row_scale, activation="swiglu", **routed)
         return ops.gemm(hidden, w2, **routed)
+    assert w13_scale is not None  # as all e4m3 weights were checked to have
     q, scale = rows
     q, scale = ops.gemm_swiglu_fp8(q, w13, sfa=scale, sfb=w13_scale, row_scale=row_scale, **routed)
     return ops.gemm(q, w2, sfa=scale, sfb=w2_scale, out_dtype=dtype, **routed)

@@ -111,7 +111,7 @@ def into_pages(values: Tensor, slots: Tensor, batch: int) -> Tensor:
 
 def append(
     k_cache: Tensor, v_cache: Tensor, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor,
-    scales: dict[str, Tensor | None],
+    scales: dict[str, Any],
 ) -> None:  # fmt: skip
     """Writes new keys and values behind those that the cache has; without a place, an error."""
     pages, size, heads = k_cache.shape[:3]

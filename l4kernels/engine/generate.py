@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Generation:
             that has no next token because its logits are NaN, or all -inf.
     """
 
-    model: "torch.nn.Module"
+    model: Any  # a Llama4, whose module imports this one
     input_ids: Tensor
     max_new_tokens: int = 32
     pixel_values: Tensor | None = None
@@ -53,7 +54,7 @@ class Generation:
     timings: Timings = field(default_factory=Timings)
     finish_reasons: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1, 1 << 62)
         if not isinstance(self.sampling, Sampling):
             raise ValueError(f"expected sampling to be a Sampling, got {shown(self.sampling)}")
@@ -100,6 +101,7 @@ class Generation:
         draw = Sampler(self.sampling, prompt.input_ids, model.config.vocab_size)
         started = time.perf_counter()
         logits = model.prefill(prompt, cache)
+        ids: Tensor
         for step in range(self.max_new_tokens):
             if step:
                 logits = model.decode(ids[:, None], cache)  # noqa: F821 (bound by the first step)

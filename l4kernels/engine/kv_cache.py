@@ -13,6 +13,7 @@ page shared with the chunk before, and the ring takes one page more.
 import functools
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ class KVCache:
         self._require_room(num_tokens)
         start, self.length = self.length, self.length + num_tokens
         span = torch.arange(start, self.length, device=self.device)
-        int32 = {"dtype": torch.int32, "device": self.device}
+        int32: dict[str, Any] = {"dtype": torch.int32, "device": self.device}
         tokens = Tokens(
             batch=self.batch,
             positions=span.repeat(self.batch),

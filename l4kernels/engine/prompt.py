@@ -98,7 +98,7 @@ class Prompt:
     @isolated
     def __init__(
         self,
-        model: "torch.nn.Module",
+        model: Any,
         input_ids: Tensor,
         pixel_values: Tensor | None = None,
         new_tokens: int = 0,
@@ -118,7 +118,8 @@ class Prompt:
         else:
             _check_mask(input_ids, attention_mask)
         self.input_ids = input_ids.to(model.device, torch.int64)
-        self.features = self.rows = None
+        self.features: Tensor | None = None
+        self.rows: Tensor | None = None
         self.image_seconds = 0.0
         if pixel_values is not None:
             self._encode_images(model, pixel_values)
@@ -128,7 +129,7 @@ class Prompt:
         rows = None if self.rows is None else self.rows[:, start:stop].flatten()
         return ops.embed(self.input_ids[:, start:stop].flatten(), table, self.features, rows)
 
-    def _encode_images(self, model: "torch.nn.Module", pixels: Tensor) -> None:
+    def _encode_images(self, model: Any, pixels: Tensor) -> None:
         vision, token = model.config.vision, model.config.image_token_index
         if vision is None:
             raise ValueError(

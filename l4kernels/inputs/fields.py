@@ -100,7 +100,8 @@ class Fields:
         value = self._get(name, REQUIRED)
         if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
             value = value[0]
-        return Fields({name: value}, self.where).integer(name, 1, high)
+        side: int = Fields({name: value}, self.where).integer(name, 1, high)
+        return side
 
     def expect(self, name: str, wanted: Any, default: Any) -> None:
         value = self._get(name, default)

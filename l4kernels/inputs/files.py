@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 MAX_TEXT_BYTES = 16 << 20  # 256 MB of JSON that only repeats itself take 14 s and 5 GB
 
 
-def open_regular(file: Path, error: type[ValueError] = ValueError) -> BinaryIO:
+def open_regular(file: str | Path, error: type[ValueError] = ValueError) -> BinaryIO:
     """Opens a regular file for reading; the first byte that a pipe or a device holds is not read.
 
     Raises:

@@ -1,7 +1,7 @@
 """A weight in one of three formats, and the GEMM that reads it."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ should not be what decides how much memory loading takes; nor should calls decid
 class Quantized(Protocol):
     """fp8 activations: `q` e4m3 and their scale factors."""
 
-    q: Tensor
-    scale: Tensor
+    @property
+    def q(self) -> Tensor: ...
+    @property
+    def scale(self) -> Tensor: ...
 
 
 class Fp8(NamedTuple):
@@ -91,7 +93,7 @@ class Linear(nn.Module):
         out_dtype: torch.dtype | None = None,
     ) -> "Tensor | Fp8":
         """`activation(row_scale * (x @ weight.T) + bias) + residual`; SwiGLU of fp8 stays fp8."""
-        epilogue = {
+        epilogue: dict[str, Any] = {
             "expert_offsets": expert_offsets,
             "row_scale": row_scale,
             "residual": residual,
@@ -105,7 +107,7 @@ class Linear(nn.Module):
             return ops.gemm(x, self.weight, **epilogue)
         q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)
         if activation == "swiglu":
-            routed = {"expert_offsets": expert_offsets, "row_scale": row_scale}
+            routed: dict[str, Any] = {"expert_offsets": expert_offsets, "row_scale": row_scale}
             return Fp8(*ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed))
         return ops.gemm(q, self.weight, sfa=scale, sfb=self.scale, **epilogue)
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.layers.linear import Build, Fp8, Linear, Quantized, round_up
+from l4kernels.layers.linear import Build, Fp8, Linear, round_up
 from l4kernels.layers.mlp import MLP
+from l4kernels.ops.norm import RmsNormFp8
 
 
 class MoE(nn.Module):
@@ -25,10 +26,11 @@ class MoE(nn.Module):
         self.down_proj = Linear(width, hidden_size, build, experts=num_experts)
         self.shared_expert = MLP(hidden_size, intermediate_size, build)
 
-    def forward(self, x: "Tensor | Quantized", residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor | RmsNormFp8, residual: Tensor) -> Tensor:
         tokens = x if isinstance(x, Tensor) else x.y
         logits = self.router(tokens, out_dtype=torch.float32)[:, : self.num_experts]
         routing = ops.moe_route(logits, self.top_k)
+        rows: Tensor | Fp8
         if isinstance(x, Tensor):
             rows = ops.moe_permute(tokens, routing.permutation, self.top_k)
         else:

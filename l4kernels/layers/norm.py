@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.layers.linear import Build, Quantized
+from l4kernels.layers.linear import Build
+from l4kernels.ops.norm import RmsNormFp8
 
 
 class RMSNorm(nn.Module):
@@ -18,7 +19,7 @@ class RMSNorm(nn.Module):
         self.eps, self.keep, self.fp8 = eps, keep, build.weights == "fp8"
         self.weight = build.empty(size)
 
-    def forward(self, x: Tensor) -> "Tensor | Quantized":
+    def forward(self, x: Tensor) -> Tensor | RmsNormFp8:
         if self.fp8:
             return ops.rms_norm_fp8(x, self.weight, self.eps, keep_y=self.keep)
         return ops.rms_norm(x, self.weight, self.eps)

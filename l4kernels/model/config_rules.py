@@ -82,21 +82,23 @@ def warn_of_end(eos_token_ids: tuple[int, ...], vocab_size: int, file: Path) -> 
         )
 
 
-def image_ids(top: Fields) -> dict[str, int | None]:
+def image_ids(top: Fields) -> dict[str, Any]:
     """By both names that transformers reads, `image_token_index` and `image_token_id`."""
 
     def either(kind: str) -> int | None:
         second = top.integer(f"{kind}_token_id", 0, MAX_TOKEN_ID, default=None)
-        return top.integer(f"{kind}_token_index", 0, MAX_TOKEN_ID, default=second)
+        first: int | None = top.integer(f"{kind}_token_index", 0, MAX_TOKEN_ID, default=second)
+        return first
 
     return {f"{kind}_token_index": either(kind) for kind in ("image", "boi", "eoi")}
 
 
 def temperature_tuning(f: Fields) -> bool:
     # One release wrote the integer 4 here; any number but zero means on.
-    if isinstance(f.data.get("attn_temperature_tuning"), bool):
-        return f.data["attn_temperature_tuning"]
-    return f.integer("attn_temperature_tuning", 0, 99, default=1) != 0
+    value = f.data.get("attn_temperature_tuning")
+    if isinstance(value, bool):
+        return value
+    return bool(f.integer("attn_temperature_tuning", 0, 99, default=1))
 
 
 def moe_layers(f: Fields, layers: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(size, eps, build)
         self.attention = Attention(size, shape, build)
         self.post_attention_layernorm = RMSNorm(size, eps, build, keep=moe)
+        self.feed_forward: MoE | MLP
         if moe:
             experts, top_k = config.num_local_experts, config.num_experts_per_tok
             self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, build)
@@ -298,14 +300,15 @@ def _build(
     device, weights = find_device(device), "bf16" if weights is None else weights
     if weights not in FORMATS:
         raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
-    dtype = _named(dtype, DTYPES)
-    if dtype not in DTYPES.values():
-        raise ValueError(f"expected dtype to be float32 or bfloat16, got {dtype}")
-    kv = dtype if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": FP8})
-    if kv not in (dtype, FP8):
-        raise ValueError(f'expected kv_dtype to be None, {dtype} or "fp8", got {kv_dtype!r}')
-    return Build(dtype, device, weights), kv
+    compute: torch.dtype = _named(dtype, DTYPES)
+    if compute not in DTYPES.values():
+        raise ValueError(f"expected dtype to be float32 or bfloat16, got {compute}")
+    kv: torch.dtype = compute if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": FP8})
+    if kv not in (compute, FP8):
+        raise ValueError(f'expected kv_dtype to be None, {compute} or "fp8", got {kv_dtype!r}')
+    return Build(compute, device, weights), kv
 
 
-def _named(dtype: str | torch.dtype, names: dict[str, torch.dtype]) -> torch.dtype:
+def _named(dtype: str | torch.dtype, names: dict[str, torch.dtype]) -> Any:
+    """The dtype of that name; what is no name comes back."""
     return names.get(dtype, dtype) if isinstance(dtype, str) else dtype

@@ -1,5 +1,7 @@
 """Vision tower, adapter and projector: tiles of pixels -> rows of the text model's embedding."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,7 +93,7 @@ def rotation_table(config: VisionConfig) -> Tensor:
     """complex64 `[grid^2 + 1, head_dim / 2]`: the first half of the pairs turns with the column,
     the second with the row, both counted from 1; the class token is not turned."""
     pairs = config.head_dim // 2
-    exact = {"dtype": torch.float64, "device": "cpu"}
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     exponent = torch.arange(0, pairs, 2, **exact) / pairs
     frequency = config.rope_theta**-exponent
     place = torch.arange(config.grid**2, **exact)

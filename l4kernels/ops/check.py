@@ -4,6 +4,7 @@ A check never reads tensor data, so the same function serves the CPU body and th
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Checker:
     def __init__(self, op_name: str):
         self.op = f"l4kernels.{op_name}"
 
-    def fail(self, message: str, kind: type[Exception] = ValueError) -> None:
+    def fail(self, message: str, kind: type[Exception] = ValueError) -> NoReturn:
         raise kind(f"{self.op}: {message}")
 
     def require(self, condition: bool, message: str) -> None:

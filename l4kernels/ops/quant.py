@@ -98,11 +98,11 @@ def quantize_fp8(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
 def fp8_with_scale(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
     """The body of every op that ends in e4m3; `x` is float32."""
     blocks = _blocks(x, scaling)
-    reduced = {"tensor": (-2, -1), "row": -1, "1x128": -1, "128x128": (-3, -1)}[scaling]
+    dims = {"tensor": (-2, -1), "row": (-1,), "1x128": (-1,), "128x128": (-3, -1)}[scaling]
     if blocks.numel() == 0:
-        amax = blocks.sum(reduced, keepdim=True)
+        amax = blocks.sum(dims, keepdim=True)
     else:
-        amax = blocks.abs().amax(reduced, keepdim=True)
+        amax = blocks.abs().amax(dims, keepdim=True)
     scale = _over(amax, FP8_MAX)
     scale = torch.where(scale == 0, 1.0, scale)
     # The reciprocal of a subnormal scale may overflow, and infinity times 0 is NaN.

@@ -52,7 +52,7 @@ def _compiled(op: str, *guards: str) -> str:
 
 # What torch.compiler.assume_constant_result does, without the second that it takes to import
 # torch._dynamo, which few processes need.
-_compiled._dynamo_marked_constant = True
+_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

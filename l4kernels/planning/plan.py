@@ -7,6 +7,7 @@ activations, graphs) is an estimate: see `reserve_bytes`.
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from l4kernels.inputs.files import shown
 from l4kernels.model.config import Llama4Config
@@ -242,7 +243,7 @@ class Plan:
     obstacles: tuple[str, ...]
     """What this version cannot do that the row asks for, in whole sentences."""
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

@@ -137,8 +137,9 @@ class Prompter:
         )
         limit = self.config.max_position_embeddings
         self.tokenizer.check_fits(rendered.text, limit)
-        tiles = self._tiles(images)
-        grids = list(tiles.grids) if tiles else []
+        tiles, vision = self._tiles(images), self.config.vision
+        grids = list(tiles.grids) if tiles and vision else []
+        tokens_per_tile = vision.tokens_per_tile if vision else 0
         ids: list[int] = []
         seen = 0
         for text, token in control.split(rendered):
@@ -146,7 +147,7 @@ class Prompter:
             if token == IMAGE:
                 seen += 1
                 if seen <= len(grids):
-                    block = image_block(grids[seen - 1], self.config.vision.tokens_per_tile)
+                    block = image_block(grids[seen - 1], tokens_per_tile)
                     ids += [self.tokenizer.id(t) for t in block]
             elif token is not None:
                 ids.append(self.tokenizer.id(token))

@@ -255,7 +255,8 @@ def _named(source: Any, file: Path) -> dict[str, str]:
         named = {t.get("name"): t.get("template") for t in source}
     texts = [t for item in named.items() for t in item] if isinstance(named, dict) else []
     if texts and all(isinstance(text, str) for text in texts):
-        return named
+        templates: dict[str, str] = named
+        return templates
     raise ChatError(
         f"{file}: expected chat_template to be text or a list of templates with name and template"
     )

@@ -50,6 +50,8 @@ def orientation_of(tags: Iterable[bytes]) -> int:
 def _exif_orientation(exif: bytes) -> int:
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 0
     try:
         (at,) = struct.unpack_from(f"{order}I", exif, 4)
         (count,) = struct.unpack_from(f"{order}H", exif, at)
@@ -114,7 +116,7 @@ def _png(data: memoryview) -> Stripped:
     return Stripped("PNG", [*parts, _PNG_END], width, height, orientation_of(tags))
 
 
-def _png_key(key: memoryview, depth: int, colour: int) -> bytes:
+def _png_key(key: memoryview | bytes, depth: int, colour: int) -> bytes:
     """The tRNS chunk, a transparent colour in the 8 bits to which Pillow brings the pixels."""
     if colour == 0 and depth in (2, 4):
         level = struct.unpack(">H", key)[0] & ((1 << depth) - 1)
@@ -165,7 +167,7 @@ def _jpeg(data: memoryview) -> Stripped:
         if kind == 0xFE or (0xE0 <= kind <= 0xEF and not _sets_colours(kind, body)):
             if start < found.start():
                 parts.append(data[start : found.start()])
-            if kind == 0xE1 and body[:6] == b"Exif\0\0":
+            if kind == 0xE1 and bytes(body[:6]) == b"Exif\0\0":
                 exif.append(bytes(body[6:]))  # a long one is cut into several segments
             elif kind == 0xE1:
                 xmp = xmp or bytes(body)
@@ -183,8 +185,8 @@ def _jpeg(data: memoryview) -> Stripped:
 
 def _sets_colours(kind: int, body: memoryview) -> bool:
     """JFIF and Adobe segments tell the decoder which colours the components are."""
-    jfif = kind == 0xE0 and body[:5] == b"JFIF\0" and len(body) >= 14
-    return jfif or (kind == 0xEE and body[:5] == b"Adobe" and len(body) >= 12)
+    jfif = kind == 0xE0 and bytes(body[:5]) == b"JFIF\0" and len(body) >= 14
+    return jfif or (kind == 0xEE and bytes(body[:5]) == b"Adobe" and len(body) >= 12)
 
 
 def _gif(data: memoryview) -> Stripped:

@@ -145,8 +145,8 @@ class ImageProcessor:
         """
         check_size(width, height)
         choices = canvases(self.max_tiles)
-        sides = np.float32(choices) * np.float32(self.tile_size)
-        scales = (sides / np.float32((height, width))).min(1)
+        sides = np.array(choices, np.float32) * np.float32(self.tile_size)
+        scales = (sides / np.array((height, width), np.float32)).min(1)
         holds = scales >= 1
         if holds.any():
             kept = scales[holds]
@@ -191,7 +191,9 @@ class ImageProcessor:
         if rows * cols > 1:
             tiles = torch.cat([tiles, _resize(image, (side, side))[None]])
         # From NumPy, because torch's defaults for dtype and device are the caller's.
-        mean, std = (torch.from_numpy(np.float32(v)).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.from_numpy(np.array(v, np.float32)).view(3, 1, 1) for v in (self.mean, self.std)
+        )
         return tiles.float().div_(255).sub_(mean).div_(std)
 
     def __call__(self, images: Sequence[Any]) -> Tiles:
@@ -235,6 +237,6 @@ def _side(fields: Fields) -> int:
     if not isinstance(size, Mapping):
         return fields.square("size", MAX_TILE_SIZE)
     sides = Fields(size, f"{fields.where}: size")
-    height = sides.integer("height", 1, MAX_TILE_SIZE)
+    height: int = sides.integer("height", 1, MAX_TILE_SIZE)
     sides.equal("height", height, "width", sides.integer("width", 1, MAX_TILE_SIZE, height))
     return height

@@ -68,7 +68,7 @@ class Plain:
         return text
 
 
-def _form(value: Any) -> Mapping | Iterable | None:
+def _form(value: Any) -> Mapping[Any, Any] | Iterable[Any] | None:
     """The mapping or the items that `value` stands for, if it only holds data."""
     if isinstance(value, Mapping):
         return value
@@ -79,7 +79,8 @@ def _form(value: Any) -> Mapping | Iterable | None:
         return {f.name: getattr(value, f.name) for f in fields(value)}
     for method in ("model_dump", "_asdict"):  # pydantic; named tuples
         if callable(getattr(type(value), method, None)):
-            return getattr(value, method)()
+            data: Mapping[Any, Any] = getattr(value, method)()
+            return data
     if isinstance(value, Iterable):
         return value
     named = getattr(value, "__dict__", None)

@@ -181,7 +181,8 @@ class PlainEncoder:
             )
         if isinstance(results[0], BaseException):
             raise TokenizerError(f"{_FAILED} ({str(results[0])[:200]})")
-        return results[0][0].ids
+        ids: list[int] = results[0][0].ids
+        return ids
 
     def _spell(self, ids: Iterable[int]) -> Iterator[int]:
         for id in ids:
@@ -203,7 +204,7 @@ def _is_published(data: Mapping[str, Any]) -> bool:
         return False
     if splits[-1].get("add_prefix_space", True):  # each piece would get one
         return False
-    own_pattern = splits[-1].get("use_regex", True)  # that of GPT-2
+    own_pattern: bool = splits[-1].get("use_regex", True)  # that of GPT-2
     if len(splits) == 1:
         return own_pattern
     split, pattern = splits[0], splits[0].get("pattern")

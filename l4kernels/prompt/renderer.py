@@ -56,7 +56,8 @@ class Renderer:
                 if self._worker is None or self._worker.has_ended():
                     self.stop()
                     self._worker = Worker()
-                reply = json.loads(self._worker.answer(content).decode("utf-8", "surrogatepass"))
+                answer = self._worker.answer(content).decode("utf-8", "surrogatepass")
+                reply: dict[str, Any] = json.loads(answer)
             except BaseException:
                 self.stop()  # a reply may still come: not to the next job
                 raise
@@ -77,7 +78,7 @@ class Renderer:
         """After a fork: the process is the parent's, and so is whoever holds the lock."""
         if self._worker is not None:
             self._worker.forget()
-        self.__init__()
+        self._lock, self._worker = threading.Lock(), None
 
 
 class Worker:
@@ -94,7 +95,10 @@ class Worker:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.DEVNULL,
                 )
         except OSError as error:
             self._socket.close()
@@ -164,7 +168,8 @@ def _command() -> list[str]:
         )
     # Only what renders is found: this folder's `rendering`, and jinja2 where this process has it.
     # Without `site` no installed package can slow the start or put itself into the process.
-    folders = [str(Path(find_spec(m).origin).parent.parent) for m in ("jinja2", "markupsafe")]
+    found = map(find_spec, ("jinja2", "markupsafe"))
+    folders = [str(Path(spec.origin).parent.parent) for spec in found if spec and spec.origin]
     folders.append(str(Path(__file__).parent))
     budget = SECONDS, SECONDS_PER_BYTE, MEMORY
     program = f"import sys; sys.path += {folders!r}; from rendering import worker; worker.main()"

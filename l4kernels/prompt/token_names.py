@@ -96,7 +96,7 @@ class TokenNames:
         processed = self._processed
         named = self.by_key.get("bos_token")
         if named is not None:
-            id = library.token_to_id(named)
+            id: int | None = library.token_to_id(named)
             if processed not in (None, id):
                 raise TokenizerError(
                     f"{self.file}: bos_token is {shown(named)}, but tokenizer.json begins a text "
@@ -140,9 +140,10 @@ class TokenNames:
 
     def _extra_tokens(self, values: Any) -> list[tokenizers.AddedToken]:
         tokens = [_token(value) for value in values] if isinstance(values, list) else [None]
-        if None in tokens:
+        found = [token for token in tokens if token is not None]
+        if len(found) < len(tokens):
             raise self._wrong("the extra special tokens to be a list of tokens", values)
-        return tokens
+        return found
 
     def _tokens_by_id(self, values: Any) -> dict[int, tokenizers.AddedToken]:
         what = "added_tokens_decoder to map ids to tokens"

@@ -108,8 +108,9 @@ class Tokenizer:
             self._plain.extend(ids, part, limit)
             if token is not None:
                 ids.append(self.special[token])
-        if bos and self._begins_with_bos and self.bos_id not in (None, *ids[:1]):
-            ids.insert(0, self.bos_id)
+        first = self.bos_id if bos and self._begins_with_bos else None
+        if first is not None and ids[:1] != [first]:
+            ids.insert(0, first)
         if limit is not None and len(ids) > limit:
             raise too_long(limit)
         return ids
@@ -145,8 +146,8 @@ class Tokenizer:
         if id in self._added:
             token = self._added[id]
             return b"" if token.special and skip_special else token.content.encode()
-        token = self._tokenizer.id_to_token(id)
-        return b"" if token is None else token_bytes(token)
+        piece = self._tokenizer.id_to_token(id)
+        return b"" if piece is None else token_bytes(piece)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of a list of ids or of an integer tensor `[n]`; bytes that are no text: U+FFFD."""

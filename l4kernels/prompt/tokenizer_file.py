@@ -140,7 +140,8 @@ def _added_tokens(data: dict[str, Any]) -> dict[int, str]:
     if len(tokens) > MAX_ADDED:
         raise TokenizerError(f"expected at most {MAX_ADDED:,} added tokens, got {len(tokens):,}")
     for token in tokens:
-        id, content = _object(token, "an added token").get("id"), token.get("content")
+        id: Any = _object(token, "an added token").get("id")
+        content = token.get("content")
         _check_id(id, content)
         if not isinstance(content, str) or not content:
             raise TokenizerError(f"expected an added token to have text, got {shown(content)}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -117,9 +118,7 @@ def _load_emulator() -> ModuleType:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CPU"):
                 definitions.impl(name, _no_kernel(name), "CPU")
         _emulated_library = definitions
-    import l4k_emulator_control
-
-    return l4k_emulator_control
+    return importlib.import_module("l4k_emulator_control")
 
 
 def _no_kernel(name: str) -> Any:

@@ -41,7 +41,7 @@ def short_graph(calls, chain, **_):
 def rehearsal():
     """Small tensors of the demo's shapes, one repeat, peers as they are written."""
     demo = SimpleNamespace(preset=lambda name: Llama4Config.preset("demo"))
-    sizes = {op: {phase: (128,) for phase in found} for op, found in shapes.SIZES.items()}
+    sizes = {op: dict.fromkeys(found, (128,)) for op, found in shapes.SIZES.items()}
     with contextlib.ExitStack() as stack:
         for patch in (
             *(mock.patch.object(gpu_checks, name, value) for name, value in SMALL.items()),

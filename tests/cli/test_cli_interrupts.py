@@ -70,14 +70,15 @@ def test_an_import_is_not_interrupted_but_the_verb_after_it(monkeypatch, capsys,
     imported = []
     real = importlib.import_module
 
-    def load(name):
+    def load(name, package=None):
         if not name.startswith("l4kernels.cli."):
-            return real(name)
+            return real(name, package)
         with contextlib.suppress(BaseException):
             signal.raise_signal(number)
             imported.append(name)
         # Who asks twice does not want to wait.
         assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        return None  # nobody looks at it
 
     monkeypatch.setattr(importlib, "import_module", load)
     for verb in ("env", "demo", "plan", "generate --model x --prompt a", "bench"):

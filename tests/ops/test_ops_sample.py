@@ -54,16 +54,20 @@ def chi_square_p(ids, probabilities):
     ],
     ids=str,
 )
-def test_draws_follow_the_softmax(options, vary="seed"):
+def test_draws_follow_the_softmax(options):
+    check_draws(options, "seed")
+
+
+def test_tokens_of_one_request_follow_the_softmax():
+    check_draws({"temperature": 0.7}, "counter")
+
+
+def check_draws(options, vary):
     torch.manual_seed(0)
     logits, draws = torch.randn(20) * 1.5, 100_000
     probabilities = filtered_softmax(logits.tolist(), **options)
     ids = draw(logits.expand(draws, 20), **options, **{vary: torch.arange(draws)}).ids
     assert chi_square_p(ids, probabilities) > 1e-3
-
-
-def test_tokens_of_one_request_follow_the_softmax():
-    test_draws_follow_the_softmax({"temperature": 0.7}, vary="counter")
 
 
 def filtered_softmax(row, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -184,7 +188,7 @@ def test_no_token_comes_out_of_nan(name, options):
     """NaN in, NaN out: neither a plausible id nor a plausible log-probability."""
     row, broken = NOTHING_TO_DRAW[name]
     logits = torch.tensor([[0.0, 1.0, 2.0], row])
-    settings = {**{"temperature": 1.0, "top_p": 1.0, "min_p": 0.0}, **options}
+    settings = {"temperature": 1.0, "top_p": 1.0, "min_p": 0.0, **options}
     rows = {k: torch.tensor([v, broken.get(k, v)]) for k, v in settings.items()}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         got = draw(logits.to(dtype), **rows, top_logprobs=2)

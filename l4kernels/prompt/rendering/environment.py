@@ -1,7 +1,7 @@
 """jinja2 as Hugging Face sets it up for chat templates, with literals that are marked."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache
 from itertools import count
@@ -52,9 +52,11 @@ class Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = self.call_method("_text")
-        return nodes.CallBlock(call, [], [], body).set_lineno(line)
+        block = nodes.CallBlock(call, [], [], body)
+        block.set_lineno(line)
+        return block
 
-    def _text(self, caller: Any) -> str:
+    def _text(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
@@ -78,7 +80,7 @@ class MarkedFormatter(SandboxedFormatter):
             value, _ = self.get_field(field, args, kwargs)
             whole = isinstance(value, str) and not spec and not conversion
             value = value if whole else self.convert_field(value, conversion)
-            yield value if whole else self.format_field(value, spec)
+            yield value if whole else self.format_field(value, spec or "")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -135,16 +137,18 @@ def _tojson(
 
 @pass_eval_context
 def _join(eval_ctx: Any, value: Any, d: str = "", attribute: Any = None) -> str:
-    return FILTERS["join"](eval_ctx, value, marked(d), attribute)
+    text: str = FILTERS["join"](eval_ctx, value, marked(d), attribute)
+    return text
 
 
 @pass_eval_context
 def _replace(eval_ctx: Any, s: str, old: str, new: str, count: int | None = None) -> str:
-    return FILTERS["replace"](eval_ctx, marked(s), old, new, count)
+    text: str = FILTERS["replace"](eval_ctx, marked(s), old, new, count)
+    return text
 
 
 def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    text = FILTERS["indent"](s, width, first, blank)
+    text: str = FILTERS["indent"](s, width, first, blank)
     if type(s) is not Marked:
         return text
     space = width if isinstance(width, str) else " " * width

@@ -21,8 +21,9 @@ class Marked(str):
     """A `str` with a mask of the same length: `TRUSTED` or `FOREIGN` for each character."""
 
     __slots__ = ("_mask",)
+    _mask: str
 
-    def __new__(cls, text: str = "", mask: str | None = None):
+    def __new__(cls, text: str = "", mask: str | None = None) -> "Marked":
         self = super().__new__(cls, text)
         self._mask = FOREIGN * len(text) if mask is None else mask
         return self
@@ -54,7 +55,8 @@ class Marked(str):
     def __mod__(self, values: Any) -> str:
         text = str.__mod__(self, values)
         named, rest = values, iter(values if isinstance(values, tuple) else (values,))
-        pieces, at = [], 0
+        pieces: list[str] = []
+        at = 0
         for found in _CONVERSION.finditer(self):
             pieces.append(self[at : found.start()])
             at = found.end()
@@ -63,7 +65,7 @@ class Marked(str):
             if found["type"] == "%":
                 pieces.append(self[at - 1 : at])
                 continue
-            value = next(rest, None) if found["key"] is None else named[found["key"]]
+            value: Any = next(rest, None) if found["key"] is None else named[found["key"]]
             whole = found["form"] == "s" and isinstance(value, str)
             piece = value if whole else str.__mod__("%" + found["form"], (value,))
             # A caller who writes `%s` chooses where it is: what comes there is text.
@@ -93,20 +95,27 @@ class Marked(str):
     def removesuffix(self, suffix: str) -> "Marked":
         return self[: len(str.removesuffix(self, suffix))]
 
-    def split(self, sep: str | None = None, maxsplit: Any = -1) -> list["Marked"]:
+    # The three lists hold what is a `str`, but to the checker a list must keep its type exactly.
+    def split(  # type: ignore[override]
+        self, sep: str | None = None, maxsplit: Any = -1
+    ) -> list["Marked"]:
         return self._cut(str.split(self, sep, maxsplit), sep)
 
-    def rsplit(self, sep: str | None = None, maxsplit: Any = -1) -> list["Marked"]:
+    def rsplit(  # type: ignore[override]
+        self, sep: str | None = None, maxsplit: Any = -1
+    ) -> list["Marked"]:
         return self._cut(str.rsplit(self, sep, maxsplit), sep)
 
-    def splitlines(self, keepends: Any = False) -> list["Marked"]:
+    def splitlines(self, keepends: Any = False) -> list["Marked"]:  # type: ignore[override]
         return self._cut(str.splitlines(self, keepends), "" if keepends else None)
 
-    def partition(self, sep: str) -> tuple["Marked", ...]:
-        return tuple(self._cut(str.partition(self, sep), ""))
+    def partition(self, sep: str) -> tuple["Marked", "Marked", "Marked"]:
+        head, found, tail = self._cut(str.partition(self, sep), "")
+        return head, found, tail
 
-    def rpartition(self, sep: str) -> tuple["Marked", ...]:
-        return tuple(self._cut(str.rpartition(self, sep), ""))
+    def rpartition(self, sep: str) -> tuple["Marked", "Marked", "Marked"]:
+        head, found, tail = self._cut(str.rpartition(self, sep), "")
+        return head, found, tail
 
     def _cut(self, pieces: Iterable[str], sep: str | None) -> list["Marked"]:
         """`pieces` of this text, in order, `sep` between them; None: some white space."""
@@ -143,8 +152,9 @@ class MarkedMarkup(Markup):
     """What the filter `safe` makes of marked text: output keeps the mask, all else loses it."""
 
     __slots__ = ("_mask",)
+    _mask: str
 
-    def __new__(cls, text: Any = "", *args: Any):
+    def __new__(cls, text: Any = "", *args: Any) -> "MarkedMarkup":
         self = super().__new__(cls, text, *args)
         self._mask = mask_of(text) if type(text) is Marked else FOREIGN * len(self)
         return self

@@ -43,7 +43,7 @@ def render(job: dict[str, Any]) -> dict[str, Any]:
             message["role"] = trusted(message["role"])
     special = {name: trusted(text) for name, text in job["special"].items()}
     context = template.new_context(special | variables)
-    text = template.environment.concat(template.root_render_func(context))
+    text: Any = template.environment.concat(template.root_render_func(context))
     if len(text) > job["longest"]:
         raise ValueError(f"the prompt exceeds {job['longest']:,} characters")
     view = [
