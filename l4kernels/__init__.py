@@ -42,7 +42,6 @@ def _is_l4k() -> bool:
 
 if TYPE_CHECKING or not _is_l4k():
     from l4kernels import ops
-    from l4kernels._load import STATUS, take_device_error
     from l4kernels.dropin import (
         flash_attn_varlen_func,
         flash_attn_with_kvcache,
@@ -51,6 +50,7 @@ if TYPE_CHECKING or not _is_l4k():
         moe_ffn,
     )
     from l4kernels.ops import reference
+    from l4kernels.ops.library import STATUS, take_device_error
 if TYPE_CHECKING:
     from l4kernels.engine.sampling import Sampling
     from l4kernels.model.config import Llama4Config
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "dropin": ("flash_attn_varlen_func", "flash_attn_with_kvcache", "fp8_matmul", "grouped_gemm",
                "moe_ffn"),
-    "_load": ("STATUS", "take_device_error"),
+    "ops.library": ("STATUS", "take_device_error"),
     "prompt.chat": ("Prompter",),
     "model.config": ("Llama4Config",),
     "engine.sampling": ("Sampling",),

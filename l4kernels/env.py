@@ -11,8 +11,8 @@ import torch
 
 import l4kernels
 from l4kernels import cpu
-from l4kernels._load import STATUS
 from l4kernels.ops import OPS
+from l4kernels.ops.library import STATUS
 
 PACKAGES = {
     "cli": ("typer", "rich", "jinja2"),

@@ -12,8 +12,8 @@ from bench.checks.cases import cases
 from bench.checks.gemm_rows import row_cases
 from bench.checks.inputs import FP8, Case
 from l4kernels import testing
-from l4kernels._load import LIBRARY_PATH
 from l4kernels.ops import OPS
+from l4kernels.ops.library import LIBRARY_PATH
 from l4kernels.testing import assert_close
 
 # Largest relative error against the reference, for the whole result and for any 128 x 128 tile.

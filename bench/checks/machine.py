@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.checks.inputs import Maker
 from bench.checks.kernel_checks import device_error
-from l4kernels._load import LIBRARY_PATH
+from l4kernels.ops.library import LIBRARY_PATH
 from l4kernels.testing import chained, emulated
 
 

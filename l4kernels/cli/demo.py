@@ -9,9 +9,9 @@ from l4kernels import cpu
 from l4kernels import demo as data
 from l4kernels.cli.generate import load_options, weight_bytes
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
-from l4kernels.prompt.chat import Prompter
-from l4kernels.model.llama4 import Llama4
 from l4kernels.engine.sampling import Sampling
+from l4kernels.model.llama4 import Llama4
+from l4kernels.prompt.chat import Prompter
 from l4kernels.prompt.tokenizer import Detokenizer
 
 PROMPT = "And it came to pass"

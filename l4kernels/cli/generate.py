@@ -12,15 +12,15 @@ from l4kernels import cpu
 from l4kernels.cli.interrupts import exit_code
 from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.streams import read_input
-from l4kernels.env import gpu_problem
-from l4kernels.layers.linear import FORMATS
-from l4kernels.prompt.chat import Prompt, Prompter, user_message
-from l4kernels.prompt.chat_template import ChatError
-from l4kernels.model.config import Llama4Config
 from l4kernels.engine.generate import Generation
-from l4kernels.model.llama4 import DTYPES, Llama4, find_device
 from l4kernels.engine.prompt import check_length
 from l4kernels.engine.sampling import Sampling
+from l4kernels.env import gpu_problem
+from l4kernels.layers.linear import FORMATS
+from l4kernels.model.config import Llama4Config
+from l4kernels.model.llama4 import DTYPES, Llama4, find_device
+from l4kernels.prompt.chat import Prompt, Prompter, user_message
+from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer
 
 

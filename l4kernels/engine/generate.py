@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l4kernels._load import take_device_error
 from l4kernels.engine.prompt import Prompt
 from l4kernels.engine.sampling import Sampler, Sampling
 from l4kernels.inputs.arguments import token_ids, whole_number
 from l4kernels.inputs.files import shown
+from l4kernels.ops.library import take_device_error
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from l4kernels._load import STATUS
+from l4kernels.ops.library import STATUS
 from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS
 from l4kernels.ops.route import routed
 

@@ -9,8 +9,8 @@ import torch
 
 import l4kernels
 from l4kernels import STATUS
-from l4kernels._load import LIBRARY_PATH
 from l4kernels.ops import OPS
+from l4kernels.ops.library import LIBRARY_PATH
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from l4kernels._load import LIBRARY_PATH
+from l4kernels.ops.library import LIBRARY_PATH
 from tools import budget
 from tools.budget import KERNELS, Report, violations
 from tools.nvcc import cuobjdump, output_of

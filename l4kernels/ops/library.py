@@ -10,7 +10,7 @@ import torch
 
 from l4kernels.ops.registry import NAMESPACE, OPS, _library
 
-LIBRARY_PATH = Path(__file__).parent / "lib" / "libl4kernels.so"
+LIBRARY_PATH = Path(__file__).parents[1] / "lib" / "libl4kernels.so"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One kernel case in the emulator: `python -m tools.emulate OP [--case TEXT] [--seed N] ...`.
+"""One kernel case in the emulator: `python -m bench.emulate OP [--case TEXT] [--seed N] ...`.
 
 Runs the case on the compiled kernel, compares it with the typed reference and prints the report, if
 there is one, and the counters by kernel; `--lines` adds the source lines that cause traffic.
@@ -13,7 +13,7 @@ from l4kernels.testing import emulated
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools.emulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bench.emulate", description=__doc__)
     parser.add_argument("op", choices=sorted(STATUS.kernels), metavar="OP")
     parser.add_argument("--case", default="", help="the first case whose name holds this")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
@@ -61,7 +61,7 @@ def main() -> int:
     case = next((case for case in cases if options.case in str(case)), None)
     if case is None:
         names = "; ".join(str(case) for case in cases)
-        raise SystemExit(f"tools.emulate: no case of {options.op} holds {options.case!r}: {names}")
+        raise SystemExit(f"bench.emulate: no case of {options.op} holds {options.case!r}: {names}")
     return run(options.op, case, options)
 
 
