@@ -95,17 +95,17 @@ struct PrefillConsumer {
 
   // Masks S where some row of the tile does not see all of the keys; notes in bit h of `broken`
   // that row h sees a page which the cache does not have.
-  __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_pieces,
+  __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_boxes,
                                               uint32_t& broken) {
     TileSpan seen[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Span keys = visible_keys(int64_t{work().position} + row(h) / group(), p.chunk);
       seen[h] = within_tile(keys, int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
-      if (bad_pieces == 0 || seen[h].first == seen[h].end) continue;
-      const int piece = piece_slots(p.page_size);
-      for (int i = seen[h].first / piece; i * piece < seen[h].end; ++i)
-        broken |= (bad_pieces >> i & 1) << h;
+      if (bad_boxes == 0 || seen[h].first == seen[h].end) continue;
+      const int slots = box_slots(p.page_size);
+      for (int i = seen[h].first / slots; i * slots < seen[h].end; ++i)
+        broken |= (bad_boxes >> i & 1) << h;
     }
     mask(s, seen);
   }
@@ -115,28 +115,29 @@ struct PrefillConsumer {
     smem.ring.wait_full(at);
     const TileSpan keep = within_tile({work().first_key, work().end_key},
                                       int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
-    // Pieces that nobody sees have come as zeros.
-    if (((keep.first | keep.end) & (piece_slots(p.page_size) - 1)) != 0)
+    // Boxes that nobody sees have come as zeros.
+    if (((keep.first | keep.end) & (box_slots(p.page_size) - 1)) != 0)
       clear_rows(smem.kv[at.index], keep);
   }
 
-  // S becomes the next weights, against all keys so far. Two calls, since behind an optional mask
+  // S becomes the next weights, against all keys so far. Two calls, since after an optional mask
   // ptxas moves the wait that follows in front of the exponentials, and nothing overlaps.
-  __device__ __forceinline__ void soften(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
-                                         uint32_t bad_pieces, float (&decay)[2], uint32_t& broken) {
+  __device__ __forceinline__ void softmax_step(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
+                                               uint32_t bad_boxes, float (&rescale)[2],
+                                               uint32_t& broken) {
     const bool whole = work().first_whole <= key_tile && key_tile < work().end_whole;
-    if (whole && bad_pieces == 0) {
-      softmax.step(s, decay);
+    if (whole && bad_boxes == 0) {
+      softmax.step(s, rescale);
     } else {
-      mask_scores(s, key_tile, bad_pieces, broken);
-      softmax.step(s, decay);
+      mask_scores(s, key_tile, bad_boxes, broken);
+      softmax.step(s, rescale);
     }
   }
 
   // Adds all keys of one item to O, which stays unnormalised.
   __device__ __forceinline__ void attend(float (&o)[64], OnlineSoftmax& softmax, uint32_t& broken) {
     uint32_t weights[8][4];
-    float decay[2];
+    float rescale[2];
     int tile = work().first_tile;
     {
       float s[64];
@@ -147,7 +148,7 @@ struct PrefillConsumer {
       ptx::wgmma_wait<0>();
       arrive(&smem.ring.empty[stage.index]);
       stage.advance();
-      soften(s, softmax, tile, bad, decay, broken);
+      softmax_step(s, softmax, tile, bad, rescale, broken);
       to_operand<8>(s, weights);
     }
 #pragma unroll 1
@@ -168,11 +169,11 @@ struct PrefillConsumer {
       ptx::named_barrier_arrive(3 - consumer(), kConsumers);
       ptx::wgmma_wait<1>();  // S
       arrive(&smem.ring.empty[k_stage.index]);
-      soften(s, softmax, tile, bad, decay, broken);
+      softmax_step(s, softmax, tile, bad, rescale, broken);
       ptx::wgmma_wait<0>();  // O, and the weights' registers
       arrive(&smem.ring.empty[v_stage.index]);
 #pragma unroll
-      for (int r = 0; r < 64; ++r) o[r] *= decay[r / 2 % 2];
+      for (int r = 0; r < 64; ++r) o[r] *= rescale[r / 2 % 2];
       to_operand<8>(s, weights);
     }
     arrive(&smem.q_empty);  // the next item's Q, K and V come during the rest of this one

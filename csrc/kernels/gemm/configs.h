@@ -32,9 +32,9 @@ struct GemmConfig {
   // wgmma's operands: both warpgroups' 64 rows, and the columns.
   L4K_HD constexpr int left() const { return swap ? block_n : block_m; }
   L4K_HD constexpr int right() const { return swap ? block_m : block_n; }
-  // A tall tile is multiplied in slabs of 128 rows, so that one scratch accumulator promotes both
+  // A tall tile is multiplied in sub-tiles of 128 rows, so that one scratch accumulator promotes both
   // and one without rows can be skipped.
-  L4K_HD constexpr int slabs() const { return left() / 128; }
+  L4K_HD constexpr int sub_tiles() const { return left() / 128; }
   L4K_HD constexpr int stage_bytes() const { return (block_m + block_n) * 128; }
   // A row of the staged float32 result: 4 floats longer, so that 4 rows of 8 hit 32 banks.
   L4K_HD constexpr int pitch() const { return block_n + 4; }
@@ -63,7 +63,7 @@ constexpr GemmConfig kGemmConfigs[] = {
     {false, false, false, false, 128, 256, 4, 2, 1},  // 3: pairs share B: big products
     // e4m3; promoted pairs share A, and their two tiles are one block of 128 SwiGLU results
     {true, true, false, false, 128, 128, 6, 1, 2},   // 4: promoted
-    {true, true, false, false, 256, 128, 4, 1, 2},   // 5: promoted, in two slabs: big products
+    {true, true, false, false, 256, 128, 4, 1, 2},   // 5: promoted, in two sub-tiles: big products
     {true, false, false, false, 128, 256, 4},        // 6: fast accumulation
     {true, false, false, false, 128, 256, 4, 2, 1},  // 7: fast, pairs share B
     // few rows of A
@@ -83,9 +83,9 @@ constexpr int kMaxSplits = 8;
 // The one statement of what a row may be.
 constexpr bool valid(const GemmConfig& c) {
   return c.left() % 128 == 0 && c.right() % 8 == 0 && c.right() <= 256 &&
-         c.right() * (c.slabs() + c.promote) <= 3 * 128 &&  // 192 registers of accumulators
+         c.right() * (c.sub_tiles() + c.promote) <= 3 * 128 &&  // 192 registers of accumulators
          c.stages >= 2 && (c.fp8 || !c.promote) && !(c.swap && c.gelu) &&
-         (c.slabs() == 1 || (c.promote && !c.swap)) && (c.cluster_m == 1 || c.cluster_n == 1) &&
+         (c.sub_tiles() == 1 || (c.promote && !c.swap)) && (c.cluster_m == 1 || c.cluster_n == 1) &&
          !(c.swap && c.cluster() > 1) && c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
 }
 constexpr bool all_valid() {
@@ -155,7 +155,7 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   if (slots == 0) return INT64_MAX;
   const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
   const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);
-  // Of an expert's last tile, or slab, half is empty on average; experts without rows have none.
+  // Of an expert's last tile, or sub-tile, half is empty on average; experts without rows have none.
   const int64_t active = p.m < p.num_experts ? p.m : p.num_experts;
   const auto pieces = [&](int64_t rows) {
     const int64_t all = ceil_div<int64_t>(p.m, rows) + (p.num_experts > 1 ? active / 2 : 0);
@@ -164,25 +164,26 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   const int64_t row_tiles = pieces(tile_m), column_tiles = ceil_div<int64_t>(p.n, tile_n);
   // Those of a pair that shares B are flat where only half would be full, and share nothing.
   const int64_t halves = pieces(tile_m / c.cluster_m);
-  const int64_t flat = c.cluster_m > 1 ? 2 * row_tiles - halves : 0;
+  const int64_t tail = c.cluster_m > 1 ? 2 * row_tiles - halves : 0;
   const int64_t tiles = ceil_div<int64_t>(halves * column_tiles, c.cluster_m);
   const int64_t waves = ceil_div(tiles, slots);
 
-  // Of one K block. An expert's last tile may have fewer slabs than it has room for.
-  const int64_t slabs = pieces(tile_m / c.slabs()), right = c.right();
-  const int64_t operands = 8 * (2048 + 32 * right) / 128;  // of both warpgroups' products of a slab
+  // Of one K block. An expert's last tile may have fewer sub-tiles than it has room for.
+  const int64_t sub_tiles = pieces(tile_m / c.sub_tiles()), right = c.right();
+  const int64_t operands =
+      8 * (2048 + 32 * right) / 128;  // of both warpgroups' products of a sub-tile
   const int64_t products = right >= 64 ? 4 * right : operands;
   const int64_t rows_in = c.block_m / c.cluster_n;
-  const int64_t columns_in = c.block_n / c.cluster_m * (halves + flat) / halves;
+  const int64_t columns_in = c.block_n / c.cluster_m * (halves + tail) / halves;
   const int64_t promotion = c.promote ? 5 * right / 2 + 280 : 0;
-  int64_t block = slabs * products / row_tiles;
+  int64_t block = sub_tiles * products / row_tiles;
   const auto at_least = [&](int64_t cycles) { block = block > cycles ? block : cycles; };
   at_least(128 * (rows_in + columns_in) / 46);
-  at_least(c.block_m + c.block_n + slabs * operands / row_tiles);
-  at_least(slabs * promotion / row_tiles);
+  at_least(c.block_m + c.block_n + sub_tiles * operands / row_tiles);
+  at_least(sub_tiles * promotion / row_tiles);
 
   const int64_t k_blocks = ceil_div(ceil_div(p.k, c.block_k()), splits);
-  int64_t finish = 32 * right * c.slabs();
+  int64_t finish = 32 * right * c.sub_tiles();
   if (c.swap) finish = splits == 1 ? 600 + 115 * c.block_m : 3000 + 80 * c.block_m;
   const int64_t compute = waves * (k_blocks * block + finish);
   const int64_t element = p.fp8 ? 1 : 2;

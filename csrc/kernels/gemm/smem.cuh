@@ -35,7 +35,7 @@ struct GemmSmem {
   RaggedSchedule schedule;
   GemmCluster cluster;
   Pipeline<C.stages> ring;
-  ClusterMeeting meeting;  // of the consumers
+  ClusterBarrier cluster_barrier;  // of the consumers
 };
 
 }  // namespace l4k
