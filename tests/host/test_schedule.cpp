@@ -13,8 +13,14 @@ void check(const std::vector<int>& counts, int n, int block_m, int block_n, int 
   std::vector<int> row_ends, tile_ends;
   int rows = 0, tiles = 0;
   const int experts = static_cast<int>(counts.size()), columns = l4k::ceil_div(n, block_n);
-  l4k::RaggedSchedule schedule{experts, block_m,    block_n, columns,
-                               raster,  tail_tiles, nullptr, nullptr};
+  l4k::RaggedSchedule schedule{.num_experts = experts,
+                               .block_m = block_m,
+                               .block_n = block_n,
+                               .column_tiles = columns,
+                               .raster = raster,
+                               .tail_tiles = tail_tiles,
+                               .row_ends = nullptr,
+                               .tile_ends = nullptr};
   for (int count : counts) {
     row_ends.push_back(rows += count);
     tile_ends.push_back(tiles += schedule.tiles(count));

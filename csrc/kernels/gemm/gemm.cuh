@@ -14,8 +14,8 @@
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
 // row counts come from device memory; a role never talks to the other except through the ring, so
 // the producer runs ahead into the next tile while the consumers still store the last one. A
-// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of
-// K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
+// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped operands) the
+// splits of K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
 
@@ -380,9 +380,14 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
   const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-  const RaggedSchedule schedule{
-      p.num_experts, C.block_m * C.cluster_m, width,         ceil_div(p.n, width),
-      kGemmRaster,   C.cluster_m > 1,         smem.row_ends, smem.tile_ends};
+  const RaggedSchedule schedule{.num_experts = p.num_experts,
+                                .block_m = C.block_m * C.cluster_m,
+                                .block_n = width,
+                                .column_tiles = ceil_div(p.n, width),
+                                .raster = kGemmRaster,
+                                .tail_tiles = C.cluster_m > 1,
+                                .row_ends = smem.row_ends,
+                                .tile_ends = smem.tile_ends};
   if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);

@@ -1,9 +1,9 @@
-// Epilogue of the swapped rows: weights are the 64 rows of a wgmma, tokens its columns.
+// Epilogue of swapped operands: weights are the 64 rows of a wgmma, tokens its columns.
 //
 // Every CTA of a cluster stages its sums as float32, [token][channel]; then each CTA finishes every
 // `ctas`-th token with the sums of all of them:
 //
-//   K is split      CTA r holds the sums of its part of K: added in the order of ranks, so the
+//   K is split      CTA r holds the sums of its split of K: added in the order of ranks, so the
 //                   result does not depend on who comes last
 //   e4m3 result     CTA r holds 128 of the 256 channels whose 128 results share a scale
 //
