@@ -130,7 +130,7 @@ def dependent_launches_in_a_graph() -> dict[str, Any]:
 
 def attention_in_a_graph(device: str = "cuda", replays: int = 1000) -> dict[str, Any]:
     """Launches captured once follow the lengths on the device, to both sides of every chunk and
-    between one piece and many, and give the bits that the same call gives outside of a graph."""
+    between one split and many, and give the bits that the same call gives outside of a graph."""
     batch, tokens, chunk, page, columns = 3, 2, 8192, 64, 260
     int32 = {"dtype": torch.int32, "device": device}
     caches = torch.randn(2, batch * columns, page, 8, 128, device=device, dtype=torch.bfloat16)

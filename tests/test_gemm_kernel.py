@@ -1,5 +1,9 @@
 """The GEMM in the emulator, configuration by configuration: exactness, promotion, offsets."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from l4kernels.testing import assert_close, chained, emulated
 from tests.gemm_rows import EDGES, PLAIN_ROWS, ROWS, Row, operands, row_cases
 from tests.kernel_checks import check, device_error, same_bits
 from tests.making import Maker
+from tools.nvcc import ROOT
 
 pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel")
 
@@ -300,3 +305,22 @@ def test_a_row_of_the_table_must_fit_the_operands():
         gemm(a, b, config=PROMOTED_ROWS[0].number)
     with emulated(), pytest.raises(RuntimeError, match=f"a row of 0 to {len(ROWS) - 1}"):
         gemm(a, b, config=len(ROWS))
+
+
+def test_the_choice_is_printed_with_its_problem_where_the_environment_asks(capfd):
+    with emulated():
+        gemm(torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(8, 64, dtype=torch.bfloat16))
+    assert "l4kernels.gemm" not in capfd.readouterr().err
+    call = """
+import torch
+from l4kernels.ops import gemm
+from l4kernels.testing import emulated
+with emulated():
+    gemm(torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(8, 64, dtype=torch.bfloat16))
+"""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), L4K_LOG="else,gemm")
+    done = subprocess.run(
+        [sys.executable, "-c", call], env=environment, check=True, capture_output=True, text=True
+    )
+    line = "l4kernels.gemm: m 1, n 8, k 64, experts 1, bf16 -> bf16_swap_16x128, splits 1"
+    assert done.stderr.splitlines() == [line]

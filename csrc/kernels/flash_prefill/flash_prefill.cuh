@@ -33,6 +33,12 @@ namespace l4k {
 constexpr int kPrefillThreads = 384;
 constexpr int kConsumers = 256;
 
+// Ids of named barriers; 0 is __syncthreads'.
+enum PrefillBarrier : int {
+  kBarrierCleared = 1,
+  kBarrierTurn = 2,  // and 3: of one consumer warpgroup each
+};
+
 // Zeroes the rows of a V tile outside `keep`: weights of 0 would not stop a NaN there. Both
 // consumers share the work; K needs none of it, since the mask replaces its products.
 __device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan keep) {
@@ -45,7 +51,7 @@ __device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan kee
       *reinterpret_cast<uint4*>(&v[half][row * 128 + thread % 8 * 16]) = make_uint4(0, 0, 0, 0);
   }
   ptx::fence_proxy_async();
-  ptx::named_barrier_sync(1, kConsumers);
+  ptx::named_barrier_sync(kBarrierCleared, kConsumers);
 }
 
 // One consumer warpgroup. A thread has the rows `warp * 16 + lane / 4 + 8 h` of a tile.
@@ -162,11 +168,11 @@ struct PrefillConsumer {
       const uint32_t bad = smem.bad[k_stage.index];
       await_values(v_stage, tile - 1);
       // While one warpgroup's products run, the other computes its softmax.
-      ptx::named_barrier_sync(2 + consumer(), kConsumers);
+      ptx::named_barrier_sync(kBarrierTurn + consumer(), kConsumers);
       ptx::wgmma_fence();
       scores(s, k_stage.index);
       weighted(o, weights, v_stage.index);
-      ptx::named_barrier_arrive(3 - consumer(), kConsumers);
+      ptx::named_barrier_arrive(kBarrierTurn + 1 - consumer(), kConsumers);
       ptx::wgmma_wait<1>();  // S
       arrive(&smem.ring.empty[k_stage.index]);
       softmax_step(s, softmax, tile, bad, rescale, broken);
@@ -303,9 +309,10 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
     }
   } else {
     ptx::registers_increase<224>();
-    if (warpgroup == 2) ptx::named_barrier_arrive(2, kConsumers);  // the first turn
+    if (warpgroup == 2) ptx::named_barrier_arrive(kBarrierTurn, kConsumers);  // the first turn
     PrefillConsumer<kFp8>{smem, p, warp - 4}.run();
-    if (warpgroup == 1) ptx::named_barrier_sync(2, kConsumers);  // takes back the last one
+    if (warpgroup == 1)
+      ptx::named_barrier_sync(kBarrierTurn, kConsumers);  // takes back the last one
   }
 }
 

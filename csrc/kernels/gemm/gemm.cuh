@@ -338,7 +338,7 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
           }
         }
         finish<C.gelu>(acc[sub_tile], p, map_d, smem.staging + consumer * C.staging_bytes() / 2,
-                       own, at, 1 + consumer, first_row);
+                       own, at, kBarrierStaging + consumer, first_row);
       }
     }
   }
