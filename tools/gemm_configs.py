@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tools.nvcc import ROOT
 
@@ -60,5 +61,5 @@ def _header(csrc: Path) -> str:
     return (csrc / "kernels" / "gemm" / "configs.h").read_text()
 
 
-def _value(text: str) -> int | bool:
+def _value(text: str) -> Any:
     return text == "true" if text in ("true", "false") else int(text)

@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels/flash_decode/plan.cuh"
+#include "kernels/flash_decode/item.cuh"
 #include "ptx/arithmetic.cuh"
 #include "ptx/mma.cuh"
 #include "tile/vector.cuh"
@@ -30,14 +30,14 @@ struct Attend {
   float scale[2];
 
   // Rows are (token, head of the group); those past the last are zeros.
-  __device__ __forceinline__ void load_queries(const FlashDecodeParams& p, int b, int kv_head,
-                                               int first_row) {
-    const int c = threadIdx.x % 4;
+  __device__ __forceinline__ void load_queries(const DecodeItem& item, int first_row) {
+    const FlashDecodeParams& p = item.p;
+    const int b = item.work.b, kv_head = item.kv_head, c = threadIdx.x % 4;
     const float k_scale = p.k_scale == nullptr ? 1.f : p.k_scale[kv_head];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + threadIdx.x % 32 / 4 + half * 8;
-      const bool exists = row < p.tokens * p.group;
+      const bool exists = row < item.end_row();
       const auto* from = static_cast<const __nv_bfloat16*>(p.q) + b * p.q_batch_stride +
                          row / p.group * p.q_token_stride +
                          (kv_head * p.group + row % p.group) * p.q_head_stride;

@@ -159,7 +159,7 @@ __device__ __forceinline__ void consume(const FlashDecodeParams& p, const Decode
     const int first_row = item.block_row + share.row_warp * 16;
     const WarpKeys visible(item, first_row);
     Attend<kFp8> attend;
-    attend.load_queries(p, work.b, item.kv_head, first_row);
+    attend.load_queries(item, first_row);
     attend.clear();
     const bool bad = attend_split(attend, work.split(), visible, share, smem, stage);
     attend.merge(smem, share.row_warps);
