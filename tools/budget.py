@@ -3,7 +3,7 @@
 `python -m tools.budget NAME` compiles csrc/kernels/NAME/*.cu alone and prints registers, spills,
 shared memory and SASS counts; tests/kernels/test_budgets.py compares them with budget.toml:
 
-    [silu_mul_kernel]             # demangled name, template arguments included
+    [silu_mul_kernel]             # demangled name, template arguments included; the GEMM's by name
     threads = 128                 # per CTA, for the register pool
     registers = 32                # at most
     smem = 0                      # static bytes, exactly
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.gemm_configs import gemm_configs
 from tools.nvcc import FLAGS, ROOT, cuobjdump, nvcc, output_of
 
 try:
@@ -113,8 +114,10 @@ def _reports_of(source: Path) -> dict[str, Report]:
 
 
 def _short(demangled: str) -> str:
-    """`void l4k::gemm_kernel<2>(l4k::GemmParams)` -> `gemm_kernel<2>`"""
+    """`void l4k::gemm_kernel<0>(l4k::GemmParams)` -> `gemm_kernel<bf16_128x256>`"""
     name = demangled.removeprefix("void ").split("(")[0]
+    if gemm := re.fullmatch(r"l4k::gemm_kernel<(\d+)>", name):
+        return f"gemm_kernel<{gemm_configs()[int(gemm.group(1))]}>"
     return name.rsplit("l4k::", 1)[-1] if "<" not in name else name.removeprefix("l4k::")
 
 

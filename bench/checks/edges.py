@@ -205,8 +205,8 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         # Each op on what the one before gave: a rounding there is not its own.
         with l4kernels.reference():
             expected = layer(got)
-        for a, b, most in zip(got, expected, (BF16, 1e-5, 0.0, 0.0, BF16, 1e-5), strict=True):
-            assert_close(a, b, most)
+        for a, b, tolerance in zip(got, expected, (BF16, 1e-5, 0.0, 0.0, BF16, 1e-5), strict=True):
+            assert_close(a, b, tolerance)
 
 
 STREAMING = (
@@ -218,7 +218,7 @@ STREAMING = (
 
 def variants(t: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The values of a tensor, laid out otherwise in memory."""
-    yield "behind one element", t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
+    yield "after one element", t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
     yield "with gaps", t.new_empty(*t.shape, 2)[..., 0].copy_(t)
     if t.dim() > 1:
         for gap in (1, 16):
@@ -259,7 +259,7 @@ def any_strides_give_the_right_result_or_an_error_that_names_the_tensor(m: Machi
 
 @edge
 def rows_beyond_4_gib(m: Machine) -> None:
-    """Sparse buffers whose last rows begin behind 2^31 elements."""
+    """Sparse buffers whose last rows begin past 2^31 elements."""
 
     def far(rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         wide = torch.empty(rows, 2**31 // (rows - 1) + 128, dtype=dtype, device=m.device)
@@ -297,6 +297,6 @@ def rows_beyond_4_gib(m: Machine) -> None:
         with m.route():
             q = ops.rope_cache(qkv, positions, slots + 2**24, *whole, num_heads=1)
         expected = ops.rope_cache.reference(qkv, positions, slots, *pages, num_heads=1)
-        most = E4M3 if cache == FP8 else BF16
+        tolerance = E4M3 if cache == FP8 else BF16
         assert_close(q, expected, BF16)
-        assert_close((whole[0][-1:], whole[1][-1:]), tuple(pages), most)
+        assert_close((whole[0][-1:], whole[1][-1:]), tuple(pages), tolerance)

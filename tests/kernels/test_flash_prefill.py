@@ -24,7 +24,7 @@ def i32(*values: int) -> torch.Tensor:
 
 def problem(make, len_qs, len_ks, *, heads=1, kv_heads=1, page=16, dtype=torch.bfloat16, ring=0):
     """Arguments of flash_prefill. Sequences own shuffled pages; pages nobody owns and the slots
-    behind a sequence's last key are NaN. With `ring`, the pages repeat after so many."""
+    after a sequence's last key are NaN. With `ring`, the pages repeat after so many."""
     counts = [-(-n // page) for n in len_ks]
     if ring:
         counts = [min(n, ring) for n in counts]
@@ -269,7 +269,7 @@ def prefill_counters(args, options):
 @pytest.mark.parametrize("dtype", (torch.bfloat16, FP8), ids=("bf16", "fp8"))
 @pytest.mark.parametrize("chunk", (0, 128, 200))
 def test_traffic_is_what_the_tiles_need(dtype, chunk):
-    """Copies: Q once per tile, and the pieces of pages that hold a key which the tile sees."""
+    """Copies: Q once per tile, and the boxes of pages that hold a key which the tile sees."""
     page, len_q, len_k, group = 32, 200, 500, 5
     args, options = problem(
         Maker("cpu", torch.bfloat16, 7), [len_q], [len_k], heads=group, page=page, dtype=dtype
