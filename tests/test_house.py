@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from tools import budget
 from tools.nvcc import ROOT
 from tools.size import PARTS, SUFFIXES, cap, code_lines, files, lines
 
-KERNELS = sorted(p for p in (ROOT / "csrc" / "kernels").iterdir() if p.is_dir())
+KERNELS = [folder for _, folder in sorted(budget.KERNELS.items())]
 PAGE_HEADINGS = ["What", "Floor", "Design", "Compiled", "Measured", "Did not work", "Next"]
 
 # A file under the prefix may include what matches; the first prefix that fits decides.
@@ -17,15 +18,15 @@ INCLUDES = [
     (r"csrc/tile/.*\.h", r"tile/.*\.h|c?std\w+|algorithm|array|climits|limits"),
     (r"csrc/tile/.*\.cuh", r"(tile|ptx)/.*|cuda.*|cstdint|type_traits"),
     (r"csrc/host/.*", r"(host|tile)/.*\.h|cuda.*|[a-z_]+"),
-    (r"csrc/kernels/(\w+)/\w+\.h", r"kernels/\1/.*\.h|tile/.*\.h|cuda_runtime\.h|[a-z_]+"),
-    (r"csrc/kernels/(\w+)/.*", r"kernels/\1/.*|(host|tile|ptx)/.*|cuda.*|[a-z_]+"),
+    (r"csrc/((?:kernels|probes)/\w+)/\w+\.h", r"\1/.*\.h|tile/.*\.h|cuda_runtime\.h|[a-z_]+"),
+    (r"csrc/((?:kernels|probes)/\w+)/.*", r"\1/.*|(host|tile|ptx)/.*|cuda.*|[a-z_]+"),
     (r"csrc/bindings/library\.cpp", r"(bindings|host|tile)/\w+\.h|[a-z_]+"),
     (
         r"csrc/bindings/.*",
-        r"kernels/\w+/\w+\.h|bindings/.*|host/device\.h|tile/\w+\.h|torch/csrc/stable/.*"
+        r"(kernels|probes)/\w+/\w+\.h|bindings/.*|host/device\.h|tile/\w+\.h|torch/csrc/stable/.*"
         r"|cuda_runtime\.h|[a-z_]+|l4k_emulator\.h",
     ),
-    (r"emulator/.*", r"(?!kernels/|bindings/|host/|tile/|ptx/.*\.cuh|torch/).*"),
+    (r"emulator/.*", r"(?!kernels/|probes/|bindings/|host/|tile/|ptx/.*\.cuh|torch/).*"),
 ]
 
 # A module under the prefix may import package modules that match; the first that fits decides.
@@ -131,7 +132,7 @@ def test_links_of_the_pages_lead_somewhere():
 def test_a_binding_exists_for_every_kernel():
     bindings = "".join(p.read_text() for p in sources("csrc/bindings"))
     for folder in KERNELS:
-        assert f'"kernels/{folder.name}/{folder.name}.h"' in bindings, folder.name
+        assert f'"{folder.parent.name}/{folder.name}/{folder.name}.h"' in bindings, folder.name
 
 
 def test_the_product_reads_three_environment_variables():
