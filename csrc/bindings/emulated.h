@@ -8,6 +8,8 @@
 // reported. Tensors from elsewhere the caller keeps alive until the chain ends.
 #pragma once
 #include <l4k_emulator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -55,6 +57,24 @@ inline void* allocate(size_t bytes) {
 inline void release(const Freed& freed) {
   std::lock_guard lock(state().mutex);
   state().freed.push_back(freed);
+}
+
+inline torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef shape,
+                                   torch::headeronly::ScalarType dtype, const char* name) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t count = 1;
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = count;
+    count *= shape[i] > 0 ? shape[i] : 1;
+  }
+  for (int64_t size : shape) count = size > 0 ? count : 0;
+  const size_t bytes = count * aoti_torch_dtype_element_size(torch::stable::detail::to<int32_t>(
+                                   torch::stable::detail::from(dtype)));
+  void* memory = allocate(bytes);
+  STD_TORCH_CHECK(memory != nullptr, "l4kernels: out of memory: ", bytes, " bytes");
+  return torch::stable::from_blob(memory, shape, strides,
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
+                                  [bytes, name](void* freed) { release({freed, bytes, name}); });
 }
 
 // Launches from here on must not touch what has been freed so far.

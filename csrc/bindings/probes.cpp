@@ -1,41 +1,46 @@
-#include "bindings/check.h"
+#include "bindings/arguments.h"
+#include "bindings/registry.h"
 #include "probes/mma_tile/mma_tile.h"
 #include "probes/word_sum/word_sum.h"
 
 namespace l4k::binding {
 
+namespace {
+
+const void* check_tile(const Call& call, const Argument& t) {
+  const Rows rows = check_rows(call, t, ScalarType::BFloat16, {kMmaTile, kMmaTile});
+  call.require_contiguous(t);
+  return rows.data;
+}
+
+}  // namespace
+
 Tensor mma_tile(const Tensor& a, const Tensor& b) {
-  L4K_CHECK_DTYPE(a, BFloat16);
-  L4K_CHECK_DTYPE(b, BFloat16);
-  L4K_CHECK_SHAPE(a, kMmaTile, kMmaTile);
-  L4K_CHECK_SHAPE(b, kMmaTile, kMmaTile);
-  L4K_CHECK_CONTIGUOUS(a);
-  L4K_CHECK_CONTIGUOUS(b);
-  L4K_CHECK_ROWS(a);
-  L4K_CHECK_ROWS(b);
-  Device device(a);
-  Tensor d = empty_like(a, {kMmaTile, kMmaTile});
-  L4K_LAUNCH(l4k::mma_tile({pointer(a), pointer(b), pointer(d)}, device.stream()));
+  const Call call("mma_tile", {"a", a});
+  const void* a_data = check_tile(call, {"a", a});
+  const void* b_data = check_tile(call, {"b", b});
+  Tensor d = call.empty({kMmaTile, kMmaTile}, ScalarType::BFloat16);
+  const MmaTileParams params{.a = a_data, .b = b_data, .d = pointer(d)};
+  call.launch(l4k::mma_tile, params);
   return d;
 }
 
 Tensor word_sum(const Tensor& data) {
-  L4K_CHECK_CONTIGUOUS(data);
-  const int64_t bytes = data.numel() * data.element_size();
-  L4K_CHECK_MULTIPLE(bytes, 16);
-  L4K_REQUIRE(reinterpret_cast<uintptr_t>(data.data_ptr()) % 16 == 0,
-              "expected data to be 16-byte aligned; clone() it first");
-  Device device(data);
-  Tensor out = empty_like(data, {1}, ScalarType::Int);
-  L4K_LAUNCH(l4k::word_sum(
-      {.num_vectors = bytes / 16, .data = pointer(data), .out = pointer<uint32_t>(out)},
-      device.stream()));
+  const Call call("word_sum", {"data", data});
+  const int64_t bytes = data.numel() * static_cast<int64_t>(data.element_size());
+  call.require_contiguous({"data", data});
+  call.require(bytes % 16 == 0, "expected the bytes of data to be a multiple of 16, got ", bytes);
+  const void* words = call.address({"data", data}, 16);
+  Tensor out = call.empty({1}, ScalarType::Int);
+  const WordSumParams params{
+      .num_vectors = bytes / 16, .data = words, .out = pointer<uint32_t>(out)};
+  call.launch(l4k::word_sum, params);
   return out;
 }
 
 }  // namespace l4k::binding
 
 L4K_REGISTER(m) {
-  L4K_IMPL(m, "mma_tile", mma_tile);
-  L4K_IMPL(m, "word_sum", word_sum);
+  l4k::bind<l4k::binding::mma_tile>(m, "mma_tile");
+  l4k::bind<l4k::binding::word_sum>(m, "word_sum");
 }
