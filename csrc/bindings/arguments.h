@@ -1,4 +1,4 @@
-// What several ops take, checked and as their kernels see it.
+// Arguments that several ops take: each check returns what the kernels need to know of them.
 #pragma once
 #include <string>
 #include <tuple>
@@ -8,6 +8,8 @@
 #include "tile/scaling.h"
 
 namespace l4k {
+
+constexpr int64_t kIntLimit = int64_t{1} << 31;  // of what a kernel holds in an int
 
 // Rows that a kernel reads in 16-byte vectors. [..., D] counts as [rows, D].
 struct Rows {
@@ -19,14 +21,14 @@ struct Rows {
 // Rows in 16-byte vectors, wherever each begins.
 inline void* check_vectors(const Call& call, const Argument& t) {
   constexpr int64_t kVector = 16;
-  const int64_t last = t.rank() - 1, bytes = static_cast<int64_t>(t.tensor.element_size());
-  bool fit = t.strides[last] == 1;
+  void* data = call.address(t, 1);
+  const int64_t last = t.rank() - 1, bytes = t.element_size();
+  bool fit = t.strides[last] == 1 && reinterpret_cast<uintptr_t>(data) % kVector == 0;
   for (int64_t i = 0; i < last; ++i) fit &= t.sizes[i] <= 1 || t.strides[i] * bytes % kVector == 0;
-  const auto start = reinterpret_cast<uintptr_t>(t.tensor.data_ptr());
-  call.require((fit && start % kVector == 0) || t.empty(), "expected the rows of ", t.name,
+  call.require(fit || t.empty(), "expected the rows of ", t.name,
                " to be contiguous and 16-byte aligned, got ", t,
                "; call contiguous() or clone() first");
-  return call.address(t, 1);
+  return data;
 }
 
 // All dimensions but the last as one; the rows must be evenly spaced.
@@ -93,12 +95,12 @@ inline Logits check_logits(const Call& call, const Argument& t) {
   call.require_shape(t, {"rows", "columns"});
   call.require(t.sizes[1] <= 1 || t.strides[1] == 1, "expected the last dimension of ", t.name,
                " to be contiguous, got ", t, "; call contiguous() first");
-  return {call.address(t, t.tensor.element_size()), t.sizes[0], t.sizes[1], t.strides[0],
+  return {call.address(t, t.element_size()), t.sizes[0], t.sizes[1], t.strides[0],
           t.dtype == ScalarType::Float};
 }
 
-// Keys and values in pages: [pages, page_size, kv_heads, head_dim] in bf16, or e4m3 with an optional
-// scale per KV head.
+// Keys and values in pages: [pages, page_size, kv_heads, head_dim] in bf16, or in e4m3 with an
+// optional scale per KV head.
 struct PagedCache {
   void *k, *v;
   int64_t pages, page_size, kv_heads;

@@ -13,7 +13,6 @@ namespace l4k::binding {
 namespace {
 
 constexpr int64_t kMaxTokens = 16, kMaxGroup = 16, kHeadDim = 128;
-constexpr int64_t kIntLimit = int64_t{1} << 31;
 
 // The queries of both attention ops: [..., num_heads, 128] bf16.
 struct Queries {

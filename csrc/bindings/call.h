@@ -1,14 +1,11 @@
-// A call of an op on its way to a launch: named arguments, the checks that memory safety needs, results
-// and workspaces, the stream.
+// A call of an op: its arguments under their names, the checks, results and workspaces, the launch.
 //
-// What an op's arguments mean and must be is stated once, in l4kernels/ops; Python asks for it again
-// when a binding has refused. Here stands what keeps a kernel from an address that is not its own,
-// since torch.ops reaches a binding without passing through Python. Where all is well no check
-// allocates, formats or asks the driver.
+// What the arguments of an op must be is stated in l4kernels/ops. A binding checks what its kernels
+// rely on to stay within memory, since torch.ops reaches it without passing through Python; when it
+// refuses, Python's check runs and words the error as on a CPU. A check that passes allocates and
+// formats nothing.
 #pragma once
 #include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
@@ -23,8 +20,7 @@
 #ifdef L4K_EMULATED
 #include "bindings/emulated.h"
 #else
-// Absent from a CPU-only torch, where the library must still load: hence weak.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+#include "bindings/cuda.h"
 #endif
 
 namespace l4k {
@@ -34,8 +30,8 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// A tensor under the name that the op's caller knows it by. There is none of a temporary: its memory
-// is somebody else's before the kernels are launched.
+// A tensor under the name that the op's caller knows. It is never a temporary, whose memory may
+// belong to another tensor before the kernels are launched.
 struct Argument {
   const char* name;
   const Tensor& tensor;
@@ -52,6 +48,7 @@ struct Argument {
 
   int64_t rank() const { return static_cast<int64_t>(sizes.size()); }
   bool empty() const { return tensor.numel() == 0; }
+  int64_t element_size() const { return static_cast<int64_t>(tensor.element_size()); }
 };
 
 struct OptionalArgument {
@@ -119,40 +116,29 @@ struct Extent {
     int64_t elements = 1;
     for (int64_t i = 0; i < t.rank(); ++i) elements += (t.sizes[i] - 1) * t.strides[i];
     first = static_cast<const char*>(t.tensor.data_ptr());
-    end = first + elements * static_cast<int64_t>(t.tensor.element_size());
+    end = first + elements * t.element_size();
   }
 
   bool overlaps(const Extent& other) const { return first < other.end && other.first < end; }
 };
 
-// The address of a result or a workspace.
+// The address of a result or a workspace, which must not be a temporary either.
 template <typename T = void>
 T* pointer(const Tensor& t) {
-#ifdef L4K_EMULATED
-  emulated::declare(t.data_ptr(), t.numel() * t.element_size());
-#endif
+  Device::declare([&] { return Extent({"", t}); });
   return static_cast<T*>(t.data_ptr());
 }
 template <typename T = void>
-T* pointer(const Tensor&&) = delete;  // as of an Argument
+T* pointer(const Tensor&&) = delete;
 
 class Call {
  public:
-  // All tensors must lie on the device of `first`, which is current while the call lasts.
-  Call(const char* op, const Argument& first) : op_(op), like_(first.tensor) {
-#ifndef L4K_EMULATED
-    require(like_.is_cuda(), "expected all tensors on one device, got ", first.name, " ", first,
-            " on another");
-    device_ = like_.get_device_index();
-    if (device_ != current_device()) guard_.emplace(device_);
-#endif
+  // All tensors must lie on the device of `first`.
+  Call(const char* op, const Argument& first) : op_(op), device_(first.tensor) {
+    require_here(first);
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
-
-#ifdef L4K_EMULATED
-  ~Call() { emulated::finish_call(); }  // one that was refused has declared some of its tensors
-#endif
 
   template <typename... Parts>
   void require(bool condition, const Parts&... parts) const {
@@ -183,64 +169,46 @@ class Call {
             "; call contiguous() first");
   }
 
-  // Where the tensor's data lies, at a multiple of so many bytes if there is any.
+  // The address of the tensor's data, if any a multiple of `alignment` bytes.
   void* address(const Argument& t, uintptr_t alignment) const {
-#ifdef L4K_EMULATED
-    const bool here = t.tensor.is_cpu();
-#else
-    const bool here = t.tensor.is_cuda() && t.tensor.get_device_index() == device_;
-#endif
-    require(here, "expected all tensors on one device, got ", t.name, " ", t, " on another");
+    require_here(t);
     void* data = t.tensor.data_ptr();
     require(reinterpret_cast<uintptr_t>(data) % alignment == 0 || t.empty(), "expected ", t.name,
             " to be ", alignment, "-byte aligned, got ", t, "; clone() it first");
-#ifdef L4K_EMULATED
-    const Extent extent(t);
-    emulated::declare(extent.first, extent.end - extent.first);
-#endif
+    Device::declare([&] { return Extent(t); });
     return data;
   }
 
   // An uninitialised, contiguous result; the emulator's reports call it by `name`.
   [[nodiscard]] Tensor empty(Sizes shape, ScalarType dtype, const char* name = "a result") const {
-#ifdef L4K_EMULATED
-    return emulated::empty(shape, dtype, name);
-#else
-    (void)name;
-    return torch::stable::new_empty(like_, shape, dtype);
-#endif
+    constexpr size_t kMaxRank = 64;  // of most ops of torch
+    require(shape.size() <= kMaxRank, "expected at most ", kMaxRank, " dimensions, got ",
+            shape.size());
+    int64_t strides[kMaxRank], count = 1;
+    for (size_t i = shape.size(); i-- > 0; count *= shape[i] > 0 ? shape[i] : 1) strides[i] = count;
+    return device_.empty(shape, {strides, shape.size()}, dtype, name);
   }
 
-  // Memory that only the kernels of this call see. The binding holds it in a variable until they are
-  // launched; freed after that, it is theirs until they end, as the stream has it.
+  // Memory that only the kernels of this call see. The binding holds it in a variable until they
+  // are launched. Freed after that, it stays theirs until they end: it is reused in the stream's order.
   [[nodiscard]] Tensor workspace(int64_t words) const {
     return empty({words}, ScalarType::Int, "a workspace");
   }
 
   template <typename Params>
   void launch(cudaError_t (*launcher)(const Params&, cudaStream_t), const Params& params) const {
-#ifdef L4K_EMULATED
-    emulated::end_lives();
-#endif
-    const cudaError_t error = launcher(params, stream());
+    Device::before_launch();
+    const cudaError_t error = launcher(params, device_.stream());
     if (error != cudaSuccess) fail("launch failed: ", cudaGetErrorString(error), hint(error));
-#ifdef L4K_EMULATED
-    const char* report = emulated::finish_call();
+    const char* report = Device::after_launch();
     require(*report == '\0', "emulator report: ", report);
-#endif
   }
 
  private:
-#ifdef L4K_EMULATED
-  static cudaStream_t stream() { return nullptr; }
-#else
-  cudaStream_t stream() const {
-    void* stream = nullptr;
-    require(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA support");
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
-    return static_cast<cudaStream_t>(stream);
+  void require_here(const Argument& t) const {
+    require(device_.holds(t.tensor), "expected all tensors on one device, got ", t.name, " ", t,
+            " on another");
   }
-#endif
 
   static const char* hint(cudaError_t error) {
     switch (error) {
@@ -255,11 +223,7 @@ class Call {
   }
 
   const char* op_;
-  const Tensor& like_;
-#ifndef L4K_EMULATED
-  int32_t device_;
-  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
-#endif
+  Device device_;
 };
 
 }  // namespace l4k

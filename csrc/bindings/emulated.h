@@ -7,6 +7,7 @@
 // the stream's pool, kernels that were launched before still find it; one launched afterwards is
 // reported. Tensors from elsewhere the caller keeps alive until the chain ends.
 #pragma once
+#include <cuda_runtime.h>
 #include <l4k_emulator.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -59,24 +60,6 @@ inline void release(const Freed& freed) {
   state().freed.push_back(freed);
 }
 
-inline torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef shape,
-                                   torch::headeronly::ScalarType dtype, const char* name) {
-  std::vector<int64_t> strides(shape.size());
-  int64_t count = 1;
-  for (size_t i = shape.size(); i-- > 0;) {
-    strides[i] = count;
-    count *= shape[i] > 0 ? shape[i] : 1;
-  }
-  for (int64_t size : shape) count = size > 0 ? count : 0;
-  const size_t bytes = count * aoti_torch_dtype_element_size(torch::stable::detail::to<int32_t>(
-                                   torch::stable::detail::from(dtype)));
-  void* memory = allocate(bytes);
-  STD_TORCH_CHECK(memory != nullptr, "l4kernels: out of memory: ", bytes, " bytes");
-  return torch::stable::from_blob(memory, shape, strides,
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
-                                  [bytes, name](void* freed) { release({freed, bytes, name}); });
-}
-
 // Launches from here on must not touch what has been freed so far.
 inline void end_lives() {
   std::lock_guard lock(state().mutex);
@@ -97,3 +80,42 @@ inline const char* finish() {
 inline const char* finish_call() { return state().chain ? "" : finish(); }
 
 }  // namespace l4k::emulated
+
+namespace l4k {
+
+// Stands in for the GPU of a call, as cuda.h has it.
+class Device {
+ public:
+  explicit Device(const torch::stable::Tensor&) {}
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  ~Device() { emulated::finish_call(); }  // a call that was refused has declared some tensors
+
+  static bool holds(const torch::stable::Tensor& t) { return t.is_cpu(); }
+
+  template <typename GetExtent>
+  static void declare(const GetExtent& get_extent) {
+    const auto extent = get_extent();
+    emulated::declare(extent.first, extent.end - extent.first);
+  }
+
+  // Reports call it by `name`.
+  static torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef shape,
+                                     torch::headeronly::IntHeaderOnlyArrayRef strides,
+                                     torch::headeronly::ScalarType dtype, const char* name) {
+    size_t bytes = aoti_torch_dtype_element_size(
+        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)));
+    for (int64_t size : shape) bytes *= size;
+    void* memory = emulated::allocate(bytes);
+    STD_TORCH_CHECK(memory != nullptr, "l4kernels: out of memory: ", bytes, " bytes");
+    return torch::stable::from_blob(
+        memory, shape, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
+        [bytes, name](void* freed) { emulated::release({freed, bytes, name}); });
+  }
+
+  static cudaStream_t stream() { return nullptr; }
+  static void before_launch() { emulated::end_lives(); }
+  static const char* after_launch() { return emulated::finish_call(); }
+};
+
+}  // namespace l4k

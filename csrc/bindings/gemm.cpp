@@ -1,7 +1,5 @@
 #include "kernels/gemm/gemm.h"
 
-#include <string_view>
-
 #include "bindings/arguments.h"
 #include "bindings/registry.h"
 #include "kernels/gemm/configs.h"
@@ -11,31 +9,9 @@ namespace l4k::binding {
 
 namespace {
 
-constexpr int64_t kIntLimit = int64_t{1} << 31;
-
-// What all forms of the op take.
-struct Inputs {
-  const Tensor &a, &b;
-  const OptionalTensor &expert_offsets, &sfa, &sfb, &bias, &residual, &row_scale;
-  std::string_view activation;
-  bool fast_accum;
-  int64_t config;
-};
-
-GemmActivation check_activation(const Call& call, std::string_view name) {
-  if (name == "none") return GemmActivation::kNone;
-  if (name == "gelu") return GemmActivation::kGelu;
-  if (name == "swiglu") return GemmActivation::kSwiglu;
-  call.fail("expected activation to be none, gelu or swiglu, got ", name);
-}
-
-int64_t result_columns(const GemmParams& p) {
-  return p.activation == GemmActivation::kSwiglu ? p.n / 2 : p.n;
-}
-
-// Fills in the operands, their sizes and the experts.
-void check_operands(const Call& call, const Inputs& in, GemmParams& p) {
-  const Argument a("a", in.a), b("b", in.b);
+// The operands, their sizes and the experts; the rest of the parameters is zero.
+GemmParams check_operands(const Call& call, const Argument& a, const Argument& b,
+                          const OptionalTensor& expert_offsets) {
   call.require_dtype(a, {ScalarType::BFloat16, ScalarType::Float8_e4m3fn});
   call.require(b.dtype == a.dtype, "expected b in the dtype of a, got ", b, " with a ", a);
   const Rows rows = check_rows(call, a, a.dtype, {"M", "K"});
@@ -44,7 +20,7 @@ void check_operands(const Call& call, const Inputs& in, GemmParams& p) {
   call.require((b.rank() == 2 || grouped) && b.sizes[b.rank() - 1] == k, "expected b to be [N, ", k,
                "] or [E, N, ", k, "], got ", b);
   call.require_contiguous(b);
-  call.require(grouped == in.expert_offsets.has_value(),
+  call.require(grouped == expert_offsets.has_value(),
                "expected expert_offsets with b of three dimensions, and only then");
   const int64_t n = b.sizes[b.rank() - 2], experts = grouped ? b.sizes[0] : 1;
   call.require(experts >= 1 && experts <= kMaxExperts, "expected b to hold 1 to ", kMaxExperts,
@@ -52,10 +28,11 @@ void check_operands(const Call& call, const Inputs& in, GemmParams& p) {
   call.require(m < kIntLimit && n < kIntLimit && k < kIntLimit,
                "expected sizes of a and b below 2^31, got ", a, " and ", b);
   call.require(k > 0, "expected K (columns of a and b) to be positive, got ", k);
-  const auto bytes = static_cast<int64_t>(in.a.element_size());
-  call.require(k * bytes % 16 == 0, "expected the rows of a to be a multiple of 16 bytes, got ", a);
+  call.require(k * a.element_size() % 16 == 0,
+               "expected the rows of a to be a multiple of 16 bytes, got ", a);
   call.require(m <= 1 || rows.stride >= k, "expected the rows of a not to overlap, got ", a,
                " with stride ", rows.stride, "; call contiguous() first");
+  GemmParams p{};
   p.m = static_cast<int>(m);
   p.n = static_cast<int>(n);
   p.k = static_cast<int>(k);
@@ -65,21 +42,19 @@ void check_operands(const Call& call, const Inputs& in, GemmParams& p) {
   p.a_stride = m > 1 ? rows.stride : k;
   p.b = check_vectors(call, b);
   p.expert_offsets =
-      check_optional_list<int>(call, {"expert_offsets", in.expert_offsets}, {experts + 1});
+      check_optional_list<int>(call, {"expert_offsets", expert_offsets}, {experts + 1});
+  p.error = error_word();
+  return p;
 }
 
 // Reads the scalings of A and B off the shapes of their scales.
-void check_scales(const Call& call, const Inputs& in, GemmParams& p) {
-  call.require(p.fp8 == in.sfa.has_value() && p.fp8 == in.sfb.has_value(),
-               "expected sfa and sfb with float8 operands, and only then");
-  if (!p.fp8) return;
-  const Argument sfa("sfa", *in.sfa), sfb("sfb", *in.sfb);
+void check_scales(const Call& call, const Argument& sfa, const Argument& sfb, GemmParams& p) {
   for (const Argument* scales : {&sfa, &sfb}) {
     call.require_dtype(*scales, {ScalarType::Float});
     call.require_contiguous(*scales);
   }
   const int64_t blocks = ceil_div(p.k, 128), rows = ceil_div(p.n, 128), experts = p.num_experts;
-  const bool grouped = in.b.dim() == 3;
+  const bool grouped = p.expert_offsets != nullptr;
   if (fits(sfa.sizes, {p.m, blocks}) && p.k % 128 == 0) p.scale_a = GemmScale::kBlock;
   if (fits(sfa.sizes, {p.m})) p.scale_a = GemmScale::kRow;
   if (fits(sfa.sizes, {1})) p.scale_a = GemmScale::kTensor;
@@ -104,34 +79,51 @@ void check_scales(const Call& call, const Inputs& in, GemmParams& p) {
   p.sfa = static_cast<const float*>(call.address(sfa, sizeof(float)));
   // By channel they are read in vectors.
   const void* factors = p.scale_b == GemmScale::kRow
-                            ? call.address({"sfb of channels", *in.sfb}, 16)
+                            ? call.address({"sfb of channels", sfb.tensor}, 16)
                             : call.address(sfb, sizeof(float));
   p.sfb = static_cast<const float*>(factors);
 }
 
-// Everything but the result.
-GemmParams check_inputs(const Call& call, const Inputs& in) {
-  GemmParams p{};
-  check_operands(call, in, p);
-  p.activation = check_activation(call, in.activation);
+void check_optional_scales(const Call& call, const OptionalTensor& sfa, const OptionalTensor& sfb,
+                           GemmParams& p) {
+  call.require(p.fp8 == sfa.has_value() && p.fp8 == sfb.has_value(),
+               "expected sfa and sfb with float8 operands, and only then");
+  if (p.fp8) check_scales(call, {"sfa", *sfa}, {"sfb", *sfb}, p);
+}
+
+void check_activation(const Call& call, const std::string& activation, GemmParams& p) {
+  if (activation == "none") p.activation = GemmActivation::kNone;
+  else if (activation == "gelu") p.activation = GemmActivation::kGelu;
+  else if (activation == "swiglu") p.activation = GemmActivation::kSwiglu;
+  else call.fail("expected activation to be none, gelu or swiglu, got ", activation);
   call.require(p.n % (p.activation == GemmActivation::kSwiglu ? 16 : 8) == 0,
                "expected N (rows of b) to be a multiple of 8 (16 for swiglu), got ", p.n);
-  check_scales(call, in, p);
-  p.fast_accum = in.fast_accum;
-  p.bias = check_optional_rows(call, {"bias", in.bias}, ScalarType::BFloat16, {p.n}).data;
-  const Rows residual = check_optional_rows(call, {"residual", in.residual}, ScalarType::BFloat16,
-                                            {p.m, result_columns(p)});
-  p.residual = residual.data;
-  p.residual_stride = residual.stride;
-  p.row_scale = check_optional_list<float>(call, {"row_scale", in.row_scale}, {p.m});
-  call.require(in.config >= -2 && in.config <= kMaxSplits * 100 + 99 &&
-                   GemmChoice::of(static_cast<int>(in.config)).config < kNumGemmConfigs,
+}
+
+int64_t result_columns(const GemmParams& p) {
+  return p.activation == GemmActivation::kSwiglu ? p.n / 2 : p.n;
+}
+
+void check_epilogue(const Call& call, const OptionalTensor& bias, const OptionalTensor& residual,
+                    const OptionalTensor& row_scale, GemmParams& p) {
+  p.bias = check_optional_rows(call, {"bias", bias}, ScalarType::BFloat16, {p.n}).data;
+  const Rows rows = check_optional_rows(call, {"residual", residual}, ScalarType::BFloat16,
+                                        {p.m, result_columns(p)});
+  p.residual = rows.data;
+  p.residual_stride = rows.stride;
+  p.row_scale = check_optional_list<float>(call, {"row_scale", row_scale}, {p.m});
+}
+
+// `p` is complete but for what it computes with.
+void check_config(const Call& call, int64_t config, GemmParams& p) {
+  call.require(config >= -2 && config <= kMaxSplits * 100 + 99 &&
+                   GemmChoice::of(static_cast<int>(config)).config < kNumGemmConfigs,
                "expected config to be -1, a row of 0 to ", kNumGemmConfigs - 1,
-               ", or that and 100 times a number of splits up to ", kMaxSplits, ", got ",
-               in.config);
-  p.asked = GemmChoice::of(static_cast<int>(in.config));
-  p.error = error_word();
-  return p;
+               ", or that and 100 times a number of splits up to ", kMaxSplits, ", got ", config);
+  p.asked = GemmChoice::of(static_cast<int>(config));
+  call.require(config < 0 || can_run(p.asked, problem_of(p)),
+               "expected config to be a row for these operands, scales and activation, or -1, got ",
+               config);
 }
 
 ScalarType check_out_dtype(const Call& call, const std::optional<ScalarType>& out_dtype) {
@@ -142,33 +134,21 @@ ScalarType check_out_dtype(const Call& call, const std::optional<ScalarType>& ou
   return dtype;
 }
 
-// A result of the caller's. A tile of it is written while others still read the inputs; of the
-// residual each reads just what it writes, so that `out` may be the residual itself.
-void* check_out(const Call& call, const Inputs& in, const GemmParams& p, ScalarType dtype,
-                const Argument& out) {
+void* check_out(const Call& call, const Argument& out, ScalarType dtype, const GemmParams& p) {
   call.require(out.dtype == dtype, "expected out in the dtype that out_dtype asks for, got ", out);
   call.require_shape(out, {p.m, result_columns(p)});
   call.require_contiguous(out);
-  void* data = check_vectors(call, out);
-  const Extent written(out);
-  const auto require_apart = [&](const Tensor& input) {
-    call.require(!written.overlaps(Extent({"", input})),
-                 "expected out to share no memory with an input, except to be residual itself, ",
-                 "got an out in the memory of ", input);
-  };
-  require_apart(in.a);
-  require_apart(in.b);
-  for (const OptionalTensor* t : {&in.sfa, &in.sfb, &in.bias, &in.row_scale})
-    if (*t) require_apart(**t);
-  const bool in_place = p.residual == data && p.residual_stride == out.strides[0];
-  if (in.residual && !in_place) require_apart(*in.residual);
-  return data;
+  return check_vectors(call, out);
 }
 
-void launch(const Call& call, const Inputs& in, const GemmParams& p) {
-  call.require(in.config < 0 || can_run(p.asked, problem_of(p)),
-               "expected config to be a row for these operands, scales and activation, or -1, got ",
-               in.config);
+// A tile of the result is written while others still read the inputs.
+void require_apart(const Call& call, const Argument& out, const Tensor& input) {
+  call.require(!Extent(out).overlaps(Extent({"", input})),
+               "expected out to share no memory with an input, except to be residual itself, ",
+               "got an out in the memory of ", input);
+}
+
+void launch(const Call& call, const GemmParams& p) {
   if (p.m > 0 && p.n > 0) call.launch(l4k::gemm, p);
 }
 
@@ -180,13 +160,17 @@ Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offse
             const std::string& activation, const std::optional<ScalarType>& out_dtype,
             bool fast_accum, int64_t config) {
   const Call call("gemm", {"a", a});
-  const Inputs in{a,        b,         expert_offsets, sfa,        sfb,   bias,
-                  residual, row_scale, activation,     fast_accum, config};
-  GemmParams p = check_inputs(call, in);
-  Tensor out = call.empty({p.m, result_columns(p)}, check_out_dtype(call, out_dtype));
+  GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
+  check_optional_scales(call, sfa, sfb, p);
+  check_activation(call, activation, p);
+  check_epilogue(call, bias, residual, row_scale, p);
+  const ScalarType dtype = check_out_dtype(call, out_dtype);
+  p.out_float32 = dtype == ScalarType::Float;
+  p.fast_accum = fast_accum;
+  check_config(call, config, p);
+  Tensor out = call.empty({p.m, result_columns(p)}, dtype);
   p.d = pointer(out);
-  p.out_float32 = out.scalar_type() == ScalarType::Float;
-  launch(call, in, p);
+  launch(call, p);
   return out;
 }
 
@@ -196,13 +180,22 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
                 const std::string& activation, const std::optional<ScalarType>& out_dtype,
                 bool fast_accum, int64_t config, Tensor out) {
   const Call call("gemm", {"a", a});
-  const Inputs in{a,        b,         expert_offsets, sfa,        sfb,   bias,
-                  residual, row_scale, activation,     fast_accum, config};
-  GemmParams p = check_inputs(call, in);
+  GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
+  check_optional_scales(call, sfa, sfb, p);
+  check_activation(call, activation, p);
+  check_epilogue(call, bias, residual, row_scale, p);
   const ScalarType dtype = check_out_dtype(call, out_dtype);
-  p.d = check_out(call, in, p, dtype, {"out", out});
   p.out_float32 = dtype == ScalarType::Float;
-  launch(call, in, p);
+  p.fast_accum = fast_accum;
+  check_config(call, config, p);
+  p.d = check_out(call, {"out", out}, dtype, p);
+  for (const Tensor* t : {&a, &b}) require_apart(call, {"out", out}, *t);
+  for (const OptionalTensor* t : {&expert_offsets, &sfa, &sfb, &bias, &row_scale})
+    if (*t) require_apart(call, {"out", out}, **t);
+  // Of the residual each tile reads just what it writes.
+  const bool in_place = p.residual == p.d && p.residual_stride == out.stride(0);
+  if (residual && !in_place) require_apart(call, {"out", out}, *residual);
+  launch(call, p);
   return out;
 }
 
@@ -211,16 +204,17 @@ std::tuple<Tensor, Tensor> gemm_swiglu_fp8(const Tensor& a, const Tensor& b, con
                                            const OptionalTensor& row_scale, int64_t config) {
   const Call call("gemm_swiglu_fp8", {"a", a});
   call.require_dtype({"a", a}, {ScalarType::Float8_e4m3fn});
-  const OptionalTensor some_sfa = sfa, some_sfb = sfb, none;
-  const Inputs in{a,    b,         expert_offsets, some_sfa, some_sfb, none,
-                  none, row_scale, "swiglu",       false,    config};
-  GemmParams p = check_inputs(call, in);
+  GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
+  check_scales(call, {"sfa", sfa}, {"sfb", sfb}, p);
+  check_activation(call, "swiglu", p);
+  p.row_scale = check_optional_list<float>(call, {"row_scale", row_scale}, {p.m});
   call.require(p.n % 256 == 0, "expected N (rows of b) to be a multiple of 256, got ", p.n);
   Tensor q = call.empty({p.m, p.n / 2}, ScalarType::Float8_e4m3fn);
   Tensor scale = call.empty({p.m, p.n / 256}, ScalarType::Float);
   p.d = pointer(q);
   p.d_scale = pointer<float>(scale);
-  launch(call, in, p);
+  check_config(call, config, p);
+  launch(call, p);
   return {q, scale};
 }
 

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tenso
   call.require(top_k >= 1 && top_k <= kRouteMaxTopK && top_k <= experts, "expected top_k in 1 to ",
                kRouteMaxTopK, ", at most the number of experts (", experts, "), got ", top_k);
   const int64_t choices = tokens * top_k;
-  call.require(choices < int64_t{1} << 31, "expected fewer than 2^31 choices, got ", choices);
+  call.require(choices < kIntLimit, "expected fewer than 2^31 choices, got ", choices);
   Tensor ids = call.empty({tokens, top_k}, ScalarType::Int);
   Tensor weights = call.empty({tokens, top_k}, ScalarType::Float);
   Tensor row_scale = call.empty({choices}, ScalarType::Float);

@@ -10,7 +10,7 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
                   const OptionalTensor& k_scale, const OptionalTensor& v_scale) {
   const Call call("rope_cache", {"qkv", qkv});
   const PagedCache cache = check_paged_cache(call, k_cache, v_cache, k_scale, v_scale, kHeadDim);
-  call.require(num_heads >= 1 && num_heads < int64_t{1} << 31 && cache.kv_heads >= 1 &&
+  call.require(num_heads >= 1 && num_heads < kIntLimit && cache.kv_heads >= 1 &&
                    num_heads % cache.kv_heads == 0,
                "expected num_heads to be a positive multiple of the ", cache.kv_heads,
                " heads of k_cache, got ", num_heads);
@@ -18,7 +18,7 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
                              {"T", (num_heads + 2 * cache.kv_heads) * kHeadDim});
   const int64_t* positions_data = check_list<int64_t>(call, {"positions", positions}, {in.count});
   const int64_t* slots_data = check_list<int64_t>(call, {"slot_mapping", slot_mapping}, {in.count});
-  call.require(floor_scale >= 1 && floor_scale < int64_t{1} << 31,
+  call.require(floor_scale >= 1 && floor_scale < kIntLimit,
                "expected floor_scale to be positive, got ", floor_scale);
   call.require(qk_norm_eps.value_or(0.0) >= 0.0,
                "expected qk_norm_eps to be None (off) or not negative, got ",
