@@ -1,7 +1,7 @@
 """The compiler's report of a kernel, and the budget it must stay within.
 
-`python -m tools.budget NAME` compiles csrc/kernels/NAME/*.cu alone and prints registers, spills,
-shared memory and SASS counts; tests/kernels/test_budgets.py compares them with budget.toml:
+`python -m tools.budget NAME` compiles the .cu files of kernel NAME alone and prints registers,
+spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares them with budget.toml:
 
     [silu_mul_kernel]             # demangled name, template arguments included; the GEMM's by name
     threads = 128                 # per CTA, for the register pool
@@ -29,7 +29,9 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-KERNELS = ROOT / "csrc" / "kernels"
+KERNELS = {p.name: p for room in ("kernels", "probes") for p in (ROOT / "csrc" / room).iterdir()}
+"""The folder of each kernel."""
+
 # ptxas: setmaxnreg ignored (C7508); wgmma serialised for one reason or another (C7510 and on).
 FORBIDDEN_NOTICES = ["C7508", *(f"C75{n}" for n in range(10, 30))]
 
@@ -50,13 +52,13 @@ class Report:
 
 
 def load_budget(kernel: str) -> dict[str, dict[str, Any]]:
-    return tomllib.loads((KERNELS / kernel / "budget.toml").read_text())
+    return tomllib.loads((KERNELS[kernel] / "budget.toml").read_text())
 
 
 def reports(kernel: str) -> dict[str, Report]:
     """Demangled kernel name -> report, for every .cu of a kernel's folder. Cached by content."""
     found: dict[str, Report] = {}
-    for source in sorted((KERNELS / kernel).glob("*.cu")):
+    for source in sorted(KERNELS[kernel].glob("*.cu")):
         found |= _reports_of(source)
     return found
 
@@ -162,8 +164,8 @@ def _count_sass(text: str, found: dict[str, Report]) -> None:
 
 def main(names: list[str]) -> int:
     failed = 0
-    for kernel in names or sorted(p.name for p in KERNELS.iterdir()):
-        budgets = load_budget(kernel) if (KERNELS / kernel / "budget.toml").exists() else {}
+    for kernel in names or sorted(KERNELS):
+        budgets = load_budget(kernel) if (KERNELS[kernel] / "budget.toml").exists() else {}
         for name, report in reports(kernel).items():
             print(
                 f"{name}: {report.registers} registers, {report.spills} spilled, "
