@@ -26,7 +26,6 @@ DENSER = {
 
 # Functions that wait for their split: room and name.
 LONGER = {
-    ("csrc/bindings", "gemm"),
     ("emulator/machine", "Machine::place_cluster"),
     ("emulator/machine", "Machine::step"),
     ("emulator/machine", "atomic"),
