@@ -3,6 +3,7 @@
 #   make test    every test that needs no GPU               make build   the compiled libraries
 #   make check   format, lint, types, house tests           make gpu     a GPU run (docs/measuring.md)
 #   make fmt     formats Python and C++                     make size    lines and density by room
+#   make sanitize   the emulator's and the host tests under ASan and UBSan
 #   make kernel K=silu_mul   compile one kernel, print its report
 #   make size SINCE=HEAD     ... and what the working tree adds to a revision
 PYTHON ?= python3
@@ -20,7 +21,7 @@ nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command
 environment = $(PYTHON) -m tools.environment $(VENV) \
   $(if $(filter-out file,$(origin PYTHON)),--exact) --requirements
 
-.PHONY: venv demo-venv build demo test parity check check-format check-types check-house fmt kernel \
+.PHONY: venv demo-venv build demo test sanitize parity check check-format check-types check-house fmt kernel \
   gpu gpu-files size clean
 
 venv:
@@ -40,6 +41,12 @@ test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
 	$(run) $(bin)/python -m tests.emulator.emulator_programs cutlass
 	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu"
+
+# The emulator's own tests and the host tests, in a build folder of their own.
+sanitize: venv
+	$(run) cmake -S . -B build/sanitize -G Ninja -DL4K_SANITIZE=ON
+	$(run) cmake --build build/sanitize
+	$(run) ctest --test-dir build/sanitize -j $(JOBS) --output-on-failure
 
 # 200 random tiny models against transformers (make test runs a sample).
 parity: venv

@@ -1,4 +1,4 @@
-// What the emulator says when a program is wrong.
+// Faults of a program, and the report of the first.
 #pragma once
 
 #include <cstdint>

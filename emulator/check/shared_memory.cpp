@@ -5,7 +5,7 @@
 namespace l4k::emu {
 
 void Actor::tick() {
-  if (++seen[id] >= 0x3fffff) fault("not-implemented", "more than 4 million barriers in one warp");
+  if (++seen[id] >= kMaxClock) fault("not-implemented", "more than 4 million barriers in one warp");
 }
 
 SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, uint32_t warps)
@@ -31,7 +31,7 @@ void SharedMemory::check_bounds(uint32_t address, uint32_t bytes, int lane) cons
 
 // "warp 3", "the copy engine", and the CTA's rank when it is another one.
 std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
-  uint32_t id = epoch >> 22, index = id % per_cta_;
+  uint32_t id = epoch_actor(epoch), index = id % per_cta_;
   std::string s = index < warps_ ? "warp " + std::to_string(index)
                   : index == warps_
                       ? "the copy engine"
@@ -65,14 +65,14 @@ void SharedMemory::pend(std::vector<uint16_t>& v, uint32_t address, uint32_t byt
 }
 
 void SharedMemory::note_word_read(uint32_t w, uint32_t mine, const Clock& seen, uint8_t lane) {
-  uint32_t old = reader_[w], id = mine >> 22, clock = mine & 0x3fffff;
+  uint32_t old = reader_[w], id = epoch_actor(mine), clock = epoch_clock(mine);
   if (old == mine) {
     if (reader_lane_[w] != lane) reader_lane_[w] = kLanes;
     return;
   }
   reader_lane_[w] = lane;
   if (old >= kReadSet) {
-    read_sets_[old & 0x3fffff][id] = clock;
+    read_sets_[old - kReadSet][id] = clock;
   } else if (!old || ordered(old, seen)) {
     reader_[w] = mine;
   } else {
@@ -85,7 +85,7 @@ void SharedMemory::note_word_read(uint32_t w, uint32_t mine, const Clock& seen, 
       free_sets_.pop_back();
       read_sets_[index].assign(actors_, 0);
     }
-    read_sets_[index][old >> 22] = old & 0x3fffff;
+    read_sets_[index][epoch_actor(old)] = epoch_clock(old);
     read_sets_[index][id] = clock;
     reader_[w] = kReadSet | index;
   }
@@ -96,10 +96,10 @@ bool SharedMemory::reads_ordered(uint32_t w, const Actor& who, uint32_t* culprit
   *culprit = old;
   if (!old) return true;
   if (old < kReadSet) return ordered(old, who.seen);
-  const Clock& set = read_sets_[old & 0x3fffff];
+  const Clock& set = read_sets_[old - kReadSet];
   for (uint32_t a = 0; a < actors_; ++a)
     if (set[a] > who.seen[a]) {
-      *culprit = a << 22 | set[a];
+      *culprit = make_epoch(a, set[a]);
       return false;
     }
   return true;
@@ -155,9 +155,9 @@ void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int
         warp_race("overwrites a word read by", w * 4, reader_lane_[w], lane);
       uint32_t culprit;
       // Parts of a word may belong to different warps; only whole-word accesses are conclusive.
-      if (!reads_ordered(w, who, &culprit) && culprit >> 22 != who.id && mask == 15)
+      if (!reads_ordered(w, who, &culprit) && epoch_actor(culprit) != who.id && mask == 15)
         race("overwrites a word read by", w * 4, culprit, who, lane);
-      if (reader_[w] >= kReadSet) free_sets_.push_back(reader_[w] & 0x3fffff);
+      if (reader_[w] >= kReadSet) free_sets_.push_back(reader_[w] - kReadSet);
       reader_[w] = 0;
     }
   }
@@ -181,7 +181,7 @@ void SharedMemory::atomic(uint32_t address, uint32_t bytes, const Actor& who, in
       race("atomic or volatile access to a word written by", b, writer_[w], who, lane);
     if (!writes) continue;
     uint32_t culprit;
-    if (bytes >= 4 && !reads_ordered(w, who, &culprit) && culprit >> 22 != who.id)
+    if (bytes >= 4 && !reads_ordered(w, who, &culprit) && epoch_actor(culprit) != who.id)
       race("atomic or volatile write to a word read by", b, culprit, who, lane);
     init_[w] = static_cast<uint8_t>(init_[w] | bit | bit << 4);
     writer_[w] = who.epoch();
@@ -251,7 +251,7 @@ void SharedMemory::note_async_write(uint32_t address, uint32_t bytes, uint32_t e
     writer_[w] = epoch;
     init_[w] = 0xff;
     kind_[w] = Writer::async_proxy;
-    if (reader_[w] >= kReadSet) free_sets_.push_back(reader_[w] & 0x3fffff);
+    if (reader_[w] >= kReadSet) free_sets_.push_back(reader_[w] - kReadSet);
     reader_[w] = 0;
   }
 }

@@ -20,11 +20,29 @@ inline void join(Clock& into, const Clock& from) {
     if (from[i] > into[i]) into[i] = from[i];
 }
 
+// An epoch is an actor and its clock in one word.
+inline constexpr uint32_t kClockBits = 22, kMaxClock = (1u << kClockBits) - 1;
+constexpr uint32_t make_epoch(uint32_t actor, uint32_t clock) {
+  return actor << kClockBits | clock;
+}
+constexpr uint32_t epoch_actor(uint32_t epoch) { return epoch >> kClockBits; }
+constexpr uint32_t epoch_clock(uint32_t epoch) { return epoch & kMaxClock; }
+inline bool ordered(uint32_t epoch, const Clock& clock) {
+  return epoch_clock(epoch) <= clock[epoch_actor(epoch)];
+}
+
 struct Actor {
   uint32_t id = 0;
   Clock seen;     // epochs ordered before this actor's next access
   Clock proxied;  // the same, and visible to the asynchronous proxy
-  uint32_t epoch() const { return id << 22 | seen[id]; }
+  uint32_t epoch() const { return make_epoch(id, seen[id]); }
+  // Takes on what others had seen when they released; its own clock stays.
+  void acquire(const Clock& others_seen, const Clock& others_proxied) {
+    uint32_t own = seen[id];
+    join(seen, others_seen);
+    join(proxied, others_proxied);
+    seen[id] = own;
+  }
   void tick();  // begins a new epoch: after every release
 };
 
@@ -68,9 +86,6 @@ class SharedMemory {
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
 
  private:
-  static bool ordered(uint32_t epoch, const Clock& clock) {
-    return (epoch & 0x3fffff) <= clock[epoch >> 22];
-  }
   std::string name(uint32_t epoch, uint32_t own) const;
   void pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta);
   void note_word_read(uint32_t word, uint32_t epoch, const Clock& seen, uint8_t lane);
@@ -80,7 +95,7 @@ class SharedMemory {
   [[noreturn]] void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
   [[noreturn]] void in_flight(const char* what, uint32_t address, int lane) const;
 
-  static constexpr uint32_t kReadSet = 1023u << 22;
+  static constexpr uint32_t kReadSet = make_epoch(1023, 0);
   static constexpr uint8_t kLanes = 32;
   std::vector<uint8_t> data_;
   std::vector<uint32_t> writer_;  // epoch of the last write of each word, 0: none

@@ -1,7 +1,11 @@
-// Loads a module: memory for its variables, layout of shared memory and registers, decoding.
+#include "machine/image.h"
+
+#include <algorithm>
 #include <cstring>
 
-#include "machine/decode.h"
+#include "machine/async/families.h"
+#include "machine/core/machine.h"
+#include "machine/isa/families.h"
 
 namespace l4k::emu {
 namespace {
@@ -70,16 +74,11 @@ void fell_off(Warp&, const Inst&) { fault("trap", "execution ran past the end of
 
 bool decode_any(Decoder& d) {
   static constexpr bool (*kDecoders[])(Decoder&) = {
-      decode_move,    decode_memory, decode_control,   decode_mbarrier, decode_bulk,
-      decode_copy,    decode_wgmma,  decode_tensormap, decode_mma,      decode_warp,
-      decode_barrier, decode_atomic, decode_compare,   decode_convert};
-  for (auto* f : kDecoders)
-    if (f(d)) return true;
-  Inst blank = *d.out;
-  if (decode_integer(d)) return true;
-  *d.out = blank;
-  Decoder again(d.program, d.image, d.in, d.out);
-  return decode_float(again);
+      decode_move,        decode_memory,  decode_control, decode_mbarrier,  decode_bulk,
+      decode_store_async, decode_copy,    decode_wgmma,   decode_tensormap, decode_mma,
+      decode_warp,        decode_barrier, decode_atomic,  decode_compare,   decode_convert,
+      decode_bits,        decode_integer, decode_float};
+  return std::any_of(std::begin(kDecoders), std::end(kDecoders), [&](auto* f) { return f(d); });
 }
 
 void decode(Program& p, const Image& image) {

@@ -34,9 +34,9 @@ constexpr uint32_t kWrapperMagic = 0x466243b1, kContainerMagic = 0xba55ed50;
 constexpr uint64_t kCompressedFlags = 0x2000 | 0x8000;  // LZ4, Zstandard
 constexpr uint64_t kLimit = uint64_t{1} << 31;
 
-// Bytes from `data` to the end of the segment, of the program or a library, that holds it: more
-// than that no container has. Elsewhere kLimit.
-uint64_t bytes_behind(const void* data) {
+// Bytes from `data` to the end of the segment, of the program or a library, that holds it, which is
+// the longest that a container there can be. Elsewhere kLimit.
+uint64_t bytes_to_segment_end(const void* data) {
   struct Search {
     uint64_t address, bytes;
   } search{reinterpret_cast<uint64_t>(data), kLimit};
@@ -71,7 +71,7 @@ std::vector<FatBinaryImage> read_fat_binary(const void* data) {
   std::memcpy(&c, data, sizeof c);
   if (c.magic != kContainerMagic)
     throw PtxError(0, "fat binary: magic is " + std::to_string(c.magic) + ", expected 0xba55ed50");
-  uint64_t room = bytes_behind(data);
+  uint64_t room = bytes_to_segment_end(data);
   if (c.header_bytes < sizeof c || c.header_bytes > room || c.bytes > room - c.header_bytes)
     throw PtxError(0, "fat binary: impossible header size " + std::to_string(c.header_bytes) +
                           " or size " + std::to_string(c.bytes));

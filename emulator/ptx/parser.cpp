@@ -246,7 +246,7 @@ void PtxParser::function(bool entry) {
     scopes_[0].registers[kSpecialNames[i]] = static_cast<int>(i);
     f_->registers.push_back({kSpecialNames[i], 32, false});
   }
-  f_->registers.push_back({"_", 128, false});  // kSpecialCount: where results nobody wants go
+  f_->registers.push_back({"_", 128, false});  // kSpecialCount: results that nobody reads
   if (!entry) formals(&f_->results, false);
   f_->name = name();
   formals(&f_->params, entry);

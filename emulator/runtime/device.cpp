@@ -229,7 +229,7 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* n, const void* f, const cudaLaun
       size = c->attrs[i].val.clusterDim.x * c->attrs[i].val.clusterDim.y *
              c->attrs[i].val.clusterDim.z;
   *n = 0;
-  if (size == 0) return cudaSuccess;  // a GPU gave no number either for a launch without clusters
+  if (size == 0) return cudaSuccess;  // as on a GPU, where a launch without clusters gets no number
   *n = static_cast<int>(static_cast<unsigned>(per_sm) * Machine::get().settings.sms / size);
   return cudaSuccess;
 }

@@ -12,38 +12,35 @@ std::string triple(dim3 d) {
   return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
 }
 
-}  // namespace
+uint64_t volume(dim3 d) { return uint64_t{d.x} * d.y * d.z; }
 
-cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
-                const cudaLaunchAttribute* attributes, unsigned count) {
-  Machine& m = Machine::get();
-  if (m.failed()) return status();
-  Kernel* k = Registry::get().find(function);
-  if (!k) return Registry::get().last;
-  const Program* p = k->load();
-  if (!p) return Registry::get().last;
-  const PtxFunction& f = *p->ptx;
-  auto l = std::make_unique<Launch>();
-  l->program = p;
-  l->image = k->image;
-  dim3 cluster(1, 1, 1);
-  if (f.cluster[0]) cluster = dim3(f.cluster[0], f.cluster[1], f.cluster[2]);
+// What the launch attributes ask for.
+struct Attributes {
+  dim3 cluster{1, 1, 1};
+  bool programmatic = false, cooperative = false;
+};
+
+// cudaSuccess, or refused as the driver would; so do the checks below.
+cudaError_t read_attributes(const Kernel& k, const PtxFunction& f,
+                            const cudaLaunchAttribute* attributes, unsigned count,
+                            Attributes* out) {
+  if (f.cluster[0]) out->cluster = dim3(f.cluster[0], f.cluster[1], f.cluster[2]);
   for (unsigned i = 0; i < count; ++i) {
     const cudaLaunchAttribute& a = attributes[i];
     switch (a.id) {
       case cudaLaunchAttributeClusterDimension: {
         dim3 c(a.val.clusterDim.x, a.val.clusterDim.y, a.val.clusterDim.z);
         if (f.cluster[0] && (c.x != f.cluster[0] || c.y != f.cluster[1] || c.z != f.cluster[2]))
-          return refuse(cudaErrorInvalidValue, k->name + ": cluster " + triple(c) +
+          return refuse(cudaErrorInvalidValue, k.name + ": cluster " + triple(c) +
                                                    " differs from the kernel's __cluster_dims__");
-        cluster = c;
+        out->cluster = c;
         break;
       }
       case cudaLaunchAttributeProgrammaticStreamSerialization:
-        l->programmatic = a.val.programmaticStreamSerializationAllowed != 0;
+        out->programmatic = a.val.programmaticStreamSerializationAllowed != 0;
         break;
       case cudaLaunchAttributeCooperative:
-        l->cooperative = a.val.cooperative != 0;
+        out->cooperative = a.val.cooperative != 0;
         break;
       case cudaLaunchAttributeIgnore:
       case cudaLaunchAttributePriority:
@@ -53,59 +50,74 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t
       case cudaLaunchAttributeClusterSchedulingPolicyPreference:
         break;
       default:
-        return refuse(cudaErrorNotSupported, k->name + ": launch attribute " +
+        return refuse(cudaErrorNotSupported, k.name + ": launch attribute " +
                                                  std::to_string(int(a.id)) +
                                                  " is not implemented by the emulator");
     }
   }
-  uint64_t threads = uint64_t{block.x} * block.y * block.z;
+  return cudaSuccess;
+}
+
+cudaError_t check_shape(const Kernel& k, const PtxFunction& f, dim3 grid, dim3 block) {
+  uint64_t threads = volume(block);
   if (!threads || threads > 1024 || block.z > 64 || !grid.x || !grid.y || !grid.z ||
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return refuse(cudaErrorInvalidConfiguration,
-                  k->name + ": grid " + triple(grid) + " block " + triple(block));
+                  k.name + ": grid " + triple(grid) + " block " + triple(block));
   uint64_t bound = uint64_t{f.max_threads[0]} * f.max_threads[1] * f.max_threads[2];
   if (bound && threads > bound)
-    return refuse(cudaErrorLaunchOutOfResources, k->name + ": " + std::to_string(threads) +
+    return refuse(cudaErrorLaunchOutOfResources, k.name + ": " + std::to_string(threads) +
                                                      " threads, but __launch_bounds__ says " +
                                                      std::to_string(bound));
   if (f.required_threads[0] &&
       (block.x != f.required_threads[0] || block.y != f.required_threads[1] ||
        block.z != f.required_threads[2]))
     return refuse(cudaErrorInvalidConfiguration,
-                  k->name + ": block " + triple(block) + " is not the required one");
-  uint64_t fixed = p->static_shared_end - 1024;
+                  k.name + ": block " + triple(block) + " is not the required one");
+  return cudaSuccess;
+}
+
+cudaError_t check_shared(const Kernel& k, uint64_t fixed, uint64_t dynamic) {
   uint64_t limit =
-      k->dynamic_set ? k->max_dynamic_shared : 48 * 1024 - std::min<uint64_t>(fixed, 48 * 1024);
-  if (shared > limit)
-    return refuse(cudaErrorInvalidValue, k->name + ": " + std::to_string(shared) +
+      k.dynamic_set ? k.max_dynamic_shared : 48 * 1024 - std::min<uint64_t>(fixed, 48 * 1024);
+  if (dynamic > limit)
+    return refuse(cudaErrorInvalidValue, k.name + ": " + std::to_string(dynamic) +
                                              " bytes of dynamic shared memory; allowed are " +
                                              std::to_string(limit) +
                                              " (set cudaFuncAttributeMaxDynamicSharedMemorySize)");
-  if (fixed + shared > kMaxShared)
+  if (fixed + dynamic > kMaxShared)
     return refuse(cudaErrorInvalidValue,
-                  k->name + ": " + std::to_string(fixed + shared) + " bytes of shared memory");
-  uint64_t size = uint64_t{cluster.x} * cluster.y * cluster.z;
-  if (!size || size > (k->non_portable_cluster ? 16u : 8u))
+                  k.name + ": " + std::to_string(fixed + dynamic) + " bytes of shared memory");
+  return cudaSuccess;
+}
+
+cudaError_t check_cluster(const Kernel& k, dim3 grid, dim3 cluster) {
+  uint64_t size = volume(cluster);
+  if (!size || size > (k.non_portable_cluster ? 16u : 8u))
     return refuse(cudaErrorInvalidClusterSize,
-                  k->name + ": cluster " + triple(cluster) +
+                  k.name + ": cluster " + triple(cluster) +
                       " (up to 8 CTAs, or 16 with the non-portable attribute)");
   if (grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
-    return refuse(cudaErrorInvalidClusterSize, k->name + ": cluster " + triple(cluster) +
+    return refuse(cudaErrorInvalidClusterSize, k.name + ": cluster " + triple(cluster) +
                                                    " does not divide grid " + triple(grid));
+  return cudaSuccess;
+}
+
+cudaError_t check_occupancy(const Kernel& k, uint64_t ctas, uint64_t threads, uint64_t shared,
+                            bool cooperative) {
   uint32_t per_sm =
-      occupancy(*p, static_cast<uint32_t>(threads), static_cast<uint32_t>(fixed + shared));
+      occupancy(*k.program, static_cast<uint32_t>(threads), static_cast<uint32_t>(shared));
   if (!per_sm)
-    return refuse(cudaErrorLaunchOutOfResources, k->name + ": not even one CTA fits an SM");
-  if (l->cooperative && uint64_t{grid.x} * grid.y * grid.z > uint64_t{per_sm} * m.settings.sms)
+    return refuse(cudaErrorLaunchOutOfResources, k.name + ": not even one CTA fits an SM");
+  uint64_t resident = uint64_t{per_sm} * Machine::get().settings.sms;
+  if (cooperative && ctas > resident)
     return refuse(cudaErrorCooperativeLaunchTooLarge,
-                  k->name + ": " + std::to_string(uint64_t{grid.x} * grid.y * grid.z) +
-                      " CTAs, but only " + std::to_string(uint64_t{per_sm} * m.settings.sms) +
-                      " are resident together");
-  const dim3* shapes[] = {&grid, &block, &cluster};
-  uint32_t* into[] = {l->grid, l->block, l->cluster};
-  for (int i = 0; i < 3; ++i)
-    into[i][0] = shapes[i]->x, into[i][1] = shapes[i]->y, into[i][2] = shapes[i]->z;
-  l->dynamic_shared = static_cast<uint32_t>(shared);
+                  k.name + ": " + std::to_string(ctas) + " CTAs, but only " +
+                      std::to_string(resident) + " are resident together");
+  return cudaSuccess;
+}
+
+void copy_arguments(const PtxFunction& f, void** args, Launch* l) {
   // Tensor maps in the block must keep their 64-byte alignment.
   l->params.assign(f.param_bytes + 256, 0);
   auto base = reinterpret_cast<uint64_t>(l->params.data());
@@ -113,7 +125,37 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t
   for (size_t i = 0; i < f.params.size(); ++i)
     std::memcpy(reinterpret_cast<void*>(l->param_base + f.params[i]->address), args[i],
                 f.params[i]->bytes);
-  m.launch(std::move(l));
+}
+
+}  // namespace
+
+cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
+                const cudaLaunchAttribute* attributes, unsigned count) {
+  if (Machine::get().failed()) return status();
+  Kernel* k = Registry::get().find(function);
+  if (!k) return Registry::get().last;
+  const Program* p = k->load();
+  if (!p) return Registry::get().last;
+  const PtxFunction& f = *p->ptx;
+  uint64_t fixed = p->static_shared_end - 1024;
+  Attributes asked;
+  cudaError_t e = read_attributes(*k, f, attributes, count, &asked);
+  if (e == cudaSuccess) e = check_shape(*k, f, grid, block);
+  if (e == cudaSuccess) e = check_shared(*k, fixed, shared);
+  if (e == cudaSuccess) e = check_cluster(*k, grid, asked.cluster);
+  if (e == cudaSuccess)
+    e = check_occupancy(*k, volume(grid), volume(block), fixed + shared, asked.cooperative);
+  if (e != cudaSuccess) return e;
+  auto l = std::make_unique<Launch>();
+  l->program = p;
+  l->programmatic = asked.programmatic;
+  const dim3* shapes[] = {&grid, &block, &asked.cluster};
+  uint32_t* into[] = {l->grid, l->block, l->cluster};
+  for (int i = 0; i < 3; ++i)
+    into[i][0] = shapes[i]->x, into[i][1] = shapes[i]->y, into[i][2] = shapes[i]->z;
+  l->dynamic_shared = static_cast<uint32_t>(shared);
+  copy_arguments(f, args, l.get());
+  Machine::get().launch(std::move(l));
   return status();
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "machine/image.h"
 #include "ptx/ast.h"
 
 namespace l4k::emu {
@@ -44,7 +45,6 @@ const Program* Kernel::load() {
     const Program* p = i->find(name);
     if (p && p->ptx->entry) {
       program = p;
-      image = i.get();
       return p;
     }
   }
@@ -61,7 +61,6 @@ Kernel* add_ptx_kernel(const std::string& text, const std::string& entry) {
   auto kernel = std::make_unique<Kernel>();
   kernel->name = entry;
   kernel->program = program;
-  kernel->image = image.get();
   kernel->max_dynamic_shared = 227 * 1024;
   kernel->dynamic_set = true;
   auto binary = std::make_unique<FatBinary>();

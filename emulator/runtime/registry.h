@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "machine/machine.h"
+#include "machine/core/machine.h"
 
 namespace l4k::emu {
 
@@ -26,7 +26,6 @@ struct Kernel {
   uint32_t max_dynamic_shared = 48 * 1024;
   bool dynamic_set = false, non_portable_cluster = false;
   const Program* program = nullptr;
-  const Image* image = nullptr;
   // Null, with `refuse` called, when the module is malformed or lacks the entry.
   const Program* load();
 };

@@ -123,7 +123,7 @@ float tanh(float x, double u) {
   }
   double v = std::tanh(static_cast<double>(x));
   v += u * (v * (0x1p-11 - kHalfUlp));
-  // A subnormal result cannot hold a relative error of 2^-11 and one more rounding: leave it be.
+  // A subnormal result cannot hold a relative error of 2^-11 and one more rounding: it is not moved.
   if (std::abs(v) < 0x1p-126) v = x;
   return static_cast<float>(std::min(std::max(v, -1.0), 1.0));
 }

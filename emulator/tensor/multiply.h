@@ -1,4 +1,4 @@
-// The tile products behind wgmma and mma.sync: any number of rows that is a multiple of four up to
+// The tile products of wgmma and mma.sync: any number of rows that is a multiple of four up to
 // 64, n a multiple of 8 up to 256, 16 or 32 bytes of K.
 #pragma once
 

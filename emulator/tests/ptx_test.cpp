@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "machine/machine.h"
+#include "machine/core/machine.h"
+#include "machine/image.h"
 #include "ptx/ast.h"
 
 using namespace l4k::emu;
@@ -46,7 +47,6 @@ ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];
   for (size_t i = 0; i < 96; ++i) pi[i] = in[i % in.size()];
   auto l = std::make_unique<Launch>();
   l->program = image->find("k");
-  l->image = image.get();
   l->block[0] = lanes;
   l->params.resize(256);
   l->param_base = reinterpret_cast<uint64_t>(l->params.data());

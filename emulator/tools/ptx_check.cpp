@@ -5,7 +5,8 @@
 #include <iterator>
 #include <map>
 
-#include "machine/machine.h"
+#include "machine/core/machine.h"
+#include "machine/image.h"
 #include "ptx/ast.h"
 
 using namespace l4k::emu;

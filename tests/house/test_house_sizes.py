@@ -12,10 +12,6 @@ TOKENS_PER_LINE = 11.0
 # Rooms that may be denser, up to a density of their own, and why; "tests" also stands for the rooms
 # in it that have no line. Nothing stays here without need.
 DENSER = {
-    "emulator/machine": (
-        11.4,
-        "decoding: an instruction's modifiers and operands are fields of it",
-    ),
     "emulator/tensor": (11.6, "bit fields and index formulas of the hardware's layouts"),
     "emulator/tests": (13.2, "tables of inputs and expected bits, a case a line"),
     "bench/checks": (14.1, "tables of cases, a case a line"),
@@ -26,16 +22,6 @@ DENSER = {
 
 # Functions that wait for their split: room and name.
 LONGER = {
-    ("emulator/machine", "Machine::place_cluster"),
-    ("emulator/machine", "Machine::step"),
-    ("emulator/machine", "atomic"),
-    ("emulator/machine", "decode_float"),
-    ("emulator/machine", "decode_integer"),
-    ("emulator/machine", "decode_move"),
-    ("emulator/machine", "decode_warp"),
-    ("emulator/machine", "load"),
-    ("emulator/runtime", "run"),
-    ("emulator/tests", "one_box"),
     ("l4kernels/dropin", "flash_attn_with_kvcache"),
 }
 

@@ -53,17 +53,35 @@ struct Arguments {
   }
 };
 
-// One random map and box: load, store and reduce against the model.
-void one_box(test::Rng& rng, int round) {
-  static std::vector<uint8_t> storage(1 << 20);
-  uint8_t* base = storage.data() + (16 - reinterpret_cast<uintptr_t>(storage.data()) % 16) % 16;
-  for (size_t i = 0; i < storage.size(); ++i)
-    storage[i] = static_cast<uint8_t>(rng.state >> (i % 40)) ^ static_cast<uint8_t>(i * 31);
-  rng.next();
+// One random map and box, with what every element of the box should be.
+struct Trial {
+  struct Cell {
+    uint64_t global;
+    bool inside;
+  };
+  int round;
+  std::vector<uint8_t>& storage;  // 1 MiB that the map points into
   Arguments a;
+  TensorMap m;
+  uint32_t size = 0, shared = 0;  // bytes of an element; where the box is in shared memory
+  int32_t coords[5] = {};
+  std::map<uint32_t, Cell> model = {};  // by swizzled shared address
+  uint32_t elements = 1;
+  uint64_t low = ~uint64_t{0}, high = 0;
+
+  void choose(test::Rng& rng);
+  void build_model();
+  void check_extent();
+  void check_load();
+  void check_runs();
+  void check_store(test::Rng& rng);
+};
+
+void Trial::choose(test::Rng& rng) {
+  uint8_t* base = storage.data() + (16 - reinterpret_cast<uintptr_t>(storage.data()) % 16) % 16;
   const int types[] = {0, 1, 2, 3, 6, 7, 8, 9};
   a.type = types[rng.below(8)];
-  uint32_t size = tensor_type_bytes(static_cast<TensorType>(a.type));
+  size = tensor_type_bytes(static_cast<TensorType>(a.type));
   a.rank = 1 + rng.below(5);
   a.address = base + 16 * rng.below(64);
   a.swizzle = static_cast<int>(rng.below(4));
@@ -81,49 +99,39 @@ void one_box(test::Rng& rng, int round) {
     a.strides[d - 1] = pitch;
     pitch *= a.dims[d];
   }
-  EncodeResult r = a.encode();
-  if (!check(r.code == EncodeCode::ok, "round %d: %s", round, r.reason.c_str())) return;
-  TensorMap m;
-  check(read_tensor_map(a.map, &m).empty(), "read back");
-  int32_t coords[5];
   for (uint32_t d = 0; d < a.rank; ++d) {
-    int reach = d ? static_cast<int>(a.dims[d]) : static_cast<int>(a.dims[0]);
-    coords[d] = static_cast<int>(rng.below(static_cast<uint32_t>(reach + 8))) - 4;
+    coords[d] = static_cast<int>(rng.below(static_cast<uint32_t>(a.dims[d]) + 8)) - 4;
     if (rng.below(3) == 0) coords[d] = 0;
   }
-  uint32_t shared = 128 * rng.below(64);
-  // The model: every element of the box.
-  struct Cell {
-    uint64_t global;
-    bool inside;
-  };
-  std::map<uint32_t, Cell> model;  // by swizzled shared address
-  uint32_t count[5] = {1, 1, 1, 1, 1}, linear = 0;
+  shared = 128 * rng.below(64);
+}
+
+void Trial::build_model() {
+  uint32_t count[5] = {1, 1, 1, 1, 1};
   for (uint32_t d = 0; d < a.rank; ++d) count[d] = (a.box[d] + a.steps[d] - 1) / a.steps[d];
-  uint64_t low = ~uint64_t{0}, high = 0;
-  for (uint32_t i4 = 0; i4 < count[4]; ++i4)
-    for (uint32_t i3 = 0; i3 < count[3]; ++i3)
-      for (uint32_t i2 = 0; i2 < count[2]; ++i2)
-        for (uint32_t i1 = 0; i1 < count[1]; ++i1)
-          for (uint32_t i0 = 0; i0 < count[0]; ++i0, ++linear) {
-            uint32_t index[5] = {i0, i1, i2, i3, i4};
-            Cell cell{reinterpret_cast<uint64_t>(a.address), true};
-            for (uint32_t d = 0; d < a.rank; ++d) {
-              int64_t c = coords[d] + int64_t{index[d]} * a.steps[d];
-              if (c < 0 || c >= int64_t(a.dims[d])) cell.inside = false;
-              cell.global += uint64_t(c) * (d ? a.strides[d - 1] : size);
-            }
-            model[by_table(m.swizzle, shared + linear * size)] = cell;
-            if (cell.inside)
-              low = std::min(low, cell.global), high = std::max(high, cell.global + size);
-          }
-  check(box_bytes(m) == linear * size, "round %d: box_bytes %u, model %u", round, box_bytes(m),
-        linear * size);
+  for (uint32_t n : count) elements *= n;
+  for (uint32_t i = 0; i < elements; ++i) {
+    Cell cell{reinterpret_cast<uint64_t>(a.address), true};
+    for (uint32_t d = 0, rest = i; d < a.rank; rest /= count[d++]) {
+      int64_t c = coords[d] + int64_t{rest % count[d]} * a.steps[d];
+      if (c < 0 || c >= int64_t(a.dims[d])) cell.inside = false;
+      cell.global += uint64_t(c) * (d ? a.strides[d - 1] : size);
+    }
+    model[by_table(m.swizzle, shared + i * size)] = cell;
+    if (cell.inside) low = std::min(low, cell.global), high = std::max(high, cell.global + size);
+  }
+}
+
+void Trial::check_extent() {
+  check(box_bytes(m) == elements * size, "round %d: box_bytes %u, model %u", round, box_bytes(m),
+        elements * size);
   uint64_t got_low = 0, got_high = 0;
   bool any = box_global_range(m, coords, &got_low, &got_high);
   check(any == (high != 0), "round %d: anything inside", round);
   if (any && high) check(got_low == low && got_high == high, "round %d: range", round);
+}
 
+void Trial::check_load() {
   uint64_t fill = a.oob ? (size == 2 ? 0x7fff : size == 4 ? 0x7fffffff : 0x7fffffffffffffff) : 0;
   std::vector<uint8_t> smem(kSmem, 0xcd), want(kSmem, 0xcd);
   load_box(m, coords, smem.data(), shared);
@@ -131,7 +139,9 @@ void one_box(test::Rng& rng, int round) {
     std::memcpy(&want[at], cell.inside ? reinterpret_cast<const void*>(cell.global) : &fill, size);
   check(smem == want, "round %d: load (rank %u swizzle %d type %d)", round, a.rank, a.swizzle,
         a.type);
+}
 
+void Trial::check_runs() {
   uint64_t covered = 0;
   for_each_run(m, coords, shared, [&](const BoxRun& run) {
     covered += run.bytes;
@@ -142,22 +152,26 @@ void one_box(test::Rng& rng, int round) {
     if (run.in_bounds) check(it->second.global == run.global, "round %d: run address", round);
   });
   check(covered == box_bytes(m), "round %d: runs cover %llu", round, (unsigned long long)covered);
+}
 
-  std::vector<uint8_t> before = storage, after;
+// A store, then a reduction: they write the inside and nothing else.
+void Trial::check_store(test::Rng& rng) {
+  std::vector<uint8_t> before = storage, after, smem(kSmem);
+  auto restore = [&] { std::memcpy(storage.data(), before.data(), before.size()); };
   for (auto& x : smem) x = static_cast<uint8_t>(rng.next());
   store_box(m, coords, smem.data(), shared);
   after = storage;
-  std::memcpy(storage.data(), before.data(), before.size());
+  restore();
   for (auto& [at, cell] : model)
     if (cell.inside) std::memcpy(reinterpret_cast<void*>(cell.global), &smem[at], size);
-  check(after == storage, "round %d: store writes the inside and nothing else", round);
+  check(after == storage, "round %d: store", round);
 
-  std::memcpy(storage.data(), before.data(), before.size());
+  restore();
   auto op = static_cast<BoxReduce>(rng.below(3));
   std::string error = reduce_box(m, coords, smem.data(), shared, op);
   check(error.empty() == reduce_exists(m.type, op), "round %d: %s", round, error.c_str());
   after = storage;
-  std::memcpy(storage.data(), before.data(), before.size());
+  restore();
   for (auto& [at, cell] : model) {
     if (!cell.inside || !error.empty()) continue;
     uint64_t x = 0, y = 0;
@@ -167,6 +181,23 @@ void one_box(test::Rng& rng, int round) {
     std::memcpy(reinterpret_cast<void*>(cell.global), &x, size);
   }
   check(after == storage, "round %d: reduction", round);
+}
+
+void one_box(test::Rng& rng, int round) {
+  static std::vector<uint8_t> storage(1 << 20);
+  for (size_t i = 0; i < storage.size(); ++i)
+    storage[i] = static_cast<uint8_t>(rng.state >> (i % 40)) ^ static_cast<uint8_t>(i * 31);
+  rng.next();
+  Trial t{.round = round, .storage = storage, .a = {}, .m = {}};
+  t.choose(rng);
+  EncodeResult r = t.a.encode();
+  if (!check(r.code == EncodeCode::ok, "round %d: %s", round, r.reason.c_str())) return;
+  check(read_tensor_map(t.a.map, &t.m).empty(), "read back");
+  t.build_model();
+  t.check_extent();
+  t.check_load();
+  t.check_runs();
+  t.check_store(rng);
 }
 
 void refusals() {

@@ -1,0 +1,91 @@
+// Settings and launches: what is made of a launch before its clusters are placed.
+#include <algorithm>
+
+#include "machine/core/machine.h"
+
+namespace l4k::emu {
+
+Machine& Machine::get() {
+  // Never destroyed: fat binaries are unregistered and programs print reports during exit.
+  static Machine* machine = [] {
+    auto* m = new Machine;
+    m->configure_from_environment();
+    return m;
+  }();
+  return *machine;
+}
+
+void Machine::configure(const Settings& s) {
+  synchronize();
+  settings = s;
+  if (!settings.sms) settings.sms = 1;
+  sms_.assign(settings.sms, Sm{});
+  random.seed(settings.seed);
+}
+
+void Machine::reset() {
+  launches_.clear();
+  bulk_.clear();
+  report = Report{};
+  sectors.clear();
+  sms_.assign(settings.sms, Sm{});
+  random.seed(settings.seed);
+}
+
+bool Machine::launch(std::unique_ptr<Launch> l) {
+  if (failed()) return false;
+  if (sms_.size() != settings.sms) sms_.assign(settings.sms, Sm{});
+  if (!l->programmatic || settings.mode == Mode::early) {
+    run_until_done(0);
+    if (failed()) return false;
+  }
+  const Program& p = *l->program;
+  l->id = next_launch_++;
+  if (!l->programmatic) sectors.clear();
+  uint32_t threads = l->block[0] * l->block[1] * l->block[2];
+  l->dynamic_base = (p.static_shared_end + p.dynamic_align - 1) / p.dynamic_align * p.dynamic_align;
+  l->shared_end = l->dynamic_base + l->dynamic_shared;
+  l->entry_registers = registers_per_thread(p, threads);
+  if (!p.ptx->max_threads[0] && !p.ptx->required_threads[0] && !p.ptx->max_registers)
+    l->entry_registers = std::min(l->entry_registers, 32u);
+  l->clusters = uint64_t{l->grid[0] / l->cluster[0]} * (l->grid[1] / l->cluster[1]) *
+                (l->grid[2] / l->cluster[2]);
+  l->tracks_flags = l->ctas() <= 256;
+  l->released.assign(l->ctas(), 0);
+  l->proxied = l->released;
+  memory.add_range(l->params.data(), l->params.size(), true);
+  auto& counters = kernel_counters[p.ptx->name];
+  counters.kernel = p.ptx->name;
+  ++counters.launches;
+  counted_programs[p.ptx->name] = &p;
+  bool overlaps = p.launches_dependents && late();
+  launches_.push_back(std::move(l));
+  if (!overlaps) run_until_done(0);
+  return !failed();
+}
+
+bool Machine::synchronize() {
+  run_until_done(0);
+  sectors.clear();
+  return !failed();
+}
+
+void Machine::note_trigger(Cta& cta, bool waited) {
+  if (cta.triggered) return;
+  cta.triggered = true;
+  if (cta.cluster->launch->programmatic) cta.cluster->launch->waits_first &= waited;
+  ++cta.cluster->launch->triggered;
+  ++progress;
+}
+
+bool Machine::dependency_done(const Launch& l) const {
+  return !launches_.empty() && launches_.front().get() == &l;
+}
+
+Launch* Machine::find_launch(uint32_t id) {
+  for (auto& l : launches_)
+    if ((l->id & 0xffff) == id) return l.get();
+  return nullptr;
+}
+
+}  // namespace l4k::emu
