@@ -104,7 +104,7 @@ def judged(row: Row, metrics: dict[str, Bounds]) -> Row:
 def steps(
     folder: Path = FOLDER,
 ) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
-    """One step of a visit per program, in the shape of `bench.gpu_steps`."""
+    """One step of a GPU run per program, in the shape of `bench.gpu_steps`."""
     for name in PROGRAMS:
         yield f"micro.{name}", partial(_step, name, folder)
 
