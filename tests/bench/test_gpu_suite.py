@@ -69,8 +69,17 @@ def answers_what_no_row_holds():
 
 
 def steps():
-    found = (right, measured, wrong, leaves, dies, hangs, peer_hangs, breaks_its_context,
-             answers_what_no_row_holds)  # fmt: skip
+    found = (
+        right,
+        measured,
+        wrong,
+        leaves,
+        dies,
+        hangs,
+        peer_hangs,
+        breaks_its_context,
+        answers_what_no_row_holds,
+    )
     for function in found:
         yield function.__name__, function
     yield "right again", right

@@ -10,12 +10,9 @@ from torch.nn.functional import silu
 import l4kernels
 from l4kernels import ops
 from l4kernels.testing import assert_close, emulated
+from tests.support.tensors import i32
 
 FP8, BF16, F32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
-
-
-def i32(*values):
-    return torch.tensor(values, dtype=torch.int32)
 
 
 def e4m3(*shape, scaling="row"):
