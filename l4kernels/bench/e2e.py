@@ -80,10 +80,10 @@ def shortened(config: Llama4Config, layers: int) -> Llama4Config:
 
 
 def layers_that_fit(config: Llama4Config, form: str, gpu: str, context: int, batch: int) -> int:
-    slab = 8.0 * config.vocab_size * config.hidden_size  # the largest weight while it is made
+    largest = 8.0 * config.vocab_size * config.hidden_size  # bytes of a tensor while it is made
     for layers in range(config.num_hidden_layers, 0, -1):
         planned = plan(shortened(config, layers), form, gpu, context, batch)
-        if planned.spare >= slab:
+        if planned.spare >= largest:
             return layers
     raise ValueError(f"not one layer of {config.name} in {form} fits a {gpu}")
 

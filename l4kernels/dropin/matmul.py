@@ -115,7 +115,7 @@ def grouped_gemm(
             `[G, M, K]`, groups of one size, without `offs`.
         mat2: `[G, K, N]`, each matrix column-major: the `.transpose(-2, -1)` of `[G, N, K]`.
             Row-major weights are refused: store them the other way once.
-        offs: int32 `[G]`, the end of each group; rows behind the last end give zeros.
+        offs: int32 `[G]`, the end of each group; rows after the last end give zeros.
         bias: not supported, as in torch.
         out_dtype: default the dtype of `input`, bfloat16 for e4m3.
         m_indices: int32 `[M]`, each row's group, ascending; -1 marks padding, whose results
