@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from l4kernels import STATUS
-from l4kernels.bench.arguments import Parser
 from l4kernels.bench.measure import line, measure
+from l4kernels.bench.parser import Parser
 from l4kernels.bench.rows import Rows
 from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels.bench.timing import Timing

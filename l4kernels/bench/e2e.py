@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.bench.arguments import Parser
+from l4kernels.bench.parser import Parser
 from l4kernels.bench.rows import Rows
 from l4kernels.env import gpu_problem
 from l4kernels.planning.footprint import active_params, blocks
