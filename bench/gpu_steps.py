@@ -18,10 +18,10 @@ from bench.peers import peers
 from l4kernels import STATUS, ops
 from l4kernels.bench import e2e
 from l4kernels.bench.measure import measure
+from l4kernels.bench.rows import current_gpu
 from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
 from l4kernels.bench.timing import time_graph
 from l4kernels.env import gpu_problem
-from l4kernels.planning.gpus import current_gpu
 
 Step = Callable[[], Result | Iterator[Result]]
 

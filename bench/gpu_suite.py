@@ -14,8 +14,7 @@ import torch
 from bench.gpu_run import run_steps
 from bench.gpu_steps import cost, steps
 from l4kernels import STATUS
-from l4kernels.bench.rows import Rows
-from l4kernels.planning.gpus import current_gpu
+from l4kernels.bench.rows import Rows, current_gpu
 
 RESULTS = Path(__file__).parent / "results"
 """Rows that are published, by GPU."""

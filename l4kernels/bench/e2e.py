@@ -18,10 +18,10 @@ import torch
 
 from l4kernels import Llama4, Llama4Config
 from l4kernels.bench.parser import Parser
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.env import gpu_problem
 from l4kernels.planning.footprint import active_params, blocks
-from l4kernels.planning.gpus import GPUS, current_gpu
+from l4kernels.planning.gpus import GPUS
 from l4kernels.planning.plan import plan
 
 

@@ -17,12 +17,16 @@ from l4kernels.planning.gpus import gpu_name
 Row = dict[str, Any]
 
 
+def current_gpu() -> str:
+    """What the table of GPUs calls torch's current device; raises like `gpu_name`."""
+    return gpu_name(torch.cuda.get_device_name())
+
+
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code and the clocks: GPU, versions, commit, time."""
-    name = torch.cuda.get_device_name()
     return {
-        "name": name,
-        "gpu": gpu_name(name),
+        "name": torch.cuda.get_device_name(),
+        "gpu": current_gpu(),
         "torch": torch.__version__,
         "commit": STATUS.build.get("commit", "unknown"),
         "nvcc": STATUS.build.get("nvcc", "unknown"),
