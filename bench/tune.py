@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l4kernels import ops
 from l4kernels.bench import shapes
-from l4kernels.bench.report import load
+from l4kernels.bench.rows import load
 from l4kernels.bench.timing import time_calls, time_graph
 from tools.gemm_configs import CSRC, gemm_configs, max_splits
 
