@@ -32,6 +32,7 @@ LAW = {
     "l4kernels.__main__": "l4kernels.cli",
     "tools": "l4kernels.bench",
     "setup": "tools",
+    "examples": "l4kernels.demo l4kernels.testing",
     "bench": "l4kernels.demo tools",
     "tests.support": "bench",
     "tests": "tests.support l4kernels.cli setup",
