@@ -16,6 +16,7 @@ from tools.size import is_source
 SKIPPED = ("build", "dist", "__pycache__")  # and what begins with a dot
 NOT_STORED = ("l4kernels/lib",)  # made by a build
 COMING = {  # what other changes bring
+    "csrc/probes",
     "csrc/probes/mma_tile",
     "l4kernels/engine/llama4.py",
     "l4kernels/engine/sampler.py",
