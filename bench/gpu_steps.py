@@ -139,7 +139,7 @@ def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
 
 
 def _others(gpu: str) -> Iterator[tuple[str, Step]]:
-    """Routing with the gather behind it; torch.compile as a peer, which takes seconds a shape."""
+    """Routing and the gather after it; torch.compile as a peer, which takes seconds a shape."""
     for tokens in PHASES["decode"]:
         yield f"bench.logits_to_rows.scout.{tokens}", functools.partial(logits_to_rows, tokens)
     for op in benchmarked_ops():
@@ -214,7 +214,7 @@ def read_ceiling() -> Result:
 
 def sanitizer(tool: str) -> Result:
     """One process per tool, which looks at our kernels only; without torch's cache of memory, which
-    would hide an access behind a tensor's end."""
+    would hide an access past a tensor's end."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         return None, {"skipped": "no compute-sanitizer on this machine"}

@@ -218,7 +218,7 @@ STREAMING = (
 
 def variants(t: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The values of a tensor, laid out otherwise in memory."""
-    yield "behind one element", t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
+    yield "after one element", t.new_empty(t.numel() + 1)[1:].view(t.shape).copy_(t)
     yield "with gaps", t.new_empty(*t.shape, 2)[..., 0].copy_(t)
     if t.dim() > 1:
         for gap in (1, 16):
@@ -259,7 +259,7 @@ def any_strides_give_the_right_result_or_an_error_that_names_the_tensor(m: Machi
 
 @edge
 def rows_beyond_4_gib(m: Machine) -> None:
-    """Sparse buffers whose last rows begin behind 2^31 elements."""
+    """Sparse buffers whose last rows begin past 2^31 elements."""
 
     def far(rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         wide = torch.empty(rows, 2**31 // (rows - 1) + 128, dtype=dtype, device=m.device)

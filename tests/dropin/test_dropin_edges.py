@@ -165,8 +165,8 @@ def test_a_cache_without_a_place(kernels, queries, shape):
 
 
 WRONG = {  # starts of keys, keys used: of 40 rows
-    "behind the rows": ([0, 20, 41], None),
-    "one page behind the rows": ([0, 20, 100], None),
+    "past the rows": ([0, 20, 41], None),
+    "one page past the rows": ([0, 20, 100], None),
     "backwards": ([0, 30, 20], None),
     "not from 0": ([1, 20, 40], None),
     "more used than there are": ([0, 20, 40], (21, 20)),
@@ -178,7 +178,7 @@ WRONG = {  # starts of keys, keys used: of 40 rows
 @pytest.mark.parametrize("queries", [1, 20])
 @pytest.mark.parametrize("name", WRONG)
 def test_keys_that_are_not_there_are_an_error(name, queries, kernels):
-    """Not whatever lies in the memory behind them."""
+    """Not whatever lies in the memory after them."""
     starts, used = WRONG[name]
     q, k = heads(2 * queries, 2), heads(40, 1)
     starts_q = i32(0, queries, 2 * queries)

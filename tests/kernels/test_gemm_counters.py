@@ -58,7 +58,7 @@ def test_splits_of_k_read_nothing_twice(row):
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.cluster_m > 1 or r.block_m > 128], ids=str)
 def test_half_empty_tiles_multiply_nothing_in_vain(row):
-    """Of 256 rows that two thread blocks, or the two slabs of a tall tile, share."""
+    """Of 256 rows that two thread blocks, or the two sub-tiles of a tall tile, share."""
     args, options = operands(Maker("cpu", torch.bfloat16, 0), row, 384, N, 512)
     counters = count("gemm", args, options, sms=4)
     assert counters.tensor_flop <= 1.02 * counters.needed_flop, f"{row}: {counters}"

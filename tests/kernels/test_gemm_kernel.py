@@ -272,7 +272,7 @@ def test_rows_may_be_apart_but_not_misaligned():
 
 @pytest.mark.parametrize("row", [ROWS[i] for i in (0, 4, 8, 11)], ids=str)
 def test_operands_beyond_4_gib(row):
-    """Sparse buffers whose last expert, and last rows, begin behind 2^31 elements."""
+    """Sparse buffers whose last expert, and last rows, begin past 2^31 elements."""
     experts, n, k, m = 256, 65_800, 128, 5
     a, residual = (torch.empty(m, 1 << 29, dtype=d) for d in (row.dtype, torch.bfloat16))
     a, residual = a[:, :k], residual[:, :n]
