@@ -16,6 +16,10 @@ from tools.size import is_source
 SKIPPED = ("build", "dist", "__pycache__")  # and what begins with a dot
 NOT_STORED = ("l4kernels/lib",)  # made by a build
 COMING = {  # what other changes bring
+    "sanitize",
+    "docs/adding-a-checkpoint-format.md",
+    "docs/adding-a-format.md",
+    "l4kernels/layers/weights",
     "csrc/probes",
     "csrc/probes/mma_tile",
     "l4kernels/engine/llama4.py",
@@ -47,6 +51,7 @@ PLACEHOLDER = re.compile(r"\b(?:NAME|FILE|DIR|OP)\b")
 # A path from the root, complete: no placeholder, no pattern, no part of a longer one.
 PATH = re.compile(rf"(?<![\w/.<>{{}}*-])((?:{TOP})/[\w./-]*\w)(?![\w<>{{}}*])")
 FILE = re.compile(r"`([\w-]+\.(?:py|h|cuh|cu|cpp|toml|cmake|md))`")
+TARGETS = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)}
 NAME = re.compile(r"(?<![\w./@-])l4kernels((?:\.[A-Za-z_]\w*)+)(?![\w/*<])")
 
 
@@ -79,6 +84,14 @@ def missing_files(text: str) -> set[str]:
     return {name for name in missing if not PLACEHOLDER.search(name)}
 
 
+def missing_targets(text: str) -> set[str]:
+    """Verbs of `make` that the Makefile lacks, in inline code or at the start of a line of it."""
+    commands = re.findall(r"`(make [a-z-]+)", text)
+    for block in re.findall(r"^```\n(.*?)^```$", text, re.M | re.S):
+        commands += re.findall(r"^(?:\$ )?(make [a-z-]+)", block, re.M)
+    return {command.removeprefix("make ") for command in commands} - TARGETS
+
+
 def missing_names(text: str) -> set[str]:
     """Dotted names that the package lacks; `l4kernels.<op>` is how errors name an op."""
     return {name for name in NAME.findall(text) if not answers(name[1:].split("."))}
@@ -108,14 +121,14 @@ DESCRIBED = [
 ]
 
 
-@pytest.mark.parametrize("find", [missing_paths, missing_files, missing_names])
+@pytest.mark.parametrize("find", [missing_paths, missing_files, missing_names, missing_targets])
 def test_what_is_named_is_there(find):
     missing = {path: names - COMING for path in DESCRIBED if (names := find(prose(path)))}
     assert not {path: names for path, names in missing.items() if names}
 
 
 def test_nothing_is_coming_that_is_there():
-    assert not COMING & HAVE, "take them off the list"
+    assert not COMING & (HAVE | TARGETS), "take them off the list"
 
 
 def test_a_stale_name_is_found():
@@ -123,6 +136,8 @@ def test_a_stale_name_is_found():
     assert missing_paths(text) == {"docs/nowhere.md"}
     assert missing_paths("[here](../docs/tour.md) and l4kernels/lib/x.so, build/cmake") == set()
     assert missing_files("`mask.h` of `tile`, `nowhere.h`, `handoff.cu`") == {"nowhere.h"}
+    text = "`make demo`, `make soup K=x`\n```\nmake gpu OUT=x\n$ make tea\n```\nmake sure"
+    assert missing_targets(text) == {"soup", "tea"}
     text = "`l4kernels.ops.gemm`, l4kernels.gemm, l4kernels.nothing, torch.ops.l4kernels.gone,"
     text += " l4kernels.testing.emulator.serial_launches, l4kernels.ops.gone."
     assert missing_names(text) == {".nothing", ".ops.gone"}
