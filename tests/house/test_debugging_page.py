@@ -1,4 +1,4 @@
-"""The emulator's sessions in docs/debugging.md: the page's commands give the page's output."""
+"""The emulator's transcripts in docs/debugging.md: the page's commands give the page's output."""
 
 import os
 import re
@@ -11,22 +11,22 @@ from tools.nvcc import ROOT, nvcc
 
 PAGE = (ROOT / "docs" / "debugging.md").read_text()
 PROGRAM = re.search(r"^```cuda\n(.*?)^```$", PAGE, re.M | re.S)[1]
-SESSIONS = re.findall(r"^```\n(\$ nvcc .*?)^```$", PAGE, re.M | re.S)
+TRANSCRIPTS = re.findall(r"^```\n(\$ nvcc .*?)^```$", PAGE, re.M | re.S)
 
 
-def commands_and_output(session: str) -> tuple[str, str]:
+def commands_and_output(transcript: str) -> tuple[str, str]:
     """The lines after a `$ `, with those that a backslash continues, and the rest."""
-    lines = session.replace("\\\n", " ").splitlines()
+    lines = transcript.replace("\\\n", " ").splitlines()
     commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     return "\n".join(commands), "\n".join(line for line in lines if not line.startswith("$ "))
 
 
 @pytest.mark.skipif(nvcc() is None, reason="no nvcc")
-@pytest.mark.parametrize("session", SESSIONS, ids=["report", "hang"])
-def test_a_session_of_the_page_gives_what_it_shows(session, tmp_path):
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=["report", "hang"])
+def test_commands_of_the_page_give_its_output(transcript, tmp_path):
     (tmp_path / "handoff.cu").write_text(PROGRAM)
     (tmp_path / "build").symlink_to(ROOT / "build")
-    commands, expected = commands_and_output(session)
+    commands, expected = commands_and_output(transcript)
     path = f"{Path(nvcc()).parent}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-ec", commands],
