@@ -1,4 +1,4 @@
-"""One product for ncu to look at: `python bench/counted.py row3`, or `o`, Scout's at one token."""
+"""One product for ncu: `python bench/counted.py bf16_128x256_2x1`, or `o`, Scout's at one token."""
 
 import sys
 from pathlib import Path
@@ -7,16 +7,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from l4kernels import ops
-
-FP8_ROWS = {"row5", "row11"}
+from tools.gemm_configs import gemm_config
 
 
 def main(what: str) -> None:
-    swapped = what in ("row8", "row11", "o")
-    m, n, k = (1, 5120, 5120) if what == "o" else (16 if swapped else 8192, 16_384, 5120)
+    config = None if what == "o" else gemm_config(what)
+    m, n, k = (1, 5120, 5120) if config is None else (16 if config.swap else 8192, 16_384, 5120)
     a, b = (torch.randn(size, k, device="cuda").bfloat16() for size in (m, n))
-    options = {} if what == "o" else {"config": int(what.removeprefix("row"))}
-    if what in FP8_ROWS:
+    options = {} if config is None else {"config": config.number}
+    if config is not None and config.fp8:
         a, b = (t.to(torch.float8_e4m3fn) for t in (a, b))
         options |= {"sfa": torch.ones(m, device="cuda"), "sfb": torch.ones(n, device="cuda")}
     for _ in range(2):

@@ -66,8 +66,14 @@ COSTS = {
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
 CEILING_BYTES = 8 << 30
 CLOCKS_TOKENS, CLOCKS_S = 8192, 3.0  # longer than clocks take to settle under load
-COUNTED = ("row3", "row5", "row8", "row11", "o")
-"""What is run under ncu: rows of the GEMM's table, and Scout's O at one token."""
+COUNTED = (
+    "bf16_128x256_2x1",
+    "fp8_256x128_1x2_promote",
+    "bf16_swap_16x128",
+    "fp8_swap_16x128_promote",
+    "o",
+)
+"""What is run under ncu: configurations of the GEMM, and Scout's O at one token."""
 
 
 def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:

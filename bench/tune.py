@@ -1,4 +1,4 @@
-"""Which row of the GEMM's table, and how many splits of K, is the fastest for each product.
+"""Which configuration of the GEMM, and how many splits of K, is the fastest for each product.
 
 The steps `tune.gemm.*` of a GPU run measure; `python -m bench.tune bench/results/h200` turns their
 rows into csrc/kernels/gemm/tuned.h, which `choose_gemm` asks before its own model.
@@ -17,20 +17,18 @@ from l4kernels import ops
 from l4kernels.bench import shapes
 from l4kernels.bench.report import load
 from l4kernels.bench.timing import time_calls, time_graph
+from tools.gemm_configs import CSRC, gemm_configs, max_splits
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
 FORMATS = ("bf16", "fp8_row", "fp8_fast")
-NUM_ROWS, MAX_SPLITS = 17, 8
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
 COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
 MODEL = "-2"
-"""The config that stands for the model's choice, tuned rows aside."""
+"""The config that stands for the model's choice, tuned ones aside."""
 HOPELESS = 1.5
 """Times the best so far: such a candidate is not timed properly, and has no figure."""
-PROMOTED = {4, 5, 11, 12, 13}
-"""Rows that keep float32 sums of e4m3 products. A caller who did not ask for fast accumulation gets
-no other."""
-HEADER = Path(__file__).parent.parent / "csrc" / "kernels" / "gemm" / "tuned.h"
+HEADER = CSRC / "kernels" / "gemm" / "tuned.h"
+CONFIGS = gemm_configs()
 
 
 def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
@@ -76,17 +74,17 @@ def candidates(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> dic
     m = a.shape[0]
     times = {MODEL: timed(a, weights, options | {"config": int(MODEL)})}
     precise = "sfa" in options and not options["fast_accum"]
-    for row in range(NUM_ROWS):
-        if precise and row not in PROMOTED:
+    for config in CONFIGS:
+        if precise and not config.promote:
             continue
-        for splits in range(1, MAX_SPLITS + 1 if m <= SPLIT_UP_TO else 2):
-            chosen = options | {"config": 100 * splits + row}
+        for splits in range(1, max_splits() + 1 if m <= SPLIT_UP_TO else 2):
+            chosen = options | {"config": 100 * splits + config.number}
             try:
                 ops.gemm(a, weights[0], **chosen)
             except RuntimeError as error:
                 if "expected config to be a row" not in str(error):
                     raise
-                break  # not this row; nor more splits
+                break  # not this one; nor more splits
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             ops.gemm(a, weights[-1], **chosen)
@@ -139,19 +137,22 @@ def entries(rows: list[dict[str, Any]], gain: float = 0.05) -> Iterator[Entry]:
 
 
 def keeps_its_promise(config: int, row: dict[str, Any]) -> bool:
-    return config < 0 or not row["fp8"] or row["fast_accum"] or config % 100 in PROMOTED
+    """A caller who did not ask for fast accumulation gets float32 sums of e4m3 products."""
+    return config < 0 or not row["fp8"] or row["fast_accum"] or CONFIGS[config % 100].promote
 
 
 def header(found: list[Entry]) -> str:
     lines = [
         "// Written by `python -m bench.tune` from the rows of a GPU run; not by hand.",
-        "//",
-        "// n, k, experts, e4m3, fast accumulation, up to so many rows of A, 100 * splits + row of",
-        "// the table (-1: the model's choice was as good).",
+        "// clang-format off: one entry a line, its choice below where the model's was slower",
     ]
     for n, k, experts, fp8, fast, max_m, config in found:
-        flags = f"{'true' if fp8 else 'false'}, {'true' if fast else 'false'}"
-        lines.append(f"{{{n}, {k}, {experts}, {flags}, {max_m}, {config}}},")
+        flags = f".fp8 = {str(fp8).lower()}, .fast_accum = {str(fast).lower()}"
+        product = f"{{.n = {n}, .k = {k}, .num_experts = {experts}, {flags}, .max_m = {max_m}"
+        if config >= 0:
+            splits, number = divmod(config, 100)
+            product += f',\n .choice = {{gemm_config("{CONFIGS[number].name}"), {splits}}}'
+        lines.append(product + "},")
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
-# libl4kernels.so: every csrc/kernels/*/*.cu and csrc/bindings/*.cpp.
-file(GLOB L4K_KERNEL_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/kernels/*/*.cu)
+# libl4kernels.so: every csrc/{kernels,probes}/*/*.cu and csrc/bindings/*.cpp.
+file(GLOB L4K_KERNEL_SOURCES CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/csrc/kernels/*/*.cu ${PROJECT_SOURCE_DIR}/csrc/probes/*/*.cu)
 file(GLOB L4K_BINDING_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/bindings/*.cpp)
 
 set(L4K_NVCC_FLAGS -lineinfo -Xptxas=-warn-spills,-warn-lmem-usage)

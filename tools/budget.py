@@ -1,9 +1,9 @@
 """The compiler's report of a kernel, and the budget it must stay within.
 
-`python -m tools.budget NAME` compiles csrc/kernels/NAME/*.cu alone and prints registers, spills,
-shared memory and SASS counts; tests/kernels/test_budgets.py compares them with budget.toml:
+`python -m tools.budget NAME` compiles the .cu files of kernel NAME alone and prints registers,
+spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares them with budget.toml:
 
-    [silu_mul_kernel]             # demangled name, template arguments included
+    [silu_mul_kernel]             # demangled name, template arguments included; the GEMM's by name
     threads = 128                 # per CTA, for the register pool
     registers = 32                # at most
     smem = 0                      # static bytes, exactly
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.gemm_configs import gemm_configs
 from tools.nvcc import FLAGS, ROOT, cuobjdump, nvcc, output_of
 
 try:
@@ -28,7 +29,9 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-KERNELS = ROOT / "csrc" / "kernels"
+KERNELS = {p.name: p for room in ("kernels", "probes") for p in (ROOT / "csrc" / room).iterdir()}
+"""The folder of each kernel."""
+
 # ptxas: setmaxnreg ignored (C7508); wgmma serialised for one reason or another (C7510 and on).
 FORBIDDEN_NOTICES = ["C7508", *(f"C75{n}" for n in range(10, 30))]
 
@@ -49,13 +52,13 @@ class Report:
 
 
 def load_budget(kernel: str) -> dict[str, dict[str, Any]]:
-    return tomllib.loads((KERNELS / kernel / "budget.toml").read_text())
+    return tomllib.loads((KERNELS[kernel] / "budget.toml").read_text())
 
 
 def reports(kernel: str) -> dict[str, Report]:
     """Demangled kernel name -> report, for every .cu of a kernel's folder. Cached by content."""
     found: dict[str, Report] = {}
-    for source in sorted((KERNELS / kernel).glob("*.cu")):
+    for source in sorted(KERNELS[kernel].glob("*.cu")):
         found |= _reports_of(source)
     return found
 
@@ -113,8 +116,10 @@ def _reports_of(source: Path) -> dict[str, Report]:
 
 
 def _short(demangled: str) -> str:
-    """`void l4k::gemm_kernel<2>(l4k::GemmParams)` -> `gemm_kernel<2>`"""
+    """`void l4k::gemm_kernel<0>(l4k::GemmParams)` -> `gemm_kernel<bf16_128x256>`"""
     name = demangled.removeprefix("void ").split("(")[0]
+    if gemm := re.fullmatch(r"l4k::gemm_kernel<(\d+)>", name):
+        return f"gemm_kernel<{gemm_configs()[int(gemm.group(1))]}>"
     return name.rsplit("l4k::", 1)[-1] if "<" not in name else name.removeprefix("l4k::")
 
 
@@ -159,8 +164,8 @@ def _count_sass(text: str, found: dict[str, Report]) -> None:
 
 def main(names: list[str]) -> int:
     failed = 0
-    for kernel in names or sorted(p.name for p in KERNELS.iterdir()):
-        budgets = load_budget(kernel) if (KERNELS / kernel / "budget.toml").exists() else {}
+    for kernel in names or sorted(KERNELS):
+        budgets = load_budget(kernel) if (KERNELS[kernel] / "budget.toml").exists() else {}
         for name, report in reports(kernel).items():
             print(
                 f"{name}: {report.registers} registers, {report.spills} spilled, "

@@ -205,8 +205,8 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         # Each op on what the one before gave: a rounding there is not its own.
         with l4kernels.reference():
             expected = layer(got)
-        for a, b, most in zip(got, expected, (BF16, 1e-5, 0.0, 0.0, BF16, 1e-5), strict=True):
-            assert_close(a, b, most)
+        for a, b, tolerance in zip(got, expected, (BF16, 1e-5, 0.0, 0.0, BF16, 1e-5), strict=True):
+            assert_close(a, b, tolerance)
 
 
 STREAMING = (
@@ -297,6 +297,6 @@ def rows_beyond_4_gib(m: Machine) -> None:
         with m.route():
             q = ops.rope_cache(qkv, positions, slots + 2**24, *whole, num_heads=1)
         expected = ops.rope_cache.reference(qkv, positions, slots, *pages, num_heads=1)
-        most = E4M3 if cache == FP8 else BF16
+        tolerance = E4M3 if cache == FP8 else BF16
         assert_close(q, expected, BF16)
-        assert_close((whole[0][-1:], whole[1][-1:]), tuple(pages), most)
+        assert_close((whole[0][-1:], whole[1][-1:]), tuple(pages), tolerance)

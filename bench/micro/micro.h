@@ -187,9 +187,12 @@ struct Rows {
   }
   CUtensorMap map(int box_rows) const {
     CUtensorMap result;
-    l4k::TensorMapSpec spec{
-        CU_TENSOR_MAP_DATA_TYPE_UINT8, 2,           words.data,
-        {kRowBytes, uint64_t(rows)},   {kRowBytes}, {kRowBytes, uint32_t(box_rows)}};
+    l4k::TensorMapSpec spec{.type = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+                            .rank = 2,
+                            .base = words.data,
+                            .shape = {kRowBytes, uint64_t(rows)},
+                            .strides = {kRowBytes},
+                            .box = {kRowBytes, uint32_t(box_rows)}};
     MICRO_CHECK(l4k::make_tensor_map(spec, &result));
     return result;
   }

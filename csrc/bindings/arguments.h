@@ -1,14 +1,135 @@
-// What several bindings ask of their arguments.
+// Arguments that several ops take: each check returns what the kernels need to know of them.
 #pragma once
-#include <optional>
 #include <string>
 #include <tuple>
 
-#include "bindings/check.h"
+#include "bindings/call.h"
 #include "tile/base.h"
 #include "tile/scaling.h"
 
 namespace l4k {
+
+constexpr int64_t kIntLimit = int64_t{1} << 31;  // of what a kernel holds in an int
+
+// Rows that a kernel reads in 16-byte vectors. [..., D] counts as [rows, D].
+struct Rows {
+  const void* data = nullptr;  // null: an optional argument that is not there
+  int64_t count = 0, width = 0;
+  int64_t stride = 0;  // elements between rows
+};
+
+// Rows in 16-byte vectors, wherever each begins.
+inline void* check_vectors(const Call& call, const Argument& t) {
+  constexpr int64_t kVector = 16;
+  void* data = call.address(t, 1);
+  const int64_t last = t.rank() - 1, bytes = t.element_size();
+  bool fit = t.strides[last] == 1 && reinterpret_cast<uintptr_t>(data) % kVector == 0;
+  for (int64_t i = 0; i < last; ++i) fit &= t.sizes[i] <= 1 || t.strides[i] * bytes % kVector == 0;
+  call.require(fit || t.empty(), "expected the rows of ", t.name,
+               " to be contiguous and 16-byte aligned, got ", t,
+               "; call contiguous() or clone() first");
+  return data;
+}
+
+// All dimensions but the last as one; the rows must be evenly spaced.
+inline Rows check_rows(const Call& call, const Argument& t, ScalarType dtype) {
+  call.require_dtype(t, {dtype});
+  call.require(t.rank() >= 1, "expected ", t.name, " to be [..., D], got ", t);
+  const int64_t width = t.sizes[t.rank() - 1];
+  Rows rows{check_vectors(call, t), 1, width, width};
+  bool even = true;
+  for (int64_t i = t.rank() - 2; i >= 0; --i) {
+    if (t.sizes[i] == 1) continue;  // its stride says nothing
+    if (rows.count == 1) rows.stride = t.strides[i];
+    even &= t.strides[i] == rows.stride * rows.count;
+    rows.count *= t.sizes[i];
+  }
+  call.require(even || t.empty(), "expected the rows of ", t.name,
+               " to be evenly spaced in memory, got ", t, "; call contiguous() first");
+  return rows;
+}
+
+inline Rows check_rows(const Call& call, const Argument& t, ScalarType dtype, const Shape& shape) {
+  call.require_shape(t, shape);
+  return check_rows(call, t, dtype);
+}
+
+inline Rows check_optional_rows(const Call& call, const OptionalArgument& t, ScalarType dtype,
+                                const Shape& shape) {
+  return t ? check_rows(call, *t, dtype, shape) : Rows{};
+}
+
+// A list or table that is read element by element.
+template <typename T>
+constexpr ScalarType kScalarType = ScalarType::Undefined;
+template <>
+constexpr ScalarType kScalarType<float> = ScalarType::Float;
+template <>
+constexpr ScalarType kScalarType<int> = ScalarType::Int;
+template <>
+constexpr ScalarType kScalarType<int64_t> = ScalarType::Long;
+
+template <typename T>
+const T* check_list(const Call& call, const Argument& t, const Shape& shape) {
+  call.require_dtype(t, {kScalarType<T>});
+  call.require_shape(t, shape);
+  call.require_contiguous(t);
+  return static_cast<const T*>(call.address(t, sizeof(T)));
+}
+
+template <typename T>
+const T* check_optional_list(const Call& call, const OptionalArgument& t, const Shape& shape) {
+  return t ? check_list<T>(call, *t, shape) : nullptr;
+}
+
+// A score for each token and expert, or for each sequence and token of the vocabulary.
+struct Logits {
+  const void* data;
+  int64_t rows, width;
+  int64_t stride;  // elements between rows
+  bool float32;    // else bf16
+};
+
+inline Logits check_logits(const Call& call, const Argument& t) {
+  call.require_dtype(t, {ScalarType::BFloat16, ScalarType::Float});
+  call.require_shape(t, {"rows", "columns"});
+  call.require(t.sizes[1] <= 1 || t.strides[1] == 1, "expected the last dimension of ", t.name,
+               " to be contiguous, got ", t, "; call contiguous() first");
+  return {call.address(t, t.element_size()), t.sizes[0], t.sizes[1], t.strides[0],
+          t.dtype == ScalarType::Float};
+}
+
+// Keys and values in pages: [pages, page_size, kv_heads, head_dim] in bf16, or in e4m3 with an
+// optional scale per KV head.
+struct PagedCache {
+  void *k, *v;
+  int64_t pages, page_size, kv_heads;
+  bool fp8;
+  const float *k_scale, *v_scale;  // [kv_heads]; null: 1
+};
+
+inline PagedCache check_paged_cache(const Call& call, const Tensor& k_cache, const Tensor& v_cache,
+                                    const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                                    int64_t head_dim) {
+  const Argument k("k_cache", k_cache), v("v_cache", v_cache);
+  call.require_shape(k, {"P", "page", "Hkv", head_dim});
+  call.require_shape(v, {k.sizes[0], k.sizes[1], k.sizes[2], head_dim});
+  call.require_dtype(k, {ScalarType::BFloat16, ScalarType::Float8_e4m3fn});
+  call.require(v.dtype == k.dtype, "expected v_cache to have the dtype of k_cache, got ", v);
+  const bool fp8 = k.dtype == ScalarType::Float8_e4m3fn;
+  call.require(fp8 || (!k_scale && !v_scale),
+               "expected no k_scale or v_scale with a BFloat16 cache, got one");
+  call.require_contiguous(k);
+  call.require_contiguous(v);
+  return {.k = check_vectors(call, k),
+          .v = check_vectors(call, v),
+          .pages = k.sizes[0],
+          .page_size = k.sizes[1],
+          .kv_heads = k.sizes[2],
+          .fp8 = fp8,
+          .k_scale = check_optional_list<float>(call, {"k_scale", k_scale}, {k.sizes[2]}),
+          .v_scale = check_optional_list<float>(call, {"v_scale", v_scale}, {k.sizes[2]})};
+}
 
 // kScalingNone if there is no such name.
 inline Scaling scaling_named(const std::string& name) {
@@ -19,117 +140,22 @@ inline Scaling scaling_named(const std::string& name) {
   return kScalingNone;
 }
 
-// [..., D] seen as [rows, D].
-struct Rows {
-  int64_t count;   // product of all sizes but the last
-  int64_t stride;  // elements between rows; -1 if it differs from row to row
-};
-
-inline Rows rows_of(const Tensor& t) {
-  Rows rows{1, t.size(t.dim() - 1)};
-  bool first = true;
-  for (int64_t i = t.dim() - 2; i >= 0; --i) {
-    if (t.size(i) != 1) {
-      if (first) rows.stride = t.stride(i);
-      else if (t.stride(i) != rows.stride * rows.count) rows.stride = -1;
-      first = false;
-    }
-    rows.count *= t.size(i);
-    if (rows.stride == -1) break;
-  }
-  if (rows.stride == -1) {
-    rows.count = 1;
-    for (int64_t i = 0; i + 1 < t.dim(); ++i) rows.count *= t.size(i);
-  }
-  return rows;
+// The argument `scaling` of an op with a factor for each row or each 128 elements of it.
+inline Scaling check_row_scaling(const Call& call, const std::string& scaling, int64_t width) {
+  const Scaling kind = scaling_named(scaling);
+  call.require(kind == kScalingRow || kind == kScaling1x128,
+               "expected scaling to be one of row, 1x128, got '", scaling, "'");
+  call.require(kind == kScalingRow || width % kScaleBlock == 0, "expected rows of a multiple of ",
+               kScaleBlock, " elements with scaling 1x128, got ", width);
+  return kind;
 }
 
-// Whether the bytes from the first to the last of one tensor reach into those of the other.
-inline bool share_memory(const Tensor& a, const Tensor& b) {
-  const auto extent = [](const Tensor& t) {
-    int64_t elements = t.numel() > 0;
-    for (int64_t i = 0; elements > 0 && i < t.dim(); ++i) elements += (t.size(i) - 1) * t.stride(i);
-    const char* first = elements > 0 ? static_cast<const char*>(pointer(t)) : nullptr;
-    return std::pair{first, first + elements * t.element_size()};
-  };
-  const auto [a_first, a_end] = extent(a);
-  const auto [b_first, b_end] = extent(b);
-  return a_first < b_end && b_first < a_end;
-}
-
-template <typename T = void>
-T* optional_pointer(const std::optional<Tensor>& t) {
-  return t.has_value() ? pointer<T>(*t) : nullptr;
-}
-
-template <typename T = void>
-T* optional_pointer(const std::optional<Tensor>&&) = delete;
-
-// Memory that only the kernels of this call see. The binding holds it in a variable until they are
-// launched; freed after that, it is theirs until they end, as the stream has it.
-[[nodiscard]] inline Tensor workspace(const Tensor& like, int64_t words) {
-  return empty_like(like, {words}, ScalarType::Int, "a workspace");
-}
-
-#define L4K_CHECK_UNIFORM_ROWS(t)                                                                  \
-  L4K_REQUIRE(l4k::rows_of(t).stride >= 0 || (t).numel() == 0,                                     \
-              "expected the rows of " #t " to be evenly spaced in memory, got ", l4k::describe(t), \
-              "; call contiguous() first")
-
-// Rows of bf16 that a kernel reads in 16-byte vectors; of an argument maybe_<name>, if it is there.
-#define L4K_CHECK_BF16_ROWS(t, ...) \
-  L4K_CHECK_DTYPE(t, BFloat16);     \
-  L4K_CHECK_SHAPE(t, __VA_ARGS__);  \
-  L4K_CHECK_ROWS(t)
-#define L4K_CHECK_MAYBE_ROWS(name, rows, width) \
-  if (maybe_##name.has_value()) {               \
-    const Tensor& name = *maybe_##name;         \
-    L4K_CHECK_BF16_ROWS(name, rows, width);     \
-  }
-
-// One factor for a row or for 128 elements of it: the argument `scaling`, and what is returned.
-#define L4K_CHECK_ROW_SCALING(width)                                            \
-  const Scaling kind = scaling_named(scaling);                                  \
-  L4K_REQUIRE(kind == kScalingRow || kind == kScaling1x128,                     \
-              "expected scaling to be one of row, 1x128, got '", scaling, "'"); \
-  if (kind == kScaling1x128) L4K_CHECK_MULTIPLE(width, kScaleBlock)
-inline std::tuple<Tensor, Tensor> empty_fp8(const Tensor& like, Scaling kind, int64_t rows,
+// Codes [rows, width] and their scales.
+inline std::tuple<Tensor, Tensor> empty_fp8(const Call& call, Scaling kind, int64_t rows,
                                             int64_t width) {
-  std::vector<int64_t> scales{rows};
-  if (kind == kScaling1x128) scales.push_back(width / kScaleBlock);
-  return {empty_like(like, {rows, width}, ScalarType::Float8_e4m3fn),
-          empty_like(like, scales, ScalarType::Float)};
+  return {call.empty({rows, width}, ScalarType::Float8_e4m3fn),
+          kind == kScaling1x128 ? call.empty({rows, width / kScaleBlock}, ScalarType::Float)
+                                : call.empty({rows}, ScalarType::Float)};
 }
-
-// A list or table that is read element by element.
-#define L4K_CHECK_TABLE(t, dtype, ...) \
-  L4K_CHECK_DTYPE(t, dtype);           \
-  L4K_CHECK_SHAPE(t, __VA_ARGS__);     \
-  L4K_CHECK_CONTIGUOUS(t)
-
-#define L4K_CHECK_HEAD_SCALE(name, heads) \
-  if (maybe_##name.has_value()) {         \
-    const Tensor& name = *maybe_##name;   \
-    L4K_CHECK_TABLE(name, Float, heads);  \
-  }
-
-// The arguments k_cache, v_cache, maybe_k_scale and maybe_v_scale of every op with a paged cache:
-// [P, page_size, Hkv, head_dim] in bf16, or e4m3 with an optional scale per KV head.
-#define L4K_CHECK_PAGED_CACHE(head_dim)                                                       \
-  L4K_CHECK_SHAPE(k_cache, -1, -1, -1, head_dim);                                             \
-  L4K_CHECK_SHAPE(v_cache, k_cache.size(0), k_cache.size(1), k_cache.size(2), head_dim);      \
-  if (k_cache.scalar_type() != ScalarType::Float8_e4m3fn) {                                   \
-    L4K_CHECK_DTYPE(k_cache, BFloat16);                                                       \
-    L4K_REQUIRE(!maybe_k_scale.has_value() && !maybe_v_scale.has_value(),                     \
-                "expected no k_scale or v_scale with a BFloat16 cache, got one");             \
-  }                                                                                           \
-  L4K_REQUIRE(v_cache.scalar_type() == k_cache.scalar_type(),                                 \
-              "expected v_cache to have the dtype of k_cache, got ", l4k::describe(v_cache)); \
-  L4K_CHECK_CONTIGUOUS(k_cache);                                                              \
-  L4K_CHECK_CONTIGUOUS(v_cache);                                                              \
-  L4K_CHECK_ROWS(k_cache);                                                                    \
-  L4K_CHECK_ROWS(v_cache);                                                                    \
-  L4K_CHECK_HEAD_SCALE(k_scale, k_cache.size(2))                                              \
-  L4K_CHECK_HEAD_SCALE(v_scale, k_cache.size(2))
 
 }  // namespace l4k

@@ -1,7 +1,9 @@
 #include <atomic>
+#include <cmath>
 #include <random>
 
 #include "bindings/arguments.h"
+#include "bindings/registry.h"
 #include "kernels/flash_decode/flash_decode.h"
 #include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/merge_attention_states/merge_attention_states.h"
@@ -12,31 +14,63 @@ namespace {
 
 constexpr int64_t kMaxTokens = 16, kMaxGroup = 16, kHeadDim = 128;
 
-// What both attention ops ask of their arguments; a page holds a multiple of `unit` keys.
-#define L4K_CHECK_ATTENTION(num_heads, batch, unit)                                               \
-  L4K_CHECK_DTYPE(q, BFloat16);                                                                   \
-  L4K_CHECK_ROWS(q);                                                                              \
-  L4K_CHECK_PAGED_CACHE(kHeadDim);                                                                \
-  const int64_t pages = k_cache.size(0), page_size = k_cache.size(1), kv_heads = k_cache.size(2); \
-  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;                            \
-  L4K_REQUIRE(kv_heads >= 1 && num_heads >= 1 && num_heads % kv_heads == 0 &&                     \
-                  num_heads / kv_heads <= kMaxGroup,                                              \
-              "expected 1 to ", kMaxGroup, " heads of q for each of the ", kv_heads,              \
-              " heads of k_cache, got q ", describe(q));                                          \
-  L4K_REQUIRE(page_size > 0 && page_size % unit == 0, "expected pages of a multiple of ", unit,   \
-              " slots on CUDA, got ", page_size);                                                 \
-  L4K_REQUIRE(pages > 0 && pages < int64_t{1} << 31,                                              \
-              "expected k_cache to hold 1 to 2^31 - 1 pages, got ", pages);                       \
-  L4K_CHECK_DTYPE(seqlens_k, Int);                                                                \
-  L4K_CHECK_SHAPE(seqlens_k, batch);                                                              \
-  L4K_CHECK_CONTIGUOUS(seqlens_k);                                                                \
-  L4K_CHECK_DTYPE(block_table, Int);                                                              \
-  L4K_CHECK_SHAPE(block_table, batch, -1);                                                        \
-  L4K_REQUIRE(block_table.stride(1) == 1 || block_table.size(1) <= 1,                             \
-              "expected the rows of block_table to be contiguous, got ", describe(block_table));  \
-  L4K_REQUIRE(softmax_scale > 0, "expected softmax_scale to be positive, got ", softmax_scale);   \
-  L4K_REQUIRE(chunk >= 0 && chunk < int64_t{1} << 31,                                             \
-              "expected chunk to be 0 (off) or positive, got ", chunk)
+// The queries of both attention ops: [..., num_heads, 128] bf16.
+struct Queries {
+  const void* data;
+  int64_t num_heads;
+};
+
+Queries check_queries(const Call& call, const Argument& q, const PagedCache& cache) {
+  call.require_dtype(q, {ScalarType::BFloat16});
+  const int64_t num_heads = q.sizes[q.rank() - 2];
+  call.require(cache.kv_heads >= 1 && num_heads >= 1 && num_heads % cache.kv_heads == 0 &&
+                   num_heads / cache.kv_heads <= kMaxGroup,
+               "expected 1 to ", kMaxGroup, " heads of q for each of the ", cache.kv_heads,
+               " heads of k_cache, got q ", q);
+  return {check_vectors(call, q), num_heads};
+}
+
+// The cache of both attention ops; a page holds a multiple of `unit` keys.
+PagedCache check_cache(const Call& call, const Tensor& k_cache, const Tensor& v_cache,
+                       const OptionalTensor& k_scale, const OptionalTensor& v_scale, int64_t unit) {
+  const PagedCache cache = check_paged_cache(call, k_cache, v_cache, k_scale, v_scale, kHeadDim);
+  call.require(cache.page_size > 0 && cache.page_size % unit == 0,
+               "expected pages of a multiple of ", unit, " slots on CUDA, got ", cache.page_size);
+  call.require(cache.pages > 0 && cache.pages < kIntLimit,
+               "expected k_cache to hold 1 to 2^31 - 1 pages, got ", cache.pages);
+  return cache;
+}
+
+// How many keys each sequence has, and the pages that hold them.
+struct Sequences {
+  const int* seqlens_k;    // [batch]
+  const int* block_table;  // [batch, max_pages]
+  int64_t table_stride;    // elements
+  int max_pages;
+};
+
+Sequences check_sequences(const Call& call, const Tensor& seqlens_k, const Tensor& block_table,
+                          int64_t batch) {
+  const Argument table("block_table", block_table);
+  call.require(batch < kIntLimit, "expected fewer than 2^31 sequences, got ", batch);
+  const int* lengths = check_list<int>(call, {"seqlens_k", seqlens_k}, {batch});
+  call.require_dtype(table, {ScalarType::Int});
+  call.require_shape(table, {batch, "max_pages"});
+  call.require(table.sizes[1] < kIntLimit, "expected fewer than 2^31 pages, got block_table ",
+               table);
+  call.require(table.strides[1] == 1 || table.sizes[1] <= 1,
+               "expected the rows of block_table to be contiguous, got ", table);
+  const void* pages = call.address(table, sizeof(int));
+  return {lengths, static_cast<const int*>(pages), table.strides[0],
+          static_cast<int>(table.sizes[1])};
+}
+
+void check_softmax(const Call& call, double softmax_scale, int64_t chunk) {
+  call.require(softmax_scale > 0 && std::isfinite(softmax_scale),
+               "expected softmax_scale to be positive and finite, got ", softmax_scale);
+  call.require(chunk >= 0 && chunk < kIntLimit, "expected chunk to be 0 (off) or positive, got ",
+               chunk);
+}
 
 // 48 bits that no other launch of this or another process on the device is likely to have.
 uint64_t launch_nonce() {
@@ -54,133 +88,139 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
                                          const Tensor& v_cache, const Tensor& cu_seqlens_q,
                                          const Tensor& seqlens_k, const Tensor& block_table,
                                          double softmax_scale, int64_t max_seqlen_q, int64_t chunk,
-                                         const std::optional<Tensor>& maybe_k_scale,
-                                         const std::optional<Tensor>& maybe_v_scale) {
-  L4K_CHECK_SHAPE(q, -1, -1, kHeadDim);
-  L4K_CHECK_TABLE(cu_seqlens_q, Int, -1);
-  const int64_t rows = q.size(0), num_heads = q.size(1), batch = cu_seqlens_q.size(0) - 1;
-  L4K_REQUIRE(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", describe(cu_seqlens_q));
-  L4K_CHECK_ATTENTION(num_heads, batch, 8);
-  L4K_REQUIRE(rows < int64_t{1} << 31 && max_seqlen_q >= 0,
-              "expected fewer than 2^31 rows of q and max_seqlen_q >= 0, got ", describe(q),
-              " and ", max_seqlen_q);
-  Device device(q);
-  Tensor out = empty_like(q, {rows, num_heads, kHeadDim});
-  Tensor lse = empty_like(q, {num_heads, rows}, ScalarType::Float);
+                                         const OptionalTensor& k_scale,
+                                         const OptionalTensor& v_scale) {
+  const Call call("flash_prefill", {"q", q});
+  call.require_shape({"q", q}, {"Tq", "Hq", kHeadDim});
+  const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 8);
+  const Queries queries = check_queries(call, {"q", q}, cache);
+  const int* starts = check_list<int>(call, {"cu_seqlens_q", cu_seqlens_q}, {"B + 1"});
+  const int64_t rows = q.size(0), batch = cu_seqlens_q.size(0) - 1;
+  call.require(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", cu_seqlens_q);
+  const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
+  check_softmax(call, softmax_scale, chunk);
+  call.require(rows < kIntLimit && max_seqlen_q >= 0,
+               "expected fewer than 2^31 rows of q and max_seqlen_q >= 0, got ", q, " and ",
+               max_seqlen_q);
+  Tensor out = call.empty(q.sizes(), ScalarType::BFloat16);
+  Tensor lse = call.empty({queries.num_heads, rows}, ScalarType::Float);
   if (rows == 0) return {out, lse};
   FlashPrefillParams params{
       .rows = static_cast<int>(rows),
       .batch = static_cast<int>(batch),
-      .num_heads = static_cast<int>(num_heads),
-      .kv_heads = static_cast<int>(kv_heads),
-      .num_pages = static_cast<int>(pages),
-      .page_size = static_cast<int>(page_size),
-      .max_pages = static_cast<int>(block_table.size(1)),
+      .num_heads = static_cast<int>(queries.num_heads),
+      .kv_heads = static_cast<int>(cache.kv_heads),
+      .num_pages = static_cast<int>(cache.pages),
+      .page_size = static_cast<int>(cache.page_size),
+      .max_pages = sequences.max_pages,
       // No sequence has more than all rows.
       .max_seqlen_q = static_cast<int>(max_seqlen_q < rows ? max_seqlen_q : rows),
       .chunk = chunk,
       .softmax_scale = static_cast<float>(softmax_scale),
-      .fp8 = fp8,
-      .q = pointer(q),
-      .q_row_stride = rows > 1 ? q.stride(0) : num_heads * kHeadDim,
-      .q_head_stride = num_heads > 1 ? q.stride(1) : kHeadDim,
-      .k_cache = pointer(k_cache),
-      .v_cache = pointer(v_cache),
-      .cu_seqlens_q = pointer<int>(cu_seqlens_q),
-      .seqlens_k = pointer<int>(seqlens_k),
-      .block_table = pointer<int>(block_table),
-      .table_stride = block_table.stride(0),
-      .k_scale = optional_pointer<float>(maybe_k_scale),
-      .v_scale = optional_pointer<float>(maybe_v_scale),
+      .fp8 = cache.fp8,
+      .q = queries.data,
+      .q_row_stride = rows > 1 ? q.stride(0) : queries.num_heads * kHeadDim,
+      .q_head_stride = queries.num_heads > 1 ? q.stride(1) : kHeadDim,
+      .k_cache = cache.k,
+      .v_cache = cache.v,
+      .cu_seqlens_q = starts,
+      .seqlens_k = sequences.seqlens_k,
+      .block_table = sequences.block_table,
+      .table_stride = sequences.table_stride,
+      .k_scale = cache.k_scale,
+      .v_scale = cache.v_scale,
       .out = pointer(out),
       .lse = pointer<float>(lse),
       .error = error_word()};
-  Tensor plan = workspace(q, flash_prefill_plan_words(params));
+  Tensor plan = call.workspace(flash_prefill_plan_words(params));
   params.plan = pointer<int>(plan);
-  L4K_LAUNCH(l4k::flash_prefill(params, device.stream()));
+  call.launch(l4k::flash_prefill, params);
   return {out, lse};
 }
 
 std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
                                         const Tensor& v_cache, const Tensor& seqlens_k,
                                         const Tensor& block_table, double softmax_scale,
-                                        int64_t chunk, const std::optional<Tensor>& maybe_k_scale,
-                                        const std::optional<Tensor>& maybe_v_scale) {
-  L4K_CHECK_SHAPE(q, -1, -1, -1, kHeadDim);
-  const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2);
-  L4K_REQUIRE(tokens >= 1 && tokens <= kMaxTokens, "expected 1 to ", kMaxTokens,
-              " new tokens per sequence, got q ", describe(q));
-  L4K_CHECK_ATTENTION(heads, batch, 16);
-  Device device(q);
-  Tensor out = empty_like(q, {batch, tokens, heads, kHeadDim});
-  Tensor lse = empty_like(q, {batch, heads, tokens}, ScalarType::Float);
+                                        int64_t chunk, const OptionalTensor& k_scale,
+                                        const OptionalTensor& v_scale) {
+  const Call call("flash_decode", {"q", q});
+  call.require_shape({"q", q}, {"B", "S", "Hq", kHeadDim});
+  const int64_t batch = q.size(0), tokens = q.size(1);
+  call.require(tokens >= 1 && tokens <= kMaxTokens, "expected 1 to ", kMaxTokens,
+               " new tokens per sequence, got q ", q);
+  const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 16);
+  const Queries queries = check_queries(call, {"q", q}, cache);
+  const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
+  check_softmax(call, softmax_scale, chunk);
+  Tensor out = call.empty(q.sizes(), ScalarType::BFloat16);
+  Tensor lse = call.empty({batch, queries.num_heads, tokens}, ScalarType::Float);
   if (batch == 0) return {out, lse};
   FlashDecodeParams params{.batch = static_cast<int>(batch),
                            .tokens = static_cast<int>(tokens),
-                           .kv_heads = static_cast<int>(kv_heads),
-                           .group = static_cast<int>(heads / kv_heads),
+                           .kv_heads = static_cast<int>(cache.kv_heads),
+                           .group = static_cast<int>(queries.num_heads / cache.kv_heads),
                            .chunk = static_cast<int>(chunk),
-                           .num_pages = static_cast<int>(pages),
-                           .page_size = static_cast<int>(page_size),
-                           .max_pages = static_cast<int>(block_table.size(1)),
-                           .q = pointer(q),
+                           .num_pages = static_cast<int>(cache.pages),
+                           .page_size = static_cast<int>(cache.page_size),
+                           .max_pages = sequences.max_pages,
+                           .q = queries.data,
                            .q_batch_stride = q.stride(0),
                            .q_token_stride = q.stride(1),
                            .q_head_stride = q.stride(2),
-                           .k_cache = pointer(k_cache),
-                           .v_cache = pointer(v_cache),
-                           .lengths = pointer<int>(seqlens_k),
-                           .block_table = pointer<int>(block_table),
-                           .table_stride = block_table.stride(0),
-                           .k_scale = optional_pointer<float>(maybe_k_scale),
-                           .v_scale = optional_pointer<float>(maybe_v_scale),
+                           .k_cache = cache.k,
+                           .v_cache = cache.v,
+                           .lengths = sequences.seqlens_k,
+                           .block_table = sequences.block_table,
+                           .table_stride = sequences.table_stride,
+                           .k_scale = cache.k_scale,
+                           .v_scale = cache.v_scale,
                            .out = pointer(out),
                            .lse = pointer<float>(lse),
                            .nonce = launch_nonce(),
                            .scale = static_cast<float>(softmax_scale * 1.4426950408889634),
                            .error = error_word(),
-                           .fp8_cache = fp8};
-  Tensor partials = workspace(q, flash_decode_workspace(params));
+                           .fp8_cache = cache.fp8};
+  Tensor partials = call.workspace(flash_decode_workspace(params));
   params.partials = pointer<float>(partials);
-  L4K_LAUNCH(l4k::flash_decode(params, device.stream()));
+  call.launch(l4k::flash_decode, params);
   return {out, lse};
 }
 
 std::tuple<Tensor, Tensor> merge_attention_states(const Tensor& outs, const Tensor& lses) {
-  L4K_CHECK_DTYPE(outs, BFloat16);
-  L4K_CHECK_DTYPE(lses, Float);
-  const int64_t rank = outs.dim();
-  L4K_REQUIRE((rank == 4 || rank == 5) && outs.size(0) >= 1 && outs.size(rank - 1) == 128,
-              "expected outs to be [N, T, H, 128] or [N, B, S, H, 128] with N >= 1, got ",
-              describe(outs));
-  const int64_t parts = outs.size(0), tokens = outs.size(rank - 3), heads = outs.size(rank - 2);
-  L4K_REQUIRE(rank == 4 ? fits(lses, {parts, heads, tokens})
-                        : fits(lses, {parts, outs.size(1), heads, tokens}),
-              "expected lses to be [N, ..., H, T] for outs ", describe(outs), ", got ",
-              describe(lses));
-  L4K_CHECK_CONTIGUOUS(outs);
-  L4K_CHECK_CONTIGUOUS(lses);
-  L4K_CHECK_ROWS(outs);
-  Device device(outs);
-  const std::vector<int64_t> shape(outs.sizes().begin() + 1, outs.sizes().end());
-  const std::vector<int64_t> lse_shape(lses.sizes().begin() + 1, lses.sizes().end());
-  Tensor out = empty_like(outs, shape), lse = empty_like(lses, lse_shape);
-  MergeAttentionStatesParams params{.rows = lse.numel(),
-                                    .parts = static_cast<int>(parts),
-                                    .tokens = static_cast<int>(tokens),
-                                    .heads = static_cast<int>(heads),
-                                    .outs = pointer(outs),
-                                    .lses = pointer<float>(lses),
-                                    .out = pointer(out),
-                                    .lse = pointer<float>(lse)};
-  L4K_LAUNCH(l4k::merge_attention_states(params, device.stream()));
+  const Call call("merge_attention_states", {"outs", outs});
+  const Argument values("outs", outs), sums("lses", lses);
+  const int64_t rank = values.rank();
+  call.require(
+      (rank == 4 || rank == 5) && values.sizes[0] >= 1 && values.sizes[rank - 1] == kHeadDim,
+      "expected outs to be [N, T, H, 128] or [N, B, S, H, 128] with N >= 1, got ", values);
+  const int64_t parts = values.sizes[0];
+  const int64_t tokens = values.sizes[rank - 3], heads = values.sizes[rank - 2];
+  call.require(rank == 4 ? fits(sums.sizes, {parts, heads, tokens})
+                         : fits(sums.sizes, {parts, values.sizes[1], heads, tokens}),
+               "expected lses to be [N, ..., H, T] for outs ", values, ", got ", sums);
+  const Rows rows = check_rows(call, values, ScalarType::BFloat16);
+  call.require_contiguous(values);
+  call.require_dtype(sums, {ScalarType::Float});
+  call.require_contiguous(sums);
+  const void* lses_data = call.address(sums, sizeof(float));
+  Tensor out = call.empty(Sizes(values.sizes.begin() + 1, values.sizes.end()), values.dtype);
+  Tensor lse = call.empty(Sizes(sums.sizes.begin() + 1, sums.sizes.end()), sums.dtype);
+  const MergeAttentionStatesParams params{.rows = lse.numel(),
+                                          .parts = static_cast<int>(parts),
+                                          .tokens = static_cast<int>(tokens),
+                                          .heads = static_cast<int>(heads),
+                                          .outs = rows.data,
+                                          .lses = static_cast<const float*>(lses_data),
+                                          .out = pointer(out),
+                                          .lse = pointer<float>(lse)};
+  call.launch(l4k::merge_attention_states, params);
   return {out, lse};
 }
 
 }  // namespace l4k::binding
 
 L4K_REGISTER(m) {
-  L4K_IMPL(m, "flash_prefill", flash_prefill);
-  L4K_IMPL(m, "flash_decode", flash_decode);
-  L4K_IMPL(m, "merge_attention_states", merge_attention_states);
+  l4k::bind<l4k::binding::flash_prefill>(m, "flash_prefill");
+  l4k::bind<l4k::binding::flash_decode>(m, "flash_decode");
+  l4k::bind<l4k::binding::merge_attention_states>(m, "merge_attention_states");
 }

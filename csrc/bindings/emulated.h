@@ -7,7 +7,10 @@
 // the stream's pool, kernels that were launched before still find it; one launched afterwards is
 // reported. Tensors from elsewhere the caller keeps alive until the chain ends.
 #pragma once
+#include <cuda_runtime.h>
 #include <l4k_emulator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -77,3 +80,42 @@ inline const char* finish() {
 inline const char* finish_call() { return state().chain ? "" : finish(); }
 
 }  // namespace l4k::emulated
+
+namespace l4k {
+
+// Stands in for the GPU of a call, as cuda.h has it.
+class Device {
+ public:
+  explicit Device(const torch::stable::Tensor&) {}
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+  ~Device() { emulated::finish_call(); }  // a call that was refused has declared some tensors
+
+  static bool holds(const torch::stable::Tensor& t) { return t.is_cpu(); }
+
+  template <typename GetExtent>
+  static void declare(const GetExtent& get_extent) {
+    const auto extent = get_extent();
+    emulated::declare(extent.first, extent.end - extent.first);
+  }
+
+  // Reports call it by `name`.
+  static torch::stable::Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef shape,
+                                     torch::headeronly::IntHeaderOnlyArrayRef strides,
+                                     torch::headeronly::ScalarType dtype, const char* name) {
+    size_t bytes = aoti_torch_dtype_element_size(
+        torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)));
+    for (int64_t size : shape) bytes *= size;
+    void* memory = emulated::allocate(bytes);
+    STD_TORCH_CHECK(memory != nullptr, "l4kernels: out of memory: ", bytes, " bytes");
+    return torch::stable::from_blob(
+        memory, shape, strides, torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype,
+        [bytes, name](void* freed) { emulated::release({freed, bytes, name}); });
+  }
+
+  static cudaStream_t stream() { return nullptr; }
+  static void before_launch() { emulated::end_lives(); }
+  static const char* after_launch() { return emulated::finish_call(); }
+};
+
+}  // namespace l4k

@@ -1,7 +1,8 @@
 // Entry points that take no tensor, called from Python through ctypes.
 #include <utility>
 
-#include "bindings/check.h"
+#include "bindings/call.h"
+#include "bindings/registry.h"
 #include "host/launch.h"
 #include "tile/error.h"
 

@@ -1,67 +1,59 @@
 #include "bindings/arguments.h"
+#include "bindings/registry.h"
 #include "kernels/rope_cache/rope_cache.h"
 
 namespace l4k::binding {
 
 Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot_mapping,
-                  Tensor k_cache, Tensor v_cache, int64_t num_heads,
-                  const std::optional<Tensor>& maybe_cos_sin, std::optional<double> qk_norm_eps,
-                  double attn_scale, int64_t floor_scale,
-                  const std::optional<Tensor>& maybe_k_scale,
-                  const std::optional<Tensor>& maybe_v_scale) {
-  L4K_CHECK_DTYPE(qkv, BFloat16);
-  L4K_CHECK_DTYPE(positions, Long);
-  L4K_CHECK_DTYPE(slot_mapping, Long);
-  L4K_CHECK_PAGED_CACHE(kHeadDim);
-  const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
-  const int64_t tokens = qkv.size(0), kv_heads = k_cache.size(2);
-  L4K_REQUIRE(num_heads >= 1 && kv_heads >= 1 && num_heads % kv_heads == 0,
-              "expected num_heads to be a positive multiple of the ", kv_heads,
-              " heads of k_cache, got ", num_heads);
-  L4K_CHECK_SHAPE(qkv, -1, (num_heads + 2 * kv_heads) * kHeadDim);
-  L4K_CHECK_SHAPE(positions, tokens);
-  L4K_CHECK_SHAPE(slot_mapping, tokens);
-  L4K_REQUIRE(floor_scale >= 1 && floor_scale < int64_t{1} << 31,
-              "expected floor_scale to be positive, got ", floor_scale);
-  L4K_REQUIRE(qk_norm_eps.value_or(0.0) >= 0.0,
-              "expected qk_norm_eps to be None (off) or not negative, got ", *qk_norm_eps);
-  L4K_CHECK_ROWS(qkv);
-  L4K_CHECK_CONTIGUOUS(positions);
-  L4K_CHECK_CONTIGUOUS(slot_mapping);
-  if (maybe_cos_sin.has_value()) {
-    const Tensor& cos_sin = *maybe_cos_sin;
-    L4K_CHECK_DTYPE(cos_sin, Float);
-    L4K_CHECK_SHAPE(cos_sin, -1, kHeadDim);
-    L4K_REQUIRE(cos_sin.size(0) > 0, "expected cos_sin to hold at least one position, got none");
-    L4K_CHECK_CONTIGUOUS(cos_sin);
-    L4K_CHECK_ROWS(cos_sin);
+                  Tensor k_cache, Tensor v_cache, int64_t num_heads, const OptionalTensor& cos_sin,
+                  std::optional<double> qk_norm_eps, double attn_scale, int64_t floor_scale,
+                  const OptionalTensor& k_scale, const OptionalTensor& v_scale) {
+  const Call call("rope_cache", {"qkv", qkv});
+  const PagedCache cache = check_paged_cache(call, k_cache, v_cache, k_scale, v_scale, kHeadDim);
+  call.require(num_heads >= 1 && num_heads < kIntLimit && cache.kv_heads >= 1 &&
+                   num_heads % cache.kv_heads == 0,
+               "expected num_heads to be a positive multiple of the ", cache.kv_heads,
+               " heads of k_cache, got ", num_heads);
+  const Rows in = check_rows(call, {"qkv", qkv}, ScalarType::BFloat16,
+                             {"T", (num_heads + 2 * cache.kv_heads) * kHeadDim});
+  const int64_t* positions_data = check_list<int64_t>(call, {"positions", positions}, {in.count});
+  const int64_t* slots_data = check_list<int64_t>(call, {"slot_mapping", slot_mapping}, {in.count});
+  call.require(floor_scale >= 1 && floor_scale < kIntLimit,
+               "expected floor_scale to be positive, got ", floor_scale);
+  call.require(qk_norm_eps.value_or(0.0) >= 0.0,
+               "expected qk_norm_eps to be None (off) or not negative, got ",
+               qk_norm_eps.value_or(0.0));
+  const Rows table =
+      check_optional_rows(call, {"cos_sin", cos_sin}, ScalarType::Float, {"R", kHeadDim});
+  if (cos_sin.has_value()) {
+    call.require_contiguous({"cos_sin", *cos_sin});
+    call.require(table.count > 0, "expected cos_sin to hold at least one position, got none");
   }
-  Device device(qkv);
-  Tensor q = empty_like(qkv, {tokens, num_heads, kHeadDim});
-  RopeCacheParams params{.tokens = tokens,
-                         .num_heads = static_cast<int>(num_heads),
-                         .kv_heads = static_cast<int>(kv_heads),
-                         .num_slots = k_cache.size(0) * k_cache.size(1),
-                         .table_rows = maybe_cos_sin.has_value() ? maybe_cos_sin->size(0) : 0,
-                         .qkv = pointer(qkv),
-                         .positions = pointer<int64_t>(positions),
-                         .slot_mapping = pointer<int64_t>(slot_mapping),
-                         .cos_sin = optional_pointer<float>(maybe_cos_sin),
-                         .k_scale = optional_pointer<float>(maybe_k_scale),
-                         .v_scale = optional_pointer<float>(maybe_v_scale),
-                         .q = pointer(q),
-                         .k_cache = pointer(k_cache),
-                         .v_cache = pointer(v_cache),
-                         .qkv_stride = qkv.stride(0),
-                         .error = error_word(),
-                         .floor_scale = static_cast<int>(floor_scale),
-                         .attn_scale = static_cast<float>(attn_scale),
-                         .qk_norm_eps = static_cast<float>(qk_norm_eps.value_or(-1.0)),
-                         .fp8_cache = fp8};
-  L4K_LAUNCH(l4k::rope_cache(params, device.stream()));
+  Tensor q = call.empty({in.count, num_heads, kHeadDim}, ScalarType::BFloat16);
+  const RopeCacheParams params{.tokens = in.count,
+                               .num_heads = static_cast<int>(num_heads),
+                               .kv_heads = static_cast<int>(cache.kv_heads),
+                               .num_slots = cache.pages * cache.page_size,
+                               .table_rows = table.count,
+                               .qkv = in.data,
+                               .positions = positions_data,
+                               .slot_mapping = slots_data,
+                               .cos_sin = static_cast<const float*>(table.data),
+                               .k_scale = cache.k_scale,
+                               .v_scale = cache.v_scale,
+                               .q = pointer(q),
+                               .k_cache = cache.k,
+                               .v_cache = cache.v,
+                               .qkv_stride = in.stride,
+                               .error = error_word(),
+                               .floor_scale = static_cast<int>(floor_scale),
+                               .attn_scale = static_cast<float>(attn_scale),
+                               .qk_norm_eps = static_cast<float>(qk_norm_eps.value_or(-1.0)),
+                               .fp8_cache = cache.fp8};
+  call.launch(l4k::rope_cache, params);
   return q;
 }
 
 }  // namespace l4k::binding
 
-L4K_REGISTER(m) { L4K_IMPL(m, "rope_cache", rope_cache); }
+L4K_REGISTER(m) { l4k::bind<l4k::binding::rope_cache>(m, "rope_cache"); }

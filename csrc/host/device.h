@@ -33,10 +33,9 @@ inline int sm_count() {
   return count;
 }
 
-// Whether the environment's L4K_CHECK holds this word; several are separated by commas.
-inline bool check_asks_for(std::string_view word) {
-  const char* set = std::getenv("L4K_CHECK");
-  std::string_view rest = set == nullptr ? "" : set;
+// Whether a list of words, separated by commas, holds this one.
+inline bool lists(const char* words, std::string_view word) {
+  std::string_view rest = words == nullptr ? "" : words;
   while (!rest.empty()) {
     const size_t comma = rest.find(',');
     if (rest.substr(0, comma) == word) return true;
@@ -44,6 +43,10 @@ inline bool check_asks_for(std::string_view word) {
   }
   return false;
 }
+
+// What the environment asks to be checked, and to be printed.
+inline bool check_asks_for(std::string_view word) { return lists(std::getenv("L4K_CHECK"), word); }
+inline bool log_asks_for(std::string_view word) { return lists(std::getenv("L4K_LOG"), word); }
 
 // A word of page-locked host memory per device. Kernels set it (tile/error.h), the host reads it
 // after it has synchronised for its own reasons, so a check costs neither a copy nor a wait.

@@ -77,7 +77,7 @@ int resident_clusters(void (*kernel)(Parameters...), LaunchConfig config) {
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchConfig& config, cudaStream_t stream,
                    Arguments&&... arguments) {
-  // A grid of zero CTAs is an error to the runtime, but an empty problem is not one to us.
+  // A grid of zero CTAs is an error to the runtime; here it is an empty problem.
   if (config.grid.x == 0) return cudaSuccess;
   if (cudaError_t error = allow_shared_memory(kernel, config.smem_bytes)) return error;
   const LaunchRequest request(config, stream);

@@ -58,9 +58,9 @@ __device__ __forceinline__ void registers_decrease() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// PTX ISA: griddepcontrol.wait. Returns when the grids this one was launched behind have finished
-// and their writes are visible. EVERY CTA must execute it before it ends: a grid that finishes
-// without waiting lets the grid after next start while the previous one still runs.
+// PTX ISA: griddepcontrol.wait. Returns when the grids this one depends on have finished and their
+// writes are visible. EVERY CTA must execute it before it ends: a grid that finishes without waiting
+// lets the grid after next start while the previous one still runs.
 __device__ __forceinline__ void grid_dependency_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }

@@ -1,4 +1,4 @@
-// What the CTAs of a cluster do together: reductions over all threads, and a barrier for some of
+// What the CTAs of a cluster do together: reductions over all threads, and a barrier over some of
 // them. Every thread of every CTA gets the same bits of a reduction: warps, CTAs and ranks are
 // combined in a fixed order.
 #pragma once
@@ -49,27 +49,27 @@ __device__ __forceinline__ T cluster_reduce(T value, ClusterScratch& scratch, in
   return value.warp_reduce();
 }
 
-// A barrier for a part of every CTA's threads, where barrier.cluster would need all of them. What
+// A barrier over a part of every CTA's threads, where barrier.cluster would need all of them. What
 // they wrote to shared memory before arrive(), those of all CTAs may read after wait().
-struct ClusterMeeting {
-  uint64_t barrier;
+struct ClusterBarrier {
+  uint64_t mbarrier;
 
-  __device__ __forceinline__ void init(int ctas) { ptx::mbarrier_init(&barrier, ctas); }
+  __device__ __forceinline__ void init(int ctas) { ptx::mbarrier_init(&mbarrier, ctas); }
 
-  // All `threads` of this CTA's part, which share the named barrier. Those that arrive elsewhere
-  // are lanes of one warp: the fence of a release takes long, and so it takes that once. Without,
-  // an arrival says no more than that these threads have read what they wanted.
+  // Called by all `threads` of this CTA's part, which share the named barrier. Those that arrive at
+  // the other CTAs are lanes of one warp, so that the slow fence of a release is paid once. Without
+  // a release an arrival says only that these threads have read what they wanted.
   template <bool kRelease = true>
   __device__ __forceinline__ void arrive(int named_barrier, int threads, int thread, int ctas) {
     ptx::named_barrier_sync(named_barrier, threads);
     if (ctas == 1) {
-      if (thread == 0) ptx::mbarrier_arrive(&barrier);
+      if (thread == 0) ptx::mbarrier_arrive(&mbarrier);
     } else if (thread < ctas) {
-      ptx::mbarrier_arrive_remote<kRelease>(&barrier, thread);
+      ptx::mbarrier_arrive_remote<kRelease>(&mbarrier, thread);
     }
   }
   __device__ __forceinline__ void wait(uint32_t parity) {
-    ptx::mbarrier_wait_cluster(&barrier, parity);
+    ptx::mbarrier_wait_cluster(&mbarrier, parity);
   }
 };
 

@@ -16,7 +16,7 @@ struct RaggedTile {
   int expert;
   int row, row_end;
   int column;
-  bool flat;  // half as high and twice as wide as the others
+  bool tail;  // half as high and twice as wide as other tiles
 };
 
 // `row_ends[e]` ends the rows of expert e and `tile_ends[e]` its tiles, both as running totals; the
@@ -27,15 +27,15 @@ struct RaggedSchedule {
   int column_tiles;
   // Columns of tiles that run side by side: CTAs that run together then share A and B in L2.
   int raster;
-  bool flat_tails;  // the last rows of an expert, if they fill at most half a tile, take flat ones
+  bool tail_tiles;  // an expert's last rows, if they fill at most half a tile, go to tail tiles
   const int* row_ends;
   const int* tile_ends;
 
   L4K_HD int num_tiles() const { return tile_ends[num_experts - 1]; }
 
-  // Tiles of an expert: rows of ordinary ones, then flat ones.
+  // Tiles of an expert: rows of ordinary ones, then tail tiles.
   L4K_HD int row_tiles(int rows) const {
-    return (rows + (flat_tails ? block_m / 2 : block_m) - 1) / block_m;
+    return (rows + (tail_tiles ? block_m / 2 : block_m) - 1) / block_m;
   }
   L4K_HD int tiles(int rows) const {
     const int full = row_tiles(rows);
@@ -44,7 +44,7 @@ struct RaggedSchedule {
 
   L4K_HD RaggedTile at(int index) const {
     int low = 0, high = num_experts - 1;
-    while (low < high) {  // the first expert whose tiles end behind `index`
+    while (low < high) {  // the first expert whose tiles end after `index`
       int middle = (low + high) / 2;
       if (index < tile_ends[middle]) {
         high = middle;

@@ -2,10 +2,14 @@
 
 import re
 
-from bench.checks.gemm_rows import ROWS
-from bench.tune import HEADER, MODEL, NUM_ROWS, PROMOTED, Entry, entries, header
+from bench.tune import CONFIGS, HEADER, MODEL, Entry, entries, header
+from l4kernels.bench.report import load
+from tools import budget
+from tools.model import headers
+from tools.nvcc import ROOT
 
-ROW_4, ROW_6 = "104", "106"
+# As rows of a GPU run have them, and as bench/results keeps them: 100 * splits + number.
+PROMOTED, FAST = "104", "106"
 
 
 def row(us: dict, *, fp8: bool = True, fast: bool = False, ok: bool = True) -> dict:
@@ -18,41 +22,49 @@ def found(us: dict, **options) -> list[Entry]:
 
 
 def test_a_gain_is_an_entry_up_to_the_middle():
-    us = {"16": {MODEL: 10.0, ROW_4: 10.0}, "64": {MODEL: 30.0, ROW_4: 20.0}}
-    us["256"] = {MODEL: 40.0, ROW_4: 39.0}
+    us = {"16": {MODEL: 10.0, PROMOTED: 10.0}, "64": {MODEL: 30.0, PROMOTED: 20.0}}
+    us["256"] = {MODEL: 40.0, PROMOTED: 39.0}
     assert found(us) == [(512, 256, 1, True, False, 32, -1), (512, 256, 1, True, False, 128, 104)]
 
 
 def test_neighbours_of_one_choice_are_one_entry():
-    us = {str(m): {MODEL: 30.0, ROW_4: 20.0} for m in (1, 16, 64)}
+    us = {str(m): {MODEL: 30.0, PROMOTED: 20.0} for m in (1, 16, 64)}
     assert found(us) == [(512, 256, 1, True, False, 2**31 - 1, 104)]
 
 
 def test_a_fast_row_is_only_for_who_asked():
-    us = {"64": {MODEL: 30.0, ROW_4: 20.0, ROW_6: 10.0}}
+    us = {"64": {MODEL: 30.0, PROMOTED: 20.0, FAST: 10.0}}
     assert [entry[-1] for entry in found(us)] == [104]
     assert [entry[-1] for entry in found(us, fast=True)] == [106]
     assert [entry[-1] for entry in found({"64": {MODEL: 30.0, "106": 10.0}}, fp8=False)] == [106]
 
 
 def test_small_gains_and_failed_rows_are_none():
-    assert found({"64": {MODEL: 10.0, ROW_4: 9.8}}) == []
-    assert found({"64": {MODEL: 30.0, ROW_4: 10.0}}, ok=False) == []
+    assert found({"64": {MODEL: 10.0, PROMOTED: 9.8}}) == []
+    assert found({"64": {MODEL: 30.0, PROMOTED: 10.0}}, ok=False) == []
 
 
 def test_the_table_is_what_the_tuner_writes():
-    lines = re.findall(r"^\{(.*)\},$", HEADER.read_text(), re.M)
-    values = [[{"true": True, "false": False}.get(v) for v in line.split(", ")] for line in lines]
-    table = [
-        tuple(
-            int(text) if flag is None else flag
-            for text, flag in zip(line.split(", "), flags, strict=True)
-        )
-        for line, flags in zip(lines, values, strict=True)
+    """From the rows of one GPU run, byte for byte: also what their numbers mean has not changed."""
+    runs = sorted((ROOT / "bench" / "results").rglob("*.jsonl"))
+    assert HEADER.read_text() in [header(list(entries(load([run])))) for run in runs]
+
+
+def test_old_measurements_keep_their_meaning():
+    """Numbers in bench/results are places in the table: docs/kernels/gemm.md lists them."""
+    page = (ROOT / "docs" / "kernels" / "gemm.md").read_text()
+    assert re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.M) == [
+        (str(config.number), config.name) for config in CONFIGS
     ]
-    assert header(table) == HEADER.read_text()
+    names = {int(PROMOTED) % 100: "fp8_128x128_1x2_promote", int(FAST) % 100: "fp8_128x256"}
+    assert {number: CONFIGS[number].name for number in names} == names
 
 
-def test_the_tuner_knows_the_rows():
-    assert len(ROWS) == NUM_ROWS
-    assert {row.config for row in ROWS if row.promote} == PROMOTED
+def test_python_reads_the_table_as_the_compiler_does():
+    """A name asked for by number comes back."""
+    for config in CONFIGS:
+        form = "fp8_fast" if config.fp8 else "bf16"
+        gelu = config.gelu  # the question has no activation
+        found = headers.gemm(64, 512, 512, 1, form, config.name, 132)
+        assert found is None if gelu else found and found[0] == config.name
+    assert set(budget.load_budget("gemm")) == {f"gemm_kernel<{config}>" for config in CONFIGS}

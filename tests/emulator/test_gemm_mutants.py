@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 from emulator_programs import BUILD, HERE, MODES, ROOT, Outcome, find_library, read_outcome
 
-PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED = 1, 3, 4, 5, 8  # rows of configs.h
+from tools.gemm_configs import gemm_config
+
+# Configurations of configs.h.
+PLAIN, PAIR, SWAPPED = "bf16_128x128", "bf16_128x256_2x1", "bf16_swap_16x128"
+PROMOTED_PAIR, TALL_PAIR = "fp8_128x128_1x2_promote", "fp8_256x128_1x2_promote"
 SEEDS = 2
 
 
@@ -23,14 +27,14 @@ class Mutant:
     """`old` becomes `new` in a file of kernels/gemm; the report must be one of `kinds`."""
 
     name: str
-    row: int
+    config: str
     file: str
     old: str
     new: str
     kinds: str
 
     def __str__(self) -> str:
-        return f"row{self.row}-{self.name}".replace(" ", "-")
+        return f"{self.config}-{self.name}".replace(" ", "-")
 
 
 WAIT = "ptx::grid_dependency_wait();\n"
@@ -64,30 +68,31 @@ MUTANTS = [
     Mutant("half the slice is sent twice", PAIR, "gemm.cuh", "rank * kSlice * 128",
            "0 * kSlice * 128", "uninitialised-shared-read shared-race shared-in-flight"),
     Mutant("products are added before they are there", PROMOTED_PAIR, "gemm.cuh",
-           "ptx::wgmma_wait<0>();\n      if (slab", "if (slab",
+           "ptx::wgmma_wait<0>();\n      if (sub_tile", "if (sub_tile",
            "register-in-flight shared-in-flight"),
-    Mutant("a stage is released after its first slab", TALL_PAIR, "gemm.cuh", "slab == slabs - 1",
-           "slab == 0", "shared-in-flight shared-race mbarrier"),
-    Mutant("a tile's second slab is forgotten", TALL_PAIR, "gemm.cuh", ">= slabs) break",
+    Mutant("a stage is released after its first sub-tile", TALL_PAIR, "gemm.cuh",
+           "sub_tile == sub_tiles - 1", "sub_tile == 0", "shared-in-flight shared-race mbarrier"),
+    Mutant("a tile's second sub-tile is forgotten", TALL_PAIR, "gemm.cuh", ">= sub_tiles) break",
            "> 0) break", "deadlock"),
     Mutant("maxima are overwritten", PROMOTED_PAIR, "epilogue.cuh", " + parity * C.block_m", "",
            "shared-race"),
     Mutant("maxima are read too early", PROMOTED_PAIR, "epilogue.cuh",
-           "smem.meeting.wait(parity);", "", "shared-race uninitialised-shared-read mbarrier"),
-    Mutant("sums are read too early", SWAPPED, "swapped.cuh", "smem.meeting.wait(0);", "",
+           "smem.cluster_barrier.wait(parity);", "",
            "shared-race uninitialised-shared-read mbarrier"),
-    Mutant("sums are overwritten", SWAPPED, "swapped.cuh", "smem.meeting.wait(1);", "",
+    Mutant("sums are read too early", SWAPPED, "swapped.cuh", "smem.cluster_barrier.wait(0);", "",
+           "shared-race uninitialised-shared-read mbarrier"),
+    Mutant("sums are overwritten", SWAPPED, "swapped.cuh", "smem.cluster_barrier.wait(1);", "",
            "shared-race mbarrier"),
     Mutant("a split leaves before its sums are read", SWAPPED, "gemm.cuh",
-           "if (ctas > 1 && warpgroup > 0) smem.meeting.wait(1);", "",
+           "if (ctas > 1 && warpgroup > 0) smem.cluster_barrier.wait(1);", "",
            "cluster-exited mbarrier shared-race"),
-    Mutant("a meeting without the CTA's other threads", SWAPPED, "../../tile/cluster.cuh",
+    Mutant("a cluster barrier without the CTA's other threads", SWAPPED, "../../tile/cluster.cuh",
            "ptx::named_barrier_sync(named_barrier, threads);", "",
            "shared-race uninitialised-shared-read"),
 ]  # fmt: skip
 
 
-def program(row: int, mutant: Mutant | None = None) -> Path:
+def program(config: str, mutant: Mutant | None = None) -> Path:
     """Compiles a copy of the sources, unless the same one has been compiled before."""
     sources = {
         path.relative_to(ROOT / "csrc"): path.read_text()
@@ -100,7 +105,7 @@ def program(row: int, mutant: Mutant | None = None) -> Path:
         assert sources[at].count(mutant.old) == 1, f"{mutant}: not once in {at}: {mutant.old}"
         sources[at] = sources[at].replace(mutant.old, mutant.new)
     driver = HERE / "gemm" / "chain.cu"
-    text = f"{row}{sorted(sources.items())}{driver.read_text()}{find_library()}"
+    text = f"{config}{sorted(sources.items())}{driver.read_text()}{find_library()}"
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     binary = BUILD / "gemm" / name
     if binary.exists():
@@ -114,8 +119,8 @@ def program(row: int, mutant: Mutant | None = None) -> Path:
     flags = "-std=c++20 -O2 -gencode=arch=compute_90a,code=compute_90a --no-compress -lineinfo"
     made = f"{copy}/chain.o"
     for command in (
-        [compiler, *flags.split(), "--cudart=none", f"-DROW={row}", "-I", str(copy), "-c",
-         str(driver), "-o", made],
+        [compiler, *flags.split(), "--cudart=none", f"-DCONFIG={gemm_config(config).number}",
+         "-I", str(copy), "-c", str(driver), "-o", made],
         ["c++", made, "-o", f"{copy}/chain", f"-L{find_library().parent}", "-ll4k_emulator",
          f"-Wl,-rpath,{find_library().parent}"],
     ):  # fmt: skip
@@ -134,9 +139,9 @@ def run(binary: Path, mode: str, seed: int) -> Outcome:
     return read_outcome(done.returncode, done.stdout + done.stderr)
 
 
-@pytest.mark.parametrize("row", [PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED])
-def test_original_is_right(row: int) -> None:
-    binary = program(row)
+@pytest.mark.parametrize("config", [PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED])
+def test_original_is_right(config: str) -> None:
+    binary = program(config)
     for seed in range(SEEDS):
         for mode in MODES:
             outcome = run(binary, mode, seed)
@@ -145,7 +150,7 @@ def test_original_is_right(row: int) -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_mutant_is_reported(mutant: Mutant) -> None:
-    binary = program(mutant.row, mutant)
+    binary = program(mutant.config, mutant)
     attempts = []
     for seed in range(SEEDS):
         for mode in MODES:

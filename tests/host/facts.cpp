@@ -1,6 +1,6 @@
 // What the project's integer headers say of a problem, as one line of JSON for each line read:
 //
-//   gemm m n k experts fp8 fast row sms       the row of the table, its splits, its schedule
+//   gemm m n k experts fp8 fast config sms    the configuration chosen, its splits, its schedule
 //   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
 #include <algorithm>
 #include <cstdio>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "kernels/flash_prefill/schedule.h"
-#include "kernels/gemm/configs.h"
+#include "kernels/gemm/choose.h"
 #include "tile/schedule.h"
 
 namespace {
@@ -20,9 +20,14 @@ using namespace l4k;
 int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
   std::vector<int> row_ends(p.num_experts), tile_ends(p.num_experts);
   const int width = c.block_n * c.cluster_n;
-  const RaggedSchedule schedule{
-      p.num_experts,   c.block_m * c.cluster_m, width,           ceil_div(p.n, width), 1,
-      c.cluster_m > 1, row_ends.data(),         tile_ends.data()};
+  const RaggedSchedule schedule{.num_experts = p.num_experts,
+                                .block_m = c.block_m * c.cluster_m,
+                                .block_n = width,
+                                .column_tiles = ceil_div(p.n, width),
+                                .raster = 1,
+                                .tail_tiles = c.cluster_m > 1,
+                                .row_ends = row_ends.data(),
+                                .tile_ends = tile_ends.data()};
   int begin = 0, tiles = 0;
   for (int e = 0; e < p.num_experts; ++e) {
     const int end = static_cast<int>(int64_t{p.m} * (e + 1) / p.num_experts);
@@ -35,24 +40,23 @@ int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
 
 bool answer_gemm() {
   GemmProblem p{};
-  int fp8, fast, row, sms;
-  if (std::scanf("%d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast, &row,
+  int fp8, fast, config, sms;
+  if (std::scanf("%d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast, &config,
                  &sms) != 8)
     return false;
   p.fp8 = fp8 != 0;
   p.fast_accum = fast != 0;
   const GemmMachine machine = GemmMachine::assumed(sms);
-  const GemmChoice choice = choose_gemm(p, GemmChoice::of(row), machine);
-  if (choice.config < 0) return std::printf("{\"row\": -1}\n") > 0;
+  const GemmChoice choice = choose_gemm(p, GemmChoice::of(config), machine);
+  if (choice.config < 0) return std::printf("{\"config\": null}\n") > 0;
   const GemmConfig& c = kGemmConfigs[choice.config];
   const int ctas = ctas_per_tile(c, p, choice.splits), clusters = machine.slots(c, ctas);
   return std::printf(
-             "{\"row\": %d, \"splits\": %d, \"block_m\": %d, \"block_n\": %d, \"stages\": %d, "
-             "\"cluster_m\": %d, \"cluster_n\": %d, \"promote\": %d, \"swap\": %d, "
-             "\"staging\": %d, \"clusters\": %d, \"ctas\": %d, \"tiles\": %d, \"rows\": %d}\n",
-             choice.config, choice.splits, c.block_m, c.block_n, c.stages, c.cluster_m, c.cluster_n,
-             c.promote, c.swap, c.staging_bytes(), clusters, ctas, busiest_cluster(c, p, clusters),
-             kNumGemmConfigs) > 0;
+             "{\"config\": \"%s\", \"splits\": %d, \"staging\": %d, \"clusters\": %d, \"ctas\": "
+             "%d, "
+             "\"tiles\": %d}\n",
+             c.name, choice.splits, c.staging_bytes(), clusters, ctas,
+             busiest_cluster(c, p, clusters)) > 0;
 }
 
 bool answer_prefill() {

@@ -1,10 +1,11 @@
-// The row of the GEMM's table that every Llama 4 product gets: it can run it, it is not the wrong
-// kind, and the whole table is in use. Prints the choices.
+// The configuration that every Llama 4 product gets: it can run it, it is not the wrong kind, and the
+// whole table is in use. Prints the choices.
 #include <cstdio>
 #include <set>
+#include <string>
 
 #include "expect.h"
-#include "kernels/gemm/configs.h"
+#include "kernels/gemm/choose.h"
 
 namespace {
 
@@ -30,10 +31,11 @@ constexpr Product kProducts[] = {
     {"behemoth gate_up, 16 experts", 53248, 16384, 16},
     {"behemoth down, 16 experts", 16384, 26624, 16},
 };
+constexpr l4k::GemmChoice kAny = {l4k::GemmChoice::kTuned, 0};
 constexpr int kRows[] = {1, 8, 16, 64, 128, 1024, 4096, 8192};
 
 l4k::GemmChoice check(const Product& product, l4k::GemmProblem p) {
-  const l4k::GemmChoice choice = l4k::choose_gemm(p, {-1, 0}, kMachine);
+  const l4k::GemmChoice choice = l4k::choose_gemm(p, kAny, kMachine);
   EXPECT(choice.config >= 0, product.name << ", M " << p.m);
   const l4k::GemmConfig& c = l4k::kGemmConfigs[choice.config];
   EXPECT(l4k::can_run(c, p), product.name << ", M " << p.m);
@@ -51,48 +53,84 @@ void expect_sense(const Product& product, int m, const l4k::GemmConfig& c) {
   if (rows >= 4096) EXPECT(c.cluster() == 2, product.name << ", M " << m);
 }
 
+// A name says what the fields say.
+std::string name_of(const l4k::GemmConfig& c) {
+  const auto by = [](int a, int b) { return "_" + std::to_string(a) + "x" + std::to_string(b); };
+  std::string name = c.fp8 ? "fp8" : "bf16";
+  if (c.swap) name += "_swap";
+  name += by(c.block_m, c.block_n);
+  if (c.cluster() > 1) name += by(c.cluster_m, c.cluster_n);
+  if (c.promote) name += "_promote";
+  if (c.gelu) name += "_gelu";
+  return name;
+}
+
 }  // namespace
 
 int main() {
+  std::set<std::string> names;
+  for (const l4k::GemmConfig& c : l4k::kGemmConfigs) {
+    EXPECT(c.name == name_of(c), c.name << " is " << name_of(c));
+    EXPECT(names.insert(c.name).second, c.name << " twice");
+  }
+  static_assert(l4k::gemm_config("bf16_128x256_2x1") == 3, "what bench/results counts by");
+
   std::set<int> used;
   for (const Product& product : kProducts) {
     for (int m : kRows) {
-      std::printf("%-30s M %5d: row and splits", product.name, m);
+      std::printf("%-30s M %5d:", product.name, m);
       for (int kind = 0; kind < 4; ++kind) {  // bf16, promoted, fast, promoted with e4m3 result
         const bool fp8_out = kind == 3;
-        const l4k::GemmChoice choice =
-            check(product, {m, product.n, product.k, product.num_experts, kind > 0, kind == 2,
-                            false, fp8_out, fp8_out});
+        const l4k::GemmChoice choice = check(product, {.m = m,
+                                                       .n = product.n,
+                                                       .k = product.k,
+                                                       .num_experts = product.num_experts,
+                                                       .fp8 = kind > 0,
+                                                       .fast_accum = kind == 2,
+                                                       .gelu = false,
+                                                       .block_scales = fp8_out,
+                                                       .fp8_out = fp8_out});
         expect_sense(product, m, l4k::kGemmConfigs[choice.config]);
         used.insert(choice.config);
-        std::printf("  %2d/%d", choice.config, choice.splits);
+        std::printf("  %s/%d", l4k::kGemmConfigs[choice.config].name, choice.splits);
       }
       std::printf("\n");
     }
   }
-  // Vision's rows of K; any N that is a multiple of 8 finds a row, with GELU as well.
+  const auto bf16 = [](int m, int n, int k) {
+    l4k::GemmProblem p{};
+    p.m = m, p.n = n, p.k = k, p.num_experts = 1;
+    return p;
+  };
+  // Vision's rows of K; any N that is a multiple of 8 finds a configuration, with GELU as well.
   for (int n = 8; n <= 4096; n += 8)
     for (int m : {1, 17, 577, 4096})
-      for (bool gelu : {false, true})
-        used.insert(
-            check({"small", n, 1408, 1}, {m, n, 1408, 1, false, false, gelu, false, false}).config);
+      for (bool gelu : {false, true}) {
+        l4k::GemmProblem small = bf16(m, n, 1408);
+        small.gelu = gelu;
+        used.insert(check({"small", n, 1408, 1}, small).config);
+      }
   // Scales along K need promotion, whatever was asked for.
-  const l4k::GemmProblem blocks{4096, 5120, 5120, 1, true, true, false, true, false};
-  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, {-1, 0}, kMachine).config].promote,
+  l4k::GemmProblem blocks = bf16(4096, 5120, 5120);
+  blocks.fp8 = blocks.fast_accum = blocks.block_scales = true;
+  EXPECT(l4k::kGemmConfigs[l4k::choose_gemm(blocks, kAny, kMachine).config].promote,
          "block scales");
-  const l4k::GemmProblem few{9, 128, 1920, 1, false, false, false, false, false};
-  const l4k::GemmChoice three = l4k::choose_gemm(few, l4k::GemmChoice::of(308), kMachine);
-  EXPECT(three.config == 8 && three.splits == 3, "splits that are asked for");
-  EXPECT(!l4k::can_run(l4k::GemmChoice::of(200), few), "unswapped rows have no splits");
-  EXPECT(l4k::choose_gemm(blocks, {6, 0}, kMachine).config == -1,
-         "a fast row ignores scales along K");
+  constexpr int kSwap = l4k::gemm_config("bf16_swap_16x128"),
+                kFast = l4k::gemm_config("fp8_128x256");
+  const l4k::GemmProblem few = bf16(9, 128, 1920);
+  const l4k::GemmChoice three = l4k::choose_gemm(few, l4k::GemmChoice::of(300 + kSwap), kMachine);
+  EXPECT(three.config == kSwap && three.splits == 3, "splits that are asked for");
+  const l4k::GemmChoice unswapped{l4k::gemm_config("bf16_128x256"), 2};
+  EXPECT(!l4k::can_run(unswapped, few), "only swapped operands split K");
+  EXPECT(l4k::choose_gemm(blocks, {kFast, 0}, kMachine).config == -1,
+         "fast accumulation ignores scales along K");
   // What tests/kernels/test_gemm_kernel.py counts on: one tile is split over all SMs.
   for (int sms : {1, 2, 3, 5, 8, 132}) {
-    const l4k::GemmProblem one_tile{13, 128, 1920, 1, false, false, false, false, false};
-    const int splits = l4k::choose_gemm(one_tile, {8, 0}, l4k::GemmMachine::assumed(sms)).splits;
+    const l4k::GemmMachine machine = l4k::GemmMachine::assumed(sms);
+    const int splits = l4k::choose_gemm(bf16(13, 128, 1920), {kSwap, 0}, machine).splits;
     EXPECT(splits == (sms < 8 ? sms : 8), sms << " SMs, " << splits << " splits");
   }
   for (int i = 0; i < l4k::kNumGemmConfigs; ++i)
-    EXPECT(used.count(i) == 1, "row " << i << " is idle");
+    EXPECT(used.count(i) == 1, l4k::kGemmConfigs[i].name << " is idle");
   return 0;
 }

@@ -1,4 +1,4 @@
-// Every tile of queries covers its tokens once and looks at the keys it must; costs sort as they
+// Every tile of queries covers its tokens once and visits the keys it must; costs sort as they
 // should; every item has one CTA, and the long items are spread evenly.
 #include <algorithm>
 #include <vector>
@@ -34,7 +34,7 @@ void check_tiles(int len_q, int len_k, int group, int64_t chunk) {
   EXPECT(tiles <= l4k::max_prefill_items(len_q, 1, len_q, group), "bound");
 }
 
-// A length beyond the block table costs one tile of keys behind it, and that one is looked at.
+// A length beyond the block table costs one tile of keys past it, and that one is visited.
 void check_capacity(int len_k, int64_t chunk, int64_t capacity) {
   for (int tile = 0; tile < 6; ++tile) {
     const auto whole = l4k::prefill_tile(tile, 130, len_k, 5, chunk, int64_t{1} << 31);

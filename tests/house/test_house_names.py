@@ -20,8 +20,6 @@ COMING = {  # what other changes bring
     "docs/adding-a-checkpoint-format.md",
     "docs/adding-a-format.md",
     "l4kernels/layers/weights",
-    "csrc/probes",
-    "csrc/probes/mma_tile",
     "l4kernels/engine/llama4.py",
     "l4kernels/engine/sampler.py",
     "tests/engine/test_sampler.py",

@@ -165,8 +165,8 @@ def test_an_equal_sequence_has_equal_bits_at_any_place(make, chunk):
 
 
 @pytest.mark.parametrize("mode", ["late", "early", "random"])
-def test_more_pieces_than_a_warp_adds_up_at_once(make, mode):
-    """40 pieces in three groups, and the groups; a page that does not exist in one of them."""
+def test_more_splits_than_a_warp_combines_at_once(make, mode):
+    """40 splits in three groups, and the groups; a page that does not exist in one of them."""
     args = paged(make, [40 * 128 - 5], 5, 1, page=64)
     with emulated(mode=mode, seed=2, sms=40):
         got = flash_decode(*args, softmax_scale=SCALE)
@@ -254,7 +254,7 @@ class Params(ctypes.Structure):
 @pytest.mark.parametrize("mode", ["late", "early", "random"])
 def test_a_replay_follows_lengths_on_the_device(make, mode):
     """What a captured graph does: the same launch, workspace and nonce over again, while only
-    device memory changes; across a chunk boundary, between one piece and many."""
+    device memory changes; across a chunk boundary, between one split and many."""
     tokens, heads, kv_heads, page, chunk = 2, 10, 2, 16, 256
     library = ctypes.CDLL(str(testing.emulator.BUILD / "libl4kernels_emulated.so"))
     size = library._ZN3l4k22flash_decode_workspaceERKNS_17FlashDecodeParamsE

@@ -269,7 +269,7 @@ def prefill_counters(args, options):
 @pytest.mark.parametrize("dtype", (torch.bfloat16, FP8), ids=("bf16", "fp8"))
 @pytest.mark.parametrize("chunk", (0, 128, 200))
 def test_traffic_is_what_the_tiles_need(dtype, chunk):
-    """Copies: Q once per tile, and the pieces of pages that hold a key which the tile sees."""
+    """Copies: Q once per tile, and the boxes of pages that hold a key which the tile sees."""
     page, len_q, len_k, group = 32, 200, 500, 5
     args, options = problem(
         Maker("cpu", torch.bfloat16, 7), [len_q], [len_k], heads=group, page=page, dtype=dtype

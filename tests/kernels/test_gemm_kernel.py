@@ -1,4 +1,8 @@
-"""The GEMM kernel in the emulator, row by row of its table: exactness, promotion, offsets."""
+"""The GEMM in the emulator, configuration by configuration: exactness, promotion, offsets."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +14,7 @@ from bench.checks.kernel_checks import check, device_error, same_bits
 from l4kernels import STATUS
 from l4kernels.ops import gemm, gemm_swiglu_fp8, interleave_gate_up, quantize_fp8
 from l4kernels.testing import assert_close, chained, emulated
+from tools.nvcc import ROOT
 
 pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel")
 
@@ -19,6 +24,7 @@ BF16_ROWS = [row for row in PLAIN_ROWS if not row.fp8]
 PROMOTED_ROWS = [row for row in ROWS if row.promote]
 FAST_ROWS = [row for row in ROWS if row.fp8 and not row.promote]
 FP8_RESULT_ROWS = [row for row in ROWS if row.fp8_result]
+FAR = "bf16_128x256", "fp8_128x128_1x2_promote", "bf16_swap_16x128", "fp8_swap_16x128_promote"
 
 
 def maker(seed: int = 0) -> Maker:
@@ -35,10 +41,10 @@ def check_exact(row: Row, args: tuple[Tensor, Tensor], options: dict, **settings
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
 def test_experts_of_every_awkward_size_are_exact(row, mode):
     """K wraps the ring of stages, N ends inside a tile, every expert ends inside a row tile."""
-    make = maker(row.config)
+    make = maker(row.number)
     args, options = operands(make, row, sum(EDGES) + 2, len(EDGES), 136, 640)
     options["expert_offsets"] = make.offsets(EDGES)
-    check_exact(row, args, options, mode=mode, seed=row.config, sms=3)
+    check_exact(row, args, options, mode=mode, seed=row.number, sms=3)
 
 
 @pytest.mark.parametrize("op", ["gemm", "gemm_swiglu_fp8"])
@@ -50,7 +56,7 @@ def test_the_cases_that_a_gpu_runs_for_every_row(op):
 
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
 def test_dense_products_are_exact(row):
-    for m in (1, 17, 300, 1000):  # pairs: flat tiles, both kinds, ordinary ones
+    for m in (1, 17, 300, 1000):  # pairs: tail tiles, both kinds, ordinary ones
         args, options = operands(maker(m), row, m, 264, 384)
         check_exact(row, args, options, sms=4)
 
@@ -97,7 +103,7 @@ def test_bf16_on_random_data(row):
     make = maker()
     a, b = make.randn(70, 1024), make.randn(264, 1024)
     with emulated():
-        got = gemm(a, b, config=row.config)
+        got = gemm(a, b, config=row.number)
     exact = a.double() @ b.double().T
     assert difference(got, exact) < 1e-5
     rounded = (exact.bfloat16() - exact).abs().max()
@@ -118,10 +124,10 @@ def test_promotion_keeps_what_fast_accumulation_loses(row):
             return gemm(a, b, sfa=sfa, sfb=sfb, config=config)
 
     exact = gemm.reference(a, b, sfa=sfa, sfb=sfb, out_dtype=torch.float32).double()
-    bound = 1.2 * (run(row.config, "exact") - exact).norm()
-    assert (run(row.config, "hopper") - exact).norm() <= bound
+    bound = 1.2 * (run(row.number, "exact") - exact).norm()
+    assert (run(row.number, "hopper") - exact).norm() <= bound
     for fast in FAST_ROWS:
-        assert (run(fast.config, "hopper") - exact).norm() > bound
+        assert (run(fast.number, "hopper") - exact).norm() > bound
 
 
 @pytest.mark.parametrize("sfa, sfb", [("row", "row"), ("1x128", "128x128"), ("1x128", "row")])
@@ -134,9 +140,9 @@ def test_scales_of_every_layout(row, sfa, sfb):
     with emulated():
         if "1x128" in sfa and not row.promote:
             with pytest.raises(RuntimeError, match="expected config to be a row for these"):
-                gemm(a, b, config=row.config, **options)
+                gemm(a, b, config=row.number, **options)
             return
-        got = gemm(a, b, config=row.config, **options)
+        got = gemm(a, b, config=row.number, **options)
     exact = gemm.reference(a, b, out_dtype=torch.float32, **options)
     assert difference(got, exact) < 1e-3 * (1 if row.promote else 10)
 
@@ -176,7 +182,7 @@ def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(row, mode)
     assert_close(got.q, expected.q, 1e-5)
     assert not got.q[281].float().any() and (got.scale[281] == 1).all()
     with pytest.raises(RuntimeError, match="expected config to be a row for these"), emulated():
-        gemm_swiglu_fp8(*args, **(options | {"config": FAST_ROWS[0].config}))
+        gemm_swiglu_fp8(*args, **(options | {"config": FAST_ROWS[0].number}))
 
 
 @pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
@@ -270,7 +276,7 @@ def test_rows_may_be_apart_but_not_misaligned():
             gemm(q, w[1:], sfa=scale, sfb=scales[1:])
 
 
-@pytest.mark.parametrize("row", [ROWS[i] for i in (0, 4, 8, 11)], ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in FAR], ids=str)
 def test_operands_beyond_4_gib(row):
     """Sparse buffers whose last expert, and last rows, begin past 2^31 elements."""
     experts, n, k, m = 256, 65_800, 128, 5
@@ -296,6 +302,25 @@ def test_a_row_of_the_table_must_fit_the_operands():
     make = maker()
     a, b = make.randn(4, 128), make.randn(16, 128)
     with emulated(), pytest.raises(RuntimeError, match="expected config to be a row for these"):
-        gemm(a, b, config=PROMOTED_ROWS[0].config)
+        gemm(a, b, config=PROMOTED_ROWS[0].number)
     with emulated(), pytest.raises(RuntimeError, match=f"a row of 0 to {len(ROWS) - 1}"):
         gemm(a, b, config=len(ROWS))
+
+
+def test_the_choice_is_printed_with_its_problem_where_the_environment_asks(capfd):
+    with emulated():
+        gemm(torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(8, 64, dtype=torch.bfloat16))
+    assert "l4kernels.gemm" not in capfd.readouterr().err
+    call = """
+import torch
+from l4kernels.ops import gemm
+from l4kernels.testing import emulated
+with emulated():
+    gemm(torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(8, 64, dtype=torch.bfloat16))
+"""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), L4K_LOG="else,gemm")
+    done = subprocess.run(
+        [sys.executable, "-c", call], env=environment, check=True, capture_output=True, text=True
+    )
+    line = "l4kernels.gemm: m 1, n 8, k 64, experts 1, bf16 -> bf16_swap_16x128, splits 1"
+    assert done.stderr.splitlines() == [line]

@@ -38,28 +38,27 @@ def compiled(source: str, text: str, *how: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_address_of_a_temporary_does_not_compile():
-    """`pointer(workspace(...))` is freed at the semicolon, before the launch."""
-    kept = """  Tensor plan = workspace(q, flash_prefill_plan_words(params));
+    """`pointer(call.workspace(...))` is freed at the semicolon, before the launch."""
+    kept = """  Tensor plan = call.workspace(flash_prefill_plan_words(params));
   params.plan = pointer<int>(plan);
 """
     text = (BINDINGS / "attention.cpp").read_text()
     assert text.count(kept) == 1
-    temporary = "  params.plan = pointer<int>(workspace(q, flash_prefill_plan_words(params)));\n"
+    temporary = "  params.plan = pointer<int>(call.workspace(flash_prefill_plan_words(params)));\n"
     done = compiled("attention.cpp", text.replace(kept, temporary), "-fsyntax-only")
     assert done.returncode and "use of deleted function" in done.stderr, done.stderr[-2000:]
 
 
 def test_nor_that_of_an_optional_or_of_part_of_a_tuple():
-    text = (
-        '#include "bindings/arguments.h"\nusing namespace l4k;\nvoid* f(const Tensor& t) {{ {} }}'
-    )
-    right = "const std::optional<Tensor> maybe = t; return optional_pointer(maybe);"
+    text = '#include "bindings/arguments.h"\nusing namespace l4k;\nvoid f(const Tensor& t) {{ {} }}'
+    right = 'const OptionalTensor maybe = t; OptionalArgument("t", maybe), Argument("t", *maybe);'
     done = compiled("attention.cpp", text.format(right), "-fsyntax-only")
     assert done.returncode == 0, done.stderr[-2000:]
     for wrong in (
-        "return optional_pointer(std::optional<Tensor>(t));",
-        "return optional_pointer(t);",
-        "return pointer(std::get<0>(empty_fp8(t, kScalingRow, 1, 8)));",
+        'OptionalArgument("t", OptionalTensor(t));',
+        'OptionalArgument("t", t);',
+        'Argument("t", Tensor(t));',
+        'pointer(std::get<0>(empty_fp8(Call("", {"t", t}), kScalingRow, 1, 8)));',
     ):
         done = compiled("attention.cpp", text.format(wrong), "-fsyntax-only")
         assert done.returncode and "use of deleted function" in done.stderr, wrong
@@ -73,7 +72,7 @@ def test_only_pointer_takes_an_address():
         for line in path.read_text().splitlines()
         if "data_ptr()" in line and "reinterpret_cast<uintptr_t>" not in line
     }
-    assert all(line.startswith("check.h: ") for line in taken), taken
+    assert all(line.startswith("call.h: ") for line in taken), taken
 
 
 EARLY = {  # op -> the binding's file, what it drops before the launch
@@ -93,10 +92,10 @@ def mutants() -> Path:
     texts = {path.name: path.read_text() for path in sorted(BINDINGS.iterdir())}
     changed = {}
     for op, (file, name) in EARLY.items():
-        text, launch = changed.get(file, texts[file]), f"L4K_LAUNCH(l4k::{op}("
+        text, launch = changed.get(file, texts[file]), f"call.launch(l4k::{op}, "
         assert text.count(launch) == 1
         changed[file] = text.replace(launch, f"{name} = Tensor();\n  {launch}")
-    launch, text = "L4K_LAUNCH(l4k::moe_combine(params, device.stream()));", changed["moe.cpp"]
+    launch, text = "call.launch(l4k::moe_combine, params);", changed["moe.cpp"]
     assert text.count(launch) == 1
     changed["moe.cpp"] = text.replace(launch, "")
     objects = sorted((BUILD / "CMakeFiles" / "l4kernels_emulated.dir").rglob("*.o"))

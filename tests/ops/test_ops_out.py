@@ -122,3 +122,11 @@ def test_the_binding_takes_the_residual_itself_and_the_dtype_that_is_asked_for()
         assert ops.gemm(a, b, residual=residual, out=residual).eq(65).all()
         with pytest.raises(RuntimeError, match="expected out in the dtype that out_dtype asks for"):
             ops.gemm(a, b, out=torch.empty(8, 64))
+
+
+def test_the_binding_refuses_out_in_the_memory_of_the_offsets():
+    a, b = kernel_inputs()
+    out = torch.zeros(8, 64, dtype=torch.bfloat16)
+    offsets = out.view(torch.int32).view(-1)[:2]
+    with emulated(), pytest.raises(ValueError, match="share no memory with an input"):
+        ops.gemm(a, b[None], expert_offsets=offsets, out=out)

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pytest
 
+from tools.gemm_configs import gemm_config, gemm_configs
 from tools.model import attention, gemm, headers, rates
 from tools.model.engine import Machine
 from tools.nvcc import ROOT
@@ -25,11 +26,15 @@ def mutated(board: Machine, **factors: float) -> Machine:
     return Machine(**{**vars(board), **changed})
 
 
-def own(row: int, m: int = 8192, csrc=headers.CSRC, n: int = 16384, **constants: float) -> float:
-    """Time of Scout's gate and up by a row of the table."""
-    form = "bf16" if row in (0, 1, 2, 3, 8, 9, 10) else "fp8" if row in (4, 5) else "fp8_fast"
-    found = headers.gemm(m, n, 5120, 1, form, row, 132, csrc)
-    assert found is not None, row
+def form(name: str) -> str:
+    config = gemm_config(name)
+    return "bf16" if not config.fp8 else "fp8" if config.promote else "fp8_fast"
+
+
+def own(name: str, m: int = 8192, csrc=headers.CSRC, n: int = 16384, **constants: float) -> float:
+    """Time of Scout's gate and up by a configuration."""
+    found = headers.gemm(m, n, 5120, 1, form(name), name, 132, csrc)
+    assert found is not None, name
     return gemm.estimate(found[1], found[2], mutated(rates.machine(), **constants)).us
 
 
@@ -83,19 +88,28 @@ def test_the_page_shows_what_the_tool_says(rows):
 
 
 def test_half_of_a_bandwidth_slows_what_it_binds():
-    assert own(1, l2_rate=0.5) > 1.5 * own(1), "a lone 128 x 128 tile lives on L2"
-    assert own(0, l2_rate=0.5) > 1.3 * own(0)
-    assert own(1, l2_rate=0.5) / own(1) > own(3, l2_rate=0.5) / own(3), "pairs ask L2 for less"
-    assert own(4, shared_rate=0.5) > 1.3 * own(4)
-    assert own(8, m=16, dram_rate=0.5) > 1.7 * own(8, m=16), "16 tokens read all weights"
-    assert own(3, dram_rate=0.5) < 1.05 * own(3), "8,192 tokens do not wait for DRAM"
-    assert own(8, m=16, l2_rate=0.8) < 1.05 * own(8, m=16)
+    assert own("bf16_128x128", l2_rate=0.5) > 1.5 * own("bf16_128x128"), (
+        "a lone 128 x 128 tile lives on L2"
+    )
+    assert own("bf16_128x256", l2_rate=0.5) > 1.3 * own("bf16_128x256")
+    assert own("bf16_128x128", l2_rate=0.5) / own("bf16_128x128") > own(
+        "bf16_128x256_2x1", l2_rate=0.5
+    ) / own("bf16_128x256_2x1"), "pairs ask L2 for less"
+    assert own("fp8_128x128_1x2_promote", shared_rate=0.5) > 1.3 * own("fp8_128x128_1x2_promote")
+    assert own("bf16_swap_16x128", m=16, dram_rate=0.5) > 1.7 * own("bf16_swap_16x128", m=16), (
+        "16 tokens read all weights"
+    )
+    assert own("bf16_128x256_2x1", dram_rate=0.5) < 1.05 * own("bf16_128x256_2x1"), (
+        "8,192 tokens do not wait for DRAM"
+    )
+    assert own("bf16_swap_16x128", m=16, l2_rate=0.8) < 1.05 * own("bf16_swap_16x128", m=16)
 
 
-@pytest.mark.parametrize("row", [0, 1, 3, 4, 5, 7])
-def test_a_stage_less_never_helps(row):
-    form = "bf16" if row < 4 else "fp8" if row < 6 else "fp8_fast"
-    _, program, problem = headers.gemm(8192, 16384, 5120, 1, form, row, 132)
+@pytest.mark.parametrize(
+    "config", [c for c in gemm_configs() if not c.swap and not c.gelu], ids=str
+)
+def test_a_stage_less_never_helps(config):
+    _, program, problem = headers.gemm(8192, 16384, 5120, 1, form(config.name), config.name, 132)
     times = [
         gemm.estimate(gemm.Program(**{**vars(program), "stages": s}), problem, rates.machine()).us
         for s in range(program.stages, 1, -1)
@@ -119,15 +133,15 @@ def test_attention_follows_its_scalar_work_and_its_ring():
 
 
 def test_shapes_come_from_the_headers(tmp_path):
-    """A row with two stages in a copy of configs.h, and a kernel with a shorter ring."""
+    """A configuration with two stages in a copy of configs.h, and a kernel with a shorter ring."""
     shutil.copytree(headers.CSRC, tmp_path / "csrc")
     table = tmp_path / "csrc" / "kernels" / "gemm" / "configs.h"
     before = table.read_text()
-    after = before.replace("128, 256, 4, 2, 1},  // 3", "128, 256, 2, 2, 1},  // 3")
+    after = re.sub(r'("bf16_128x256_2x1",\s.*?\.stages = )4', r"\g<1>2", before)
     assert after != before
     table.write_text(after)
-    assert own(3, csrc=tmp_path / "csrc") > 1.1 * own(3)
-    assert own(0, csrc=tmp_path / "csrc") == own(0)
+    assert own("bf16_128x256_2x1", csrc=tmp_path / "csrc") > 1.1 * own("bf16_128x256_2x1")
+    assert own("bf16_128x256", csrc=tmp_path / "csrc") == own("bf16_128x256")
     loads = tmp_path / "csrc" / "kernels" / "flash_prefill" / "loads.cuh"
     loads.write_text(
         re.sub(r"kStages = kFp8 \? 4 : 5", "kStages = kFp8 ? 4 : 3", loads.read_text())
@@ -141,7 +155,7 @@ def test_few_rows_cost_their_bytes_and_a_start():
     for gpu in ("h100", "h200"):
         board = rates.machine(gpu)
         for form in ("bf16", "fp8"):
-            _, program, problem = headers.gemm(1, 7168, 5120, 1, form, -1, board.sms)
+            _, program, problem = headers.gemm(1, 7168, 5120, 1, form, None, board.sms)
             answer = gemm.estimate(program, problem, board)
             assert program.swap and answer.memory_us < answer.us < answer.memory_us + 12
 
@@ -151,7 +165,7 @@ def test_few_rows_cost_their_bytes_and_a_start():
     [
         "gemm --m 16",
         "gemm --m 1 --n 7168 --k 5120 --format fp8 --gpu h200",
-        "gemm --m 64 --n 5120 --k 8192 --experts 16 --config 8 --clock 1500",
+        "gemm --m 64 --n 5120 --k 8192 --experts 16 --config bf16_swap_16x128 --clock 1500",
         "attention --tokens 8192 --gpu h200",
         "rates --rows",
     ],

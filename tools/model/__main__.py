@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Iterator
 
+from tools.gemm_configs import gemm_configs
+
 from . import attention, gemm, headers, rates
 
 
@@ -24,7 +26,7 @@ def scout_products(experts: int) -> Iterator[tuple[str, int, int, int]]:
 
 
 def report_gemm(options: argparse.Namespace) -> None:
-    """A product by every row that can compute it; `*` is the one that choose_gemm takes."""
+    """A product by every configuration that computes it; `*` is the one that choose_gemm takes."""
     board = rates.machine(options.gpu, options.clock)
     products = [("product", options.n, options.k, options.experts or 1)]
     if not options.n:
@@ -32,14 +34,14 @@ def report_gemm(options: argparse.Namespace) -> None:
     say(f"{options.gpu} at {board.clock_mhz:.0f} MHz, {options.format}")
     for name, n, k, experts in products:
         size = (options.m, n, k, experts, options.format)
-        chosen = headers.gemm(*size, -1, board.sms)
-        for row in range(headers.rows()) if options.config is None else [options.config]:
-            found = headers.gemm(*size, row, board.sms)
+        chosen = headers.gemm(*size, None, board.sms)
+        for config in [options.config] if options.config else map(str, gemm_configs()):
+            found = headers.gemm(*size, config, board.sms)
             if not (chosen and found) or found[1].promote != chosen[1].promote:
                 continue
-            answer, mark = gemm.estimate(*found[1:], board), " *"[row == chosen[0]]
+            answer, mark = gemm.estimate(*found[1:], board), " *"[config == chosen[0]]
             say(
-                f"{name:16s} {options.m:6d} x {n} x {k}  row {row:2d}{mark} splits "
+                f"{name:16s} {options.m:6d} x {n} x {k}  {config:24s}{mark} splits "
                 f"{found[1].splits}  {answer.us:9.1f} us  {answer.tflops:7.1f} TFLOP/s  tensor "
                 f"{answer.tensor_busy:4.0%}  bytes alone {answer.memory_us:7.1f} us"
             )
@@ -84,7 +86,7 @@ def report_rates(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    product = commands.add_parser("gemm", help="rows of configs.h")
+    product = commands.add_parser("gemm", help="configurations of configs.h")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
     published = commands.add_parser("rates", help="errors against published rates")
     for board in (product, prompt):
@@ -92,7 +94,8 @@ def main() -> None:
         board.add_argument("--clock", type=float, help="MHz")
     product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
     prompt.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
-    for name in ("--n", "--k", "--experts", "--config"):
+    product.add_argument("--config", choices=[str(c) for c in gemm_configs()], metavar="NAME")
+    for name in ("--n", "--k", "--experts"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):

@@ -53,7 +53,7 @@ class Program:
         return min(256, self.block_m if self.swap else self.block_n)
 
     @property
-    def slabs(self) -> int:
+    def sub_tiles(self) -> int:
         """wgmma of 64 rows and n columns that one warpgroup issues for 32 bytes of K."""
         right = self.block_m if self.swap else self.block_n
         left = self.block_n if self.swap else self.block_m
@@ -131,7 +131,7 @@ def lockstep(cta: Cta, tiles: int, blocks: int) -> Process:
             if p.overlap:
                 yield from cta.all_done()
             yield engine.now + m.fence
-            for _ in range(p.block_bytes // 32 * p.slabs):
+            for _ in range(p.block_bytes // 32 * p.sub_tiles):
                 for warpgroup in cta.warpgroups:
                     yield from warpgroup.multiply(p.n, 1)
             if not p.overlap:
@@ -149,8 +149,8 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
     """From accumulators to memory, for the rows of so many warpgroups."""
     p, m, engine = cta.program, cta.machine, cta.engine
     bytes_left = p.block_m * p.block_n * p.result * warpgroups / p.warpgroups
-    registers = p.n * p.slabs / 2
-    if p.swap:  # staged sums, a meeting of the cluster, each CTA finishes its tokens
+    registers = p.n * p.sub_tiles / 2
+    if p.swap:  # staged sums, a cluster barrier, each CTA finishes its tokens
         yield engine.now + registers * m.epilogue_register + m.named_barrier
         if p.splits > 1:
             rounds = 1 + p.block_m / 8 / p.splits
@@ -194,21 +194,21 @@ def consume(cta: Cta, own: int, tiles: int, blocks: int) -> Process:
             stage = index % p.stages
             yield cta.full[stage], (1 + p.cluster) * (index // p.stages + 1)
             if p.promote:
-                for slab in range(p.slabs):
+                for sub_tile in range(p.sub_tiles):
                     yield engine.now + m.fence
                     yield from warpgroup.multiply(p.n, steps)
                     yield from warpgroup.wait()
-                    if slab == p.slabs - 1:
+                    if sub_tile == p.sub_tiles - 1:
                         cta.release(stage)
                     yield engine.now + p.n / 2 + m.promote_fixed
                 continue
             yield engine.now + m.fence
-            yield from warpgroup.multiply(p.n, steps * p.slabs)
+            yield from warpgroup.multiply(p.n, steps * p.sub_tiles)
             if p.in_flight == 0:
                 yield from warpgroup.wait()
                 cta.release(stage)
             elif block > 0:
-                yield from warpgroup.wait(steps * p.slabs)
+                yield from warpgroup.wait(steps * p.sub_tiles)
                 cta.release((index - 1) % p.stages)
         if not p.promote and p.in_flight:
             yield from warpgroup.wait()

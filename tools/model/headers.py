@@ -1,4 +1,4 @@
-"""Rows, splits and schedules from the project's own headers, by a small program that includes them.
+"""Choices and schedules from the project's own headers, by a small program that includes them.
 
 No shape is copied here: what g++ compiles is what the kernels compile.
 """
@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tools.gemm_configs import CSRC, gemm_config
 from tools.nvcc import ROOT
 
 from .attention import Attention, Work
 from .gemm import Problem, Program
 
-CSRC = ROOT / "csrc"
 SOURCE = ROOT / "tests" / "host" / "facts.cpp"
 
 
@@ -38,37 +38,40 @@ def ask(question: str, csrc: Path = CSRC) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def rows(csrc: Path = CSRC) -> int:
-    """Of the table."""
-    return int(ask("gemm 8 8 64 1 0 0 -1 132\n", csrc)["rows"])
-
-
 def integer(path: Path, pattern: str) -> int:
     """A constant of a header that only nvcc can compile."""
     return int(re.search(pattern, path.read_text()).group(1))  # type: ignore[union-attr]
 
 
 def gemm(
-    m: int, n: int, k: int, experts: int, form: str, row: int, sms: int, csrc: Path = CSRC
-) -> tuple[int, Program, Problem] | None:
-    """The row asked for (-1: choose_gemm's), as a program and its problem; None if it cannot."""
+    m: int, n: int, k: int, experts: int, form: str, name: str | None, sms: int, csrc: Path = CSRC
+) -> tuple[str, Program, Problem] | None:
+    """The configuration (None: choose_gemm's) as a program, and its problem; None if it cannot
+    compute that."""
     fp8, fast = form != "bf16", form == "fp8_fast"
-    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {row} {sms}\n", csrc)
-    if facts["row"] < 0:
+    number = -1 if name is None else gemm_config(name, csrc).number
+    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {number} {sms}\n", csrc)
+    if facts["config"] is None:
         return None
+    config = gemm_config(facts["config"], csrc)
     raster = integer(csrc / "kernels/gemm/gemm.cuh", r"kGemmRaster = (\d+)")
-    names = ("block_m", "block_n", "stages", "cluster_m", "cluster_n", "promote", "swap")
     shape = Program(
         "specialised",
-        **{name: facts[name] for name in names},
+        block_m=config.block_m,
+        block_n=config.block_n,
+        stages=config.stages,
+        cluster_m=config.cluster_m,
+        cluster_n=config.cluster_n,
+        promote=config.promote,
+        swap=config.swap,
         element=1 if fp8 else 2,
-        store="direct" if facts["swap"] else "read",
+        store="direct" if config.swap else "read",
         round_bytes=facts["staging"] // 2,
         splits=facts["splits"],
         slots=facts["clusters"] * facts["ctas"],
-        rows_of_tiles=-(-facts["clusters"] // raster) * facts["cluster_m"],
+        rows_of_tiles=-(-facts["clusters"] // raster) * config.cluster_m,
     )
-    return facts["row"], shape, Problem(m, n, k, experts, facts["tiles"])
+    return config.name, shape, Problem(m, n, k, experts, facts["tiles"])
 
 
 def prefill(

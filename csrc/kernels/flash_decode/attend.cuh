@@ -1,4 +1,4 @@
-// One warp's share of an item: 16 rows against granules of 16 keys, and how warps add up.
+// One warp's share of a work item: 16 rows against blocks of 16 keys, and how warps add up.
 //
 // Registers follow mma.m16n8k16: with g = lane / 4 and c = lane % 4 a lane has rows g and g + 8 of
 // the warp's row tile. Head dimensions appear in an order of their own where that saves moving
@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels/flash_decode/load.cuh"
+#include "kernels/flash_decode/item.cuh"
 #include "ptx/arithmetic.cuh"
 #include "ptx/mma.cuh"
 #include "tile/vector.cuh"
@@ -30,14 +30,14 @@ struct Attend {
   float scale[2];
 
   // Rows are (token, head of the group); those past the last are zeros.
-  __device__ __forceinline__ void load_queries(const FlashDecodeParams& p, int b, int kv_head,
-                                               int first_row) {
-    const int c = threadIdx.x % 4;
+  __device__ __forceinline__ void load_queries(const DecodeItem& item, int first_row) {
+    const FlashDecodeParams& p = item.p;
+    const int b = item.work.b, kv_head = item.kv_head, c = threadIdx.x % 4;
     const float k_scale = p.k_scale == nullptr ? 1.f : p.k_scale[kv_head];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + threadIdx.x % 32 / 4 + half * 8;
-      const bool exists = row < p.tokens * p.group;
+      const bool exists = row < item.end_row();
       const auto* from = static_cast<const __nv_bfloat16*>(p.q) + b * p.q_batch_stride +
                          row / p.group * p.q_token_stride +
                          (kv_head * p.group + row % p.group) * p.q_head_stride;
@@ -85,7 +85,7 @@ struct Attend {
     for (int half = 0; half < 2; ++half) maximum[half] = kMinusInfinity, sum[half] = 0;
   }
 
-  // s[n][i]: row g + i / 2 * 8, key 8n + 2c + i % 2 of the granule at `keys` in shared memory.
+  // s[n][i]: row g + i / 2 * 8, key 8n + 2c + i % 2 of the block at `keys` in shared memory.
   __device__ __forceinline__ void scores(uint32_t keys, float (&s)[2][4]) const {
     constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
     const int lane = threadIdx.x % 32, row = lane / 16 * 8 + lane % 8;
@@ -131,23 +131,23 @@ struct Attend {
 
   // Scores to weights: 2^(s - maximum), packed as the A operand of the second product.
   __device__ __forceinline__ void weights(const float (&s)[2][4], uint32_t (&w)[4]) {
-    float base[2], decay[2];
+    float base[2], rescale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = 2 * half;
       float top = fmaxf(fmaxf(s[0][i], s[0][i + 1]), fmaxf(s[1][i], s[1][i + 1]));
       top = fmaxf(warp_max<4>(top), maximum[half]);
       base[half] = top == kMinusInfinity ? 0.f : top;
-      decay[half] = ptx::exp2_approx(maximum[half] - base[half]);
+      rescale[half] = ptx::exp2_approx(maximum[half] - base[half]);
       maximum[half] = top;
-      sum[half] *= decay[half];
+      sum[half] *= rescale[half];
     }
     // After the first tiles a maximum seldom moves, and then nothing has to be multiplied by 1.
-    if (__any_sync(0xffffffff, decay[0] != 1.f || decay[1] != 1.f)) {
+    if (__any_sync(0xffffffff, rescale[0] != 1.f || rescale[1] != 1.f)) {
 #pragma unroll
       for (auto& tile : acc)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) tile[i] *= decay[i / 2];
+        for (int i = 0; i < 4; ++i) tile[i] *= rescale[i / 2];
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n)
@@ -197,8 +197,8 @@ struct Attend {
       if (lane % 4 == 0) smem.state[warp][lane / 4 + 8 * half] = {maximum[half], sum[half]};
     }
     if (key_warps == 1) return;
-    consumers_sync();
-    float decay[2];
+    decode_consumers_sync();
+    float rescale[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float mine = maximum[half];
@@ -210,12 +210,12 @@ struct Attend {
         const float2 other = smem.state[w][lane / 4 + 8 * half];
         sum[half] += other.y * ptx::exp2_approx(other.x - base);
       }
-      decay[half] = ptx::exp2_approx(mine - base);
+      rescale[half] = ptx::exp2_approx(mine - base);
     }
 #pragma unroll
     for (auto& tile : acc)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) tile[i] *= decay[i / 2];
+      for (int i = 0; i < 4; ++i) tile[i] *= rescale[i / 2];
     exchange<8>(&smem.wide[0][0], kDecodeConsumers / 2);
     if (key_warps >= 4) exchange<4>(&smem.narrow[0][0], kDecodeConsumers / 4);
     if (key_warps >= 8) exchange<2>(&smem.wide[0][0], kDecodeConsumers / 8);
@@ -228,10 +228,6 @@ struct Attend {
          bit /= 2, tiles /= 2)
       if (warp & bit) first += tiles;
     return first;
-  }
-
-  __device__ __forceinline__ static void consumers_sync() {
-    ptx::named_barrier_sync(1, kDecodeConsumers * 32);
   }
 
  private:
@@ -260,7 +256,7 @@ struct Attend {
       }
       mine[t * 32] = {give[0], give[1], give[2], give[3]};
     }
-    consumers_sync();
+    decode_consumers_sync();
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
       const float4 take = theirs[t * 32];

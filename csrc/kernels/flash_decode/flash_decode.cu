@@ -13,7 +13,7 @@ namespace {
 int grid_of(const FlashDecodeParams& p) {
   const DecodeShape shape = decode_shape(p, 0);
   const int64_t tiles = std::max<int64_t>(ceil_div<int64_t>(shape.capacity, kDecodeTile), 1);
-  const int64_t items = int64_t{shape.batch} * shape.heads;
+  const int64_t items = int64_t{shape.batch} * shape.items;
   return static_cast<int>(std::min<int64_t>(items * tiles, std::min(sm_count(), kDecodeMaxGrid)));
 }
 

@@ -35,7 +35,7 @@ TensorMapSpec cache_map(const FlashPrefillParams& p, const void* cache) {
           .base = cache,
           .shape = {128, heads, page_size, static_cast<uint64_t>(p.num_pages)},
           .strides = {row, heads * row, page_size * heads * row},
-          .box = {p.fp8 ? 128u : 64u, 1, static_cast<uint32_t>(piece_slots(p.page_size)), 1}};
+          .box = {p.fp8 ? 128u : 64u, 1, static_cast<uint32_t>(box_slots(p.page_size)), 1}};
 }
 
 template <bool kFp8>

@@ -33,6 +33,12 @@ namespace l4k {
 constexpr int kPrefillThreads = 384;
 constexpr int kConsumers = 256;
 
+// Ids of named barriers; 0 is __syncthreads'.
+enum PrefillBarrier : int {
+  kBarrierCleared = 1,
+  kBarrierTurn = 2,  // and 3: of one consumer warpgroup each
+};
+
 // Zeroes the rows of a V tile outside `keep`: weights of 0 would not stop a NaN there. Both
 // consumers share the work; K needs none of it, since the mask replaces its products.
 __device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan keep) {
@@ -45,7 +51,7 @@ __device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan kee
       *reinterpret_cast<uint4*>(&v[half][row * 128 + thread % 8 * 16]) = make_uint4(0, 0, 0, 0);
   }
   ptx::fence_proxy_async();
-  ptx::named_barrier_sync(1, kConsumers);
+  ptx::named_barrier_sync(kBarrierCleared, kConsumers);
 }
 
 // One consumer warpgroup. A thread has the rows `warp * 16 + lane / 4 + 8 h` of a tile.
@@ -95,17 +101,17 @@ struct PrefillConsumer {
 
   // Masks S where some row of the tile does not see all of the keys; notes in bit h of `broken`
   // that row h sees a page which the cache does not have.
-  __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_pieces,
+  __device__ __forceinline__ void mask_scores(float (&s)[64], int key_tile, uint32_t bad_boxes,
                                               uint32_t& broken) {
     TileSpan seen[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const Span keys = visible_keys(int64_t{work().position} + row(h) / group(), p.chunk);
       seen[h] = within_tile(keys, int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
-      if (bad_pieces == 0 || seen[h].first == seen[h].end) continue;
-      const int piece = piece_slots(p.page_size);
-      for (int i = seen[h].first / piece; i * piece < seen[h].end; ++i)
-        broken |= (bad_pieces >> i & 1) << h;
+      if (bad_boxes == 0 || seen[h].first == seen[h].end) continue;
+      const int slots = box_slots(p.page_size);
+      for (int i = seen[h].first / slots; i * slots < seen[h].end; ++i)
+        broken |= (bad_boxes >> i & 1) << h;
     }
     mask(s, seen);
   }
@@ -115,28 +121,29 @@ struct PrefillConsumer {
     smem.ring.wait_full(at);
     const TileSpan keep = within_tile({work().first_key, work().end_key},
                                       int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
-    // Pieces that nobody sees have come as zeros.
-    if (((keep.first | keep.end) & (piece_slots(p.page_size) - 1)) != 0)
+    // Boxes that nobody sees have come as zeros.
+    if (((keep.first | keep.end) & (box_slots(p.page_size) - 1)) != 0)
       clear_rows(smem.kv[at.index], keep);
   }
 
-  // S becomes the next weights, against all keys so far. Two calls, since behind an optional mask
+  // S becomes the next weights, against all keys so far. Two calls, since after an optional mask
   // ptxas moves the wait that follows in front of the exponentials, and nothing overlaps.
-  __device__ __forceinline__ void soften(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
-                                         uint32_t bad_pieces, float (&decay)[2], uint32_t& broken) {
+  __device__ __forceinline__ void softmax_step(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
+                                               uint32_t bad_boxes, float (&rescale)[2],
+                                               uint32_t& broken) {
     const bool whole = work().first_whole <= key_tile && key_tile < work().end_whole;
-    if (whole && bad_pieces == 0) {
-      softmax.step(s, decay);
+    if (whole && bad_boxes == 0) {
+      softmax.step(s, rescale);
     } else {
-      mask_scores(s, key_tile, bad_pieces, broken);
-      softmax.step(s, decay);
+      mask_scores(s, key_tile, bad_boxes, broken);
+      softmax.step(s, rescale);
     }
   }
 
   // Adds all keys of one item to O, which stays unnormalised.
   __device__ __forceinline__ void attend(float (&o)[64], OnlineSoftmax& softmax, uint32_t& broken) {
     uint32_t weights[8][4];
-    float decay[2];
+    float rescale[2];
     int tile = work().first_tile;
     {
       float s[64];
@@ -147,7 +154,7 @@ struct PrefillConsumer {
       ptx::wgmma_wait<0>();
       arrive(&smem.ring.empty[stage.index]);
       stage.advance();
-      soften(s, softmax, tile, bad, decay, broken);
+      softmax_step(s, softmax, tile, bad, rescale, broken);
       to_operand<8>(s, weights);
     }
 #pragma unroll 1
@@ -161,18 +168,18 @@ struct PrefillConsumer {
       const uint32_t bad = smem.bad[k_stage.index];
       await_values(v_stage, tile - 1);
       // While one warpgroup's products run, the other computes its softmax.
-      ptx::named_barrier_sync(2 + consumer(), kConsumers);
+      ptx::named_barrier_sync(kBarrierTurn + consumer(), kConsumers);
       ptx::wgmma_fence();
       scores(s, k_stage.index);
       weighted(o, weights, v_stage.index);
-      ptx::named_barrier_arrive(3 - consumer(), kConsumers);
+      ptx::named_barrier_arrive(kBarrierTurn + 1 - consumer(), kConsumers);
       ptx::wgmma_wait<1>();  // S
       arrive(&smem.ring.empty[k_stage.index]);
-      soften(s, softmax, tile, bad, decay, broken);
+      softmax_step(s, softmax, tile, bad, rescale, broken);
       ptx::wgmma_wait<0>();  // O, and the weights' registers
       arrive(&smem.ring.empty[v_stage.index]);
 #pragma unroll
-      for (int r = 0; r < 64; ++r) o[r] *= decay[r / 2 % 2];
+      for (int r = 0; r < 64; ++r) o[r] *= rescale[r / 2 % 2];
       to_operand<8>(s, weights);
     }
     arrive(&smem.q_empty);  // the next item's Q, K and V come during the rest of this one
@@ -302,9 +309,10 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
     }
   } else {
     ptx::registers_increase<224>();
-    if (warpgroup == 2) ptx::named_barrier_arrive(2, kConsumers);  // the first turn
+    if (warpgroup == 2) ptx::named_barrier_arrive(kBarrierTurn, kConsumers);  // the first turn
     PrefillConsumer<kFp8>{smem, p, warp - 4}.run();
-    if (warpgroup == 1) ptx::named_barrier_sync(2, kConsumers);  // takes back the last one
+    if (warpgroup == 1)
+      ptx::named_barrier_sync(kBarrierTurn, kConsumers);  // takes back the last one
   }
 }
 

@@ -19,7 +19,7 @@ constexpr int kHalfTile = 128 * 128;  // 128 rows of 128 bytes: half of D in bf1
 constexpr int kConverters = 3;        // warps
 
 // Slots of a page that one box takes: it divides both a page and a tile of keys.
-L4K_HD constexpr int piece_slots(int page_size) {
+L4K_HD constexpr int box_slots(int page_size) {
   const int lowest_bit = page_size & -page_size;
   return lowest_bit < kPrefillKeys ? lowest_bit : kPrefillKeys;
 }
@@ -42,7 +42,7 @@ struct PrefillSmem {
   Pipeline<kStages> ring;
   Pipeline<kRawStages> raw_ring;
   uint64_t q_full, q_empty;
-  uint32_t bad[kStages], raw_bad[kRawStages];  // one bit per piece whose page does not exist
+  uint32_t bad[kStages], raw_bad[kRawStages];  // one bit per box whose page does not exist
   // Of this item and the next: the consumers have no registers to keep it in, and need it still
   // when they have handed back Q.
   PrefillWork work[2];
@@ -86,7 +86,7 @@ __device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role&
   }
 }
 
-// Warp 0. Lane l loads piece l % pieces of every tile, and in bf16 half l / pieces of its D.
+// Warp 0. Lane l loads box l % boxes of every tile, and in bf16 half l / boxes of its D.
 template <bool kFp8>
 struct PrefillProducer {
   using Smem = PrefillSmem<kFp8>;
@@ -96,28 +96,28 @@ struct PrefillProducer {
   Stage<kFp8 ? Smem::kRawStages : Smem::kStages> stage{};
   uint32_t items = 0;
 
-  // Where this lane's piece of a tile is; slot -1 if nobody sees it. The page comes straight from
+  // Where this lane's box of a tile is; slot -1 if nobody sees it. The page comes straight from
   // the table and is looked at only when it is needed, so that reading it takes no time.
-  struct Piece {
+  struct Box {
     int page, slot;
   };
 
-  __device__ __forceinline__ Piece find(const PrefillWork& work, int key_tile) const {
-    const int piece = piece_slots(p.page_size);
-    const int key = key_tile * kPrefillKeys + threadIdx.x * piece % kPrefillKeys;
-    // key + piece may be 2^31.
-    if (key <= work.first_key - piece || key >= work.end_key) return {0, -1};
+  __device__ __forceinline__ Box find(const PrefillWork& work, int key_tile) const {
+    const int slots = box_slots(p.page_size);
+    const int key = key_tile * kPrefillKeys + threadIdx.x * slots % kPrefillKeys;
+    // key + slots may be 2^31.
+    if (key <= work.first_key - slots || key >= work.end_key) return {0, -1};
     const int index = key / p.page_size, slot = key % p.page_size;
     if (index >= p.max_pages) return {-1, slot};
     return {p.block_table[work.sequence * p.table_stride + index], slot};
   }
 
-  __device__ __forceinline__ void load(const CUtensorMap& map, const PrefillWork& work, Piece at) {
-    const int lane = threadIdx.x, piece = piece_slots(p.page_size), pieces = kPrefillKeys / piece;
-    // A page past the last one lies outside of the tensor map and arrives as zeros: what a piece
-    // that nobody sees gets, and one whose page does not exist.
+  __device__ __forceinline__ void load(const CUtensorMap& map, const PrefillWork& work, Box at) {
+    const int lane = threadIdx.x, slots = box_slots(p.page_size), boxes = kPrefillKeys / slots;
+    // A page past the last one lies outside of the tensor map and arrives as zeros: what a box gets
+    // that nobody sees, and one whose page does not exist.
     const bool exists = 0 <= at.page && at.page < p.num_pages;
-    const uint32_t bad = __ballot_sync(0xffffffff, at.slot >= 0 && !exists) & ((1u << pieces) - 1);
+    const uint32_t bad = __ballot_sync(0xffffffff, at.slot >= 0 && !exists) & ((1u << boxes) - 1);
     if (at.slot < 0 || !exists) at = {p.num_pages, 0};
     auto& ring = [&]() -> auto& {
       if constexpr (kFp8) return smem.raw_ring;
@@ -131,8 +131,8 @@ struct PrefillProducer {
       ptx::mbarrier_arrive_expect_tx(full, kHalfTile * (kFp8 ? 1 : 2));
     }
     __syncwarp();  // no copy lands before its bytes are expected
-    if (lane < pieces * (kFp8 ? 1 : 2)) {
-      const int half = lane / pieces, row = lane % pieces * piece;
+    if (lane < boxes * (kFp8 ? 1 : 2)) {
+      const int half = lane / boxes, row = lane % boxes * slots;
       char* to = kFp8 ? smem.raw[stage.index] : smem.kv[stage.index][half];
       ptx::tma_load_4d(to + row * 128, &map, full, half * 64, work.kv_head, at.slot, at.page);
     }
@@ -159,15 +159,15 @@ struct PrefillProducer {
     publish(work);
     if (work.first_tile >= work.end_tile) return;
     // The block table is read one tile ahead; V follows the next tile's K.
-    Piece before, piece = find(work, work.first_tile);
+    Box previous, current = find(work, work.first_tile);
     for (int tile = work.first_tile; tile < work.end_tile; ++tile) {
-      const Piece next = tile + 1 < work.end_tile ? find(work, tile + 1) : piece;
-      load(map_k, work, piece);
-      if (tile > work.first_tile) load(map_v, work, before);
-      before = piece;
-      piece = next;
+      const Box next = tile + 1 < work.end_tile ? find(work, tile + 1) : current;
+      load(map_k, work, current);
+      if (tile > work.first_tile) load(map_v, work, previous);
+      previous = current;
+      current = next;
     }
-    load(map_v, work, before);
+    load(map_v, work, previous);
   }
 };
 
@@ -180,7 +180,7 @@ struct PrefillConverter {
 
   __device__ __forceinline__ void convert(const char* raw, char (&tile)[2][kHalfTile]) const {
     // Eight lanes move four 16-byte vectors of two rows that differ in bits 0 and 2: no two of the
-    // loads, and no two of the stores, then meet in a bank.
+    // loads, and no two of the stores, then share a bank.
     const int lane = threadIdx.x % 32, column = lane % 4;
     const uint32_t row = (lane / 8 ^ (lane / 4 % 2 * 5)) * 128;  // in a group of 8
     const uint32_t low = swizzle_128(row + column * 32), high = swizzle_128(row + column * 32 + 16);

@@ -54,7 +54,7 @@ __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanS
     __syncthreads();
     for (int i = threadIdx.x; i < smem.ends[kPlanThreads - 1]; i += kPlanThreads) {
       int low = 0, high = kPlanThreads - 1;
-      while (low < high) {  // the first sequence whose tiles end behind i
+      while (low < high) {  // the first sequence whose tiles end after i
         const int middle = (low + high) / 2;
         if (i < smem.ends[middle]) high = middle;
         else low = middle + 1;

@@ -37,12 +37,12 @@ struct PrefillTile {
   int first_token, tokens;     // in the sequence
   int position;                // of the first token; negative ones see nothing
   int first_key, end_key;      // that some token sees
-  int first_tile, end_tile;    // tiles of keys to look at
+  int first_tile, end_tile;    // tiles of keys to visit
   int first_whole, end_whole;  // of those, the ones that all tokens see entirely
 };
 
-// `capacity` keys have a place in the block table. Of those behind, which only a wrong length has,
-// one tile is looked at: it has no page, which is an error for the rows that see it.
+// `capacity` keys have a place in the block table. Past it (an invalid length) at most one tile is
+// visited: it has no page, which is an error for the rows that see it.
 L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int group, int64_t chunk,
                                           int64_t capacity) {
   const int first = tile * prefill_tokens(group), left = len_q - first;
@@ -50,19 +50,19 @@ L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int gr
   const int64_t position = int64_t{len_k} - len_q + first;
   const Span queries = {position, position + tokens}, keys = keys_of_any(queries, chunk);
   const KeyTiles tiles = key_tiles(queries, chunk, kPrefillKeys);
-  const int64_t first_without = capacity / kPrefillKeys;
-  const int64_t most = first_without < tiles.touched.first ? tiles.touched.first : first_without;
-  const int64_t end_tile = tiles.touched.end <= most ? tiles.touched.end : most + 1;
+  const int64_t past_capacity = capacity / kPrefillKeys;
+  const int64_t last = past_capacity < tiles.touched.first ? tiles.touched.first : past_capacity;
+  const int64_t end_tile = tiles.touched.end <= last ? tiles.touched.end : last + 1;
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
-  return {first,
-          tokens,
-          narrow(position),
-          narrow(keys.first),
-          narrow(keys.end),
-          narrow(tiles.touched.first),
-          narrow(end_tile),
-          narrow(tiles.whole.first),
-          narrow(tiles.whole.end)};
+  return {.first_token = first,
+          .tokens = tokens,
+          .position = narrow(position),
+          .first_key = narrow(keys.first),
+          .end_key = narrow(keys.end),
+          .first_tile = narrow(tiles.touched.first),
+          .end_tile = narrow(end_tile),
+          .first_whole = narrow(tiles.whole.first),
+          .end_whole = narrow(tiles.whole.end)};
 }
 
 // Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
@@ -74,8 +74,8 @@ L4K_HD constexpr int cost_class(int64_t cost) {
   return 32 * shift + static_cast<int>(cost >> shift);
 }
 
-// The index of a CTA's item in a round over the sorted list. Every other round runs backwards: who
-// got the longest item of one round gets the shortest of the next.
+// The index of a CTA's item in a round over the sorted list. Every other round runs backwards:
+// the CTA with the longest item of one round gets the shortest of the next.
 L4K_HD constexpr int snake(int round, int cta, int ctas) {
   return round * ctas + (round % 2 == 0 ? cta : ctas - 1 - cta);
 }

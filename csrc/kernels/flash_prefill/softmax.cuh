@@ -26,9 +26,9 @@ struct OnlineSoftmax {
   __device__ __forceinline__ explicit OnlineSoftmax(float scale)
       : scale(scale), max{kMinusInfinity, kMinusInfinity}, sum{0.f, 0.f} {}
 
-  // S becomes the weights; what was summed up before is to be multiplied by `decay`.
+  // S becomes the weights; what was summed up before is to be multiplied by `rescale`.
   template <int kRegisters>
-  __device__ __forceinline__ void step(float (&s)[kRegisters], float (&decay)[2]) {
+  __device__ __forceinline__ void step(float (&s)[kRegisters], float (&rescale)[2]) {
     float base[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -39,9 +39,9 @@ struct OnlineSoftmax {
       m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
       // A row that has seen no key yet: inf - inf would be NaN.
       base[h] = m == kMinusInfinity ? 0.f : m * scale;
-      decay[h] = max[h] == kMinusInfinity ? 0.f : ptx::exp2_approx(max[h] * scale - base[h]);
+      rescale[h] = max[h] == kMinusInfinity ? 0.f : ptx::exp2_approx(max[h] * scale - base[h]);
       max[h] = m;
-      sum[h] *= decay[h];
+      sum[h] *= rescale[h];
     }
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) {

@@ -184,9 +184,9 @@ __device__ __forceinline__ uint2 transpose_quad(uint32_t low, uint32_t high, int
   return {first, second};
 }
 
-// SwiGLU to e4m3 with one scale per row and 128 results. Two CTAs hold 64 of them each and show
-// each other the largest values of their rows. Called for every tile: the meeting alternates
-// between its phases, the table between its halves.
+// SwiGLU to e4m3 with one scale per row and 128 results. Two CTAs hold 64 of them each and exchange
+// the largest values of their rows. Called for every tile, so `parity` alternates: it is the phase
+// of the cluster barrier and the half of the table.
 template <int I, int kRegisters>
 __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmParams& p,
                                            GemmSmem<I>& smem, const RaggedTile& tile,
@@ -207,8 +207,8 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
 #pragma unroll
   for (int h = 0; h < 2; ++h)
     if (at.lane % 4 == 0) table[at.row[h] - tile.row] = amax[h];
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x - 128, C.cluster());
-  smem.meeting.wait(parity);
+  smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, threadIdx.x - 128, C.cluster());
+  smem.cluster_barrier.wait(parity);
 #pragma unroll
   for (int h = 0; h < 2; ++h)
     amax[h] = max(amax[h], ptx::load_cluster(&table[at.row[h] - tile.row], smem.cluster.rank ^ 1));

@@ -1,11 +1,12 @@
 #include "kernels/gemm/gemm.h"
 
 #include <array>
+#include <cstdio>
 #include <mutex>
 #include <utility>
 
 #include "host/device.h"
-#include "kernels/gemm/configs.h"
+#include "kernels/gemm/choose.h"
 
 namespace l4k {
 
@@ -23,13 +24,14 @@ constexpr auto launchers(std::index_sequence<I...>) {
   return std::array<Launcher, sizeof...(I)>{launch_gemm<static_cast<int>(I)>...};
 }
 
-// Asked once per device; of a row with one CTA per SM.
+// Asked once per device; of a configuration with one CTA per SM.
 GemmMachine ask_machine() {
-  constexpr int kRow = 10;
-  static_assert(kGemmConfigs[kRow].ctas_per_sm() == 1 && kGemmConfigs[kRow].swap);
+  constexpr int kSwap = gemm_config("bf16_swap_128x128");
+  static_assert(kGemmConfigs[kSwap].ctas_per_sm() == 1);
   GemmMachine machine{sm_count(), {}};
   machine.clusters[1] = machine.sms;  // the driver only answers for launches with a cluster
-  for (int ctas = 2; ctas <= kMaxSplits; ++ctas) machine.clusters[ctas] = gemm_clusters<kRow>(ctas);
+  for (int ctas = 2; ctas <= kMaxSplits; ++ctas)
+    machine.clusters[ctas] = gemm_clusters<kSwap>(ctas);
   return machine;
 }
 
@@ -47,6 +49,15 @@ const GemmMachine& this_machine() {
 #endif
 }
 
+// The problem and what was chosen for it, for L4K_LOG=gemm.
+void log_choice(const GemmProblem& p, GemmChoice choice) {
+  std::fprintf(
+      stderr, "l4kernels.gemm: m %d, n %d, k %d, experts %d, %s%s%s%s%s -> %s, splits %d\n", p.m,
+      p.n, p.k, p.num_experts, p.fp8 ? "fp8" : "bf16", p.fast_accum ? ", fast accumulation" : "",
+      p.block_scales ? ", block scales" : "", p.gelu ? ", gelu" : "",
+      p.fp8_out ? ", swiglu to fp8" : "", kGemmConfigs[choice.config].name, choice.splits);
+}
+
 }  // namespace
 
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
@@ -55,6 +66,8 @@ cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
   const GemmMachine& machine = this_machine();
   const GemmChoice choice = choose_gemm(problem, params.asked, machine);
   if (choice.config < 0) return cudaErrorInvalidValue;
+  static const bool logs = log_asks_for("gemm");
+  if (logs) log_choice(problem, choice);
   const GemmConfig& config = kGemmConfigs[choice.config];
   GemmParams chosen = params;
   chosen.ctas_per_tile = ctas_per_tile(config, problem, choice.splits);

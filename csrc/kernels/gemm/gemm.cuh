@@ -3,19 +3,19 @@
 //   warpgroup 0, one thread      warpgroups 1, 2: 64 of wgmma's rows each
 //   wait empty -> TMA A, B  ==>  wait full -> 4 wgmma per 128 bytes of K -> release ... -> finish
 //
-// barrier     arrives                          waits       promises
-// full[s]     producer, and TMA's bytes        consumers   stage s holds A and B of one K block
-// empty[s]    one thread of each consumer,     producer    nobody reads stage s any more, here or
-//             of every CTA it shares with                  where this producer's multicast goes
-// named 1, 2  a consumer warpgroup             itself      its staging buffer is free / written
-// named 3     both consumers                   -           first half of a meeting
-// meeting     a thread per CTA of the cluster  consumers   sums or maxima are staged / read
+// barrier          arrives                          waits       promises
+// full[s]          producer, and TMA's bytes        consumers   stage s holds A and B of one K block
+// empty[s]         one thread of each consumer,     producer    nobody reads stage s any more, here
+//                  of every CTA it shares with                  or where this one's multicast goes
+// named 1, 2       a consumer warpgroup             itself      its staging buffer is free / written
+// named 3          both consumers                   -           the CTA has come to cluster_barrier
+// cluster_barrier  a thread per CTA of the cluster  consumers   sums or maxima are staged / read
 //
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
 // row counts come from device memory; a role never talks to the other except through the ring, so
 // the producer runs ahead into the next tile while the consumers still store the last one. A
-// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped rows) the parts of
-// K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
+// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped operands) the
+// splits of K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
 
@@ -49,7 +49,7 @@ __device__ __forceinline__ void scan_experts(const GemmParams& p, const RaggedSc
     const int e = base + lane;
     int end = p.m;
     if (p.expert_offsets != nullptr && e < p.num_experts) end = p.expert_offsets[e + 1];
-    // A running maximum makes hostile offsets ascend; on good ones it changes nothing.
+    // A running maximum makes invalid offsets ascend; valid ones it leaves as they are.
     const int given = end;
     end = min(max(end, rows), p.m);
     end = warp_running_max(end);
@@ -81,7 +81,7 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
   constexpr GemmConfig C = kGemmConfigs[I];
   const int k_blocks = ceil_div(p.k, C.block_k());
   if constexpr (!C.swap) {
-    if (C.cluster_n > 1 || tile.flat) tile.column += cluster.rank * C.block_n;
+    if (C.cluster_n > 1 || tile.tail) tile.column += cluster.rank * C.block_n;
     else tile.row += cluster.rank * C.block_m;
   } else if (p.d_scale != nullptr) {
     tile.column += cluster.rank * C.block_n;
@@ -93,7 +93,7 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
 }
 
 // Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
-// slice of it for all; those that share B have columns of their own in a flat tile, and load both
+// slice of it for all; those that share B have columns of their own in a tail tile, and load both
 // slices.
 template <int I>
 __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
@@ -112,7 +112,7 @@ __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap&
     ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
   }
   constexpr int kSlice = C.block_n / C.cluster_m;
-  if (C.cluster_m > 1 && !tile.flat) {
+  if (C.cluster_m > 1 && !tile.tail) {
     ptx::tma_load_3d_multicast(smem.b[stage] + rank * kSlice * 128, &map_b, full, k,
                                tile.column + rank * kSlice, tile.expert, kAll);
   } else {
@@ -132,7 +132,7 @@ __device__ __forceinline__ void prefetch_weights(const GemmSmem<I>& smem, const 
   if (p.expert_offsets != nullptr) return;
   const RaggedTile& tile = share.tile;
   const int slice = C.block_n / C.cluster_m;
-  const int column = tile.column + (C.cluster_m > 1 && !tile.flat ? slice * smem.cluster.rank : 0);
+  const int column = tile.column + (C.cluster_m > 1 && !tile.tail ? slice * smem.cluster.rank : 0);
 #pragma unroll 1
   for (int block = share.first_block; block < min(share.first_block + C.stages, share.end_block);
        ++block)
@@ -253,39 +253,39 @@ __device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>
   release(smem, previous);
 }
 
-// Slabs of a tile that hold rows of its expert.
+// Sub-tiles of a tile that hold rows of its expert.
 template <int I>
-__device__ __forceinline__ int slabs_of(const RaggedTile& tile) {
-  return kGemmConfigs[I].slabs() == 1 || tile.row + 128 >= tile.row_end ? 1 : 2;
+__device__ __forceinline__ int sub_tiles_of(const RaggedTile& tile) {
+  return kGemmConfigs[I].sub_tiles() == 1 || tile.row + 128 >= tile.row_end ? 1 : 2;
 }
 
 // e4m3 with promotion: the tensor core keeps about 14 bits of a running sum, so every 128 products
 // go to float32 registers. Scratch accumulators are opened and closed inside one iteration: ptxas
 // serialises groups that are in flight across the back edge.
-template <int I, int kSlabs, int kRegisters>
-__device__ __forceinline__ void accumulate_promoted(float (&acc)[kSlabs][kRegisters],
+template <int I, int kSubTiles, int kRegisters>
+__device__ __forceinline__ void accumulate_promoted(float (&acc)[kSubTiles][kRegisters],
                                                     GemmSmem<I>& smem,
                                                     Stage<kGemmConfigs[I].stages>& stage,
                                                     int consumer, const GemmParams& p,
                                                     const GemmShare& share) {
-  const int slabs = slabs_of<I>(share.tile);
+  const int sub_tiles = sub_tiles_of<I>(share.tile);
 #pragma unroll
-  for (int r = 0; r < kSlabs * kRegisters; ++r) acc[r / kRegisters][r % kRegisters] = 0.f;
+  for (int r = 0; r < kSubTiles * kRegisters; ++r) acc[r / kRegisters][r % kRegisters] = 0.f;
 #pragma unroll 1
   for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
     smem.ring.wait_full(stage);
 #pragma unroll
-    for (int slab = 0; slab < kSlabs; ++slab) {
-      if (slab >= slabs) break;
-      const int first_row = 128 * slab + 64 * consumer;
+    for (int sub_tile = 0; sub_tile < kSubTiles; ++sub_tile) {
+      if (sub_tile >= sub_tiles) break;
+      const int first_row = 128 * sub_tile + 64 * consumer;
       float scratch[kRegisters];
       multiply<I>(scratch, smem, stage.index, first_row, false);
       // The scales arrive while the products run.
       BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
       scales.load(p, share.tile, first_row, block);
       ptx::wgmma_wait<0>();
-      if (slab == slabs - 1) release(smem, stage.index);
-      scales.add(acc[slab], scratch);
+      if (sub_tile == sub_tiles - 1) release(smem, stage.index);
+      scales.add(acc[sub_tile], scratch);
     }
   }
 }
@@ -311,7 +311,7 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
   uint32_t parity = 0;
   for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
        index += smem.cluster.count) {
-    float acc[C.slabs()][C.right() / 2];
+    float acc[C.sub_tiles()][C.right() / 2];
     {
       const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
       if constexpr (C.promote) {
@@ -326,19 +326,19 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
     } else {
       const RaggedTile own = share_of<I>(tile, p, smem.cluster).tile;
 #pragma unroll
-      for (int slab = 0; slab < C.slabs(); ++slab) {
-        if (slab >= slabs_of<I>(own)) break;
-        const int first_row = own.row + 128 * slab + 64 * consumer;
+      for (int sub_tile = 0; sub_tile < C.sub_tiles(); ++sub_tile) {
+        if (sub_tile >= sub_tiles_of<I>(own)) break;
+        const int first_row = own.row + 128 * sub_tile + 64 * consumer;
         const GemmPlace at = place(own, first_row);
         if constexpr (C.fp8_results()) {
           if (p.d_scale != nullptr) {
-            finish_fp8<I>(acc[slab], p, smem, own, at, parity);
+            finish_fp8<I>(acc[sub_tile], p, smem, own, at, parity);
             parity ^= 1;
             continue;
           }
         }
-        finish<C.gelu>(acc[slab], p, map_d, smem.staging + consumer * C.staging_bytes() / 2, own,
-                       at, 1 + consumer, first_row);
+        finish<C.gelu>(acc[sub_tile], p, map_d, smem.staging + consumer * C.staging_bytes() / 2,
+                       own, at, kBarrierStaging + consumer, first_row);
       }
     }
   }
@@ -374,15 +374,20 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&map_a);
     ptx::prefetch_tensor_map(&map_b);
-    smem.meeting.init(ctas);
+    smem.cluster_barrier.init(ctas);
     smem.ring.init(2 * C.cluster());
   }
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
   const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-  const RaggedSchedule schedule{
-      p.num_experts, C.block_m * C.cluster_m, width,         ceil_div(p.n, width),
-      kGemmRaster,   C.cluster_m > 1,         smem.row_ends, smem.tile_ends};
+  const RaggedSchedule schedule{.num_experts = p.num_experts,
+                                .block_m = C.block_m * C.cluster_m,
+                                .block_n = width,
+                                .column_tiles = ceil_div(p.n, width),
+                                .raster = kGemmRaster,
+                                .tail_tiles = C.cluster_m > 1,
+                                .row_ends = smem.row_ends,
+                                .tile_ends = smem.tile_ends};
   if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);
@@ -405,10 +410,10 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
     clear_tail(p, smem.row_ends[p.num_experts - 1]);
     consume<I>(smem, map_d, p, warpgroup - 1);
   }
-  // No CTA leaves while another may still copy into it, arrive at it or read its sums. Where K is
-  // split nobody copies into it, and the last meeting says that its sums have been read.
+  // No CTA exits while another may still copy into it, arrive at it or read its sums. Where K is
+  // split nobody copies into it, and the last phase of cluster_barrier says that its sums are read.
   if constexpr (C.swap) {
-    if (ctas > 1 && warpgroup > 0) smem.meeting.wait(1);
+    if (ctas > 1 && warpgroup > 0) smem.cluster_barrier.wait(1);
   } else if (ctas > 1) {
     ptx::cluster_sync();
   }

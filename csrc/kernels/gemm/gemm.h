@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "kernels/gemm/configs.h"
+#include "kernels/gemm/choose.h"
 
 namespace l4k {
 
@@ -33,7 +33,7 @@ struct GemmParams {
   GemmActivation activation;
   bool out_float32;
   bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
-  GemmChoice asked;   // config -1: choose by shape
+  GemmChoice asked;   // or one of GemmChoice's constants: choose by shape
   int ctas_per_tile;  // set by the launcher, as is
   int max_clusters;   // how many of them run at once
   uint32_t* error;    // sticky error word

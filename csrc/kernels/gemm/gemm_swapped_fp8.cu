@@ -1,10 +1,10 @@
 #include "kernels/gemm/launch.cuh"
 
 namespace l4k {
-L4K_GEMM_ROW(11);
-L4K_GEMM_ROW(12);
-L4K_GEMM_ROW(13);
-L4K_GEMM_ROW(14);
-L4K_GEMM_ROW(15);
-L4K_GEMM_ROW(16);
+L4K_GEMM_CONFIG("fp8_swap_16x128_promote");
+L4K_GEMM_CONFIG("fp8_swap_64x128_promote");
+L4K_GEMM_CONFIG("fp8_swap_128x128_promote");
+L4K_GEMM_CONFIG("fp8_swap_16x128");
+L4K_GEMM_CONFIG("fp8_swap_64x128");
+L4K_GEMM_CONFIG("fp8_swap_128x128");
 }  // namespace l4k

@@ -1,4 +1,4 @@
-// Tensor maps and launch of one row of the table; each .cu compiles a few rows, side by side.
+// Tensor maps and launch of one configuration; each .cu compiles a few of them, side by side.
 #pragma once
 #include <algorithm>
 
@@ -25,12 +25,25 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const uint32_t block_k = C.block_k();
   // CTAs that share a box load a slice each.
   const uint32_t slice_m = C.block_m / C.cluster_n, slice_n = C.block_n / C.cluster_m;
+  const TensorMapSpec spec_a{.type = type,
+                             .rank = 2,
+                             .base = p.a,
+                             .shape = {k, m},
+                             .strides = {p.a_stride * element},
+                             .box = {block_k, slice_m}};
+  const TensorMapSpec spec_b{.type = type,
+                             .rank = 3,
+                             .base = p.b,
+                             .shape = {k, n, experts},
+                             .strides = {k * element, n * k * element},
+                             .box = {block_k, slice_n, 1}};
+  const TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                             .rank = 2,
+                             .base = p.d,
+                             .shape = {columns, m},
+                             .strides = {columns * 2},
+                             .box = {64, 64}};
   CUtensorMap a, b, d{};
-  const TensorMapSpec spec_a{type, 2, p.a, {k, m}, {p.a_stride * element}, {block_k, slice_m}};
-  const TensorMapSpec spec_b{
-      type, 3, p.b, {k, n, experts}, {k * element, n * k * element}, {block_k, slice_n, 1}};
-  const TensorMapSpec spec_d{
-      CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, p.d, {columns, m}, {columns * 2}, {64, 64}};
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
   // Only whole bf16 tiles leave by TMA.
@@ -52,8 +65,8 @@ int gemm_clusters(int ctas) {
   return resident_clusters(gemm_kernel<I>, gemm_launch<I>(ctas));
 }
 
-#define L4K_GEMM_ROW(I)                                                 \
-  template cudaError_t launch_gemm<I>(const GemmParams&, cudaStream_t); \
-  template int gemm_clusters<I>(int ctas)
+#define L4K_GEMM_CONFIG(NAME)                                                           \
+  template cudaError_t launch_gemm<gemm_config(NAME)>(const GemmParams&, cudaStream_t); \
+  template int gemm_clusters<gemm_config(NAME)>(int ctas)
 
 }  // namespace l4k

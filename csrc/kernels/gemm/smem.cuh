@@ -9,8 +9,11 @@ namespace l4k {
 
 constexpr int kGemmThreads = 384;
 constexpr int kGemmConsumers = 256;  // threads 128 ... 383
-// Named barriers; 1 and 2 belong to one consumer warpgroup each.
-constexpr int kBarrierConsumers = 3;
+// Ids of named barriers; 0 is __syncthreads'.
+enum GemmBarrier : int {
+  kBarrierStaging = 1,  // and 2: of one consumer warpgroup each
+  kBarrierConsumers = 3,
+};
 
 // `ctas` CTAs work on one tile of the schedule: `index` says on which ones, `rank` on what part.
 struct GemmCluster {
@@ -35,7 +38,7 @@ struct GemmSmem {
   RaggedSchedule schedule;
   GemmCluster cluster;
   Pipeline<C.stages> ring;
-  ClusterMeeting meeting;  // of the consumers
+  ClusterBarrier cluster_barrier;  // of the consumers
 };
 
 }  // namespace l4k

@@ -1,13 +1,13 @@
-// Epilogue of the swapped rows: weights are the 64 rows of a wgmma, tokens its columns.
+// Epilogue of swapped operands: weights are the 64 rows of a wgmma, tokens its columns.
 //
 // Every CTA of a cluster stages its sums as float32, [token][channel]; then each CTA finishes every
 // `ctas`-th token with the sums of all of them:
 //
-//   K is split      CTA r holds the sums of its part of K: added in the order of ranks, so the
+//   K is split      CTA r holds the sums of its split of K: added in the order of ranks, so the
 //                   result does not depend on who comes last
 //   e4m3 result     CTA r holds 128 of the 256 channels whose 128 results share a scale
 //
-// The meeting's phases alternate: sums are staged (even), sums are read (odd).
+// The phases of the cluster barrier alternate: sums are staged (even), sums are read (odd).
 #pragma once
 #include "kernels/gemm/epilogue.cuh"
 #include "kernels/gemm/smem.cuh"
@@ -89,15 +89,15 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
   // results read four neighbouring floats of each.
   const int position =
       swiglu ? 32 * consumer + 8 * warp + lane / 4 : 64 * consumer + 16 * warp + lane / 4;
-  smem.meeting.wait(1);  // the last tile's sums have been read
+  smem.cluster_barrier.wait(1);  // the last tile's sums have been read
 #pragma unroll
   for (int r = 0; r < kRegisters; ++r) {
     const int token = r / 4 * 8 + lane % 4 * 2 + r % 2;
     staging[token * C.pitch() + position + (swiglu ? 64 : 8) * (r / 2 % 2)] = acc[r];
   }
   const GemmCluster cluster = smem.cluster;
-  smem.meeting.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
-  smem.meeting.wait(0);
+  smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
+  smem.cluster_barrier.wait(0);
 
   const int log_vectors = swiglu && !fp8 ? 4 : 5;  // vectors of four results, per token
   const int columns = swiglu ? p.n / 2 : p.n;
@@ -132,7 +132,8 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     if (p.residual != nullptr) add_four(result, p.residual, row * p.residual_stride + column);
     store_four(result, p, int64_t{row} * columns + column);
   }
-  smem.meeting.template arrive<false>(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
+  smem.cluster_barrier.template arrive<false>(kBarrierConsumers, kGemmConsumers, thread,
+                                              cluster.ctas);
 }
 
 }  // namespace l4k

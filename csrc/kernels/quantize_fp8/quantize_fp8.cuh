@@ -21,7 +21,7 @@ namespace l4k {
 constexpr int kQuantizeVectors = 2;        // per thread and row
 constexpr int kQuantizeRowRegisters = 48;  // four CTAs of a 5,120-wide row fit an SM
 
-// Row of x that becomes row `row` of q; -1 if the permutation says nonsense.
+// Row of x that becomes row `row` of q; -1 if the permutation is out of range.
 __device__ __forceinline__ int64_t source_row(const QuantizeRowsParams& params, int64_t row) {
   if (params.permutation == nullptr || row >= params.rows) return row;
   const int index = params.permutation[row];

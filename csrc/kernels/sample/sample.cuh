@@ -8,7 +8,7 @@
 //   values    logits; then distances
 //   distance  (largest - logit) / temperature >= 0 as bits of a float, which order as the floats
 //             do: 0 is the likeliest token, kAbsent no token at all
-//   Cut       which distances are kept; found by bisection, with exact counts
+//   Cutoff    which distances are kept; found by bisection, with exact counts
 //
 // A row with a NaN, or with no token above -inf, has no next token: id -1, and NaN for the rest.
 //
@@ -117,7 +117,7 @@ struct SampleReduce {
 };
 
 // A distance is kept if it is below `limit`, or equal to it and among the first `ties` by id.
-struct Cut {
+struct Cutoff {
   uint32_t limit, ties;
   uint32_t count;  // tokens kept
 };
@@ -172,15 +172,15 @@ __device__ __forceinline__ Likeliest load(const SampleParams& params, const Samp
         for (int j = 0; j < kPerLoad; ++j)
           v[j] = id + j < row.vocab ? static_cast<float>(logits[id + j]) : -INFINITY;
       }
-      float most = kMinusInfinity;
+      float largest = kMinusInfinity;
 #pragma unroll
-      for (int j = 0; j < kPerLoad; ++j) most = fmaxf(most, v[j]);  // of what is no NaN
-      if (most > mine.logit) {
-        mine.sum *= exp_of(mine.logit - most);
-        mine.logit = most;
+      for (int j = 0; j < kPerLoad; ++j) largest = fmaxf(largest, v[j]);  // of what is no NaN
+      if (largest > mine.logit) {
+        mine.sum *= exp_of(mine.logit - largest);
+        mine.logit = largest;
 #pragma unroll
         for (int j = kPerLoad - 1; j >= 0; --j)
-          if (v[j] == most) mine.id = id + j;
+          if (v[j] == largest) mine.id = id + j;
       }
       // Of two equal infinities the difference would be NaN: the base is finite.
       const float base = fminf(fmaxf(mine.logit, -kLargestFloat), kLargestFloat);
@@ -286,7 +286,8 @@ __device__ __forceinline__ uint32_t pivot(uint32_t low, uint32_t high, int pass)
 
 // The k nearest: the limit is the distance of the k-th. Both ends move to tokens, so that the search
 // ends when one distance is left.
-__device__ __forceinline__ Cut keep_top_k(const SampleRow& row, uint32_t k, SampleReduce& reduce) {
+__device__ __forceinline__ Cutoff keep_top_k(const SampleRow& row, uint32_t k,
+                                             SampleReduce& reduce) {
   uint32_t low = 0, high = kInfinity + 1, below = 0;  // fewer than k below `low`, k below `high`
   for (int pass = 0; high - low > 1; ++pass) {
     const uint32_t middle = pivot(low, high, pass);
@@ -300,12 +301,13 @@ __device__ __forceinline__ Cut keep_top_k(const SampleRow& row, uint32_t k, Samp
 }
 
 // Of those: keep a token if all nearer ones together have at most the share p of the mass.
-__device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p,
-                                          SampleReduce& reduce) {
-  Split all = split(row, 0, cut.limit, cut.limit, reduce);
-  if (cut.ties > 0) all = all + Split{cut.ties, cut.ties * __expf(-__uint_as_float(cut.limit))};
+__device__ __forceinline__ Cutoff keep_top_p(const SampleRow& row, Cutoff cutoff, float p,
+                                             SampleReduce& reduce) {
+  Split all = split(row, 0, cutoff.limit, cutoff.limit, reduce);
+  if (cutoff.ties > 0)
+    all = all + Split{cutoff.ties, cutoff.ties * __expf(-__uint_as_float(cutoff.limit))};
   const float allowed = fmaxf(p, 0.f) * all.mass;
-  uint32_t low = 0, high = cut.ties > 0 ? cut.limit + 1 : cut.limit;
+  uint32_t low = 0, high = cutoff.ties > 0 ? cutoff.limit + 1 : cutoff.limit;
   uint32_t below = 0, below_high = all.count;
   float mass = 0.f;  // below `low`; at most `allowed`
   for (int pass = 0; high - low > 1; ++pass) {
@@ -326,17 +328,17 @@ __device__ __forceinline__ Cut keep_top_p(const SampleRow& row, Cut cut, float p
   return {low, kept, below + kept};
 }
 
-// The largest id that is kept at distance `cut.limit`: in the CTA where the last one lies, by
+// The largest id that is kept at distance `cutoff.limit`: in the CTA where the last one lies, by
 // bisection on the id.
-__device__ __forceinline__ int last_tie(const SampleRow& row, Cut cut, SampleReduce& reduce) {
+__device__ __forceinline__ int last_tie(const SampleRow& row, Cutoff cutoff, SampleReduce& reduce) {
   __shared__ uint32_t counts[2][32];
-  if (cut.ties == 0) return -1;
+  if (cutoff.ties == 0) return -1;
   auto count_to = [&](int last) {
     uint32_t count = 0;
     for_each_quad(row, [&](int id, const float (&values)[4]) {
 #pragma unroll
       for (int j = 0; j < 4; ++j)
-        count += __float_as_uint(values[j]) == cut.limit && id + j <= last;
+        count += __float_as_uint(values[j]) == cutoff.limit && id + j <= last;
     });
     return count;
   };
@@ -349,11 +351,11 @@ __device__ __forceinline__ int last_tie(const SampleRow& row, Cut cut, SampleRed
   }
   reduce.parity ^= 1;
   Split found;
-  if (before < cut.ties && cut.ties <= before + mine) {
+  if (before < cutoff.ties && cutoff.ties <= before + mine) {
     int low = row.first - 1, high = row.first + row.size - 1;  // too few ties up to `low`
     for (int parity = 0; high - low > 1; parity ^= 1) {
       const int middle = low + (high - low) / 2;
-      if (before + cta_sum(count_to(middle), counts[parity]) < cut.ties) low = middle;
+      if (before + cta_sum(count_to(middle), counts[parity]) < cutoff.ties) low = middle;
       else high = middle;
     }
     found.last = high;
@@ -371,8 +373,8 @@ __device__ __forceinline__ float gumbel(float u) { return -logf(-log1pf(-u)); }
 // Largest of noise - distance among the kept tokens. `likeliest` has distance 0, so its noise is a
 // bound that most tokens fall short of, if it is kept: a high temperature can bring others to
 // distance 0, and of equals the lower ids are kept.
-__device__ __forceinline__ Candidate draw(const SampleParams& params, const SampleRow& row, Cut cut,
-                                          int last, float min_p, uint32_t likeliest,
+__device__ __forceinline__ Candidate draw(const SampleParams& params, const SampleRow& row,
+                                          Cutoff cutoff, int last, float min_p, uint32_t likeliest,
                                           SampleReduce& reduce) {
   const uint64_t seed = params.seeds[row.row], counter = params.counters[row.row];
   const PhiloxKey key{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
@@ -385,7 +387,7 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
   const PhiloxWords first = words_of(likeliest);
   const uint32_t word = likeliest & 2 ? (likeliest & 1 ? first.x[3] : first.x[2])
                                       : (likeliest & 1 ? first.x[1] : first.x[0]);
-  const bool is_kept = cut.limit > 0 || static_cast<int>(likeliest) <= last;
+  const bool is_kept = cutoff.limit > 0 || static_cast<int>(likeliest) <= last;
   // The token itself must still pass.
   float best_score = is_kept ? gumbel(uniform(word)) - 1e-3f : -INFINITY;
   for_each_quad(row, [&](int id, const float (&values)[4]) {
@@ -393,7 +395,7 @@ __device__ __forceinline__ Candidate draw(const SampleParams& params, const Samp
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const uint32_t distance = __float_as_uint(values[j]);
-      kept[j] = (distance < cut.limit || (distance == cut.limit && id + j <= last)) &&
+      kept[j] = (distance < cutoff.limit || (distance == cutoff.limit && id + j <= last)) &&
                 values[j] <= farthest;
     }
     if (!(kept[0] || kept[1] || kept[2] || kept[3])) return;
@@ -443,11 +445,11 @@ __global__ void __launch_bounds__(kSampleMaxThreads) sample_kernel(SampleParams 
   if (temperature > 0.f) {
     divide_by_temperature(row, largest, temperature);
     const int top_k = params.top_k[row.row];
-    Cut cut{kInfinity + 1, 0, static_cast<uint32_t>(row.vocab)};
-    if (top_k > 0 && top_k < row.vocab) cut = keep_top_k(row, top_k, reduce);
-    if (top_p < 1.f) cut = keep_top_p(row, cut, top_p, reduce);
-    const int last = last_tie(row, cut, reduce);
-    chosen = draw(params, row, cut, last, min_p, best.id, reduce).id;
+    Cutoff cutoff{kInfinity + 1, 0, static_cast<uint32_t>(row.vocab)};
+    if (top_k > 0 && top_k < row.vocab) cutoff = keep_top_k(row, top_k, reduce);
+    if (top_p < 1.f) cutoff = keep_top_p(row, cutoff, top_p, reduce);
+    const int last = last_tie(row, cutoff, reduce);
+    chosen = draw(params, row, cutoff, last, min_p, best.id, reduce).id;
   }
   if (writer) {
     params.ids[row.row] = chosen;

@@ -1,6 +1,6 @@
-// Two dependent products by one row (ROW) of the GEMM's table, for its mutants: the second takes the
-// result of the first as A. Rows with e4m3 results make SwiGLU of the first product, and the second
-// takes codes and scales. Exit status 1: wrong numbers.
+// Two dependent products by one configuration of the GEMM (its number: CONFIG), for the mutants: the
+// second takes the result of the first as A. In e4m3 the first makes SwiGLU, and the second takes
+// codes and scales. Exit status 1: wrong numbers.
 #include <cmath>
 #include <string>
 
@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr l4k::GemmConfig kConfig = l4k::kGemmConfigs[ROW];
+constexpr l4k::GemmConfig kConfig = l4k::kGemmConfigs[CONFIG];
 constexpr int kM = 300, kN = 512, kK = 512;
 
 template <typename T>
@@ -36,7 +36,7 @@ l4k::GemmParams product(const void* a, const void* b, void* d, const float* one,
   }
   p.ctas_per_tile = kConfig.swap ? splits : kConfig.cluster();
   p.max_clusters = 4 / p.ctas_per_tile;  // the test's SMs
-  p.asked = l4k::GemmChoice::of(ROW);
+  p.asked = l4k::GemmChoice::of(CONFIG);
   return p;
 }
 
@@ -81,14 +81,14 @@ int main() {
     p.d_scale = scale.data;
     k = kN / 2;
   }
-  CHECK(l4k::launch_gemm<ROW>(p, nullptr));
+  CHECK(l4k::launch_gemm<CONFIG>(p, nullptr));
   l4k::GemmParams q = product(first.data, b.data, second.data, one.data, k, 2);
   if constexpr (kConfig.fp8) {
     q.sfa = scale.data;
     q.scale_a = l4k::GemmScale::kBlock;
     q.scale_b = l4k::GemmScale::kNone;
   }
-  CHECK(l4k::launch_gemm<ROW>(q, nullptr));
+  CHECK(l4k::launch_gemm<CONFIG>(q, nullptr));
   CHECK(cudaDeviceSynchronize());
   const std::vector<uint16_t> got = second.download();
   if constexpr (kConfig.fp8) {

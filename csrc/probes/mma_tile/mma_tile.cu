@@ -1,4 +1,4 @@
-#include "kernels/mma_tile/mma_tile.cuh"
+#include "probes/mma_tile/mma_tile.cuh"
 
 #include "host/launch.h"
 #include "host/tensor_map.h"

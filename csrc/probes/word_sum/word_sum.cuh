@@ -6,7 +6,7 @@
 // latency x bandwidth asks for.
 // Integer atomics, so the result does not depend on order. See docs/kernels/word_sum.md.
 #pragma once
-#include "kernels/word_sum/word_sum.h"
+#include "probes/word_sum/word_sum.h"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 

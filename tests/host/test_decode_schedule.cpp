@@ -1,6 +1,6 @@
-// The plan of flash_decode: the pieces of all CTAs are each item's tiles once and in order, partial
-// results never share a slot, work is balanced, and how a sequence is cut does not depend on where
-// in the batch it stands.
+// The schedule of flash_decode: the splits of all CTAs are each work item's tiles once and in order,
+// partial results never share a slot, work is balanced, and how a sequence is split does not depend
+// on where in the batch it stands.
 #include <algorithm>
 #include <limits>
 #include <map>
@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "expect.h"
-#include "kernels/flash_decode/split.h"
+#include "kernels/flash_decode/schedule.h"
 
 namespace {
 
@@ -21,7 +21,7 @@ l4k::DecodeTotals totals_of(const DecodeShape& shape, const std::vector<int>& le
   l4k::DecodeTotals totals{0, 0};
   for (int length : lengths) {
     const int tiles = l4k::decode_sequence(shape, length).tiles;
-    totals.tiles += int64_t{tiles} * shape.heads;
+    totals.tiles += int64_t{tiles} * shape.items;
     totals.largest = std::max(totals.largest, tiles);
   }
   return totals;
@@ -29,67 +29,69 @@ l4k::DecodeTotals totals_of(const DecodeShape& shape, const std::vector<int>& le
 
 void check(DecodeShape shape, const std::vector<int>& lengths, int balance_percent = 0) {
   shape.batch = static_cast<int>(lengths.size());
-  const int64_t items = int64_t{shape.batch} * shape.heads;
+  const int64_t items = int64_t{shape.batch} * shape.items;
   const l4k::DecodeTotals totals = totals_of(shape, lengths);
-  const l4k::DecodeSplit split = l4k::decode_split(totals, items, shape.grid);
-  const l4k::DecodeLine line{split, split.one_wave ? shape.grid : totals.tiles};
-  EXPECT(split.size >= 1, split.size);
+  const l4k::DecodeSplitting splitting = l4k::choose_splitting(totals, items, shape.grid);
+  const l4k::DecodeSchedule schedule{splitting, splitting.one_wave ? shape.grid : totals.tiles};
+  EXPECT(splitting.max_tiles >= 1, splitting.max_tiles);
 
   std::map<std::pair<int, int>, std::vector<std::pair<int, int>>> seen;  // item -> [begin, end)
   std::set<int64_t> slots;
-  int64_t pieces = 0, most = 0;
+  int64_t splits = 0, busiest = 0;
   for (int cta = 0; cta < shape.grid; ++cta) {
-    const int64_t begin = line.begin_of(cta, shape.grid), end = line.begin_of(cta + 1, shape.grid);
+    const l4k::Span part{schedule.begin_of(cta, shape.grid),
+                         schedule.begin_of(cta + 1, shape.grid)};
     int64_t mine = 0, count = 0;
-    auto walk = l4k::decode_walk(shape, line, lengths.data(), 0, 0, begin, end);
-    // The kernel starts at a sequence further on, with the line's place added up by many threads.
-    if (!walk.done(shape, line)) {
+    auto work = l4k::first_work(shape, schedule, lengths.data(), 0, 0, part);
+    // The kernel starts at a sequence further on, whose place many threads add up.
+    if (!work.done(shape, schedule)) {
       int64_t place = 0;
-      for (int b = 0; b < walk.b; ++b) {
+      for (int b = 0; b < work.b; ++b) {
         const auto sequence = l4k::decode_sequence(shape, lengths[b]);
-        place +=
-            shape.heads * line.item_length(l4k::decode_cut(sequence.tiles, split), sequence.tiles);
+        place += shape.items *
+                 schedule.item_length(l4k::split_item(sequence.tiles, splitting), sequence.tiles);
       }
-      if (place <= begin) {
-        auto again = l4k::decode_walk(shape, line, lengths.data(), walk.b, place, begin, end);
-        EXPECT(std::tie(again.b, again.head, again.k, again.item_begin) ==
-                   std::tie(walk.b, walk.head, walk.k, walk.item_begin),
+      if (place <= part.first) {
+        auto again = l4k::first_work(shape, schedule, lengths.data(), work.b, place, part);
+        EXPECT(std::tie(again.b, again.item, again.k, again.item_begin) ==
+                   std::tie(work.b, work.item, work.k, work.item_begin),
                cta);
       }
     }
-    for (; !walk.done(shape, line); walk.advance(shape, line, lengths.data())) {
-      EXPECT(walk.cut.pieces <= shape.grid * l4k::kDecodePiecesPerCta, walk.cut.pieces);
-      const l4k::Piece piece = walk.piece();
-      EXPECT(piece.tiles >= 1 && piece.tiles <= split.size, piece.tiles);
-      auto& list = seen[{walk.b, walk.head}];
-      EXPECT(static_cast<int>(list.size()) == walk.k, "piece " << walk.k);
-      list.push_back({piece.first_tile, piece.first_tile + piece.tiles});
-      if (walk.cut.pieces > 1) {
-        const int64_t slot = walk.slot(line, walk.k);
+    for (; !work.done(shape, schedule); work.advance(shape, schedule, lengths.data())) {
+      EXPECT(work.splits.count <= shape.grid * l4k::kDecodeSplitsPerCta, work.splits.count);
+      const l4k::DecodeSplit split = work.split();
+      EXPECT(split.tiles >= 1 && split.tiles <= splitting.max_tiles, split.tiles);
+      auto& list = seen[{work.b, work.item}];
+      EXPECT(static_cast<int>(list.size()) == work.k, "split " << work.k);
+      list.push_back({split.first_tile, split.first_tile + split.tiles});
+      if (work.splits.count > 1) {
+        const int64_t slot = work.slot(schedule, work.k);
         EXPECT(slot >= 0 && slot < int64_t{l4k::kDecodeSlotsPerCta} * shape.grid, slot);
         EXPECT(slots.insert(slot).second, "slot " << slot << " twice");
       }
-      mine += piece.tiles;
-      ++count, ++pieces;
+      mine += split.tiles;
+      ++count, ++splits;
     }
-    EXPECT(!split.one_wave || count <= 1, count << " pieces in one wave");
-    most = std::max(most, mine);
+    EXPECT(!splitting.one_wave || count <= 1, count << " splits in one wave");
+    busiest = std::max(busiest, mine);
   }
-  EXPECT(pieces <= int64_t{shape.grid} * l4k::kDecodePiecesPerCta + items, pieces);
+  EXPECT(splits <= int64_t{shape.grid} * l4k::kDecodeSplitsPerCta + items, splits);
   for (int b = 0; b < shape.batch; ++b) {
     const auto sequence = l4k::decode_sequence(shape, lengths[b]);
-    for (int head = 0; head < shape.heads; ++head) {
+    for (int item = 0; item < shape.items; ++item) {
       int at = sequence.first_tile;
-      for (auto [begin, end] : seen[{b, head}]) {
-        EXPECT(begin == at && end > begin, "item " << b << "," << head << " at " << at);
+      for (auto [begin, end] : seen[{b, item}]) {
+        EXPECT(begin == at && end > begin, "item " << b << "," << item << " at " << at);
         at = end;
       }
-      EXPECT(at == sequence.first_tile + sequence.tiles, "item " << b << "," << head);
+      EXPECT(at == sequence.first_tile + sequence.tiles, "item " << b << "," << item);
     }
   }
   if (balance_percent) {
     const int64_t ideal = l4k::ceil_div<int64_t>(totals.tiles, shape.grid);
-    EXPECT(most * 100 <= ideal * balance_percent, most << " tiles where " << ideal << " are ideal");
+    EXPECT(busiest * 100 <= ideal * balance_percent,
+           busiest << " tiles where " << ideal << " are ideal");
   }
 }
 
@@ -116,7 +118,7 @@ void tiles_hold_the_visible_keys() {
       }
 }
 
-void hostile_lengths_see_nothing() {
+void invalid_lengths_see_nothing() {
   const DecodeShape shape{1, 1, 3, 64, 1000, 4};
   for (int length : {-1, 1001, 2147483647, -2147483647 - 1}) {
     const auto sequence = l4k::decode_sequence(shape, length);
@@ -125,13 +127,13 @@ void hostile_lengths_see_nothing() {
   EXPECT(l4k::decode_sequence(shape, 1000).valid && l4k::decode_sequence(shape, 0).valid, "valid");
 }
 
-// The kernel counts keys in 32 bits, to the end of the granule that holds the last one. A table may
+// The kernel counts keys in 32 bits, to the end of the block that holds the last one. A table may
 // address more.
 void keys_are_counted_in_32_bits() {
-  const int64_t most = std::numeric_limits<int>::max();
-  for (int64_t addressed : {int64_t{1} << 31, int64_t{1} << 40, most, most - 1}) {
+  const int64_t largest = std::numeric_limits<int>::max();
+  for (int64_t addressed : {int64_t{1} << 31, int64_t{1} << 40, largest, largest - 1}) {
     const DecodeShape shape{1, 1, 1, 0, l4k::decode_capacity(addressed), 132};
-    for (int64_t length = most; length > l4k::kDecodeMaxKeys; --length) {
+    for (int64_t length = largest; length > l4k::kDecodeMaxKeys; --length) {
       const auto sequence = l4k::decode_sequence(shape, static_cast<int>(length));
       EXPECT(!sequence.valid && sequence.keys.empty(), length);
     }
@@ -141,35 +143,38 @@ void keys_are_counted_in_32_bits() {
       const int64_t tile = int64_t{sequence.first_tile} + sequence.tiles - 1;
       bool last = false;
       for (int64_t key = tile * l4k::kDecodeTile; key < sequence.keys.end;
-           key += l4k::kDecodeGranule) {
-        EXPECT(key + l4k::kDecodeGranule <= most, key << " of " << length);
-        last = key < length && length <= key + l4k::kDecodeGranule;
+           key += l4k::kDecodeKeyBlock) {
+        EXPECT(key + l4k::kDecodeKeyBlock <= largest, key << " of " << length);
+        last = key < length && length <= key + l4k::kDecodeKeyBlock;
       }
       EXPECT(last, "the last key of " << length);
     }
   }
-  EXPECT(l4k::decode_capacity(1000) == 1000, "what fits is not cut");
+  EXPECT(l4k::decode_capacity(1000) == 1000, "what fits stays");
 }
 
-void a_sequence_is_cut_alike_at_any_place() {
+void a_sequence_is_split_alike_at_any_place() {
   std::mt19937 random(3);
   const DecodeShape shape{4, 2, 1, 0, 1 << 24, 132};
   std::vector<int> lengths{5000, 100, 1000000, 30};
-  const auto split = [&] { return l4k::decode_split(totals_of(shape, lengths), 8, shape.grid); };
-  const auto before = split();
+  const auto splitting = [&] {
+    return l4k::choose_splitting(totals_of(shape, lengths), 8, shape.grid);
+  };
+  const auto before = splitting();
   std::shuffle(lengths.begin(), lengths.end(), random);
-  EXPECT(before.size == split().size && before.one_wave == split().one_wave, before.size);
+  EXPECT(before.max_tiles == splitting().max_tiles && before.one_wave == splitting().one_wave,
+         before.max_tiles);
 }
 
-// 64 bits where lengths are multiplied: 10M tokens in every sequence of a large batch.
-void two_levels_of_32_lanes_hold_every_piece() {
-  const int most = l4k::kDecodeMaxGrid * l4k::kDecodePiecesPerCta;
-  for (int pieces = 2; pieces <= most; ++pieces) {
-    const int fan = l4k::decode_fan(pieces);
-    EXPECT(fan >= 2 && fan <= 32 && l4k::ceil_div(pieces, fan) <= 32, pieces);
+void two_levels_of_32_lanes_hold_every_split() {
+  const int most = l4k::kDecodeMaxGrid * l4k::kDecodeSplitsPerCta;
+  for (int splits = 2; splits <= most; ++splits) {
+    const int size = l4k::combine_group_size(splits);
+    EXPECT(size >= 2 && size <= 32 && l4k::ceil_div(splits, size) <= 32, splits);
   }
 }
 
+// 64 bits where lengths are multiplied: 10M tokens in every sequence of a large batch.
 void ten_million_tokens() {
   const DecodeShape shape{0, 8, 1, 0, int64_t{1} << 31, 132};
   for (int length : {10485760, 10485759, 10485761, 2147483647}) check(shape, {length}, 110);
@@ -181,10 +186,10 @@ void ten_million_tokens() {
 
 int main() {
   tiles_hold_the_visible_keys();
-  hostile_lengths_see_nothing();
+  invalid_lengths_see_nothing();
   keys_are_counted_in_32_bits();
-  a_sequence_is_cut_alike_at_any_place();
-  two_levels_of_32_lanes_hold_every_piece();
+  a_sequence_is_split_alike_at_any_place();
+  two_levels_of_32_lanes_hold_every_split();
   ten_million_tokens();
   const int64_t capacity = 1 << 24;
   for (int heads : {1, 2, 5, 8, 16})

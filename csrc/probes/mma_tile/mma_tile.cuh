@@ -10,7 +10,7 @@
 #pragma once
 #include <cuda.h>
 
-#include "kernels/mma_tile/mma_tile.h"
+#include "probes/mma_tile/mma_tile.h"
 #include "ptx/mbarrier.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"

@@ -1,4 +1,4 @@
-#include "kernels/word_sum/word_sum.cuh"
+#include "probes/word_sum/word_sum.cuh"
 
 #include <algorithm>
 

@@ -1,0 +1,92 @@
+// How the partial results of a work item that is split become its result.
+#pragma once
+#include "kernels/flash_decode/item.cuh"
+#include "ptx/arithmetic.cuh"
+#include "tile/vector.cuh"
+
+namespace l4k {
+
+// Counts finished partial results; true for the last. The workspace is uninitialised: a count is
+// valid only with this launch's nonce, and the last arrival clears it for the next replay.
+__device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_t nonce,
+                                            int expected_count) {
+  __threadfence();  // partial results before the count
+  unsigned long long seen = __ldcg(counter), expected, count;
+  do {
+    expected = seen;
+    count = (expected >> 16 == nonce ? expected & 0xffff : 0) + 1;
+    seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
+  } while (seen != expected);
+  if (count != static_cast<unsigned long long>(expected_count)) return false;
+  *counter = 0;
+  __threadfence();  // the count before the others' partial results
+  return true;
+}
+
+// Partial results of an item: `count` (at most 32) of them, from split `first` on, `step` apart.
+struct CombineGroup {
+  int first, step, count;
+};
+
+// Combines a group row by row: lane i of a warp weighs the i-th, then all lanes add up four columns
+// each, in order. The sum takes the place of the first, or is the result.
+__device__ __forceinline__ void combine_group(const DecodeItem& item, const CombineGroup& group,
+                                              bool is_result) {
+  const DecodeWorkspace& work = item.workspace;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, count = group.count;
+  const int end = min(item.end_row() - item.block_row, kDecodeRows);
+  const int64_t slot = lane < count ? item.slot(group.first + lane * group.step) : 0;
+  for (int r = warp; r < end; r += kDecodeConsumers) {
+    const int64_t own = slot * work.rows + r;
+    const float2 state = lane < count ? __ldcg(work.states + own) : float2{kMinusInfinity, 0.f};
+    const float maximum = warp_max(state.x);
+    const float weight = ptx::exp2_approx(state.x - (maximum == kMinusInfinity ? 0.f : maximum));
+    const float sum = warp_sum(state.y * weight);
+    const bool bad = __any_sync(0xffffffff, state.y < 0.f);
+    float4 total{0.f, 0.f, 0.f, 0.f};
+#pragma unroll 8
+    for (int i = 0; i < count; ++i) {
+      const float w = __shfl_sync(0xffffffff, weight, i);
+      const float* from = work.values + __shfl_sync(0xffffffff, own, i) * kDecodeHeadDim;
+      const float4 v = __ldcg(reinterpret_cast<const float4*>(from) + lane);
+      total.x += w * v.x, total.y += w * v.y, total.z += w * v.z, total.w += w * v.w;
+    }
+    if (!is_result) {  // `own` of lane 0 is the first's
+      float* to = work.values + __shfl_sync(0xffffffff, own, 0) * kDecodeHeadDim;
+      reinterpret_cast<float4*>(to)[lane] = total;
+      if (lane == 0) work.states[own] = {maximum, bad ? -1.f : sum};
+      continue;
+    }
+    const DecodeRow row = item.row(r);
+    const bool none = bad || !row.sees;
+    const float factor = item.v_scale() / sum;
+    const __nv_bfloat162 halves[2] = {
+        __floats2bfloat162_rn(none ? 0.f : total.x * factor, none ? 0.f : total.y * factor),
+        __floats2bfloat162_rn(none ? 0.f : total.z * factor, none ? 0.f : total.w * factor)};
+    *reinterpret_cast<uint2*>(row.out + 4 * lane) = *reinterpret_cast<const uint2*>(halves);
+    if (lane == 0) *row.lse = none ? kMinusInfinity : natural_lse(maximum, sum);
+  }
+}
+
+// After a partial result has been stored, by all consumer warps: the CTA that is the last of its
+// combine group combines it, and the last of those combines the groups.
+template <bool kFp8>
+__device__ __forceinline__ void combine(const DecodeItem& item, DecodeSmem<kFp8>& smem) {
+  const int splits = item.splits(), size = combine_group_size(splits);
+  // Counters live at slots of splits that have none of their own: a group's first, and for the
+  // groups the item's second split.
+  const auto is_last = [&](int counter, int count) {
+    decode_consumers_sync();  // all partial results before the count
+    if (threadIdx.x == 0)
+      smem.is_last = arrive_last(item.workspace.counters + item.slot(counter), item.p.nonce, count);
+    decode_consumers_sync();
+    return smem.is_last;
+  };
+  const int first = item.work.k / size * size, count = min(splits - first, size);
+  if (!is_last(first, count)) return;
+  combine_group(item, {first, 1, count}, splits <= size);
+  const int groups = ceil_div(splits, size);
+  if (groups > 1 && is_last(1, groups)) combine_group(item, {0, size, groups}, true);
+}
+
+}  // namespace l4k
