@@ -134,7 +134,7 @@ def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
 
 
 def _others(gpu: str) -> Iterator[tuple[str, Step]]:
-    """Routing with the gather after it; torch.compile as a peer, which takes seconds a shape."""
+    """Routing and the gather after it; torch.compile as a peer, which takes seconds a shape."""
     for tokens in PHASES["decode"]:
         yield f"bench.logits_to_rows.scout.{tokens}", functools.partial(logits_to_rows, tokens)
     for op in benchmarked_ops():

@@ -155,7 +155,7 @@ def gemm(
     activation: str = "none",
     fast_accum: bool = False,
 ) -> Tensor:
-    """cuBLAS and torch's grouped products; SwiGLU in eager torch after them."""
+    """cuBLAS and torch's grouped products; then SwiGLU in eager torch."""
     w = b.transpose(-2, -1)
     options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast_accum}
     if expert_offsets is not None:

@@ -1,4 +1,4 @@
-"""One product for ncu: `python bench/profiled_product.py bf16_128x256_2x1`, or `o`, Scout's at one token."""
+"""One product for ncu: `python bench/profiled_product.py CONFIG`, or `o`, Scout's at one token."""
 
 import sys
 from pathlib import Path

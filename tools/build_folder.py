@@ -1,4 +1,4 @@
-"""Build folders of CMake that are kept: configured once, and made anew where they no longer fit."""
+"""Build folders of CMake that are kept: configured once, and rebuilt where they no longer fit."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def made_with(nvcc: str | Path, **more: str) -> dict[str, str]:
 
 
 def configure(source: Path, folder: Path, facts: dict[str, str], *options: str) -> None:
-    """Runs CMake in a folder; one that was made with something else is made anew.
+    """Runs CMake in a folder; one that was made with something else is rebuilt.
 
     CMake keeps the paths and versions that it found first, and ninja compares commands and dates:
     neither sees another torch, compiler or Python at the same path.

@@ -1,4 +1,4 @@
-"""Makes the checkout's virtual environment, and makes it anew where it no longer fits.
+"""Makes the checkout's virtual environment, and rebuilds it where it no longer fits.
 
 `python -m tools.environment .venv --requirements demo dev` installs requirements/demo.txt and
 dev.txt, each once. Any Python >= 3.6 can run this, so that an old one is told what is missing.
@@ -58,7 +58,7 @@ class Environment:
         self.write({"folder": home, "python": self.version(), "installed": {}})
 
     def misfit(self, state: dict, exact: bool) -> str:
-        """Why a recorded environment must be made anew; empty if it fits."""
+        """Why a recorded environment must be rebuilt; empty if it fits."""
         if state["folder"] != str(self.folder.resolve()):
             return f"was moved from {state['folder']}"
         if self.version() != state["python"]:

@@ -51,7 +51,7 @@ def _build_all(output: Path, flags: list[str], library: Path | None) -> list[Pat
 
 
 def _build(name: str, output: Path, flags: list[str], library: Path | None) -> Path:
-    """Compiles a program unless it is up to date; ptxas may not put products one after another."""
+    """Compiles a program unless it is up to date; ptxas may not serialise its products."""
     compiler = nvcc()
     if compiler is None:
         raise RuntimeError("expected nvcc: a toolkit, or `make venv`")

@@ -3,7 +3,7 @@
 // then, is how far it runs ahead (mean over the last eight).
 //
 // Bound: 0 (each issue waits for its product) to about 12 (no issue waits at all).
-// Loop: 16 HGMMA with a clock read before the first and behind each, and one behind the wait, in
+// Loop: 16 HGMMA with a clock read before the first and after each, and one after the wait, in
 // this order; no load, no store.
 // Disbelieve: a product faster than the tensor core (all 16 in under 0.97 x 16 x N / 2 cycles), a
 // negative lead.

@@ -4,7 +4,7 @@
 //
 // Bound: 64 bytes a cycle out of a SM. No round trip to L2: an H200 takes 63 cycles and one more for
 // 32 bytes, at 2, 16 and 64 KB. The wait until written is the same DEPBAR as the wait until read and
-// an invalidation of L1; later accesses of the SM are ordered behind the store.
+// an invalidation of L1; later accesses of the SM are ordered after the store.
 // Loop: one UTMASTG (64 KB: four), a commit and a wait; no load, no ordinary store.
 // Disbelieve: under 250 cycles for an awaited store (2 KB: 80, where 64 would be its bytes alone),
 // over 64 bytes a cycle (both: the wait waits for nothing), over 20,000 cycles.

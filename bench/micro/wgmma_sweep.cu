@@ -5,7 +5,7 @@
 // (2,048 + 32 N) / 128 with A there and 32 N / 128 without, so small N is bound by operands.
 // Loop: 16 HGMMA or QGMMA, a commit and a wait that leaves one group running; no load, no store.
 // Disbelieve: less than 0.97 N / 2 (the tensor core cannot), more than twice the bound + 32 cycles
-// (ptxas has put the products one behind the other).
+// (ptxas has serialised the products).
 #include "micro.h"
 #include "wgmma_all.cuh"
 

@@ -332,7 +332,7 @@ def _gemm_swiglu_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 def _paged(
     i: Inputs, c: Llama4Config, lengths: list[int], cache: torch.dtype, page: int = PAGE
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Caches, lengths and block table; the pages of a sequence lie one after the other."""
+    """Caches, lengths and block table; the pages of a sequence lie in order."""
     pages = torch.tensor([-(-length // page) for length in lengths])
     shape = (int(pages.sum()), page, c.num_key_value_heads, c.head_dim)
     k, v = (i.normal(*shape).to(cache) for _ in "kv")

@@ -1,4 +1,4 @@
-"""Ctrl-C, and a polite request to end: the verbs stop where they are and show what there is."""
+"""Ctrl-C and SIGTERM: the verbs stop where they are and show what they have."""
 
 import contextlib
 import signal

@@ -173,7 +173,7 @@ class ChatTemplate:
         return given
 
     def _leave_open(self, message: dict[str, Any], field: bool | str) -> str:
-        """Puts a mark at the end of what is to go on; the text before it."""
+        """Marks the end of the message to be continued; returns the text before the mark."""
         field = field if isinstance(field, str) else "content"
         copies = [f for f in REASONING if message.get(f) == message.get(field)]
         names = copies if field in REASONING else [field]
@@ -218,7 +218,7 @@ def _check_end(new_turn: Any, go_on: Any) -> None:
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
-    """The names under which templates look for what the model thought."""
+    """The names under which templates look for reasoning text."""
     found = next((message[name] for name in REASONING if message.get(name) is not None), None)
     if found is None:
         return message

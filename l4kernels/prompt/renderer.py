@@ -33,7 +33,7 @@ class RenderError(ValueError):
 
 
 class WorkerError(RenderError):
-    """No answer: a template took too much time or memory or the process down, or none started."""
+    """No answer: the template used too much time or memory, or its process died or never began."""
 
 
 class Renderer:

@@ -1,4 +1,4 @@
-"""`tokenizer.json` of a stranger: checked, then given to the `tokenizers` library.
+"""An untrusted `tokenizer.json`: checked, then given to the `tokenizers` library.
 
 Supported is what Llama 4 is published with: byte-level BPE, that is a BPE model over the printable
 spelling of bytes, a `ByteLevel` pre-tokenizer as the last one and a `ByteLevel` decoder.

@@ -57,7 +57,7 @@ def emulated(
 def chained() -> Iterator[None]:
     """Inside `emulated()`: ops return at once, and their launches overlap as in a stream.
 
-    Keep every tensor of the chain alive to its end; results may be read behind it.
+    Keep every tensor of the chain alive to its end; results may be read after it.
     """
     chain = ctypes.CDLL(str(BUILD / "libl4kernels_emulated.so")).l4k_emulated_chain
     chain.restype = ctypes.c_char_p

@@ -192,7 +192,7 @@ def test_kvcache_with_different_numbers_of_queries_and_rows_of_a_batch():
 @pytest.mark.parametrize("chunk", [0, 16])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [1, 0, 1], [0, 3, 1], [16, 1, 2]], ids=str)
 def test_few_queries_of_each_sequence_are_decoded(counts, chunk, monkeypatch):
-    """How engines decode: cu_seqlens_q and max_seqlen_q, with rows of padding at the end."""
+    """How engines decode: cu_seqlens_q and max_seqlen_q, with rows of padding after them."""
     monkeypatch.setattr(ops, "flash_prefill", None)
     torch.manual_seed(12)
     lengths, total = [20, 5, 33], sum(counts)

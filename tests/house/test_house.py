@@ -44,7 +44,7 @@ def test_kernel_folder_is_complete(folder):
 
 
 def test_links_of_the_pages_lead_somewhere():
-    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     links = [(p, to) for p in pages for to in re.findall(r"\]\(([^)#:]+)\)", p.read_text())]
     assert links
     broken = [f"{p.name}: {to}" for p, to in links if not (p.parent / to).exists()]

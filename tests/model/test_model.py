@@ -92,7 +92,7 @@ def test_generations_share_one_rope_table(model):
 
 
 def test_a_token_of_the_chunk_before_is_not_seen():
-    # One layer that looks inside its chunk only: what lies behind the boundary must not matter.
+    # One layer that looks inside its chunk only: what lies past the boundary must not matter.
     config = Llama4Config.from_dict({**TEXT, "num_hidden_layers": 1})
     model = Llama4.random(config)
     ids = torch.arange(16).view(1, 16)

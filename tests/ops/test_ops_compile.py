@@ -16,7 +16,7 @@ each_form = pytest.mark.parametrize(("name", "out"), FORMS)
 
 
 class Program(torch.nn.Module):
-    """The tensors of a case in, all that the op returns out, with a product behind it."""
+    """The tensors of a case in, all that the op returns out, with a product after it."""
 
     def __init__(self, name: str, out: bool):
         super().__init__()

@@ -39,7 +39,7 @@ def parity_cases(
     cases = {f"text of {n}": (text[:n], None) for n in (1, 63, 64, 65, 200, 512, 1000)}
     for form, prompt in FORMS.items():
         cases[form] = (encode(tokenizer, prompt), pixels[form])
-        # The same question behind a text that moves the image across a chunk boundary.
+        # The same question after a text that moves the image across a chunk boundary.
         cases[f"{form} at 50"] = (text[:50] + cases[form][0], pixels[form])
     return cases
 

@@ -1,0 +1,27 @@
+"""The programs of `examples/` run as they stand, on a CPU, with the shipped demo checkpoint."""
+
+import runpy
+import sys
+
+import pytest
+
+from tools.nvcc import ROOT
+
+EXAMPLES = {  # what each prints, at the least
+    "drop_in": ["grouped_gemm: [64, 256] x [4, 512, 256] -> [64, 512]", "moe_route: tokens go to"],
+    "custom_op": ["torch.float32: equals its reference", "torch.bfloat16: equals its reference"],
+    "generate": ["And it came to pass, when the king", "sampled: In the beginning", "6 (it is 6)"],
+    "batch": ["And it came to pass, when the king", "And God saw him"],
+}
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert not [text for text in EXAMPLES[name] if text not in printed], printed
