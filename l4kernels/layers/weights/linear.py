@@ -1,99 +1,113 @@
-"""A weight in one of three formats, and the GEMM that reads it."""
+"""A linear layer, whatever the format of its weight: where rows lie, bias, what GEMMs are asked."""
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
 
-FORMATS = ("bf16", "fp8", "int4")
-_FP8 = torch.float8_e4m3fn
-_MIN_PIECE, _MAX_PIECE = 1 << 18, 1 << 22
+Activations = Tensor | ops.Quantized | ops.RmsNormFp8
+"""Rows of a GEMM: unquantised, e4m3 with scales, or both."""
+
+_MIN_PART, _MAX_PART = 1 << 18, 1 << 22
 """Weights are written in sixteenths of so many elements: quantising needs float32 copies, and they
 should not be what decides how much memory loading takes; nor should calls decide the time."""
 
 
-class Quantized(Protocol):
-    """fp8 activations: `q` e4m3 and their scale factors."""
+class Linear(nn.Module, ABC):
+    """`y = x @ weight.T`, weight `[N, K]`, or `[E, N, K]` with one matrix per expert.
 
-    @property
-    def q(self) -> Tensor: ...
-    @property
-    def scale(self) -> Tensor: ...
-
-
-class Fp8(NamedTuple):
-    q: Tensor
-    scale: Tensor
-
-
-@dataclass(frozen=True)
-class Build:
-    """How the modules of a model are made: dtype of activations, device, format of weights."""
-
-    dtype: torch.dtype
-    device: torch.device
-    weights: str = "bf16"
-
-    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-        data = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
-        return nn.Parameter(data, requires_grad=False)
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-class Linear(nn.Module):
-    """`y = x @ weight.T`, weight `[N, K]`, or `[E, N, K]` with one slab per expert.
-
-    "bf16" keeps the weight in the model's dtype. "fp8": e4m3 per output channel, activations
-    e4m3 per token. "int4": groups of 128 along K, activations unquantised.
+    A format of weights is a subclass and a line of `FORMATS` (docs/adding-a-format.md): the
+    parameters that hold a weight, how it is quantised into them and multiplied by, which form it
+    wants activations in, and the facts below, which planning and the command line read.
     """
+
+    name: ClassVar[str]
+    bytes_per_weight: ClassVar[float]
+    """In a bfloat16 model, with the scales of groups."""
+    bytes_per_row: ClassVar[float] = 0.0
+    """For the scale of an output channel."""
+    head: ClassVar[str]
+    """The format of lm_head in a model of this one."""
+    k_multiple: ClassVar[int] = 128
+    """What divides the input size."""
+    fp8_cache: ClassVar[bool] = False
+    """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
+    own_ops: ClassVar[tuple[str, ...]] = ()
+    """Ops that no model in another format calls."""
+    without_kernels: ClassVar[tuple[str, ...]] = ()
+    """Ops of these that have no CUDA kernel yet."""
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        build: Build,
         *,
-        weights: str | None = None,
+        dtype: torch.dtype,
+        device: torch.device,
         experts: int | None = None,
         bias: bool = False,
     ):
         super().__init__()
-        self.in_features, self.out_features, self.dtype = in_features, out_features, build.dtype
-        self.weights = weights or build.weights
-        if self.weights != "bf16" and in_features % 128:
+        if in_features % self.k_multiple:
             raise ValueError(
-                f'weights="{self.weights}" needs input sizes that are multiples of 128, '
+                f'weights="{self.name}" needs input sizes that are multiples of {self.k_multiple}, '
                 f'got {in_features}; load this model with weights="bf16"'
             )
-        rows = (out_features,) if experts is None else (experts, out_features)
-        if self.weights == "int4":
-            self.packed = build.empty(*rows, in_features // 8, dtype=torch.int32)
-            self.scales = build.empty(*rows, in_features // 128, dtype=torch.bfloat16)
-        elif self.weights == "fp8":
-            self.weight = build.empty(*rows, in_features, dtype=_FP8)
-            self.scale = build.empty(*rows, dtype=torch.float32)
-        else:
-            self.weight = build.empty(*rows, in_features)
-        self.bias = build.empty(out_features) if bias else None
+        self.in_features, self.out_features = in_features, out_features
+        self.dtype, self.device = dtype, device
+        self.allocate(*([] if experts is None else [experts]), out_features)
+        self.bias = self.empty(out_features) if bias else None
+
+    @classmethod
+    def bytes(cls, n: int, k: int, experts: int = 1) -> float:
+        """Memory of weights `[experts, n, k]` in a bfloat16 model, scales included."""
+        return experts * n * (k * cls.bytes_per_weight + cls.bytes_per_row)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+        return empty_parameter(*shape, dtype=dtype or self.dtype, device=self.device)
+
+    @abstractmethod
+    def allocate(self, *rows: int) -> None:
+        """Makes the parameters, each `[*rows]` or `[*rows, ...]`; rows are `[N]` or `[E, N]`."""
+
+    @abstractmethod
+    def quantise(self, weight: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """The parameters, each with what rows `[n, K]` of a weight become in it."""
+
+    @abstractmethod
+    def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
+        """The GEMM, with the arguments of `ops.gemm` by name."""
+
+    @staticmethod
+    def rms_norm(x: Tensor, weight: Tensor, eps: float, *, keep: bool) -> Activations:
+        """RMSNorm, as this format's `multiply` wants it; `keep` its unquantised rows as well."""
+        return ops.rms_norm(x, weight, eps)
+
+    @staticmethod
+    def permute(x: Activations, permutation: Tensor, top_k: int) -> Activations:
+        """Rows sorted by expert, as this format's `multiply` wants them."""
+        return ops.moe_permute(unquantised(x), permutation, top_k)
+
+    def tie(self, embedding: nn.Parameter, *, filled: bool) -> None:
+        """Makes the embedding's weights those of this layer, unless it was `filled` with others."""
+        if not filled:
+            self.store(embedding)
 
     def forward(
         self,
-        x: "Tensor | Quantized",
+        x: Activations,
         *,
         expert_offsets: Tensor | None = None,
         row_scale: Tensor | None = None,
         residual: Tensor | None = None,
         activation: str = "none",
         out_dtype: torch.dtype | None = None,
-    ) -> "Tensor | Fp8":
+    ) -> Tensor | ops.Quantized:
         """`activation(row_scale * (x @ weight.T) + bias) + residual`; SwiGLU of fp8 stays fp8."""
-        epilogue: dict[str, Any] = {
+        epilogue = {
             "expert_offsets": expert_offsets,
             "row_scale": row_scale,
             "residual": residual,
@@ -101,15 +115,7 @@ class Linear(nn.Module):
             "activation": activation,
             "out_dtype": out_dtype or self.dtype,
         }
-        if self.weights == "int4":
-            return ops.w4_gemm(x, self.packed, self.scales, **epilogue)
-        if self.weights == "bf16":
-            return ops.gemm(x, self.weight, **epilogue)
-        q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)
-        if activation == "swiglu":
-            routed: dict[str, Any] = {"expert_offsets": expert_offsets, "row_scale": row_scale}
-            return Fp8(*ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed))
-        return ops.gemm(q, self.weight, sfa=scale, sfb=self.scale, **epilogue)
+        return self.multiply(x, epilogue)
 
     def store(self, weight: Tensor, rows: slice | str = "all", expert: int | None = None) -> None:
         """Writes `[n, K]` rows of a checkpoint into their place, quantising on the way.
@@ -129,29 +135,27 @@ class Linear(nn.Module):
         pad_k = self.in_features - weight.shape[1]
         if pad_n or pad_k:
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
-        piece = min(_MAX_PIECE, max(_MIN_PIECE, weight.numel() // 16))
-        step = max(8, piece // self.in_features // 8 * 8)
+        part = min(_MAX_PART, max(_MIN_PART, weight.numel() // 16))
+        step = max(8, part // self.in_features // 8 * 8)
         for start in range(0, weight.shape[0], step):
-            for target, value in self._quantised(weight[start : start + step].to(self.device)):
-                target = _rows(target if expert is None else target[expert], rows)
+            for parameter, value in self.quantise(weight[start : start + step].to(self.device)):
+                target = _rows(parameter if expert is None else parameter[expert], rows)
                 unit = 8 if blocked else 1
                 view = target[start // unit : (start + step) // unit]
                 view.copy_(value.unflatten(0, (-1, 8)) if blocked else value)
 
-    def _quantised(self, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The parameters of this format, each with what `weight` becomes in it."""
-        if self.weights == "int4":
-            packed, scales = ops.quantize_int4(weight.contiguous())
-            return [(self.packed, packed), (self.scales, scales)]
-        if self.weights == "fp8":
-            # What the unquantised model would hold; also what the kernel takes.
-            q, scale = ops.quantize_fp8(weight.to(self.dtype).contiguous(), "row")
-            return [(self.weight, q), (self.scale, scale)]
-        return [(self.weight, weight)]
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
+def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def unquantised(x: Activations) -> Tensor:
+    """The rows as they were before they were quantised, if they were."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, ops.RmsNormFp8):
+        return x.y
+    raise TypeError("expected unquantised activations, got e4m3 rows that were not kept")
 
 
 def _rows(target: Tensor, rows: slice | str) -> Tensor:
