@@ -21,6 +21,7 @@ PACKAGES = {
     "core": ("torch", "numpy", "safetensors", "tokenizers"),
 }
 NO_MODEL_OPS = {"merge_attention_states", "mma_tile", "word_sum"}
+"""Ops that no model calls."""
 MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
 
 

@@ -123,7 +123,8 @@ class Checkpoint:
     def read(self, name: str, expert: int | None = None) -> Tensor:
         """One tensor, or one expert of a stack, as stored."""
         with _Opened(self.entries[name].file) as f:
-            return f.get_tensor(name) if expert is None else f.get_slice(name)[expert]
+            data: Tensor = f.get_tensor(name) if expert is None else f.get_slice(name)[expert]
+            return data
 
     def _tensors_of(
         self, file: Path, names: Container[str], dtype: torch.dtype, decode: Decode

@@ -33,11 +33,10 @@ class Fp8Linear(Linear):
 
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
         q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)
-        scales = {"sfa": scale, "sfb": self.scale}
         if epilogue["activation"] != "swiglu":
-            return ops.gemm(q, self.weight, **scales, **epilogue)
+            return ops.gemm(q, self.weight, sfa=scale, sfb=self.scale, **epilogue)
         routed = {name: epilogue[name] for name in ("expert_offsets", "row_scale")}
-        return ops.gemm_swiglu_fp8(q, self.weight, **scales, **routed)
+        return ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed)
 
     @staticmethod
     def rms_norm(x: Tensor, weight: Tensor, eps: float, *, keep: bool) -> ops.RmsNormFp8:
