@@ -29,7 +29,7 @@ from l4kernels.bench.measure import measure
 from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
 from l4kernels.bench.timing import time_calls, time_graph
 from l4kernels.env import gpu_problem
-from l4kernels.planning.gpus import gpu_key
+from l4kernels.planning.gpus import current_gpu
 
 Step = Callable[[], Result | Iterator[Result]]
 
@@ -74,7 +74,7 @@ def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short: of the GPU
     that is there, or, for looking at the list alone, of one by name."""
     formats = [form for form in ("bf16", "fp8") if gpu or gpu_problem(form) is None]
-    gpu = gpu or gpu_key(torch.cuda.get_device_name())
+    gpu = gpu or current_gpu()
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)
     yield from micro.steps()

@@ -15,7 +15,7 @@ from bench.gpu_run import visit
 from bench.gpu_steps import cost, steps
 from l4kernels import STATUS
 from l4kernels.bench.rows import Rows
-from l4kernels.planning.gpus import gpu_key
+from l4kernels.planning.gpus import current_gpu
 
 STARTS_S = 15
 """What it does take; for the plan."""
@@ -44,7 +44,7 @@ def main() -> int:
         raise SystemExit("gpu_suite: torch sees no CUDA device; run `make test` without one")
     if not STATUS.loaded:
         raise SystemExit(f"gpu_suite: {STATUS.reason}")
-    rows = Rows(options.out, gpu_key(torch.cuda.get_device_name()))
+    rows = Rows(options.out, current_gpu())
     try:
         keys = [key for key, _ in steps() if key.startswith(tuple(options.only.split(",")))]
         return 1 if visit(steps, cost, rows, keys, end) else 0

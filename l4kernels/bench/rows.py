@@ -12,7 +12,7 @@ import torch
 from l4kernels import STATUS
 from l4kernels.bench.clocks import Clocks
 from l4kernels.bench.timing import Timing
-from l4kernels.planning.gpus import gpu_key
+from l4kernels.planning.gpus import gpu_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
     name = torch.cuda.get_device_name()
     return {
         "name": name,
-        "gpu": gpu_key(name),
+        "gpu": gpu_name(name),
         "torch": torch.__version__,
         "commit": STATUS.build.get("commit", "unknown"),
         "nvcc": STATUS.build.get("nvcc", "unknown"),

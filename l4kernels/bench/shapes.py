@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
-from l4kernels.planning.gpus import Peaks, floor_us
+from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
 """Tokens of a call. Attention: keys of a sequence."""
@@ -58,10 +58,10 @@ class Call:
         args, kwargs = self.make("meta")
         return OPS[self.op].work(*args, **kwargs)
 
-    def floor_us(self, peaks: Peaks) -> float:
+    def floor_us(self, gpu: Gpu) -> float:
         """Products of e4m3 operands are held against the e4m3 peak."""
         args, _ = self.make("meta")
-        return floor_us(self.work(), peaks, fp8=args[0].dtype == FP8)
+        return gpu.floor_us(self.work(), fp8=args[0].dtype == FP8)
 
 
 class Inputs:

@@ -39,7 +39,6 @@ LONGER = {
     ("emulator/machine", "load"),
     ("emulator/runtime", "run"),
     ("emulator/tests", "one_box"),
-    ("l4kernels/dropin", "flash_attn_with_kvcache"),
 }
 
 

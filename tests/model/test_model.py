@@ -9,7 +9,7 @@ from l4kernels import Llama4, Llama4Config
 from l4kernels.engine.kv_cache import MAX_PIECE, KVCache, page_size_for, ring_pages
 from l4kernels.engine.prompt import Prompt
 from l4kernels.engine.sampling import Sampling
-from l4kernels.planning.plan import PREFILL_TOKENS
+from l4kernels.planning.footprint import PREFILL_TOKENS
 from tests.support.checkpoints import TEXT, tensors_of, write
 from tests.support.parity import TOLERANCE, Case, difference, random_case
 
