@@ -29,6 +29,7 @@ from l4kernels.bench.measure import measure
 from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
 from l4kernels.bench.timing import time_calls, time_graph
 from l4kernels.env import gpu_problem
+from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.gpus import current_gpu
 
 Step = Callable[[], Result | Iterator[Result]]
@@ -73,7 +74,8 @@ COUNTED = ("row3", "row5", "row8", "row11", "o")
 def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short: of the GPU
     that is there, or, for looking at the list alone, of one by name."""
-    formats = [form for form in ("bf16", "fp8") if gpu or gpu_problem(form) is None]
+    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
+    formats = [name for name in runnable if gpu or gpu_problem(name) is None]
     gpu = gpu or current_gpu()
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)

@@ -16,7 +16,7 @@ from l4kernels.inputs.files import shown
 from l4kernels.layers.weights import Linear
 from l4kernels.model.config import Llama4Config
 
-FORMATS: tuple[type[Unquantised], ...] = (Unquantised,)
+CHECKPOINT_FORMATS: tuple[type[Unquantised], ...] = (Unquantised,)
 """Published formats; the first that a checkpoint's headers match reads it."""
 
 
@@ -26,7 +26,7 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
     Reads no tensor data, so it comes before any memory is taken.
     """
     checkpoint = Checkpoint(path)
-    form = next(form for form in FORMATS if form.matches(checkpoint))
+    form = next(form for form in CHECKPOINT_FORMATS if form.matches(checkpoint))
     return form(config, checkpoint)
 
 

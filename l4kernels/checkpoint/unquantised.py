@@ -16,7 +16,7 @@ class Unquantised:
     """The tensors of an opened checkpoint, checked against the config, ready to be read.
 
     Other published formats store the same tensors in another way. Each is a subclass in a file of
-    its own and a line in `load.FORMATS` (docs/adding-a-checkpoint-format.md).
+    its own and a line in `load.CHECKPOINT_FORMATS` (docs/adding-a-checkpoint-format.md).
     """
 
     def __init__(self, config: Llama4Config, checkpoint: Checkpoint):

@@ -20,6 +20,7 @@ class Fp8Linear(Linear):
     bytes_per_weight = 1.0
     bytes_per_row = 4.0
     head = "fp8"
+    fp8_products = True
     own_ops = ("gemm_swiglu_fp8",)
 
     def allocate(self, *rows: int) -> None:

@@ -33,6 +33,8 @@ class Linear(nn.Module, ABC):
     """The format of lm_head in a model of this one."""
     k_multiple: ClassVar[int] = 128
     """What divides the input size."""
+    fp8_products: ClassVar[bool] = False
+    """Whether its GEMMs multiply e4m3 by e4m3, at twice the rate of bfloat16."""
     fp8_cache: ClassVar[bool] = False
     """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
     own_ops: ClassVar[tuple[str, ...]] = ()
