@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, source: Unquantised, progress: Progress | Non
     elif not callable(progress):
         raise ValueError(f"expected progress to be a function, got {shown(progress)}")
     tensors = source.tensors(_find(model, "embedding").dtype)
-    fill(model, source.slots, _reporting(tensors, source.checkpoint.size, progress))
+    fill(model, source.slots, _reporting(tensors, source.checkpoint, progress))
     _tie(model, source.config, source.slots)
 
 
@@ -100,12 +100,14 @@ def random_tensors(
 
 
 def _reporting(
-    tensors: Iterator[NamedTensor], total: int, progress: Progress
+    tensors: Iterator[NamedTensor], checkpoint: Checkpoint, progress: Progress
 ) -> Iterator[NamedTensor]:
-    done = 0
+    done, total = 0, checkpoint.size
     for tensor in tensors:
-        done += tensor[2].nbytes
+        name, expert, _ = tensor
+        stored = checkpoint.entries[name]
+        done += stored.bytes // (1 if expert is None else stored.shape[0])
         yield tensor
-        del tensor  # as in `fill`
+        del tensor, _  # as in `fill`
         progress(done, total)
     progress(total, total)

@@ -5,7 +5,9 @@ and the tensor.
 """
 
 import json
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +43,11 @@ class Entry:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """As stored; the first number in the name of a type is its bits."""
+        return math.prod(self.shape) * int(re.findall(r"\d+", self.dtype)[0]) // 8
 
 
 class Checkpoint:
