@@ -102,7 +102,7 @@ def test_one_line_adds_a_format_to_everything_that_offers_one(int8, capsys):
         Llama4.from_pretrained(CHECKPOINT, weights="int3")
 
 
-@pytest.mark.parametrize("verb", ["generate", "demo", "plan"])
+@pytest.mark.parametrize("verb", ["generate", "demo"])
 def test_the_help_names_every_format(verb, capsys):
     """It is written out there, because `--help` answers before torch is imported."""
     main([verb, "--help"])
