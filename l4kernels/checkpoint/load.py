@@ -13,7 +13,7 @@ from l4kernels.checkpoint.reader import Checkpoint, NamedTensor
 from l4kernels.checkpoint.unquantised import Unquantised
 from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
-from l4kernels.layers.weights import Linear
+from l4kernels.layers.weights.linear import Linear
 from l4kernels.model.config import Llama4Config
 
 CHECKPOINT_FORMATS: tuple[type[Unquantised], ...] = (Unquantised,)

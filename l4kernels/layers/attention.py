@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from l4kernels import ops
 from l4kernels.layers.options import ModelOptions
-from l4kernels.layers.weights import Activations
+from l4kernels.layers.weights.linear import Activations
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from l4kernels.layers.options import ModelOptions, round_up
-from l4kernels.layers.weights import Activations
+from l4kernels.layers.weights.linear import Activations
 
 
 class MLP(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from l4kernels import ops
 from l4kernels.layers.mlp import MLP
 from l4kernels.layers.options import ModelOptions, round_up
-from l4kernels.layers.weights import Activations
+from l4kernels.layers.weights.linear import Activations
 
 
 class MoE(nn.Module):

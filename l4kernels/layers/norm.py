@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from l4kernels.layers.options import ModelOptions
-from l4kernels.layers.weights import Activations
+from l4kernels.layers.weights.linear import Activations
 
 
 class RMSNorm(nn.Module):
@@ -15,8 +15,8 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, options: ModelOptions, *, keep: bool = False):
         super().__init__()
-        self.eps, self.keep, self.format = eps, keep, options.format
+        self.eps, self.keep, self.linear = eps, keep, options.linear_class
         self.weight = options.empty(size)
 
     def forward(self, x: Tensor) -> Activations:
-        return self.format.rms_norm(x, self.weight, self.eps, keep=self.keep)
+        return self.linear.rms_norm(x, self.weight, self.eps, keep=self.keep)

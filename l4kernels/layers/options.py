@@ -1,13 +1,14 @@
 """How the modules of a model are made."""
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from l4kernels.layers.weights import FORMATS, Linear
-from l4kernels.layers.weights.linear import empty_parameter
+from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.layers.weights.linear import Linear, empty_parameter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FP8 = torch.float8_e4m3fn
@@ -36,8 +37,14 @@ class ModelOptions:
         return cls(compute, place, weights)
 
     @property
-    def format(self) -> type[Linear]:
+    def format(self) -> WeightFormat:
         return FORMATS[self.weights]
+
+    @property
+    def linear_class(self) -> type[Linear]:
+        module, _, name = self.format.linear.rpartition(".")
+        found: type[Linear] = getattr(importlib.import_module(module), name)
+        return found
 
     def empty(self, *shape: int) -> nn.Parameter:
         return empty_parameter(*shape, dtype=self.dtype, device=self.device)
@@ -52,8 +59,16 @@ class ModelOptions:
         bias: bool = False,
     ) -> Linear:
         """A linear layer in this model's format, or in the one that `weights` names."""
-        made = FORMATS[weights] if weights else self.format
-        return made(
+        if weights is not None:
+            options = replace(self, weights=weights)
+            return options.linear(in_features, out_features, experts=experts, bias=bias)
+        if in_features % self.format.k_multiple:
+            raise ValueError(
+                f'weights="{self.weights}" needs input sizes that are multiples of '
+                f"{self.format.k_multiple}, got {in_features}; "
+                f'load this model with weights="bf16"'
+            )
+        return self.linear_class(
             in_features,
             out_features,
             dtype=self.dtype,

@@ -39,32 +39,33 @@ class Format:
         return getattr(self, kind, BF16)
 
 
-def _ffn(precision: Precision) -> dict[str, Precision]:
-    return dict.fromkeys(("routed", "shared", "dense"), precision)
+def _mix(
+    name: str,
+    *,
+    attention: Precision = BF16,
+    ffn: Precision = BF16,
+    lm_head: Precision = BF16,
+    fp8_cache: bool = False,
+) -> Format:
+    return Format(name, attention, ffn, ffn, ffn, lm_head, fp8_cache)
 
 
 def _own(name: str) -> Format:
     """What `from_pretrained(weights=name)` makes."""
-    linear = FORMATS[name]
-    precision, head = _precision(name), _precision(linear.head)
-    return Format(
-        name,
-        attention=precision,
-        **_ffn(precision),
-        lm_head=head,
-        fp8_cache=linear.fp8_cache,
-    )
+    form = FORMATS[name]
+    precision, head = _precision(name), _precision(form.head)
+    return _mix(name, attention=precision, ffn=precision, lm_head=head, fp8_cache=form.fp8_cache)
 
 
 PUBLISHED = {
     form.name: form
     for form in (
-        Format("int4+fp8attn", attention=FP8, **_ffn(INT4), lm_head=FP8, fp8_cache=True),
+        _mix("int4+fp8attn", attention=FP8, ffn=INT4, lm_head=FP8, fp8_cache=True),
         Format("fp8-experts", routed=FP8),  # official Maverick FP8
-        Format("fp8-ffn", **_ffn(FP8)),  # FP8-dynamic
-        Format("fp8-bf16head", attention=FP8, **_ffn(FP8)),
-        Format("int4-ffn", **_ffn(INT4)),  # W4A16
-        Format("int4-bf16head", attention=INT4, **_ffn(INT4)),
+        _mix("fp8-ffn", ffn=FP8),  # FP8-dynamic
+        _mix("fp8-bf16head", attention=FP8, ffn=FP8),
+        _mix("int4-ffn", ffn=INT4),  # W4A16
+        _mix("int4-bf16head", attention=INT4, ffn=INT4),
         Format("int4-meta", routed=_INT4_FP32, shared=_INT4_FP32),
     )
 }

@@ -5,7 +5,7 @@ import torch
 
 from l4kernels import Llama4, Llama4Config, ops
 from l4kernels.layers.options import ModelOptions
-from l4kernels.layers.weights import Linear
+from l4kernels.layers.weights.linear import Linear
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
 
 SIZES = {**ALIGNED, "num_local_experts": 3}

@@ -1,5 +1,7 @@
 """Formats of weights: what each says of itself, and that one file and one line add another."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ from l4kernels.bench import e2e
 from l4kernels.cli import main
 from l4kernels.demo import CHECKPOINT
 from l4kernels.layers.options import ModelOptions
-from l4kernels.layers.weights import FORMATS, Linear
-from l4kernels.layers.weights.linear import unquantised
+from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.layers.weights.linear import Linear, unquantised
 from l4kernels.planning.footprint import weight_bytes
 from l4kernels.planning.plan import find_format, plan
+from tests.support.terminals import ENVIRONMENT
 
 CPU = torch.device("cpu")
 
@@ -22,10 +25,6 @@ class Int8Linear(Linear):
     """int8 with one float32 scale per output channel, multiplied in the model's dtype."""
 
     name = "int8"
-    bytes_per_weight = 1.0
-    bytes_per_row = 4.0
-    k_multiple = 1
-    head = "int8"
 
     def allocate(self, *rows: int) -> None:
         self.codes = self.empty(*rows, self.in_features, dtype=torch.int8)
@@ -41,22 +40,31 @@ class Int8Linear(Linear):
         return ops.gemm(unquantised(x), weight, **epilogue)
 
 
+INT8 = WeightFormat(
+    "int8",
+    f"{__name__}.Int8Linear",
+    bytes_per_weight=1.0,
+    bytes_per_row=4.0,
+    head="int8",
+)
+
+
 @pytest.fixture
 def int8(monkeypatch):
-    monkeypatch.setitem(FORMATS, "int8", Int8Linear)
+    monkeypatch.setitem(FORMATS, "int8", INT8)
 
 
-@pytest.mark.parametrize("linear", [*FORMATS.values(), Int8Linear], ids=lambda form: form.name)
+@pytest.mark.parametrize("name", [*FORMATS, "int8"])
 @pytest.mark.parametrize("experts", [None, 3])
-def test_a_format_takes_the_memory_that_it_says(linear, experts):
-    layer = linear(256, 40, dtype=torch.bfloat16, device=CPU, experts=experts)
+def test_a_format_takes_the_memory_that_it_says(int8, name, experts):
+    layer = ModelOptions(torch.bfloat16, CPU, name).linear(256, 40, experts=experts)
     got = sum(parameter.nbytes for parameter in layer.parameters())
-    assert got == linear.bytes(40, 256, experts or 1)
+    assert got == FORMATS[name].bytes(40, 256, experts or 1)
 
 
-def test_the_table_knows_each_format_by_its_name():
-    assert all(name == form.name for name, form in FORMATS.items())
-    for form in FORMATS.values():
+def test_entries_of_the_table_fit_their_classes_and_one_another():
+    for name, form in FORMATS.items():
+        assert name == form.name == ModelOptions(torch.bfloat16, CPU, name).linear_class.name
         assert form.head in FORMATS
         assert {*form.without_kernels} <= {*form.own_ops} <= {*ops.OPS}
         assert not {*form.own_ops} & {o for f in FORMATS.values() if f != form for o in f.own_ops}
@@ -69,14 +77,15 @@ def test_a_layer_of_any_format_takes_rows_for_any_other(name, wanted):
     layer = ModelOptions(torch.float32, CPU, name).linear(128, 16)
     layer.store(torch.randn(16, 128))
     x, ones = torch.randn(5, 128), torch.ones(128)
-    rows = FORMATS[wanted].rms_norm(x, ones, 1e-5, keep=True)
+    norm = ModelOptions(torch.float32, CPU, wanted).linear_class.rms_norm
+    rows = norm(x, ones, 1e-5, keep=True)
     torch.testing.assert_close(layer(rows), layer(ops.rms_norm(x, ones, 1e-5)), rtol=0, atol=1e-5)
     if wanted == "fp8" and name != "fp8":
         with pytest.raises(TypeError, match="not kept"):
             layer(ops.quantize_fp8(x, "row"))
 
 
-def test_one_line_adds_a_format_to_everything_that_offers_one(int8, capsys):
+def test_one_entry_adds_a_format_to_everything_that_offers_one(int8, capsys):
     exact = Llama4.from_pretrained(CHECKPOINT, dtype="bfloat16")
     model = Llama4.from_pretrained(CHECKPOINT, dtype="bfloat16", weights="int8")
     weights = {n for n, p in model.named_parameters() if p.dtype == torch.int8}
@@ -102,9 +111,14 @@ def test_one_line_adds_a_format_to_everything_that_offers_one(int8, capsys):
         Llama4.from_pretrained(CHECKPOINT, weights="int3")
 
 
-@pytest.mark.parametrize("verb", ["generate", "demo"])
+@pytest.mark.parametrize("verb", ["generate", "demo", "plan"])
 def test_the_help_names_every_format(verb, capsys):
-    """It is written out there, because `--help` answers before torch is imported."""
     main([verb, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(name in text for name in FORMATS)
+
+
+def test_the_table_does_without_torch():
+    look = "import sys; sys.argv = ['-m']; sys.orig_argv = ['l4kernels']\n"
+    look += "import l4kernels.planning.plan, l4kernels.cli.app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], env=ENVIRONMENT).returncode == 0

@@ -13,9 +13,6 @@ class Bf16Linear(Linear):
     """Weight `[(E,) N, K]` in the dtype of the model: bfloat16, or float32 on request."""
 
     name = "bf16"
-    bytes_per_weight = 2.0
-    head = "bf16"
-    k_multiple = 1
 
     def allocate(self, *rows: int) -> None:
         self.weight = self.empty(*rows, self.in_features)

@@ -17,11 +17,6 @@ class Fp8Linear(Linear):
     """
 
     name = "fp8"
-    bytes_per_weight = 1.0
-    bytes_per_row = 4.0
-    head = "fp8"
-    fp8_products = True
-    own_ops = ("gemm_swiglu_fp8",)
 
     def allocate(self, *rows: int) -> None:
         self.weight = self.empty(*rows, self.in_features, dtype=torch.float8_e4m3fn)

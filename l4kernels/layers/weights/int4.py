@@ -15,12 +15,6 @@ class Int4Linear(Linear):
     """Eight weights in an int32, and one bfloat16 scale per group of 128 along K."""
 
     name = "int4"
-    bytes_per_weight = 0.5 + 2 / GROUP
-    # int4 is for the layers: the head is the one place where its error is not averaged away.
-    head = "fp8"
-    fp8_cache = True
-    own_ops = ("w4_gemm", "quantize_int4")
-    without_kernels = own_ops
 
     def allocate(self, *rows: int) -> None:
         self.packed = self.empty(*rows, self.in_features // 8, dtype=torch.int32)

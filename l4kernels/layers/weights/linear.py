@@ -19,28 +19,13 @@ should not be what decides how much memory loading takes; nor should calls decid
 class Linear(nn.Module, ABC):
     """`y = x @ weight.T`, weight `[N, K]`, or `[E, N, K]` with one matrix per expert.
 
-    A format of weights is a subclass and a line of `FORMATS` (docs/adding-a-format.md): the
-    parameters that hold a weight, how it is quantised into them and multiplied by, which form it
-    wants activations in, and the facts below, which planning and the command line read.
+    A format of weights is a subclass and an entry of `FORMATS` (docs/adding-a-format.md): the
+    parameters that hold a weight, how it is quantised into them and multiplied by, and which form
+    it wants activations in.
     """
 
     name: ClassVar[str]
-    bytes_per_weight: ClassVar[float]
-    """In a bfloat16 model, with the scales of groups."""
-    bytes_per_row: ClassVar[float] = 0.0
-    """For the scale of an output channel."""
-    head: ClassVar[str]
-    """The format of lm_head in a model of this one."""
-    k_multiple: ClassVar[int] = 128
-    """What divides the input size."""
-    fp8_products: ClassVar[bool] = False
-    """Whether its GEMMs multiply e4m3 by e4m3, at twice the rate of bfloat16."""
-    fp8_cache: ClassVar[bool] = False
-    """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
-    own_ops: ClassVar[tuple[str, ...]] = ()
-    """Ops that no model in another format calls."""
-    without_kernels: ClassVar[tuple[str, ...]] = ()
-    """Ops of these that have no CUDA kernel yet."""
+    """Of its format in `FORMATS`."""
 
     def __init__(
         self,
@@ -53,20 +38,10 @@ class Linear(nn.Module, ABC):
         bias: bool = False,
     ):
         super().__init__()
-        if in_features % self.k_multiple:
-            raise ValueError(
-                f'weights="{self.name}" needs input sizes that are multiples of {self.k_multiple}, '
-                f'got {in_features}; load this model with weights="bf16"'
-            )
         self.in_features, self.out_features = in_features, out_features
         self.dtype, self.device = dtype, device
         self.allocate(*([] if experts is None else [experts]), out_features)
         self.bias = self.empty(out_features) if bias else None
-
-    @classmethod
-    def bytes(cls, n: int, k: int, experts: int = 1) -> float:
-        """Memory of weights `[experts, n, k]` in a bfloat16 model, scales included."""
-        return experts * n * (k * cls.bytes_per_weight + cls.bytes_per_row)
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
         return empty_parameter(*shape, dtype=dtype or self.dtype, device=self.device)
