@@ -116,7 +116,7 @@ class Worker:
         self.process.join()
 
 
-def visit(
+def run_steps(
     steps: Steps, cost: Callable[[str], float], rows: Rows, keys: list[str], end: float
 ) -> int:
     """Runs the steps until `end` of the monotonic clock; returns how many failed."""

@@ -12,9 +12,10 @@ import torch
 
 from l4kernels import STATUS
 from l4kernels.bench.measure import timed
+from l4kernels.bench.rows import current_gpu
 from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels.ops import OPS
-from l4kernels.planning.gpus import GPUS, current_gpu
+from l4kernels.planning.gpus import GPUS
 
 ON_GPU = torch.cuda.is_available() and STATUS.loaded
 MODELS, SIZES = (("scout", "maverick"), None) if ON_GPU else (("demo",), {"decode": (1, 64)})

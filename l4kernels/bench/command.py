@@ -5,15 +5,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from l4kernels import STATUS
-from l4kernels.bench.arguments import Parser
 from l4kernels.bench.measure import line, measure
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.parser import Parser
+from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
-from l4kernels.planning.gpus import current_gpu, with_peaks
+from l4kernels.bench.timing import Timing
+from l4kernels.planning.gpus import with_peaks
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     models = tuple(options.model or ("scout", "maverick"))
     for op in options.ops or benchmarked_ops():
         for case in calls(op, models, tuple(options.phase or PHASES)):
-            work, timing, facts = case.work(), None, {"peers": {}}
+            work = case.work()
+            timing: Timing | None = None
+            facts: dict[str, Any] = {"peers": {}}
             if rows is not None:
                 *_, (timing, facts) = measure(case, gpu)
                 rows.add(case.key, True, timing, **facts)

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.bench.arguments import Parser
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.parser import Parser
+from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.env import gpu_problem
 from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.footprint import active_params, blocks
-from l4kernels.planning.gpus import GPUS, current_gpu
+from l4kernels.planning.gpus import GPUS
 from l4kernels.planning.plan import plan
 
 
@@ -82,10 +82,10 @@ def shortened(config: Llama4Config, layers: int) -> Llama4Config:
 
 
 def layers_that_fit(config: Llama4Config, form: str, gpu: str, context: int, batch: int) -> int:
-    slab = 8.0 * config.vocab_size * config.hidden_size  # the largest weight while it is made
+    largest = 8.0 * config.vocab_size * config.hidden_size  # bytes of a tensor while it is made
     for layers in range(config.num_hidden_layers, 0, -1):
         planned = plan(shortened(config, layers), form, gpu, context, batch)
-        if planned.spare >= slab:
+        if planned.spare >= largest:
             return layers
     raise ValueError(f"not one layer of {config.name} in {form} fits a {gpu}")
 

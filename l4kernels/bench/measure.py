@@ -17,15 +17,17 @@ from l4kernels.testing import relative_error
 
 SMALL_US = 50
 """Below this floor a call is timed inside a captured chain, where launches leave no gaps."""
-
-
 ROTATED_BYTES = 128 << 20
 """A chain goes round enough copies of its tensors to push each out of L2 (50 MB) in between."""
 MAX_COPIED_BYTES = 4 << 30  # a vocabulary of which a call reads a few rows is copied once or twice
 
 
 def timed(
-    function: Callable[..., Any], args: tuple, kwargs: dict[str, Any], work: Work, floor: float
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    work: Work,
+    floor: float,
 ) -> Timing:
     if floor >= SMALL_US:
         return time_calls(functools.partial(function, *args, **kwargs))
@@ -39,7 +41,7 @@ def timed(
 
 
 def timed_chained(
-    function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Timing | None:
     """A chain in which each call takes the result of the one before; None if it cannot be one.
 

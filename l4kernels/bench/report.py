@@ -8,23 +8,9 @@ calls of one op whose label begins so.
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
-from l4kernels.bench.rows import read
+from l4kernels.bench.rows import Row, load
 from l4kernels.planning.gpus import GPUS
-
-Row = dict[str, Any]
-
-
-def load(paths: list[Path]) -> list[Row]:
-    """Rows of all files, newest per key; a folder stands for the .jsonl files in it."""
-    files = [f for p in paths for f in (sorted(p.glob("*.jsonl")) if p.is_dir() else [p])]
-    newest: dict[str, Row] = {}
-    for file in files:
-        for row in read(file):
-            if row["time"] >= newest.get(row["key"], row)["time"]:
-                newest[row["key"]] = row
-    return sorted(newest.values(), key=lambda row: row["key"])
 
 
 def ceiling(rows: list[Row], key: str) -> float | None:

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from l4kernels.model.chat import Prompter
     from l4kernels.model.llama4 import Llama4
-    from l4kernels.model.tokenizer import Tokenizer
+    from l4kernels.prompt.chat import Prompter
+    from l4kernels.prompt.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"

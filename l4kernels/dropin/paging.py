@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l4kernels import ops
 from l4kernels.dropin.lengths import LONGEST, WRONG
+from l4kernels.inputs.files import shown
 from l4kernels.ops.check import FP8, Checker, describe
 
 PAGE = 64
@@ -87,7 +88,8 @@ def _lengths(check: Checker, lengths: int | Tensor, table: Tensor) -> Tensor:
         try:
             number = min(max(operator.index(lengths), WRONG), LONGEST)
         except TypeError:
-            message = f"expected cache_seqlens to be int32 [B] or a whole number, got {lengths!r}"
+            message = "expected cache_seqlens to be int32 [B] or a whole number, "
+            message += f"got {shown(lengths)}"
             check.fail(message, TypeError)
         lengths = torch.full((batch,), number, dtype=torch.int32, device=table.device)
     check.dtype("cache_seqlens", lengths, (torch.int32,))

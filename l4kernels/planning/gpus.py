@@ -4,10 +4,10 @@ Figures are the vendor's; what was measured stands in the result rows.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from l4kernels.ops import Work
+if TYPE_CHECKING:  # `l4k plan` does without torch
+    from l4kernels.ops import Work
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Gpu:
             raise _no_peaks(self.name)
         return self.peaks.fp8 if fp8 else self.peaks.bf16
 
-    def floor_us(self, work: Work, *, fp8: bool = False) -> float:
+    def floor_us(self, work: "Work", *, fp8: bool = False) -> float:
         """The least time: bytes over bandwidth or FLOP over peak, whichever is longer."""
         return 1e6 * max(work.bytes / self.bandwidth, work.flops / self.peak(fp8=fp8))
 
@@ -74,11 +74,6 @@ def gpu_name(device_name: str) -> str:
         if GPUS[name].words == words & known:  # not H200 NVL
             return name
     raise _no_peaks(device_name)
-
-
-def current_gpu() -> str:
-    """The name here of torch's current CUDA device; raises like `gpu_name`."""
-    return gpu_name(torch.cuda.get_device_name())
 
 
 def _no_peaks(name: str) -> ValueError:

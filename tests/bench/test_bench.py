@@ -17,8 +17,8 @@ from bench.peers import EAGER, peers
 from l4kernels import STATUS
 from l4kernels.bench import counters
 from l4kernels.bench.command import main
-from l4kernels.bench.report import load, page, roofline, table
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.report import page, roofline, table
+from l4kernels.bench.rows import Rows, load
 from l4kernels.bench.shapes import SIZES, benchmarked_ops, calls
 from l4kernels.bench.timing import Timing, summarise
 from l4kernels.cli import main as l4k
