@@ -31,7 +31,7 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
 
 
 def load_weights(model: nn.Module, source: Unquantised, progress: Progress | None = None) -> None:
-    """Fills a model of the source's config; reports to a terminal, or else to `progress`."""
+    """Fills a model of the source's config; without `progress`, a terminal is told."""
     if progress is None:
         progress = terminal_counter()
     elif not callable(progress):
