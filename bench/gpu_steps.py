@@ -22,6 +22,7 @@ from l4kernels.bench.rows import current_gpu
 from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
 from l4kernels.bench.timing import time_graph
 from l4kernels.env import gpu_problem
+from l4kernels.layers.weights import FORMATS
 
 Step = Callable[[], Result | Iterator[Result]]
 
@@ -68,7 +69,8 @@ COUNTED = (
 def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short: of the GPU
     that is there, or, for looking at the list alone, of one by name."""
-    formats = [form for form in ("bf16", "fp8") if gpu or gpu_problem(form) is None]
+    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
+    formats = [name for name in runnable if gpu or gpu_problem(name) is None]
     gpu = gpu or current_gpu()
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)

@@ -20,6 +20,7 @@ from l4kernels import Llama4, Llama4Config
 from l4kernels.bench.parser import Parser
 from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.env import gpu_problem
+from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.footprint import active_params, blocks
 from l4kernels.planning.gpus import GPUS
 from l4kernels.planning.plan import plan
@@ -28,7 +29,8 @@ from l4kernels.planning.plan import plan
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="l4k bench e2e", description=__doc__)
     parser.add_argument("--model", choices=["scout", "maverick", "demo"], default="demo")
-    parser.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
+    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
+    parser.add_argument("--format", choices=runnable, default="bf16")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to generate, at least 2")
@@ -149,7 +151,7 @@ def run(
         "planned_kv_bytes": planned.kv,
     }
     if device == "cuda":
-        peak = GPUS[gpu].peak(fp8=form == "fp8")
+        peak = GPUS[gpu].peak(fp8=FORMATS[form].fp8_products)
         flops = prefill_flops(config, batch, prompt)
         floor = max(flops / peak, planned.weights / GPUS[gpu].bandwidth)
         row |= {

@@ -3,9 +3,10 @@
 import textwrap
 
 from l4kernels.cli.output import Cell, line, print_json, styled, table, tokens
+from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.footprint import active_params, blocks, kv_bytes, weight_bytes
-from l4kernels.planning.formats import FORMATS, KV_BYTES, OWN_FORMATS
-from l4kernels.planning.plan import Plan, find_config, parse_tokens, plan
+from l4kernels.planning.formats import KV_BYTES, all_formats
+from l4kernels.planning.plan import Plan, find_config, find_format, parse_tokens, plan
 
 
 def run(
@@ -23,7 +24,7 @@ def run(
     length = min(8192, config.max_position_embeddings)
     if context is not None:
         length = parse_tokens(context)
-    formats = formats or list(FORMATS if every else OWN_FORMATS)
+    formats = formats or list(all_formats() if every else FORMATS)
     gpus = gpus or ["h100", "h200", "8xh100"]
     plans = [plan(config, form, gpu, length, batch, kv_dtype) for form in formats for gpu in gpus]
     counts = {name: block.params for name, block in blocks(config).items()}
@@ -34,7 +35,7 @@ def run(
                 "model": config.name,
                 "estimate": config.estimate,
                 "params": counts | {"total": total, "active": active},
-                "source_bytes": weight_bytes(config, FORMATS["bf16"]),
+                "source_bytes": weight_bytes(config, find_format("bf16")),
                 "kv_bytes_per_sequence": {
                     name: kv_bytes(config, length, size) for name, size in KV_BYTES.items()
                 },
@@ -55,7 +56,7 @@ def run(
         ["format", "GPU", "weight", "KV", "fits", "spare", "max ctx", "ms", "tok/s"],
         [_row(p, scale) for p in plans],
     )
-    _notes(plans, weight_bytes(config, FORMATS["bf16"]) / scale, unit)
+    _notes(plans, weight_bytes(config, find_format("bf16")) / scale, unit)
 
 
 def _notes(plans: list[Plan], source: float, unit: str) -> None:

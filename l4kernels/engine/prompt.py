@@ -144,14 +144,14 @@ class Prompt:
                 f"expected pixel_values to be normalised floats [tiles, "
                 f"{', '.join(map(str, wanted))}], got {describe(pixels)}"
             )
-        pixels = pixels.to(model.device, model.build.dtype)
+        pixels = pixels.to(model.device, model.options.dtype)
         is_patch = self.input_ids == token
         # The extremes are NaN if any value is; one transfer tells both.
         finite = torch.stack(pixels.aminmax()).isfinite().all()
         count, finite = torch.stack([is_patch.sum(), finite.long()]).tolist()
         if not finite:
             raise ValueError(
-                f"expected pixel_values to be finite in {model.build.dtype}, got NaN or infinity"
+                f"expected pixel_values to be finite in {model.options.dtype}, got NaN or infinity"
             )
         needed = pixels.shape[0] * vision.tokens_per_tile
         if count != needed:

@@ -1,37 +1,32 @@
 """Llama 4 on one page."""
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.checkpoint import layout as loading
-from l4kernels.checkpoint.reader import Checkpoint
+from l4kernels.checkpoint.load import load_random, load_weights, open_checkpoint
+from l4kernels.checkpoint.progress import Progress
 from l4kernels.engine.generate import Generation
-from l4kernels.engine.kv_cache import FP8, KVCache
+from l4kernels.engine.kv_cache import KVCache
 from l4kernels.engine.prompt import Prompt
 from l4kernels.engine.sampling import Sampling
-from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.layers.attention import Attention, AttentionShape, LayerCache, Tokens
-from l4kernels.layers.linear import FORMATS, Build, Linear
 from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
+from l4kernels.layers.options import ModelOptions, find_kv_dtype
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.vision import VisionModel
 from l4kernels.ops.ambient import isolated, ordinary, outside_inference
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: Llama4Config, layer: int, build: Build):
+    def __init__(self, config: Llama4Config, layer: int, options: ModelOptions):
         super().__init__()
         moe, rope = config.is_moe(layer), config.rope_layers[layer]
         size, eps = config.hidden_size, config.rms_norm_eps
@@ -45,15 +40,15 @@ class DecoderLayer(nn.Module):
             attn_scale=0.0 if rope or not config.attn_temperature_tuning else config.attn_scale,
             floor_scale=config.floor_scale,
         )
-        self.input_layernorm = RMSNorm(size, eps, build)
-        self.attention = Attention(size, shape, build)
-        self.post_attention_layernorm = RMSNorm(size, eps, build, keep=moe)
+        self.input_layernorm = RMSNorm(size, eps, options)
+        self.attention = Attention(size, shape, options)
+        self.post_attention_layernorm = RMSNorm(size, eps, options, keep=moe)
         self.feed_forward: MoE | MLP
         if moe:
             experts, top_k = config.num_local_experts, config.num_experts_per_tok
-            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, build)
+            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, options)
         else:
-            self.feed_forward = MLP(size, config.intermediate_size_mlp, build)
+            self.feed_forward = MLP(size, config.intermediate_size_mlp, options)
 
     def forward(self, x: Tensor, tokens: Tokens, cache: LayerCache) -> Tensor:
         x = self.attention(self.input_layernorm(x), x, tokens, cache)
@@ -67,30 +62,30 @@ class Llama4(nn.Module):
     `l4kernels.ops` and runs where the weights are.
     """
 
-    def __init__(self, config: Llama4Config, build: Build, *, kv_dtype: torch.dtype | None = None):
+    def __init__(
+        self, config: Llama4Config, options: ModelOptions, *, kv_dtype: torch.dtype | None = None
+    ):
         super().__init__()
-        self.config, self.build, self.kv_dtype = config, build, kv_dtype or build.dtype
+        self.config, self.options, self.kv_dtype = config, options, kv_dtype or options.dtype
         size = config.hidden_size
-        self.embedding = build.empty(config.vocab_size, size)
+        self.embedding = options.empty(config.vocab_size, size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, build) for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, options) for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(size, config.rms_norm_eps, build)
-        # int4 is for the layers: the output is the one place where its error is not averaged away.
-        head = "fp8" if build.weights == "int4" else build.weights
-        self.lm_head = Linear(size, config.vocab_size, build, weights=head)
-        plain = Build(build.dtype, build.device)
+        self.norm = RMSNorm(size, config.rms_norm_eps, options)
+        self.lm_head = options.linear(size, config.vocab_size, weights=options.format.head)
+        plain = replace(options, weights="bf16")
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None
 
     @property
     def device(self) -> torch.device:
-        return self.build.device
+        return self.options.device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Llama4":
         """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats were chosen at loading."""
         if any(fn(parameter) is not parameter for parameter in self.parameters()):
             raise RuntimeError(
-                f"this Llama4 was loaded to {self.device} in {self.build.dtype} and stays there; "
+                f"this Llama4 was loaded to {self.device} in {self.options.dtype} and stays there; "
                 f"load it with from_pretrained(..., device=..., dtype=...) instead"
             )
         return self
@@ -220,6 +215,7 @@ class Llama4(nn.Module):
         dtype: str | torch.dtype = torch.float32,
         weights: str | None = None,
         kv_dtype: str | torch.dtype | None = None,
+        progress: Progress | None = None,
     ) -> "Llama4":
         """Reads a Hugging Face checkpoint folder (config.json and safetensors).
 
@@ -228,19 +224,18 @@ class Llama4(nn.Module):
             device: where the weights go.
             dtype: float32 or bfloat16, of the activations and of what is not quantised.
             weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
-                quantised while loading, a slab at a time.
+                quantised while loading, a tensor at a time.
             kv_dtype: of the KV cache: None (`dtype`) or "fp8".
+            progress: called with the bytes that were read and those of all files, after each
+                tensor; by default a terminal's standard error shows them.
         """
-        build, kv_dtype = _build(device, dtype, weights, kv_dtype)
+        options = ModelOptions.parse(device, dtype, weights)
+        kv = find_kv_dtype(kv_dtype, options.dtype)
         config = Llama4Config.from_pretrained(path)
-        checkpoint = Checkpoint(path)
-        slots = loading.layout(config, checkpoint.entries)
-        checkpoint.check(loading.shapes(slots), functools.partial(loading.ignored, config))
-        model = cls(config, build, kv_dtype=kv_dtype)
-        # Closed at once, also by an error: its bar must not be wiped after the message is shown.
-        with contextlib.closing(loading.with_progress(checkpoint, build.dtype)) as slabs:
-            loading.fill(model, slots, slabs)
-        return model.tied(slots)
+        source = open_checkpoint(path, config)
+        model = cls(config, options, kv_dtype=kv)
+        load_weights(model, source, progress)
+        return model
 
     @classmethod
     @ordinary
@@ -254,61 +249,7 @@ class Llama4(nn.Module):
         seed: int = 0,
     ) -> "Llama4":
         """Random weights of the config's shapes, for benchmarks and tests."""
-        build, kv_dtype = _build(device, dtype, weights, kv_dtype)
-        model = cls(config, build, kv_dtype=kv_dtype)
-        slots = loading.layout(config)
-        seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
-        loading.fill(model, slots, loading.random_slabs(slots, build.device, seed))
-        return model.tied(slots)
-
-    def tied(self, slots: dict[str, loading.Slot]) -> "Llama4":
-        """Gives lm_head the embedding's weights where the config ties them; a head of its own that
-        the checkpoint holds all the same stays, as it does in transformers."""
-        own_head = any(slot.target == "lm_head" for slot in slots.values())
-        if not self.config.tie_word_embeddings:
-            return self
-        if self.lm_head.weights != "bf16":
-            if not own_head:
-                self.lm_head.store(self.embedding)
-        elif not own_head or torch.equal(self.lm_head.weight, self.embedding):
-            self.lm_head.weight = self.embedding
-        return self
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """`device`, if a model can run there and it is there."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected device to be cpu, cuda or cuda:N, got {str(device)!r}")
-    count = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= count:
-        raise ValueError(
-            f"device {found}: {count} CUDA devices are visible; `l4k env` says what is installed"
-        )
-    return found
-
-
-def _build(
-    device: str | torch.device,
-    dtype: str | torch.dtype,
-    weights: str | None,
-    kv_dtype: str | torch.dtype | None,
-) -> tuple[Build, torch.dtype]:
-    device, weights = find_device(device), "bf16" if weights is None else weights
-    if weights not in FORMATS:
-        raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
-    compute: torch.dtype = _named(dtype, DTYPES)
-    if compute not in DTYPES.values():
-        raise ValueError(f"expected dtype to be float32 or bfloat16, got {compute}")
-    kv: torch.dtype = compute if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": FP8})
-    if kv not in (compute, FP8):
-        raise ValueError(f'expected kv_dtype to be None, {compute} or "fp8", got {kv_dtype!r}')
-    return Build(compute, device, weights), kv
-
-
-def _named(dtype: str | torch.dtype, names: dict[str, torch.dtype]) -> Any:
-    """The dtype of that name; what is no name comes back."""
-    return names.get(dtype, dtype) if isinstance(dtype, str) else dtype
+        options = ModelOptions.parse(device, dtype, weights)
+        model = cls(config, options, kv_dtype=find_kv_dtype(kv_dtype, options.dtype))
+        load_random(model, config, seed)
+        return model

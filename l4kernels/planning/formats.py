@@ -1,6 +1,8 @@
-"""The one table of weight formats as planning sees them: bytes of each kind of weight."""
+"""Which of a model's weights are in which format."""
 
 from dataclasses import dataclass
+
+from l4kernels.layers.weights import FORMATS
 
 
 @dataclass(frozen=True)
@@ -11,17 +13,12 @@ class Precision:
     per_row: float = 0.0
 
 
-BF16 = Precision(2.0)
-FP8 = Precision(1.0, 4.0)  # one float32 scale per output channel
-INT4 = Precision(0.5 + 2 / 128)  # one bf16 scale per group of 128
-_INT4_FP32 = Precision(0.5 + 4 / 128)
+def _precision(name: str) -> Precision:
+    return Precision(FORMATS[name].bytes_per_weight, FORMATS[name].bytes_per_row)
 
-OWN_FORMATS = ("bf16", "fp8", "int4")
-"""What `from_pretrained(weights=...)` makes; the others are for comparison."""
-WITHOUT_KERNELS = {"int4": ("w4_gemm", "quantize_int4")}
-"""Formats of which ops have no CUDA kernel yet."""
-FP8_CACHE = ("int4", "int4+fp8attn")
-"""Formats whose KV cache is fp8 unless told otherwise."""
+
+BF16, FP8, INT4 = map(_precision, ("bf16", "fp8", "int4"))
+_INT4_FP32 = Precision(0.5 + 4 / 128)
 KV_BYTES = {"bf16": 2, "fp8": 1}
 
 
@@ -35,27 +32,46 @@ class Format:
     shared: Precision = BF16
     dense: Precision = BF16
     lm_head: Precision = BF16
+    fp8_cache: bool = False
+    """Whether the KV cache is fp8 unless told otherwise."""
 
     def of(self, kind: str) -> Precision:
         return getattr(self, kind, BF16)
 
 
-def _ffn(precision: Precision) -> dict[str, Precision]:
-    return dict.fromkeys(("routed", "shared", "dense"), precision)
+def _mix(
+    name: str,
+    *,
+    attention: Precision = BF16,
+    ffn: Precision = BF16,
+    lm_head: Precision = BF16,
+    fp8_cache: bool = False,
+) -> Format:
+    return Format(name, attention, ffn, ffn, ffn, lm_head, fp8_cache)
 
 
-FORMATS = {
+def _own(name: str) -> Format:
+    """What `from_pretrained(weights=name)` makes."""
+    form = FORMATS[name]
+    precision, head = _precision(name), _precision(form.head)
+    return _mix(name, attention=precision, ffn=precision, lm_head=head, fp8_cache=form.fp8_cache)
+
+
+PUBLISHED = {
     form.name: form
     for form in (
-        Format("bf16"),
-        Format("fp8", attention=FP8, **_ffn(FP8), lm_head=FP8),
-        Format("int4", attention=INT4, **_ffn(INT4), lm_head=FP8),
-        Format("int4+fp8attn", attention=FP8, **_ffn(INT4), lm_head=FP8),
+        _mix("int4+fp8attn", attention=FP8, ffn=INT4, lm_head=FP8, fp8_cache=True),
         Format("fp8-experts", routed=FP8),  # official Maverick FP8
-        Format("fp8-ffn", **_ffn(FP8)),  # FP8-dynamic
-        Format("fp8-bf16head", attention=FP8, **_ffn(FP8)),
-        Format("int4-ffn", **_ffn(INT4)),  # W4A16
-        Format("int4-bf16head", attention=INT4, **_ffn(INT4)),
+        _mix("fp8-ffn", ffn=FP8),  # FP8-dynamic
+        _mix("fp8-bf16head", attention=FP8, ffn=FP8),
+        _mix("int4-ffn", ffn=INT4),  # W4A16
+        _mix("int4-bf16head", attention=INT4, ffn=INT4),
         Format("int4-meta", routed=_INT4_FP32, shared=_INT4_FP32),
     )
 }
+"""Mixes of published checkpoints, for comparison: no model is made in them."""
+
+
+def all_formats() -> dict[str, Format]:
+    """Everything that can be planned: the formats of `FORMATS` first, then the published mixes."""
+    return {name: _own(name) for name in FORMATS} | PUBLISHED

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from l4kernels.inputs.files import shown
+from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.presets import PRESETS
 from l4kernels.planning.footprint import (
@@ -16,14 +17,7 @@ from l4kernels.planning.footprint import (
     weight_bytes,
     weight_read_bytes,
 )
-from l4kernels.planning.formats import (
-    FORMATS,
-    FP8_CACHE,
-    KV_BYTES,
-    OWN_FORMATS,
-    WITHOUT_KERNELS,
-    Format,
-)
+from l4kernels.planning.formats import KV_BYTES, Format, all_formats
 from l4kernels.planning.gpus import GPUS, Gpu
 
 
@@ -72,9 +66,10 @@ def find_gpu(name: str) -> tuple[Gpu, int]:
 
 
 def find_format(name: str) -> Format:
-    if name not in tuple(FORMATS):
-        raise PlanError(f"unknown format {shown(name)}; known: {', '.join(FORMATS)}")
-    return FORMATS[name]
+    known = all_formats()
+    if name not in tuple(known):
+        raise PlanError(f"unknown format {shown(name)}; known: {', '.join(known)}")
+    return known[name]
 
 
 def find_config(name: str) -> Llama4Config:
@@ -112,12 +107,12 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
     ()
     """
     found = []
-    if form not in OWN_FORMATS:
+    if form not in FORMATS:
         found.append(
-            f"Formats other than {', '.join(OWN_FORMATS)} cannot be loaded: for comparison only."
+            f"Formats other than {', '.join(FORMATS)} cannot be loaded: for comparison only."
         )
-    elif form in WITHOUT_KERNELS:
-        names = " and ".join(WITHOUT_KERNELS[form])
+    elif FORMATS[form].without_kernels:
+        names = " and ".join(FORMATS[form].without_kernels)
         found.append(
             f"{form} has no CUDA kernels yet ({names}): on a GPU it runs on the typed references "
             f"only, slowly."
@@ -138,7 +133,7 @@ def plan(
     """Does `config` in format `form` fit, and how fast can it possibly decode?
 
     Args:
-        form: a name of `FORMATS`.
+        form: a name of `all_formats()`.
         gpu: a name of `GPUS`; `8xh100` splits weights and KV evenly over eight.
         context: tokens of every sequence, prompt and reply together.
         kv_dtype: "bf16" or "fp8"; default fp8 with int4 weights, else bf16.
@@ -146,7 +141,7 @@ def plan(
     fmt = find_format(form)
     device, count = find_gpu(gpu)
     if kv_dtype is None:
-        kv_dtype = "fp8" if form in FP8_CACHE else "bf16"
+        kv_dtype = "fp8" if fmt.fp8_cache else "bf16"
     if kv_dtype not in tuple(KV_BYTES):
         raise PlanError(f"unknown KV dtype {shown(kv_dtype)}; known: {', '.join(KV_BYTES)}")
     for name, value, limit in (("context", context, 1 << 30), ("batch", batch, 1 << 16)):

@@ -9,6 +9,7 @@ from transformers import Llama4ForConditionalGeneration
 
 from l4kernels import Llama4
 from l4kernels.demo import CHECKPOINT
+from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
 from l4kernels.planning.footprint import (
     activation_bytes,
@@ -20,8 +21,8 @@ from l4kernels.planning.footprint import (
     weight_bytes,
     weight_read_bytes,
 )
-from l4kernels.planning.formats import FORMATS, OWN_FORMATS
 from l4kernels.planning.gpus import GPUS
+from l4kernels.planning.plan import find_format
 from tests.support import tiny
 
 SCOUT, MAVERICK, BEHEMOTH = map(Llama4Config.preset, ("scout", "maverick", "behemoth"))
@@ -86,15 +87,15 @@ SIZES = {
 def test_weight_sizes(name):
     for config, want in zip((SCOUT, MAVERICK, BEHEMOTH), SIZES[name], strict=True):
         if want is not None:
-            got = weight_bytes(config, FORMATS[name]) / 1e9
+            got = weight_bytes(config, find_format(name)) / 1e9
             tolerance = 0.005 if config is BEHEMOTH else 0.001
             assert got == pytest.approx(want, rel=tolerance, abs=0.05)
 
 
 def test_sizes_in_gibibytes():
-    official = weight_bytes(MAVERICK, FORMATS["fp8-experts"])
+    official = weight_bytes(MAVERICK, find_format("fp8-experts"))
     assert official / 2**30 == pytest.approx(388.3, abs=0.06)
-    assert weight_bytes(SCOUT, FORMATS["bf16"]) / 2**30 == pytest.approx(202.4, abs=0.06)
+    assert weight_bytes(SCOUT, find_format("bf16")) / 2**30 == pytest.approx(202.4, abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +142,13 @@ DECISIONS = {("scout", "fp8"): 16.1, ("scout", "int4+fp8attn"): 10.29}
 @pytest.mark.parametrize("model, name", STEPS)
 def test_bytes_per_decode_step(model, name):
     config = Llama4Config.preset(model)
-    got = [weight_read_bytes(config, FORMATS[name], b) / 1e9 for b in (1, 8, 32, 128)]
+    got = [weight_read_bytes(config, find_format(name), b) / 1e9 for b in (1, 8, 32, 128)]
     assert got == pytest.approx(STEPS[model, name], rel=1.2e-3, abs=0.051)
 
 
 @pytest.mark.parametrize("model, name", DECISIONS)
 def test_bytes_per_token_of_our_formats(model, name):
-    got = weight_read_bytes(Llama4Config.preset(model), FORMATS[name]) / 1e9
+    got = weight_read_bytes(Llama4Config.preset(model), find_format(name)) / 1e9
     assert got == pytest.approx(DECISIONS[model, name], abs=0.06)
 
 
@@ -163,11 +164,11 @@ def test_reserve_grows_with_what_it_must_hold():
     assert many == 64 * one and more == activation_bytes(text, 8192, 1) - 8 * 202_048
 
 
-@pytest.mark.parametrize("weights", OWN_FORMATS)
+@pytest.mark.parametrize("weights", FORMATS)
 def test_weights_of_a_plan_are_those_of_the_loaded_model(weights):
     model = Llama4.from_pretrained(CHECKPOINT, dtype=torch.bfloat16, weights=weights)
     loaded = sum(p.nbytes for p in model.parameters())
-    planned = weight_bytes(model.config, FORMATS[weights])
+    planned = weight_bytes(model.config, find_format(weights))
     # Padded beside what is planned: rows of the routers, columns of the patch embedding.
     padding = 2 * (4 * 4 * 128 + 64 * 128)
     assert loaded - padding == pytest.approx(planned, abs=1)

@@ -8,11 +8,11 @@ import pytest
 
 from l4kernels.cli import main
 from l4kernels.inputs.fields import ConfigError
-from l4kernels.layers import linear
+from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
+from l4kernels.ops import OPS
 from l4kernels.planning.footprint import CONTEXT_BYTES, activation_bytes, weight_bytes
-from l4kernels.planning.formats import FORMATS, OWN_FORMATS, WITHOUT_KERNELS
-from l4kernels.planning.plan import PlanError, find_config, parse_tokens, plan
+from l4kernels.planning.plan import PlanError, find_config, find_format, parse_tokens, plan
 from tests.support import tiny
 from tools.nvcc import ROOT
 
@@ -90,10 +90,6 @@ def test_activations_are_part_of_the_reserve():
     assert 0 < p.activations + 2 * CONTEXT_BYTES <= p.reserve
 
 
-def test_formats_of_a_plan_are_those_of_the_model():
-    assert set(OWN_FORMATS) == set(linear.FORMATS)
-
-
 def test_kv_dtype_follows_the_weights():
     assert plan(SCOUT, "int4", "h100").kv_dtype == "fp8"
     assert plan(SCOUT, "fp8", "h200").kv_dtype == "bf16"
@@ -148,9 +144,9 @@ def test_what_cannot_run_yet():
 def test_formats_without_kernels_are_those_of_the_sources():
     """A kernel that is written must leave the plan's list."""
     bound = "".join(p.read_text() for p in (ROOT / "csrc" / "bindings").rglob("*.cpp"))
-    for form in OWN_FORMATS:
-        for op in WITHOUT_KERNELS.get(form, ()):
-            assert op in linear.ops.OPS and f'"{op}' not in bound
+    for form in FORMATS.values():
+        for op in form.without_kernels:
+            assert op in OPS and op in form.own_ops and f'"{op}' not in bound
 
 
 @pytest.mark.parametrize(
@@ -183,7 +179,7 @@ def test_a_plan_without_obstacles_names_none(capsys):
 def test_a_plan_for_programs(capsys):
     assert main(["plan", "scout", "--format", "int4", "--gpu", "2xh200", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["source_bytes"] == weight_bytes(SCOUT, FORMATS["bf16"])
+    assert found["source_bytes"] == weight_bytes(SCOUT, find_format("bf16"))
     assert len(found["plans"][0]["obstacles"]) == 2
 
 
