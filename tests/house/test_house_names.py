@@ -16,9 +16,6 @@ from tools.size import is_source
 SKIPPED = ("build", "dist", "__pycache__")  # and what begins with a dot
 NOT_STORED = ("l4kernels/lib",)  # made by a build
 COMING = {  # what other changes bring
-    "docs/adding-a-checkpoint-format.md",
-    "docs/adding-a-format.md",
-    "l4kernels/layers/weights",
     "l4kernels/engine/llama4.py",
     "l4kernels/engine/sampler.py",
     "tests/engine/test_sampler.py",
