@@ -19,6 +19,7 @@ import torch
 from l4kernels import Llama4, Llama4Config
 from l4kernels.bench.arguments import Parser
 from l4kernels.bench.rows import Rows
+from l4kernels.engine.kv_cache import KVCache
 from l4kernels.env import gpu_problem
 from l4kernels.planning import plan as planner
 from l4kernels.planning.gpus import PEAKS, gpu_key
@@ -144,7 +145,7 @@ def run(
         "bytes_per_second": plan.bytes_per_step / step,
         "weights_bytes": weights,
         "planned_weights_bytes": plan.weights,
-        "kv_bytes": network.new_cache(batch, context).bytes,
+        "kv_bytes": kv_bytes(network, batch, context),
         "planned_kv_bytes": plan.kv,
     }
     if device == "cuda":
@@ -159,6 +160,12 @@ def run(
             "planned_memory_bytes": plan.weights + plan.kv + plan.reserve,
         }
     return row
+
+
+def kv_bytes(network: Llama4, batch: int, context: int) -> int:
+    """Of a KV cache for that many sequences."""
+    meta = torch.device("meta")
+    return KVCache(network.config, [context] * batch, dtype=network.kv_dtype, device=meta).bytes
 
 
 def _generate(

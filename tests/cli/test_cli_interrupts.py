@@ -11,7 +11,7 @@ import pytest
 
 from l4kernels.cli import generate, interrupts, main
 from l4kernels.demo import CHECKPOINT
-from l4kernels.model import llama4
+from l4kernels.engine import llama4
 from tests.support.terminals import ENVIRONMENT, L4K, Terminal
 
 

@@ -47,7 +47,7 @@ UNLAWFUL = {
     ("l4kernels.model.llama4", "l4kernels.engine.generate"),
     ("l4kernels.model.llama4", "l4kernels.engine.kv_cache"),
     ("l4kernels.model.llama4", "l4kernels.engine.prompt"),
-    ("l4kernels.model.llama4", "l4kernels.engine.sampling"),
+    ("l4kernels.model.llama4", "l4kernels.engine.sampler"),
 }
 CIRCULAR_FILES: set[tuple[str, str]] = set()
 CIRCULAR_FOLDERS = {
