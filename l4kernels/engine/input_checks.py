@@ -93,13 +93,9 @@ def _check_edges(config: Llama4Config, input_ids: Tensor, to_be_continued: bool)
 _UNPADDED = "run sequences of one length together, or one by one"
 
 
-def check_pixels(
-    config: Llama4Config, pixels: Tensor, is_patch: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, list[int]]:
-    """Tiles `[tiles, channels, H, W]` that fill the patch tokens, where `is_patch` `[B, S]` is set.
-
-    Returns them in `dtype` on the device of `is_patch`, and the patch tokens of each row.
-    """
+def check_pixels(config: Llama4Config, ids: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tiles `[tiles, channels, H, W]` for the patch tokens of `ids` `[B, S]`, in `dtype` and on
+    the device of `ids`."""
     vision = config.vision
     if vision is None:
         raise ValueError(
@@ -114,16 +110,18 @@ def check_pixels(
             f"expected pixel_values to be normalised floats [tiles, "
             f"{', '.join(map(str, wanted))}], got {describe(pixels)}"
         )
-    pixels = pixels.to(is_patch.device, dtype)
-    # The extremes are NaN if any value is; one transfer tells that and the counts.
+    pixels = pixels.to(ids.device, dtype)
+    # The extremes are NaN if any value is; one transfer tells both.
     finite = torch.stack(pixels.aminmax()).isfinite().all()
-    *counts, finite = torch.cat([is_patch.sum(1), finite.long()[None]]).tolist()
+    assert config.image_token_index is not None
+    count = torch.eq(ids, config.image_token_index).sum()
+    count, finite = torch.stack([count, finite.long()]).tolist()
     if not finite:
         raise ValueError(f"expected pixel_values to be finite in {dtype}, got NaN or infinity")
     needed = pixels.shape[0] * vision.tokens_per_tile
-    if sum(counts) != needed:
+    if count != needed:
         raise ValueError(
             f"expected {needed} patch tokens (id {config.image_token_index}) in the prompt: "
-            f"{pixels.shape[0]} tiles of {vision.tokens_per_tile}; got {sum(counts)}"
+            f"{pixels.shape[0]} tiles of {vision.tokens_per_tile}; got {count}"
         )
-    return pixels, counts
+    return pixels

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,40 +42,41 @@ def prompt_pieces(starts: list[int], ends: list[int], chunk: int) -> Iterator[li
 @dataclass(frozen=True, eq=False)
 class StepTensors:
     """What a step of T tokens of B sequences reads: made before it and filled in place, so that a
-    captured step finds the next one's values where it looks for them.
-
-    int64 `[T]`, but for cu_seqlens_q, int32 `[B + 1]`, and seqlens_k, int32 `[B]`. `tables` says
-    where the row of a token's sequence begins in a flattened block table; `index`, `offset` and
-    `page` (int32) are for the slots on their way.
-    """
+    captured step finds the next one's values where it looks for them."""
 
     cache: KVCache
-    ids: Tensor
-    positions: Tensor
-    tables: Tensor
-    index: Tensor
-    offset: Tensor
-    page: Tensor
-    slots: tuple[Tensor, ...]  # as the cache's block tables
-    cu_seqlens_q: Tensor
-    seqlens_k: Tensor
+    ids: Tensor  # int64 [T]
+    positions: Tensor  # int64 [T]
+    table_rows: Tensor  # int64 [T], where a token's row begins in a flattened block table
+    slots: tuple[Tensor, ...]  # int64 [T], by block table of the cache
+    cu_seqlens_q: Tensor  # int32 [B + 1]
+    seqlens_k: Tensor  # int32 [B]
 
     @classmethod
     def make(cls, cache: KVCache, num_tokens: int) -> "StepTensors":
         def zeros(size: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=cache.device)
 
-        tokens = [zeros(num_tokens) for _ in range(5)]
-        slots = tuple(zeros(num_tokens) for _ in cache.block_tables)
-        bounds, lengths = (zeros(len(cache.capacities) + n, torch.int32) for n in (1, 0))
-        return cls(cache, *tokens, zeros(num_tokens, torch.int32), slots, bounds, lengths)
+        batch = len(cache.capacities)
+        return cls(
+            cache,
+            ids=zeros(num_tokens),
+            positions=zeros(num_tokens),
+            table_rows=zeros(num_tokens),
+            slots=tuple(zeros(num_tokens) for _ in cache.block_tables),
+            cu_seqlens_q=zeros(batch + 1, torch.int32),
+            seqlens_k=zeros(batch, torch.int32),
+        )
 
     def first(self, num_tokens: int) -> "StepTensors":
         """The same memory for a step of fewer tokens."""
-        tokens = self.ids, self.positions, self.tables, self.index, self.offset, self.page
-        fewer = [t[:num_tokens] for t in (*tokens, *self.slots)]
-        bounds = self.cu_seqlens_q, self.seqlens_k
-        return StepTensors(self.cache, *fewer[:6], tuple(fewer[6:]), *bounds)
+        return replace(
+            self,
+            ids=self.ids[:num_tokens],
+            positions=self.positions[:num_tokens],
+            table_rows=self.table_rows[:num_tokens],
+            slots=tuple(slots[:num_tokens] for slots in self.slots),
+        )
 
     def place(self, starts: list[int], counts: list[int]) -> None:
         """`counts[b]` tokens of sequence b, from position `starts[b]` on."""
@@ -85,7 +86,7 @@ class StepTensors:
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             span = slice(bounds[row], bounds[row + 1])
             torch.arange(start, end, dtype=torch.int64, device=device, out=self.positions[span])
-            self.tables[span] = row * width
+            self.table_rows[span] = row * width
         self.cu_seqlens_q.copy_(torch.tensor(bounds, dtype=torch.int32, device="cpu"))
         self.seqlens_k.copy_(torch.tensor(ends, dtype=torch.int32, device="cpu"))
         self._find_slots()
@@ -98,17 +99,17 @@ class StepTensors:
 
     def _find_slots(self) -> None:
         page_size = self.cache.page_size
-        torch.floor_divide(self.positions, page_size, out=self.index).add_(self.tables)
-        torch.remainder(self.positions, page_size, out=self.offset)
+        offset, place = self.positions % page_size, self.positions // page_size + self.table_rows
         for table, slots in zip(self.cache.block_tables, self.slots, strict=True):
-            torch.index_select(table.view(-1), 0, self.index, out=self.page)
-            torch.add(self.offset, self.page, alpha=page_size, out=slots)
+            page = table.view(-1).index_select(0, place)
+            torch.add(offset, page, alpha=page_size, out=slots)
 
     def metadata(self, max_seqlen_q: int) -> list[AttentionMetadata]:
         """Of each layer."""
-        lengths = self.cu_seqlens_q, self.seqlens_k
         kinds = [
-            AttentionMetadata(self.positions, slots, *lengths, table, max_seqlen_q)
+            AttentionMetadata(
+                self.positions, slots, self.cu_seqlens_q, self.seqlens_k, table, max_seqlen_q
+            )
             for slots, table in zip(self.slots, self.cache.block_tables, strict=True)
         ]
         return [kinds[kind] for kind in self.cache.kinds]
@@ -152,10 +153,9 @@ class Runner:
         """
         starts = [sequence.position for sequence in self.sequences]
         ends = [len(sequence.ids) for sequence in self.sequences]
-        counts = [end - start for start, end in zip(starts, ends, strict=True)]
-        if min(counts) < 1:
+        self._require_room(starts, ends)
+        if any(start >= end for start, end in zip(starts, ends, strict=True)):
             raise ValueError("expected tokens of every sequence that are not in the KV cache yet")
-        self._require_room(starts, counts)
         last = self.model.embedding.new_empty(len(ends), self.model.config.hidden_size)
         for counts in prompt_pieces(starts, ends, self.cache.chunk):
             hidden = self.step(counts)
@@ -166,10 +166,15 @@ class Runner:
 
     @isolated
     def step(self, counts: list[int]) -> Tensor:
-        """Runs the next `counts[b]` tokens of each prompt, at most as many together as
-        `prompt_pieces` gives; `[sum(counts), hidden_size]`."""
-        num_tokens, starts = sum(counts), self._take(counts)
-        self._decoding = None
+        """Runs the next `counts[b]` tokens of each prompt, within the limits of `prompt_pieces`.
+
+        Returns:
+            `[sum(counts), hidden_size]`, the last layer's output.
+        """
+        num_tokens, most = sum(counts), len(self._tensors.ids)
+        if not 1 <= num_tokens <= most:
+            raise ValueError(f"expected 1 to {most} tokens in one step, got {num_tokens}")
+        starts, self._decoding = self._take(counts), None
         tensors = self._tensors.first(num_tokens)
         tensors.place(starts, counts)
         parts = [
@@ -180,7 +185,8 @@ class Runner:
             x = torch.cat([sequence.embeddings(self.model, span) for sequence, span in parts])
         else:
             x = torch.cat([sequence.ids[span] for sequence, span in parts], out=tensors.ids)
-        return self.model(x, tensors.metadata(max(counts)), self.cache.layers)
+        hidden: Tensor = self.model(x, tensors.metadata(max(counts)), self.cache.layers)
+        return hidden
 
     @isolated
     def decode(self, ids: Tensor) -> Tensor:
@@ -199,20 +205,28 @@ class Runner:
             tensors.place(starts, one_each)
             self._decoding = tensors, metadata
         tensors.ids.copy_(ids)
-        return self.model.compute_logits(self.model(tensors.ids, metadata, self.cache.layers))
+        hidden = self.model(tensors.ids, metadata, self.cache.layers)
+        return self.model.compute_logits(hidden)
 
     def _take(self, counts: list[int]) -> list[int]:
         """Moves the sequences on; the positions where their new tokens begin."""
         starts = [sequence.position for sequence in self.sequences]
-        self._require_room(starts, counts)
-        for sequence, count in zip(self.sequences, counts, strict=True):
-            sequence.position += count
+        ends, chunk = [a + count for a, count in zip(starts, counts, strict=True)], self.cache.chunk
+        self._require_room(starts, ends)
+        for start, end in zip(starts, ends, strict=True):
+            if chunk and end > start and start // chunk != (end - 1) // chunk:
+                raise ValueError(
+                    f"expected a step inside one chunk of {chunk} tokens, got positions {start} "
+                    f"to {end - 1}"
+                )
+        for sequence, end in zip(self.sequences, ends, strict=True):
+            sequence.position = end
         return starts
 
-    def _require_room(self, starts: list[int], counts: list[int]) -> None:
-        for start, count, capacity in zip(starts, counts, self.cache.capacities, strict=True):
-            if start + count > capacity:
+    def _require_room(self, starts: list[int], ends: list[int]) -> None:
+        for start, end, capacity in zip(starts, ends, self.cache.capacities, strict=True):
+            if end > capacity:
                 raise ValueError(
                     f"expected at most {capacity - start} more tokens in this KV cache "
-                    f"(capacity {capacity}, in use {start}), got {count}"
+                    f"(capacity {capacity}, in use {start}), got {end - start}"
                 )

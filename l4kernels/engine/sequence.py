@@ -17,7 +17,7 @@ class Sequence:
 
     Args:
         ids: int64 `[S]` on the model's device, the prompt.
-        features: `[R, hidden_size]`, what the vision tower made of its images; or None.
+        features: `[R, hidden_size]`, what the vision tower made of images; or None.
         feature_rows: int32 `[S]`, with features: the row at a patch token, -1 at another one.
     """
 
@@ -73,13 +73,12 @@ def make_sequences(
     sequences = [Sequence(row) for row in ids]
     if pixel_values is None:
         return sequences, 0.0
-    is_patch = ids == model.config.image_token_index
-    pixels, counts = check_pixels(model.config, pixel_values, is_patch, model.build.dtype)
-    assert model.vision is not None
+    pixels = check_pixels(model.config, ids, pixel_values, model.build.dtype)
+    token = model.config.image_token_index
+    assert model.vision is not None and token is not None
     started = time.perf_counter()
-    features = model.vision(pixels)
-    rows = torch.where(is_patch, is_patch.cumsum(1) - 1, -1).to(torch.int32)
-    for sequence, own, own_rows in zip(sequences, features.split(counts), rows, strict=True):
-        if len(own):
-            sequence.features, sequence.feature_rows = own, own_rows
+    features, is_patch = model.vision(pixels), torch.eq(ids, token)
+    order = is_patch.flatten().cumsum(0).view(ids.shape) - 1
+    for sequence, rows in zip(sequences, torch.where(is_patch, order, -1), strict=True):
+        sequence.features, sequence.feature_rows = features, rows.to(torch.int32)
     return sequences, time.perf_counter() - started

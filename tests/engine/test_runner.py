@@ -201,6 +201,22 @@ def test_a_step_is_in_tensors_that_were_there_before_it():
     assert [*positions] == [[30 + step, 7 + step] for step in range(5)]
 
 
+def test_steps_that_do_not_fit_are_refused():
+    runner = Runner(make(), [Sequence(ids) for ids in texts_of([40, 70])])
+    for counts, message in (
+        ([33, 1], r"inside one chunk of 32 tokens, got positions 0 to 32"),
+        ([0, 0], "expected 1 to 110 tokens in one step, got 0"),
+        ([41, 0], r"at most 40 more tokens in this KV cache \(capacity 40, in use 0\), got 41"),
+        ([40, 71], "expected 1 to 110 tokens in one step, got 111"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runner.step(counts)
+    assert [sequence.position for sequence in runner.sequences] == [0, 0]
+    assert runner.step([32, 5]).shape[0] == 37
+    with pytest.raises(ValueError, match="got positions 5 to 32"):
+        runner.step([1, 28])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20_000)), min_size=1, max_size=40),
