@@ -151,6 +151,6 @@ def spoilt(tiles: torch.Tensor, value: float) -> torch.Tensor:
 )  # fmt: skip
 def test_wrong_images(model, change, message):
     ids, tiles = change(*prompt(CASE))
-    for call in (model, lambda i, t: model.generate(i, 2, pixel_values=t)):
+    for call in (model.prompt_logits, lambda i, t: model.generate(i, 2, pixel_values=t)):
         with pytest.raises(ValueError, match=message):
             call(ids, tiles)
