@@ -1,5 +1,6 @@
 """Sequences of different lengths and ages in one forward pass, and in the runner's steps."""
 
+import doctest
 import random
 
 import pytest
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4kernels import Llama4, Llama4Config, ops
+from l4kernels.engine import runner as runner_module
 from l4kernels.engine.runner import MAX_PIECE, Runner, prompt_pieces
 from l4kernels.engine.sequence import Sequence
 from l4kernels.layers.attention import AttentionMetadata, LayerCache
+from l4kernels.model import llama4
 from tests.support.checkpoints import ALIGNED, TEXT
 from tests.support.parity import TOLERANCE
 
@@ -253,3 +256,9 @@ def test_images_and_text_go_together():
     for row, sequence in enumerate(alone):
         assert close(model, together[row], Runner(model, [sequence]).prefill()[0])
     assert not close(model, together[0], Runner(model, [Sequence(texts[0])]).prefill()[0])
+
+
+@pytest.mark.parametrize("module", [llama4, runner_module])
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
