@@ -23,7 +23,7 @@ import torch
 
 from l4kernels.bench.rows import Rows
 from l4kernels.bench.timing import Timing
-from l4kernels.planning.gpus import PEAKS
+from l4kernels.planning.gpus import GPUS
 
 Result = tuple[Timing | None, dict[str, Any]]
 Steps = Callable[[], Iterator[tuple[str, Callable[[], Result | Iterator[Result]]]]]
@@ -116,7 +116,7 @@ class Worker:
         self.process.join()
 
 
-def visit(
+def run_steps(
     steps: Steps, cost: Callable[[str], float], rows: Rows, keys: list[str], end: float
 ) -> int:
     """Runs the steps until `end` of the monotonic clock; returns how many failed."""
@@ -172,5 +172,5 @@ def op_of(key: str) -> str:
 def line(key: str, ok: bool, timing: Timing | None, facts: dict[str, Any], gpu: str) -> str:
     text, rate = f"{'ok   ' if ok else 'FAIL '} {key}", facts.get("bytes_per_second")
     text += f"  {timing.median:.1f} us" if timing else ""
-    text += f"  {rate / 1e12:.2f} TB/s, {rate / PEAKS[gpu].memory:.0%}" if rate else ""
+    text += f"  {rate / 1e12:.2f} TB/s, {rate / GPUS[gpu].bandwidth:.0%}" if rate else ""
     return text + (f"\n{facts['error']}" if "error" in facts else "")

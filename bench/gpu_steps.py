@@ -4,20 +4,12 @@ A step returns the timing of its row, if it has one, and what else the row holds
 fails.
 """
 
-import csv
 import functools
 import itertools
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from bench import captured, micro, tune
+from bench import ceilings, decode_step, micro, profilers, tune
 from bench.checks import gpu_checks
 from bench.checks.edges import EDGES
 from bench.checks.whole_model import CASES
@@ -26,10 +18,11 @@ from bench.peers import peers
 from l4kernels import STATUS, ops
 from l4kernels.bench import e2e
 from l4kernels.bench.measure import measure
+from l4kernels.bench.rows import current_gpu
 from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
-from l4kernels.bench.timing import time_calls, time_graph
+from l4kernels.bench.timing import time_graph
 from l4kernels.env import gpu_problem
-from l4kernels.planning.gpus import gpu_key
+from l4kernels.layers.weights import FORMATS
 
 Step = Callable[[], Result | Iterator[Result]]
 
@@ -63,9 +56,6 @@ COSTS = {
     "": 0.25,
 }
 """Seconds that steps whose key starts so take, the first that fits: measured on an H200."""
-SANITIZERS = ("memcheck", "racecheck", "synccheck")
-CEILING_BYTES = 8 << 30
-CLOCKS_TOKENS, CLOCKS_S = 8192, 3.0  # longer than clocks take to settle under load
 COUNTED = ("row3", "row5", "row8", "row11", "o")
 """What is run under ncu: rows of the GEMM's table, and Scout's O at one token."""
 
@@ -73,20 +63,21 @@ COUNTED = ("row3", "row5", "row8", "row11", "o")
 def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short: of the GPU
     that is there, or, for looking at the list alone, of one by name."""
-    formats = [form for form in ("bf16", "fp8") if gpu or gpu_problem(form) is None]
-    gpu = gpu or gpu_key(torch.cuda.get_device_name())
+    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
+    formats = [name for name in runnable if gpu or gpu_problem(name) is None]
+    gpu = gpu or current_gpu()
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)
     yield from micro.steps()
     for form in ("bf16", "fp8_fast"):
-        yield f"clocks.{form}", functools.partial(clocks_under_load, form)
-    yield "ceiling.copy", copy_ceiling
-    yield "ceiling.read", read_ceiling
+        yield f"clocks.{form}", functools.partial(ceilings.clocks_under_load, form)
+    yield "ceiling.copy", ceilings.copy
+    yield "ceiling.read", ceilings.read
     yield from tune.steps("scout")
     first = list(_cases("scout", FIRST_SIZES))
     for case in first:
         yield case.key, functools.partial(measure, case, gpu)
-    yield from captured.steps(gpu, formats)
+    yield from decode_step.steps(gpu, formats)
     found = [model for model in WHOLE_MODELS if model[1] in formats]
     models = [(e2e.key(*model[:4]), _check(e2e.run, "cuda", *model)) for model in found]
     yield from models[:2]
@@ -97,12 +88,12 @@ def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     for case in map(everything.__getitem__, order):
         key = "peers" + case.key.removeprefix("bench")
         yield key, functools.partial(measured_with_peers, case, gpu)
-    for tool in SANITIZERS:
-        yield f"sanitizer.{tool}", functools.partial(sanitizer, tool)
+    for tool in profilers.SANITIZERS:
+        yield f"sanitizer.{tool}", functools.partial(profilers.sanitizer, tool)
     yield from models[2:]
     yield from _others(gpu)
     for what in COUNTED:
-        yield f"counters.{what}", functools.partial(counters, what)
+        yield f"counters.{what}", functools.partial(profilers.counters, what)
 
 
 def cost(key: str) -> float:
@@ -139,7 +130,7 @@ def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
 
 
 def _others(gpu: str) -> Iterator[tuple[str, Step]]:
-    """Routing with the gather behind it; torch.compile as a peer, which takes seconds a shape."""
+    """Routing with the gather after it; torch.compile as a peer, which takes seconds a shape."""
     for tokens in PHASES["decode"]:
         yield f"bench.logits_to_rows.scout.{tokens}", functools.partial(logits_to_rows, tokens)
     for op in benchmarked_ops():
@@ -170,91 +161,3 @@ def logits_to_rows(tokens: int) -> Result:
         [lambda: ops.moe_permute_fp8(x, ops.moe_route(logits, top_k).permutation, top_k)], chain=100
     )
     return timing, {"bytes": sum(case.work().bytes for case in pair)}
-
-
-def clocks_under_load(form: str) -> Result:
-    """A large product on random data again and again; the row's clocks were seen meanwhile."""
-    sizes = {"prefill": (CLOCKS_TOKENS,)}
-    case = next(c for c in calls("gemm", ("scout",), ("prefill",), sizes) if form in c.label)
-    args, options = case.make("cuda")
-    timing = time_calls(lambda: ops.gemm(*args, **options), repeats=10)
-    repeats = max(1, int(CLOCKS_S * 1e6 / timing.median))
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    for _ in range(repeats):
-        ops.gemm(*args, **options)
-    end.record()
-    torch.cuda.synchronize()
-    settled = begin.elapsed_time(end) * 1e3 / repeats
-    flops = case.work().flops
-    return timing, {
-        "call": case.key,
-        "repeats_under_load": repeats,
-        "us_under_load": settled,
-        "flops_per_second": flops / (settled * 1e-6),
-    }
-
-
-def copy_ceiling() -> Result:
-    """Device-to-device copy, bytes read and written."""
-    source = torch.empty(CEILING_BYTES // 2, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    timing = time_calls(lambda: target.copy_(source))
-    moved = 2 * source.numel()
-    return timing, {"bytes": moved, "bytes_per_second": moved / (timing.median * 1e-6)}
-
-
-def read_ceiling() -> Result:
-    """16-byte loads of every byte."""
-    data = torch.empty(CEILING_BYTES, dtype=torch.uint8, device="cuda").random_()
-    timing = time_calls(lambda: ops.word_sum(data))
-    rate = data.numel() / (timing.median * 1e-6)
-    return timing, {"bytes": data.numel(), "bytes_per_second": rate}
-
-
-def sanitizer(tool: str) -> Result:
-    """One process per tool, which looks at our kernels only; without torch's cache of memory, which
-    would hide an access behind a tensor's end."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        return None, {"skipped": "no compute-sanitizer on this machine"}
-    watched = [program, "--tool", tool, "--error-exitcode", "9", "--show-backtrace", "no"]
-    watched += [
-        "--kernel-name",
-        "kernel_substring=l4k",
-        sys.executable,
-        "-m",
-        "bench.checks.gpu_checks",
-    ]
-    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run(
-        watched, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
-    )
-    lines = done.stdout.strip().splitlines() or ["no output"]
-    reports = dict.fromkeys(line[:160] for line in lines if line.startswith("========="))
-    shown = [line for line in reports if line.strip("= ")][:40]
-    assert done.returncode == 0, f"exit {done.returncode}\n" + "\n".join(shown)
-    return None, {"summary": lines[-1]}
-
-
-def counters(what: str) -> Result:
-    """Hardware counters of one launch, by ncu, which leaves the clocks alone."""
-    program = shutil.which("ncu")
-    if program is None:
-        return None, {"skipped": "no ncu on this machine"}
-    command = [program, "--clock-control", "none", "--set", "full", "--page", "raw", "--csv"]
-    command += ["--kernel-name", "regex:gemm_kernel", "--launch-skip", "1", "--launch-count", "1"]
-    script = Path(__file__).with_name("counted.py")
-    done = subprocess.run(
-        [*command, sys.executable, str(script), what], capture_output=True, text=True
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith('"')]
-    assert done.returncode == 0 and len(lines) >= 3, done.stdout[-2000:] + done.stderr[-1000:]
-    return None, {"counters": counted(lines)}
-
-
-def counted(lines: list[str]) -> dict[str, str]:
-    """Name -> value of ncu's raw page: a line of names, one of units, one of values."""
-    names, units, values = list(csv.reader(lines))[:3]
-    found = zip(names, units, values, strict=True)
-    return {name: f"{value} {unit}".strip() for name, unit, value in found if value}

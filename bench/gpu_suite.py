@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu_run import visit
+from bench.gpu_run import run_steps
 from bench.gpu_steps import cost, steps
 from l4kernels import STATUS
-from l4kernels.bench.rows import Rows
-from l4kernels.planning.gpus import gpu_key
+from l4kernels.bench.rows import Rows, current_gpu
 
+RESULTS = Path(__file__).parent / "results"
+"""Rows that are published, by GPU."""
 STARTS_S = 15
 """What it does take; for the plan."""
 
@@ -44,10 +45,11 @@ def main() -> int:
         raise SystemExit("gpu_suite: torch sees no CUDA device; run `make test` without one")
     if not STATUS.loaded:
         raise SystemExit(f"gpu_suite: {STATUS.reason}")
-    rows = Rows(options.out, gpu_key(torch.cuda.get_device_name()))
+    gpu = current_gpu()
+    rows = Rows(options.out, gpu, RESULTS / gpu)
     try:
         keys = [key for key, _ in steps() if key.startswith(tuple(options.only.split(",")))]
-        return 1 if visit(steps, cost, rows, keys, end) else 0
+        return 1 if run_steps(steps, cost, rows, keys, end) else 0
     finally:
         rows.close()
 

@@ -101,9 +101,16 @@ def moe_route(logits: Tensor, top_k: int) -> Any:
 
 @_eager
 def rope_cache(
-    qkv: Tensor, positions: Tensor, slot_mapping: Tensor, k_cache: Tensor, v_cache: Tensor, *,
-    num_heads: int, cos_sin: Tensor, qk_norm_eps: float | None = None,
-) -> Tensor:  # fmt: skip
+    qkv: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    cos_sin: Tensor,
+    qk_norm_eps: float | None = None,
+) -> Tensor:
     heads = qkv.unflatten(1, (-1, k_cache.shape[3]))
     qk, value = heads.split([heads.shape[1] - k_cache.shape[2], k_cache.shape[2]], 1)
     cos, sin = cos_sin[positions % cos_sin.shape[0], None].chunk(2, -1)
@@ -148,7 +155,7 @@ def gemm(
     activation: str = "none",
     fast_accum: bool = False,
 ) -> Tensor:
-    """cuBLAS and torch's grouped products; SwiGLU in eager torch behind them."""
+    """cuBLAS and torch's grouped products; SwiGLU in eager torch after them."""
     w = b.transpose(-2, -1)
     options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast_accum}
     if expert_offsets is not None:
@@ -172,9 +179,14 @@ def gemm(
 
 @_eager
 def flash_prefill(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, *_: Tensor, softmax_scale: float, chunk: int = 0,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *_: Tensor,
+    softmax_scale: float,
+    chunk: int = 0,
     max_seqlen_q: int = 0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """cuDNN on one sequence whose pages lie in order; chunks go as a batch."""
     _one_bf16_sequence(k_cache)
     if q.shape[0] < k_cache.shape[0] * k_cache.shape[1]:
@@ -190,9 +202,14 @@ def flash_prefill(
 
 @_eager
 def flash_decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *_: Tensor, softmax_scale: float,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lengths: Tensor,
+    *_: Tensor,
+    softmax_scale: float,
     chunk: int = 0,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """cuDNN on one sequence that fills its pages, which lie in order."""
     if q.shape[0] > 1:
         raise NotImplementedError("sequences of different lengths")
@@ -220,9 +237,14 @@ def _cudnn(q: Tensor) -> Any:
 
 
 def _fbgemm_gemm(
-    a: Tensor, b: Tensor, *, expert_offsets: Tensor | None = None, sfa: Tensor | None = None,
-    sfb: Tensor | None = None, fast_accum: bool = False,
-) -> Tensor:  # fmt: skip
+    a: Tensor,
+    b: Tensor,
+    *,
+    expert_offsets: Tensor | None = None,
+    sfa: Tensor | None = None,
+    sfb: Tensor | None = None,
+    fast_accum: bool = False,
+) -> Tensor:
     import fbgemm_gpu.experimental.gen_ai  # noqa: F401
 
     ops = torch.ops.fbgemm
@@ -251,17 +273,29 @@ def _deep_gemm(a: Tensor, b: Tensor, *, sfa: Tensor | None = None, sfb: Any = No
 
 
 def _fa3(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, *tables: Tensor, softmax_scale: float,
-    chunk: int = 0, max_seqlen_q: int | None = None,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *tables: Tensor,
+    softmax_scale: float,
+    chunk: int = 0,
+    max_seqlen_q: int | None = None,
+) -> Tensor:
     from flash_attn_interface import flash_attn_with_kvcache
 
     *starts, lengths, block_table = tables
     return flash_attn_with_kvcache(
-        q, k_cache, v_cache, cache_seqlens=lengths, page_table=block_table, causal=True,
-        cu_seqlens_q=starts[0] if starts else None, max_seqlen_q=max_seqlen_q,
-        softmax_scale=softmax_scale, attention_chunk=chunk,
-    )  # fmt: skip
+        q,
+        k_cache,
+        v_cache,
+        cache_seqlens=lengths,
+        page_table=block_table,
+        causal=True,
+        cu_seqlens_q=starts[0] if starts else None,
+        max_seqlen_q=max_seqlen_q,
+        softmax_scale=softmax_scale,
+        attention_chunk=chunk,
+    )
 
 
 def _fbgemm_index_shuffling(logits: Tensor, top_k: int) -> Any:

@@ -12,9 +12,10 @@ import torch
 
 from l4kernels import STATUS
 from l4kernels.bench.measure import timed
+from l4kernels.bench.rows import current_gpu
 from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels.ops import OPS
-from l4kernels.planning.gpus import PEAKS, gpu_key
+from l4kernels.planning.gpus import GPUS
 
 ON_GPU = torch.cuda.is_available() and STATUS.loaded
 MODELS, SIZES = (("scout", "maverick"), None) if ON_GPU else (("demo",), {"decode": (1, 64)})
@@ -41,7 +42,7 @@ def test_call(benchmark, case):
 
     benchmark.group = case.op
     if ON_GPU:
-        floor = case.floor_us(PEAKS[gpu_key(torch.cuda.get_device_name())])
+        floor = case.floor_us(GPUS[current_gpu()])
         benchmark.extra_info["floor_us"] = floor
         benchmark.pedantic(measured, rounds=3)
     else:

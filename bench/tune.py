@@ -15,7 +15,7 @@ from torch import Tensor
 
 from l4kernels import ops
 from l4kernels.bench import shapes
-from l4kernels.bench.report import load
+from l4kernels.bench.rows import load
 from l4kernels.bench.timing import time_calls, time_graph
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)

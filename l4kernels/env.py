@@ -11,6 +11,7 @@ import torch
 
 import l4kernels
 from l4kernels import cpu
+from l4kernels.layers.weights import FORMATS
 from l4kernels.ops import OPS
 from l4kernels.ops.library import STATUS
 
@@ -19,15 +20,8 @@ PACKAGES = {
     "vision": ("pillow",),
     "core": ("torch", "numpy", "safetensors", "tokenizers"),
 }
-ONLY_FOR = {
-    "gemm_swiglu_fp8": ("fp8",),
-    "quantize_int4": ("int4",),
-    "w4_gemm": ("int4",),
-    "merge_attention_states": (),
-    "mma_tile": (),
-    "word_sum": (),
-}
-"""Ops that not every model calls, and the formats of weights that do."""
+NO_MODEL_OPS = {"merge_attention_states", "mma_tile", "word_sum"}
+"""Ops that no model calls."""
 MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
 
 
@@ -101,8 +95,8 @@ def _library() -> dict[str, Any]:
 def gpu_problem(weights: str) -> str | None:
     """Why a model with weights in this format cannot run on CUDA kernels here; None if it can."""
     blocked = _blocked(_gpus())
-    unused = {name for name, formats in ONLY_FOR.items() if weights not in formats}
-    missing = sorted(set(OPS) - set(STATUS.kernels) - unused)
+    others = {op for name, form in FORMATS.items() if name != weights for op in form.own_ops}
+    missing = sorted(set(OPS) - set(STATUS.kernels) - NO_MODEL_OPS - others)
     if not blocked and missing:
         blocked = f"{weights} models need ops that have no CUDA kernel: {', '.join(missing)}"
     return blocked or None

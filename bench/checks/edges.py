@@ -259,7 +259,7 @@ def any_strides_give_the_right_result_or_an_error_that_names_the_tensor(m: Machi
 
 @edge
 def rows_beyond_4_gib(m: Machine) -> None:
-    """Sparse buffers whose last rows begin behind 2^31 elements."""
+    """Sparse buffers whose last rows begin past 2^31 elements."""
 
     def far(rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         wide = torch.empty(rows, 2**31 // (rows - 1) + 128, dtype=dtype, device=m.device)

@@ -10,10 +10,14 @@ from l4kernels.testing import assert_close
 
 
 def sampling(
-    batch: int, temperature: float = 1.0, top_k: float = 0, top_p: float = 1.0, min_p: float = 0.0,
+    batch: int,
+    temperature: float = 1.0,
+    top_k: float = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
     rows: Tensor | None = None,
-) -> list[Tensor]:  # fmt: skip
-    """The sampler's arguments behind the logits; a row's seed and counter are those of its number
+) -> list[Tensor]:
+    """The sampler's arguments after the logits; a row's seed and counter are those of its number
     in `rows`."""
     rows = torch.arange(batch) if rows is None else rows
     floats = (torch.full_like(rows, v, dtype=torch.float32) for v in (temperature, top_p, min_p))

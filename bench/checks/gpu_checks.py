@@ -381,7 +381,7 @@ def large_routing() -> dict[str, Any]:
 
 
 def large_rope() -> dict[str, Any]:
-    """A million tokens, whose slots reach behind 2^31 elements of the cache."""
+    """A million tokens, whose slots reach past 2^31 elements of the cache."""
     heads, slots = ROPE_HEADS, 64 * ROPE_PAGES
     qkv, table = _random(TOKENS, 3 * heads * 128), ops.rope_table(8192, theta=5e5).cuda()
     positions = torch.arange(TOKENS, device="cuda") * 10

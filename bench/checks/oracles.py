@@ -27,9 +27,17 @@ def _moe_combine(cp: Any, y: Any, inverse: Any, top_k: int, shared: Any, residua
 
 
 def _rope_cache(
-    cp: Any, qkv: Any, positions: Any, slots: Any, k: Any, v: Any, *, num_heads: int, cos_sin: Any,
+    cp: Any,
+    qkv: Any,
+    positions: Any,
+    slots: Any,
+    k: Any,
+    v: Any,
+    *,
+    num_heads: int,
+    cos_sin: Any,
     qk_norm_eps: float | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     q = qkv.reshape(len(qkv), -1, 64, 2)[:, :num_heads]
     table = cos_sin[positions % len(cos_sin), None]
     turned = (q[..., 0] + 1j * q[..., 1]) * (table[..., :64] + 1j * table[..., 64:])

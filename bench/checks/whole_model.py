@@ -14,7 +14,7 @@ from l4kernels.engine.llama4 import Llama4
 from l4kernels.prompt.chat import Prompter, user_message
 from l4kernels.testing import relative_error
 
-FORMATS = {
+OPTIONS = {
     "bf16": {"weights": "bf16"},
     "fp8": {"weights": "fp8"},
     "fp8_kv": {"weights": "fp8", "kv_dtype": "fp8"},
@@ -33,7 +33,7 @@ those of two units even less."""
 
 
 def load(form: str, device: str = "cpu") -> Llama4:
-    options = FORMATS[form]
+    options = OPTIONS[form]
     return Llama4.from_pretrained(demo.CHECKPOINT, device, torch.bfloat16, **options)
 
 

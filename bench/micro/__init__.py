@@ -51,7 +51,7 @@ def _build_all(output: Path, flags: list[str], library: Path | None) -> list[Pat
 
 
 def _build(name: str, output: Path, flags: list[str], library: Path | None) -> Path:
-    """Compiles a program unless it is up to date; ptxas may not put products one behind another."""
+    """Compiles a program unless it is up to date; ptxas may not put products one after another."""
     compiler = nvcc()
     if compiler is None:
         raise RuntimeError("expected nvcc: a toolkit, or `make venv`")
@@ -104,7 +104,7 @@ def judged(row: Row, metrics: dict[str, Bounds]) -> Row:
 def steps(
     folder: Path = FOLDER,
 ) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
-    """One step of a visit per program, in the shape of `bench.gpu_steps`."""
+    """One step of a GPU run per program, in the shape of `bench.gpu_steps`."""
     for name in PROGRAMS:
         yield f"micro.{name}", partial(_step, name, folder)
 

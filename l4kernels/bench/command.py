@@ -5,15 +5,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from l4kernels import STATUS
-from l4kernels.bench.arguments import Parser
 from l4kernels.bench.measure import line, measure
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.parser import Parser
+from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
-from l4kernels.planning.gpus import PEAKS, gpu_key
+from l4kernels.bench.timing import Timing
+from l4kernels.planning.gpus import with_peaks
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", action="append", choices=["scout", "maverick"])
     parser.add_argument("--phase", action="append", choices=list(PHASES))
     parser.add_argument(
-        "--gpu", choices=list(PEAKS), default="h200", help="whose floor, without one"
+        "--gpu", choices=with_peaks(), default="h200", help="whose floor, without one"
     )
     parser.add_argument("--counters", action="store_true", help="run reduced cases in the emulator")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for rows")
@@ -47,12 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
         return whole_model(arguments[1:])
     options = parse(arguments)
     on_gpu = torch.cuda.is_available() and STATUS.loaded
-    gpu = gpu_key(torch.cuda.get_device_name()) if on_gpu else options.gpu
+    gpu = current_gpu() if on_gpu else options.gpu
     rows = Rows(options.out, gpu) if on_gpu else None
     models = tuple(options.model or ("scout", "maverick"))
     for op in options.ops or benchmarked_ops():
         for case in calls(op, models, tuple(options.phase or PHASES)):
-            work, timing, facts = case.work(), None, {"peers": {}}
+            work = case.work()
+            timing: Timing | None = None
+            facts: dict[str, Any] = {"peers": {}}
             if rows is not None:
                 *_, (timing, facts) = measure(case, gpu)
                 rows.add(case.key, True, timing, **facts)

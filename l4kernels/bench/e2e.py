@@ -17,18 +17,21 @@ from typing import Any
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.bench.arguments import Parser
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.parser import Parser
+from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.engine.kv_cache import KVCache
 from l4kernels.env import gpu_problem
-from l4kernels.planning import plan as planner
-from l4kernels.planning.gpus import PEAKS, gpu_key
+from l4kernels.layers.weights import FORMATS
+from l4kernels.planning.footprint import active_params, blocks
+from l4kernels.planning.gpus import GPUS
+from l4kernels.planning.plan import plan
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="l4k bench e2e", description=__doc__)
     parser.add_argument("--model", choices=["scout", "maverick", "demo"], default="demo")
-    parser.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
+    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
+    parser.add_argument("--format", choices=runnable, default="bf16")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to generate, at least 2")
@@ -55,7 +58,7 @@ def main(arguments: list[str]) -> int:
     row = run(device, options.model, options.format, options.batch, options.prompt,
               options.new, options.layers)  # fmt: skip
     if device == "cuda":
-        rows = Rows(options.out, gpu_key(torch.cuda.get_device_name()))
+        rows = Rows(options.out, current_gpu())
         row = rows.add(
             key(options.model, options.format, options.batch, options.prompt), True, **row
         )
@@ -80,17 +83,17 @@ def shortened(config: Llama4Config, layers: int) -> Llama4Config:
 
 
 def layers_that_fit(config: Llama4Config, form: str, gpu: str, context: int, batch: int) -> int:
-    slab = 8.0 * config.vocab_size * config.hidden_size  # the largest weight while it is made
+    largest = 8.0 * config.vocab_size * config.hidden_size  # bytes of a tensor while it is made
     for layers in range(config.num_hidden_layers, 0, -1):
-        plan = planner.plan(shortened(config, layers), form, gpu, context, batch)
-        if plan.spare >= slab:
+        planned = plan(shortened(config, layers), form, gpu, context, batch)
+        if planned.spare >= largest:
             return layers
     raise ValueError(f"not one layer of {config.name} in {form} fits a {gpu}")
 
 
 def prefill_flops(config: Llama4Config, batch: int, prompt: int) -> float:
     """Products of every layer for every token, attention inside the mask, one row of logits."""
-    b = planner.blocks(config)
+    b = blocks(config)
     head = b["lm_head"].params or b["embedding"].params
     pairs = 0
     for layer in range(config.num_hidden_layers):
@@ -98,7 +101,7 @@ def prefill_flops(config: Llama4Config, batch: int, prompt: int) -> float:
         whole, rest = divmod(prompt, chunk)
         pairs += (whole * chunk * (chunk + 1) + rest * (rest + 1)) // 2
     attention = 4 * pairs * config.num_attention_heads * config.head_dim
-    return batch * (2 * prompt * (planner.active_params(config) - head) + attention + 2 * head)
+    return batch * (2 * prompt * (active_params(config) - head) + attention + 2 * head)
 
 
 def run(
@@ -106,7 +109,7 @@ def run(
 ) -> dict[str, Any]:
     """Builds the model on the device and measures one prompt and its continuation."""
     whole = Llama4Config.preset(model)
-    gpu = gpu_key(torch.cuda.get_device_name()) if device == "cuda" else "h200"
+    gpu = current_gpu() if device == "cuda" else "h200"
     context = prompt + new
     layers = layers or layers_that_fit(whole, form, gpu, context, batch)
     if layers > whole.num_hidden_layers:
@@ -124,7 +127,7 @@ def run(
         torch.cuda.reset_peak_memory_stats()  # without what building took
     first, gaps = _generate(network, ids, new)
     step = statistics.median(gaps)
-    plan = planner.plan(config, form, gpu, context, batch)
+    planned = plan(config, form, gpu, context, batch)
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     row = {
         "op": None,
@@ -141,23 +144,23 @@ def run(
         "inter_token_ms": step * 1e3,
         "inter_token_ms_p90": sorted(gaps)[int(0.9 * (len(gaps) - 1))] * 1e3,
         "tokens_per_second": batch / step,
-        "bytes_per_step": plan.bytes_per_step,
-        "bytes_per_second": plan.bytes_per_step / step,
+        "bytes_per_step": planned.bytes_per_step,
+        "bytes_per_second": planned.bytes_per_step / step,
         "weights_bytes": weights,
-        "planned_weights_bytes": plan.weights,
+        "planned_weights_bytes": planned.weights,
         "kv_bytes": kv_bytes(network, batch, context),
-        "planned_kv_bytes": plan.kv,
+        "planned_kv_bytes": planned.kv,
     }
     if device == "cuda":
-        peaks = PEAKS[gpu]
-        peak = peaks.fp8 if form == "fp8" else peaks.bf16
-        floor = max(prefill_flops(config, batch, prompt) / peak, plan.weights / peaks.memory)
+        peak = GPUS[gpu].peak(fp8=FORMATS[form].fp8_products)
+        flops = prefill_flops(config, batch, prompt)
+        floor = max(flops / peak, planned.weights / GPUS[gpu].bandwidth)
         row |= {
-            "step_floor_ms": plan.step_floor_ms,
-            "share_of_step_floor": plan.step_floor_ms / (step * 1e3),
+            "step_floor_ms": planned.step_floor_ms,
+            "share_of_step_floor": planned.step_floor_ms / (step * 1e3),
             "first_token_floor_ms": floor * 1e3,
             "peak_memory_bytes": torch.cuda.max_memory_allocated(),
-            "planned_memory_bytes": plan.weights + plan.kv + plan.reserve,
+            "planned_memory_bytes": planned.weights + planned.kv + planned.reserve,
         }
     return row
 

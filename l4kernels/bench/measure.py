@@ -12,20 +12,22 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from l4kernels.bench.shapes import Call
 from l4kernels.bench.timing import Timing, time_calls, time_graph
 from l4kernels.ops import OPS, Work
-from l4kernels.planning.gpus import PEAKS
+from l4kernels.planning.gpus import GPUS
 from l4kernels.testing import relative_error
 
 SMALL_US = 50
 """Below this floor a call is timed inside a captured chain, where launches leave no gaps."""
-
-
 ROTATED_BYTES = 128 << 20
 """A chain goes round enough copies of its tensors to push each out of L2 (50 MB) in between."""
 MAX_COPIED_BYTES = 4 << 30  # a vocabulary of which a call reads a few rows is copied once or twice
 
 
 def timed(
-    function: Callable[..., Any], args: tuple, kwargs: dict[str, Any], work: Work, floor: float
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    work: Work,
+    floor: float,
 ) -> Timing:
     if floor >= SMALL_US:
         return time_calls(functools.partial(function, *args, **kwargs))
@@ -39,7 +41,7 @@ def timed(
 
 
 def timed_chained(
-    function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Timing | None:
     """A chain in which each call takes the result of the one before; None if it cannot be one.
 
@@ -77,7 +79,7 @@ def measure(
     """
     args, kwargs = case.make("cuda")
     op, work = OPS[case.op], case.work()
-    floor = case.floor_us(PEAKS[gpu])
+    floor = case.floor_us(GPUS[gpu])
     timing = timed(op, args, kwargs, work, floor)
     facts: dict[str, Any] = {
         "op": case.op,
@@ -124,7 +126,7 @@ def first_tensor(result: Any) -> torch.Tensor:
 
 def line(case: Call, work: Work, gpu: str, timing: Timing | None, facts: dict[str, Any]) -> str:
     """`rms_norm scout 16384   floor 69.9 us   73.1 us ±0.4   96 % of floor   1.9x torch`"""
-    floor = case.floor_us(PEAKS[gpu])
+    floor = case.floor_us(GPUS[gpu])
     text = f"{case.op:16s} {case.model:9s} {case.label:30s} floor {floor:9.2f} us ({gpu})  "
     if timing is None:
         return text + "not measured"

@@ -8,23 +8,9 @@ calls of one op whose label begins so.
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
-from l4kernels.bench.rows import read
-from l4kernels.planning.gpus import PEAKS
-
-Row = dict[str, Any]
-
-
-def load(paths: list[Path]) -> list[Row]:
-    """Rows of all files, newest per key; a folder stands for the .jsonl files in it."""
-    files = [f for p in paths for f in (sorted(p.glob("*.jsonl")) if p.is_dir() else [p])]
-    newest: dict[str, Row] = {}
-    for file in files:
-        for row in read(file):
-            if row["time"] >= newest.get(row["key"], row)["time"]:
-                newest[row["key"]] = row
-    return sorted(newest.values(), key=lambda row: row["key"])
+from l4kernels.bench.rows import Row, load
+from l4kernels.planning.gpus import GPUS
 
 
 def ceiling(rows: list[Row], key: str) -> float | None:
@@ -77,7 +63,7 @@ def page(rows: list[Row], op: str, call: str = "") -> str:
     ]
     for row in sorted(chosen, key=lambda r: [int(r["key"].split(".")[3]), r["key"]]):
         timed = [f"{name} {us:.1f}" for name, us in row["peers"].items() if isinstance(us, float)]
-        bytes_us = 1e6 * row["bytes"] / PEAKS[row["gpu"]].memory
+        bytes_us = 1e6 * row["bytes"] / GPUS[row["gpu"]].bandwidth
         bound = top and bytes_us > 0.99 * row["floor_us"]
         share = f"{row['bytes_per_second'] / top:.0%}" if top and bound else "-"
         lines.append(
@@ -112,13 +98,12 @@ def roofline(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     measured = [row for row in rows if row["ok"] and row.get("op") and row.get("flops")]
-    gpu = measured[0]["gpu"] if measured else "h200"
-    peaks = PEAKS[gpu]
+    gpu = GPUS[measured[0]["gpu"] if measured else "h200"]
     figure, axes = plt.subplots(figsize=(8, 5))
     intensity = [2.0**i for i in range(-6, 13)]
-    for name, peak in (("bf16", peaks.bf16), ("fp8", peaks.fp8)):
+    for name, peak in (("bf16", gpu.peak(fp8=False)), ("fp8", gpu.peak(fp8=True))):
         axes.plot(
-            intensity, [min(peak, i * peaks.memory) for i in intensity], label=f"{gpu} {name}"
+            intensity, [min(peak, i * gpu.bandwidth) for i in intensity], label=f"{gpu.name} {name}"
         )
     for row in measured:
         rate = row["flops"] / (row["median"] * 1e-6)

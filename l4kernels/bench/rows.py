@@ -12,17 +12,21 @@ import torch
 from l4kernels import STATUS
 from l4kernels.bench.clocks import Clocks
 from l4kernels.bench.timing import Timing
-from l4kernels.planning.gpus import gpu_key
+from l4kernels.planning.gpus import gpu_name
 
-RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+def current_gpu() -> str:
+    """What the table of GPUs calls torch's current device; raises like `gpu_name`."""
+    return gpu_name(torch.cuda.get_device_name())
 
 
 def machine() -> dict[str, Any]:
     """What a figure depends on besides the code and the clocks: GPU, versions, commit, time."""
-    name = torch.cuda.get_device_name()
     return {
-        "name": name,
-        "gpu": gpu_key(name),
+        "name": torch.cuda.get_device_name(),
+        "gpu": current_gpu(),
         "torch": torch.__version__,
         "commit": STATUS.build.get("commit", "unknown"),
         "nvcc": STATUS.build.get("nvcc", "unknown"),
@@ -30,21 +34,33 @@ def machine() -> dict[str, Any]:
     }
 
 
-def read(file: Path) -> list[dict[str, Any]]:
+def read(file: Path) -> list[Row]:
     """The rows of a file; a last line that was cut off while it was written is none."""
     whole, _, _ = file.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
 
 
-class Rows:
-    """Appends rows to one file per run and knows which keys have a row already."""
+def load(paths: list[Path]) -> list[Row]:
+    """Rows of all files, newest per key; a folder stands for the .jsonl files in it."""
+    files = [f for p in paths for f in (sorted(p.glob("*.jsonl")) if p.is_dir() else [p])]
+    newest: dict[str, Row] = {}
+    for file in files:
+        for row in read(file):
+            if row["time"] >= newest.get(row["key"], row)["time"]:
+                newest[row["key"]] = row
+    return sorted(newest.values(), key=lambda row: row["key"])
 
-    def __init__(self, out: Path, gpu: str):
+
+class Rows:
+    """Appends rows to a file in `out`, and knows which keys have one there or among `published`."""
+
+    def __init__(self, out: Path, gpu: str, published: Path | None = None):
         out.mkdir(parents=True, exist_ok=True)
         self.path, self.gpu, self._clocks = out / "rows.jsonl", gpu, Clocks()
-        self._known = {
+        self._known: dict[str, str] = {
             row["key"]: row["time"]
-            for folder in (RESULTS / gpu, out)
+            for folder in (published, out)
+            if folder is not None
             for file in sorted(folder.glob("*.jsonl"))
             for row in read(file)
             # A step that failed is still missing, and so is one of other kernels.
@@ -62,7 +78,7 @@ class Rows:
         timing: Timing | None = None,
         since: float | None = None,
         **facts: Any,
-    ) -> dict[str, Any]:
+    ) -> Row:
         """A row, with the clocks that were seen since a time of the monotonic clock."""
         now = time.monotonic()
         clocks = self._clocks.during(now if since is None else since, now)

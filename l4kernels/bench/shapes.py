@@ -4,7 +4,7 @@ that no model has.
 A case is made on any device; on "meta" it costs nothing and still knows its floor.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
-from l4kernels.planning.gpus import Peaks, floor_us
+from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
 """Tokens of a call. Attention: keys of a sequence."""
@@ -40,6 +40,9 @@ SCALINGS = {
 }
 
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
 @dataclass
 class Call:
     """One call of an op: its arguments, made when they are needed."""
@@ -48,7 +51,7 @@ class Call:
     model: str
     phase: str
     label: str  # what distinguishes it from the op's other cases
-    make: Callable[[str], tuple[tuple[Any, ...], dict[str, Any]]]
+    make: Callable[[str], Arguments]
 
     @property
     def key(self) -> str:
@@ -58,10 +61,10 @@ class Call:
         args, kwargs = self.make("meta")
         return OPS[self.op].work(*args, **kwargs)
 
-    def floor_us(self, peaks: Peaks) -> float:
+    def floor_us(self, gpu: Gpu) -> float:
         """Products of e4m3 operands are held against the e4m3 peak."""
         args, _ = self.make("meta")
-        return floor_us(self.work(), peaks, fp8=args[0].dtype == FP8)
+        return gpu.floor_us(self.work(), fp8=args[0].dtype == FP8)
 
 
 class Inputs:
@@ -111,16 +114,21 @@ def calls(
     op: str,
     models: tuple[str, ...],
     phases: tuple[str, ...],
-    sizes: dict[str, tuple[int, ...]] | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Iterator[Call]:
     """Every case of an op for the models and phases asked for; `sizes` are tokens by phase."""
+    by_phase: Mapping[str, tuple[int, ...]] = sizes or SIZES.get(op) or PHASES
     for model in models:
         config = Llama4Config.preset(model)
         for phase in phases:
-            for tokens in (sizes or SIZES.get(op, PHASES)).get(phase, ()):
+            for tokens in by_phase.get(phase, ()):
                 for label, make in _CALLS[op](config, tokens):
                     name = f"{tokens}{'.' + label if label else ''}"
-                    yield Call(op, model, phase, name, lambda d, make=make: make(Inputs(d)))
+                    yield Call(op, model, phase, name, _on_device(make))
+
+
+def _on_device(make: Callable[[Inputs], Arguments]) -> Callable[[str], Arguments]:
+    return lambda device: make(Inputs(device))
 
 
 def benchmarked_ops() -> list[str]:
@@ -172,7 +180,7 @@ def _rope_cache(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         config.head_dim,
     )
 
-    def make(i: Inputs, cache: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(i: Inputs, cache: torch.dtype) -> Arguments:
         pages = -(-tokens // PAGE)
         k, v = (i.normal(pages, PAGE, kv_heads, size).to(cache) for _ in "kv")
         options = {
@@ -209,7 +217,7 @@ def _moe_permute_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
 
-    def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(i: Inputs) -> Arguments:
         y, shared, residual = (i.normal(tokens, d) for _ in range(3))
         return (y, i.shuffled(tokens), 1), {"shared": shared, "residual": residual}
 
@@ -220,7 +228,7 @@ def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]
 def _merge_attention_states(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     heads, parts = config.num_attention_heads, 8
 
-    def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(i: Inputs) -> Arguments:
         lses = i.normal(parts, heads, tokens, dtype=torch.float32)
         return (i.normal(parts, tokens, heads, config.head_dim), lses), {}
 
@@ -229,7 +237,7 @@ def _merge_attention_states(config: Llama4Config, tokens: int) -> Iterator[tuple
 
 @_of("embed")
 def _embed(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
-    def make(i: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(i: Inputs) -> Arguments:
         ids = i.integers(config.vocab_size, tokens, dtype=torch.int64)
         return (ids, i.normal(config.vocab_size, config.hidden_size)), {}
 
@@ -241,7 +249,7 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     if tokens > 64:
         return
 
-    def make(i: Inputs, temperature: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(i: Inputs, temperature: float) -> Arguments:
         logits = i.normal(tokens, config.vocab_size, dtype=torch.float32)
         rows = i.full(0, tokens, dtype=torch.int64)
         top_p = 0.9 if temperature else 1.0
@@ -324,7 +332,7 @@ def _gemm_swiglu_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 def _paged(
     i: Inputs, c: Llama4Config, lengths: list[int], cache: torch.dtype, page: int = PAGE
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Caches, lengths and block table; the pages of a sequence lie one behind the other."""
+    """Caches, lengths and block table; the pages of a sequence lie one after the other."""
     pages = torch.tensor([-(-length // page) for length in lengths])
     shape = (int(pages.sum()), page, c.num_key_value_heads, c.head_dim)
     k, v = (i.normal(*shape).to(cache) for _ in "kv")
@@ -344,7 +352,7 @@ def _masks(c: Llama4Config, tokens: int) -> Iterator[tuple[str, int, torch.dtype
 def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(
         i: Inputs, chunk: int, cache: torch.dtype, new: int = tokens, page: int = PAGE
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> Arguments:
         q = i.normal(new, config.num_attention_heads, config.head_dim)
         k, v, lengths, table = _paged(i, config, [tokens], cache, page)
         options = {"softmax_scale": config.head_dim**-0.5, "max_seqlen_q": new, "chunk": chunk}
@@ -364,7 +372,7 @@ def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any
 def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(
         i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype, new: int = 1
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> Arguments:
         q = i.normal(len(lengths), new, config.num_attention_heads, config.head_dim)
         options = {"softmax_scale": config.head_dim**-0.5, "chunk": chunk}
         return (q, *_paged(i, config, lengths, cache)), options

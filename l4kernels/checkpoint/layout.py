@@ -1,20 +1,13 @@
-"""Where each tensor of a checkpoint goes: names and shapes from the config, then the filling.
+"""Where each tensor of a checkpoint goes: names and shapes from the config.
 
 Both published layouts are read: experts fused in one `[E, in, out]` tensor, or one `[out, in]`
 tensor per expert.
 """
 
 import re
-import sys
-import time
-from collections.abc import Container, Generator, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Container
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from l4kernels.checkpoint.reader import Checkpoint
-from l4kernels.layers.linear import Linear
 from l4kernels.model.config import Llama4Config, VisionConfig
 
 Shape = tuple[int, ...]
@@ -161,90 +154,3 @@ def _vision(v: VisionConfig, text_hidden: int) -> dict[str, Slot]:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             slots |= pair(f"{source}{norm}", f"{target}{norm}", size)
     return slots
-
-
-def fill(
-    model: nn.Module, slots: dict[str, Slot], slabs: Iterable[tuple[str, int | None, Tensor]]
-) -> None:
-    """Writes slabs (name, expert of a fused stack or None, data) into the model's parameters."""
-    for name, expert, data in slabs:
-        slot = slots[name]
-        target = _find(model, slot.target)
-        if isinstance(target, Linear):
-            target.store(
-                data.t() if slot.transposed else data,
-                slot.rows,
-                slot.expert if expert is None else expert,
-            )
-        else:
-            (target if slot.rows == "all" else target[slot.rows]).copy_(data)
-        del data  # the last reference to a mapped file would keep it beside the next one
-
-
-def _find(model: nn.Module, path: str) -> Any:
-    """A module of the model, or a parameter."""
-    for part in path.split("."):
-        model = getattr(model, part)
-    return model
-
-
-def random_slabs(
-    slots: dict[str, Slot], device: torch.device, seed: int
-) -> Iterator[tuple[str, int | None, Tensor]]:
-    """Slabs of random weights that keep activations of ordinary size: norms near 1."""
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, slot in slots.items():
-        shape, stacked = slot.shape, len(slot.shape) == 3
-        for expert in range(shape[0]) if stacked else (None,):
-            part = shape[1:] if stacked else shape
-            data = torch.randn(part, generator=generator, device=device, dtype=torch.float32)
-            if len(part) == 1:
-                is_norm = "norm" in name and name.endswith(".weight")
-                data = data.mul_(0.1).add_(1.0 if is_norm else 0.0)
-            else:
-                fan_in = part[0] if slot.transposed else part[1]
-                data = data.mul_(fan_in**-0.5)
-            yield name, expert, data
-
-
-def with_progress(
-    checkpoint: Checkpoint, dtype: torch.dtype
-) -> Generator[tuple[str, int | None, Tensor], None, None]:
-    """`checkpoint.slabs(dtype)` with a bar on a terminal, silent elsewhere."""
-    slabs, total = checkpoint.slabs(dtype), sum(f.stat().st_size for f in checkpoint.files)
-    if not sys.stderr.isatty():
-        yield from slabs
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
-    except ImportError:
-        yield from _with_plain_progress(slabs, total)
-        return
-    columns = ("Loading", BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())
-    # The command line's sys.stderr spells control characters out, and a bar is made of them.
-    console = Console(file=getattr(sys.stderr, "drawable", sys.stderr))
-    # Or rich prints what others do.
-    plain: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-    with Progress(*columns, console=console, transient=True, **plain) as progress:
-        task = progress.add_task("", total=total)
-        for slab in slabs:
-            size = slab[2].nbytes
-            yield slab
-            del slab
-            progress.advance(task, size)
-
-
-def _with_plain_progress(
-    slabs: Iterator[tuple[str, int | None, Tensor]], total: int
-) -> Iterator[tuple[str, int | None, Tensor]]:
-    done, shown = 0, 0.0
-    for slab in slabs:
-        done += slab[2].nbytes
-        yield slab
-        del slab
-        if time.monotonic() - shown > 0.2:
-            shown = time.monotonic()
-            print(f"\rLoading {done / 1e9:.1f} / {total / 1e9:.1f} GB", end="", file=sys.stderr)
-    print(file=sys.stderr)

@@ -5,9 +5,11 @@ and the tensor.
 """
 
 import json
+import math
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ from torch import Tensor
 
 from l4kernels.inputs.files import open_regular, read_object, shown
 
-_FLOATS = ("BF16", "F16", "F32", "F64")
+FLOATS = ("BF16", "F16", "F32", "F64")
+NamedTensor = tuple[str, int | None, Tensor]
+"""Name, expert of a stack or None, data."""
+Decode = Callable[[str, int | None, Tensor], Tensor]
+"""Name, expert and what is stored -> data."""
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHOWN = 5
@@ -37,6 +43,11 @@ class Entry:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def bytes(self) -> int:
+        """As stored; the first number in the name of a type is its bits."""
+        return math.prod(self.shape) * int(re.findall(r"\d+", self.dtype)[0]) // 8
 
 
 class Checkpoint:
@@ -60,12 +71,18 @@ class Checkpoint:
                 f"them: {_some(absent)}"
             )
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
     def check(
         self,
-        expected: dict[str, tuple[int, ...]],
+        expected: Mapping[str, tuple[int, ...]],
         ignored: Callable[[str], bool] = lambda name: False,
+        dtypes: Callable[[str], tuple[str, ...]] = lambda name: FLOATS,
     ) -> None:
-        """Exactly the expected tensors, each with its shape and a float type.
+        """Exactly the expected tensors, each with its shape and one of its `dtypes`.
 
         Others that are `ignored` may be there, and are not read.
         """
@@ -90,33 +107,48 @@ class Checkpoint:
                     f"{entry.file}: expected {name} to be {list(shape)}, "
                     f"got {shown(list(entry.shape))}"
                 )
-            if entry.dtype not in _FLOATS:
+            if entry.dtype not in dtypes(name):
                 raise CheckpointError(
-                    f"{entry.file}: expected {name} to be one of {', '.join(_FLOATS)}, "
+                    f"{entry.file}: expected {name} to be one of {', '.join(dtypes(name))}, "
                     f"got {entry.dtype}"
                 )
 
-    def slabs(self, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
-        """Every tensor, a stack of experts `[E, ...]` one expert at a time: (name, expert, data).
+    def tensors(
+        self,
+        names: Container[str],
+        dtype: torch.dtype,
+        decode: Decode = lambda name, expert, stored: stored,
+    ) -> Iterator[NamedTensor]:
+        """The tensors of these names, a stack of experts `[E, ...]` one expert at a time.
 
-        Data are as stored (float64: as float32) and finite in `dtype`. A file is mapped while its
-        tensors are read and unmapped before the next one.
+        Data are what `decode` makes of what is stored (float64: float32) and finite in `dtype`. A
+        file is mapped while its tensors are read and unmapped before the next one.
         """
         for file in self.files:
-            yield from self._slabs_of(file, dtype)
+            yield from self._tensors_of(file, names, dtype, decode)
 
-    def _slabs_of(self, file: Path, dtype: torch.dtype) -> Iterator[tuple[str, int | None, Tensor]]:
+    def read(self, name: str, expert: int | None = None) -> Tensor:
+        """One tensor, or one expert of a stack, as stored."""
+        with _Opened(self.entries[name].file) as f:
+            data: Tensor = f.get_tensor(name) if expert is None else f.get_slice(name)[expert]
+            return data
+
+    def _tensors_of(
+        self, file: Path, names: Container[str], dtype: torch.dtype, decode: Decode
+    ) -> Iterator[NamedTensor]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
         with _Opened(file) as f:
-            for name in sorted(n for n, e in self.entries.items() if e.file == file):
+            for name in sorted(n for n, e in self.entries.items() if e.file == file and n in names):
                 if len(self.entries[name].shape) == 3:
                     stack = f.get_slice(name)
                     for expert in range(self.entries[name].shape[0]):
-                        yield name, expert, self._finite(name, stack[expert], dtype)
+                        yield self._finite(name, expert, decode(name, expert, stack[expert]), dtype)
                 else:
-                    yield name, None, self._finite(name, f.get_tensor(name), dtype)
+                    yield self._finite(name, None, decode(name, None, f.get_tensor(name)), dtype)
 
-    def _finite(self, name: str, data: Tensor, dtype: torch.dtype) -> Tensor:
+    def _finite(
+        self, name: str, expert: int | None, data: Tensor, dtype: torch.dtype
+    ) -> NamedTensor:
         # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
         if not torch.stack(data.aminmax()).to(dtype).isfinite().all():
             count = int((~data.to(dtype).isfinite()).sum())
@@ -124,7 +156,7 @@ class Checkpoint:
                 f"{self.entries[name].file}: {name} holds {count} values that are NaN, infinite "
                 f"or too large for {str(dtype).removeprefix('torch.')}"
             )
-        return data.float() if data.dtype == torch.float64 else data
+        return name, expert, data.float() if data.dtype == torch.float64 else data
 
     def _files(self) -> list[Path]:
         # As in transformers: an index counts only where there is no single file.

@@ -12,6 +12,7 @@ import typer
 
 from l4kernels import __version__
 from l4kernels.cli.interrupts import postponed
+from l4kernels.layers.weights import FORMATS
 
 app = typer.Typer(
     name="l4k",
@@ -29,6 +30,8 @@ Device = Annotated[
 Reference = Annotated[
     bool, typer.Option("--reference", help="Run the typed references instead of CUDA kernels.")
 ]
+
+WEIGHTS = " or".join(", ".join(FORMATS).rsplit(",", 1))
 
 
 def _verb(name: str) -> Any:
@@ -65,7 +68,7 @@ def options(
 
 @app.command()
 def demo(
-    weights: Annotated[str, typer.Option(help="bf16, fp8 or int4.")] = "bf16",
+    weights: Annotated[str, typer.Option(help=f"{WEIGHTS}.")] = "bf16",
     device: Device = None,
     seed: Annotated[int, typer.Option(help="Seed of the text sample.")] = 7,
     reference: Reference = False,
@@ -106,7 +109,7 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeatable.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="bf16, fp8 or int4: quantised at load.")] = "bf16",
+    weights: Annotated[str, typer.Option(help=f"{WEIGHTS}: quantised at load.")] = "bf16",
     dtype: Annotated[
         str | None,
         typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
@@ -151,7 +154,7 @@ def plan(
         list[str] | None, typer.Option(help="h100, h200, 8xh100 ...; repeatable.")
     ] = None,
     form: Annotated[
-        list[str] | None, typer.Option("--format", help="bf16, fp8, int4 ...; repeatable.")
+        list[str] | None, typer.Option("--format", help=f"{', '.join(FORMATS)} ...; repeatable.")
     ] = None,
     context: Annotated[
         str | None, typer.Option(help="Tokens per sequence: 8192, 128k, 1M.  [default: 8192]")

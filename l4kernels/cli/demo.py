@@ -9,6 +9,7 @@ from l4kernels import cpu
 from l4kernels import demo as data
 from l4kernels.cli.generate import load_options, weight_bytes
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
+from l4kernels.cli.progress import loading_bar
 from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.sampler import Sampling
 from l4kernels.prompt.chat import Prompter
@@ -32,7 +33,10 @@ def run(
     size = weight_bytes(data.CHECKPOINT)
     with cpu.threads(cpu.threads_for(size)):
         prompter = Prompter(data.CHECKPOINT)
-        model = Llama4.from_pretrained(data.CHECKPOINT, config=prompter.config, **options)
+        with loading_bar() as progress:
+            model = Llama4.from_pretrained(
+                data.CHECKPOINT, config=prompter.config, progress=progress, **options
+            )
         loaded = time.perf_counter()
         if not as_json:
             what = f": {weights} weights, {dtype} on {place}, loaded in {loaded - started:.1f} s\n"

@@ -11,13 +11,15 @@ import torch
 from l4kernels import cpu
 from l4kernels.cli.interrupts import exit_code
 from l4kernels.cli.output import print_json, stream
+from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
 from l4kernels.engine.generate import Generation
 from l4kernels.engine.input_checks import check_length
-from l4kernels.engine.llama4 import DTYPES, Llama4, find_device
+from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.sampler import Sampling
 from l4kernels.env import gpu_problem
-from l4kernels.layers.linear import FORMATS
+from l4kernels.layers.options import DTYPES, find_device
+from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
 from l4kernels.prompt.chat import Prompt, Prompter, user_message
 from l4kernels.prompt.chat_template import ChatError
@@ -70,7 +72,10 @@ def run(request: Request, *, as_json: bool) -> int:
     check_length(config, len(prompt.ids), request.max_new_tokens)
     prepared = time.perf_counter()
     with cpu.threads(cpu.threads_for(weight_bytes(request.model))):
-        model = Llama4.from_pretrained(request.model, config=config, **options)
+        with loading_bar() as progress:
+            model = Llama4.from_pretrained(
+                request.model, config=config, progress=progress, **options
+            )
         loaded = time.perf_counter()
         ids = torch.tensor([prompt.ids])
         generation = model.stream(
@@ -160,12 +165,12 @@ def load_options(
     dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     for option, value, known in (
         ("--dtype", dtype, DTYPES),
-        ("--weights", weights, FORMATS),
+        ("--weights", weights, tuple(FORMATS)),
         ("--kv-dtype", kv_dtype, ("auto", "fp8")),
     ):
         if value not in known:
             raise ValueError(f"expected {option} to be one of {', '.join(known)}, got {value!r}")
-    small = kv_dtype == "fp8" or (weights == "int4" and target.type == "cuda")
+    small = kv_dtype == "fp8" or (FORMATS[weights].fp8_cache and target.type == "cuda")
     return {
         "device": target,
         "dtype": DTYPES[dtype],

@@ -3,7 +3,10 @@
 import textwrap
 
 from l4kernels.cli.output import Cell, line, print_json, styled, table, tokens
-from l4kernels.planning import plan as planner
+from l4kernels.layers.weights import FORMATS
+from l4kernels.planning.footprint import active_params, blocks, kv_bytes, weight_bytes
+from l4kernels.planning.formats import KV_BYTES, all_formats
+from l4kernels.planning.plan import Plan, find_config, find_format, parse_tokens, plan
 
 
 def run(
@@ -17,27 +20,24 @@ def run(
     every: bool,
     as_json: bool,
 ) -> None:
-    config = planner.find_config(model)
+    config = find_config(model)
     length = min(8192, config.max_position_embeddings)
     if context is not None:
-        length = planner.parse_tokens(context)
-    formats = formats or list(planner.FORMATS if every else planner.OWN_FORMATS)
+        length = parse_tokens(context)
+    formats = formats or list(all_formats() if every else FORMATS)
     gpus = gpus or ["h100", "h200", "8xh100"]
-    plans = [
-        planner.plan(config, form, gpu, length, batch, kv_dtype) for form in formats for gpu in gpus
-    ]
-    counts = {name: block.params for name, block in planner.blocks(config).items()}
-    total, active = sum(counts.values()), planner.active_params(config)
+    plans = [plan(config, form, gpu, length, batch, kv_dtype) for form in formats for gpu in gpus]
+    counts = {name: block.params for name, block in blocks(config).items()}
+    total, active = sum(counts.values()), active_params(config)
     if as_json:
         print_json(
             {
                 "model": config.name,
                 "estimate": config.estimate,
                 "params": counts | {"total": total, "active": active},
-                "source_bytes": planner.weight_bytes(config, planner.FORMATS["bf16"]),
+                "source_bytes": weight_bytes(config, find_format("bf16")),
                 "kv_bytes_per_sequence": {
-                    name: planner.kv_bytes(config, length, size)
-                    for name, size in planner.KV_BYTES.items()
+                    name: kv_bytes(config, length, size) for name, size in KV_BYTES.items()
                 },
                 "plans": [p.as_dict() for p in plans],
             }
@@ -56,10 +56,10 @@ def run(
         ["format", "GPU", "weight", "KV", "fits", "spare", "max ctx", "ms", "tok/s"],
         [_row(p, scale) for p in plans],
     )
-    _notes(plans, planner.weight_bytes(config, planner.FORMATS["bf16"]) / scale, unit)
+    _notes(plans, weight_bytes(config, find_format("bf16")) / scale, unit)
 
 
-def _notes(plans: list[planner.Plan], source: float, unit: str) -> None:
+def _notes(plans: list[Plan], source: float, unit: str) -> None:
     """What the figures mean, and what of it cannot be had today."""
     kv = {p.kv_dtype: None for p in plans}
     if len(kv) == 1:
@@ -98,7 +98,7 @@ def _size(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _row(p: planner.Plan, scale: float) -> list[Cell]:
+def _row(p: Plan, scale: float) -> list[Cell]:
     rate = p.tokens_per_second_ceiling
     return [
         p.format,

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels.dropin.flash_arguments import (
+    check_mask,
+    check_offsets,
+    check_unsupported,
+    head_scales,
+)
 from l4kernels.dropin.lengths import (
     LONGEST,
     WRONG,
@@ -15,34 +21,18 @@ from l4kernels.dropin.lengths import (
     explained,
     index_rule,
     offset_rule,
+    query_rules,
     unordered,
 )
 from l4kernels.dropin.paging import (
+    PagedCache,
     append,
     cache_in_pages,
     contiguous,
-    into_pages,
-    no_places,
-    page_size,
-    paging,
+    packed_in_pages,
 )
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 from l4kernels.ops.check import Checker, describe
-
-_WHY = {
-    "causal": "only causal attention; with one query per sequence False means the same",
-    "window_size": "a sliding window is another model's mask; Llama 4's is attention_chunk",
-    "softcap": "no soft cap",
-    "qv": "no second query",
-    "cache_leftpad": "no padding on the left",
-    "rotary_cos": "ops.rope_cache rotates and writes the cache",
-    "rotary_sin": "ops.rope_cache rotates and writes the cache",
-    "rotary_seqlens": "ops.rope_cache rotates and writes the cache",
-    "q_descale": "q stays bfloat16; keys and values may be e4m3",
-    "seqused_q": "give cu_seqlens_q without unused rows",
-    "cu_seqlens_k_new": "new keys come as many for each sequence: [B, S, Hkv, D]",
-}
-_OFF = {"softcap": 0.0}
 
 
 def flash_attn_varlen_func(
@@ -86,7 +76,7 @@ def flash_attn_varlen_func(
 
     Returns:
         `[Tq, Hq, D]`, or a pair of that and float32 `[Hq, Tq]`. 0 and -inf (FA3: +inf) for a query
-        without keys, and for rows of `q` behind the last sequence (which FA3 does not write).
+        without keys, and for rows of `q` after the last sequence (which FA3 does not write).
 
     Raises:
         ValueError, TypeError: what is not supported, and shapes or dtypes that do not fit.
@@ -101,61 +91,43 @@ def flash_attn_varlen_func(
     """
     check = Checker("flash_attn_varlen_func")
     max_seqlen_q, max_seqlen_k = min(max_seqlen_q, LONGEST), min(max_seqlen_k, LONGEST)
-    _causal(check, causal, window_size, max_seqlen_q, max_seqlen_k)
-    _supported(check, seqused_q=seqused_q, qv=qv, q_descale=q_descale, softcap=softcap)
+    check_mask(check, causal, window_size, max_seqlen_q, max_seqlen_k)
+    check_unsupported(check, seqused_q=seqused_q, qv=qv, q_descale=q_descale, softcap=softcap)
     check.shape("q", q, ["Tq", "Hq", "D"])
     check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
     check.shape("k", k, ["Tk", "Hkv", q.shape[-1]])
     check.shape("v", v, list(k.shape))
-    check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
-    check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
-    check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
+    check_offsets(check, "cu_seqlens_q", cu_seqlens_q)
     check.dtype("cu_seqlens_k", cu_seqlens_k, (torch.int32,))
     check.shape("cu_seqlens_k", cu_seqlens_k, list(cu_seqlens_q.shape))
     check.same_device(
         q=q, k=k, v=v, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, seqused_k=seqused_k
     )
-    scales = {
-        "k_scale": _head_scale(check, "k_descale", k_descale),
-        "v_scale": _head_scale(check, "v_descale", v_descale),
-    }
+    scales = head_scales(check, k_descale, v_descale)
     check.require(max_seqlen_k >= 0, f"expected max_seqlen_k >= 0, got {max_seqlen_k}")
     lengths = cu_seqlens_k.diff()
-    batch, page = lengths.shape[0], page_size(k.shape[0])
     if seqused_k is not None:
         check.dtype("seqused_k", seqused_k, (torch.int32,))
-        check.shape("seqused_k", seqused_k, [batch])
+        check.shape("seqused_k", seqused_k, [lengths.shape[0]])
     given = lengths if seqused_k is None else seqused_k
     unused = (given < 0) | (given > lengths)
     # One wrong offset and nobody knows whose rows are whose.
     wrong = unordered(cu_seqlens_k, k.shape[0]) | (unused | (given > max_seqlen_k)).any()
-    used, starts = given.masked_fill(wrong, WRONG), cu_seqlens_q
-    if batch == 0:
-        starts = starts.masked_fill(wrong, WRONG)
-        table, k_cache, v_cache = no_places(batch, k[None])
-    elif batch == 1 and page:
-        k_cache, v_cache = (t.contiguous().unflatten(0, (-1, page)) for t in (k, v))
-        table = torch.arange(k_cache.shape[0], dtype=torch.int32, device=k.device)[None]
-    else:
-        slots, table = paging(cu_seqlens_k, lengths, k.shape[0], min(max_seqlen_k, k.shape[0]))
-        k_cache, v_cache = (into_pages(t, slots, batch) for t in (k, v))
-    q, starts, used = map(contiguous, (q, starts, used))
+    starts = cu_seqlens_q if len(lengths) else cu_seqlens_q.masked_fill(wrong, WRONG)
+    cache = packed_in_pages(k, v, cu_seqlens_k, given.masked_fill(wrong, WRONG), max_seqlen_k)
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options: dict[str, Any] = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
+    q, starts = map(contiguous, (q, starts))
     try:
-        out, lse = _attend(q, starts, max_seqlen_q, k_cache, v_cache, used, table, options)
+        out, lse = _attend_packed(q, starts, max_seqlen_q, cache, options)
     except IndexError as error:
+        used = f"seqused_k between 0 and the keys of each sequence, {lengths.tolist()}"
         raise explained(
             check,
             error,
-            offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
-            bound_rule("max_seqlen_q", max_seqlen_q, cu_seqlens_q.diff()),
+            *query_rules(cu_seqlens_q, max_seqlen_q, q),
             offset_rule("cu_seqlens_k", cu_seqlens_k, k.shape[0], "k"),
-            (
-                unused,
-                f"seqused_k between 0 and the keys of each sequence, {lengths.tolist()}",
-                given,
-            ),
+            (unused, used, given),
             bound_rule("max_seqlen_k", max_seqlen_k, given),
         ) from error
     return (out, lse) if return_attn_probs else out
@@ -186,7 +158,7 @@ def flash_attn_with_kvcache(
             `cu_seqlens_q`; D is 128 on CUDA.
         k_cache, v_cache: with `page_table` `[P, page_size, Hkv, D]`, else `[B, N, Hkv, D]` with N
             a multiple of 16; the dtype of `q`, or e4m3. Contiguous.
-        k, v: `[B, S', Hkv, D]`, the dtype of `q`, written behind the cache first, by
+        k, v: `[B, S', Hkv, D]`, the dtype of `q`, appended to the cache first, by
             `ops.rope_cache` after they were put together (which calling it yourself saves).
         cache_seqlens: int32 `[B]`, or one number: keys in the cache, without `k`. Default N.
         cache_batch_idx: int `[B]`, each sequence's row of an unpaged cache.
@@ -221,11 +193,11 @@ def flash_attn_with_kvcache(
     """
     check = Checker("flash_attn_with_kvcache")
     check.shape("q", q, ["B", "S", "Hq", "D"] if cu_seqlens_q is None else ["Tq", "Hq", "D"])
-    most = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
-    if most is None:
+    max_seqlen_q = q.shape[1] if cu_seqlens_q is None else max_seqlen_q
+    if max_seqlen_q is None:
         check.fail("expected max_seqlen_q with cu_seqlens_q, got None")
-    most = min(most, LONGEST)
-    _supported(
+    max_seqlen_q = min(max_seqlen_q, LONGEST)
+    check_unsupported(
         check,
         qv=qv,
         rotary_cos=rotary_cos,
@@ -236,21 +208,9 @@ def flash_attn_with_kvcache(
         q_descale=q_descale,
         softcap=softcap,
     )
-    check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
-    check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
-    check.shape("v_cache", v_cache, list(k_cache.shape))
-    check.contiguous("k_cache", k_cache)
-    check.contiguous("v_cache", v_cache)
-    if cu_seqlens_q is not None:
-        check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
-        check.shape("cu_seqlens_q", cu_seqlens_q, ["B + 1"])
-        check.require(len(cu_seqlens_q) > 0, "expected cu_seqlens_q to be [B + 1], got [0]")
-    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-    if page_table is not None:
-        check.dtype("page_table", page_table, (torch.int32,))
-        check.shape("page_table", page_table, [batch, "max_pages"])
-    columns = 1 if page_table is None else page_table.shape[1]
-    _causal(check, causal, window_size, most, columns * k_cache.shape[1])
+    batch = _check_cache(check, q, k_cache, v_cache, cu_seqlens_q, page_table)
+    keys = k_cache.shape[1] * (1 if page_table is None else page_table.shape[1])
+    check_mask(check, causal, window_size, max_seqlen_q, keys)
     check.require((k is None) == (v is None), "expected k and v, or neither")
     check.same_device(
         q=q,
@@ -263,108 +223,101 @@ def flash_attn_with_kvcache(
         page_table=page_table,
         cu_seqlens_q=cu_seqlens_q,
     )
-    scales = {
-        "k_scale": _head_scale(check, "k_descale", k_descale),
-        "v_scale": _head_scale(check, "v_descale", v_descale),
-    }
-    k_pages, v_pages, lengths, table = cache_in_pages(
+    scales = head_scales(check, k_descale, v_descale)
+    cache = cache_in_pages(
         check, k_cache, v_cache, cache_seqlens, page_table, cache_batch_idx, batch
     )
-    caches = k_pages, v_pages
-    places = table.shape[1] * k_pages.shape[1]
-    q, lengths, starts = map(contiguous, (q, lengths, cu_seqlens_q))
+    q, starts = map(contiguous, (q, cu_seqlens_q))
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     options: dict[str, Any] = {"softmax_scale": scale, "chunk": attention_chunk, **scales}
+    new = 0
     try:
-        new = 0
         if k is not None and v is not None:
-            check.shape("k", k, [batch, "S", *k_pages.shape[2:]])
-            check.shape("v", v, list(k.shape))
-            check.dtype("k", k, (q.dtype,))
-            check.dtype("v", v, (q.dtype,))
+            _check_new_keys(check, q, k, v, [batch, "S", *cache.k.shape[2:]])
             new = k.shape[1]
-            append(*caches, table, lengths, k, v, scales)
-        keys = *caches, lengths + new, table
-        if starts is not None:
-            out, lse = _attend(q, starts, most, *keys, options)
-        elif 1 <= most <= MAX_DECODE_TOKENS:
-            out, lse = ops.flash_decode(q, *keys, **options)
-        else:
-            starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * most
-            out, lse = _attend(q.flatten(0, 1), starts, most, *keys, options)
-            out, lse = out.view(q.shape), lse.unflatten(1, (batch, most)).transpose(0, 1)
+            append(cache, k, v, scales)
+        out, lse = _attend(q, starts, max_seqlen_q, cache.longer(new), options)
     except IndexError as error:
-        rules = []
-        if cu_seqlens_q is not None:
-            rules = [
-                offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
-                bound_rule("max_seqlen_q", most, cu_seqlens_q.diff()),
-            ]
+        fit = cache.places - new
+        rules = [] if cu_seqlens_q is None else query_rules(cu_seqlens_q, max_seqlen_q, q)
         if cache_batch_idx is not None:
             rules.append(index_rule("cache_batch_idx", cache_batch_idx, k_cache.shape[0]))
-        fit = (
-            f"cache_seqlens between 0 and {places - new} (places in the cache, without those of k)"
-        )
-        rules.append(((lengths < 0) | (lengths > places - new), fit, cache_seqlens))
+        room = f"cache_seqlens between 0 and {fit} (places in the cache, without those of k)"
+        rules.append(((cache.lengths < 0) | (cache.lengths > fit), room, cache_seqlens))
         if page_table is not None:
             rules.append(index_rule("page_table", page_table, k_cache.shape[0]))
         raise explained(check, error, *rules) from error
     return (out, lse) if return_softmax_lse else out
 
 
+def _check_cache(
+    check: Checker,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cu_seqlens_q: Tensor | None,
+    page_table: Tensor | None,
+) -> int:
+    """Shapes and layouts that hang together; the number of sequences."""
+    check.require(q.shape[-1] > 0, f"expected heads of at least one element, got q {describe(q)}")
+    check.shape("k_cache", k_cache, ["P", "N", "Hkv", q.shape[-1]])
+    check.shape("v_cache", v_cache, list(k_cache.shape))
+    check.contiguous("k_cache", k_cache)
+    check.contiguous("v_cache", v_cache)
+    if cu_seqlens_q is not None:
+        check_offsets(check, "cu_seqlens_q", cu_seqlens_q)
+    batch = q.shape[0] if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+    if page_table is not None:
+        check.dtype("page_table", page_table, (torch.int32,))
+        check.shape("page_table", page_table, [batch, "max_pages"])
+    return batch
+
+
+def _check_new_keys(
+    check: Checker, q: Tensor, k: Tensor, v: Tensor, shape: list[int | str]
+) -> None:
+    check.shape("k", k, shape)
+    check.shape("v", v, list(k.shape))
+    check.dtype("k", k, (q.dtype,))
+    check.dtype("v", v, (q.dtype,))
+
+
 def _attend(
-    q: Tensor, starts: Tensor, most: int, k_cache: Tensor, v_cache: Tensor, lengths: Tensor,
-    table: Tensor, options: dict[str, Any],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Sequences of up to `most` queries each. Few are decoded, as the last ones of a batch
-    `[B, most, Hq, D]`: that divides the keys of a sequence among SMs."""
+    q: Tensor, starts: Tensor | None, max_seqlen_q: int, cache: PagedCache, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Queries `[B, S, Hq, D]`, or `[Tq, Hq, D]` where `starts` says whose they are."""
+    if starts is not None:
+        return _attend_packed(q, starts, max_seqlen_q, cache, options)
+    if 1 <= max_seqlen_q <= MAX_DECODE_TOKENS:
+        return ops.flash_decode(q, cache.k, cache.v, cache.lengths, cache.table, **options)
+    batch = q.shape[0]
+    starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * max_seqlen_q
+    out, lse = _attend_packed(q.flatten(0, 1), starts, max_seqlen_q, cache, options)
+    return out.view(q.shape), lse.unflatten(1, (batch, max_seqlen_q)).transpose(0, 1)
+
+
+def _attend_packed(
+    q: Tensor, starts: Tensor, max_seqlen_q: int, cache: PagedCache, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Sequences of up to `max_seqlen_q` queries each, one after the other.
+
+    Few queries are decoded, as the last ones of a batch `[B, max_seqlen_q, Hq, D]`: that divides
+    the keys of a sequence among SMs.
+    """
     ends, counts = starts[1:], starts.diff()
-    if not 1 <= most <= MAX_DECODE_TOKENS or not q.numel() or not counts.numel():
-        keys = k_cache, v_cache, starts, lengths, table
-        return ops.flash_prefill(q, *keys, max_seqlen_q=most, **options)
-    wrong = unordered(starts, len(q)) | (counts > most).any() | (lengths < 0)
-    lengths = torch.where(counts > 0, lengths, 0).masked_fill(wrong, WRONG)
-    row, place = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), most))
-    batch = q[(ends[:, None] - most + place).clamp(0, len(q) - 1)]
-    out, lse = ops.flash_decode(batch, k_cache, v_cache, lengths, table, **options)
+    if not 1 <= max_seqlen_q <= MAX_DECODE_TOKENS or not q.numel() or not counts.numel():
+        keys = cache.k, cache.v, starts, cache.lengths, cache.table
+        return ops.flash_prefill(q, *keys, max_seqlen_q=max_seqlen_q, **options)
+    wrong = unordered(starts, len(q)) | (counts > max_seqlen_q).any() | (cache.lengths < 0)
+    lengths = torch.where(counts > 0, cache.lengths, 0).masked_fill(wrong, WRONG)
+    row, place = (
+        torch.arange(n, dtype=torch.int32, device=q.device) for n in (len(q), max_seqlen_q)
+    )
+    batch = q[(ends[:, None] - max_seqlen_q + place).clamp(0, len(q) - 1)]
+    out, lse = ops.flash_decode(batch, cache.k, cache.v, lengths, cache.table, **options)
     sequence = torch.searchsorted(ends, row, right=True)
     owned = sequence < len(ends)
     sequence = sequence.clamp(max=len(ends) - 1)
-    place = (row - ends[sequence] + most).clamp(0, most - 1)
+    place = (row - ends[sequence] + max_seqlen_q).clamp(0, max_seqlen_q - 1)
     out = torch.where(owned[:, None, None], out[sequence, place], 0)
     return out, torch.where(owned, lse[sequence, :, place].T, -math.inf).contiguous()
-
-
-def _causal(
-    check: Checker, causal: bool, window_size: Sequence[int], queries: int, keys: int
-) -> None:
-    """Fails unless FA3 would see all keys up to the query's: its rules for sequences of so many."""
-    left, right = window_size
-    right = 0 if causal else -1 if right >= queries - 1 else right
-    if 0 <= left < keys - 1 or right > 0:
-        got = tuple(window_size)
-        check.fail(f"expected window_size to be (-1, -1), got {got}: {_WHY['window_size']}")
-    if right < 0 and queries > 1:
-        check.fail(f"expected causal to be True, got {causal}: {_WHY['causal']}")
-
-
-def _supported(check: Checker, **arguments: Any) -> None:
-    for name, value in arguments.items():
-        value = tuple(value) if isinstance(value, list) else value
-        off = _OFF.get(name)
-        if isinstance(value, Tensor) or (value is not None and value != off):
-            got = describe(value) if isinstance(value, Tensor) else value
-            check.fail(f"expected {name} to be {off}, got {got}: {_WHY[name]}")
-
-
-def _head_scale(check: Checker, name: str, scale: Tensor | None) -> Tensor | None:
-    """FA3's scales per sequence and head, where all sequences share them."""
-    if scale is None or scale.dim() == 1:
-        return scale if scale is None else scale.contiguous()
-    check.shape(name, scale, ["B", "Hkv"])
-    if scale.shape[0] != 1 and scale.stride(0) != 0:
-        check.fail(
-            f"expected {name} to hold one scale per head, [Hkv] or one row expanded to [B, Hkv], "
-            f"got {describe(scale)}: scales that differ between sequences are not supported"
-        )
-    return scale[0].contiguous()

@@ -34,6 +34,14 @@ def bound_rule(name: str, bound: int, lengths: Tensor) -> Rule:
     return lengths > bound, f"{name} to bound every length, {lengths.tolist()}", bound
 
 
+def query_rules(cu_seqlens_q: Tensor, max_seqlen_q: int, q: Tensor) -> list[Rule]:
+    """What sequences of queries one after the other must keep."""
+    return [
+        offset_rule("cu_seqlens_q", cu_seqlens_q, q.shape[0], "q"),
+        bound_rule("max_seqlen_q", max_seqlen_q, cu_seqlens_q.diff()),
+    ]
+
+
 def index_rule(name: str, indices: Tensor, end: int) -> Rule:
     return (indices < 0) | (indices >= end), f"{name} in [0, {end}) where it is used", indices
 

@@ -63,32 +63,37 @@ def fp8_matmul(
             "result take bfloat16 and ops.quantize_fp8 behind"
         )
     (m, k), n = input.shape, mat2.shape[1]
+    sfa, sfb = _scales(check, scale_a, scale_b, m, k, n)
+    return ops.gemm(
+        input,
+        mat2.t(),
+        sfa=sfa,
+        sfb=sfb,
+        bias=bias,
+        out_dtype=out_dtype,
+        fast_accum=use_fast_accum,
+    )
+
+
+def _scales(
+    check: Checker, scale_a: Tensor, scale_b: Tensor, m: int, k: int, n: int
+) -> tuple[Tensor, Tensor]:
+    """torch's layouts of scales as `ops.gemm` takes them."""
     blocks, column_blocks = -(-k // BLOCK), -(-n // BLOCK)
     sizes = list(scale_a.shape), list(scale_b.shape)
     if scale_a.numel() == 1 and scale_b.numel() == 1:
-        scales = scale_a.reshape(1), scale_b.reshape(1)
-    elif sizes == ([m, 1], [1, n]):
-        scales = scale_a.reshape(m), scale_b.reshape(n)
-    elif sizes == ([m, blocks], [1, n]):
-        scales = scale_a.contiguous(), scale_b.reshape(n)
-    elif sizes == ([m, blocks], [blocks, column_blocks]):
-        scales = scale_a.contiguous(), scale_b.t().contiguous()
-    else:
+        return scale_a.reshape(1), scale_b.reshape(1)
+    if sizes == ([m, 1], [1, n]):
+        return scale_a.reshape(m), scale_b.reshape(n)
+    if sizes == ([m, blocks], [1, n]):
+        return scale_a.contiguous(), scale_b.reshape(n)
+    if sizes != ([m, blocks], [blocks, column_blocks]):
         check.fail(
             f"expected scale_a and scale_b with one element each, [{m}, 1] and [1, {n}], "
             f"[{m}, {blocks}] and [{blocks}, {column_blocks}], or [{m}, {blocks}] and [1, {n}], "
             f"got {sizes[0]} and {sizes[1]}"
         )
-        raise AssertionError
-    return ops.gemm(
-        input,
-        mat2.t(),
-        sfa=scales[0],
-        sfb=scales[1],
-        bias=bias,
-        out_dtype=out_dtype,
-        fast_accum=use_fast_accum,
-    )
+    return scale_a.contiguous(), scale_b.t().contiguous()
 
 
 def grouped_gemm(
@@ -115,7 +120,7 @@ def grouped_gemm(
             `[G, M, K]`, groups of one size, without `offs`.
         mat2: `[G, K, N]`, each matrix column-major: the `.transpose(-2, -1)` of `[G, N, K]`.
             Row-major weights are refused: store them the other way once.
-        offs: int32 `[G]`, the end of each group; rows behind the last end give zeros.
+        offs: int32 `[G]`, the end of each group; rows after the last end give zeros.
         bias: not supported, as in torch.
         out_dtype: default the dtype of `input`, bfloat16 for e4m3.
         m_indices: int32 `[M]`, each row's group, ascending; -1 marks padding, whose results

@@ -1,29 +1,22 @@
 """`Llama4`: a model that is loaded from a checkpoint and generates."""
 
-import contextlib
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from l4kernels.checkpoint import layout as loading
-from l4kernels.checkpoint.reader import Checkpoint
+from l4kernels.checkpoint.load import load_random, load_weights, open_checkpoint
+from l4kernels.checkpoint.progress import Progress
 from l4kernels.engine.generate import Generation
-from l4kernels.engine.kv_cache import FP8
 from l4kernels.engine.runner import Runner
 from l4kernels.engine.sampler import Sampling
 from l4kernels.engine.sequence import make_sequences
-from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
-from l4kernels.layers.linear import FORMATS, Build
+from l4kernels.layers.options import ModelOptions, find_kv_dtype
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.llama4 import Llama4Model
 from l4kernels.ops.ambient import isolated, ordinary, outside_inference
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Llama4(Llama4Model):
@@ -120,6 +113,7 @@ class Llama4(Llama4Model):
         dtype: str | torch.dtype = torch.float32,
         weights: str | None = None,
         kv_dtype: str | torch.dtype | None = None,
+        progress: Progress | None = None,
         *,
         config: Llama4Config | None = None,
     ) -> "Llama4":
@@ -130,20 +124,19 @@ class Llama4(Llama4Model):
             device: where the weights go.
             dtype: float32 or bfloat16, of the activations and of what is not quantised.
             weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
-                quantised while loading, a slab at a time.
+                quantised while loading, a tensor at a time.
             kv_dtype: of the KV cache: None (`dtype`) or "fp8".
+            progress: called with the bytes that were read and those of all files, after each
+                tensor; by default a terminal's standard error shows them.
             config: what `Llama4Config.from_pretrained(path)` gave, if it was read already.
         """
-        build, kv_dtype = _build(device, dtype, weights, kv_dtype)
+        options = ModelOptions.parse(device, dtype, weights)
+        kv = find_kv_dtype(kv_dtype, options.dtype)
         config = config or Llama4Config.from_pretrained(path)
-        checkpoint = Checkpoint(path)
-        slots = loading.layout(config, checkpoint.entries)
-        checkpoint.check(loading.shapes(slots), functools.partial(loading.ignored, config))
-        model = cls(config, build, kv_dtype=kv_dtype)
-        # Closed at once, also by an error: its bar must not be wiped after the message is shown.
-        with contextlib.closing(loading.with_progress(checkpoint, build.dtype)) as slabs:
-            loading.fill(model, slots, slabs)
-        return model.tied(slots)
+        source = open_checkpoint(path, config)
+        model = cls(config, options, kv_dtype=kv)
+        load_weights(model, source, progress)
+        return model
 
     @classmethod
     @ordinary
@@ -157,61 +150,7 @@ class Llama4(Llama4Model):
         seed: int = 0,
     ) -> "Llama4":
         """Random weights of the config's shapes, for benchmarks and tests."""
-        build, kv_dtype = _build(device, dtype, weights, kv_dtype)
-        model = cls(config, build, kv_dtype=kv_dtype)
-        slots = loading.layout(config)
-        seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
-        loading.fill(model, slots, loading.random_slabs(slots, build.device, seed))
-        return model.tied(slots)
-
-    def tied(self, slots: dict[str, loading.Slot]) -> "Llama4":
-        """Gives lm_head the embedding's weights where the config ties them; a head of its own that
-        the checkpoint holds all the same stays, as it does in transformers."""
-        own_head = any(slot.target == "lm_head" for slot in slots.values())
-        if not self.config.tie_word_embeddings:
-            return self
-        if self.lm_head.weights != "bf16":
-            if not own_head:
-                self.lm_head.store(self.embedding)
-        elif not own_head or torch.equal(self.lm_head.weight, self.embedding):
-            self.lm_head.weight = self.embedding
-        return self
-
-
-def find_device(device: str | torch.device) -> torch.device:
-    """`device`, if a model can run there and it is there."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected device to be cpu, cuda or cuda:N, got {str(device)!r}")
-    count = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= count:
-        raise ValueError(
-            f"device {found}: {count} CUDA devices are visible; `l4k env` says what is installed"
-        )
-    return found
-
-
-def _build(
-    device: str | torch.device,
-    dtype: str | torch.dtype,
-    weights: str | None,
-    kv_dtype: str | torch.dtype | None,
-) -> tuple[Build, torch.dtype]:
-    device, weights = find_device(device), "bf16" if weights is None else weights
-    if weights not in FORMATS:
-        raise ValueError(f"expected weights to be one of {', '.join(FORMATS)}, got {weights!r}")
-    compute: torch.dtype = _named(dtype, DTYPES)
-    if compute not in DTYPES.values():
-        raise ValueError(f"expected dtype to be float32 or bfloat16, got {compute}")
-    kv: torch.dtype = compute if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": FP8})
-    if kv not in (compute, FP8):
-        raise ValueError(f'expected kv_dtype to be None, {compute} or "fp8", got {kv_dtype!r}')
-    return Build(compute, device, weights), kv
-
-
-def _named(dtype: str | torch.dtype, names: dict[str, torch.dtype]) -> Any:
-    """The dtype of that name; what is no name comes back."""
-    return names.get(dtype, dtype) if isinstance(dtype, str) else dtype
+        options = ModelOptions.parse(device, dtype, weights)
+        model = cls(config, options, kv_dtype=find_kv_dtype(kv_dtype, options.dtype))
+        load_random(model, config, seed)
+        return model

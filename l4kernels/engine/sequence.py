@@ -73,7 +73,7 @@ def make_sequences(
     sequences = [Sequence(row) for row in ids]
     if pixel_values is None:
         return sequences, 0.0
-    pixels = check_pixels(model.config, ids, pixel_values, model.build.dtype)
+    pixels = check_pixels(model.config, ids, pixel_values, model.options.dtype)
     token = model.config.image_token_index
     assert model.vision is not None and token is not None
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Arguments of the model's entry points: what a caller may pass for a number, a count or ids.
+"""What may stand for a number, a count or ids: in a call, and in a field of a file.
 
 Python's, NumPy's and torch's scalars are alike; `True` is no number and 5.0 is no count.
 """
@@ -24,6 +24,7 @@ def whole_number(name: str, value: Any, low: int, high: float = math.inf) -> int
 def number(name: str, value: Any, low: float, high: float, *, above: bool = False) -> float:
     """`value` as a float in [low, high], or in (low, high] with `above`; raises `ValueError`."""
     plain = _plain(value)
+    # Compared before it is converted: a float cannot hold every integer. NaN compares false.
     good = isinstance(plain, (int, float)) and not isinstance(plain, bool)
     if not good or not low <= plain <= high or (above and plain == low):
         limits = f"{'(' if above else '['}{low:g}, {high:g}]"

@@ -1,11 +1,10 @@
 """Typed, bounded access to the fields of an untrusted JSON file."""
 
-import math
 from collections.abc import Mapping
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NoReturn
 
+from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.files import read_object, shown
 
 REQUIRED: Any = object()
@@ -57,19 +56,17 @@ class Fields:
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not _is_integer(value) or not low <= value <= high:
-            self.fail(
-                f"expected {name} to be a whole number in [{low}, {high}], got {shown(value)}"
-            )
-        return int(value)
+        try:
+            return whole_number(name, value, low, high)
+        except ValueError as problem:
+            self.fail(str(problem))
 
     def number(self, name: str, low: float, high: float, default: Any = REQUIRED) -> float:
         value = self._get(name, default)
-        good = isinstance(value, Real) and not isinstance(value, bool)
-        # Compared before it is converted: a float cannot hold every integer. NaN compares false.
-        if not good or not low <= value <= high or not math.isfinite(value):
-            self.fail(f"expected {name} to be a number in [{low:g}, {high:g}], got {shown(value)}")
-        return float(value)
+        try:
+            return number(name, value, low, high)
+        except ValueError as problem:
+            self.fail(str(problem))
 
     def boolean(self, name: str, default: bool) -> bool:
         value = self._get(name, default)
@@ -85,9 +82,10 @@ class Fields:
     def integers(self, name: str, value: Any, low: int, high: int) -> tuple[int, ...]:
         if not isinstance(value, list) or len(value) > 4096:
             self.fail(f"expected {name} to be a list of at most 4096, got {shown(value)}")
-        if any(not _is_integer(v) or not low <= v <= high for v in value):
+        try:
+            return tuple(whole_number(name, entry, low, high) for entry in value)
+        except ValueError:
             self.fail(f"expected every entry of {name} in [{low}, {high}], got {shown(value)}")
-        return tuple(int(v) for v in value)
 
     def id_list(self, name: str) -> tuple[int, ...]:
         """A token id, a list of them, or nothing."""
@@ -115,7 +113,3 @@ class Fields:
     def equal(self, left: str, left_value: int, right: str, right_value: int) -> None:
         if left_value != right_value:
             self.fail(f"expected {left} = {left_value} to equal {right} = {right_value}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.layers.linear import Build, Linear, Quantized
+from l4kernels.layers.options import ModelOptions
+from l4kernels.layers.weights.linear import Activations
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 
 
@@ -58,16 +59,16 @@ class AttentionShape:
 
 
 class Attention(nn.Module):
-    def __init__(self, hidden_size: int, shape: AttentionShape, build: Build):
+    def __init__(self, hidden_size: int, shape: AttentionShape, options: ModelOptions):
         super().__init__()
         self.shape = shape
         heads = shape.num_heads + 2 * shape.num_kv_heads
-        self.qkv_proj = Linear(hidden_size, heads * shape.head_dim, build)
-        self.o_proj = Linear(shape.num_heads * shape.head_dim, hidden_size, build)
+        self.qkv_proj = options.linear(hidden_size, heads * shape.head_dim)
+        self.o_proj = options.linear(shape.num_heads * shape.head_dim, hidden_size)
 
     def forward(
         self,
-        x: "Tensor | Quantized",
+        x: Activations,
         residual: Tensor,
         metadata: AttentionMetadata,
         cache: LayerCache,

@@ -2,19 +2,20 @@
 
 from torch import Tensor, nn
 
-from l4kernels.layers.linear import Build, Linear, Quantized, round_up
+from l4kernels.layers.options import ModelOptions, round_up
+from l4kernels.layers.weights.linear import Activations
 
 
 class MLP(nn.Module):
     """`down(silu(gate(x)) * up(x)) + residual`"""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, build: Build):
+    def __init__(self, hidden_size: int, intermediate_size: int, options: ModelOptions):
         super().__init__()
         # Gate and up rows alternate in blocks of 8; rows added to fill the last one stay zero.
         width = round_up(intermediate_size, 8)
-        self.gate_up_proj = Linear(hidden_size, 2 * width, build)
-        self.down_proj = Linear(width, hidden_size, build)
+        self.gate_up_proj = options.linear(hidden_size, 2 * width)
+        self.down_proj = options.linear(width, hidden_size)
 
-    def forward(self, x: "Tensor | Quantized", residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Activations, residual: Tensor | None = None) -> Tensor:
         hidden = self.gate_up_proj(x, activation="swiglu")
         return self.down_proj(hidden, residual=residual)

@@ -1,7 +1,7 @@
 """Llama 4 on one page: the forward pass and nothing else."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from l4kernels import ops
 from l4kernels.layers.attention import Attention, AttentionMetadata, AttentionShape, LayerCache
-from l4kernels.layers.linear import Build, Linear
 from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
+from l4kernels.layers.options import ModelOptions
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.vision import VisionModel
 from l4kernels.ops.ambient import outside_inference
@@ -24,7 +24,7 @@ _FIRST_POSITIONS = 8192
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: Llama4Config, layer: int, build: Build):
+    def __init__(self, config: Llama4Config, layer: int, options: ModelOptions):
         super().__init__()
         moe, rope = config.is_moe(layer), config.rope_layers[layer]
         size, eps = config.hidden_size, config.rms_norm_eps
@@ -38,15 +38,15 @@ class DecoderLayer(nn.Module):
             attn_scale=0.0 if rope or not config.attn_temperature_tuning else config.attn_scale,
             floor_scale=config.floor_scale,
         )
-        self.input_layernorm = RMSNorm(size, eps, build)
-        self.attention = Attention(size, shape, build)
-        self.post_attention_layernorm = RMSNorm(size, eps, build, keep=moe)
+        self.input_layernorm = RMSNorm(size, eps, options)
+        self.attention = Attention(size, shape, options)
+        self.post_attention_layernorm = RMSNorm(size, eps, options, keep=moe)
         self.feed_forward: MoE | MLP
         if moe:
             experts, top_k = config.num_local_experts, config.num_experts_per_tok
-            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, build)
+            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, options)
         else:
-            self.feed_forward = MLP(size, config.intermediate_size_mlp, build)
+            self.feed_forward = MLP(size, config.intermediate_size_mlp, options)
 
     def forward(
         self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache, cos_sin: Tensor
@@ -69,26 +69,26 @@ class Llama4Model(nn.Module):
     cos_sin: Tensor
     """float32 `[R, head_dim]`, rotations of position p in row p % R."""
 
-    def __init__(self, config: Llama4Config, build: Build, *, kv_dtype: torch.dtype | None = None):
+    def __init__(
+        self, config: Llama4Config, options: ModelOptions, *, kv_dtype: torch.dtype | None = None
+    ):
         super().__init__()
-        self.config, self.build, self.kv_dtype = config, build, kv_dtype or build.dtype
+        self.config, self.options, self.kv_dtype = config, options, kv_dtype or options.dtype
         size = config.hidden_size
-        self.embedding = build.empty(config.vocab_size, size)
+        self.embedding = options.empty(config.vocab_size, size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, build) for layer in range(config.num_hidden_layers)
+            DecoderLayer(config, layer, options) for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(size, config.rms_norm_eps, build)
-        # int4 is for the layers: the output is the one place where its error is not averaged away.
-        head = "fp8" if build.weights == "int4" else build.weights
-        self.lm_head = Linear(size, config.vocab_size, build, weights=head)
-        plain = Build(build.dtype, build.device)
+        self.norm = RMSNorm(size, config.rms_norm_eps, options)
+        self.lm_head = options.linear(size, config.vocab_size, weights=options.format.head)
+        plain = replace(options, weights="bf16")
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None
         table = rope_table(config, _rope_rows(config, _FIRST_POSITIONS))
-        self.register_buffer("cos_sin", table.to(build.device), persistent=False)
+        self.register_buffer("cos_sin", table.to(options.device), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        return self.build.device
+        return self.options.device
 
     def forward(
         self, x: Tensor, metadata: Sequence[AttentionMetadata], caches: Sequence[LayerCache]
@@ -108,7 +108,7 @@ class Llama4Model(nn.Module):
         ...     "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
         ...     "num_local_experts": 0, "intermediate_size": 8, "intermediate_size_mlp": 8,
         ...     "max_position_embeddings": 64, "rope_theta": 1e4})
-        >>> model = Llama4Model(config, Build(torch.float32, torch.device("cpu")))
+        >>> model = Llama4Model(config, ModelOptions(torch.float32, torch.device("cpu")))
         >>> i32 = lambda *values: torch.tensor(values, dtype=torch.int32)
         >>> p = torch.tensor([0, 1, 0])  # two tokens of one sequence, one of another
         >>> slots = torch.tensor([0, 1, 16])
@@ -148,7 +148,7 @@ class Llama4Model(nn.Module):
         """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats were chosen at loading."""
         if any(fn(parameter) is not parameter for parameter in self.parameters()):
             raise RuntimeError(
-                f"this Llama4 was loaded to {self.device} in {self.build.dtype} and stays there; "
+                f"this Llama4 was loaded to {self.device} in {self.options.dtype} and stays there; "
                 f"load it with from_pretrained(..., device=..., dtype=...) instead"
             )
         return self

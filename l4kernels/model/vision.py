@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l4kernels.layers.linear import Build, Linear, round_up
+from l4kernels.layers.options import ModelOptions, round_up
 from l4kernels.model.config import VisionConfig
 
 TILES_PER_SLICE = 8
@@ -14,25 +14,25 @@ _EPS = 1e-5
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, size: int, build: Build):
+    def __init__(self, size: int, options: ModelOptions):
         super().__init__()
-        self.weight, self.bias = build.empty(size), build.empty(size)
+        self.weight, self.bias = options.empty(size), options.empty(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, _EPS)
 
 
 class VisionBlock(nn.Module):
-    def __init__(self, config: VisionConfig, build: Build):
+    def __init__(self, config: VisionConfig, options: ModelOptions):
         super().__init__()
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         size = config.hidden_size
-        self.input_layernorm = LayerNorm(size, build)
-        self.qkv_proj = Linear(size, 3 * size, build, bias=True)
-        self.o_proj = Linear(size, size, build, bias=True)
-        self.post_attention_layernorm = LayerNorm(size, build)
-        self.fc1 = Linear(size, config.intermediate_size, build, bias=True)
-        self.fc2 = Linear(config.intermediate_size, size, build, bias=True)
+        self.input_layernorm = LayerNorm(size, options)
+        self.qkv_proj = options.linear(size, 3 * size, bias=True)
+        self.o_proj = options.linear(size, size, bias=True)
+        self.post_attention_layernorm = LayerNorm(size, options)
+        self.fc1 = options.linear(size, config.intermediate_size, bias=True)
+        self.fc2 = options.linear(config.intermediate_size, size, bias=True)
 
     def forward(self, x: Tensor, rotation: Tensor, tiles: int) -> Tensor:
         qkv = self.qkv_proj(self.input_layernorm(x))
@@ -46,23 +46,23 @@ class VisionBlock(nn.Module):
 class VisionModel(nn.Module):
     """`[tiles, 3, H, W]` in [-1, 1] -> `[tiles * tokens_per_tile, text hidden size]`."""
 
-    def __init__(self, config: VisionConfig, text_hidden_size: int, build: Build):
+    def __init__(self, config: VisionConfig, text_hidden_size: int, options: ModelOptions):
         super().__init__()
         self.config = config
         size = config.hidden_size
         # Patch rows (588 values) are padded: the GEMM takes K in multiples of 128.
-        self.patch_embedding = Linear(round_up(config.patch_row, 128), size, build)
-        self.class_embedding = build.empty(size)
-        self.positional_embedding = build.empty(config.grid**2 + 1, size)
-        self.layernorm_pre = LayerNorm(size, build)
+        self.patch_embedding = options.linear(round_up(config.patch_row, 128), size)
+        self.class_embedding = options.empty(size)
+        self.positional_embedding = options.empty(config.grid**2 + 1, size)
+        self.layernorm_pre = LayerNorm(size, options)
         self.blocks = nn.ModuleList(
-            VisionBlock(config, build) for _ in range(config.num_hidden_layers)
+            VisionBlock(config, options) for _ in range(config.num_hidden_layers)
         )
-        self.layernorm_post = LayerNorm(size, build)
-        self.adapter_fc1 = Linear(config.intermediate_size, config.projector_input_dim, build)
-        self.adapter_fc2 = Linear(config.projector_output_dim, config.projector_output_dim, build)
-        self.projector = Linear(config.vision_output_dim, text_hidden_size, build)
-        self.rotation = rotation_table(config).to(build.device)
+        self.layernorm_post = LayerNorm(size, options)
+        self.adapter_fc1 = options.linear(config.intermediate_size, config.projector_input_dim)
+        self.adapter_fc2 = options.linear(config.projector_output_dim, config.projector_output_dim)
+        self.projector = options.linear(config.vision_output_dim, text_hidden_size)
+        self.rotation = rotation_table(config).to(options.device)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return torch.cat([self._encode(part) for part in pixel_values.split(TILES_PER_SLICE)])

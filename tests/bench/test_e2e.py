@@ -111,9 +111,9 @@ def test_a_model_needs_the_ops_of_its_format(monkeypatch):
     assert env.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
 
 
-def test_gpu_visit_measures_models_and_leaves_time_for_them(monkeypatch):
+def test_a_gpu_run_measures_models_and_leaves_time_for_them(monkeypatch):
     monkeypatch.setattr(gpu_steps, "gpu_problem", lambda form: None)
-    monkeypatch.setattr(gpu_steps.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     keys = [key for key, _ in gpu_steps.steps()]
     assert len(set(keys)) == len(keys)
     for key in ("test.model.fp8_kv.text", "e2e.scout.fp8.batch1.prompt8192"):

@@ -1,4 +1,4 @@
-"""The steps of a visit to a GPU, rehearsed at small sizes on a GPU that is none."""
+"""The steps of a GPU run, rehearsed at small sizes on a fake GPU."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ from unittest import mock
 import pytest
 import torch
 
-from bench import captured, gpu_steps, peers, tune
+from bench import ceilings, decode_step, gpu_steps, peers, tune
 from bench.checks import edges, edges_sample, gpu_checks
-from bench.gpu_run import visit
+from bench.gpu_run import run_steps
 from l4kernels import STATUS, Llama4Config
 from l4kernels.bench import measure, rows, shapes, timing
-from l4kernels.bench.report import load, table
-from l4kernels.bench.rows import Rows
+from l4kernels.bench.report import table
+from l4kernels.bench.rows import Rows, load
 from tests.support.fake_cuda import fake_cuda
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
@@ -61,14 +61,14 @@ def rehearsal():
                 "WHOLE_MODELS",
                 (("demo", "fp8", 1, 4, 2, 1), ("demo", "bf16", 1, 4, 2, 1)),
             ),
-            mock.patch.object(gpu_steps, "CEILING_BYTES", 1 << 20),
-            mock.patch.object(gpu_steps, "CLOCKS_S", 0.0),
-            mock.patch.object(gpu_steps, "CLOCKS_TOKENS", 128),
+            mock.patch.object(ceilings, "CEILING_BYTES", 1 << 20),
+            mock.patch.object(ceilings, "CLOCKS_S", 0.0),
+            mock.patch.object(ceilings, "CLOCKS_TOKENS", 128),
             mock.patch.object(tune, "ROWS", (1, 9)),
             mock.patch.object(tune, "MAX_SPLITS", 2),
             mock.patch.object(tune, "time_graph", short_graph),
-            mock.patch.object(captured, "CONTEXTS", (5,)),
-            mock.patch.object(captured, "REPLAYS", 2),
+            mock.patch.object(decode_step, "CONTEXTS", (5,)),
+            mock.patch.object(decode_step, "REPLAYS", 2),
             fake_cuda(),
         ):
             stack.enter_context(patch)
@@ -124,12 +124,12 @@ def rehearsed_steps():
     return gpu_steps.steps()
 
 
-def test_a_visit_from_its_command_to_its_table(tmp_path, monkeypatch):
+def test_a_run_from_its_command_to_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
     rows.machine()  # caches what nvidia-smi would say
     wanted = ["test.silu_mul", "ceiling.copy", "peers.silu_mul.scout.1", "sanitizer.memcheck"]
     end = time.monotonic() + 300
-    assert visit(rehearsed_steps, gpu_steps.cost, Rows(tmp_path, "h200"), wanted, end) == 0
+    assert run_steps(rehearsed_steps, gpu_steps.cost, Rows(tmp_path, "h200"), wanted, end) == 0
     found = {row["key"]: row for row in load([tmp_path])}
     assert found["test.silu_mul"]["cases"] >= 7
     assert found["sanitizer.memcheck"]["skipped"] == "no compute-sanitizer on this machine"

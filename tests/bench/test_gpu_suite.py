@@ -1,4 +1,4 @@
-"""A visit to a GPU goes on, whatever a step does: with steps that need none."""
+"""A GPU run goes on, whatever a step does: with steps that need none."""
 
 import json
 import os
@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
 from bench import gpu_run, gpu_steps, gpu_suite
-from bench.gpu_run import visit
+from bench.gpu_run import run_steps
 from l4kernels import STATUS
 from l4kernels.bench import rows
 from l4kernels.bench.clocks import Clocks
 from l4kernels.bench.rows import Rows
 from l4kernels.bench.timing import Timing
+from tools.nvcc import ROOT
 
 COMMIT = STATUS.build.get("commit", "unknown")
 MEASURED = Timing(2.0, 1.0, 3.0, 30)
@@ -66,8 +69,17 @@ def answers_what_no_row_holds():
 
 
 def steps():
-    found = (right, measured, wrong, leaves, dies, hangs, peer_hangs, breaks_its_context,
-             answers_what_no_row_holds)  # fmt: skip
+    found = (
+        right,
+        measured,
+        wrong,
+        leaves,
+        dies,
+        hangs,
+        peer_hangs,
+        breaks_its_context,
+        answers_what_no_row_holds,
+    )
     for function in found:
         yield function.__name__, function
     yield "right again", right
@@ -81,13 +93,13 @@ def does_not_start():
 def no_gpu(monkeypatch):
     facts = {"gpu": "h200", "commit": COMMIT}
     monkeypatch.setattr(rows, "machine", lambda: {"time": str(time.time()), **facts})
-    monkeypatch.setattr(gpu_suite, "LIMIT_S", 1)
-    monkeypatch.setattr(gpu_suite, "FIRST_S", 1)
+    monkeypatch.setattr(gpu_run, "LIMIT_S", 1)
+    monkeypatch.setattr(gpu_run, "FIRST_S", 1)
 
 
 def run(folder, *keys, budget=300.0, cost=lambda key: 0, steps=steps):
     before = (folder / "rows.jsonl").read_text() if (folder / "rows.jsonl").exists() else ""
-    failed = visit(steps, cost, Rows(folder, "h200"), list(keys), time.monotonic() + budget)
+    failed = run_steps(steps, cost, Rows(folder, "h200"), list(keys), time.monotonic() + budget)
     text = (folder / "rows.jsonl").read_text()
     assert text.startswith(before)
     return failed, {row["key"]: row for row in map(json.loads, text[len(before) :].splitlines())}
@@ -112,7 +124,7 @@ def test_no_step_takes_another_with_it(tmp_path, no_gpu):
     assert found["peer_hangs"]["error"] == "no result in time"
 
 
-def test_a_second_visit_goes_on_where_the_first_stopped(tmp_path, no_gpu):
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, no_gpu):
     expensive = {"measured": 1e9}
     failed, found = run(tmp_path, "right", "wrong", "measured", cost=lambda k: expensive.get(k, 0))
     assert failed == 1 and list(found) == ["right", "wrong"]
@@ -121,7 +133,7 @@ def test_a_second_visit_goes_on_where_the_first_stopped(tmp_path, no_gpu):
 
 
 def test_the_budget_ends_a_step_without_calling_it_failed(tmp_path, no_gpu, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_suite, "FIRST_S", 1000)
+    monkeypatch.setattr(gpu_run, "FIRST_S", 1000)
     began = time.monotonic()
     failed, found = run(tmp_path, "right", "hangs", "measured", budget=14)
     assert time.monotonic() - began < 20
@@ -152,8 +164,8 @@ def steps_of_gemm():
 
 
 def test_the_first_limit_holds_until_an_op_has_passed(tmp_path, no_gpu, monkeypatch):
-    monkeypatch.setattr(gpu_suite, "LIMIT_S", 60)
-    monkeypatch.setattr(gpu_suite, "FIRST_S", 1)
+    monkeypatch.setattr(gpu_run, "LIMIT_S", 60)
+    monkeypatch.setattr(gpu_run, "FIRST_S", 1)
     failed, found = run(tmp_path, "bench.gemm.slow", steps=slow_steps)
     assert failed == 1 and found["bench.gemm.slow"]["error"] == "no result in time"
     failed, found = run(tmp_path / "next", "smoke.gemm", "bench.gemm.slow", steps=slow_steps)
@@ -176,6 +188,21 @@ def test_rows_of_other_kernels_do_not_count(tmp_path, no_gpu):
     assert Rows(tmp_path, "h200").age("right") == ""
     (tmp_path / "new.jsonl").write_text(json.dumps(row | {"commit": COMMIT}) + "\n")
     assert Rows(tmp_path, "h200").age("right") == "2026"
+    assert Rows(tmp_path / "out", "h200").age("right") == ""
+    assert Rows(tmp_path / "out", "h200", tmp_path).age("right") == "2026"
+
+
+def test_the_command_knows_the_published_rows(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(gpu_suite, "STATUS", SimpleNamespace(loaded=True))
+    monkeypatch.setattr(gpu_suite, "steps", steps)
+    monkeypatch.setattr(gpu_suite, "Rows", lambda *folders: seen.extend(folders) or mock.Mock())
+    monkeypatch.setattr(gpu_suite, "run_steps", lambda *_: 0)
+    monkeypatch.setattr(sys, "argv", ["gpu_suite", "--out", str(tmp_path)])
+    assert gpu_suite.main() == 0 and seen[:2] == [tmp_path, "h200"]
+    assert [*seen[2].glob("*.jsonl")] and seen[2] == ROOT / "bench" / "results" / "h200"
 
 
 def test_two_commands_of_a_run_reach_what_matters():
@@ -207,7 +234,7 @@ def test_the_plan_is_printed_without_a_gpu(capsys):
 
 
 def test_an_error_names_no_folder():
-    text = f'  File "{gpu_run.ROOT}/bench/rows.py", line 1'
+    text = f'  File "{gpu_run.ROOT}/l4kernels/bench/rows.py", line 1'
     assert gpu_run.without_paths(text) == '  File "l4kernels/bench/rows.py", line 1'
 
 
@@ -244,7 +271,7 @@ def test_a_row_that_was_cut_off_is_none(tmp_path):
     assert rows.read(tmp_path / "rows.jsonl") == [json.loads(whole)]
 
 
-def test_a_visit_needs_no_more_than_it_says():
+def test_a_run_needs_no_more_than_it_says():
     """docs/measuring.md names what the Python of a GPU machine must have."""
     program = """
 import sys

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from l4kernels import Llama4, Llama4Config, ops
-from l4kernels.layers.linear import Build, Linear
+from l4kernels.layers.options import ModelOptions
+from l4kernels.layers.weights.linear import Linear
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
 
 SIZES = {**ALIGNED, "num_local_experts": 3}
@@ -36,16 +37,16 @@ def test_what_is_quantised(tensors, tmp_path, weights):
     for name, linear in linears(model).items():
         kept = name.endswith("router")
         wanted = "bf16" if kept else "fp8" if name == "lm_head" else weights
-        assert linear.weights == wanted, name
+        assert linear.name == wanted, name
     assert model.embedding.dtype == torch.bfloat16
     assert model.norm.weight.dtype == torch.bfloat16
 
 
 def weights_of(linear):
     """The float32 values that a quantised weight stands for, `[(E,) N, K]`."""
-    if linear.weights == "int4":
+    if linear.name == "int4":
         return ops.dequantize_int4(linear.packed, linear.scales, torch.float32)
-    if linear.weights == "fp8":
+    if linear.name == "fp8":
         return linear.weight.float() * linear.scale.unsqueeze(-1)
     return linear.weight.float()
 
@@ -77,7 +78,7 @@ def test_gate_and_up_alternate_in_blocks_of_eight(tensors, tmp_path):
 def test_storing_in_pieces_equals_quantising_at_once(weights, rows):
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(640, 256, generator=generator)
-    linear = Linear(256, 640, Build(torch.float32, torch.device("cpu"), weights), experts=2)
+    linear = ModelOptions(torch.float32, torch.device("cpu"), weights).linear(256, 640, experts=2)
     linear.store(weight, rows, expert=1)
     whole = ops.interleave_gate_up(*weight.chunk(2)) if rows == "gate_up" else weight
     if weights == "int4":

@@ -147,10 +147,16 @@ def test_chat_and_images(generate, picture):
 
 
 @pytest.mark.parametrize(
-    "options", [("--weights", "fp8"), ("--weights", "int4"), ("--dtype", "bfloat16"),
-                ("--kv-dtype", "fp8"), ("--top-k", 3, "--min-p", 0.1, "--top-p", 0.5),
-                ("--top-k", 10**12)]
-)  # fmt: skip
+    "options",
+    [
+        ("--weights", "fp8"),
+        ("--weights", "int4"),
+        ("--dtype", "bfloat16"),
+        ("--kv-dtype", "fp8"),
+        ("--top-k", 3, "--min-p", 0.1, "--top-p", 0.5),
+        ("--top-k", 10**12),
+    ],
+)
 def test_formats_and_sampling(generate, options):
     got = generate("--prompt", "the answer", "--max-new-tokens", 4, "--temperature", 1, *options)
     assert 1 <= got["completion_tokens"] <= 4
@@ -254,12 +260,16 @@ CHECKPOINT_ERRORS = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
     "bad config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
-    "absurd": (lambda f: rewrite(f, lambda c: c["text_config"].update(hidden_size=10**9)),
-               "hidden_size"),
-    "quantised": (lambda f: rewrite(f, lambda c: c.update(quantization_config=QUANTISED)),
-                  "supported"),
+    "absurd": (
+        lambda f: rewrite(f, lambda c: c["text_config"].update(hidden_size=10**9)),
+        "hidden_size",
+    ),
+    "quantised": (
+        lambda f: rewrite(f, lambda c: c.update(quantization_config=QUANTISED)),
+        "supported",
+    ),
     "empty folder": (lambda f: [file.unlink() for file in f.iterdir()], "config.json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CHECKPOINT_ERRORS)

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from l4kernels.checkpoint import load
 from l4kernels.cli import generate, interrupts, main
 from l4kernels.demo import CHECKPOINT
-from l4kernels.engine import llama4
 from tests.support.terminals import ENVIRONMENT, L4K, Terminal
 
 
@@ -101,11 +101,11 @@ def test_the_bar_of_the_load_moves_the_cursor_and_is_gone_before_a_message(monke
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "__stderr__", terminal)
 
-    def fill(model, slots, slabs):
-        next(slabs)
+    def fill(model, slots, tensors):
+        next(tensors)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(llama4.loading, "fill", fill)
+    monkeypatch.setattr(load, "fill", fill)
     assert main(["generate", "--model", str(CHECKPOINT), "--prompt", "a"]) == 130
     shown = terminal.getvalue()
     assert "Loading" in shown and "\\x" not in shown

@@ -219,8 +219,11 @@ def test_output_that_cannot_be_written(monkeypatch, capsys, error, code, message
 def test_streams_of_the_shell(command, code, out, err):
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m l4kernels {command}"],
-        capture_output=True, text=True, timeout=60, env=ENVIRONMENT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENVIRONMENT,
+    )
     assert (done.returncode, done.stderr) == (code, err)
     assert done.stdout.startswith(out) and bool(done.stdout) == bool(out)
 

@@ -65,12 +65,15 @@ def test_limits_and_settings_are_respected(machine):
         ({"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, "0::/a/b", 2),
         ({"cpu.max": "300000 100000"}, "0::/not/mounted/here", 3),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu:/", math.inf),
-        ({"cpu/c/cpu.cfs_quota_us": "50000", "cpu/c/cpu.cfs_period_us": "100000"},
-         "4:memory:/x\n3:cpu,cpuacct:/c\n0::/", 0.5),
+        (
+            {"cpu/c/cpu.cfs_quota_us": "50000", "cpu/c/cpu.cfs_period_us": "100000"},
+            "4:memory:/x\n3:cpu,cpuacct:/c\n0::/",
+            0.5,
+        ),
         ({"cpu.max": "nonsense"}, "0::/", math.inf),
         ({}, "", math.inf),
     ],
-)  # fmt: skip
+)
 def test_quota_of_a_cgroup(tmp_path, files, memberships, quota):
     for name, content in files.items():
         (tmp_path / "mounts" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,9 @@ from torch.nn.functional import silu
 import l4kernels
 from l4kernels import ops
 from l4kernels.testing import assert_close, emulated
+from tests.support.tensors import i32
 
 FP8, BF16, F32 = torch.float8_e4m3fn, torch.bfloat16, torch.float32
-
-
-def i32(*values):
-    return torch.tensor(values, dtype=torch.int32)
 
 
 def e4m3(*shape, scaling="row"):
@@ -105,7 +102,7 @@ def test_grouped_gemm_takes_indices_and_block_scales():
     torch.manual_seed(3)
     a, sa = e4m3(9, 128, scaling="1x128")
     b, sb = e4m3(4, 128, 128, scaling="128x128")
-    groups = i32(0, 0, -1, 2, 2, 2, -1, 3, -1)  # group 1 is empty; padding behind the others
+    groups = i32(0, 0, -1, 2, 2, 2, -1, 3, -1)  # group 1 is empty; padding after the others
     got = l4kernels.grouped_gemm(
         a, b.transpose(-2, -1), m_indices=groups, scale_a=sa, scale_b=sb, out_dtype=F32
     )

@@ -11,21 +11,20 @@ from bench.checks.kernel_checks import device_error
 from l4kernels import ops
 from l4kernels.testing import assert_close, emulated
 from tests.support.naive import visible
+from tests.support.tensors import i32
 
 FP8 = torch.float8_e4m3fn
-
-
-def i32(*values):
-    return torch.tensor(values, dtype=torch.int32)
 
 
 def attend(q, k, v, chunk=0, scale=None):
     """Attention of one sequence in one call of torch, its mask by definition; and its lse."""
     start = k.shape[0] - q.shape[0]
     mask = torch.tensor(
-        [[j in visible(start + i, k.shape[0], chunk) for j in range(k.shape[0])]
-         for i in range(q.shape[0])]
-    )  # fmt: skip
+        [
+            [j in visible(start + i, k.shape[0], chunk) for j in range(k.shape[0])]
+            for i in range(q.shape[0])
+        ]
+    )
     group = q.shape[1] // k.shape[1]
     heads = [t.float().transpose(0, 1) for t in (q, k, v)]
     heads[1:] = [t.repeat_interleave(group, 0) for t in heads[1:]]
@@ -39,9 +38,14 @@ def heads(*shape):
 
 
 OFF = {
-    "softmax_scale": None, "causal": False, "window_size": (-1, -1), "attention_chunk": 0,
-    "softcap": 0.0, "pack_gqa": None, "sm_margin": 0,
-}  # fmt: skip
+    "softmax_scale": None,
+    "causal": False,
+    "window_size": (-1, -1),
+    "attention_chunk": 0,
+    "softcap": 0.0,
+    "pack_gqa": None,
+    "sm_margin": 0,
+}
 FA3 = {
     "flash_attn_varlen_func": (
         "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k "
@@ -83,9 +87,17 @@ def test_varlen_is_attention_of_each_sequence(lengths, chunk):
     )
     longest = max(a for a, _ in lengths), max(b for _, b in lengths)
     out, lse = l4kernels.flash_attn_varlen_func(
-        q, k, v, ends_q, ends_k, *longest, causal=True, attention_chunk=chunk,
-        softmax_scale=0.3, return_attn_probs=True,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        ends_q,
+        ends_k,
+        *longest,
+        causal=True,
+        attention_chunk=chunk,
+        softmax_scale=0.3,
+        return_attn_probs=True,
+    )
     for b in range(len(lengths)):
         of_q, of_k = (slice(int(e[b]), int(e[b + 1])) for e in (ends_q, ends_k))
         expected, expected_lse = attend(q[of_q], k[of_k], v[of_k], chunk, 0.3)
@@ -118,12 +130,21 @@ def test_kvcache_appends_and_attends(paged, new):
     if paged:
         order = torch.randperm(12)
         table = order.view(3, -1).to(torch.int32)
-        caches = [torch.empty(12, page, 2, 16).index_copy_(0, order, c.view(12, page, 2, 16))
-                  for c in caches]  # fmt: skip
+        caches = [
+            torch.empty(12, page, 2, 16).index_copy_(0, order, c.view(12, page, 2, 16))
+            for c in caches
+        ]
     out, lse = l4kernels.flash_attn_with_kvcache(
-        q, *caches, k, v, cache_seqlens=i32(*lengths), page_table=table, causal=True,
-        attention_chunk=16, return_softmax_lse=True,
-    )  # fmt: skip
+        q,
+        *caches,
+        k,
+        v,
+        cache_seqlens=i32(*lengths),
+        page_table=table,
+        causal=True,
+        attention_chunk=16,
+        return_softmax_lse=True,
+    )
     for row, length in enumerate(lengths):
         keys, values = (c[row, : length + new] for c in wanted)
         expected, expected_lse = attend(q[row], keys, values, 16)
@@ -152,9 +173,16 @@ def test_kvcache_with_different_numbers_of_queries_and_rows_of_a_batch():
     torch.manual_seed(9)
     q, k, v = heads(5, 2), heads(4, 32, 1), heads(4, 32, 1)
     out, lse = l4kernels.flash_attn_with_kvcache(
-        q, k, v, cache_seqlens=i32(7, 9), cache_batch_idx=torch.tensor([3, 1]),
-        cu_seqlens_q=i32(0, 2, 5), max_seqlen_q=3, causal=True, return_softmax_lse=True,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        cache_seqlens=i32(7, 9),
+        cache_batch_idx=torch.tensor([3, 1]),
+        cu_seqlens_q=i32(0, 2, 5),
+        max_seqlen_q=3,
+        causal=True,
+        return_softmax_lse=True,
+    )
     for rows, row, length in ((slice(0, 2), 3, 7), (slice(2, 5), 1, 9)):
         expected, expected_lse = attend(q[rows], k[row, :length], v[row, :length])
         assert_close(out[rows], expected, 1e-5)
@@ -164,7 +192,7 @@ def test_kvcache_with_different_numbers_of_queries_and_rows_of_a_batch():
 @pytest.mark.parametrize("chunk", [0, 16])
 @pytest.mark.parametrize("counts", [[1, 1, 1], [1, 0, 1], [0, 3, 1], [16, 1, 2]], ids=str)
 def test_few_queries_of_each_sequence_are_decoded(counts, chunk, monkeypatch):
-    """How engines decode: cu_seqlens_q and max_seqlen_q, with rows of padding behind."""
+    """How engines decode: cu_seqlens_q and max_seqlen_q, with rows of padding at the end."""
     monkeypatch.setattr(ops, "flash_prefill", None)
     torch.manual_seed(12)
     lengths, total = [20, 5, 33], sum(counts)
@@ -172,10 +200,18 @@ def test_few_queries_of_each_sequence_are_decoded(counts, chunk, monkeypatch):
     table = torch.randperm(12).to(torch.int32).view(3, 4)
     ends = torch.tensor([0, *counts]).cumsum(0).to(torch.int32)
     out, lse = l4kernels.flash_attn_with_kvcache(
-        q, k, v, cache_seqlens=i32(*lengths), page_table=table, cu_seqlens_q=ends,
-        max_seqlen_q=max(counts), causal=True, attention_chunk=chunk, return_softmax_lse=True,
+        q,
+        k,
+        v,
+        cache_seqlens=i32(*lengths),
+        page_table=table,
+        cu_seqlens_q=ends,
+        max_seqlen_q=max(counts),
+        causal=True,
+        attention_chunk=chunk,
+        return_softmax_lse=True,
         cu_seqlens_k_new=ends,
-    )  # fmt: skip
+    )
     for b, length in enumerate(lengths):
         keys, values = (c[table[b].long()].flatten(0, 1)[:length] for c in (k, v))
         rows = slice(int(ends[b]), int(ends[b + 1]))
@@ -289,9 +325,14 @@ def test_decoding_with_offsets_compiles_into_one_graph():
 
     def call(q):
         return l4kernels.flash_attn_with_kvcache(
-            q, cache, cache, cache_seqlens=i32(20, 9), cu_seqlens_q=i32(0, 2, 3), max_seqlen_q=2,
+            q,
+            cache,
+            cache,
+            cache_seqlens=i32(20, 9),
+            cu_seqlens_q=i32(0, 2, 3),
+            max_seqlen_q=2,
             causal=True,
-        )  # fmt: skip
+        )
 
     assert_close(torch.compile(call, backend="aot_eager", fullgraph=True)(q), call(q), 1e-5)
 
@@ -310,8 +351,10 @@ def test_varlen_compiles_into_one_graph():
 def test_varlen_runs_on_kernels(lengths):
     torch.manual_seed(10)
     ends_q, ends_k = torch.tensor([(0, 0), *lengths]).cumsum(0).T.to(torch.int32).contiguous()
-    q, k, v = (torch.randn(int(n), h, 128).bfloat16()
-               for n, h in ((ends_q[-1], 5), (ends_k[-1], 1), (ends_k[-1], 1)))  # fmt: skip
+    q, k, v = (
+        torch.randn(int(n), h, 128).bfloat16()
+        for n, h in ((ends_q[-1], 5), (ends_k[-1], 1), (ends_k[-1], 1))
+    )
     arguments = (q, k, v, ends_q, ends_k, max(n for n, _ in lengths), 40)
     options = {"causal": True, "attention_chunk": 16, "return_attn_probs": True}
     expected = l4kernels.flash_attn_varlen_func(*arguments, **options)

@@ -35,7 +35,10 @@ CALLS = {
         flash_attn_with_kvcache,
         (torch.ones(5, 2, 8), torch.ones(4, 16, 1, 8), torch.ones(4, 16, 1, 8)),
         {
-            "cache_seqlens": TWO, "page_table": PAGES, "cu_seqlens_q": ENDS, "max_seqlen_q": 3,
+            "cache_seqlens": TWO,
+            "page_table": PAGES,
+            "cu_seqlens_q": ENDS,
+            "max_seqlen_q": 3,
             "causal": True,
         },
     ),
@@ -54,7 +57,7 @@ CALLS = {
         (torch.ones(2, 4), torch.zeros(2, 4), torch.ones(2, 16, 4), torch.ones(2, 4, 8)),
         {"residual": torch.ones(2, 4)},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -9,8 +9,8 @@ import torch
 from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, flash_attn_varlen_func, flash_attn_with_kvcache
 from l4kernels.testing import assert_close, emulated
-from tests.dropin.test_dropin_attention import i32
 from tests.support.naive import visible
+from tests.support.tensors import i32
 
 KERNELS = pytest.param(True, marks=pytest.mark.skipif(not STATUS.loaded, reason="no kernels"))
 ROUTES = pytest.mark.parametrize("kernels", [False, KERNELS], ids=["reference", "kernels"])
@@ -73,8 +73,9 @@ def test_varlen_of_empty_and_padded_batches(name, kernels):
     torch.manual_seed(1)
     starts_q, rows_q, starts_k, rows_k = VARLEN[name]
     q, k, v = heads(rows_q, 2), heads(rows_k, 1), heads(rows_k, 1)
-    longest = (max((b - a for a, b in itertools.pairwise(s)), default=0)
-               for s in (starts_q, starts_k))  # fmt: skip
+    longest = (
+        max((b - a for a, b in itertools.pairwise(s)), default=0) for s in (starts_q, starts_k)
+    )
     with route(kernels):
         out, lse = flash_attn_varlen_func(
             q, k, v, i32(*starts_q), i32(*starts_k), *longest, causal=True, return_attn_probs=True
@@ -91,9 +92,17 @@ def test_varlen_of_unused_keys(kernels, queries):
     q, k, v = heads(2 * queries, 2), heads(60, 1), heads(60, 1)
     with route(kernels):
         out, lse = flash_attn_varlen_func(
-            q, k, v, i32(*starts_q), i32(0, 30, 60), queries, 30, seqused_k=i32(0, 22),
-            causal=True, return_attn_probs=True,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            i32(*starts_q),
+            i32(0, 30, 60),
+            queries,
+            30,
+            seqused_k=i32(0, 22),
+            causal=True,
+            return_attn_probs=True,
+        )
     check_varlen(out, lse, q, k, v, starts_q, spans)
 
 
@@ -113,9 +122,15 @@ def test_kvcache_of_empty_batches(kernels, queries, batch, new, paged):
             cache[row, length : length + new] = values[row]
     with route(kernels):
         out, lse = flash_attn_with_kvcache(
-            q, k, v, *added, cache_seqlens=i32(*lengths), page_table=table, causal=True,
+            q,
+            k,
+            v,
+            *added,
+            cache_seqlens=i32(*lengths),
+            page_table=table,
+            causal=True,
             return_softmax_lse=True,
-        )  # fmt: skip
+        )
     assert device_error() == ""
     assert out.shape == q.shape and lse.shape == (batch, 2, queries)
     assert torch.equal(k[:batch], wanted[0]) and torch.equal(v[:batch], wanted[1])
@@ -133,9 +148,15 @@ def test_kvcache_of_padded_rows(kernels, starts):
     q, k, v, batch = heads(5, 2), heads(2, 32, 1), heads(2, 32, 1), len(starts) - 1
     with route(kernels):
         out, lse = flash_attn_with_kvcache(
-            q, k, v, cache_seqlens=i32(7, 9)[:batch], cu_seqlens_q=i32(*starts),
-            max_seqlen_q=max(starts), causal=True, return_softmax_lse=True,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            cache_seqlens=i32(7, 9)[:batch],
+            cu_seqlens_q=i32(*starts),
+            max_seqlen_q=max(starts),
+            causal=True,
+            return_softmax_lse=True,
+        )
     assert device_error() == ""
     flat = k.flatten(0, 1), v.flatten(0, 1)
     check_varlen(out, lse, q, *flat, starts, [(0, 7), (32, 41)][:batch])
@@ -165,8 +186,8 @@ def test_a_cache_without_a_place(kernels, queries, shape):
 
 
 WRONG = {  # starts of keys, keys used: of 40 rows
-    "behind the rows": ([0, 20, 41], None),
-    "one page behind the rows": ([0, 20, 100], None),
+    "past the rows": ([0, 20, 41], None),
+    "one page past the rows": ([0, 20, 100], None),
     "backwards": ([0, 30, 20], None),
     "not from 0": ([1, 20, 40], None),
     "more used than there are": ([0, 20, 40], (21, 20)),
@@ -178,7 +199,7 @@ WRONG = {  # starts of keys, keys used: of 40 rows
 @pytest.mark.parametrize("queries", [1, 20])
 @pytest.mark.parametrize("name", WRONG)
 def test_keys_that_are_not_there_are_an_error(name, queries, kernels):
-    """Not whatever lies in the memory behind them."""
+    """Not whatever lies in the memory after them."""
     starts, used = WRONG[name]
     q, k = heads(2 * queries, 2), heads(40, 1)
     starts_q = i32(0, queries, 2 * queries)
@@ -195,7 +216,7 @@ def test_keys_that_are_not_there_are_an_error(name, queries, kernels):
 
 @ROUTES
 @pytest.mark.parametrize("queries", [1, 20])
-def test_a_length_behind_the_cache_is_an_error(queries, kernels):
+def test_a_length_past_the_cache_is_an_error(queries, kernels):
     q, cache = heads(2, queries, 2), heads(2, 32, 1)
     for lengths in ((3, 33), (-1, 3)):
         call = (q, cache, cache)
@@ -209,8 +230,14 @@ def test_a_length_behind_the_cache_is_an_error(queries, kernels):
                 flash_attn_with_kvcache(*call, **options)
 
 
-CAUSAL = [(True, (-1, -1)), (True, (-1, 0)), (True, (-7, 3)), (True, (8, 0)), (False, (-1, 0)),
-          (False, [9, 0])]  # fmt: skip
+CAUSAL = [
+    (True, (-1, -1)),
+    (True, (-1, 0)),
+    (True, (-7, 3)),
+    (True, (8, 0)),
+    (False, (-1, 0)),
+    (False, [9, 0]),
+]
 NOT_CAUSAL = [(True, (7, 0)), (True, (0, 0)), (False, (-1, 1)), (False, (3, -1)), (False, (0, 0))]
 
 

@@ -87,8 +87,8 @@ TOGETHER = [(0, 0, 20), (1, 52, 64), (2, 64, 65), (3, 40, 41)]
 
 def close(model, got, wanted):
     """Products of another size are summed in another order: a last bit, and of e4m3 a code."""
-    bound = 0.1 if model.build.weights == "fp8" else 0.03
-    bound = TOLERANCE if model.build.dtype == torch.float32 else bound
+    bound = 0.1 if model.options.weights == "fp8" else 0.03
+    bound = TOLERANCE if model.options.dtype == torch.float32 else bound
     return (got.float() - wanted.float()).norm() <= bound * wanted.float().norm()
 
 

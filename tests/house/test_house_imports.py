@@ -156,6 +156,13 @@ def test_imports_obey_the_law():
     assert {*LAW} - {room(name) for name in MODULES} == COMING, "COMING is out of date"
 
 
+def test_no_test_imports_another():
+    tests = {name for name in MODULES if name.startswith("tests.") and ".test_" in name}
+    assert len(tests) > 80
+    shared = {(name, to) for name in tests for to in IMPORTS[name] & tests}
+    assert not shared, "what they share belongs into tests.support"
+
+
 def test_includes_obey_the_law():
     broken = []
     for path, text in SOURCES.items():

@@ -1,12 +1,16 @@
 """Arguments that cannot even be printed end in the package's own errors."""
 
+import math
 import re
 
+import numpy
 import pytest
 import torch
 
 import l4kernels
 from l4kernels.demo import CHECKPOINT
+from l4kernels.inputs.arguments import number, whole_number
+from l4kernels.inputs.fields import ConfigError, Fields
 from l4kernels.prompt.chat import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer, TokenizerError
 from tools.nvcc import ROOT
@@ -51,10 +55,56 @@ def test_what_cannot_be_printed_is_refused_like_anything_else(value, prompter, m
 
 def test_messages_show_values_in_one_way():
     """`{value!r:.80}` builds all of it first, and raises where Python does not print it."""
+    files = [p for p in (ROOT / "l4kernels").rglob("*.py") if "ops" not in p.parts]
     raw = [
         f"{path.name}: {line.strip()}"
-        for path in (ROOT / "l4kernels" / "model").glob("*.py")
+        for path in files
         for line in path.read_text().splitlines()
-        if re.search(r"!r:\.80\}", line)
+        if re.search(r"(?<!error)!r:\.\d+\}", line)
     ]
-    assert not raw
+    assert len(files) > 80 and not raw
+
+
+NUMBERS = {  # value: what it is as a whole number, and as a number, in [0, 9]; None: refused
+    "int": (3, 3, 3.0),
+    "bool": (True, None, None),
+    "whole float": (4.0, None, 4.0),
+    "float": (4.5, None, 4.5),
+    "NaN": (math.nan, None, None),
+    "infinity": (math.inf, None, None),
+    "too large": (10, None, None),
+    "below": (-1, None, None),
+    "huge": (HUGE, None, None),
+    "text": ("3", None, None),
+    "numpy int": (numpy.int64(3), 3, 3.0),
+    "numpy float": (numpy.float32(0.5), None, 0.5),
+    "numpy bool": (numpy.bool_(True), None, None),
+    "tensor": (torch.tensor(3), 3, 3.0),
+    "tensor of two": (torch.ones(2), None, None),
+    "list": ([3], None, None),
+    "none": (None, None, None),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_call_and_a_file_agree_on_what_a_number_is(name):
+    value, whole, real = NUMBERS[name]
+    fields = Fields({"n": value}, "file")
+    for check, of_field, wanted in (
+        (whole_number, fields.integer, whole),
+        (number, fields.number, real),
+    ):
+        if wanted is None:
+            with pytest.raises(ValueError, match="expected n to be a") as caught:
+                check("n", value, 0, 9)
+            if name == "whole float":  # JSON has one kind of number
+                assert of_field("n", 0, 9) == 4
+                continue
+            missing = value is None
+            text = "file: n is missing" if missing else f"file: {caught.value}"
+            with pytest.raises(ConfigError) as of_file:
+                of_field("n", 0, 9)
+            assert str(of_file.value) == text
+        else:
+            for found in (check("n", value, 0, 9), of_field("n", 0, 9)):
+                assert found == wanted and type(found) is type(wanted)

@@ -11,7 +11,7 @@ from l4kernels.engine.runner import MAX_PIECE, Runner, prompt_pieces
 from l4kernels.engine.sampler import Sampling
 from l4kernels.engine.sequence import Sequence, make_sequences
 from l4kernels.model.llama4 import Llama4Model
-from l4kernels.planning.plan import PREFILL_TOKENS
+from l4kernels.planning.footprint import PREFILL_TOKENS
 from tests.support.checkpoints import TEXT, tensors_of, write
 from tests.support.parity import TOLERANCE, Case, difference, random_case
 
@@ -98,7 +98,7 @@ def test_the_rope_table_grows_for_layers_that_rotate_without_chunks_alone(model)
     model.rotate_up_to(100_000)
     assert model.cos_sin is table and len(table) == TEXT["attention_chunk_size"]
     unchunked = {**TEXT, "attention_chunk_size": None, "max_position_embeddings": 20_000}
-    whole = Llama4Model(Llama4Config.from_dict(unchunked), model.build)
+    whole = Llama4Model(Llama4Config.from_dict(unchunked), model.options)
     first = whole.cos_sin
     whole.rotate_up_to(8192)
     assert whole.cos_sin is first and len(first) == 8192

@@ -21,9 +21,9 @@ from l4kernels.prompt.image_processor import ImageProcessor
 from l4kernels.prompt.images import ImageError, decode_image
 from tests.support import pictures
 from tests.support.pictures import FORMATS, chunk, exif, jpeg_segment, noise, riff, saved, words
+from tools.nvcc import ROOT
 
 SIZE = (40, 24)
-HERE = Path(__file__).parent
 
 
 def decoded_by_pillow(content: bytes) -> torch.Tensor:
@@ -258,8 +258,8 @@ def scans_of(side: int) -> tuple[bytes, bytes]:
 def test_bombs_are_refused_soon_and_in_little_memory():
     """In a process of its own, whose memory is only that of these files."""
     done = subprocess.run(
-        [sys.executable, __file__],
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+        [sys.executable, "-m", "tests.prompt.test_image_files"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

@@ -17,8 +17,8 @@ from l4kernels.prompt.chat import image_block
 from l4kernels.prompt.image_processor import ImageProcessor, canvases
 from l4kernels.prompt.images import ImageError
 from tests.support.pictures import noise, saved
+from tools.nvcc import ROOT
 
-HERE = Path(__file__).parent
 # (width, height) -> (rows, cols), prompt tokens: from the published processor at 336 / 16 tiles.
 GOLDEN = {
     (100, 80): ((1, 1), 147),
@@ -99,9 +99,9 @@ def torchvision_folder() -> str | None:
 
 @pytest.mark.skipif(torchvision_folder() is None, reason="no torchvision (see requirements)")
 def test_equals_hugging_face():
-    path = os.pathsep.join(filter(None, [str(HERE.parent), torchvision_folder()]))
+    path = os.pathsep.join(filter(None, [str(ROOT), torchvision_folder()]))
     done = subprocess.run(
-        [sys.executable, HERE / "hf_image_parity.py"],
+        [sys.executable, "-m", "tests.support.hf_image_parity"],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,

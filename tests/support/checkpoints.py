@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from l4kernels import Llama4Config
-from l4kernels.checkpoint.layout import layout, random_slabs
+from l4kernels.checkpoint.layout import layout
+from l4kernels.checkpoint.load import random_tensors
 
 TEXT = {
     "model_type": "llama4_text",
@@ -34,7 +35,7 @@ ALIGNED = {"hidden_size": 128, "intermediate_size": 128, "intermediate_size_mlp"
 def tensors_of(config: Llama4Config, seed: int = 0, dtype=torch.float32) -> dict:
     """Random tensors under the names and shapes of a text-only checkpoint."""
     whole: dict[str, list] = {}
-    for name, _, data in random_slabs(layout(config), torch.device("cpu"), seed):
+    for name, _, data in random_tensors(layout(config), torch.device("cpu"), seed):
         whole.setdefault(name, []).append(data.to(dtype))
     slots = layout(config)
     return {
@@ -70,15 +71,15 @@ def unfused(tensors: dict) -> dict:
     result = {}
     for name, data in tensors.items():
         if "experts.gate_up_proj" in name:
-            for expert, slab in enumerate(data):
-                gate, up = slab.t().chunk(2)
+            for expert, matrix in enumerate(data):
+                gate, up = matrix.t().chunk(2)
                 stem = name.replace("gate_up_proj", str(expert))
                 result[f"{stem}.gate_proj.weight"] = gate.contiguous()
                 result[f"{stem}.up_proj.weight"] = up.contiguous()
         elif "experts.down_proj" in name:
-            for expert, slab in enumerate(data):
+            for expert, matrix in enumerate(data):
                 stem = name.replace("down_proj", str(expert))
-                result[f"{stem}.down_proj.weight"] = slab.t().contiguous()
+                result[f"{stem}.down_proj.weight"] = matrix.t().contiguous()
         else:
             result[name] = data
     return result

@@ -1,5 +1,5 @@
-"""A GPU that is none: tensors that say they are on "cuda" and lie in the host's memory, kernels in
-the emulator, times that are made up. For rehearsing a visit to a GPU: what mixes tensors of host
+"""A fake GPU: tensors that say they are on "cuda" and lie in the host's memory, kernels in
+the emulator, times that are made up. For rehearsing a GPU run: what mixes tensors of host
 and device fails here as it would there."""
 
 import contextlib
@@ -144,7 +144,7 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
     patches += [mock.patch.object(torch, "autocast", lambda _, *a, **k: autocast("cpu", *a, **k))]
     patches += [
         mock.patch(f"{module}.capture", FakeGraph)
-        for module in ("l4kernels.bench.timing", "bench.captured", "bench.checks.gpu_checks")
+        for module in ("l4kernels.bench.timing", "bench.decode_step", "bench.checks.gpu_checks")
     ]
     library = BUILD / "libl4kernels_emulated.so"
     patches += [

@@ -142,9 +142,20 @@ def quantize_int4(w, search=True):
 
 
 def rope_cache(
-    qkv, positions, slot_mapping, k_cache, v_cache, *, num_heads, cos_sin=None, qk_norm_eps=None,
-    attn_scale=0.0, floor_scale=8192, k_scale=None, v_scale=None,
-):  # fmt: skip
+    qkv,
+    positions,
+    slot_mapping,
+    k_cache,
+    v_cache,
+    *,
+    num_heads,
+    cos_sin=None,
+    qk_norm_eps=None,
+    attn_scale=0.0,
+    floor_scale=8192,
+    k_scale=None,
+    v_scale=None,
+):
     kv_heads, page_size = k_cache.shape[2], k_cache.shape[1]
     q = np.zeros((qkv.shape[0], num_heads, 128))
     caches = [f64(k_cache), f64(v_cache)]
@@ -251,9 +262,18 @@ def product(a, weight, n, offsets, bias, residual, row_scale, activation):
 
 
 def gemm(
-    a, b, *, expert_offsets=None, sfa=None, sfb=None, bias=None, residual=None, row_scale=None,
-    activation="none", **_,
-):  # fmt: skip
+    a,
+    b,
+    *,
+    expert_offsets=None,
+    sfa=None,
+    sfb=None,
+    bias=None,
+    residual=None,
+    row_scale=None,
+    activation="none",
+    **_,
+):
     n = b.shape[-2]
     value_a, value_b = f64(a), f64(b)
     if sfa is not None:
@@ -265,10 +285,16 @@ def gemm(
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
-            value_a, lambda e: value_b if e is None else value_b[e], n, offsets, bias, residual,
-            row_scale, activation,
+            value_a,
+            lambda e: value_b if e is None else value_b[e],
+            n,
+            offsets,
+            bias,
+            residual,
+            row_scale,
+            activation,
         ),
-    )  # fmt: skip
+    )
 
 
 def gemm_swiglu_fp8(a, b, **options):
@@ -276,9 +302,17 @@ def gemm_swiglu_fp8(a, b, **options):
 
 
 def w4_gemm(
-    a, packed, scales, *, expert_offsets=None, bias=None, residual=None, row_scale=None,
-    activation="none", **_,
-):  # fmt: skip
+    a,
+    packed,
+    scales,
+    *,
+    expert_offsets=None,
+    bias=None,
+    residual=None,
+    row_scale=None,
+    activation="none",
+    **_,
+):
     words, scale = packed.numpy().view(np.uint32), f64(scales)
     weights = np.zeros((*packed.shape[:-1], a.shape[1]))
     for nibble, element in enumerate(NIBBLE_ORDER):
@@ -288,10 +322,16 @@ def w4_gemm(
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
-            f64(a), lambda e: weights if e is None else weights[e], packed.shape[-2], offsets,
-            bias, residual, row_scale, activation,
+            f64(a),
+            lambda e: weights if e is None else weights[e],
+            packed.shape[-2],
+            offsets,
+            bias,
+            residual,
+            row_scale,
+            activation,
         ),
-    )  # fmt: skip
+    )
 
 
 def visible(position, num_keys, chunk):
@@ -326,30 +366,62 @@ def attend(q, k_cache, v_cache, len_k, table, softmax_scale, chunk, k_scale, v_s
 
 
 def flash_prefill(
-    q, k_cache, v_cache, cu_seqlens_q, seqlens_k, block_table, *, softmax_scale, max_seqlen_q,
-    chunk=0, k_scale=None, v_scale=None,
-):  # fmt: skip
+    q,
+    k_cache,
+    v_cache,
+    cu_seqlens_q,
+    seqlens_k,
+    block_table,
+    *,
+    softmax_scale,
+    max_seqlen_q,
+    chunk=0,
+    k_scale=None,
+    v_scale=None,
+):
     out, lse = np.zeros(q.shape), np.full((q.shape[1], q.shape[0]), -np.inf)
     bounds, queries = cu_seqlens_q.tolist(), f64(q)
     for b, len_k in enumerate(seqlens_k.tolist()):
         rows = slice(bounds[b], bounds[b + 1])
         out[rows], lse[:, rows] = attend(
-            queries[rows], k_cache, v_cache, len_k, block_table[b], softmax_scale, chunk, k_scale,
+            queries[rows],
+            k_cache,
+            v_cache,
+            len_k,
+            block_table[b],
+            softmax_scale,
+            chunk,
+            k_scale,
             v_scale,
-        )  # fmt: skip
+        )
     return out, lse
 
 
 def flash_decode(
-    q, k_cache, v_cache, seqlens_k, block_table, *, softmax_scale, chunk=0, k_scale=None,
+    q,
+    k_cache,
+    v_cache,
+    seqlens_k,
+    block_table,
+    *,
+    softmax_scale,
+    chunk=0,
+    k_scale=None,
     v_scale=None,
-):  # fmt: skip
+):
     out, lse = np.zeros(q.shape), np.zeros((q.shape[0], q.shape[2], q.shape[1]))
     for b, len_k in enumerate(seqlens_k.tolist()):
         out[b], lse[b] = attend(
-            f64(q[b]), k_cache, v_cache, len_k, block_table[b], softmax_scale, chunk, k_scale,
+            f64(q[b]),
+            k_cache,
+            v_cache,
+            len_k,
+            block_table[b],
+            softmax_scale,
+            chunk,
+            k_scale,
             v_scale,
-        )  # fmt: skip
+        )
     return out, lse
 
 

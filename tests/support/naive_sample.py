@@ -38,9 +38,7 @@ def sample_row(row, temperature, top_k, top_p, min_p, seed, counter):
     return max(kept, key=lambda i: scaled[i] + gumbel(seed, counter, i))
 
 
-def sample(
-    logits, temperature, top_k, top_p, min_p, seeds, counters, top_logprobs=0
-):  # fmt: skip
+def sample(logits, temperature, top_k, top_p, min_p, seeds, counters, top_logprobs=0):
     ids, logprobs, top_ids, top = [], [], [], []
     parameters = zip(
         *(t.tolist() for t in (temperature, top_k, top_p, min_p, seeds, counters)), strict=True

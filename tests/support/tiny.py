@@ -9,11 +9,23 @@ from tokenizers.trainers import BpeTrainer
 SPECIAL = [
     f"<|{name}|>"
     for name in (
-        "begin_of_text", "end_of_text", "header_start", "header_end", "eom", "eot",
-        "finetune_right_pad", "image_start", "image_end", "tile_x_separator", "tile_y_separator",
-        "image", "patch", "python_start", "python_end",
+        "begin_of_text",
+        "end_of_text",
+        "header_start",
+        "header_end",
+        "eom",
+        "eot",
+        "finetune_right_pad",
+        "image_start",
+        "image_end",
+        "tile_x_separator",
+        "tile_y_separator",
+        "image",
+        "patch",
+        "python_start",
+        "python_end",
     )
-]  # fmt: skip
+]
 BPE_TOKENS = 290
 VOCAB = 320
 ID = {token: BPE_TOKENS + i for i, token in enumerate(SPECIAL)}

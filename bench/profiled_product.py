@@ -1,4 +1,4 @@
-"""One product for ncu to look at: `python bench/counted.py row3`, or `o`, Scout's at one token."""
+"""One product for ncu: `python bench/profiled_product.py row3`, or `o`, Scout's at one token."""
 
 import sys
 from pathlib import Path

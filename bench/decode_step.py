@@ -15,7 +15,7 @@ from l4kernels.bench.e2e import layers_that_fit, shortened
 from l4kernels.bench.timing import Timing, capture, time_replays
 from l4kernels.engine.runner import Runner
 from l4kernels.engine.sequence import Sequence
-from l4kernels.planning import plan as planner
+from l4kernels.planning.plan import plan
 
 CONTEXTS = 1024, 8000
 FEW = 8
@@ -30,7 +30,7 @@ def steps(
     for form in formats:
         yield f"step.scout.{form}.layers{FEW}", lambda f=form: measured("scout", f, gpu, FEW)
     config = shapes.Llama4Config.preset("scout")
-    if "fp8" in formats and planner.plan(config, "fp8", gpu, CONTEXTS[-1] + ROOM, 1).spare > 8e9:
+    if "fp8" in formats and plan(config, "fp8", gpu, CONTEXTS[-1] + ROOM, 1).spare > 8e9:
         yield "step.scout.fp8.whole", lambda: measured("scout", "fp8", gpu, None)
 
 
@@ -45,11 +45,11 @@ def measured(
     facts: dict[str, Any] = {"model": model, "format": form, "layers": layers, "contexts": {}}
     for context in CONTEXTS:
         timing = step_time(network, context)
-        plan = planner.plan(config, form, gpu, context, 1)
+        planned = plan(config, form, gpu, context, 1)
         facts["contexts"][str(context)] = {
             "us": timing.median,
-            "floor_us": plan.step_floor_ms * 1e3,
-            "bytes_per_second": plan.bytes_per_step / (timing.median * 1e-6),
+            "floor_us": planned.step_floor_ms * 1e3,
+            "bytes_per_second": planned.bytes_per_step / (timing.median * 1e-6),
         }
         yield timing, facts
 

@@ -1,0 +1,113 @@
+"""Fills a model: from a checkpoint folder, or with random weights."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from l4kernels.checkpoint.layout import Slot, layout
+from l4kernels.checkpoint.progress import Progress, terminal_counter
+from l4kernels.checkpoint.reader import Checkpoint, NamedTensor
+from l4kernels.checkpoint.unquantised import Unquantised
+from l4kernels.inputs.arguments import whole_number
+from l4kernels.inputs.files import shown
+from l4kernels.layers.weights.linear import Linear
+from l4kernels.model.config import Llama4Config
+
+CHECKPOINT_FORMATS: tuple[type[Unquantised], ...] = (Unquantised,)
+"""Published formats; the first that a checkpoint's headers match reads it."""
+
+
+def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
+    """The checkpoint in a folder, in whatever format, refused if it does not fit the config.
+
+    Reads no tensor data, so it comes before any memory is taken.
+    """
+    checkpoint = Checkpoint(path)
+    form = next(form for form in CHECKPOINT_FORMATS if form.matches(checkpoint))
+    return form(config, checkpoint)
+
+
+def load_weights(model: nn.Module, source: Unquantised, progress: Progress | None = None) -> None:
+    """Fills a model of the source's config; reports to a terminal, or else to `progress`."""
+    if progress is None:
+        progress = terminal_counter()
+    elif not callable(progress):
+        raise ValueError(f"expected progress to be a function, got {shown(progress)}")
+    tensors = source.tensors(_find(model, "embedding").dtype)
+    fill(model, source.slots, _reporting(tensors, source.checkpoint, progress))
+    _tie(model, source.config, source.slots)
+
+
+def load_random(model: nn.Module, config: Llama4Config, seed: int) -> None:
+    """Fills a model of the config with random weights."""
+    seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
+    slots = layout(config)
+    fill(model, slots, random_tensors(slots, _find(model, "embedding").device, seed))
+    _tie(model, config, slots)
+
+
+def fill(model: nn.Module, slots: dict[str, Slot], tensors: Iterable[NamedTensor]) -> None:
+    """Writes tensors into the model's parameters."""
+    for name, expert, data in tensors:
+        slot = slots[name]
+        target = _find(model, slot.target)
+        if isinstance(target, Linear):
+            target.store(
+                data.t() if slot.transposed else data,
+                slot.rows,
+                slot.expert if expert is None else expert,
+            )
+        else:
+            (target if slot.rows == "all" else target[slot.rows]).copy_(data)
+        del data  # the last reference to a mapped file would keep it beside the next one
+
+
+def _find(model: nn.Module, path: str) -> Any:
+    """A module of the model, or a parameter."""
+    for part in path.split("."):
+        model = getattr(model, part)
+    return model
+
+
+def _tie(model: nn.Module, config: Llama4Config, slots: dict[str, Slot]) -> None:
+    """Gives lm_head the embedding's weights where the config ties them; a head of its own that
+    the checkpoint holds all the same stays, as it does in transformers."""
+    if config.tie_word_embeddings:
+        own_head = any(slot.target == "lm_head" for slot in slots.values())
+        _find(model, "lm_head").tie(_find(model, "embedding"), filled=own_head)
+
+
+def random_tensors(
+    slots: dict[str, Slot], device: torch.device, seed: int
+) -> Iterator[NamedTensor]:
+    """Random weights that keep activations of ordinary size: norms near 1."""
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, slot in slots.items():
+        shape, stacked = slot.shape, len(slot.shape) == 3
+        for expert in range(shape[0]) if stacked else (None,):
+            part = shape[1:] if stacked else shape
+            data = torch.randn(part, generator=generator, device=device, dtype=torch.float32)
+            if len(part) == 1:
+                is_norm = "norm" in name and name.endswith(".weight")
+                data = data.mul_(0.1).add_(1.0 if is_norm else 0.0)
+            else:
+                fan_in = part[0] if slot.transposed else part[1]
+                data = data.mul_(fan_in**-0.5)
+            yield name, expert, data
+
+
+def _reporting(
+    tensors: Iterator[NamedTensor], checkpoint: Checkpoint, progress: Progress
+) -> Iterator[NamedTensor]:
+    done, total = 0, checkpoint.size
+    for tensor in tensors:
+        name, expert, _ = tensor
+        stored = checkpoint.entries[name]
+        done += stored.bytes // (1 if expert is None else stored.shape[0])
+        yield tensor
+        del tensor, _  # as in `fill`
+        progress(done, total)
+    progress(total, total)

@@ -1,0 +1,64 @@
+"""Formats of weights: the table that all who offer a format read, and one file for each.
+
+The table does without torch: `l4k plan` and `l4k --help` read it.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """What can be said of a format without its class."""
+
+    name: str
+    linear: str
+    """Module and name of its subclass of `Linear`."""
+    bytes_per_weight: float
+    """In a bfloat16 model, with the scales of groups."""
+    bytes_per_row: float = 0.0
+    """For the scale of an output channel."""
+    head: str = "bf16"
+    """The format of lm_head in a model of this one."""
+    k_multiple: int = 1
+    """What divides the input size."""
+    fp8_products: bool = False
+    """Whether its GEMMs multiply e4m3 by e4m3, at twice the rate of bfloat16."""
+    fp8_cache: bool = False
+    """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
+    own_ops: tuple[str, ...] = ()
+    """Ops that no model in another format calls."""
+    without_kernels: tuple[str, ...] = ()
+    """Ops of these that have no CUDA kernel yet."""
+
+    def bytes(self, n: int, k: int, experts: int = 1) -> float:
+        """Memory of weights `[experts, n, k]` in a bfloat16 model, scales included."""
+        return experts * n * (k * self.bytes_per_weight + self.bytes_per_row)
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        WeightFormat("bf16", "l4kernels.layers.weights.bf16.Bf16Linear", bytes_per_weight=2.0),
+        WeightFormat(
+            "fp8",
+            "l4kernels.layers.weights.fp8.Fp8Linear",
+            bytes_per_weight=1.0,
+            bytes_per_row=4.0,
+            head="fp8",
+            k_multiple=128,
+            fp8_products=True,
+            own_ops=("gemm_swiglu_fp8",),
+        ),
+        WeightFormat(
+            "int4",
+            "l4kernels.layers.weights.int4.Int4Linear",
+            bytes_per_weight=0.5 + 2 / 128,
+            head="fp8",  # the one place where an error of int4 is not averaged away
+            k_multiple=128,
+            fp8_cache=True,
+            own_ops=("w4_gemm", "quantize_int4"),
+            without_kernels=("w4_gemm", "quantize_int4"),
+        ),
+    )
+}
+"""What `weights=...` can be, by name."""

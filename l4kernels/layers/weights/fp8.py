@@ -1,0 +1,43 @@
+"""e4m3 weights and activations."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l4kernels import ops
+from l4kernels.layers.weights.linear import Activations, Linear, unquantised
+
+
+class Fp8Linear(Linear):
+    """e4m3 with one float32 scale per output channel, times e4m3 rows with one per token.
+
+    RMSNorm, the permutation of an MoE and SwiGLU write e4m3 rows themselves; rows that come
+    unquantised are quantised here.
+    """
+
+    name = "fp8"
+
+    def allocate(self, *rows: int) -> None:
+        self.weight = self.empty(*rows, self.in_features, dtype=torch.float8_e4m3fn)
+        self.scale = self.empty(*rows, dtype=torch.float32)
+
+    def quantise(self, weight: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        # What the unquantised model would hold; also what the kernel takes.
+        q, scale = ops.quantize_fp8(weight.to(self.dtype).contiguous(), "row")
+        return [(self.weight, q), (self.scale, scale)]
+
+    def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
+        q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)
+        if epilogue["activation"] != "swiglu":
+            return ops.gemm(q, self.weight, sfa=scale, sfb=self.scale, **epilogue)
+        routed = {name: epilogue[name] for name in ("expert_offsets", "row_scale")}
+        return ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed)
+
+    @staticmethod
+    def rms_norm(x: Tensor, weight: Tensor, eps: float, *, keep: bool) -> ops.RmsNormFp8:
+        return ops.rms_norm_fp8(x, weight, eps, keep_y=keep)
+
+    @staticmethod
+    def permute(x: Activations, permutation: Tensor, top_k: int) -> ops.Quantized:
+        return ops.moe_permute_fp8(unquantised(x), permutation, top_k)
