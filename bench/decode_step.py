@@ -1,7 +1,7 @@
 """A decode step as one CUDA graph, replayed: what an engine without host gaps would take.
 
-The step writes the same slots of the cache on every replay, so the tokens mean nothing; the work,
-and the memory it touches, are those of a real step.
+Each replay is the step after the one before, positions and all, but always of the same token, so
+what it says means nothing; the work, and the memory it touches, are those of a real step.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,13 +13,14 @@ from l4kernels import Llama4
 from l4kernels.bench import shapes
 from l4kernels.bench.e2e import layers_that_fit, shortened
 from l4kernels.bench.timing import Timing, capture, time_replays
-from l4kernels.engine.prompt import Prompt
+from l4kernels.engine.runner import Runner
+from l4kernels.engine.sequence import Sequence
 from l4kernels.planning.plan import plan
 
 CONTEXTS = 1024, 8000
 FEW = 8
 REPLAYS = 30
-ROOM = 64  # tokens: a replay takes the same one each time, but on a fake GPU it is a call
+ROOM = 64  # tokens: every replay takes one
 
 
 def steps(
@@ -54,9 +55,9 @@ def measured(
 
 
 def step_time(network: Llama4, context: int) -> Timing:
-    ids = torch.randint(network.config.vocab_size, (1, context)).to(network.embedding.device)
+    ids = torch.randint(network.config.vocab_size, (context,)).to(network.device)
     with torch.inference_mode():
-        cache = network.new_cache(1, context + ROOM)
-        network.prefill(Prompt(network, ids), cache)
-        graph = capture(lambda: network.decode(ids[:, -1:], cache))
+        runner = Runner(network, [Sequence(ids)], ROOM)
+        runner.prefill()
+        graph = capture(lambda: runner.decode(ids[-1:]))
         return time_replays(graph, repeats=REPLAYS)

@@ -52,9 +52,9 @@ if TYPE_CHECKING or not _is_l4k():
     from l4kernels.ops import reference
     from l4kernels.ops.library import STATUS, take_device_error
 if TYPE_CHECKING:
-    from l4kernels.engine.sampling import Sampling
+    from l4kernels.engine.llama4 import Llama4
+    from l4kernels.engine.sampler import Sampling
     from l4kernels.model.config import Llama4Config
-    from l4kernels.model.llama4 import Llama4
     from l4kernels.prompt.chat import Prompter
 
 _LAZY = {
@@ -63,8 +63,8 @@ _LAZY = {
     "ops.library": ("STATUS", "take_device_error"),
     "prompt.chat": ("Prompter",),
     "model.config": ("Llama4Config",),
-    "engine.sampling": ("Sampling",),
-    "model.llama4": ("Llama4",),
+    "engine.sampler": ("Sampling",),
+    "engine.llama4": ("Llama4",),
     "ops": ("reference",),
 }  # fmt: skip
 """Where names are that are imported when they are asked for: ops alone need no model."""

@@ -10,7 +10,7 @@ from torch import Tensor
 import l4kernels
 from bench.checks.rounding import excess, limit, worse
 from l4kernels import demo
-from l4kernels.model.llama4 import Llama4
+from l4kernels.engine.llama4 import Llama4
 from l4kernels.prompt.chat import Prompter, user_message
 from l4kernels.testing import relative_error
 

@@ -19,6 +19,7 @@ import torch
 from l4kernels import Llama4, Llama4Config
 from l4kernels.bench.parser import Parser
 from l4kernels.bench.rows import Rows, current_gpu
+from l4kernels.engine.kv_cache import KVCache
 from l4kernels.env import gpu_problem
 from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.footprint import active_params, blocks
@@ -147,7 +148,7 @@ def run(
         "bytes_per_second": planned.bytes_per_step / step,
         "weights_bytes": weights,
         "planned_weights_bytes": planned.weights,
-        "kv_bytes": network.new_cache(batch, context).bytes,
+        "kv_bytes": kv_bytes(network, batch, context),
         "planned_kv_bytes": planned.kv,
     }
     if device == "cuda":
@@ -162,6 +163,12 @@ def run(
             "planned_memory_bytes": planned.weights + planned.kv + planned.reserve,
         }
     return row
+
+
+def kv_bytes(network: Llama4, batch: int, context: int) -> int:
+    """Of a KV cache for that many sequences."""
+    meta = torch.device("meta")
+    return KVCache(network.config, [context] * batch, dtype=network.kv_dtype, device=meta).bytes
 
 
 def _generate(

@@ -10,8 +10,8 @@ from l4kernels import demo as data
 from l4kernels.cli.generate import load_options, weight_bytes
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
 from l4kernels.cli.progress import loading_bar
-from l4kernels.engine.sampling import Sampling
-from l4kernels.model.llama4 import Llama4
+from l4kernels.engine.llama4 import Llama4
+from l4kernels.engine.sampler import Sampling
 from l4kernels.prompt.chat import Prompter
 from l4kernels.prompt.tokenizer import Detokenizer
 
@@ -34,7 +34,9 @@ def run(
     with cpu.threads(cpu.threads_for(size)):
         prompter = Prompter(data.CHECKPOINT)
         with loading_bar() as progress:
-            model = Llama4.from_pretrained(data.CHECKPOINT, **options, progress=progress)
+            model = Llama4.from_pretrained(
+                data.CHECKPOINT, config=prompter.config, progress=progress, **options
+            )
         loaded = time.perf_counter()
         if not as_json:
             what = f": {weights} weights, {dtype} on {place}, loaded in {loaded - started:.1f} s\n"

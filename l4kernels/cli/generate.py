@@ -14,13 +14,13 @@ from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
 from l4kernels.engine.generate import Generation
-from l4kernels.engine.prompt import check_length
-from l4kernels.engine.sampling import Sampling
+from l4kernels.engine.input_checks import check_length
+from l4kernels.engine.llama4 import Llama4
+from l4kernels.engine.sampler import Sampling
 from l4kernels.env import gpu_problem
 from l4kernels.layers.options import DTYPES, find_device
 from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
-from l4kernels.model.llama4 import Llama4
 from l4kernels.prompt.chat import Prompt, Prompter, user_message
 from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer
@@ -73,7 +73,9 @@ def run(request: Request, *, as_json: bool) -> int:
     prepared = time.perf_counter()
     with cpu.threads(cpu.threads_for(weight_bytes(request.model))):
         with loading_bar() as progress:
-            model = Llama4.from_pretrained(request.model, **options, progress=progress)
+            model = Llama4.from_pretrained(
+                request.model, config=config, progress=progress, **options
+            )
         loaded = time.perf_counter()
         ids = torch.tensor([prompt.ids])
         generation = model.stream(

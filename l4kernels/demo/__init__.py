@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from l4kernels.model.llama4 import Llama4
+    from l4kernels.engine.llama4 import Llama4
     from l4kernels.prompt.chat import Prompter
     from l4kernels.prompt.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def bits_per_byte(
         targets = pad_sequence(pieces[at : at + batch], batch_first=True, padding_value=_FILL)
         first = torch.full((len(targets), 1), tokenizer.bos_id)
         inputs = torch.cat([first, targets[:, :-1].clamp(min=0)], 1)
-        logits = model(inputs).flatten(0, 1)
+        logits = model.prompt_logits(inputs).flatten(0, 1)
         wanted = targets.flatten().to(logits.device)
         nats += cross_entropy(logits, wanted, ignore_index=_FILL, reduction="sum").item()
     num_bytes = sum(len(chapter.encode()) for chapter in chapters)

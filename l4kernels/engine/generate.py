@@ -3,15 +3,16 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from l4kernels.engine.prompt import Prompt
-from l4kernels.engine.sampling import Sampler, Sampling
+from l4kernels.engine.runner import Runner
+from l4kernels.engine.sampler import Sampler, Sampling
+from l4kernels.engine.sequence import make_sequences
 from l4kernels.inputs.arguments import token_ids, whole_number
 from l4kernels.inputs.files import shown
+from l4kernels.model.llama4 import Llama4Model
 from l4kernels.ops.library import take_device_error
 
 
@@ -42,7 +43,7 @@ class Generation:
             that has no next token because its logits are NaN, or all -inf.
     """
 
-    model: Any  # a Llama4, whose module imports this one
+    model: Llama4Model
     input_ids: Tensor
     max_new_tokens: int = 32
     pixel_values: Tensor | None = None
@@ -50,7 +51,7 @@ class Generation:
     stop_ids: int | Iterable[int] | Tensor | None = None
     """Ends a row: one id or several; None: the end tokens of the checkpoint."""
     attention_mask: Tensor | None = None
-    """`[B, S]`, all ones: see `Prompt`."""
+    """`[B, S]`, all ones: see `make_sequences`."""
     timings: Timings = field(default_factory=Timings)
     finish_reasons: list[str] = field(default_factory=list)
 
@@ -62,14 +63,9 @@ class Generation:
         known = stop is None
         ids = config.eos_token_ids if known else token_ids("stop_ids", stop, config.vocab_size)
         self._stop = frozenset(ids)
-        self._prompt = Prompt(
-            self.model,
-            self.input_ids,
-            self.pixel_values,
-            self.max_new_tokens,
-            attention_mask=self.attention_mask,
+        self._sequences, self.timings.image_s = make_sequences(
+            self.model, self.input_ids, self.pixel_values, self.max_new_tokens, self.attention_mask
         )
-        self.timings.image_s = self._prompt.image_seconds
 
     @property
     def pad_id(self) -> int:
@@ -92,19 +88,19 @@ class Generation:
             yield ids
 
     def _steps(self) -> Iterator[list[int]]:
-        model, prompt = self.model, self._prompt
-        batch = prompt.batch
-        self.finish_reasons[:] = ["length"] * batch
+        model, sequences = self.model, self._sequences
+        for sequence in sequences:
+            sequence.restart()
+        self.finish_reasons[:] = ["length"] * len(sequences)
         self.timings.decode_s, self.timings.decode_steps = 0.0, 0
-        running = [True] * batch
-        cache = model.new_cache(batch, prompt.length + self.max_new_tokens - 1)
-        draw = Sampler(self.sampling, prompt.input_ids, model.config.vocab_size)
+        runner = Runner(model, sequences, self.max_new_tokens - 1)
+        draw = Sampler(self.sampling, [s.ids for s in sequences], model.config.vocab_size)
         started = time.perf_counter()
-        logits = model.prefill(prompt, cache)
+        logits = runner.prefill()
         ids: Tensor
         for step in range(self.max_new_tokens):
             if step:
-                logits = model.decode(ids[:, None], cache)  # noqa: F821 (bound by the first step)
+                logits = runner.decode(ids)  # noqa: F821 (bound by the first step)
             ids = draw(logits, step)
             tokens = ids.tolist()
             _check(step, logits, ids.is_cuda, tokens)
@@ -114,13 +110,22 @@ class Generation:
                 self.timings.decode_steps += 1
             else:
                 self.timings.prefill_s = now - started
-            yield [t if on else self.pad_id for t, on in zip(tokens, running, strict=True)]
-            for row, token in enumerate(tokens):
-                if running[row] and token in self._stop:
-                    running[row], self.finish_reasons[row] = False, "stop"
-            if not any(running):
+            yield self._appended(tokens)
+            if all(sequence.finish_reason for sequence in sequences):
                 return
             started = time.perf_counter()
+
+    def _appended(self, tokens: list[int]) -> list[int]:
+        """Gives each sequence its token; finished ones have the pad id."""
+        shown = []
+        for row, (sequence, token) in enumerate(zip(self._sequences, tokens, strict=True)):
+            if sequence.finish_reason:
+                shown.append(self.pad_id)
+                continue
+            sequence.append(token, self._stop, self.max_new_tokens)
+            self.finish_reasons[row] = sequence.finish_reason or "length"
+            shown.append(token)
+        return shown
 
 
 def _check(step: int, logits: Tensor, on_gpu: bool, tokens: list[int]) -> None:

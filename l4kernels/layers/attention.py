@@ -1,6 +1,7 @@
 """Grouped-query attention over a paged cache, global or inside a chunk."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,27 +11,39 @@ from l4kernels.layers.weights.linear import Activations
 from l4kernels.ops.attention import MAX_DECODE_TOKENS
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The tokens of one step: `batch` sequences with the same number of new tokens each."""
+@dataclass(frozen=True, eq=False)
+class AttentionMetadata:
+    """Where the T tokens of B sequences of any lengths lie: one sequence after the other.
 
-    batch: int
-    positions: Tensor  # int64 [T]
-    cu_seqlens_q: Tensor  # int32 [B + 1]
-    seqlens_k: Tensor  # int32 [B], keys including the new ones
-    cos_sin: Tensor  # float32 [R, head_dim]
+    Layers of one kind share it; chunked layers keep their keys in pages of their own, so `slots`
+    and `block_table` are others there. `T == B * max_seqlen_q` says that every sequence has
+    `max_seqlen_q` new tokens.
+
+    Args:
+        positions: int64 `[T]`, from 0.
+        slots: int64 `[T]`, where keys and values go: page * page_size + offset.
+        cu_seqlens_q: int32 `[B + 1]`, where each sequence's tokens begin, and the end.
+        seqlens_k: int32 `[B]`, keys of each sequence, those of the new tokens included.
+        block_table: int32 `[B, pages]`, the page of each sequence's logical pages.
+        max_seqlen_q: at least the new tokens of every sequence.
+    """
+
+    positions: Tensor
+    slots: Tensor
+    cu_seqlens_q: Tensor
+    seqlens_k: Tensor
+    block_table: Tensor
+    max_seqlen_q: int
 
 
-@dataclass(frozen=True)
-class LayerCache:
-    """One layer's pages, and where this step's tokens lie in them."""
+class LayerCache(NamedTuple):
+    """The pages of one layer, `[pages, page_size, kv_heads, head_dim]`, written in place; an fp8
+    cache has scales, float32 `[kv_heads]`."""
 
-    k: Tensor  # [pages, page_size, kv_heads, head_dim]
+    k: Tensor
     v: Tensor
-    slots: Tensor  # int64 [T]
-    block_table: Tensor  # int32 [B, logical pages]
-    k_scale: Tensor | None  # float32 [kv_heads] for an fp8 cache
-    v_scale: Tensor | None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -54,35 +67,40 @@ class Attention(nn.Module):
         self.o_proj = options.linear(shape.num_heads * shape.head_dim, hidden_size)
 
     def forward(
-        self, x: Activations, residual: Tensor, tokens: Tokens, cache: LayerCache
+        self,
+        x: Activations,
+        residual: Tensor,
+        metadata: AttentionMetadata,
+        cache: LayerCache,
+        cos_sin: Tensor,
     ) -> Tensor:
-        s = self.shape
+        s, m = self.shape, metadata
         q = ops.rope_cache(
             self.qkv_proj(x),
-            tokens.positions,
-            cache.slots,
+            m.positions,
+            m.slots,
             cache.k,
             cache.v,
             num_heads=s.num_heads,
-            cos_sin=tokens.cos_sin if s.rope else None,
+            cos_sin=cos_sin if s.rope else None,
             qk_norm_eps=s.qk_norm_eps,
             attn_scale=s.attn_scale,
             floor_scale=s.floor_scale,
             k_scale=cache.k_scale,
             v_scale=cache.v_scale,
         )
-        new_tokens = q.shape[0] // tokens.batch
         options = {
             "softmax_scale": s.head_dim**-0.5,
             "chunk": s.chunk,
             "k_scale": cache.k_scale,
             "v_scale": cache.v_scale,
         }
-        keys, lengths = (cache.k, cache.v), (tokens.seqlens_k, cache.block_table)
-        if new_tokens <= MAX_DECODE_TOKENS:
-            q = q.view(tokens.batch, new_tokens, s.num_heads, s.head_dim)
+        keys, lengths = (cache.k, cache.v), (m.seqlens_k, m.block_table)
+        num_tokens, batch, length = q.shape[0], m.seqlens_k.shape[0], m.max_seqlen_q
+        if length <= MAX_DECODE_TOKENS and num_tokens == batch * length:
+            q = q.view(batch, length, s.num_heads, s.head_dim)
             out, _ = ops.flash_decode(q, *keys, *lengths, **options)
         else:
-            options["max_seqlen_q"] = new_tokens
-            out, _ = ops.flash_prefill(q, *keys, tokens.cu_seqlens_q, *lengths, **options)
-        return self.o_proj(out.reshape(residual.shape[0], -1), residual=residual)
+            options["max_seqlen_q"] = length
+            out, _ = ops.flash_prefill(q, *keys, m.cu_seqlens_q, *lengths, **options)
+        return self.o_proj(out.reshape(num_tokens, -1), residual=residual)

@@ -1,1 +1,1 @@
-"""Llama 4: configuration, checkpoint, text and vision model, generation."""
+"""Llama 4: configuration, and the forward pass of the text and the vision model."""

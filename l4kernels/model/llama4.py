@@ -1,28 +1,26 @@
-"""Llama 4 on one page."""
+"""Llama 4 on one page: the forward pass and nothing else."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.checkpoint.load import load_random, load_weights, open_checkpoint
-from l4kernels.checkpoint.progress import Progress
-from l4kernels.engine.generate import Generation
-from l4kernels.engine.kv_cache import KVCache
-from l4kernels.engine.prompt import Prompt
-from l4kernels.engine.sampling import Sampling
-from l4kernels.inputs.files import shown
-from l4kernels.layers.attention import Attention, AttentionShape, LayerCache, Tokens
+from l4kernels.layers.attention import Attention, AttentionMetadata, AttentionShape, LayerCache
 from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
-from l4kernels.layers.options import ModelOptions, find_kv_dtype
+from l4kernels.layers.options import ModelOptions
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.vision import VisionModel
-from l4kernels.ops.ambient import isolated, ordinary, outside_inference
+from l4kernels.ops.ambient import outside_inference
+
+Model = TypeVar("Model", bound="Llama4Model")
+
+_FIRST_POSITIONS = 8192
+"""What the table of rotations has room for at first, unless the model needs less."""
 
 
 class DecoderLayer(nn.Module):
@@ -50,17 +48,26 @@ class DecoderLayer(nn.Module):
         else:
             self.feed_forward = MLP(size, config.intermediate_size_mlp, options)
 
-    def forward(self, x: Tensor, tokens: Tokens, cache: LayerCache) -> Tensor:
-        x = self.attention(self.input_layernorm(x), x, tokens, cache)
+    def forward(
+        self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache, cos_sin: Tensor
+    ) -> Tensor:
+        x = self.attention(self.input_layernorm(x), x, metadata, cache, cos_sin)
         return self.feed_forward(self.post_attention_layernorm(x), x)
 
 
-class Llama4(nn.Module):
+class Llama4Model(nn.Module):
     """The text model, and the vision model if the checkpoint has one.
 
-    `from_pretrained` reads a checkpoint; `random` makes one up. Every computation is an op of
-    `l4kernels.ops` and runs where the weights are.
+    It knows no sequences and keeps no state: which tokens these are and where their keys lie is
+    said by tensors that the caller makes. Every computation is an op of `l4kernels.ops` and runs
+    where the weights are.
+
+    Args:
+        kv_dtype: of the caches it is called with: None (the activations') or float8_e4m3fn.
     """
+
+    cos_sin: Tensor
+    """float32 `[R, head_dim]`, rotations of position p in row p % R."""
 
     def __init__(
         self, config: Llama4Config, options: ModelOptions, *, kv_dtype: torch.dtype | None = None
@@ -76,12 +83,68 @@ class Llama4(nn.Module):
         self.lm_head = options.linear(size, config.vocab_size, weights=options.format.head)
         plain = replace(options, weights="bf16")
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None
+        table = rope_table(config, _rope_rows(config, _FIRST_POSITIONS))
+        self.register_buffer("cos_sin", table.to(options.device), persistent=False)
 
     @property
     def device(self) -> torch.device:
         return self.options.device
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Llama4":
+    def forward(
+        self, x: Tensor, metadata: Sequence[AttentionMetadata], caches: Sequence[LayerCache]
+    ) -> Tensor:
+        """All layers over the new tokens of several sequences.
+
+        Args:
+            x: token ids, int64 or int32 `[T]`, or their embeddings `[T, hidden_size]`.
+            metadata: of each layer; one object for all layers of a kind.
+            caches: of each layer. The new tokens' keys and values are written before anything
+                reads them.
+
+        Returns:
+            `[T, hidden_size]`, the last layer's output, for `compute_logits`.
+
+        >>> config = Llama4Config.from_dict({"vocab_size": 9, "hidden_size": 8, "head_dim": 4,
+        ...     "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
+        ...     "num_local_experts": 0, "intermediate_size": 8, "intermediate_size_mlp": 8,
+        ...     "max_position_embeddings": 64, "rope_theta": 1e4})
+        >>> model = Llama4Model(config, ModelOptions(torch.float32, torch.device("cpu")))
+        >>> i32 = lambda *values: torch.tensor(values, dtype=torch.int32)
+        >>> p = torch.tensor([0, 1, 0])  # two tokens of one sequence, one of another
+        >>> slots = torch.tensor([0, 1, 16])
+        >>> m = AttentionMetadata(p, slots, i32(0, 2, 3), i32(2, 1), i32(0, 1)[:, None], 2)
+        >>> hidden = model(p, [m], [LayerCache(*torch.zeros(2, 2, 16, 1, 4))])
+        >>> model.compute_logits(hidden[[1, 2]]).shape
+        torch.Size([2, 9])
+        """
+        if not x.is_floating_point():
+            x = self.embed(x)
+        for layer, seen, cache in zip(self.layers, metadata, caches, strict=True):
+            x = layer(x, seen, cache, self.cos_sin)
+        return x
+
+    def embed(
+        self, ids: Tensor, features: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
+        """`[T, hidden_size]` of ids `[T]`; where `rows` (int32 `[T]`) is not -1, that row of the
+        image features `[R, hidden_size]`, which `self.vision` makes, instead."""
+        return ops.embed(ids, self.embedding, features, rows)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """float32 `[T, vocab_size]` of the rows `[T, hidden_size]` that `forward` returns."""
+        return self.lm_head(self.norm(hidden), out_dtype=torch.float32)
+
+    def rotate_up_to(self, positions: int) -> None:
+        """Makes room in `cos_sin` for that many positions, before any step uses them.
+
+        A table of one chunk serves chunked layers at any length, and exactly. Only layers that
+        rotate without chunks (no published Llama 4) need a row per position.
+        """
+        rows = _rope_rows(self.config, positions)
+        if rows > len(self.cos_sin):
+            self.cos_sin = rope_table(self.config, rows).to(self.device)
+
+    def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats were chosen at loading."""
         if any(fn(parameter) is not parameter for parameter in self.parameters()):
             raise RuntimeError(
@@ -90,166 +153,20 @@ class Llama4(nn.Module):
             )
         return self
 
-    @isolated
-    def forward(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Logits of every position.
 
-        Args:
-            input_ids: int64 or int32 `[B, S]`, no padding.
-            pixel_values: `[tiles, 3, H, W]` of all images, in the order of the prompts.
-            attention_mask: `[B, S]`, all ones: every token is meant. Without it a row must not
-                begin with the pad token.
+def _rope_rows(config: Llama4Config, positions: int) -> int:
+    unchunked = any(
+        rope and not chunked
+        for rope, chunked in zip(config.rope_layers, config.chunked_layers, strict=True)
+    )
+    chunk = 0 if unchunked else config.attention_chunk_size
+    return min(max(positions, _FIRST_POSITIONS), chunk or config.max_position_embeddings)
 
-        Returns:
-            float32 `[B, S, vocab_size]`; no gradient leads back to the weights.
-        """
-        prompt = Prompt(self, input_ids, pixel_values, attention_mask=attention_mask)
-        cache = self.new_cache(prompt.batch, prompt.length, scratch=True)
-        hidden = self.hidden(prompt.embeddings(self.embedding, 0, prompt.length), cache)
-        with outside_inference():
-            return self.logits(hidden).view(prompt.batch, prompt.length, -1)
 
-    def generate(
-        self,
-        input_ids: Tensor,
-        max_new_tokens: int = 32,
-        temperature: float = 0.0,
-        pixel_values: Tensor | None = None,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        repetition_penalty: float = 1.0,
-        logit_bias: Mapping[int, float] | None = None,
-        stop_ids: int | Iterable[int] | Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        streamer: Callable[[Tensor], None] | None = None,
-    ) -> Tensor:
-        """Continues every row of `input_ids` `[B, S]`; `[B, S + n]` with n <= `max_new_tokens`.
-
-        A row that met an end token (`stop_ids`, by default the checkpoint's) is padded with the
-        pad id; generation ends when all rows have. `streamer` gets the tokens `[B]` of each step.
-        How tokens are chosen: see `Sampling`; the other arguments and the errors: see `Generation`.
-        Greedy unless told otherwise: what the checkpoint asks for is `Sampling.from_pretrained`,
-        for `stream`.
-        """
-        if streamer is not None and not callable(streamer):
-            raise ValueError(f"expected streamer to be a function, got {shown(streamer)}")
-        bias = {} if logit_bias is None else logit_bias
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed, repetition_penalty, bias)
-        columns = [input_ids]
-        for ids in self.stream(
-            input_ids, max_new_tokens, pixel_values, sampling, stop_ids, attention_mask
-        ):
-            columns.append(ids[:, None].to(input_ids))
-            if streamer is not None:
-                streamer(ids)
-        with outside_inference():
-            return torch.cat(columns, 1)
-
-    def stream(
-        self,
-        input_ids: Tensor,
-        max_new_tokens: int = 32,
-        pixel_values: Tensor | None = None,
-        sampling: Sampling | None = None,
-        stop_ids: int | Iterable[int] | Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Generation:
-        """The tokens one step at a time, with timings and finish reasons: see `Generation`."""
-        sampling = Sampling() if sampling is None else sampling
-        return Generation(
-            self, input_ids, max_new_tokens, pixel_values, sampling, stop_ids, attention_mask
-        )
-
-    @isolated
-    def prefill(self, prompt: Prompt, cache: KVCache) -> Tensor:
-        """Runs a prompt after what is in the cache; logits `[B, vocab_size]` of its last token."""
-        if prompt.batch != cache.batch:
-            raise ValueError(f"expected a KV cache of {prompt.batch} sequences, got {cache.batch}")
-        at = 0
-        for piece in cache.pieces(prompt.length):
-            hidden = self.hidden(prompt.embeddings(self.embedding, at, at + piece), cache)
-            at += piece
-        return self.logits(hidden.view(prompt.batch, piece, -1)[:, -1])
-
-    @isolated
-    def decode(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Logits `[B, vocab_size]` after the newest token of every sequence, `ids` `[B, 1]`."""
-        if ids.shape != (cache.batch, 1):
-            raise ValueError(f"expected ids to be [{cache.batch}, 1], got {list(ids.shape)}")
-        return self.logits(self.hidden(ops.embed(ids.flatten(), self.embedding), cache))
-
-    def hidden(self, x: Tensor, cache: KVCache) -> Tensor:
-        """One step of all layers over embeddings `[B * S, D]`; a step crosses no chunk boundary."""
-        tokens, layer_caches = cache.step(x.shape[0] // cache.batch)
-        for layer, layer_cache in zip(self.layers, layer_caches, strict=True):
-            x = layer(x, tokens, layer_cache)
-        return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.lm_head(self.norm(hidden), out_dtype=torch.float32)
-
-    def new_cache(self, batch: int, capacity: int, *, scratch: bool = False) -> KVCache:
-        return KVCache(
-            self.config,
-            batch,
-            capacity,
-            dtype=self.kv_dtype,
-            device=self.device,
-            scratch=scratch,
-        )
-
-    @classmethod
-    @ordinary
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = torch.float32,
-        weights: str | None = None,
-        kv_dtype: str | torch.dtype | None = None,
-        progress: Progress | None = None,
-    ) -> "Llama4":
-        """Reads a Hugging Face checkpoint folder (config.json and safetensors).
-
-        Args:
-            path: the folder.
-            device: where the weights go.
-            dtype: float32 or bfloat16, of the activations and of what is not quantised.
-            weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
-                quantised while loading, a tensor at a time.
-            kv_dtype: of the KV cache: None (`dtype`) or "fp8".
-            progress: called with the bytes that were read and those of all files, after each
-                tensor; by default a terminal's standard error shows them.
-        """
-        options = ModelOptions.parse(device, dtype, weights)
-        kv = find_kv_dtype(kv_dtype, options.dtype)
-        config = Llama4Config.from_pretrained(path)
-        source = open_checkpoint(path, config)
-        model = cls(config, options, kv_dtype=kv)
-        load_weights(model, source, progress)
-        return model
-
-    @classmethod
-    @ordinary
-    def random(
-        cls,
-        config: Llama4Config,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype = torch.float32,
-        weights: str | None = None,
-        kv_dtype: str | torch.dtype | None = None,
-        seed: int = 0,
-    ) -> "Llama4":
-        """Random weights of the config's shapes, for benchmarks and tests."""
-        options = ModelOptions.parse(device, dtype, weights)
-        model = cls(config, options, kv_dtype=find_kv_dtype(kv_dtype, options.dtype))
-        load_random(model, config, seed)
-        return model
+@outside_inference()
+def rope_table(config: Llama4Config, rows: int) -> Tensor:
+    """`ops.rope_table` with the config's frequencies: float32 `[rows, head_dim]` on the CPU."""
+    scaling = None
+    if config.rope_scaling:
+        scaling = {"rope_type": "llama3", **asdict(config.rope_scaling)}
+    return ops.rope_table(rows, theta=config.rope_theta, scaling=scaling, head_dim=config.head_dim)

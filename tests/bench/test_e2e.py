@@ -7,11 +7,13 @@ import torch
 
 from bench import gpu_steps
 from bench.checks import gpu_checks
-from l4kernels import Llama4, Llama4Config, env
+from l4kernels import Llama4Config, env
 from l4kernels.bench.command import main
 from l4kernels.bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
 from l4kernels.bench.report import table
 from l4kernels.cli import main as l4k
+from l4kernels.engine import runner
+from l4kernels.engine.kv_cache import KVCache
 from l4kernels.ops import OPS
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -54,15 +56,14 @@ def test_out_of_memory_is_one_line(monkeypatch, capsys):
 def test_the_run_before_the_measured_one_has_a_cache_of_its_size(monkeypatch):
     """Else the allocator would ask the device for memory in the time to the first token."""
     capacities = []
-    new_cache = Llama4.new_cache
 
-    def noted(self, batch, capacity, **options):
-        capacities.append(capacity)
-        return new_cache(self, batch, capacity, **options)
+    def noted(config, each, **options):
+        capacities.append(each)
+        return KVCache(config, each, **options)
 
-    monkeypatch.setattr(Llama4, "new_cache", noted)
+    monkeypatch.setattr(runner, "KVCache", noted)
     run("cpu", "demo", "bf16", 1, 60, 9, layers=1)
-    assert capacities[:2] == [68, 68]
+    assert capacities[:2] == [[68], [68]]
 
 
 def test_a_shortened_model_keeps_its_pattern():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from l4kernels import Llama4, Llama4Config
 from l4kernels.checkpoint import layout as weights
 from l4kernels.checkpoint.reader import CheckpointError
-from l4kernels.engine.kv_cache import _rope_table as rope_table
+from l4kernels.model.llama4 import rope_table
 from tests.support import tiny
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
 
@@ -28,7 +28,7 @@ def tensors():
 def same_as_transformers(folder):
     """Our logits, after they were compared."""
     theirs = transformers.Llama4ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logits = Llama4.from_pretrained(folder)(IDS)
+    logits = Llama4.from_pretrained(folder).prompt_logits(IDS)
     with torch.no_grad():
         torch.testing.assert_close(logits, theirs(IDS).logits, rtol=1e-4, atol=1e-4)
     return logits
@@ -50,13 +50,13 @@ def test_buffers_of_older_versions_are_not_weights(tensors, tmp_path):
 
 
 def test_every_float_type_is_loaded(tensors, tmp_path):
-    plain = Llama4.from_pretrained(write(tmp_path / "plain", tensors))(IDS)
+    plain = Llama4.from_pretrained(write(tmp_path / "plain", tensors)).prompt_logits(IDS)
     wide = {n: t.double() for n, t in tensors.items()}
     assert torch.equal(same_as_transformers(write(tmp_path / "double", wide)), plain)
     half = {n: t.half() for n, t in tensors.items()}
     rounded = write(tmp_path / "rounded", {n: t.float() for n, t in half.items()})
     got = same_as_transformers(write(tmp_path / "half", half))
-    assert torch.equal(got, Llama4.from_pretrained(rounded)(IDS))
+    assert torch.equal(got, Llama4.from_pretrained(rounded).prompt_logits(IDS))
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
@@ -67,7 +67,9 @@ def test_every_float_type_is_quantised(tmp_path, weights):
     for dtype in (torch.float16, torch.float32, torch.float64):
         content = {n: t.to(dtype) for n, t in values.items()}
         folder = write(tmp_path / str(dtype), content, **ALIGNED)
-        logits = Llama4.from_pretrained(folder, dtype="bfloat16", weights=weights)(IDS)
+        logits = Llama4.from_pretrained(folder, dtype="bfloat16", weights=weights).prompt_logits(
+            IDS
+        )
         want = logits if want is None else want
         assert torch.equal(logits, want)
 
@@ -132,7 +134,9 @@ def test_tied_embeddings_quantised(tmp_path, kind):
     if kind in ("head only", "neither"):
         del content[EMBEDDING if kind == "head only" else HEAD]
     folder = write(tmp_path / "tied", content, tie_word_embeddings=True, **ALIGNED)
-    assert torch.equal(Llama4.from_pretrained(folder, weights="fp8")(IDS), untied(IDS))
+    assert torch.equal(
+        Llama4.from_pretrained(folder, weights="fp8").prompt_logits(IDS), untied.prompt_logits(IDS)
+    )
 
 
 def test_a_text_config_over_a_multimodal_file(tmp_path):
@@ -143,7 +147,7 @@ def test_a_text_config_over_a_multimodal_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny.TEXT))
     logits = same_as_transformers(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG))
-    assert torch.equal(logits, Llama4.from_pretrained(tmp_path)(IDS))
+    assert torch.equal(logits, Llama4.from_pretrained(tmp_path).prompt_logits(IDS))
     text_only = {n: t for n, t in content.items() if n.startswith("language_model")}
     save_file(text_only, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"tensors are missing .*vision_model"):
@@ -154,7 +158,7 @@ def test_a_single_file_counts_before_an_index(tensors, tmp_path):
     plain = write(tmp_path / "plain", tensors)
     both = write(tmp_path / "both", {n: -t for n, t in tensors.items()}, shards=2)
     write(both, tensors)
-    assert torch.equal(same_as_transformers(both), Llama4.from_pretrained(plain)(IDS))
+    assert torch.equal(same_as_transformers(both), Llama4.from_pretrained(plain).prompt_logits(IDS))
 
 
 @pytest.fixture(params=["dtype", "device", "autocast", "grad", "inference", "deterministic"])
@@ -185,7 +189,7 @@ def setting(request):
 
 def test_rotation_tables_do_not_depend_on_the_process(setting):
     config = Llama4Config.from_dict(tiny.CONFIG)
-    table = rope_table.__wrapped__(config, 64, torch.device("cpu"))
+    table = rope_table(config, 64)
     angles = torch.arange(64, dtype=torch.float64, device="cpu")[:, None] * torch.tensor(
         [config.rope_theta ** (-i / 64) for i in range(64)], dtype=torch.float64, device="cpu"
     )

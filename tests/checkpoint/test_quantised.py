@@ -105,7 +105,7 @@ def test_int4_model_equals_its_dequantised_twin(tensors, tmp_path, ids):
     hidden = {}
     for name, m in (("model", model), ("twin", twin)):
         m.norm.register_forward_hook(lambda _m, _i, out, name=name: hidden.update({name: out}))
-        m(ids)
+        m.prompt_logits(ids)
     assert (hidden["model"] - hidden["twin"]).abs().max() <= 1e-4
 
 
@@ -125,7 +125,7 @@ def test_fp8_model_equals_a_twin_that_rounds_its_activations(tensors, tmp_path, 
             # What SwiGLU writes has a scale per block of 128; all else has one per token.
             scaling = "1x128" if name.endswith("down_proj") else "row"
             linear.register_forward_pre_hook(rounded(scaling))
-    exact, got = twin(ids), model(ids)
+    exact, got = twin.prompt_logits(ids), model.prompt_logits(ids)
     # The median, because a value on the edge between two codes may round to the other one.
     error = (got - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert error.median() <= 1e-3
@@ -134,8 +134,8 @@ def test_fp8_model_equals_a_twin_that_rounds_its_activations(tensors, tmp_path, 
 @pytest.mark.parametrize("weights, bound", [("fp8", 0.2), ("int4", 0.5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantised_logits_stay_near(tensors, tmp_path, ids, weights, bound, dtype):
-    exact = load(tensors, tmp_path, None)(ids)
-    got = load(tensors, tmp_path, weights, dtype)(ids)
+    exact = load(tensors, tmp_path, None).prompt_logits(ids)
+    got = load(tensors, tmp_path, weights, dtype).prompt_logits(ids)
     assert got.dtype == torch.float32 and not torch.equal(got, exact)
     error = (got - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert error.median() <= bound
@@ -145,7 +145,7 @@ def test_quantised_logits_stay_near(tensors, tmp_path, ids, weights, bound, dtyp
 def test_split_prefill_and_decode_match_one_shot(tensors, tmp_path, ids, weights):
     model = load(tensors, tmp_path, weights)
     out = model.generate(ids, 6)
-    logits = model(out[:, :-1])[:, ids.shape[1] - 1 :]
+    logits = model.prompt_logits(out[:, :-1])[:, ids.shape[1] - 1 :]
     first, second = logits.topk(2)[0].unbind(-1)
     assert (first - second).min() > 0.02  # one e4m3 code that rounds the other way: 1e-4
     assert torch.equal(logits.argmax(-1), out[:, ids.shape[1] :])
@@ -157,7 +157,7 @@ def test_all_tokens_to_one_expert_and_empty_experts(tmp_path, ids):
         if "router" in name:
             content[name] = torch.zeros_like(content[name])  # ties: expert 0 takes every token
     for weights in (None, "fp8", "int4"):
-        logits = load(content, tmp_path, weights)(ids)
+        logits = load(content, tmp_path, weights).prompt_logits(ids)
         assert logits.isfinite().all()
 
 

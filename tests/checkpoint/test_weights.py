@@ -32,7 +32,9 @@ def ids():
 
 @pytest.fixture(scope="module")
 def logits(tensors, ids, tmp_path_factory):
-    return Llama4.from_pretrained(write(tmp_path_factory.mktemp("plain"), tensors))(ids)
+    return Llama4.from_pretrained(write(tmp_path_factory.mktemp("plain"), tensors)).prompt_logits(
+        ids
+    )
 
 
 @contextlib.contextmanager
@@ -57,13 +59,13 @@ def test_shards_prefix_and_unfused_experts_give_the_same_model(tensors, ids, log
     }
     for name, (content, shards) in variants.items():
         model = Llama4.from_pretrained(write(tmp_path / name, content, shards))
-        assert torch.equal(model(ids), logits), name
+        assert torch.equal(model.prompt_logits(ids), logits), name
 
 
 def test_a_seeded_random_model_is_repeatable(ids):
-    first, second = (Llama4.random(CONFIG, seed=3)(ids) for _ in range(2))
+    first, second = (Llama4.random(CONFIG, seed=3).prompt_logits(ids) for _ in range(2))
     assert torch.equal(first, second) and first.isfinite().all()
-    assert not torch.equal(first, Llama4.random(CONFIG, seed=4)(ids))
+    assert not torch.equal(first, Llama4.random(CONFIG, seed=4).prompt_logits(ids))
 
 
 def test_tied_embeddings(tensors, ids, tmp_path):
@@ -72,7 +74,7 @@ def test_tied_embeddings(tensors, ids, tmp_path):
     assert model.lm_head.weight is model.embedding
     untied = {**tied, "lm_head.weight": tied["model.embed_tokens.weight"].clone()}
     same = Llama4.from_pretrained(write(tmp_path / "untied", untied))
-    assert torch.equal(model(ids), same(ids))
+    assert torch.equal(model.prompt_logits(ids), same.prompt_logits(ids))
 
 
 def test_missing_tensor(tensors, tmp_path, monkeypatch):
@@ -188,7 +190,7 @@ def test_a_snapshot_of_the_hub_cache_links_to_its_own_blobs(tensors, ids, logits
     blobs.mkdir()
     (snapshot / "model.safetensors").rename(blobs / "123")
     (snapshot / "model.safetensors").symlink_to("../../blobs/123")
-    assert torch.equal(Llama4.from_pretrained(snapshot)(ids), logits)
+    assert torch.equal(Llama4.from_pretrained(snapshot).prompt_logits(ids), logits)
 
 
 def test_index_that_does_not_match_its_files(tensors, tmp_path, monkeypatch):

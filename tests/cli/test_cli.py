@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import l4kernels
 from l4kernels.cli import generate as verb
 from l4kernels.cli import main
-from l4kernels.model.llama4 import Llama4
+from l4kernels.engine.llama4 import Llama4
 from l4kernels.prompt.tokenizer import Tokenizer
 from tests.support import pictures, tiny
 

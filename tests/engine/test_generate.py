@@ -1,4 +1,4 @@
-"""What generate, stream and forward take and refuse, and what they hand out."""
+"""What generate, stream and prompt_logits take and refuse, and what they hand out."""
 
 import math
 from fractions import Fraction
@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4kernels import Llama4, Llama4Config, Sampling, demo
-from l4kernels.engine.prompt import Prompt
+from l4kernels.engine.kv_cache import KVCache
+from l4kernels.engine.runner import Runner
+from l4kernels.engine.sequence import make_sequences
 from tests.support.checkpoints import TEXT
 
 VOCAB, PAD = TEXT["vocab_size"], TEXT["pad_token_id"]
@@ -144,7 +146,7 @@ def test_what_is_not_there_is_not_ignored(model):
 
 
 CALLS = {
-    "forward": lambda model, ids, mask=None: model(ids, attention_mask=mask),
+    "prompt_logits": lambda model, ids, mask=None: model.prompt_logits(ids, attention_mask=mask),
     "generate": lambda model, ids, mask=None: model.generate(ids, 2, attention_mask=mask),
     "stream": lambda model, ids, mask=None: torch.stack(
         list(model.stream(ids, 2, attention_mask=mask))
@@ -187,8 +189,8 @@ def test_padding_without_a_mask_is_refused(model, call, batch):
         with pytest.raises(ValueError, match=message.format("begins")):
             run(model, left)
         run(model, left, torch.ones_like(left))  # meant as a token
-        if call == "forward":  # what follows a token does not change its logits
-            whole = model(rest[:, :-count])
+        if call == "prompt_logits":  # what follows a token does not change its logits
+            whole = model.prompt_logits(rest[:, :-count])
             assert (run(model, right)[:, :-count] - whole).abs().max() <= 1e-4
         else:
             with pytest.raises(ValueError, match=message.format("ends")):
@@ -203,7 +205,11 @@ def test_a_pad_token_that_has_another_meaning_is_not_refused(pad):
     ends = {"bos_token_id": 1, "eos_token_id": [5, 6]}
     config = {**TEXT, **ends, "pad_token_id": pad, "num_hidden_layers": 1}
     model = Llama4.random(Llama4Config.from_dict(config))
-    assert model(torch.tensor([[pad if pad and pad > 0 else 0, 3]])).shape == (1, 2, VOCAB)
+    assert model.prompt_logits(torch.tensor([[pad if pad and pad > 0 else 0, 3]])).shape == (
+        1,
+        2,
+        VOCAB,
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +253,9 @@ def sick():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nan_logits_are_an_error_that_names_row_and_step(sick, temperature):
     ids = torch.tensor([[1, 2], [3, 7], [4, 5]])
-    assert sick(ids)[1, 1].isnan().all() and not sick(ids)[0].isnan().any()
+    assert (
+        sick.prompt_logits(ids)[1, 1].isnan().all() and not sick.prompt_logits(ids)[0].isnan().any()
+    )
     with pytest.raises(ValueError, match="row 1 has no next token at step 0: its logits are NaN"):
         sick.generate(ids, 3, temperature, seed=1)
     # Token 7 is chosen in step 0 and read in step 1.
@@ -267,7 +275,11 @@ def test_what_comes_out_are_ordinary_tensors(model):
     """Of use to autograd, whatever mode the call is made in."""
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         with mode():
-            logits, whole, items = model(IDS), model.generate(IDS, 3), list(model.stream(IDS, 3))
+            logits, whole, items = (
+                model.prompt_logits(IDS),
+                model.generate(IDS, 3),
+                list(model.stream(IDS, 3)),
+            )
         for t in (logits, whole, *items):
             assert not t.is_inference() and not t.requires_grad
         weight = torch.zeros(VOCAB, requires_grad=True)
@@ -287,7 +299,7 @@ def test_parameters_ask_for_no_gradient_and_are_ordinary():
     for model in models:
         for name, parameter in (*model.named_parameters(), *model.named_buffers()):
             assert not parameter.requires_grad and not parameter.is_inference(), name
-    assert not models[0](IDS).requires_grad
+    assert not models[0].prompt_logits(IDS).requires_grad
 
 
 def test_a_stream_leaves_its_callers_mode_alone(model):
@@ -352,25 +364,29 @@ NO_FORMATS = {
 def test_formats_of_a_model(name):
     config = Llama4Config.from_dict({**TEXT, "num_hidden_layers": 1})
     for value in FORMATS.get(name, []):
-        assert Llama4.random(config, **{name: value})(IDS).isfinite().all()
+        assert Llama4.random(config, **{name: value}).prompt_logits(IDS).isfinite().all()
     for value in NO_FORMATS[name]:
         with pytest.raises(ValueError, match=rf"expected {name} to be|CUDA devices are visible"):
             Llama4.random(config, **{name: value})
 
 
 def test_a_cache_takes_what_it_was_made_for(model):
-    one = torch.tensor([[7]])
-    cache = model.new_cache(1, 4)
-    model.prefill(Prompt(model, IDS), cache)
-    model.decode(one, cache)
+    one = torch.tensor([7])
+    runner = Runner(model, make_sequences(model, IDS)[0], 1)
+    runner.prefill()
+    runner.decode(one)
     with pytest.raises(ValueError, match=r"at most 0 more tokens in this KV cache \(capacity 4"):
-        model.decode(one, cache)
-    two = model.new_cache(2, 8)
-    for ids in (one, one.repeat(2, 2), one.repeat(3, 1), one[0]):
-        with pytest.raises(ValueError, match=r"expected ids to be \[2, 1\], got"):
-            model.decode(ids, two)
-    with pytest.raises(ValueError, match="expected a KV cache of 1 sequences, got 2"):
-        model.prefill(Prompt(model, IDS), two)
-    for batch, capacity in ((0, 1), (1, 0), (-1, 4), (1, 2.5), ("x", 3), (1, None)):
-        with pytest.raises(ValueError, match=r"expected (batch|capacity) to be a whole number"):
-            model.new_cache(batch, capacity)
+        runner.decode(one)
+    with pytest.raises(ValueError, match="expected tokens of every sequence that are not in"):
+        runner.prefill()
+    two = Runner(model, make_sequences(model, IDS.repeat(2, 1))[0], 5)
+    for ids in (one, one.repeat(3), one.repeat(2, 1), one.repeat(2, 2), one[0]):
+        with pytest.raises(ValueError, match=r"expected ids to be \[2\], got"):
+            two.decode(ids)
+    for new_tokens in (-1, 2.5, "x", None):
+        with pytest.raises(ValueError, match="expected new_tokens to be a whole number"):
+            Runner(model, two.sequences, new_tokens)
+    formats = {"dtype": torch.float32, "device": torch.device("cpu")}
+    for capacities in ([0], [3, -1], [2.5], ["x"], [None], []):
+        with pytest.raises(ValueError, match=r"expected (every|the) capacity"):
+            KVCache(model.config, capacities, **formats)

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.engine.kv_cache import MAX_PIECE, KVCache, page_size_for, ring_pages
-from l4kernels.engine.prompt import Prompt
-from l4kernels.engine.sampling import Sampling
+from l4kernels.engine.kv_cache import KVCache, page_size_for, ring_pages
+from l4kernels.engine.runner import MAX_PIECE, Runner, prompt_pieces
+from l4kernels.engine.sampler import Sampling
+from l4kernels.engine.sequence import Sequence, make_sequences
+from l4kernels.model.llama4 import Llama4Model
 from l4kernels.planning.footprint import PREFILL_TOKENS
 from tests.support.checkpoints import TEXT, tensors_of, write
 from tests.support.parity import TOLERANCE, Case, difference, random_case
@@ -58,8 +60,13 @@ def model():
 
 def split_prefill(model, ids, pieces):
     """The logits at the end of each piece, the pieces going in one after the other."""
-    cache = model.new_cache(ids.shape[0], ids.shape[1])
-    return [model.prefill(Prompt(model, part), cache) for part in ids.split(pieces, 1)]
+    sequences = [Sequence(row[:0]) for row in ids]
+    runner, ends = Runner(model, sequences, ids.shape[1]), []
+    for part in ids.split(pieces, 1):
+        for sequence, row in zip(sequences, part, strict=True):
+            sequence.ids = torch.cat([sequence.ids, row])
+        ends.append(runner.prefill())
+    return ends
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 8, 64])
@@ -68,7 +75,7 @@ def test_split_prefill_and_decode_match_one_shot(chunk, pieces):
     config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": chunk})
     model = Llama4.random(config, seed=chunk)
     ids = torch.randint(0, config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(1))
-    whole = model(ids)
+    whole = model.prompt_logits(ids)
     ends = torch.tensor(pieces).cumsum(0) - 1
     for end, logits in zip(ends, split_prefill(model, ids, pieces), strict=True):
         assert (logits - whole[:, end]).abs().max() <= TOLERANCE
@@ -77,18 +84,27 @@ def test_split_prefill_and_decode_match_one_shot(chunk, pieces):
 @pytest.mark.parametrize("batch, capacity", [(1, 20_000), (3, 9000), (64, 1024), (9000, 3)])
 def test_no_more_tokens_are_in_flight_than_planned(batch, capacity):
     """However many sequences there are: activations are what decides whether a prompt fits."""
-    config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": 8192})
-    on_meta = {"dtype": torch.bfloat16, "device": torch.device("meta")}
-    cache = KVCache(config, batch, capacity, **on_meta)
-    pieces = list(cache.pieces(capacity))
+    counts = list(prompt_pieces([0] * batch, [capacity] * batch, chunk=8192))
+    assert all(len(set(step)) == 1 for step in counts)
+    pieces = [step[0] for step in counts]
     assert sum(pieces) == capacity
     assert batch * max(pieces) <= max(batch, MAX_PIECE) and MAX_PIECE == PREFILL_TOKENS
     assert len(set(pieces[: min(capacity, 8192) // pieces[0]])) == 1
 
 
-def test_generations_share_one_rope_table(model):
-    tables = [model.new_cache(1, capacity).step(1)[0].cos_sin for capacity in (5, 90)]
-    assert tables[0] is tables[1]
+def test_the_rope_table_grows_for_layers_that_rotate_without_chunks_alone(model):
+    """One of a chunk serves chunked layers at any length."""
+    table = model.cos_sin
+    model.rotate_up_to(100_000)
+    assert model.cos_sin is table and len(table) == TEXT["attention_chunk_size"]
+    unchunked = {**TEXT, "attention_chunk_size": None, "max_position_embeddings": 20_000}
+    whole = Llama4Model(Llama4Config.from_dict(unchunked), model.options)
+    first = whole.cos_sin
+    whole.rotate_up_to(8192)
+    assert whole.cos_sin is first and len(first) == 8192
+    whole.rotate_up_to(9000)
+    assert torch.equal(whole.cos_sin[:8192], first) and len(whole.cos_sin) == 9000
+    assert not whole.cos_sin.is_inference() and "cos_sin" not in whole.state_dict()
 
 
 def test_a_token_of_the_chunk_before_is_not_seen():
@@ -98,16 +114,16 @@ def test_a_token_of_the_chunk_before_is_not_seen():
     ids = torch.arange(16).view(1, 16)
     changed = ids.clone()
     changed[0, 7] = 99
-    before, after = model(ids), model(changed)
+    before, after = model.prompt_logits(ids), model.prompt_logits(changed)
     assert torch.equal(before[:, 8:], after[:, 8:]) and torch.equal(before[:, :7], after[:, :7])
     assert not torch.equal(before[:, 7], after[:, 7])
 
 
 def test_batch_rows_do_not_see_each_other(model):
     ids = torch.randint(0, 160, (3, 21), generator=torch.Generator().manual_seed(2))
-    together = model(ids)
+    together = model.prompt_logits(ids)
     for row in range(3):
-        assert (together[row] - model(ids[row : row + 1])[0]).abs().max() <= TOLERANCE
+        assert (together[row] - model.prompt_logits(ids[row : row + 1])[0]).abs().max() <= TOLERANCE
 
 
 def test_temperature_follows_the_true_position():
@@ -118,7 +134,7 @@ def test_temperature_follows_the_true_position():
         Llama4Config.from_dict({**TEXT, **options, "attn_temperature_tuning": False})
     )
     ids = torch.randint(0, 160, (1, 9), generator=torch.Generator().manual_seed(3))
-    same = (on(ids) == off(ids)).all(-1)[0].tolist()
+    same = (on.prompt_logits(ids) == off.prompt_logits(ids)).all(-1)[0].tolist()
     assert same == [True] * 3 + [False] * 6
 
 
@@ -127,14 +143,15 @@ def test_long_contexts_rotate_as_in_their_chunk(model):
     config = Llama4Config.from_dict({**TEXT, "num_hidden_layers": 3})
     three = Llama4.random(config)
     ids = torch.randint(0, 160, (1, 8), generator=torch.Generator().manual_seed(4))
-    assert torch.equal(*three(ids.repeat(1, 2)).view(2, 8, -1))
+    assert torch.equal(*three.prompt_logits(ids.repeat(1, 2)).view(2, 8, -1))
 
 
 def test_chunked_layers_keep_one_chunk():
     config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": 64, "num_hidden_layers": 4})
     sizes = {}
     for capacity in (640, 1280):
-        cache = KVCache(config, 2, capacity, dtype=torch.float32, device=torch.device("cpu"))
+        formats = {"dtype": torch.float32, "device": torch.device("cpu")}
+        cache = KVCache(config, [capacity] * 2, **formats)
         sizes[capacity] = cache.bytes
     per_token = 2 * 128 * 4 * 2  # K and V, head_dim, float32, two sequences
     assert sizes[640] == per_token * (3 * 64 + 640)
@@ -159,9 +176,11 @@ def test_fp8_cache_is_close_and_half_the_size():
     config = Llama4Config.from_dict(TEXT)
     plain = Llama4.random(config, dtype=torch.bfloat16)
     small = Llama4.random(config, dtype=torch.bfloat16, kv_dtype="fp8")
-    assert small.new_cache(1, 64).bytes * 2 == plain.new_cache(1, 64).bytes
+    formats = [(m.kv_dtype, m.device) for m in (small, plain)]
+    caches = [KVCache(config, [64], dtype=dtype, device=device) for dtype, device in formats]
+    assert caches[0].bytes * 2 == caches[1].bytes
     ids = torch.randint(0, 160, (1, 30), generator=torch.Generator().manual_seed(5))
-    exact, got = plain(ids), small(ids)
+    exact, got = plain.prompt_logits(ids), small.prompt_logits(ids)
     assert not torch.equal(exact, got)
     assert (got - exact).norm() / exact.norm() < 0.1
     ends = split_prefill(small, ids, [13, 1, 16])
@@ -225,16 +244,18 @@ def test_the_whole_context_can_be_used():
     model = Llama4.random(Llama4Config.from_dict({**TEXT, "max_position_embeddings": 20}))
     ids = torch.zeros(1, 15, dtype=torch.int64)
     assert model.generate(ids, 5).shape == (1, 20)
-    assert model(torch.zeros(1, 20, dtype=torch.int64)).shape == (1, 20, 160)
+    assert model.prompt_logits(torch.zeros(1, 20, dtype=torch.int64)).shape == (1, 20, 160)
     with pytest.raises(ValueError, match="context of 20"):
-        model(torch.zeros(1, 21, dtype=torch.int64))
+        model.prompt_logits(torch.zeros(1, 21, dtype=torch.int64))
 
 
 def test_a_full_cache_says_so(model):
-    cache = model.new_cache(1, 8)
-    prompt_of_9 = Prompt(model, torch.zeros(1, 9, dtype=torch.int64))
+    sequences, _ = make_sequences(model, torch.zeros(2, 8, dtype=torch.int64))
+    runner = Runner(model, sequences)
+    sequences[1].ids = torch.zeros(9, dtype=torch.int64)
     with pytest.raises(ValueError, match="at most 8 more tokens"):
-        model.prefill(prompt_of_9, cache)
+        runner.prefill()
+    assert [sequence.position for sequence in sequences] == [0, 0]
 
 
 def test_sampling_defaults_to_greedy():
@@ -245,4 +266,4 @@ def test_config_and_tensors_agree(tmp_path):
     config = Llama4Config.from_dict(TEXT)
     model = Llama4.from_pretrained(write(tmp_path, tensors_of(config, seed=9)))
     ids = torch.arange(9)[None]
-    assert torch.equal(model(ids), Llama4.random(config, seed=9)(ids))
+    assert torch.equal(model.prompt_logits(ids), Llama4.random(config, seed=9).prompt_logits(ids))

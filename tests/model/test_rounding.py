@@ -100,7 +100,7 @@ class Pair:
             routers,
             lambda router, x, out: out[:, :experts].clone(),
             only,
-            lambda m: m(self.ids),
+            lambda m: m.prompt_logits(self.ids),
             self.chosen,
         ).errors(self.exact)
         for handle in hooks:
@@ -168,7 +168,7 @@ def logits_against_products(pair, fault=lambda model: []):
         worst.append(((out - product).abs().max() / product.abs().max()).item())
 
     hooks = fault(pair.model) + [r.register_forward_hook(hook) for r in routers(pair.model)]
-    pair.model(pair.ids)
+    pair.model.prompt_logits(pair.ids)
     for handle in hooks:
         handle.remove()
     return max(worst)

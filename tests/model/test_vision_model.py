@@ -114,13 +114,13 @@ def test_several_images_across_a_batch(model, folder):
     case = dataclasses.replace(CASE, batch=2, images=((1, 1), (1, 2), (1, 1)), length=30)
     ids, tiles = prompt(case)
     assert (
-        model(ids, tiles) - hf_logits(load_hf(CASE, str(folder)), ids, tiles)
+        model.prompt_logits(ids, tiles) - hf_logits(load_hf(CASE, str(folder)), ids, tiles)
     ).abs().max() < 1e-4
 
 
 def test_split_prefill_with_images_matches_one_shot(model):
     ids, tiles = prompt(CASE)  # chunks of 8: the patches of one image lie in several pieces
-    whole = model(ids, tiles)
+    whole = model.prompt_logits(ids, tiles)
     first = model.generate(ids, 1, pixel_values=tiles)[:, -1]
     assert torch.equal(first, whole[:, -1].argmax(-1))
     again = model.generate(ids, 5, pixel_values=tiles)
@@ -151,6 +151,6 @@ def spoilt(tiles: torch.Tensor, value: float) -> torch.Tensor:
 )  # fmt: skip
 def test_wrong_images(model, change, message):
     ids, tiles = change(*prompt(CASE))
-    for call in (model, lambda i, t: model.generate(i, 2, pixel_values=t)):
+    for call in (model.prompt_logits, lambda i, t: model.generate(i, 2, pixel_values=t)):
         with pytest.raises(ValueError, match=message):
             call(ids, tiles)

@@ -13,7 +13,8 @@ import l4kernels
 from bench.checks.cases import cases
 from bench.checks.kernel_checks import mutated, same_bits, tensors
 from l4kernels import Llama4, Llama4Config, Sampling, demo, ops
-from l4kernels.engine.prompt import Prompt
+from l4kernels.engine.runner import Runner
+from l4kernels.engine.sequence import make_sequences
 from tests.support.checkpoints import ALIGNED, TEXT
 
 
@@ -121,12 +122,12 @@ IDS = torch.tensor([[1, 2, 100, 5, 77, 9, 30, 31, 8, 2], [4, 9, 11, 7, 1, 3, 3, 
 def answers(model: Llama4, pixels: Tensor | None = None, ids: Tensor = IDS) -> list[Tensor]:
     """Everything that a model gives, through each of its entry points."""
     drawn = Sampling(1.5, top_k=30, top_p=0.9, seed=3, repetition_penalty=1.2, logit_bias={5: 2.0})
-    found = [model(ids, pixels), model.generate(ids, 4, pixel_values=pixels)]
+    found = [model.prompt_logits(ids, pixels), model.generate(ids, 4, pixel_values=pixels)]
     found += model.stream(ids, 4, pixels, drawn)
     if pixels is None:
-        cache = model.new_cache(len(ids), ids.shape[1] + 1)
-        found.append(model.prefill(Prompt(model, ids), cache))
-        found.append(model.decode(ids[:, :1], cache))
+        sequences, _ = make_sequences(model, ids)
+        runner = Runner(model, sequences, 1)
+        found += [runner.prefill(), runner.decode(ids[:, 0])]
     return found + list(model.state_dict().values())
 
 

@@ -40,7 +40,7 @@ def load(kind: str, folder: str) -> tuple[torch.nn.Module, Callable]:
         from l4kernels import Llama4
 
         model = Llama4.from_pretrained(folder)
-        return model, model
+        return model, model.prompt_logits
     import transformers
 
     model = transformers.Llama4ForCausalLM.from_pretrained(folder, attn_implementation="sdpa")

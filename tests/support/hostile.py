@@ -287,7 +287,7 @@ class Folders:
                 assert len(message) < 2000 and message.isprintable(), f"{name}: {message[:300]!r}"
                 return message
         ids = IDS % model.config.vocab_size
-        logits = model(ids, attention_mask=torch.ones_like(ids))
+        logits = model.prompt_logits(ids, attention_mask=torch.ones_like(ids))
         assert logits.shape == (1, IDS.shape[1], model.config.vocab_size), name
         assert logits.isfinite().all(), name
         return "loaded"

@@ -183,7 +183,7 @@ def difference(case: Case, new_tokens: int = 8) -> float:
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = save_model(case, folder), l4kernels.Llama4.from_pretrained(folder)
     ids, tiles = prompt(case)
-    worst = (ours(ids, tiles) - hf_logits(theirs, ids, tiles)).abs().max().item()
+    worst = (ours.prompt_logits(ids, tiles) - hf_logits(theirs, ids, tiles)).abs().max().item()
     if new_tokens:
         wanted = hf_generate(theirs, ids, tiles, new_tokens)
         got = ours.generate(ids, new_tokens, pixel_values=tiles)

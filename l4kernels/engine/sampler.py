@@ -1,6 +1,6 @@
 """How a token is chosen: settings, what a checkpoint asks for, and the sampler of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,12 +141,13 @@ class Sampler:
     """Chooses the tokens of a batch, step by step, with one setting for all rows.
 
     Args:
-        prompt: `[B, S]`, the tokens that a repetition penalty counts from the start.
+        prompts: int64 `[S]` of each row, the tokens that a repetition penalty counts from the
+            start.
         vocab_size: of the logits.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Tensor, vocab_size: int):
-        batch, device = prompt.shape[0], prompt.device
+    def __init__(self, sampling: Sampling, prompts: Sequence[Tensor], vocab_size: int):
+        batch, device = len(prompts), prompts[0].device
         seed = sampling.seed
         if seed is None:
             seed = int(torch.randint(1 << 62, (), device="cpu"))
@@ -164,8 +165,9 @@ class Sampler:
         self._counters = torch.zeros(batch, dtype=torch.int64, device=device)
         self._penalty, self._seen, self._bias = sampling.repetition_penalty, None, None
         if self._penalty != 1:
-            seen = torch.zeros(batch, vocab_size, dtype=torch.bool, device=device)
-            self._seen = seen.scatter_(1, prompt, True)
+            self._seen = torch.zeros(batch, vocab_size, dtype=torch.bool, device=device)
+            for row, prompt in zip(self._seen, prompts, strict=True):
+                row.index_fill_(0, prompt, True)
         if sampling.logit_bias:
             tokens = token_ids("logit_bias", list(sampling.logit_bias), vocab_size)
             self._bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)

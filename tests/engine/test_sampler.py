@@ -9,7 +9,7 @@ import transformers
 from transformers.generation import logits_process
 
 from l4kernels import Llama4, Llama4Config, Sampling, ops
-from l4kernels.engine.sampling import Sampler
+from l4kernels.engine.sampler import Sampler
 from l4kernels.inputs.fields import ConfigError
 from l4kernels.ops.philox import gumbel_noise, stream_seed
 from tests.support.checkpoints import TEXT, tensors_of, write
@@ -41,7 +41,7 @@ def test_logits_are_processed_as_in_transformers(name, monkeypatch):
     monkeypatch.setattr(ops, "sample", lambda *given: seen.append(given[0]) or sample(*given))
     torch.manual_seed(3)
     history = torch.randint(0, VOCAB, (4, 30))
-    draw = Sampler(Sampling(1.0, seed=5, **SETTINGS[name]), history, VOCAB)
+    draw = Sampler(Sampling(1.0, seed=5, **SETTINGS[name]), list(history), VOCAB)
     for step in range(10):
         logits = torch.randn(4, VOCAB) * 4
         logits[0, 5], logits[1, 6], logits[2, :2] = math.inf, -math.inf, 0.0
