@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from l4kernels.ops.check import FP8
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import fp8_values
 
 _SCORE_ELEMENTS = 1 << 23
@@ -25,6 +26,17 @@ def visible_pieces(len_q: int, len_k: int, chunk: int) -> Iterator[tuple[int, in
         end = min(len_q, low + chunk - start) if chunk else len_q
         yield first, end, low
         first = end
+
+
+def check_cache_scales(contract: Contract) -> None:
+    """`k_scale` and `v_scale`: one for each of Hkv heads, of an e4m3 cache."""
+    dtype = contract.args.k_cache.dtype
+    for name in ("k_scale", "v_scale"):
+        given = getattr(contract.args, name) is not None
+        contract.require(
+            dtype == FP8 or not given, f"expected no {name} with a {dtype} cache, got one"
+        )
+        contract.tensor(name, torch.float32, ["Hkv"])
 
 
 class PagedCache:

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, FP8, Checker, describe
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, FP8, describe
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
+from l4kernels.ops.paged import check_cache_scales
 from l4kernels.ops.quant import FP8_MAX
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
@@ -126,113 +129,58 @@ def rope_table(
     return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 
-def _check_rope_cache(
-    qkv: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_heads: int,
-    cos_sin: Tensor | None = None,
-    qk_norm_eps: float | None = None,
-    attn_scale: float = 0.0,
-    floor_scale: int = 8192,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> None:
-    check = Checker("rope_cache")
-    check.dtype("qkv", qkv, FLOATS)
-    check.shape("k_cache", k_cache, ["P", "page", "Hkv", "D"])
-    check.shape("v_cache", v_cache, list(k_cache.shape))
-    check.dtype("k_cache", k_cache, (qkv.dtype, FP8))
-    check.dtype("v_cache", v_cache, (k_cache.dtype,))
-    kv_heads, head_dim = k_cache.shape[2:]
-    check.require(
-        num_heads >= 1 and kv_heads >= 1 and num_heads % kv_heads == 0,
+def _check_rope_cache(args: Bound) -> None:
+    contract = Contract(args)
+    contract.dtype("qkv", args.qkv, FLOATS)
+    cache = ["P", "page", "Hkv", "D"]
+    contract.tensor("k_cache", (args.qkv.dtype, FP8), cache, "contiguous")
+    contract.tensor("v_cache", args.k_cache.dtype, cache, "contiguous")
+    kv_heads, head_dim = contract.sizes["Hkv"], contract.sizes["D"]
+    contract.require(
+        args.num_heads >= 1 and kv_heads >= 1 and args.num_heads % kv_heads == 0,
         f"expected num_heads to be a positive multiple of the {kv_heads} heads of k_cache, "
-        f"got {num_heads}",
+        f"got {args.num_heads}",
     )
-    check.multiple("the head size", head_dim, 2)
-    if qkv.is_cuda:
-        check.require(
-            head_dim == HEAD_DIM, f"expected head size {HEAD_DIM} on CUDA, got {describe(k_cache)}"
+    contract.multiple("the head size", head_dim, 2)
+    if args.qkv.is_cuda:
+        contract.require(
+            head_dim == HEAD_DIM,
+            f"expected head size {HEAD_DIM} on CUDA, got {describe(args.k_cache)}",
         )
-    check.shape("qkv", qkv, ["T", (num_heads + 2 * kv_heads) * head_dim])
-    check.last_dim_contiguous("qkv", qkv)
-    for name, t in (("positions", positions), ("slot_mapping", slot_mapping)):
-        check.dtype(name, t, (torch.int64,))
-        check.shape(name, t, [qkv.shape[0]])
-    for name, t in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check.contiguous(name, t)
-    if cos_sin is not None:
-        check.dtype("cos_sin", cos_sin, (torch.float32,))
-        check.shape("cos_sin", cos_sin, ["R", head_dim])
-        check.require(
-            cos_sin.shape[0] > 0, "expected cos_sin to hold at least one position, got none"
-        )
-        check.contiguous("cos_sin", cos_sin)
-    check.require(
-        qk_norm_eps is None or qk_norm_eps >= 0,
-        f"expected qk_norm_eps to be None (off) or not negative, got {qk_norm_eps}",
+    columns = (args.num_heads + 2 * kv_heads) * head_dim
+    contract.tensor("qkv", FLOATS, ["T", columns], "rows")
+    contract.tensor("positions", torch.int64, ["T"])
+    contract.tensor("slot_mapping", torch.int64, ["T"])
+    contract.tensor("cos_sin", torch.float32, ["R", "D"], "contiguous")
+    contract.require(
+        contract.sizes.get("R", 1) > 0, "expected cos_sin to hold at least one position, got none"
     )
-    check.require(floor_scale >= 1, f"expected floor_scale to be positive, got {floor_scale}")
-    for name, t in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if t is not None:
-            check.require(
-                k_cache.dtype == FP8, f"expected no {name} with a {k_cache.dtype} cache, got one"
-            )
-            check.dtype(name, t, (torch.float32,))
-            check.shape(name, t, [kv_heads])
-    check.same_device(
-        qkv=qkv,
-        positions=positions,
-        slot_mapping=slot_mapping,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        cos_sin=cos_sin,
-        k_scale=k_scale,
-        v_scale=v_scale,
+    contract.require(
+        args.qk_norm_eps is None or args.qk_norm_eps >= 0,
+        f"expected qk_norm_eps to be None (off) or not negative, got {args.qk_norm_eps}",
     )
+    contract.require(
+        args.floor_scale >= 1, f"expected floor_scale to be positive, got {args.floor_scale}"
+    )
+    check_cache_scales(contract)
 
 
-def _work_rope_cache(
-    qkv: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_heads: int,
-    cos_sin: Tensor | None = None,
-    qk_norm_eps: float | None = None,
-    attn_scale: float = 0.0,
-    **_: object,
-) -> Work:
-    tokens = qkv.shape[0]
-    kv_heads, head_dim = k_cache.shape[2:]
-    rotated = tokens * (num_heads + kv_heads) * head_dim
-    written = tokens * num_heads * head_dim * qkv.element_size()
+def _work_rope_cache(args: Bound) -> Work:
+    qkv, k_cache = args.qkv, args.k_cache
+    tokens, (kv_heads, head_dim) = qkv.shape[0], k_cache.shape[2:]
+    rotated = tokens * (args.num_heads + kv_heads) * head_dim
+    written = tokens * args.num_heads * head_dim * qkv.element_size()
     written += 2 * tokens * kv_heads * head_dim * k_cache.element_size()
-    table = tokens * head_dim * 4 if cos_sin is not None else 0
-    flops = 3 * rotated * (cos_sin is not None) + 3 * rotated * (qk_norm_eps is not None)
+    table = tokens * head_dim * 4 if args.cos_sin is not None else 0
+    flops = 3 * rotated * ((args.cos_sin is not None) + (args.qk_norm_eps is not None))
     return Work(
-        flops=flops + tokens * num_heads * head_dim * (attn_scale != 0),
-        bytes=tensor_bytes(qkv, positions, slot_mapping) + table + written,
+        flops=flops + tokens * args.num_heads * head_dim * (args.attn_scale != 0),
+        bytes=tensor_bytes(qkv, args.positions, args.slot_mapping) + table + written,
     )
 
 
-def _fake_rope_cache(
-    qkv: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_heads: int,
-    **_: object,
-) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
+def _fake_rope_cache(args: Bound) -> Tensor:
+    return args.qkv.new_empty(args.qkv.shape[0], args.num_heads, args.k_cache.shape[3])
 
 
 @op(
