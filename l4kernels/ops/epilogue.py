@@ -10,6 +10,7 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, tensor_bytes
+from l4kernels.ops.views import part
 
 ACTIVATIONS = ("none", "gelu", "swiglu")
 INTERLEAVE = 8
@@ -148,14 +149,14 @@ def matmul(
     filled = 0
     for expert, first, end in segments(op_name, m, expert_offsets):
         own = rows_of_a(first, end)
-        scale = None if row_scale is None else rows_of(row_scale, first, end)
+        scale = None if row_scale is None else part(row_scale, first, end)
         for n0 in range(0, n, step):
             n1 = min(n0 + step, n)
             columns = slice(output_columns(n0, activation), output_columns(n1, activation))
             acc = torch.mm(own, rows_of_b(expert, n0, n1).mT)
             added = None if residual is None else residual[first:end, columns]
-            part = None if bias is None else bias[n0:n1]
-            out[first:end, columns] = epilogue(acc, part, added, scale, activation)
+            own_bias = None if bias is None else bias[n0:n1]
+            out[first:end, columns] = epilogue(acc, own_bias, added, scale, activation)
         filled = end
     if filled < m:
         out[filled:] = 0
@@ -176,15 +177,6 @@ def epilogue(
         acc.add_(bias)
     acc = activate(acc, activation)
     return acc if residual is None else acc.add_(residual)
-
-
-def rows_of(t: Tensor, first: int, end: int) -> Tensor:
-    """`t[first:end]`; all rows are the tensor itself, which costs nothing."""
-    return t if end - first == t.shape[0] else t[first:end]
-
-
-def as_float(t: Tensor) -> Tensor:
-    return t if t.dtype == torch.float32 else t.float()
 
 
 def activate(acc: Tensor, activation: str) -> Tensor:

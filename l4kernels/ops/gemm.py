@@ -11,16 +11,15 @@ from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
     INTERLEAVE,
-    as_float,
     check_epilogue,
     check_experts,
     gemm_work,
     matmul,
     output_columns,
-    rows_of,
 )
 from l4kernels.ops.quant import BLOCK, Quantized, dequantize_fp8, fp8_with_scale
 from l4kernels.ops.registry import Work, op
+from l4kernels.ops.views import as_float, part
 
 LEGAL_SCALES = (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row"))
 """Scalings of (A, B) that go together; "row" of B is one scale per output channel."""
@@ -191,13 +190,13 @@ def _matmul(
         of_a, of_b = scalings_of(a, b, sfa, sfb)
 
     def rows_of_a(first: int, end: int) -> Tensor:
-        rows = rows_of(a, first, end)
+        rows = part(a, first, end)
         if sfa is None:
             return as_float(rows)
         return dequantize_fp8(rows, sfa if of_a == "tensor" else sfa[first:end], of_a)
 
     def rows_of_b(expert: int | None, first: int, end: int) -> Tensor:
-        rows = rows_of(b if expert is None else b[expert], first, end)
+        rows = part(b if expert is None else b[expert], first, end)
         if sfb is None:
             return as_float(rows)
         scale = sfb if expert is None else sfb[expert]

@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from l4kernels.ops.activation import ROW_SCALINGS
@@ -11,6 +10,7 @@ from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import BLOCK, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
+from l4kernels.ops.views import as_float
 
 
 class AddRmsNorm(NamedTuple):
@@ -63,9 +63,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    value = x.float()
-    scale = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
-    return (value * scale).to(x.dtype) * weight
+    value = as_float(x)
+    scale = (value * value).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (value * scale).to(x.dtype).mul_(weight)
 
 
 def _check_add_rms_norm(args: Bound) -> None:

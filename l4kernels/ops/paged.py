@@ -8,6 +8,7 @@ from torch import Tensor
 from l4kernels.ops.check import FP8
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import fp8_values
+from l4kernels.ops.views import as_float, part
 
 _SCORE_ELEMENTS = 1 << 23
 
@@ -68,11 +69,17 @@ class PagedCache:
                 f"l4kernels.{self.op_name}: expected the visible entries of block_table in "
                 f"[0, {self.num_pages}), got {numbers}"
             )
-        keep = slice(low - first_page * self.page_size, high - first_page * self.page_size)
+        skipped = low - first_page * self.page_size
+        in_order = all(page == numbers[0] + i for i, page in enumerate(numbers))
         gathered = []
         for cache, scale in self.tensors:
-            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1)
-            rows = fp8_values(rows) if cache.dtype == FP8 else rows.float()
+            if in_order:  # nothing is copied
+                first = numbers[0] * self.page_size + skipped
+                rows = cache.flatten(0, 1).narrow(0, first, high - low)
+            else:
+                rows = cache.index_select(0, pages).flatten(0, 1).narrow(0, skipped, high - low)
+            rows = rows.transpose(0, 1)
+            rows = fp8_values(rows) if cache.dtype == FP8 else as_float(rows)
             gathered.append(rows if scale is None else rows * scale[:, None, None])
         return gathered[0], gathered[1]
 
@@ -92,20 +99,20 @@ def _attend(
     for i in range(0, length, block):
         rows = min(block, length - i)
         high = offset + i + rows
-        grouped = q[i : i + rows].float().mul(softmax_scale)
-        grouped = grouped.view(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)
-        scores = torch.bmm(grouped.reshape(kv_heads, group * rows, head_dim), k[:, :high].mT)
-        scores = scores.view(kv_heads, group, rows, high)
+        grouped = as_float(part(q, i, i + rows)).mul(softmax_scale)
+        if rows > 1:
+            grouped = grouped.view(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+        grouped = grouped.reshape(kv_heads, group * rows, head_dim)
+        scores = torch.bmm(grouped, part(k, 0, high, dim=1).mT)
         if rows > 1:
             key = torch.arange(high, device=q.device)
             query = torch.arange(offset + i, high, device=q.device)
-            scores.masked_fill_(key > query[:, None], float("-inf"))
-        block_lse = scores.logsumexp(-1)
-        weights = scores.sub_(block_lse.unsqueeze(-1)).exp_()
-        value = torch.bmm(weights.view(kv_heads, group * rows, high), v[:, :high])
-        value = value.view(num_heads, rows, head_dim)
-        out[i : i + rows] = value.transpose(0, 1)
-        lse[:, i : i + rows] = block_lse.view(num_heads, rows)
+            hidden = key > query[:, None]
+            scores.view(kv_heads, group, rows, high).masked_fill_(hidden, float("-inf"))
+        block_lse = scores.logsumexp(-1, keepdim=True)
+        value = torch.bmm(scores.sub_(block_lse).exp_(), part(v, 0, high, dim=1))
+        part(out, i, i + rows).copy_(value.view(num_heads, rows, head_dim).transpose(0, 1))
+        part(lse.mT, i, i + rows).copy_(block_lse.view(num_heads, rows).mT)
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> bool:

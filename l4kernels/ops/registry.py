@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _any_requires_grad as any_requires_grad
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from l4kernels.inputs.files import shown
 from l4kernels.ops import route
@@ -65,7 +68,7 @@ class Op(Generic[P, R]):
         check: Callable[[Bound], None],
         fake: Callable[[Bound], Any] | None = None,
         mutates: tuple[str, ...] = (),
-        returns: Callable[..., Any] | None = None,
+        returns: Any = None,
     ):
         functools.update_wrapper(self, body)
         self.name = body.__name__
@@ -97,22 +100,26 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # The good path is short: a model makes a hundred of these calls for a token.
-        if route.open_routes or torch.compiler.is_dynamo_compiling():
+        if route.open_routes or is_dynamo_compiling():
             return self._routed(args, kwargs)
-        form: tuple[Any, ...] = tuple(map(type, args))
         if kwargs:
-            form = (*form, *kwargs, *map(type, kwargs.values()))
-        kernel = self._forms.get(form)
-        if kernel is None:
+            form: tuple[Any, ...] = (*map(type, args), *kwargs, *map(type, kwargs.values()))
+        else:
+            form = tuple(map(type, args))
+        try:
+            kernel = self._forms[form]
+        except KeyError:
             kernel = self._forms[form] = self._kernel_for(args, kwargs)
-        if torch.is_grad_enabled():
+        if is_grad_enabled() and (
+            any_requires_grad(*args, **kwargs) or forward_ad._current_level >= 0
+        ):
             refuse_gradients(self.name, args, kwargs)
         try:
             result = kernel(*args, **kwargs)
         except RuntimeError:  # of a binding: bad input is the same error as on a CPU
             self._require_contract(args, kwargs)
             raise
-        return result if self.returns is None else self.returns(*result)
+        return result if self.returns is None else tuple.__new__(self.returns, result)
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
@@ -136,7 +143,7 @@ class Op(Generic[P, R]):
         if target == "reference":
             return self.reference(*args, **kwargs)
         self._require_types(args, kwargs)
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
         namespace = EMULATED_NAMESPACE if target == "emulated" else NAMESPACE
         packet = getattr(getattr(torch.ops, namespace), self.name)
@@ -164,9 +171,9 @@ class Op(Generic[P, R]):
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """The body, between its contract and torch's ambient state; the implementation for CPUs."""
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
-        if torch.compiler.is_dynamo_compiling():  # sizes may be symbols
+        if is_dynamo_compiling():  # sizes may be symbols
             self._require_contract(args, kwargs)
         else:
             self._require_known_layout(args, kwargs)
@@ -197,7 +204,7 @@ class Op(Generic[P, R]):
 
     def _shape(self, *args: Any, **kwargs: Any) -> Any:
         """The implementation for tensors without data."""
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
         bound = self._require_contract(args, kwargs)
         return self.body(*args, **kwargs) if self._fake is None else self._fake(bound)
@@ -276,7 +283,9 @@ class OpWithOut(Op[P, Tensor]):
         inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
         residual = kwargs.get("residual")
         for value in inputs:
-            if not isinstance(value, Tensor) or (value is residual and value.is_set_to(out)):
+            if not isinstance(value, Tensor):
+                continue
+            if residual is not None and value is residual and value.is_set_to(out):
                 continue
             if share_memory(out, value):
                 raise ValueError(

@@ -17,6 +17,7 @@ from l4kernels.ops.indices import require_indices
 from l4kernels.ops.paged import check_cache_scales
 from l4kernels.ops.quant import FP8_MAX
 from l4kernels.ops.registry import Work, op, tensor_bytes
+from l4kernels.ops.views import as_float
 
 HEAD_DIM = 128
 """The head size of Llama 4, and the only one that the CUDA kernels take."""
@@ -243,14 +244,13 @@ def rope_cache(
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
     require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
     require_indices("rope_cache", "slot_mapping", slot_mapping, -1, num_pages * page_size)
-    heads = qkv.unflatten(-1, (-1, head_dim))
-    qk = heads[:, : num_heads + kv_heads].float()
-    value = heads[:, num_heads + kv_heads :].float()
+    heads = qkv.view(len(qkv), num_heads + 2 * kv_heads, head_dim)
+    qk, value = map(as_float, heads.split([num_heads + kv_heads, kv_heads], 1))
     if cos_sin is not None:
         qk = _rotated(qk, cos_sin.index_select(0, positions % cos_sin.shape[0]))
     if qk_norm_eps is not None:
-        qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + qk_norm_eps)
-    q, key = qk[:, :num_heads], qk[:, num_heads:]
+        qk = qk * (qk * qk).mean(-1, keepdim=True).add_(qk_norm_eps).rsqrt_()
+    q, key = qk.split([num_heads, kv_heads], 1)
     if attn_scale != 0.0:
         steps = ((positions + 1) // floor_scale).float()
         q = q * (1 + attn_scale * torch.log1p(steps))[:, None, None]
@@ -260,9 +260,10 @@ def rope_cache(
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
-    cos, sin = cos_sin[:, None].chunk(2, -1)
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+    tokens, heads, head_dim = x.shape
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, -1)
+    pairs = torch.view_as_complex(x.view(tokens, heads, head_dim // 2, 2).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).view(x.shape)
 
 
 def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
@@ -271,5 +272,6 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
     written = (slots >= 0).nonzero().squeeze(1)
-    rows = cache.flatten(0, 1)
-    rows[slots[written]] = value[written].to(cache.dtype)
+    if len(written) < len(slots):
+        slots, value = slots[written], value[written]
+    cache.flatten(0, 1)[slots] = value.to(cache.dtype)

@@ -7,15 +7,14 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
-    as_float,
     check_epilogue,
     gemm_work,
     matmul,
     output_columns,
-    rows_of,
 )
 from l4kernels.ops.quant import BLOCK, dequantize_int4
 from l4kernels.ops.registry import Work, op
+from l4kernels.ops.views import as_float, part
 
 
 def _check_w4_gemm(args: Bound) -> None:
@@ -103,7 +102,7 @@ def w4_gemm(
         "w4_gemm",
         a,
         packed.shape[-2],
-        lambda first, end: as_float(rows_of(a, first, end)),
+        lambda first, end: as_float(part(a, first, end)),
         rows_of_b,
         whole_weight=False,
         out_dtype=out_dtype or a.dtype,
