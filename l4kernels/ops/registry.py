@@ -79,6 +79,7 @@ class Op(Generic[P, R]):
         self.signature = self._binder.signature
         self.__signature__ = self._binder.public(returns, self.has_out)
         self._forms: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._last_form: tuple[list[Any], Any] = ([], None)
         self._layouts: set[tuple[Any, ...]] = set()
         self._define(self.schema, self._run, self._shape)
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
@@ -102,14 +103,12 @@ class Op(Generic[P, R]):
         # The good path is short: a model makes a hundred of these calls for a token.
         if route.open_routes or is_dynamo_compiling():
             return self._routed(args, kwargs)
+        form: list[Any] = [*map(type, args)]
         if kwargs:
-            form: tuple[Any, ...] = (*map(type, args), *kwargs, *map(type, kwargs.values()))
-        else:
-            form = tuple(map(type, args))
-        try:
-            kernel = self._forms[form]
-        except KeyError:
-            kernel = self._forms[form] = self._kernel_for(args, kwargs)
+            form += [*kwargs, *map(type, kwargs.values())]
+        last, kernel = self._last_form
+        if form != last:
+            kernel = self._kernel_of(form, args, kwargs)
         if is_grad_enabled() and (
             any_requires_grad(*args, **kwargs) or forward_ad._current_level >= 0
         ):
@@ -131,8 +130,15 @@ class Op(Generic[P, R]):
         """What the op must do for these arguments at the least."""
         return self._work(self._binder.bind(args, kwargs))
 
+    def _kernel_of(self, form: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call of the form runs. Most calls have the form of the last one."""
+        key = tuple(form)
+        if key not in self._forms:
+            self._forms[key] = self._kernel_for(args, kwargs)
+        self._last_form = form, self._forms[key]
+        return self._forms[key]
+
     def _kernel_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
-        """What a call of this form runs, once its types are known to be right."""
         self._require_types(args, kwargs)
         kernel: Callable[..., Any] = self.overload._op  # without a Python function in between
         return kernel
@@ -230,6 +236,7 @@ class OpWithOut(Op[P, Tensor]):
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         out, inputs = _without_out(kwargs)
+        self._require_out(out)
         result: Tensor = super().reference(*args, **inputs)
         return result if out is None else self._filled(out, result)
 
@@ -253,6 +260,9 @@ class OpWithOut(Op[P, Tensor]):
     def _require_types(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         out, inputs = _without_out(kwargs)
         super()._require_types(args, inputs)
+        self._require_out(out)
+
+    def _require_out(self, out: Any) -> None:
         if out is not None and not isinstance(out, Tensor):
             raise TypeError(
                 f"{NAMESPACE}.{self.name}: expected out to be a Tensor or None, got {shown(out)}"
