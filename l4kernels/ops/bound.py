@@ -110,5 +110,9 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def _stands_for(value: Any, kind: Any) -> bool:
-    # True is an int to Python, and not a count to anyone else.
-    return isinstance(value, _ACCEPTED[kind][1]) and (kind is bool or not isinstance(value, bool))
+    if not isinstance(value, _ACCEPTED[kind][1]):
+        return False
+    if isinstance(value, int) and kind is not bool:
+        # True is an int to Python, and not a count to anyone else; a huge one fits no register.
+        return not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+    return True

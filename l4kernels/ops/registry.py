@@ -115,7 +115,7 @@ class Op(Generic[P, R]):
             refuse_gradients(self.name, args, kwargs)
         try:
             result = kernel(*args, **kwargs)
-        except RuntimeError:  # of a binding: bad input is the same error as on a CPU
+        except (RuntimeError, OverflowError):  # bad input is the same error as on a CPU
             self._require_contract(args, kwargs)
             raise
         return result if self.returns is None else tuple.__new__(self.returns, result)
@@ -155,7 +155,7 @@ class Op(Generic[P, R]):
         packet = getattr(getattr(torch.ops, namespace), self.name)
         try:
             result = self._dispatch(packet, args, kwargs)
-        except RuntimeError:
+        except (RuntimeError, OverflowError):
             self._require_contract(args, kwargs)
             raise
         return result if self.returns is None else self.returns(*result)

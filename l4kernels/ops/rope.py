@@ -1,15 +1,14 @@
 """Split the fused QKV, rotate, normalise, scale, and write K and V into the paged cache."""
 
-import contextlib
 import math
-import numbers
-import operator
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
@@ -24,6 +23,8 @@ HEAD_DIM = 128
 
 _LARGEST = 2**31 - 1
 """No table has more rows or columns."""
+
+_LARGEST_FLOAT = sys.float_info.max
 
 _LLAMA3_NUMBERS = (
     "original_max_position_embeddings",
@@ -44,15 +45,16 @@ def rope_frequencies(
     (Scout) the blend is empty and the rule is a switch.
 
     Raises:
-        ValueError, TypeError: a theta or a number of `scaling` that is not positive and finite, or
-            a head_dim that is not even.
+        ValueError: a theta or a number of `scaling` that is not positive and finite, or a head_dim
+            that is not even.
 
     >>> rope_frequencies(theta=10000.0, head_dim=4).tolist()
     [1.0, 0.01]
     """
-    head_dim, theta = _whole("head_dim", head_dim), _positive("theta", theta)
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"rope_table: expected head_dim to be positive and even, got {head_dim}")
+    head_dim = whole_number("head_dim", head_dim, 2, _LARGEST)
+    theta = number("theta", theta, 0, _LARGEST_FLOAT, above=True)
+    if head_dim % 2:
+        raise ValueError(f"rope_table: expected head_dim to be even, got {head_dim}")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequencies = theta**-exponents
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
@@ -61,7 +63,8 @@ def rope_frequencies(
     if kind != "llama3":
         raise ValueError(f"rope_table: expected scaling of type llama3 or default, got {kind!r}")
     original, low, high, factor = (
-        _positive(f"scaling[{key!r}]", scaling.get(key)) for key in _LLAMA3_NUMBERS
+        number(f"scaling[{key!r}]", scaling.get(key), 0, _LARGEST_FLOAT, above=True)
+        for key in _LLAMA3_NUMBERS
     )
     if low > high:
         raise ValueError(
@@ -71,27 +74,6 @@ def rope_frequencies(
     blend = (turns - low) / (high - low) if high > low else (turns >= low).double()
     kept = blend.clamp(0, 1)
     return frequencies * (kept + (1 - kept) / factor)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"rope_table: expected {name} to be a whole number, got {value!r}"
-        ) from None
-    if number > _LARGEST:
-        raise ValueError(f"rope_table: expected {name} to be at most {_LARGEST}, got a larger one")
-    return number
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, numbers.Real):
-        with contextlib.suppress(OverflowError):
-            number = float(value)
-            if 0 < number < math.inf:
-                return number
-    raise ValueError(f"rope_table: expected {name} to be positive and finite, got {value!r}")
 
 
 def rope_table(
@@ -121,9 +103,7 @@ def rope_table(
             [0.5403, 0.9999, 0.8415, 0.0100]])
     """
     frequencies = rope_frequencies(theta=theta, scaling=scaling, head_dim=head_dim)
-    num_positions = _whole("num_positions", num_positions)
-    if num_positions < 0:
-        raise ValueError(f"rope_table: expected num_positions >= 0, got {num_positions}")
+    num_positions = whole_number("num_positions", num_positions, 0, _LARGEST)
     if not math.isfinite(num_positions * float(frequencies.max())):
         raise ValueError(f"rope_table: expected finite angles, got theta {theta}, {scaling}")
     angles = torch.arange(num_positions, dtype=torch.float64, device="cpu")[:, None] * frequencies

@@ -77,7 +77,7 @@ def test_a_contract_is_checked_once_for_a_layout(monkeypatch):
     assert len(checked) == 4  # two layouts, each in two forms
     for wrong in (torch.ones(7), torch.ones(8).double(), torch.ones(8, device="meta")):
         for _ in range(2):
-            with pytest.raises((TypeError, ValueError), match="l4kernels.rms_norm: expected"):
+            with pytest.raises((TypeError, ValueError), match=r"l4kernels.rms_norm: expected"):
                 ops.rms_norm.reference(torch.ones(1, 8), wrong)
     with pytest.raises(ValueError, match="expected the last dimension of x to be contiguous"):
         ops.rms_norm(torch.ones(8, 2).T, torch.ones(8))

@@ -31,7 +31,7 @@ WRONG: dict[str, list[Any]] = {  # the type in a schema: values that are not of 
         TENSOR,
         torch.tensor(4),
     ],
-    "float": [None, True, np.False_, "1.0", 1j, [1.0], NUMBERS, torch.tensor(1.0)],
+    "float": [None, 10**400, True, np.False_, "1.0", 1j, [1.0], NUMBERS, torch.tensor(1.0)],
     "bool": [None, 0, 1, 1.0, "yes", TENSOR, torch.tensor(True), [True]],
     "str": [None, 3, b"row", ["row"], TENSOR, True],
     "ScalarType": [5, True, "float32", float, np.float32, TENSOR],
