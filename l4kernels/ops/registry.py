@@ -122,8 +122,10 @@ class Op(Generic[P, R]):
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
-        self._require_types(args, kwargs)
-        result = self._run(*args, **kwargs)
+        if is_grad_enabled():
+            refuse_gradients(self.name, args, kwargs)
+        self._require_contract(args, kwargs)
+        result = self._run_body(args, kwargs)
         return result if self.returns is None else self.returns(*result)
 
     def work(self, *args: P.args, **kwargs: P.kwargs) -> Work:
@@ -164,49 +166,43 @@ class Op(Generic[P, R]):
         return packet.default(*args, **kwargs)
 
     def _require_types(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._binder.require_types(self._bind(args, kwargs))
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         if "out" in kwargs:
             raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
-        self._binder.require_types(self._binder.bind(args, kwargs))
+        return self._binder.bind(args, kwargs)
 
     def _require_contract(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
-        bound = self._binder.bind(args, kwargs)
+        bound = self._bind(args, kwargs)
         self._binder.require_types(bound)
         self._check(bound)
         Checker(self.name).same_device(**self._binder.tensors(bound))
         return bound
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        """The body, between its contract and torch's ambient state; the implementation for CPUs."""
+        """The implementation for CPUs, on which the dispatcher has found all tensors."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
-        if is_dynamo_compiling():  # sizes may be symbols
+        layout: list[Any] = [*kwargs]  # all that a check may read
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                layout += value.shape, value.stride(), value.dtype
+            else:
+                layout.append(value)
+        key = tuple(layout)
+        if key not in self._layouts:
             self._require_contract(args, kwargs)
-        else:
-            self._require_known_layout(args, kwargs)
+            if len(self._layouts) >= _MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts.add(key)
+        return self._run_body(args, kwargs)
+
+    def _run_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if autocasting():
             with no_autocast():
                 return self.body(*args, **kwargs)
         return self.body(*args, **kwargs)
-
-    def _require_known_layout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The contract, once for each layout of the arguments: all that a check may read."""
-        layout: list[Any] = [*kwargs]
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                layout += value.shape, value.stride(), value.dtype, value.device
-            else:
-                layout.append(value)
-        key = tuple(layout)
-        try:
-            if key in self._layouts:
-                return
-        except TypeError:  # symbols of a trace
-            self._require_contract(args, kwargs)
-            return
-        self._require_contract(args, kwargs)
-        if len(self._layouts) >= _MAX_LAYOUTS:
-            self._layouts.clear()
-        self._layouts.add(key)
 
     def _shape(self, *args: Any, **kwargs: Any) -> Any:
         """The implementation for tensors without data."""

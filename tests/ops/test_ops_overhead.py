@@ -73,12 +73,11 @@ def test_a_contract_is_checked_once_for_a_layout(monkeypatch):
     monkeypatch.setattr(ops.rms_norm, "_layouts", set())
     for rows in (1, 1, 2, 1, 2):
         ops.rms_norm(torch.ones(rows, 8), torch.ones(8))
-        ops.rms_norm.reference(torch.ones(rows, 8), weight=torch.ones(8))
-    assert len(checked) == 4  # two layouts, each in two forms
+    assert len(checked) == 2
     for wrong in (torch.ones(7), torch.ones(8).double(), torch.ones(8, device="meta")):
-        for _ in range(2):
+        for call in (ops.rms_norm, ops.rms_norm, ops.rms_norm.reference):
             with pytest.raises((TypeError, ValueError), match=r"l4kernels.rms_norm: expected"):
-                ops.rms_norm.reference(torch.ones(1, 8), wrong)
+                call(torch.ones(1, 8), wrong)
     with pytest.raises(ValueError, match="expected the last dimension of x to be contiguous"):
         ops.rms_norm(torch.ones(8, 2).T, torch.ones(8))
 
