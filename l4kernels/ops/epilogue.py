@@ -183,8 +183,9 @@ def activate(acc: Tensor, activation: str) -> Tensor:
     if activation == "gelu":
         return torch.nn.functional.gelu(acc)
     if activation == "swiglu":
-        gate, up = acc.unflatten(-1, (-1, 2, INTERLEAVE)).unbind(-2)
-        return (torch.nn.functional.silu(gate) * up).flatten(-2)
+        m, n = acc.shape
+        gate, up = acc.view(m, n // (2 * INTERLEAVE), 2, INTERLEAVE).unbind(-2)
+        return torch.nn.functional.silu(gate).mul_(up).view(m, n // 2)
     return acc
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from l4kernels.ops.activation import ROW_SCALINGS
@@ -64,7 +65,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     value = as_float(x)
-    scale = (value * value).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    scale = torch.rsqrt((value * value).mean(-1, keepdim=True).add_(eps))
     return (value * scale).to(x.dtype).mul_(weight)
 
 

@@ -234,6 +234,9 @@ def rope_cache(
     if attn_scale != 0.0:
         steps = ((positions + 1) // floor_scale).float()
         q = q * (1 + attn_scale * torch.log1p(steps))[:, None, None]
+    stored = (slot_mapping >= 0).nonzero().squeeze(1)
+    if len(stored) < len(slot_mapping):
+        slot_mapping, key, value = slot_mapping[stored], key[stored], value[stored]
     _write(k_cache, key, slot_mapping, k_scale)
     _write(v_cache, value, slot_mapping, v_scale)
     return torch.empty_like(q, dtype=qkv.dtype, memory_format=torch.contiguous_format).copy_(q)
@@ -251,7 +254,4 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
         if scale is not None:
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
-    written = (slots >= 0).nonzero().squeeze(1)
-    if len(written) < len(slots):
-        slots, value = slots[written], value[written]
     cache.flatten(0, 1)[slots] = value.to(cache.dtype)
