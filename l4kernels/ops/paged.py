@@ -155,17 +155,25 @@ def attend_sequence(
     pieces = list(visible_pieces(q.shape[0], len_k, chunk))
     while pieces:
         first, end, low = pieces.pop(0)
-        whole = q.device.type == "cpu" and start + first == low
+        whole = q.is_cpu and start + first == low
         length = end - first
         # On a CPU, chunks that are seen from their first token on go through together.
         while whole and pieces and pieces[0][1] - pieces[0][0] == length:
             end = pieces.pop(0)[1]
         k, v = cache.gather(table, low, start + end)
-        piece = slice(first, end)
-        if whole and _is_plain(q[piece], k, v, softmax_scale):
-            _attend_whole(q[piece], k, v, length, softmax_scale, out[piece], lse[:, piece])
+        queries, values = part(q, first, end), part(out, first, end)
+        lses = part(lse, first, end, dim=1)
+        if whole and _is_plain(queries, k, v, softmax_scale):
+            _attend_whole(queries, k, v, length, softmax_scale, values, lses)
             continue
         offset = start + first - low
-        for i in range(first, end, length):
-            rows, keys = slice(i, i + length), slice(i - first, i - first + offset + length)
-            _attend(q[rows], k[:, keys], v[:, keys], offset, softmax_scale, out[rows], lse[:, rows])
+        for i in range(0, end - first, length):
+            _attend(
+                part(queries, i, i + length),
+                part(k, i, i + offset + length, dim=1),
+                part(v, i, i + offset + length, dim=1),
+                offset,
+                softmax_scale,
+                part(values, i, i + length),
+                part(lses, i, i + length, dim=1),
+            )
