@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op
 
@@ -11,20 +13,18 @@ ROW_SCALINGS = ("row", "1x128")
 """Scale layouts a kernel can write without a second pass over the whole tensor."""
 
 
-def _check_silu_mul(x: Tensor) -> None:
-    _check_gate_up(Checker("silu_mul"), x)
+def _check_silu_mul(args: Bound) -> None:
+    _check_gate_up(Contract(args))
 
 
-def _check_gate_up(check: Checker, x: Tensor) -> None:
-    check.dtype("x", x, FLOATS)
-    check.shape("x", x, ["M", "2F"])
-    check.multiple("the last dimension of x (gate and up side by side)", x.shape[1], 2)
-    check.last_dim_contiguous("x", x)
+def _check_gate_up(contract: Contract) -> None:
+    contract.tensor("x", FLOATS, ["M", "2F"], "rows")
+    contract.multiple("the last dimension of x (gate and up side by side)", contract.sizes["2F"], 2)
 
 
-def _work_silu_mul(x: Tensor) -> Work:
-    m, f = x.shape[0], x.shape[1] // 2
-    return Work(flops=5 * m * f, bytes=3 * m * f * x.element_size())
+def _work_silu_mul(args: Bound) -> Work:
+    m, f = args.x.shape[0], args.x.shape[1] // 2
+    return Work(flops=5 * m * f, bytes=3 * m * f * args.x.element_size())
 
 
 @op(check=_check_silu_mul, work=_work_silu_mul)
@@ -48,18 +48,18 @@ def _gated(x: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def _check_silu_mul_fp8(x: Tensor, scaling: str = "row") -> None:
-    check = Checker("silu_mul_fp8")
-    _check_gate_up(check, x)
-    check.choice("scaling", scaling, ROW_SCALINGS)
-    if scaling == "1x128":
-        check.multiple("F, half of the last dimension of x,", x.shape[1] // 2, BLOCK)
+def _check_silu_mul_fp8(args: Bound) -> None:
+    contract = Contract(args)
+    _check_gate_up(contract)
+    contract.choice("scaling", args.scaling, ROW_SCALINGS)
+    if args.scaling == "1x128":
+        contract.multiple("F, half of the last dimension of x,", contract.sizes["2F"] // 2, BLOCK)
 
 
-def _work_silu_mul_fp8(x: Tensor, scaling: str = "row") -> Work:
-    m, f = x.shape[0], x.shape[1] // 2
-    scales = m if scaling == "row" else m * f // BLOCK
-    return Work(flops=8 * m * f, bytes=m * f * (2 * x.element_size() + 1) + 4 * scales)
+def _work_silu_mul_fp8(args: Bound) -> Work:
+    m, f = args.x.shape[0], args.x.shape[1] // 2
+    scales = m if args.scaling == "row" else m * f // BLOCK
+    return Work(flops=8 * m * f, bytes=m * f * (2 * args.x.element_size() + 1) + 4 * scales)
 
 
 @op(check=_check_silu_mul_fp8, work=_work_silu_mul_fp8, returns=Quantized)

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, FP8, Checker, describe
-from l4kernels.ops.paged import PagedCache, attend_sequence, visible_pieces
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, FP8, describe
+from l4kernels.ops.contract import Contract
+from l4kernels.ops.paged import PagedCache, attend_sequence, check_cache_scales, visible_pieces
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import HEAD_DIM
 
@@ -22,86 +24,50 @@ class Attention(NamedTuple):
     lse: Tensor
 
 
-def _check_cache(
-    check: Checker,
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    seqlens_k: Tensor,
-    block_table: Tensor,
-    batch: int,
-    softmax_scale: float,
-    chunk: int,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-) -> None:
-    check.dtype("q", q, FLOATS)
-    num_heads, head_dim = q.shape[-2:]
-    check.shape("k_cache", k_cache, ["P", "page", "Hkv", head_dim])
-    check.shape("v_cache", v_cache, list(k_cache.shape))
-    check.dtype("k_cache", k_cache, (q.dtype, FP8))
-    check.dtype("v_cache", v_cache, (k_cache.dtype,))
-    check.require(
-        k_cache.shape[1] >= 1 and head_dim >= 1,
+def _check_cache(contract: Contract) -> None:
+    """`q` is `[..., Hq, D]`; the batch has B sequences."""
+    args = contract.args
+    contract.dtype("q", args.q, FLOATS)
+    num_heads, head_dim = args.q.shape[-2:]
+    contract.tensor("k_cache", (args.q.dtype, FP8), ["P", "page", "Hkv", head_dim], "contiguous")
+    shape = ["P", "page", "Hkv", head_dim]
+    contract.tensor("v_cache", args.k_cache.dtype, shape, "contiguous")
+    contract.require(
+        contract.sizes["page"] >= 1 and head_dim >= 1,
         f"expected pages of at least one slot and heads of at least one element, got k_cache "
-        f"{describe(k_cache)}",
+        f"{describe(args.k_cache)}",
     )
-    kv_heads = k_cache.shape[2]
-    check.require(
+    kv_heads = contract.sizes["Hkv"]
+    contract.require(
         kv_heads >= 1 and num_heads >= 1 and num_heads % kv_heads == 0,
         f"expected the heads of q to be a positive multiple of the {kv_heads} heads of k_cache, "
-        f"got {describe(q)}",
+        f"got {describe(args.q)}",
     )
-    if q.is_cuda:
-        check.require(
+    if args.q.is_cuda:
+        contract.require(
             head_dim == HEAD_DIM and num_heads // kv_heads <= 16,
             f"expected head size {HEAD_DIM} and at most 16 q heads per kv head on CUDA, "
-            f"got {describe(q)} with {kv_heads} kv heads",
+            f"got {describe(args.q)} with {kv_heads} kv heads",
         )
-    check.require(
-        0 < softmax_scale < math.inf,
-        f"expected softmax_scale to be positive and finite, got {softmax_scale}",
+    contract.require(
+        0 < args.softmax_scale < math.inf,
+        f"expected softmax_scale to be positive and finite, got {args.softmax_scale}",
     )
-    check.require(chunk >= 0, f"expected chunk to be 0 (off) or positive, got {chunk}")
-    check.last_dim_contiguous("q", q)
-    check.contiguous("k_cache", k_cache)
-    check.contiguous("v_cache", v_cache)
-    check.dtype("seqlens_k", seqlens_k, (torch.int32,))
-    check.shape("seqlens_k", seqlens_k, [batch])
-    check.dtype("block_table", block_table, (torch.int32,))
-    check.shape("block_table", block_table, [batch, "max_pages"])
-    check.last_dim_contiguous("block_table", block_table)
-    for name, t in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if t is not None:
-            check.require(
-                k_cache.dtype == FP8, f"expected no {name} with a {k_cache.dtype} cache, got one"
-            )
-            check.dtype(name, t, (torch.float32,))
-            check.shape(name, t, [kv_heads])
-    check.same_device(
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        seqlens_k=seqlens_k,
-        block_table=block_table,
-        k_scale=k_scale,
-        v_scale=v_scale,
-    )
+    contract.require(args.chunk >= 0, f"expected chunk to be 0 (off) or positive, got {args.chunk}")
+    contract.last_dim_contiguous("q", args.q)
+    contract.tensor("seqlens_k", torch.int32, ["B"])
+    contract.tensor("block_table", torch.int32, ["B", "max_pages"], "rows")
+    check_cache_scales(contract)
 
 
-def _attention_work(
-    q: Tensor,
-    k_cache: Tensor,
-    lengths: list[tuple[int, int]],
-    chunk: int,
-    tables: Tensor,
-) -> Work:
+def _attention_work(args: Bound, lengths: list[tuple[int, int]]) -> Work:
     """Two products of each query with its visible keys; every visible key and value once."""
+    q, k_cache = args.q, args.k_cache
     num_heads, head_dim = q.shape[-2:]
     pairs = keys = 0
     for len_q, len_k in lengths:
         start = len_k - len_q
-        for first, end, low in visible_pieces(len_q, len_k, chunk):
+        for first, end, low in visible_pieces(len_q, len_k, args.chunk):
             shortest, longest = start + first - low + 1, start + end - low
             pairs += (shortest + longest) * (end - first) // 2
             keys += longest
@@ -109,61 +75,40 @@ def _attention_work(
     lse = 4 * q.numel() // head_dim
     return Work(
         flops=4 * pairs * num_heads * head_dim,
-        bytes=2 * tensor_bytes(q) + lse + keys * per_key + tensor_bytes(tables),
+        bytes=2 * tensor_bytes(q) + lse + keys * per_key + tensor_bytes(args.block_table),
     )
 
 
-def _check_flash_prefill(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    block_table: Tensor,
-    *,
-    softmax_scale: float,
-    max_seqlen_q: int,
-    chunk: int = 0,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> None:
-    check = Checker("flash_prefill")
-    check.shape("q", q, ["Tq", "Hq", "D"])
-    check.dtype("cu_seqlens_q", cu_seqlens_q, (torch.int32,))
-    check.require(
-        cu_seqlens_q.dim() == 1 and cu_seqlens_q.shape[0] >= 1,
-        f"expected cu_seqlens_q to be [B + 1], got {describe(cu_seqlens_q)}",
+def _check_flash_prefill(args: Bound) -> None:
+    contract = Contract(args)
+    contract.shape("q", args.q, ["Tq", "Hq", "D"])
+    contract.dtype("cu_seqlens_q", args.cu_seqlens_q, (torch.int32,))
+    contract.require(
+        args.cu_seqlens_q.dim() == 1 and args.cu_seqlens_q.shape[0] >= 1,
+        f"expected cu_seqlens_q to be [B + 1], got {describe(args.cu_seqlens_q)}",
     )
-    check.require(max_seqlen_q >= 0, f"expected max_seqlen_q >= 0, got {max_seqlen_q}")
-    batch = cu_seqlens_q.shape[0] - 1
-    keys = k_cache, v_cache, seqlens_k, block_table
-    _check_cache(check, q, *keys, batch, softmax_scale, chunk, k_scale, v_scale)
-    if q.is_cuda:
-        check.require(
-            k_cache.shape[1] > 0 and k_cache.shape[1] % 8 == 0,
-            f"expected pages of a multiple of 8 slots on CUDA, got k_cache {describe(k_cache)}",
+    contract.require(args.max_seqlen_q >= 0, f"expected max_seqlen_q >= 0, got {args.max_seqlen_q}")
+    contract.sizes["B"] = args.cu_seqlens_q.shape[0] - 1
+    _check_cache(contract)
+    if args.q.is_cuda:
+        contract.require(
+            contract.sizes["page"] % 8 == 0,
+            "expected pages of a multiple of 8 slots on CUDA, got k_cache "
+            + describe(args.k_cache),
         )
-    check.same_device(q=q, cu_seqlens_q=cu_seqlens_q)
 
 
-def _work_flash_prefill(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    block_table: Tensor,
-    *,
-    chunk: int = 0,
-    **_: object,
-) -> Work:
-    lengths = list(zip(cu_seqlens_q.diff().tolist(), seqlens_k.tolist(), strict=True))
-    return _attention_work(q, k_cache, lengths, chunk, block_table)
+def _work_flash_prefill(args: Bound) -> Work:
+    queries = args.cu_seqlens_q.diff().tolist()
+    return _attention_work(args, list(zip(queries, args.seqlens_k.tolist(), strict=True)))
 
 
-def _fake_flash_prefill(q: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-    out = q.new_empty(q.shape)
-    return out, q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+def _fake_flash_prefill(args: Bound) -> tuple[Tensor, Tensor]:
+    tokens, num_heads, _ = args.q.shape
+    return (
+        args.q.new_empty(args.q.shape),
+        args.q.new_empty((num_heads, tokens), dtype=torch.float32),
+    )
 
 
 @op(
@@ -248,47 +193,27 @@ def flash_prefill(
     return out, lse
 
 
-def _check_flash_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    seqlens_k: Tensor,
-    block_table: Tensor,
-    *,
-    softmax_scale: float,
-    chunk: int = 0,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> None:
-    check = Checker("flash_decode")
-    check.shape("q", q, ["B", "S", "Hq", "D"])
-    check.require(
-        1 <= q.shape[1] <= MAX_DECODE_TOKENS,
-        f"expected 1 to {MAX_DECODE_TOKENS} new tokens per sequence, got q {describe(q)}; "
+def _check_flash_decode(args: Bound) -> None:
+    contract = Contract(args)
+    contract.shape("q", args.q, ["B", "S", "Hq", "D"])
+    contract.require(
+        1 <= contract.sizes["S"] <= MAX_DECODE_TOKENS,
+        f"expected 1 to {MAX_DECODE_TOKENS} new tokens per sequence, got q {describe(args.q)}; "
         f"use flash_prefill for more",
     )
-    keys = k_cache, v_cache, seqlens_k, block_table
-    _check_cache(check, q, *keys, q.shape[0], softmax_scale, chunk, k_scale, v_scale)
+    _check_cache(contract)
 
 
-def _work_flash_decode(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    seqlens_k: Tensor,
-    block_table: Tensor,
-    *,
-    chunk: int = 0,
-    **_: object,
-) -> Work:
-    lengths = [(q.shape[1], len_k) for len_k in seqlens_k.tolist()]
-    return _attention_work(q, k_cache, lengths, chunk, block_table)
+def _work_flash_decode(args: Bound) -> Work:
+    return _attention_work(args, [(args.q.shape[1], len_k) for len_k in args.seqlens_k.tolist()])
 
 
-def _fake_flash_decode(q: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-    batch, tokens, num_heads, _ = q.shape
-    out = q.new_empty(q.shape)
-    return out, q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
+def _fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
+    batch, tokens, num_heads, _ = args.q.shape
+    return (
+        args.q.new_empty(args.q.shape),
+        args.q.new_empty((batch, num_heads, tokens), dtype=torch.float32),
+    )
 
 
 @op(

@@ -1,6 +1,7 @@
 """Argument checks of the ops: what was expected, what came, what to do.
 
-A check never reads tensor data, so the same function serves the CPU body and the shape function.
+A check never reads tensor data: the same function serves the CPU body and the shape function, and
+what it found holds for all tensors of the same shape, strides, dtype and device.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+NAMESPACE = "l4kernels"
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
@@ -35,7 +38,7 @@ class Checker:
     """Collects the op's name so that every message starts with it."""
 
     def __init__(self, op_name: str):
-        self.op = f"l4kernels.{op_name}"
+        self.op = f"{NAMESPACE}.{op_name}"
 
     def fail(self, message: str, kind: type[Exception] = ValueError) -> NoReturn:
         raise kind(f"{self.op}: {message}")
@@ -52,12 +55,15 @@ class Checker:
             self.fail(f"expected {name} to be {names}, got {describe(t)}", TypeError)
 
     def shape(self, name: str, t: Tensor, expected: Sequence[int | str]) -> None:
-        """`expected` holds sizes, or a letter where any size will do."""
-        fits = t.dim() == len(expected) and all(
-            isinstance(e, str) or got == e for got, e in zip(t.shape, expected, strict=True)
+        """`expected` holds sizes, or a letter where any size will do, and "..." in front for any
+        number of dimensions."""
+        own = [e for e in expected if e != "..."]
+        got = t.shape[t.dim() - len(own) :] if len(own) < len(expected) else t.shape
+        fits = len(got) == len(own) and all(
+            isinstance(e, str) or size == e for size, e in zip(got, own, strict=True)
         )
         if not fits:
-            shown = ", ".join(str(e) for e in expected)
+            shown = ", ".join(map(str, expected))
             self.fail(f"expected {name} to be [{shown}], got {describe(t)}")
 
     def contiguous(self, name: str, t: Tensor) -> None:

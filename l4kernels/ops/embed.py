@@ -3,55 +3,32 @@
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
 
-def _check_embed(
-    input_ids: Tensor,
-    weight: Tensor,
-    image_features: Tensor | None = None,
-    image_rows: Tensor | None = None,
-) -> None:
-    check = Checker("embed")
-    check.dtype("input_ids", input_ids, (torch.int64, torch.int32))
-    check.shape("input_ids", input_ids, ["T"])
-    check.dtype("weight", weight, FLOATS)
-    check.shape("weight", weight, ["V", "D"])
-    check.last_dim_contiguous("weight", weight)
-    check.require(
-        (image_features is None) == (image_rows is None),
+def _check_embed(args: Bound) -> None:
+    contract = Contract(args)
+    contract.tensor("input_ids", (torch.int64, torch.int32), ["T"])
+    contract.tensor("weight", FLOATS, ["V", "D"], "rows")
+    contract.require(
+        (args.image_features is None) == (args.image_rows is None),
         "expected image_features and image_rows together, got one without the other",
     )
-    if image_features is not None and image_rows is not None:
-        check.dtype("image_features", image_features, (weight.dtype,))
-        check.shape("image_features", image_features, ["R", weight.shape[1]])
-        check.last_dim_contiguous("image_features", image_features)
-        check.dtype("image_rows", image_rows, (torch.int32,))
-        check.shape("image_rows", image_rows, [input_ids.shape[0]])
-    check.same_device(
-        input_ids=input_ids, weight=weight, image_features=image_features, image_rows=image_rows
-    )
+    contract.tensor("image_features", args.weight.dtype, ["R", "D"], "rows")
+    contract.tensor("image_rows", torch.int32, ["T"])
 
 
-def _work_embed(
-    input_ids: Tensor,
-    weight: Tensor,
-    image_features: Tensor | None = None,
-    image_rows: Tensor | None = None,
-) -> Work:
-    rows = input_ids.shape[0] * weight.shape[1] * weight.element_size()
-    return Work(flops=0, bytes=2 * rows + tensor_bytes(input_ids, image_rows))
+def _work_embed(args: Bound) -> Work:
+    rows = args.input_ids.shape[0] * args.weight.shape[1] * args.weight.element_size()
+    return Work(flops=0, bytes=2 * rows + tensor_bytes(args.input_ids, args.image_rows))
 
 
-def _fake_embed(
-    input_ids: Tensor,
-    weight: Tensor,
-    image_features: Tensor | None = None,
-    image_rows: Tensor | None = None,
-) -> Tensor:
-    return weight.new_empty(input_ids.shape[0], weight.shape[1])
+def _fake_embed(args: Bound) -> Tensor:
+    return args.weight.new_empty(args.input_ids.shape[0], args.weight.shape[1])
 
 
 @op(check=_check_embed, work=_work_embed, fake=_fake_embed)

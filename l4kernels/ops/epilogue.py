@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, tensor_bytes
+from l4kernels.ops.views import part
 
 ACTIVATIONS = ("none", "gelu", "swiglu")
 INTERLEAVE = 8
@@ -57,41 +60,36 @@ def deinterleave_gate_up(weight: Tensor) -> tuple[Tensor, Tensor]:
     return gate.flatten(-3, -2), up.flatten(-3, -2)
 
 
-def check_epilogue(
-    check: Checker,
-    m: int,
-    n: int,
-    *,
-    num_experts: int | None,
-    expert_offsets: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    row_scale: Tensor | None,
-    activation: str,
-) -> None:
-    check.choice("activation", activation, ACTIVATIONS)
-    if activation == "swiglu":
-        check.multiple("N with swiglu (blocks of 8 gate and 8 up rows)", n, 2 * INTERLEAVE)
-    check.require(
-        (num_experts is None) == (expert_offsets is None),
-        "expected expert_offsets exactly when the weight has an expert dimension, got "
-        + ("expert_offsets without it" if num_experts is None else "a weight [E, ...] alone"),
+def check_epilogue(contract: Contract) -> None:
+    """What follows the product of M rows with N columns, of E experts or of none."""
+    args, n = contract.args, contract.sizes["N"]
+    if args.out_dtype is not None:
+        contract.require(
+            args.out_dtype in FLOATS, f"expected a float out_dtype, got {args.out_dtype}"
+        )
+    contract.choice("activation", args.activation, ACTIVATIONS)
+    if args.activation == "swiglu":
+        contract.multiple("N with swiglu (blocks of 8 gate and 8 up rows)", n, 2 * INTERLEAVE)
+    check_experts(contract)
+    contract.require(
+        args.bias is None or "E" not in contract.sizes,
+        "expected no bias with a weight [E, ...], got one",
     )
-    if expert_offsets is not None and num_experts is not None:
-        check.dtype("expert_offsets", expert_offsets, (torch.int32,))
-        check.shape("expert_offsets", expert_offsets, [num_experts + 1])
-    floats = (torch.float32, torch.bfloat16, torch.float16)
-    if bias is not None:
-        check.require(num_experts is None, "expected no bias with a weight [E, ...], got one")
-        check.dtype("bias", bias, floats)
-        check.shape("bias", bias, [n])
-    if residual is not None:
-        check.dtype("residual", residual, floats)
-        check.shape("residual", residual, [m, output_columns(n, activation)])
-        check.last_dim_contiguous("residual", residual)
-    if row_scale is not None:
-        check.dtype("row_scale", row_scale, (torch.float32,))
-        check.shape("row_scale", row_scale, [m])
+    contract.tensor("bias", FLOATS, ["N"])
+    contract.tensor("residual", FLOATS, ["M", output_columns(n, args.activation)], "rows")
+
+
+def check_experts(contract: Contract) -> None:
+    """`expert_offsets` of E experts, and a `row_scale` for each of M rows."""
+    num_experts, given = contract.sizes.get("E"), contract.args.expert_offsets is not None
+    contract.require(
+        (num_experts is not None) == given,
+        "expected expert_offsets exactly when the weight has an expert dimension, got "
+        + ("expert_offsets without it" if given else "a weight [E, ...] alone"),
+    )
+    if num_experts is not None:
+        contract.tensor("expert_offsets", torch.int32, [num_experts + 1])
+    contract.tensor("row_scale", torch.float32, ["M"])
 
 
 def output_columns(n: int, activation: str) -> int:
@@ -120,59 +118,74 @@ def segments(
 
 def matmul(
     op_name: str,
+    a: Tensor,
+    n: int,
     rows_of_a: Callable[[int, int], Tensor],
     rows_of_b: Callable[[int | None, int, int], Tensor],
-    m: int,
-    n: int,
-    k: int,
-    *,
     whole_weight: bool,
-    out: Tensor,
+    *,
+    out_dtype: torch.dtype,
     expert_offsets: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     row_scale: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    """`act(row_scale * (A @ B^T) + bias) + residual` into `out`, in float32, one rounding.
+    """`act(row_scale * (A @ B^T) + bias) + residual` in float32, with one rounding.
 
     `rows_of_a(first, end)` and `rows_of_b(expert, first, end)` give float32 rows. Unless
     `whole_weight` (float32 already in memory) a weight is expanded in blocks of rows, so that the
     extra memory does not grow with it.
     """
+    m, k = a.shape
     step = max(n, 1)
     if not whole_weight:
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
+    if expert_offsets is None and 0 < n <= step:  # one product is all: nothing is cut or copied
+        acc = torch.mm(rows_of_a(0, m), rows_of_b(None, 0, n).mT)
+        acc = epilogue(acc, bias, residual, row_scale, activation)
+        return acc if out_dtype == torch.float32 else acc.to(out_dtype)
+    out = a.new_empty((m, output_columns(n, activation)), dtype=out_dtype)
     filled = 0
     for expert, first, end in segments(op_name, m, expert_offsets):
-        rows = slice(first, end)
-        a = rows_of_a(first, end)
+        own = rows_of_a(first, end)
+        scale = None if row_scale is None else part(row_scale, first, end)
         for n0 in range(0, n, step):
             n1 = min(n0 + step, n)
             columns = slice(output_columns(n0, activation), output_columns(n1, activation))
-            result = out[rows, columns]
-            in_place = activation == "none" and out.dtype == torch.float32
-            acc = torch.mm(a, rows_of_b(expert, n0, n1).mT, out=result if in_place else None)
-            if row_scale is not None:
-                acc.mul_(row_scale[rows, None])
-            if bias is not None:
-                acc.add_(bias[n0:n1])
-            acc = activate(acc, activation)
-            if residual is not None:
-                acc.add_(residual[rows, columns])
-            if not in_place:
-                result.copy_(acc)
+            acc = torch.mm(own, rows_of_b(expert, n0, n1).mT)
+            added = None if residual is None else residual[first:end, columns]
+            own_bias = None if bias is None else bias[n0:n1]
+            out[first:end, columns] = epilogue(acc, own_bias, added, scale, activation)
         filled = end
-    out[filled:] = 0
+    if filled < m:
+        out[filled:] = 0
     return out
+
+
+def epilogue(
+    acc: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    row_scale: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """In place as far as it goes."""
+    if row_scale is not None:
+        acc.mul_(row_scale[:, None])
+    if bias is not None:
+        acc.add_(bias)
+    acc = activate(acc, activation)
+    return acc if residual is None else acc.add_(residual)
 
 
 def activate(acc: Tensor, activation: str) -> Tensor:
     if activation == "gelu":
         return torch.nn.functional.gelu(acc)
     if activation == "swiglu":
-        gate, up = acc.unflatten(-1, (-1, 2, INTERLEAVE)).unbind(-2)
-        return (torch.nn.functional.silu(gate) * up).flatten(-2)
+        m, n = acc.shape
+        gate, up = acc.view(m, n // (2 * INTERLEAVE), 2, INTERLEAVE).unbind(-2)
+        return torch.nn.functional.silu(gate).mul_(up).view(m, n // 2)
     return acc
 
 
@@ -186,16 +199,16 @@ def experts_hit(num_experts: int, expert_offsets: Tensor | None) -> int:
 
 
 def gemm_work(
-    a: Tensor,
+    args: Bound,
     n: int,
     weights: tuple[Tensor | None, ...],
     *,
     out_dtype: torch.dtype,
     activation: str,
-    expert_offsets: Tensor | None,
     others: tuple[Tensor | None, ...],
 ) -> Work:
     """2MNK, A and D once, and the weights of the experts that have rows once."""
+    a, expert_offsets = args.a, args.expert_offsets
     m, k = a.shape
     columns = output_columns(n, activation)
     share = 1.0

@@ -1,98 +1,77 @@
 """Matrix products `D = A @ B^T`, dense and ragged by expert, in float32, bfloat16 and float8."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, FP8, Checker, describe
-from l4kernels.ops.epilogue import check_epilogue, gemm_work, matmul, output_columns
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, FP8, describe
+from l4kernels.ops.contract import Contract
+from l4kernels.ops.epilogue import (
+    INTERLEAVE,
+    check_epilogue,
+    check_experts,
+    gemm_work,
+    matmul,
+    output_columns,
+)
 from l4kernels.ops.quant import BLOCK, Quantized, dequantize_fp8, fp8_with_scale
 from l4kernels.ops.registry import Work, op
+from l4kernels.ops.views import as_float, part
 
 LEGAL_SCALES = (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row"))
 """Scalings of (A, B) that go together; "row" of B is one scale per output channel."""
 
 
-def _check_gemm(
-    a: Tensor,
-    b: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    sfa: Tensor | None = None,
-    sfb: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype | None = None,
-    **_: object,
-) -> None:
-    check = Checker("gemm")
-    check.dtype("a", a, (*FLOATS, FP8))
-    _check_operands(check, a, b, expert_offsets, sfa, sfb)
-    if out_dtype is not None:
-        check.require(out_dtype in FLOATS, f"expected a float out_dtype, got {out_dtype}")
-    check_epilogue(
-        check,
-        a.shape[0],
-        b.shape[-2],
-        num_experts=b.shape[0] if b.dim() == 3 else None,
-        expert_offsets=expert_offsets,
-        bias=bias,
-        residual=residual,
-        row_scale=row_scale,
-        activation=activation,
-    )
-    check.same_device(
-        a=a,
-        b=b,
-        expert_offsets=expert_offsets,
-        sfa=sfa,
-        sfb=sfb,
-        bias=bias,
-        residual=residual,
-        row_scale=row_scale,
-    )
+def _check_gemm(args: Bound) -> None:
+    contract = Contract(args)
+    _check_operands(contract, (*FLOATS, FP8))
+    check_epilogue(contract)
 
 
-def _check_operands(
-    check: Checker,
-    a: Tensor,
-    b: Tensor,
-    expert_offsets: Tensor | None,
-    sfa: Tensor | None,
-    sfb: Tensor | None,
-) -> None:
-    check.dtype("b", b, (a.dtype,))
-    check.shape("a", a, ["M", "K"])
-    check.require(
-        a.shape[1] > 0, f"expected K (columns of a and b) to be positive, got a {describe(a)}"
+def _check_operands(contract: Contract, dtypes: Sequence[torch.dtype]) -> None:
+    """Names the sizes M, K, N and, of a weight `[E, N, K]`, E."""
+    args = contract.args
+    contract.tensor("a", dtypes, ["M", "K"], "rows")
+    k = contract.sizes["K"]
+    contract.require(
+        k > 0, f"expected K (columns of a and b) to be positive, got a {describe(args.a)}"
     )
-    check.require(
-        b.dim() in (2, 3) and b.shape[-1] == a.shape[1],
-        f"expected b to be [N, {a.shape[1]}] or [E, N, {a.shape[1]}], got {describe(b)}",
+    contract.require(
+        args.b.dim() in (2, 3) and args.b.shape[-1] == k,
+        f"expected b to be [N, {k}] or [E, N, {k}], got {describe(args.b)}",
     )
-    check.last_dim_contiguous("a", a)
-    check.contiguous("b", b)
-    if a.is_cuda:
-        check.multiple("N (rows of b) on CUDA", b.shape[-2], 8)
-        check.multiple("the bytes of a row of a on CUDA", a.shape[1] * a.element_size(), 16)
-    if a.dtype != FP8:
-        check.require(
-            sfa is None and sfb is None, f"expected no sfa or sfb with {a.dtype}, got one"
+    contract.tensor("b", args.a.dtype, ["E", "N", "K"][-args.b.dim() :], "contiguous")
+    if args.a.is_cuda:
+        contract.multiple("N (rows of b) on CUDA", contract.sizes["N"], 8)
+        contract.multiple("the bytes of a row of a on CUDA", k * args.a.element_size(), 16)
+    if args.a.dtype != FP8:
+        contract.require(
+            args.sfa is None and args.sfb is None,
+            f"expected no sfa or sfb with {args.a.dtype}, got one",
         )
         return
-    if sfa is None or sfb is None:
-        check.fail("expected sfa and sfb with float8 operands, got none; see quantize_fp8")
-        return
-    scalings = scale_layouts(check, a, b, sfa, sfb)
-    if "128" in scalings[0]:
-        check.multiple("K with 1x128 scales", a.shape[1], BLOCK)
+    if args.sfa is None or args.sfb is None:
+        contract.fail("expected sfa and sfb with float8 operands, got none; see quantize_fp8")
+    for name, t in (("sfa", args.sfa), ("sfb", args.sfb)):
+        contract.dtype(name, t, (torch.float32,))
+        contract.contiguous(name, t)
+    scales_of_a, scales_of_b = scale_shapes(args.a, args.b)
+    shapes = list(args.sfa.shape), list(args.sfb.shape)
+    legal = [(scales_of_a[x], scales_of_b[y]) for x, y in LEGAL_SCALES]
+    if shapes not in legal:
+        pairs = ", ".join(f"{x} with {y}" for x, y in legal)
+        contract.fail(
+            f"expected sfa and sfb to be one of {pairs}, got {shapes[0]} with {shapes[1]}"
+        )
+    if "128" in scalings_of(args.a, args.b, args.sfa, args.sfb)[0]:
+        contract.multiple("K with 1x128 scales", k, BLOCK)
 
 
-def scale_layouts(
-    check: Checker, a: Tensor, b: Tensor, sfa: Tensor, sfb: Tensor
-) -> tuple[str, str]:
-    """Reads the scalings of A and B off the shapes of their scales."""
+def scale_shapes(a: Tensor, b: Tensor) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """The shapes of A's and B's scales for each scaling."""
     (m, k), n, experts = a.shape, b.shape[-2], list(b.shape[:-2])
     blocks = (k + BLOCK - 1) // BLOCK
     of_a = {"tensor": [1], "row": [m], "1x128": [m, blocks]}
@@ -101,41 +80,24 @@ def scale_layouts(
         "row": [*experts, n],
         "128x128": [*experts, (n + BLOCK - 1) // BLOCK, blocks],
     }
-    for name, t in (("sfa", sfa), ("sfb", sfb)):
-        check.dtype(name, t, (torch.float32,))
-        check.contiguous(name, t)
-    for pair in LEGAL_SCALES:
-        if list(sfa.shape) == of_a[pair[0]] and list(sfb.shape) == of_b[pair[1]]:
-            return pair
-    pairs = ", ".join(f"{of_a[x]} with {of_b[y]}" for x, y in LEGAL_SCALES)
-    check.fail(
-        f"expected sfa and sfb to be one of {pairs}, got {list(sfa.shape)} with {list(sfb.shape)}"
-    )
-    raise AssertionError
+    return of_a, of_b
 
 
-def _work_gemm(
-    a: Tensor,
-    b: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    sfa: Tensor | None = None,
-    sfb: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype | None = None,
-    **_: object,
-) -> Work:
+def scalings_of(a: Tensor, b: Tensor, sfa: Tensor, sfb: Tensor) -> tuple[str, str]:
+    """Reads the scalings of A and B off the shapes of their scales."""
+    of_a, of_b = scale_shapes(a, b)
+    shapes = list(sfa.shape), list(sfb.shape)
+    return next(pair for pair in LEGAL_SCALES if (of_a[pair[0]], of_b[pair[1]]) == shapes)
+
+
+def _work_gemm(args: Bound) -> Work:
     return gemm_work(
-        a,
-        b.shape[-2],
-        (b, sfb),
-        out_dtype=out_dtype or _default_dtype(a),
-        activation=activation,
-        expert_offsets=expert_offsets,
-        others=(sfa, bias, residual, row_scale),
+        args,
+        args.b.shape[-2],
+        (args.b, args.sfb),
+        out_dtype=args.out_dtype or _default_dtype(args.a),
+        activation=args.activation,
+        others=(args.sfa, args.bias, args.residual, args.row_scale),
     )
 
 
@@ -143,19 +105,14 @@ def _default_dtype(a: Tensor) -> torch.dtype:
     return torch.bfloat16 if a.dtype == FP8 else a.dtype
 
 
-def _empty_gemm(
-    a: Tensor,
-    b: Tensor,
-    *,
-    activation: str = "none",
-    out_dtype: torch.dtype | None = None,
-    **_: object,
-) -> Tensor:
-    columns = output_columns(b.shape[-2], activation)
-    return a.new_empty((a.shape[0], columns), dtype=out_dtype or _default_dtype(a))
+def _fake_gemm(args: Bound) -> Tensor:
+    columns = output_columns(args.b.shape[-2], args.activation)
+    dtype = args.out_dtype or _default_dtype(args.a)
+    empty: Tensor = args.a.new_empty((args.a.shape[0], columns), dtype=dtype)
+    return empty
 
 
-@op(check=_check_gemm, work=_work_gemm, fake=_empty_gemm, out=True)
+@op(check=_check_gemm, work=_work_gemm, fake=_fake_gemm, out=True)
 def gemm(
     a: Tensor,
     b: Tensor,
@@ -210,14 +167,13 @@ def gemm(
     >>> gemm(a, b, row_scale=torch.tensor([0.5]))
     tensor([[5.5000, 8.5000]])
     """
-    out = _empty_gemm(a, b, activation=activation, out_dtype=out_dtype)
     return _matmul(
         "gemm",
         a,
         b,
         sfa,
         sfb,
-        out=out,
+        out_dtype=out_dtype or _default_dtype(a),
         expert_offsets=expert_offsets,
         bias=bias,
         residual=residual,
@@ -227,22 +183,22 @@ def gemm(
 
 
 def _matmul(
-    name: str, a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None, **epilogue
+    name: str, a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None, **epilogue: Any
 ) -> Tensor:
     of_a, of_b = "none", "none"
     if sfa is not None and sfb is not None:
-        of_a, of_b = scale_layouts(Checker(name), a, b, sfa, sfb)
+        of_a, of_b = scalings_of(a, b, sfa, sfb)
 
     def rows_of_a(first: int, end: int) -> Tensor:
-        rows = a[first:end]
+        rows = part(a, first, end)
         if sfa is None:
-            return rows.float()
+            return as_float(rows)
         return dequantize_fp8(rows, sfa if of_a == "tensor" else sfa[first:end], of_a)
 
     def rows_of_b(expert: int | None, first: int, end: int) -> Tensor:
-        rows = (b if expert is None else b[expert])[first:end]
+        rows = part(b if expert is None else b[expert], first, end)
         if sfb is None:
-            return rows.float()
+            return as_float(rows)
         scale = sfb if expert is None else sfb[expert]
         if of_b == "row":
             scale = scale[first:end]
@@ -250,72 +206,34 @@ def _matmul(
             scale = scale[first // BLOCK : (end + BLOCK - 1) // BLOCK]
         return dequantize_fp8(rows, scale, of_b)
 
-    return matmul(
-        name,
-        rows_of_a,
-        rows_of_b,
-        a.shape[0],
-        b.shape[-2],
-        a.shape[1],
-        whole_weight=b.dtype == torch.float32,
-        **epilogue,
-    )
+    whole_weight = b.dtype == torch.float32
+    return matmul(name, a, b.shape[-2], rows_of_a, rows_of_b, whole_weight, **epilogue)
 
 
-def _check_gemm_swiglu_fp8(
-    a: Tensor,
-    b: Tensor,
-    *,
-    sfa: Tensor,
-    sfb: Tensor,
-    expert_offsets: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    **_: object,
-) -> None:
-    check = Checker("gemm_swiglu_fp8")
-    check.dtype("a", a, (FP8,))
-    _check_operands(check, a, b, expert_offsets, sfa, sfb)
-    check.multiple("N / 2, the columns of the result,", b.shape[-2] // 2, BLOCK)
-    check_epilogue(
-        check,
-        a.shape[0],
-        b.shape[-2],
-        num_experts=b.shape[0] if b.dim() == 3 else None,
-        expert_offsets=expert_offsets,
-        bias=None,
-        residual=None,
-        row_scale=row_scale,
-        activation="swiglu",
-    )
-    check.same_device(
-        a=a, b=b, expert_offsets=expert_offsets, sfa=sfa, sfb=sfb, row_scale=row_scale
-    )
+def _check_gemm_swiglu_fp8(args: Bound) -> None:
+    contract = Contract(args)
+    _check_operands(contract, (FP8,))
+    n = contract.sizes["N"]
+    contract.multiple("N / 2, the columns of the result,", n // 2, BLOCK)
+    contract.multiple("N with swiglu (blocks of 8 gate and 8 up rows)", n, 2 * INTERLEAVE)
+    check_experts(contract)
 
 
-def _work_gemm_swiglu_fp8(
-    a: Tensor,
-    b: Tensor,
-    *,
-    sfa: Tensor,
-    sfb: Tensor,
-    expert_offsets: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    **_: object,
-) -> Work:
-    scales = Work(flops=0, bytes=4 * a.shape[0] * (b.shape[-2] // 2 // BLOCK))
+def _work_gemm_swiglu_fp8(args: Bound) -> Work:
+    n = args.b.shape[-2]
+    scales = Work(flops=0, bytes=4 * args.a.shape[0] * (n // 2 // BLOCK))
     return scales + gemm_work(
-        a,
-        b.shape[-2],
-        (b, sfb),
+        args,
+        n,
+        (args.b, args.sfb),
         out_dtype=FP8,
         activation="swiglu",
-        expert_offsets=expert_offsets,
-        others=(sfa, row_scale),
+        others=(args.sfa, args.row_scale),
     )
 
 
-def _fake_gemm_swiglu_fp8(a: Tensor, b: Tensor, **_: object) -> tuple[Tensor, Tensor]:
-    m, columns = a.shape[0], b.shape[-2] // 2
+def _fake_gemm_swiglu_fp8(args: Bound) -> tuple[Tensor, Tensor]:
+    a, m, columns = args.a, args.a.shape[0], args.b.shape[-2] // 2
     return (
         a.new_empty((m, columns), dtype=FP8),
         a.new_empty((m, columns // BLOCK), dtype=torch.float32),
@@ -362,14 +280,13 @@ def gemm_swiglu_fp8(
     >>> gemm_swiglu_fp8(a, b.to(a.dtype), sfa=one, sfb=one / 128).scale
     tensor([[0.0016]])
     """
-    out = a.new_empty((a.shape[0], b.shape[-2] // 2), dtype=torch.float32)
     value = _matmul(
         "gemm_swiglu_fp8",
         a,
         b,
         sfa,
         sfb,
-        out=out,
+        out_dtype=torch.float32,
         expert_offsets=expert_offsets,
         row_scale=row_scale,
         activation="swiglu",

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from l4kernels.ops.registry import NAMESPACE, OPS, _library
+from l4kernels.ops.check import NAMESPACE
+from l4kernels.ops.registry import OPS, _library
 
 LIBRARY_PATH = Path(__file__).parents[1] / "lib" / "libl4kernels.so"
 

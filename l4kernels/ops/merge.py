@@ -4,36 +4,39 @@ import torch
 from torch import Tensor
 
 from l4kernels.ops.attention import Attention
-from l4kernels.ops.check import FLOATS, Checker, describe
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, describe
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import HEAD_DIM
 
 
-def _check_merge(outs: Tensor, lses: Tensor) -> None:
-    check = Checker("merge_attention_states")
-    check.dtype("outs", outs, FLOATS)
-    check.require(
-        outs.dim() in (4, 5) and outs.shape[0] >= 1,
-        f"expected outs to be [N, T, H, D] or [N, B, S, H, D] with N >= 1, got {describe(outs)}",
+def _check_merge(args: Bound) -> None:
+    contract = Contract(args)
+    contract.dtype("outs", args.outs, FLOATS)
+    contract.require(
+        args.outs.dim() in (4, 5) and args.outs.shape[0] >= 1,
+        "expected outs to be [N, T, H, D] or [N, B, S, H, D] with N >= 1, got "
+        + describe(args.outs),
     )
-    *leading, tokens, heads, head_dim = outs.shape
-    check.dtype("lses", lses, (torch.float32,))
-    check.shape("lses", lses, [*leading, heads, tokens])
-    if outs.is_cuda:
-        check.require(
-            head_dim == HEAD_DIM, f"expected head size {HEAD_DIM} on CUDA, got {describe(outs)}"
+    *leading, tokens, heads, head_dim = args.outs.shape
+    contract.tensor("lses", torch.float32, [*leading, heads, tokens])
+    if args.outs.is_cuda:
+        contract.require(
+            head_dim == HEAD_DIM,
+            f"expected head size {HEAD_DIM} on CUDA, got {describe(args.outs)}",
         )
-    check.contiguous("outs", outs)
-    check.contiguous("lses", lses)
-    check.same_device(outs=outs, lses=lses)
+    contract.contiguous("outs", args.outs)
+    contract.contiguous("lses", args.lses)
 
 
-def _work_merge(outs: Tensor, lses: Tensor) -> Work:
-    read = tensor_bytes(outs, lses)
-    return Work(flops=2 * outs.numel(), bytes=read + read // outs.shape[0])
+def _work_merge(args: Bound) -> Work:
+    read = tensor_bytes(args.outs, args.lses)
+    return Work(flops=2 * args.outs.numel(), bytes=read + read // args.outs.shape[0])
 
 
-def _fake_merge(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_merge(args: Bound) -> tuple[Tensor, Tensor]:
+    outs, lses = args.outs, args.lses
     return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
 
 

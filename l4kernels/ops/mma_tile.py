@@ -3,23 +3,21 @@
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
 TILE = 64
 
 
-def _check_mma_tile(a: Tensor, b: Tensor) -> None:
-    check = Checker("mma_tile")
-    for name, t in (("a", a), ("b", b)):
-        check.dtype(name, t, (torch.bfloat16,))
-        check.shape(name, t, [TILE, TILE])
-        check.contiguous(name, t)
-    check.same_device(a=a, b=b)
+def _check_mma_tile(args: Bound) -> None:
+    contract = Contract(args)
+    contract.tensor("a", torch.bfloat16, [TILE, TILE], "contiguous")
+    contract.tensor("b", torch.bfloat16, [TILE, TILE], "contiguous")
 
 
-def _work_mma_tile(a: Tensor, b: Tensor) -> Work:
-    return Work(flops=2 * TILE**3, bytes=tensor_bytes(a, b, a))
+def _work_mma_tile(args: Bound) -> Work:
+    return Work(flops=2 * TILE**3, bytes=tensor_bytes(args.a, args.b, args.a))
 
 
 @op(check=_check_mma_tile, work=_work_mma_tile)

@@ -5,12 +5,16 @@ The router's score is an argument (`row_scale`) of the first expert GEMM: Llama 
 `moe_permute` nor `moe_combine` multiplies by it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, FP8, Checker
+from l4kernels.ops.activation import ROW_SCALINGS
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, FP8
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
@@ -30,27 +34,25 @@ class Routing(NamedTuple):
     inverse: Tensor
 
 
-def _check_moe_route(logits: Tensor, top_k: int = 1) -> None:
-    check = Checker("moe_route")
-    check.dtype("logits", logits, FLOATS)
-    check.shape("logits", logits, ["T", "E"])
-    experts = logits.shape[1]
-    check.require(
+def _check_moe_route(args: Bound) -> None:
+    contract = Contract(args)
+    contract.tensor("logits", FLOATS, ["T", "E"], "rows")
+    experts = contract.sizes["E"]
+    contract.require(
         1 <= experts <= MAX_EXPERTS,
-        f"expected 1 to {MAX_EXPERTS} experts, got logits {list(logits.shape)}",
+        f"expected 1 to {MAX_EXPERTS} experts, got logits {list(args.logits.shape)}",
     )
     limit = min(MAX_TOP_K, experts)
-    check.require(
-        1 <= top_k <= limit,
-        f"expected top_k in 1 to {limit} for {experts} experts, got {top_k}",
+    contract.require(
+        1 <= args.top_k <= limit,
+        f"expected top_k in 1 to {limit} for {experts} experts, got {args.top_k}",
     )
-    check.last_dim_contiguous("logits", logits)
 
 
-def _work_moe_route(logits: Tensor, top_k: int = 1) -> Work:
-    tokens, experts = logits.shape
-    written = tokens * top_k * 5 * 4 + (experts + 1) * 4
-    return Work(flops=logits.numel() * top_k, bytes=tensor_bytes(logits) + written)
+def _work_moe_route(args: Bound) -> Work:
+    tokens, experts = args.logits.shape
+    written = tokens * args.top_k * 5 * 4 + (experts + 1) * 4
+    return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
 
 
 @op(check=_check_moe_route, work=_work_moe_route, returns=Routing)
@@ -100,27 +102,29 @@ def moe_route(
     return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
 
 
-def _check_moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> None:
-    check = Checker("moe_permute")
-    check.dtype("x", x, (*FLOATS, FP8))
-    _check_permutation(check, x, permutation, top_k)
+def _check_moe_permute(args: Bound) -> None:
+    _check_permutation(Contract(args), (*FLOATS, FP8))
 
 
-def _check_permutation(check: Checker, x: Tensor, permutation: Tensor, top_k: int) -> None:
-    check.shape("x", x, ["T", "D"])
-    check.require(1 <= top_k <= MAX_TOP_K, f"expected top_k in 1 to {MAX_TOP_K}, got {top_k}")
-    check.dtype("permutation", permutation, (torch.int32,))
-    check.shape("permutation", permutation, [x.shape[0] * top_k])
-    check.last_dim_contiguous("x", x)
-    check.same_device(x=x, permutation=permutation)
+def _check_permutation(contract: Contract, dtypes: Sequence[torch.dtype]) -> None:
+    contract.tensor("x", dtypes, ["T", "D"], "rows")
+    rows = contract.sizes["T"] * _top_k(contract)
+    contract.tensor("permutation", torch.int32, [rows])
 
 
-def _work_moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Work:
-    return Work(flops=0, bytes=(1 + top_k) * tensor_bytes(x) + tensor_bytes(permutation))
+def _top_k(contract: Contract) -> int:
+    top_k: int = contract.args.top_k
+    contract.require(1 <= top_k <= MAX_TOP_K, f"expected top_k in 1 to {MAX_TOP_K}, got {top_k}")
+    return top_k
 
 
-def _fake_moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
-    return x.new_empty(x.shape[0] * top_k, x.shape[1])
+def _work_moe_permute(args: Bound) -> Work:
+    moved = (1 + args.top_k) * tensor_bytes(args.x) + tensor_bytes(args.permutation)
+    return Work(flops=0, bytes=moved)
+
+
+def _fake_moe_permute(args: Bound) -> Tensor:
+    return args.x.new_empty(args.x.shape[0] * args.top_k, args.x.shape[1])
 
 
 @op(check=_check_moe_permute, work=_work_moe_permute, fake=_fake_moe_permute)
@@ -148,32 +152,26 @@ def _gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
     return x.index_select(0, rows)
 
 
-def _check_moe_permute_fp8(
-    x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row"
-) -> None:
-    check = Checker("moe_permute_fp8")
-    check.dtype("x", x, FLOATS)
-    _check_permutation(check, x, permutation, top_k)
-    check.choice("scaling", scaling, ("row", "1x128"))
-    if scaling == "1x128":
-        check.multiple("the last dimension of x", x.shape[1], BLOCK)
+def _check_moe_permute_fp8(args: Bound) -> None:
+    contract = Contract(args)
+    _check_permutation(contract, FLOATS)
+    contract.choice("scaling", args.scaling, ROW_SCALINGS)
+    if args.scaling == "1x128":
+        contract.multiple("the last dimension of x", contract.sizes["D"], BLOCK)
 
 
-def _work_moe_permute_fp8(x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row") -> Work:
-    scales = top_k * (x.shape[0] if scaling == "row" else x.numel() // BLOCK)
-    moved = tensor_bytes(x, permutation) + top_k * x.numel() + 4 * scales
+def _work_moe_permute_fp8(args: Bound) -> Work:
+    x, top_k = args.x, args.top_k
+    scales = top_k * (x.shape[0] if args.scaling == "row" else x.numel() // BLOCK)
+    moved = tensor_bytes(x, args.permutation) + top_k * x.numel() + 4 * scales
     return Work(flops=3 * x.numel(), bytes=moved)
 
 
-def _fake_moe_permute_fp8(
-    x: Tensor, permutation: Tensor, top_k: int, scaling: str = "row"
-) -> tuple[Tensor, Tensor]:
-    rows, columns = x.shape[0] * top_k, x.shape[1]
-    scales = (rows,) if scaling == "row" else (rows, columns // BLOCK)
-    return (
-        x.new_empty((rows, columns), dtype=FP8),
-        x.new_empty(scales, dtype=torch.float32),
-    )
+def _fake_moe_permute_fp8(args: Bound) -> tuple[Tensor, Tensor]:
+    x = args.x
+    rows, columns = x.shape[0] * args.top_k, x.shape[1]
+    scales = (rows,) if args.scaling == "row" else (rows, columns // BLOCK)
+    return x.new_empty((rows, columns), dtype=FP8), x.new_empty(scales, dtype=torch.float32)
 
 
 @op(
@@ -206,50 +204,25 @@ def moe_permute_fp8(
     return _gathered(q, permutation, top_k), _gathered(scale, permutation, top_k)
 
 
-def _check_moe_combine(
-    y: Tensor,
-    inverse: Tensor,
-    top_k: int,
-    shared: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> None:
-    check = Checker("moe_combine")
-    check.dtype("y", y, FLOATS)
-    check.shape("y", y, ["T*k", "D"])
-    check.require(1 <= top_k <= MAX_TOP_K, f"expected top_k in 1 to {MAX_TOP_K}, got {top_k}")
-    check.multiple("the number of rows of y", y.shape[0], top_k)
-    check.dtype("inverse", inverse, (torch.int32,))
-    check.shape("inverse", inverse, [y.shape[0]])
-    check.last_dim_contiguous("y", y)
-    for name, t in (("shared", shared), ("residual", residual)):
-        if t is not None:
-            check.dtype(name, t, (y.dtype,))
-            check.shape(name, t, [y.shape[0] // top_k, y.shape[1]])
-            check.last_dim_contiguous(name, t)
-    check.same_device(y=y, inverse=inverse, shared=shared, residual=residual)
+def _check_moe_combine(args: Bound) -> None:
+    contract = Contract(args)
+    contract.tensor("y", FLOATS, ["T*k", "D"], "rows")
+    rows, top_k = contract.sizes["T*k"], _top_k(contract)
+    contract.multiple("the number of rows of y", rows, top_k)
+    contract.tensor("inverse", torch.int32, ["T*k"])
+    contract.tensor("shared", args.y.dtype, [rows // top_k, "D"], "rows")
+    contract.tensor("residual", args.y.dtype, [rows // top_k, "D"], "rows")
 
 
-def _work_moe_combine(
-    y: Tensor,
-    inverse: Tensor,
-    top_k: int,
-    shared: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Work:
-    added = top_k - 1 + (shared is not None) + (residual is not None)
-    out = tensor_bytes(y) // top_k
-    moved = tensor_bytes(y, inverse, shared, residual) + out
+def _work_moe_combine(args: Bound) -> Work:
+    y, top_k = args.y, args.top_k
+    added = top_k - 1 + (args.shared is not None) + (args.residual is not None)
+    moved = tensor_bytes(y, args.inverse, args.shared, args.residual) + tensor_bytes(y) // top_k
     return Work(flops=added * (y.numel() // top_k), bytes=moved)
 
 
-def _fake_moe_combine(
-    y: Tensor,
-    inverse: Tensor,
-    top_k: int,
-    shared: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    return y.new_empty(y.shape[0] // top_k, y.shape[1])
+def _fake_moe_combine(args: Bound) -> Tensor:
+    return args.y.new_empty(args.y.shape[0] // args.top_k, args.y.shape[1])
 
 
 @op(check=_check_moe_combine, work=_work_moe_combine, fake=_fake_moe_combine)

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from l4kernels.ops.activation import ROW_SCALINGS
-from l4kernels.ops.check import FLOATS, FP8, Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, FP8
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import BLOCK, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
+from l4kernels.ops.views import as_float
 
 
 class AddRmsNorm(NamedTuple):
@@ -27,26 +30,16 @@ class RmsNormFp8(NamedTuple):
     residual: Tensor
 
 
-def _check_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> None:
-    check = Checker("rms_norm")
-    check.require(x.dim() >= 1, f"expected x to be [..., D], got a scalar on {x.device}")
-    _check_rows(check, x, weight)
+def _check_rms_norm(args: Bound) -> None:
+    contract = Contract(args)
+    contract.tensor("x", FLOATS, ["...", "D"], "rows")
+    contract.tensor("weight", args.x.dtype, ["D"])
 
 
-def _check_rows(check: Checker, x: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
-    check.dtype("x", x, FLOATS)
-    check.shape("weight", weight, [x.shape[-1]])
-    check.dtype("weight", weight, (x.dtype,))
-    check.last_dim_contiguous("x", x)
-    if residual is not None:
-        check.shape("residual", residual, list(x.shape))
-        check.dtype("residual", residual, (x.dtype,))
-        check.last_dim_contiguous("residual", residual)
-    check.same_device(x=x, weight=weight, residual=residual)
-
-
-def _work_rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Work:
-    return Work(flops=4 * x.numel(), bytes=2 * tensor_bytes(x) + tensor_bytes(weight))
+def _work_rms_norm(args: Bound) -> Work:
+    return Work(
+        flops=4 * args.x.numel(), bytes=2 * tensor_bytes(args.x) + tensor_bytes(args.weight)
+    )
 
 
 @op(check=_check_rms_norm, work=_work_rms_norm)
@@ -71,19 +64,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    value = x.float()
-    scale = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
-    return (value * scale).to(x.dtype) * weight
+    value = as_float(x)
+    scale = torch.rsqrt((value * value).mean(-1, keepdim=True).add_(eps))
+    return (value * scale).to(x.dtype).mul_(weight)
 
 
-def _check_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> None:
-    check = Checker("add_rms_norm")
-    check.shape("x", x, ["T", "D"])
-    _check_rows(check, x, weight, residual)
+def _check_add_rms_norm(args: Bound) -> None:
+    _check_rows(Contract(args))
 
 
-def _work_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> Work:
-    return Work(flops=5 * x.numel(), bytes=4 * tensor_bytes(x) + tensor_bytes(weight))
+def _check_rows(contract: Contract) -> None:
+    dtype = contract.args.x.dtype
+    contract.tensor("x", FLOATS, ["T", "D"], "rows")
+    contract.tensor("weight", dtype, ["D"])
+    contract.tensor("residual", dtype, ["T", "D"], "rows")
+
+
+def _work_add_rms_norm(args: Bound) -> Work:
+    return Work(
+        flops=5 * args.x.numel(), bytes=4 * tensor_bytes(args.x) + tensor_bytes(args.weight)
+    )
 
 
 @op(check=_check_add_rms_norm, work=_work_add_rms_norm, returns=AddRmsNorm)
@@ -109,35 +109,20 @@ def add_rms_norm(
     return _normalised(total, weight, eps), total
 
 
-def _check_rms_norm_fp8(
-    x: Tensor,
-    weight: Tensor,
-    eps: float = 1e-5,
-    scaling: str = "row",
-    residual: Tensor | None = None,
-    keep_y: bool = False,
-) -> None:
-    check = Checker("rms_norm_fp8")
-    check.shape("x", x, ["T", "D"])
-    _check_rows(check, x, weight, residual)
-    check.choice("scaling", scaling, ROW_SCALINGS)
-    if scaling == "1x128":
-        check.multiple("the last dimension of x", x.shape[1], BLOCK)
+def _check_rms_norm_fp8(args: Bound) -> None:
+    contract = Contract(args)
+    _check_rows(contract)
+    contract.choice("scaling", args.scaling, ROW_SCALINGS)
+    if args.scaling == "1x128":
+        contract.multiple("the last dimension of x", contract.sizes["D"], BLOCK)
 
 
-def _work_rms_norm_fp8(
-    x: Tensor,
-    weight: Tensor,
-    eps: float = 1e-5,
-    scaling: str = "row",
-    residual: Tensor | None = None,
-    keep_y: bool = False,
-) -> Work:
-    rows, columns = x.shape
-    scales = rows if scaling == "row" else rows * columns // BLOCK
-    passes = 1 + int(keep_y) + (0 if residual is None else 2)
+def _work_rms_norm_fp8(args: Bound) -> Work:
+    x = args.x
+    scales = x.shape[0] if args.scaling == "row" else x.numel() // BLOCK
+    passes = 1 + int(args.keep_y) + (0 if args.residual is None else 2)
     moved = passes * tensor_bytes(x) + x.numel() * FP8.itemsize + 4 * scales
-    return Work(flops=7 * x.numel(), bytes=moved + tensor_bytes(weight))
+    return Work(flops=7 * x.numel(), bytes=moved + tensor_bytes(args.weight))
 
 
 @op(check=_check_rms_norm_fp8, work=_work_rms_norm_fp8, returns=RmsNormFp8)

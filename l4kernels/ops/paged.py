@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from l4kernels.ops.check import FP8
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import fp8_values
+from l4kernels.ops.views import as_float, part
 
 _SCORE_ELEMENTS = 1 << 23
 
@@ -25,6 +27,17 @@ def visible_pieces(len_q: int, len_k: int, chunk: int) -> Iterator[tuple[int, in
         end = min(len_q, low + chunk - start) if chunk else len_q
         yield first, end, low
         first = end
+
+
+def check_cache_scales(contract: Contract) -> None:
+    """`k_scale` and `v_scale`: one for each of Hkv heads, of an e4m3 cache."""
+    dtype = contract.args.k_cache.dtype
+    for name in ("k_scale", "v_scale"):
+        given = getattr(contract.args, name) is not None
+        contract.require(
+            dtype == FP8 or not given, f"expected no {name} with a {dtype} cache, got one"
+        )
+        contract.tensor(name, torch.float32, ["Hkv"])
 
 
 class PagedCache:
@@ -56,11 +69,17 @@ class PagedCache:
                 f"l4kernels.{self.op_name}: expected the visible entries of block_table in "
                 f"[0, {self.num_pages}), got {numbers}"
             )
-        keep = slice(low - first_page * self.page_size, high - first_page * self.page_size)
+        skipped = low - first_page * self.page_size
+        in_order = all(page == numbers[0] + i for i, page in enumerate(numbers))
         gathered = []
         for cache, scale in self.tensors:
-            rows = cache.index_select(0, pages).flatten(0, 1)[keep].transpose(0, 1)
-            rows = fp8_values(rows) if cache.dtype == FP8 else rows.float()
+            if in_order:  # nothing is copied
+                first = numbers[0] * self.page_size + skipped
+                rows = cache.flatten(0, 1).narrow(0, first, high - low)
+            else:
+                rows = cache.index_select(0, pages).flatten(0, 1).narrow(0, skipped, high - low)
+            rows = rows.transpose(0, 1)
+            rows = fp8_values(rows) if cache.dtype == FP8 else as_float(rows)
             gathered.append(rows if scale is None else rows * scale[:, None, None])
         return gathered[0], gathered[1]
 
@@ -80,20 +99,20 @@ def _attend(
     for i in range(0, length, block):
         rows = min(block, length - i)
         high = offset + i + rows
-        grouped = q[i : i + rows].float().mul(softmax_scale)
-        grouped = grouped.view(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)
-        scores = torch.bmm(grouped.reshape(kv_heads, group * rows, head_dim), k[:, :high].mT)
-        scores = scores.view(kv_heads, group, rows, high)
+        grouped = as_float(part(q, i, i + rows)).mul(softmax_scale)
+        if rows > 1:
+            grouped = grouped.view(rows, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+        grouped = grouped.reshape(kv_heads, group * rows, head_dim)
+        scores = torch.bmm(grouped, part(k, 0, high, dim=1).mT)
         if rows > 1:
             key = torch.arange(high, device=q.device)
             query = torch.arange(offset + i, high, device=q.device)
-            scores.masked_fill_(key > query[:, None], float("-inf"))
-        block_lse = scores.logsumexp(-1)
-        weights = scores.sub_(block_lse.unsqueeze(-1)).exp_()
-        value = torch.bmm(weights.view(kv_heads, group * rows, high), v[:, :high])
-        value = value.view(num_heads, rows, head_dim)
-        out[i : i + rows] = value.transpose(0, 1)
-        lse[:, i : i + rows] = block_lse.view(num_heads, rows)
+            hidden = key > query[:, None]
+            scores.view(kv_heads, group, rows, high).masked_fill_(hidden, float("-inf"))
+        block_lse = scores.logsumexp(-1, keepdim=True)
+        value = torch.bmm(scores.sub_(block_lse).exp_(), part(v, 0, high, dim=1))
+        part(out, i, i + rows).copy_(value.view(num_heads, rows, head_dim).transpose(0, 1))
+        part(lse.mT, i, i + rows).copy_(block_lse.view(num_heads, rows).mT)
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> bool:
@@ -136,17 +155,25 @@ def attend_sequence(
     pieces = list(visible_pieces(q.shape[0], len_k, chunk))
     while pieces:
         first, end, low = pieces.pop(0)
-        whole = q.device.type == "cpu" and start + first == low
+        whole = q.is_cpu and start + first == low
         length = end - first
         # On a CPU, chunks that are seen from their first token on go through together.
         while whole and pieces and pieces[0][1] - pieces[0][0] == length:
             end = pieces.pop(0)[1]
         k, v = cache.gather(table, low, start + end)
-        piece = slice(first, end)
-        if whole and _is_plain(q[piece], k, v, softmax_scale):
-            _attend_whole(q[piece], k, v, length, softmax_scale, out[piece], lse[:, piece])
+        queries, values = part(q, first, end), part(out, first, end)
+        lses = part(lse, first, end, dim=1)
+        if whole and _is_plain(queries, k, v, softmax_scale):
+            _attend_whole(queries, k, v, length, softmax_scale, values, lses)
             continue
         offset = start + first - low
-        for i in range(first, end, length):
-            rows, keys = slice(i, i + length), slice(i - first, i - first + offset + length)
-            _attend(q[rows], k[:, keys], v[:, keys], offset, softmax_scale, out[rows], lse[:, rows])
+        for i in range(0, end - first, length):
+            _attend(
+                part(queries, i, i + length),
+                part(k, i, i + offset + length, dim=1),
+                part(v, i, i + offset + length, dim=1),
+                offset,
+                softmax_scale,
+                part(values, i, i + length),
+                part(lses, i, i + length, dim=1),
+            )

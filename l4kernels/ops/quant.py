@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8, Checker, describe
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
 BLOCK = 128
@@ -43,10 +45,10 @@ class Int4(NamedTuple):
     scales: Tensor
 
 
-def _check_quantize_fp8(x: Tensor, scaling: str) -> None:
-    check = Checker("quantize_fp8")
-    check.dtype("x", x, FLOATS)
-    _check_scaling(check, "x", x, scaling)
+def _check_quantize_fp8(args: Bound) -> None:
+    contract = Contract(args)
+    contract.dtype("x", args.x, FLOATS)
+    _check_scaling(contract, "x", args.x, args.scaling)
 
 
 def _check_scaling(check: Checker, name: str, x: Tensor, scaling: str) -> None:
@@ -69,7 +71,8 @@ def _scale_shape(x: Tensor, scaling: str) -> list[int]:
     return [*leading, columns // BLOCK]
 
 
-def _work_quantize_fp8(x: Tensor, scaling: str) -> Work:
+def _work_quantize_fp8(args: Bound) -> Work:
+    x = args.x
     return Work(flops=3 * x.numel(), bytes=x.numel() * (x.element_size() + 1))
 
 
@@ -165,27 +168,28 @@ def dequantize_fp8(q: Tensor, scale: Tensor, scaling: str) -> Tensor:
     return value.mul_(rows.repeat_interleave(BLOCK, -1))
 
 
-def _check_quantize_int4(w: Tensor, search: bool = True) -> None:
-    check = Checker("quantize_int4")
-    check.dtype("w", w, FLOATS)
-    check.require(
+def _check_quantize_int4(args: Bound) -> None:
+    contract, w = Contract(args), args.w
+    contract.dtype("w", w, FLOATS)
+    contract.require(
         w.dim() >= 2 and w.shape[-1] > 0,
         f"expected w to be [..., N, K] with at least one group along K, got {list(w.shape)}",
     )
-    check.multiple("the last dimension of w", w.shape[-1], BLOCK)
+    contract.multiple("the last dimension of w", w.shape[-1], BLOCK)
 
 
-def _work_quantize_int4(w: Tensor, search: bool = True) -> Work:
-    candidates = 2 * len(_CLIP_RATIOS) if search else 1
+def _work_quantize_int4(args: Bound) -> Work:
+    w = args.w
+    candidates = 2 * len(_CLIP_RATIOS) if args.search else 1
     written = w.numel() / 2 + w.numel() / BLOCK * 2
     return Work(flops=6 * candidates * w.numel(), bytes=tensor_bytes(w) + written)
 
 
-def _fake_quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
-    *rows, k = w.shape
+def _fake_quantize_int4(args: Bound) -> tuple[Tensor, Tensor]:
+    *rows, k = args.w.shape
     return (
-        w.new_empty((*rows, k // 8), dtype=torch.int32),
-        w.new_empty((*rows, k // BLOCK), dtype=torch.bfloat16),
+        args.w.new_empty((*rows, k // 8), dtype=torch.int32),
+        args.w.new_empty((*rows, k // BLOCK), dtype=torch.bfloat16),
     )
 
 

@@ -4,29 +4,39 @@
 schema is inferred from the annotations, the body is the CPU implementation and the shape function,
 and the compiled library adds a CUDA implementation under the same name. The body is also the
 oracle: `op.reference(...)` runs it on whatever device its arguments are on.
+
+What a call costs beside the kernel: types are checked once per form of a call (how many arguments,
+their names and types), contracts once per layout of the arguments (shapes, strides, dtypes,
+devices, numbers).
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _any_requires_grad as any_requires_grad
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
+from l4kernels.inputs.files import shown
+from l4kernels.ops import route
 from l4kernels.ops.ambient import autocasting, no_autocast
-from l4kernels.ops.check import describe, share_memory
-from l4kernels.ops.route import route_of
+from l4kernels.ops.bound import Binder, Bound
+from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory
+from l4kernels.ops.gradients import refuse_gradients
 
-NAMESPACE = "l4kernels"
 EMULATED_NAMESPACE = "l4kernels_emulated"
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 OPS: dict[str, "Op[..., Any]"] = {}
+
+_MAX_LAYOUTS = 4096
+"""Of an op that are remembered at a time."""
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -48,40 +58,38 @@ class Op(Generic[P, R]):
     Inference only: with a tensor that requires a gradient it raises `RuntimeError`.
     """
 
+    has_out = False
+
     def __init__(
         self,
         body: Callable[..., Any],
         *,
-        work: Callable[..., Work],
-        check: Callable[..., None] | None = None,
-        fake: Callable[..., Any] | None = None,
+        work: Callable[[Bound], Work],
+        check: Callable[[Bound], None],
+        fake: Callable[[Bound], Any] | None = None,
         mutates: tuple[str, ...] = (),
-        returns: Callable[..., Any] | None = None,
-        out: bool = False,
+        returns: Any = None,
     ):
         functools.update_wrapper(self, body)
         self.name = body.__name__
-        self.body, self.work = body, work
-        self._check = check or (lambda *args, **kwargs: None)
-        self._returns = returns
-        self.has_out = out
+        self.body, self.returns = body, returns
+        self._work, self._check, self._fake = work, check, fake
         self.schema = self.name + torch.library.infer_schema(body, mutates_args=mutates)
-        self.signature = inspect.signature(body)
-        self.__signature__ = _public_signature(self.signature, returns, out)
-        _library.define(self.schema)
-        _library.impl(self.name, self._checked, "CPU")
-        torch.library.register_fake(
-            f"{NAMESPACE}::{self.name}", self._fake_of(fake or body), lib=_library
-        )
+        self._binder = Binder(self.name, body)
+        self.signature = self._binder.signature
+        self.__signature__ = self._binder.public(returns, self.has_out)
+        self._forms: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._last_form: tuple[list[Any], Any] = ([], None)
+        self._layouts: set[tuple[Any, ...]] = set()
+        self._define(self.schema, self._run, self._shape)
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
-        if out:
-            self.out_schema = _out_schema(self.name, self.schema)
-            _library.define(self.out_schema)
-            _library.impl(f"{self.name}.out", self._cpu_out, "CPU")
-            torch.library.register_fake(
-                f"{NAMESPACE}::{self.name}.out", self._fake_out_of(fake or body), lib=_library
-            )
         OPS[self.name] = self
+
+    def _define(self, schema: str, on_cpu: Callable[..., Any], on_fake: Callable[..., Any]) -> None:
+        _library.define(schema)
+        name = schema.partition("(")[0]
+        _library.impl(name, on_cpu, "CPU")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", on_fake, lib=_library)
 
     def __get__(self, instance: object, owner: type | None = None) -> "Op[P, R]":
         """Like any routine, so that `help` shows the op and not this class; never bound."""
@@ -92,106 +100,127 @@ class Op(Generic[P, R]):
         return self.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        route = route_of(self.name)
-        if route == "reference":
-            return self.reference(*args, **kwargs)
-        if torch.is_grad_enabled():
-            _refuse_gradients(self.name, args, kwargs)
-        out: Any = kwargs.pop("out", None)  # of an OpWithOut
-        namespace = EMULATED_NAMESPACE if route == "emulated" else NAMESPACE
-        packet = getattr(getattr(torch.ops, namespace), self.name)
-        if out is not None:
-            self._require_out_form()
+        # The good path is short: a model makes a hundred of these calls for a token.
+        if route.open_routes or is_dynamo_compiling():
+            return self._routed(args, kwargs)
+        form: list[Any] = [*map(type, args)]
+        if kwargs:
+            form += [*kwargs, *map(type, kwargs.values())]
+        last, kernel = self._last_form
+        if form != last:
+            kernel = self._kernel_of(form, args, kwargs)
+        if is_grad_enabled() and (
+            any_requires_grad(*args, **kwargs) or forward_ad._current_level >= 0
+        ):
+            refuse_gradients(self.name, args, kwargs)
         try:
-            if out is not None and torch.compiler.is_compiling():
-                # No compiler takes the schema of the out form without torch.Tag.out; with it
-                # inductor rewrites the other form to this one, and mixes up its arguments.
-                self._require_fit(out, result := packet.default(*args, **kwargs))
-                return out.copy_(result)
-            if out is not None:
-                packet.out(*args, out=out, **kwargs)
-                return out  # not the result: to a compiler that is another tensor
-            result = packet.default(*args, **kwargs)
-        except RuntimeError:  # of a binding: bad input is the same error as on a CPU
-            self._check(*args, **kwargs)
-            if out is not None:
-                self._require_apart(out, args, kwargs)
+            result = kernel(*args, **kwargs)
+        except (RuntimeError, OverflowError):  # bad input is the same error as on a CPU
+            self._require_contract(args, kwargs)
             raise
-        return result if self._returns is None else self._returns(*result)
+        return result if self.returns is None else tuple.__new__(self.returns, result)
 
     def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
-        out: Any = kwargs.pop("out", None)
-        if out is not None:
-            self._require_out_form()
-            return self._checked_out(*args, out=out, **kwargs)
-        result = self._checked(*args, **kwargs)
-        return result if self._returns is None else self._returns(*result)
+        if is_grad_enabled():
+            refuse_gradients(self.name, args, kwargs)
+        self._require_contract(args, kwargs)
+        result = self._run_body(args, kwargs)
+        return result if self.returns is None else self.returns(*result)
 
-    def _checked(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            _refuse_gradients(self.name, args, kwargs)
-        self._check(*args, **kwargs)
+    def work(self, *args: P.args, **kwargs: P.kwargs) -> Work:
+        """What the op must do for these arguments at the least."""
+        return self._work(self._binder.bind(args, kwargs))
+
+    def _kernel_of(self, form: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call of the form runs. Most calls have the form of the last one."""
+        key = tuple(form)
+        if key not in self._forms:
+            self._forms[key] = self._kernel_for(args, kwargs)
+        self._last_form = form, self._forms[key]
+        return self._forms[key]
+
+    def _kernel_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        self._require_types(args, kwargs)
+        kernel: Callable[..., Any] = self.overload._op  # without a Python function in between
+        return kernel
+
+    def _routed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call under torch.compile, or while a block sends ops elsewhere."""
+        target = route.route_of(self.name)
+        if target == "reference":
+            return self.reference(*args, **kwargs)
+        self._require_types(args, kwargs)
+        if is_grad_enabled():
+            refuse_gradients(self.name, args, kwargs)
+        namespace = EMULATED_NAMESPACE if target == "emulated" else NAMESPACE
+        packet = getattr(getattr(torch.ops, namespace), self.name)
+        try:
+            result = self._dispatch(packet, args, kwargs)
+        except (RuntimeError, OverflowError):
+            self._require_contract(args, kwargs)
+            raise
+        return result if self.returns is None else self.returns(*result)
+
+    def _dispatch(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return packet.default(*args, **kwargs)
+
+    def _require_types(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._binder.require_types(self._bind(args, kwargs))
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        if "out" in kwargs:
+            raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
+        return self._binder.bind(args, kwargs)
+
+    def _require_contract(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        bound = self._bind(args, kwargs)
+        self._binder.require_types(bound)
+        self._check(bound)
+        Checker(self.name).same_device(**self._binder.tensors(bound))
+        return bound
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """The implementation for CPUs, on which the dispatcher has found all tensors."""
+        if is_grad_enabled():
+            refuse_gradients(self.name, args, kwargs)
+        layout: list[Any] = [*kwargs]  # all that a check may read
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                layout += value.shape, value.stride(), value.dtype
+            else:
+                layout.append(value)
+        key = tuple(layout)
+        if key not in self._layouts:
+            self._require_contract(args, kwargs)
+            if len(self._layouts) >= _MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layouts.add(key)
+        return self._run_body(args, kwargs)
+
+    def _run_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if autocasting():
             with no_autocast():
                 return self.body(*args, **kwargs)
         return self.body(*args, **kwargs)
 
-    def _checked_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
-        result = self._checked(*args, **kwargs)
-        self._require_fit(out, result)
-        return out.copy_(result)
-
-    def _cpu_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Any:
-        self._require_apart(out, args, kwargs)
-        return self._checked_out(*args, out=out, **kwargs)
-
-    def _require_apart(self, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # A kernel may read an input after it has begun to write, but of `residual` just what it is
-        # about to replace. It takes no `out` with gaps, of which the extent would say too little.
-        inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
-        residual = kwargs.get("residual")
-        for value in inputs:
-            if not isinstance(value, Tensor) or (value is residual and value.is_set_to(out)):
-                continue
-            if share_memory(out, value):
-                raise ValueError(
-                    f"{NAMESPACE}.{self.name}: expected out to share no memory with an input, "
-                    f"except to be residual itself, got an out in the memory of {describe(value)}"
-                )
-
-    def _require_out_form(self) -> None:
-        if not self.has_out:
-            raise TypeError(f"{NAMESPACE}.{self.name} has no out= form")
-
-    def _require_fit(self, out: Tensor, result: Tensor) -> None:
-        if (out.shape, out.dtype, out.device) != (result.shape, result.dtype, result.device):
-            raise ValueError(
-                f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
-                f"got {describe(out)}"
-            )
-
-    def _fake_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
-        def fake(*args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled():
-                _refuse_gradients(self.name, args, kwargs)
-            self._check(*args, **kwargs)
-            return shape_function(*args, **kwargs)
-
-        return fake
-
-    def _fake_out_of(self, shape_function: Callable[..., Any]) -> Callable[..., Any]:
-        fake = self._fake_of(shape_function)
-
-        def fake_out(*args: Any, out: Tensor, **kwargs: Any) -> Tensor:
-            self._require_fit(out, fake(*args, **kwargs))
-            return out
-
-        return fake_out
+    def _shape(self, *args: Any, **kwargs: Any) -> Any:
+        """The implementation for tensors without data."""
+        if is_grad_enabled():
+            refuse_gradients(self.name, args, kwargs)
+        bound = self._require_contract(args, kwargs)
+        return self.body(*args, **kwargs) if self._fake is None else self._fake(bound)
 
 
 class OpWithOut(Op[P, Tensor]):
     """An op whose result may also go into a tensor of the caller's: `op(..., out=tensor)`."""
+
+    has_out = True
+
+    def __init__(self, body: Callable[..., Any], **parts: Any):
+        super().__init__(body, **parts)
+        self.out_schema = _out_schema(self.name, self.schema)
+        self._define(self.out_schema, self._run_out, self._shape_out)
 
     if TYPE_CHECKING:  # the keyword that a ParamSpec cannot add
 
@@ -201,13 +230,89 @@ class OpWithOut(Op[P, Tensor]):
         def __call__(self, *args: Any, out: Tensor | None, **kwargs: Any) -> Tensor: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
+    def reference(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        out, inputs = _without_out(kwargs)
+        self._require_out(out)
+        result: Tensor = super().reference(*args, **inputs)
+        return result if out is None else self._filled(out, result)
+
+    def _kernel_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        if "out" not in kwargs:
+            return super()._kernel_for(args, kwargs)
+        self._require_types(args, kwargs)
+        packet = getattr(getattr(torch.ops, NAMESPACE), self.name)
+        return lambda *args, **kwargs: self._dispatch(packet, args, kwargs)
+
+    def _dispatch(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        out, inputs = _without_out(kwargs)
+        if out is None or torch.compiler.is_compiling():
+            # No compiler takes the schema of the out form without torch.Tag.out; with it
+            # inductor rewrites the other form to this one, and mixes up its arguments.
+            result: Tensor = packet.default(*args, **inputs)
+            return result if out is None else self._filled(out, result)
+        packet.out(*args, out=out, **inputs)
+        return out  # not the result: to a compiler that is another tensor
+
+    def _require_types(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        out, inputs = _without_out(kwargs)
+        super()._require_types(args, inputs)
+        self._require_out(out)
+
+    def _require_out(self, out: Any) -> None:
+        if out is not None and not isinstance(out, Tensor):
+            raise TypeError(
+                f"{NAMESPACE}.{self.name}: expected out to be a Tensor or None, got {shown(out)}"
+            )
+
+    def _require_contract(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        out, inputs = _without_out(kwargs)
+        bound = super()._require_contract(args, inputs)
+        if out is not None:
+            self._require_apart(out, args, inputs)
+        return bound
+
+    def _run_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+        self._require_apart(out, args, kwargs)
+        return self._filled(out, self._run(*args, **kwargs))
+
+    def _shape_out(self, *args: Any, out: Tensor, **kwargs: Any) -> Tensor:
+        self._require_fit(out, self._shape(*args, **kwargs))
+        return out
+
+    def _filled(self, out: Tensor, result: Tensor) -> Tensor:
+        self._require_fit(out, result)
+        return out.copy_(result)
+
+    def _require_apart(self, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A kernel may read an input after it has begun to write, but of `residual` just what it is
+        # about to replace. It takes no `out` with gaps, of which the extent would say too little.
+        inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
+        residual = kwargs.get("residual")
+        for value in inputs:
+            if not isinstance(value, Tensor):
+                continue
+            if residual is not None and value is residual and value.is_set_to(out):
+                continue
+            if share_memory(out, value):
+                raise ValueError(
+                    f"{NAMESPACE}.{self.name}: expected out to share no memory with an input, "
+                    f"except to be residual itself, got an out in the memory of {describe(value)}"
+                )
+
+    def _require_fit(self, out: Tensor, result: Tensor) -> None:
+        if (out.shape, out.dtype, out.device) != (result.shape, result.dtype, result.device):
+            raise ValueError(
+                f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
+                f"got {describe(out)}"
+            )
+
 
 @overload
 def op(
     *,
-    work: Callable[..., Work],
-    check: Callable[..., None] | None = None,
-    fake: Callable[..., Any] | None = None,
+    work: Callable[[Bound], Work],
+    check: Callable[[Bound], None],
+    fake: Callable[[Bound], Any] | None = None,
     mutates: tuple[str, ...] = (),
     returns: None = None,
     out: Literal[False] = False,
@@ -215,9 +320,9 @@ def op(
 @overload
 def op(
     *,
-    work: Callable[..., Work],
-    check: Callable[..., None] | None = None,
-    fake: Callable[..., Any] | None = None,
+    work: Callable[[Bound], Work],
+    check: Callable[[Bound], None],
+    fake: Callable[[Bound], Any] | None = None,
     mutates: tuple[str, ...] = (),
     returns: type[R],
     out: Literal[False] = False,
@@ -225,27 +330,28 @@ def op(
 @overload
 def op(
     *,
-    work: Callable[..., Work],
-    check: Callable[..., None] | None = None,
-    fake: Callable[..., Any] | None = None,
+    work: Callable[[Bound], Work],
+    check: Callable[[Bound], None],
+    fake: Callable[[Bound], Any] | None = None,
     mutates: tuple[str, ...] = (),
     returns: None = None,
     out: Literal[True],
 ) -> Callable[[Callable[P, Tensor]], OpWithOut[P]]: ...
-def op(*, returns: Any = None, out: bool = False, **parts: Any) -> Any:
-    """Registers a typed reference as an operator.
+def op(*, out: bool = False, **parts: Any) -> Any:
+    """Registers a typed reference, which alone states the signature, as an operator.
 
     Args:
-        work: the op's arguments -> `Work` (FLOP, least bytes).
-        check: the op's arguments -> None; raises `ValueError` / `TypeError` on bad input.
-        fake: shape function, where running the body on fake tensors is impossible
-            (data-dependent loops).
+        work: the bound arguments -> `Work` (FLOP, least bytes).
+        check: the bound arguments -> None; raises `ValueError` / `TypeError` on bad input. That
+            tensors are tensors, and on one device, need not be said.
+        fake: the bound arguments -> empty results, where running the body on fake tensors is
+            impossible (data-dependent loops).
         mutates: names of the tensors that are written in place.
         returns: a NamedTuple that names the results of an op with several.
         out: also define an overload with a keyword-only `out` tensor (single result only).
     """
     kind = OpWithOut if out else Op
-    return lambda body: kind(body, returns=returns, out=out, **parts)
+    return lambda body: kind(body, **parts)
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:
@@ -253,32 +359,10 @@ def tensor_bytes(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def _refuse_gradients(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Called where gradients are recorded: whatever differentiates would go on without the op."""
-    dual = forward_ad._current_level >= 0
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and (
-            value.requires_grad or (dual and forward_ad.unpack_dual(value).tangent is not None)
-        ):
-            raise RuntimeError(
-                f"{NAMESPACE}.{name} is for inference only and has no gradient, but got "
-                f"{describe(value)} that requires one: call it under torch.no_grad(), or detach() "
-                "the tensor"
-            )
-
-
-def _public_signature(
-    body: inspect.Signature, returns: Callable[..., Any] | None, out: bool
-) -> inspect.Signature:
-    """What a caller may write and gets: with `out`, and the NamedTuple for the bare tuple."""
-    if returns is not None:
-        return body.replace(return_annotation=returns)
-    if not out:
-        return body
-    keyword = inspect.Parameter(
-        "out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Tensor | None
-    )
-    return body.replace(parameters=[*body.parameters.values(), keyword])
+def _without_out(kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if "out" not in kwargs:
+        return None, kwargs
+    return kwargs["out"], {name: value for name, value in kwargs.items() if name != "out"}
 
 
 def _out_schema(name: str, schema: str) -> str:

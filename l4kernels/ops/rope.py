@@ -1,25 +1,30 @@
 """Split the fused QKV, rotate, normalise, scale, and write K and V into the paged cache."""
 
-import contextlib
 import math
-import numbers
-import operator
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, FP8, Checker, describe
+from l4kernels.inputs.arguments import number, whole_number
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, FP8, describe
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
+from l4kernels.ops.paged import check_cache_scales
 from l4kernels.ops.quant import FP8_MAX
 from l4kernels.ops.registry import Work, op, tensor_bytes
+from l4kernels.ops.views import as_float
 
 HEAD_DIM = 128
 """The head size of Llama 4, and the only one that the CUDA kernels take."""
 
 _LARGEST = 2**31 - 1
 """No table has more rows or columns."""
+
+_LARGEST_FLOAT = sys.float_info.max
 
 _LLAMA3_NUMBERS = (
     "original_max_position_embeddings",
@@ -40,15 +45,16 @@ def rope_frequencies(
     (Scout) the blend is empty and the rule is a switch.
 
     Raises:
-        ValueError, TypeError: a theta or a number of `scaling` that is not positive and finite, or
-            a head_dim that is not even.
+        ValueError: a theta or a number of `scaling` that is not positive and finite, or a head_dim
+            that is not even.
 
     >>> rope_frequencies(theta=10000.0, head_dim=4).tolist()
     [1.0, 0.01]
     """
-    head_dim, theta = _whole("head_dim", head_dim), _positive("theta", theta)
-    if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"rope_table: expected head_dim to be positive and even, got {head_dim}")
+    head_dim = whole_number("head_dim", head_dim, 2, _LARGEST)
+    theta = number("theta", theta, 0, _LARGEST_FLOAT, above=True)
+    if head_dim % 2:
+        raise ValueError(f"rope_table: expected head_dim to be even, got {head_dim}")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequencies = theta**-exponents
     kind = None if scaling is None else scaling.get("rope_type", scaling.get("type"))
@@ -57,7 +63,8 @@ def rope_frequencies(
     if kind != "llama3":
         raise ValueError(f"rope_table: expected scaling of type llama3 or default, got {kind!r}")
     original, low, high, factor = (
-        _positive(f"scaling[{key!r}]", scaling.get(key)) for key in _LLAMA3_NUMBERS
+        number(f"scaling[{key!r}]", scaling.get(key), 0, _LARGEST_FLOAT, above=True)
+        for key in _LLAMA3_NUMBERS
     )
     if low > high:
         raise ValueError(
@@ -67,27 +74,6 @@ def rope_frequencies(
     blend = (turns - low) / (high - low) if high > low else (turns >= low).double()
     kept = blend.clamp(0, 1)
     return frequencies * (kept + (1 - kept) / factor)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"rope_table: expected {name} to be a whole number, got {value!r}"
-        ) from None
-    if number > _LARGEST:
-        raise ValueError(f"rope_table: expected {name} to be at most {_LARGEST}, got a larger one")
-    return number
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, numbers.Real):
-        with contextlib.suppress(OverflowError):
-            number = float(value)
-            if 0 < number < math.inf:
-                return number
-    raise ValueError(f"rope_table: expected {name} to be positive and finite, got {value!r}")
 
 
 def rope_table(
@@ -117,122 +103,65 @@ def rope_table(
             [0.5403, 0.9999, 0.8415, 0.0100]])
     """
     frequencies = rope_frequencies(theta=theta, scaling=scaling, head_dim=head_dim)
-    num_positions = _whole("num_positions", num_positions)
-    if num_positions < 0:
-        raise ValueError(f"rope_table: expected num_positions >= 0, got {num_positions}")
+    num_positions = whole_number("num_positions", num_positions, 0, _LARGEST)
     if not math.isfinite(num_positions * float(frequencies.max())):
         raise ValueError(f"rope_table: expected finite angles, got theta {theta}, {scaling}")
     angles = torch.arange(num_positions, dtype=torch.float64, device="cpu")[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 
-def _check_rope_cache(
-    qkv: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_heads: int,
-    cos_sin: Tensor | None = None,
-    qk_norm_eps: float | None = None,
-    attn_scale: float = 0.0,
-    floor_scale: int = 8192,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-) -> None:
-    check = Checker("rope_cache")
-    check.dtype("qkv", qkv, FLOATS)
-    check.shape("k_cache", k_cache, ["P", "page", "Hkv", "D"])
-    check.shape("v_cache", v_cache, list(k_cache.shape))
-    check.dtype("k_cache", k_cache, (qkv.dtype, FP8))
-    check.dtype("v_cache", v_cache, (k_cache.dtype,))
-    kv_heads, head_dim = k_cache.shape[2:]
-    check.require(
-        num_heads >= 1 and kv_heads >= 1 and num_heads % kv_heads == 0,
+def _check_rope_cache(args: Bound) -> None:
+    contract = Contract(args)
+    contract.dtype("qkv", args.qkv, FLOATS)
+    cache = ["P", "page", "Hkv", "D"]
+    contract.tensor("k_cache", (args.qkv.dtype, FP8), cache, "contiguous")
+    contract.tensor("v_cache", args.k_cache.dtype, cache, "contiguous")
+    kv_heads, head_dim = contract.sizes["Hkv"], contract.sizes["D"]
+    contract.require(
+        args.num_heads >= 1 and kv_heads >= 1 and args.num_heads % kv_heads == 0,
         f"expected num_heads to be a positive multiple of the {kv_heads} heads of k_cache, "
-        f"got {num_heads}",
+        f"got {args.num_heads}",
     )
-    check.multiple("the head size", head_dim, 2)
-    if qkv.is_cuda:
-        check.require(
-            head_dim == HEAD_DIM, f"expected head size {HEAD_DIM} on CUDA, got {describe(k_cache)}"
+    contract.multiple("the head size", head_dim, 2)
+    if args.qkv.is_cuda:
+        contract.require(
+            head_dim == HEAD_DIM,
+            f"expected head size {HEAD_DIM} on CUDA, got {describe(args.k_cache)}",
         )
-    check.shape("qkv", qkv, ["T", (num_heads + 2 * kv_heads) * head_dim])
-    check.last_dim_contiguous("qkv", qkv)
-    for name, t in (("positions", positions), ("slot_mapping", slot_mapping)):
-        check.dtype(name, t, (torch.int64,))
-        check.shape(name, t, [qkv.shape[0]])
-    for name, t in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check.contiguous(name, t)
-    if cos_sin is not None:
-        check.dtype("cos_sin", cos_sin, (torch.float32,))
-        check.shape("cos_sin", cos_sin, ["R", head_dim])
-        check.require(
-            cos_sin.shape[0] > 0, "expected cos_sin to hold at least one position, got none"
-        )
-        check.contiguous("cos_sin", cos_sin)
-    check.require(
-        qk_norm_eps is None or qk_norm_eps >= 0,
-        f"expected qk_norm_eps to be None (off) or not negative, got {qk_norm_eps}",
+    columns = (args.num_heads + 2 * kv_heads) * head_dim
+    contract.tensor("qkv", FLOATS, ["T", columns], "rows")
+    contract.tensor("positions", torch.int64, ["T"])
+    contract.tensor("slot_mapping", torch.int64, ["T"])
+    contract.tensor("cos_sin", torch.float32, ["R", "D"], "contiguous")
+    contract.require(
+        contract.sizes.get("R", 1) > 0, "expected cos_sin to hold at least one position, got none"
     )
-    check.require(floor_scale >= 1, f"expected floor_scale to be positive, got {floor_scale}")
-    for name, t in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if t is not None:
-            check.require(
-                k_cache.dtype == FP8, f"expected no {name} with a {k_cache.dtype} cache, got one"
-            )
-            check.dtype(name, t, (torch.float32,))
-            check.shape(name, t, [kv_heads])
-    check.same_device(
-        qkv=qkv,
-        positions=positions,
-        slot_mapping=slot_mapping,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        cos_sin=cos_sin,
-        k_scale=k_scale,
-        v_scale=v_scale,
+    contract.require(
+        args.qk_norm_eps is None or args.qk_norm_eps >= 0,
+        f"expected qk_norm_eps to be None (off) or not negative, got {args.qk_norm_eps}",
     )
+    contract.require(
+        args.floor_scale >= 1, f"expected floor_scale to be positive, got {args.floor_scale}"
+    )
+    check_cache_scales(contract)
 
 
-def _work_rope_cache(
-    qkv: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_heads: int,
-    cos_sin: Tensor | None = None,
-    qk_norm_eps: float | None = None,
-    attn_scale: float = 0.0,
-    **_: object,
-) -> Work:
-    tokens = qkv.shape[0]
-    kv_heads, head_dim = k_cache.shape[2:]
-    rotated = tokens * (num_heads + kv_heads) * head_dim
-    written = tokens * num_heads * head_dim * qkv.element_size()
+def _work_rope_cache(args: Bound) -> Work:
+    qkv, k_cache = args.qkv, args.k_cache
+    tokens, (kv_heads, head_dim) = qkv.shape[0], k_cache.shape[2:]
+    rotated = tokens * (args.num_heads + kv_heads) * head_dim
+    written = tokens * args.num_heads * head_dim * qkv.element_size()
     written += 2 * tokens * kv_heads * head_dim * k_cache.element_size()
-    table = tokens * head_dim * 4 if cos_sin is not None else 0
-    flops = 3 * rotated * (cos_sin is not None) + 3 * rotated * (qk_norm_eps is not None)
+    table = tokens * head_dim * 4 if args.cos_sin is not None else 0
+    flops = 3 * rotated * ((args.cos_sin is not None) + (args.qk_norm_eps is not None))
     return Work(
-        flops=flops + tokens * num_heads * head_dim * (attn_scale != 0),
-        bytes=tensor_bytes(qkv, positions, slot_mapping) + table + written,
+        flops=flops + tokens * args.num_heads * head_dim * (args.attn_scale != 0),
+        bytes=tensor_bytes(qkv, args.positions, args.slot_mapping) + table + written,
     )
 
 
-def _fake_rope_cache(
-    qkv: Tensor,
-    positions: Tensor,
-    slot_mapping: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    *,
-    num_heads: int,
-    **_: object,
-) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], num_heads, k_cache.shape[3])
+def _fake_rope_cache(args: Bound) -> Tensor:
+    return args.qkv.new_empty(args.qkv.shape[0], args.num_heads, args.k_cache.shape[3])
 
 
 @op(
@@ -295,26 +224,29 @@ def rope_cache(
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
     require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
     require_indices("rope_cache", "slot_mapping", slot_mapping, -1, num_pages * page_size)
-    heads = qkv.unflatten(-1, (-1, head_dim))
-    qk = heads[:, : num_heads + kv_heads].float()
-    value = heads[:, num_heads + kv_heads :].float()
+    heads = qkv.view(len(qkv), num_heads + 2 * kv_heads, head_dim)
+    qk, value = map(as_float, heads.split([num_heads + kv_heads, kv_heads], 1))
     if cos_sin is not None:
         qk = _rotated(qk, cos_sin.index_select(0, positions % cos_sin.shape[0]))
     if qk_norm_eps is not None:
-        qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + qk_norm_eps)
-    q, key = qk[:, :num_heads], qk[:, num_heads:]
+        qk = qk * (qk * qk).mean(-1, keepdim=True).add_(qk_norm_eps).rsqrt_()
+    q, key = qk.split([num_heads, kv_heads], 1)
     if attn_scale != 0.0:
         steps = ((positions + 1) // floor_scale).float()
         q = q * (1 + attn_scale * torch.log1p(steps))[:, None, None]
+    stored = (slot_mapping >= 0).nonzero().squeeze(1)
+    if len(stored) < len(slot_mapping):
+        slot_mapping, key, value = slot_mapping[stored], key[stored], value[stored]
     _write(k_cache, key, slot_mapping, k_scale)
     _write(v_cache, value, slot_mapping, v_scale)
     return torch.empty_like(q, dtype=qkv.dtype, memory_format=torch.contiguous_format).copy_(q)
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
-    cos, sin = cos_sin[:, None].chunk(2, -1)
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+    tokens, heads, head_dim = x.shape
+    cos, sin = cos_sin.unsqueeze(1).chunk(2, -1)
+    pairs = torch.view_as_complex(x.view(tokens, heads, head_dim // 2, 2).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).view(x.shape)
 
 
 def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
@@ -322,6 +254,4 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
         if scale is not None:
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
-    written = (slots >= 0).nonzero().squeeze(1)
-    rows = cache.flatten(0, 1)
-    rows[slots[written]] = value[written].to(cache.dtype)
+    cache.flatten(0, 1)[slots] = value.to(cache.dtype)

@@ -28,21 +28,21 @@ class _Route:
 _stack: ContextVar[tuple[_Route, ...]] = ContextVar("l4kernels_routes", default=())
 # Those of all threads whose block has not ended: without any, a call need not ask further, and
 # torch.compile, which cannot trace a context variable, compiles again when they change.
-_open: tuple[_Route, ...] = ()
+open_routes: tuple[_Route, ...] = ()
 _lock = threading.Lock()
 
 
 def route_of(op: str) -> str:
     """ "library", "reference" or "emulated": where this thread and task send the op."""
-    if not _open:
+    if not open_routes:
         return LIBRARY
     if torch.compiler.is_compiling():
-        return _compiled(op, *[route.of(op) for route in _open])
+        return _compiled(op, *[route.of(op) for route in open_routes])
     return _innermost(op)
 
 
 def _innermost(op: str) -> str:
-    return next((r.of(op) for r in reversed(_stack.get()) if r in _open), LIBRARY)
+    return next((r.of(op) for r in reversed(_stack.get()) if r in open_routes), LIBRARY)
 
 
 def _compiled(op: str, *guards: str) -> str:
@@ -59,17 +59,17 @@ _compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def routed(target: str, bodies: frozenset[str] = frozenset()) -> Iterator[None]:
     """Sends op calls in the block to "library", "reference" or "emulated"; those named in
     `bodies` go to their typed bodies in any case."""
-    global _open
+    global open_routes
     route = _Route(target, bodies)
     # Without those that ended in another thread or task, as generators do that are collected there.
-    _stack.set((*(r for r in _stack.get() if r in _open), route))
+    _stack.set((*(r for r in _stack.get() if r in open_routes), route))
     with _lock:
-        _open = (*_open, route)
+        open_routes = (*open_routes, route)
     try:
         yield
     finally:
         with _lock:
-            _open = tuple(other for other in _open if other is not route)
+            open_routes = tuple(other for other in open_routes if other is not route)
         _stack.set(tuple(other for other in _stack.get() if other is not route))
 
 

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.philox import gumbel_noise
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
@@ -19,72 +21,44 @@ class Sample(NamedTuple):
     top_logprobs: Tensor
 
 
-def _check_sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    counters: Tensor,
-    top_logprobs: int = 0,
-) -> None:
-    check = Checker("sample")
-    check.dtype("logits", logits, FLOATS)
-    check.shape("logits", logits, ["B", "V"])
-    batch, vocab = logits.shape
-    check.require(vocab >= 1, f"expected at least one token to choose from, got {[batch, vocab]}")
-    check.last_dim_contiguous("logits", logits)
-    rows = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    for name, t in rows.items():
-        check.dtype(name, t, (torch.float32,))
-    check.dtype("top_k", top_k, (torch.int32,))
-    for name, t in (("seeds", seeds), ("counters", counters)):
-        check.dtype(name, t, (torch.int64,))
-    rows |= {"top_k": top_k, "seeds": seeds, "counters": counters}
-    for name, t in rows.items():
-        check.shape(name, t, [batch])
-    check.require(
-        0 <= top_logprobs <= vocab,
-        f"expected top_logprobs in 0 to {vocab} (the vocabulary), got {top_logprobs}",
+def _check_sample(args: Bound) -> None:
+    contract = Contract(args)
+    contract.tensor("logits", FLOATS, ["B", "V"], "rows")
+    vocab = contract.sizes["V"]
+    contract.require(
+        vocab >= 1, f"expected at least one token to choose from, got {list(args.logits.shape)}"
     )
-    check.same_device(logits=logits, **rows)
+    contract.tensor("temperature", torch.float32, ["B"])
+    contract.tensor("top_k", torch.int32, ["B"])
+    contract.tensor("top_p", torch.float32, ["B"])
+    contract.tensor("min_p", torch.float32, ["B"])
+    contract.tensor("seeds", torch.int64, ["B"])
+    contract.tensor("counters", torch.int64, ["B"])
+    contract.require(
+        0 <= args.top_logprobs <= vocab,
+        f"expected top_logprobs in 0 to {vocab} (the vocabulary), got {args.top_logprobs}",
+    )
 
 
-def _work_sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    counters: Tensor,
-    top_logprobs: int = 0,
-) -> Work:
-    batch = logits.shape[0]
-    parameters = tensor_bytes(temperature, top_k, top_p, min_p, seeds, counters)
+def _work_sample(args: Bound) -> Work:
+    batch = args.logits.shape[0]
+    parameters = tensor_bytes(
+        args.temperature, args.top_k, args.top_p, args.min_p, args.seeds, args.counters
+    )
     return Work(
-        flops=4 * logits.numel(),
-        bytes=tensor_bytes(logits) + parameters + 12 * batch * (1 + top_logprobs),
+        flops=4 * args.logits.numel(),
+        bytes=tensor_bytes(args.logits) + parameters + 12 * batch * (1 + args.top_logprobs),
     )
 
 
-def _fake_sample(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seeds: Tensor,
-    counters: Tensor,
-    top_logprobs: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = logits.shape[0]
+def _fake_sample(args: Bound) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    row, listed = (args.logits.shape[0],), (args.logits.shape[0], args.top_logprobs)
+    empty = args.logits.new_empty
     return (
-        logits.new_empty((batch,), dtype=torch.int64),
-        logits.new_empty((batch,), dtype=torch.float32),
-        logits.new_empty((batch, top_logprobs), dtype=torch.int64),
-        logits.new_empty((batch, top_logprobs), dtype=torch.float32),
+        empty(row, dtype=torch.int64),
+        empty(row, dtype=torch.float32),
+        empty(listed, dtype=torch.int64),
+        empty(listed, dtype=torch.float32),
     )
 
 

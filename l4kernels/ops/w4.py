@@ -3,106 +3,62 @@
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import FLOATS, Checker, describe
-from l4kernels.ops.epilogue import check_epilogue, gemm_work, matmul, output_columns
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.check import FLOATS, describe
+from l4kernels.ops.contract import Contract
+from l4kernels.ops.epilogue import (
+    check_epilogue,
+    gemm_work,
+    matmul,
+    output_columns,
+)
 from l4kernels.ops.quant import BLOCK, dequantize_int4
 from l4kernels.ops.registry import Work, op
+from l4kernels.ops.views import as_float, part
 
 
-def _check_w4_gemm(
-    a: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype | None = None,
-    **_: object,
-) -> None:
-    check = Checker("w4_gemm")
-    check.dtype("a", a, FLOATS)
-    check.dtype("packed", packed, (torch.int32,))
-    check.dtype("scales", scales, (torch.bfloat16, torch.float32))
-    check.shape("a", a, ["M", "K"])
-    k = a.shape[1]
-    check.multiple("K (columns of a)", k, BLOCK)
-    check.require(k > 0, f"expected a to have at least {BLOCK} columns (K), got {describe(a)}")
-    check.require(
+def _check_w4_gemm(args: Bound) -> None:
+    contract, packed = Contract(args), args.packed
+    contract.dtype("packed", packed, (torch.int32,))
+    contract.tensor("a", FLOATS, ["M", "K"], "rows")
+    k = contract.sizes["K"]
+    contract.multiple("K (columns of a)", k, BLOCK)
+    contract.require(
+        k > 0, f"expected a to have at least {BLOCK} columns (K), got {describe(args.a)}"
+    )
+    contract.require(
         packed.dim() in (2, 3) and packed.shape[-1] == k // 8 and packed.shape[-2] > 0,
         f"expected packed to be [N, {k // 8}] or [E, N, {k // 8}] with N > 0, "
         f"got {describe(packed)}",
     )
-    check.shape("scales", scales, [*packed.shape[:-1], k // BLOCK])
-    check.last_dim_contiguous("a", a)
-    check.contiguous("packed", packed)
-    check.contiguous("scales", scales)
-    if a.is_cuda:
-        check.multiple("N (rows of packed) on CUDA", packed.shape[-2], 8)
-    if out_dtype is not None:
-        check.require(out_dtype in FLOATS, f"expected a float out_dtype, got {out_dtype}")
-    check_epilogue(
-        check,
-        a.shape[0],
-        packed.shape[-2],
-        num_experts=packed.shape[0] if packed.dim() == 3 else None,
-        expert_offsets=expert_offsets,
-        bias=bias,
-        residual=residual,
-        row_scale=row_scale,
-        activation=activation,
-    )
-    check.same_device(
-        a=a,
-        packed=packed,
-        scales=scales,
-        expert_offsets=expert_offsets,
-        bias=bias,
-        residual=residual,
-        row_scale=row_scale,
-    )
+    rows = ["E", "N"][-packed.dim() + 1 :]
+    contract.tensor("packed", torch.int32, [*rows, k // 8], "contiguous")
+    floats = torch.bfloat16, torch.float32
+    contract.tensor("scales", floats, [*rows, k // BLOCK], "contiguous")
+    if args.a.is_cuda:
+        contract.multiple("N (rows of packed) on CUDA", contract.sizes["N"], 8)
+    check_epilogue(contract)
 
 
-def _work_w4_gemm(
-    a: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
-    out_dtype: torch.dtype | None = None,
-    **_: object,
-) -> Work:
+def _work_w4_gemm(args: Bound) -> Work:
     return gemm_work(
-        a,
-        packed.shape[-2],
-        (packed, scales),
-        out_dtype=out_dtype or a.dtype,
-        activation=activation,
-        expert_offsets=expert_offsets,
-        others=(bias, residual, row_scale),
+        args,
+        args.packed.shape[-2],
+        (args.packed, args.scales),
+        out_dtype=args.out_dtype or args.a.dtype,
+        activation=args.activation,
+        others=(args.bias, args.residual, args.row_scale),
     )
 
 
-def _empty_w4_gemm(
-    a: Tensor,
-    packed: Tensor,
-    scales: Tensor,
-    *,
-    activation: str = "none",
-    out_dtype: torch.dtype | None = None,
-    **_: object,
-) -> Tensor:
-    columns = output_columns(packed.shape[-2], activation)
-    return a.new_empty((a.shape[0], columns), dtype=out_dtype or a.dtype)
+def _fake_w4_gemm(args: Bound) -> Tensor:
+    columns = output_columns(args.packed.shape[-2], args.activation)
+    dtype = args.out_dtype or args.a.dtype
+    empty: Tensor = args.a.new_empty((args.a.shape[0], columns), dtype=dtype)
+    return empty
 
 
-@op(check=_check_w4_gemm, work=_work_w4_gemm, fake=_empty_w4_gemm, out=True)
+@op(check=_check_w4_gemm, work=_work_w4_gemm, fake=_fake_w4_gemm, out=True)
 def w4_gemm(
     a: Tensor,
     packed: Tensor,
@@ -142,16 +98,14 @@ def w4_gemm(
             return dequantize_int4(packed[first:end], scales[first:end])
         return dequantize_int4(packed[expert, first:end], scales[expert, first:end])
 
-    n = packed.shape[-2]
     return matmul(
         "w4_gemm",
-        lambda first, end: a[first:end].float(),
+        a,
+        packed.shape[-2],
+        lambda first, end: as_float(part(a, first, end)),
         rows_of_b,
-        a.shape[0],
-        n,
-        a.shape[1],
         whole_weight=False,
-        out=_empty_w4_gemm(a, packed, scales, activation=activation, out_dtype=out_dtype),
+        out_dtype=out_dtype or a.dtype,
         expert_offsets=expert_offsets,
         bias=bias,
         residual=residual,

@@ -3,24 +3,25 @@
 import torch
 from torch import Tensor
 
-from l4kernels.ops.check import Checker
+from l4kernels.ops.bound import Bound
+from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
 
-def _check_word_sum(data: Tensor) -> None:
-    check = Checker("word_sum")
-    check.contiguous("data", data)
-    check.multiple("the bytes of data", tensor_bytes(data), 16)
+def _check_word_sum(args: Bound) -> None:
+    contract = Contract(args)
+    contract.contiguous("data", args.data)
+    contract.multiple("the bytes of data", tensor_bytes(args.data), 16)
 
 
-def _work_word_sum(data: Tensor) -> Work:
-    return Work(flops=0, bytes=tensor_bytes(data))
+def _work_word_sum(args: Bound) -> Work:
+    return Work(flops=0, bytes=tensor_bytes(args.data))
 
 
 @op(
     check=_check_word_sum,
     work=_work_word_sum,
-    fake=lambda data: data.new_empty(1, dtype=torch.int32),
+    fake=lambda args: args.data.new_empty(1, dtype=torch.int32),
 )
 def word_sum(data: Tensor) -> Tensor:
     """Sum of all 32-bit words of a buffer, modulo 2^32.

@@ -185,46 +185,51 @@ def test_counts_of_numpy_are_counts(kind, route):
 
 
 @pytest.mark.parametrize(
-    "theta", [0, 0.0, -1.0, math.nan, math.inf, -math.inf, 10**400, "1e4", None]
+    "theta", [0, 0.0, -1.0, math.nan, math.inf, -math.inf, 10**400, "1e4", None, True]
 )
 def test_a_theta_that_is_none_is_refused(theta):
     for call in (ops.rope_frequencies, lambda **options: ops.rope_table(4, **options)):
-        with pytest.raises(ValueError, match=r"rope_table: expected theta to be positive and fin"):
+        with pytest.raises(
+            ValueError, match=r"expected theta to be a number in \(0, 1.79769e\+308\], got"
+        ):
             call(theta=theta)
 
 
 @pytest.mark.parametrize("head_dim", [3, 0, -2, 1])
 def test_an_odd_head_is_refused(head_dim):
-    with pytest.raises(ValueError, match=f"head_dim to be positive and even, got {head_dim}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"head_dim to be (even|a whole number in \[2, 2147483647\]), got {head_dim}",
+    ):
         ops.rope_table(4, theta=1e4, head_dim=head_dim)
 
 
-@pytest.mark.parametrize("count", [2.5, "4", None])
+@pytest.mark.parametrize("count", [2.5, "4", None, True])
 def test_a_count_that_is_none_is_refused(count):
-    with pytest.raises(TypeError, match="expected num_positions to be a whole number"):
+    with pytest.raises(ValueError, match="expected num_positions to be a whole number"):
         ops.rope_table(count, theta=1e4)
-    with pytest.raises(TypeError, match="expected head_dim to be a whole number"):
+    with pytest.raises(ValueError, match="expected head_dim to be a whole number"):
         ops.rope_table(4, theta=1e4, head_dim=count)
 
 
 @pytest.mark.parametrize("name", ["factor", "low_freq_factor", "high_freq_factor",
                                   "original_max_position_embeddings"])  # fmt: skip
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "8", None])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "8", None, True])
 def test_a_scaling_without_meaning_is_refused(name, value):
     assert ops.rope_table(4, theta=1e4, scaling=LLAMA3).isfinite().all()
-    with pytest.raises(
-        ValueError, match=rf"expected scaling\['{name}'\] to be positive and finite"
-    ):
+    with pytest.raises(ValueError, match=rf"expected scaling\['{name}'\] to be a number in \(0, "):
         ops.rope_table(4, theta=1e4, scaling=LLAMA3 | {name: value})
 
 
 def test_the_rest_of_a_tables_arguments():
     for huge in (2**31, 10**30, 10**400):
-        with pytest.raises(ValueError, match="expected num_positions to be at most 2147483647"):
+        with pytest.raises(
+            ValueError, match=r"expected num_positions to be a whole number in \[0, 214"
+        ):
             ops.rope_table(huge, theta=1e4)
-        with pytest.raises(ValueError, match="expected head_dim to be at most 2147483647"):
+        with pytest.raises(ValueError, match=r"expected head_dim to be a whole number in \[2, 214"):
             ops.rope_table(4, theta=1e4, head_dim=huge)
-    with pytest.raises(ValueError, match="num_positions >= 0, got -4"):
+    with pytest.raises(ValueError, match=r"whole number in \[0, 2147483647\], got -4"):
         ops.rope_table(-4, theta=1e4)
     with pytest.raises(ValueError, match=r"low_freq_factor <= high_freq_factor, got 5\.0 and"):
         ops.rope_table(4, theta=1e4, scaling=LLAMA3 | {"low_freq_factor": 5})

@@ -73,7 +73,7 @@ def test_compiles_in_one_graph(name, out):
     check(torch.compile(program, fullgraph=True, backend="aot_eager"), program)
 
 
-NAMED = [name for name, op in ops.OPS.items() if op._returns is not None]
+NAMED = [name for name, op in ops.OPS.items() if op.returns is not None]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -81,7 +81,7 @@ def test_names_of_results_stay(name):
     program = Program(name, out=False)
     case = program.case.copy()
     result = torch.compile(program.op, fullgraph=True, backend="eager")(*case.args, **case.kwargs)
-    assert type(result) is program.op._returns
+    assert type(result) is program.op.returns
 
 
 def test_a_wrong_out_is_refused_while_it_compiles():
