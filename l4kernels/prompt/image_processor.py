@@ -194,7 +194,8 @@ class ImageProcessor:
         mean, std = (
             torch.from_numpy(np.array(v, np.float32)).view(3, 1, 1) for v in (self.mean, self.std)
         )
-        return tiles.float().div_(255).sub_(mean).div_(std)
+        normalised: Tensor = tiles.float().div_(255).sub_(mean).div_(std)
+        return normalised
 
     def __call__(self, images: Sequence[Any]) -> Tiles:
         """Prepares all images of a prompt, in prompt order: each what `decode_image` takes.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from l4kernels.ops.library import STATUS
-from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS
+from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, OpWithOut
 from l4kernels.ops.route import routed
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "cmake"
@@ -106,7 +106,7 @@ def _load_emulator() -> ModuleType:
         definitions = torch.library.Library(EMULATED_NAMESPACE, "DEF")
         for op in OPS.values():
             definitions.define(op.schema)
-            if op.has_out:
+            if isinstance(op, OpWithOut):
                 definitions.define(op.out_schema)
         # Global, so that the control module and the kernels share one emulator.
         ctypes.CDLL(str(BUILD / "libl4k_emulator.so"), mode=ctypes.RTLD_GLOBAL)

@@ -65,7 +65,7 @@ def rehearsal():
             mock.patch.object(ceilings, "CLOCKS_S", 0.0),
             mock.patch.object(ceilings, "CLOCKS_TOKENS", 128),
             mock.patch.object(tune, "ROWS", (1, 9)),
-            mock.patch.object(tune, "max_splits", lambda: 2),
+            mock.patch.object(tune, "max_splits", return_value=2),
             mock.patch.object(tune, "time_graph", short_graph),
             mock.patch.object(decode_step, "CONTEXTS", (5,)),
             mock.patch.object(decode_step, "REPLAYS", 2),
