@@ -1,7 +1,15 @@
 """The emulator on CUTLASS: known-good device code of others, in every mode."""
 
 import pytest
-from emulator_programs import MODES, PROGRAMS, build, cutlass_directory, cutlass_programs, run
+
+from tests.emulator.emulator_programs import (
+    MODES,
+    PROGRAMS,
+    build,
+    cutlass_directory,
+    cutlass_programs,
+    run,
+)
 
 SEEDS = 5
 

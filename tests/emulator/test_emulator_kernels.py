@@ -1,7 +1,16 @@
 """The emulator on small kernels: right ones run clean, mutants are reported with cause and line."""
 
 import pytest
-from emulator_programs import MODES, Mutant, all_mutants, build, kernels, mutants_of, run
+
+from tests.emulator.emulator_programs import (
+    MODES,
+    Mutant,
+    all_mutants,
+    build,
+    kernels,
+    mutants_of,
+    run,
+)
 
 FALSE_REPORT_SEEDS = 20
 MUTANT_SEEDS = 4

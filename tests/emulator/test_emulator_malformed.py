@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from emulator_programs import PROGRAMS, build
+
+from tests.emulator.emulator_programs import PROGRAMS, build
 
 CONTAINER = bytes.fromhex("50ed55ba")  # starts the fat binary; its PTX is plain text
 CORRUPTIONS = 12

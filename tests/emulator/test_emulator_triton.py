@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from emulator_programs import MODES, control
+
+from tests.emulator.emulator_programs import MODES, control
 
 pytest.importorskip("triton")
 import triton_kernels as kernels

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from emulator_programs import BUILD, HERE, MODES, ROOT, Outcome, find_library, read_outcome
 
+from tests.emulator.emulator_programs import (
+    BUILD,
+    HERE,
+    MODES,
+    ROOT,
+    Outcome,
+    find_library,
+    read_outcome,
+)
 from tools.gemm_configs import gemm_config
 
 # Configurations of configs.h.

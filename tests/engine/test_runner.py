@@ -16,6 +16,7 @@ from l4kernels.layers.attention import AttentionMetadata, LayerCache
 from l4kernels.model import llama4
 from tests.support.checkpoints import ALIGNED, TEXT
 from tests.support.parity import TOLERANCE
+from tests.support.tensors import i32
 
 PAGE = 16
 CHUNK = 32
@@ -35,10 +36,6 @@ def make(form="fp32", **fields):
 @pytest.fixture(scope="module", params=FORMATS)
 def model(request):
     return make(request.param)
-
-
-def i32(values):
-    return torch.tensor(values, dtype=torch.int32)
 
 
 class Pages:
@@ -71,8 +68,8 @@ class Pages:
                 AttentionMetadata(
                     positions=torch.tensor([p for _, span in spans for p in span]),
                     slots=torch.tensor(slots),
-                    cu_seqlens_q=i32([0, *torch.tensor(lengths).cumsum(0).tolist()]),
-                    seqlens_k=i32([span.stop for _, span in spans]),
+                    cu_seqlens_q=i32(0, *torch.tensor(lengths).cumsum(0).tolist()),
+                    seqlens_k=i32(*(span.stop for _, span in spans)),
                     block_table=table[rows],
                     max_seqlen_q=max(lengths),
                 )

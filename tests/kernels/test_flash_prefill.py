@@ -12,14 +12,11 @@ from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, ops
 from l4kernels.testing import assert_close, emulated, relative_error
 from tests.support import naive
+from tests.support.tensors import i32
 from tools import nvcc
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
 NAN = float("nan")
-
-
-def i32(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=I32)
 
 
 def problem(make, len_qs, len_ks, *, heads=1, kv_heads=1, page=16, dtype=torch.bfloat16, ring=0):

@@ -12,6 +12,7 @@ from bench.checks.inputs import FP8, I32
 from l4kernels import ops
 from l4kernels.ops.paged import visible_pieces
 from tests.support import naive
+from tests.support.tensors import i32
 
 SCOUT_SCALING = {
     "rope_type": "llama3",
@@ -20,10 +21,6 @@ SCOUT_SCALING = {
     "high_freq_factor": 1.0,
     "original_max_position_embeddings": 8192,
 }
-
-
-def i32(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=I32)
 
 
 @settings(max_examples=500, deadline=None)

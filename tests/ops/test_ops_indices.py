@@ -12,18 +12,15 @@ from torch import Tensor
 
 import l4kernels
 from bench.checks.cases import cases
-from bench.checks.inputs import FP8, I32, Maker
+from bench.checks.inputs import FP8, Maker
 from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, ops
 from l4kernels.testing import emulated
+from tests.support.tensors import i32
 
 BIG = 2**31 - 1
 MAKE = Maker("cpu", torch.bfloat16, 5)
 KERNELS = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
-
-
-def i32(*values: int) -> Tensor:
-    return torch.tensor(values, dtype=I32)
 
 
 def i64(*values: int) -> Tensor:
