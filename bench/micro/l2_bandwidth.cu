@@ -92,7 +92,11 @@ void measure(const std::string& name, const Rows& rows, int window, int grid, in
   const int clusters = grid / kCluster, spread = std::max(1, window / clusters);
   Buffer<uint32_t> sums(grid);
   Buffer<int64_t> elapsed(grid);
-  const l4k::LaunchConfig config{dim3(grid), dim3(128), kStages * kTileBytes, kCluster, false};
+  const l4k::LaunchConfig config{.grid = dim3(grid),
+                                 .block = dim3(128),
+                                 .smem_bytes = kStages * kTileBytes,
+                                 .cluster = kCluster,
+                                 .dependent = false};
   const double us = event_us(repeats, [&] {
     MICRO_CHECK(l4k::launch(read<kCluster>, config, stream(), map, tiles, window, spread, sums.data,
                             elapsed.data));

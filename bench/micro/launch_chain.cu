@@ -60,7 +60,8 @@ void measure(const Case& c, bool small) {
   const int grid = l4k::sm_count();
   auto launch = [&](int i, uint32_t* count) {
     const size_t smem = size_t(i % 2 ? c.odd_kb : c.even_kb) << 10;
-    const l4k::LaunchConfig config{dim3(grid), dim3(128), smem, 1, c.dependent};
+    const l4k::LaunchConfig config{
+        .grid = dim3(grid), .block = dim3(128), .smem_bytes = smem, .dependent = c.dependent};
     MICRO_CHECK(l4k::launch(i % 2 ? link<1> : link<0>, config, stream(), count));
   };
   Buffer<uint32_t> count(1);

@@ -118,8 +118,11 @@ void measure(const std::string& name, const Data& data, const Shape& shape, int 
 #endif
   const size_t smem = size_t(shape.smem_kb) << 10;
   const int stages = std::min<int>(kMaxStages, smem / kTileBytes);
-  const l4k::LaunchConfig config{dim3(grid), dim3(registers ? 384 : 128), smem, shape.cluster,
-                                 shape.dependent};
+  const l4k::LaunchConfig config{.grid = dim3(grid),
+                                 .block = dim3(registers ? 384 : 128),
+                                 .smem_bytes = smem,
+                                 .cluster = shape.cluster,
+                                 .dependent = shape.dependent};
   const int regions = std::max(1, data.tiles / std::max(1, read));
   auto launch = [&](int i, int count, uint32_t* sums) {
     MICRO_CHECK(l4k::launch(cost<kFeatures>, config, stream(), map,

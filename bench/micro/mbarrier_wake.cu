@@ -87,7 +87,8 @@ __global__ void cluster_order(int rounds, uint32_t* result) {
 template <typename... P, typename... A>
 double per_round(void (*kernel)(P...), int ctas, int threads, int rounds, A... arguments) {
   Buffer<int64_t> elapsed(1);
-  const l4k::LaunchConfig config{dim3(ctas), dim3(threads), 0, ctas, false};
+  const l4k::LaunchConfig config{
+      .grid = dim3(ctas), .block = dim3(threads), .cluster = ctas, .dependent = false};
   for (int i = 0; i < 2; ++i) {  // the first one fetches the code
     MICRO_CHECK(l4k::launch(kernel, config, stream(), rounds, arguments..., elapsed.data));
     finish();
@@ -107,7 +108,8 @@ int main(int argc, char** argv) {
   print("cluster_barrier_8", per_round(cluster_barriers<true>, 8, 128, rounds), "cycles");
   print("cluster_barrier_2_relaxed", per_round(cluster_barriers<false>, 2, 128, rounds), "cycles");
   Buffer<uint32_t> result(4);
-  const l4k::LaunchConfig config{dim3(4), dim3(32), 0, 4, false};
+  const l4k::LaunchConfig config{
+      .grid = dim3(4), .block = dim3(32), .cluster = 4, .dependent = false};
   MICRO_CHECK(l4k::launch(cluster_order, config, stream(), 3, result.data));
   const std::vector<uint32_t> got = result.host();
   for (uint32_t i = 0; i < 4; ++i) expect(got[i] == (i + 3) % 4, "order by cluster barriers");

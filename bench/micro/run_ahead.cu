@@ -59,7 +59,10 @@ void measure(const std::string& name, bool small) {
   Buffer<float> tile(64 * N);
   Buffer<int64_t> times(kProducts + 2);
   std::vector<double> leads, finishes, all;
-  const l4k::LaunchConfig config{dim3(1), dim3(128), size_t(kBytesA + N * 128), 1, false};
+  const l4k::LaunchConfig config{.grid = dim3(1),
+                                 .block = dim3(128),
+                                 .smem_bytes = size_t(kBytesA + N * 128),
+                                 .dependent = false};
   for (int i = 0; i < kept; ++i) {
     MICRO_CHECK(l4k::launch(lead<N, kRegisters, kCommitEach>, config, stream(), a.data, b.data,
                             passes, tile.data, times.data));

@@ -110,7 +110,8 @@ void measure(const Rows& rows, bool small) {
   Buffer<float> tile(64 * N);
   Buffer<int64_t> out(grid * 3);
   const size_t smem = kBytesA + N * 128 + kStages * kTileBytes;
-  const l4k::LaunchConfig config{dim3(grid), dim3(160), smem, 1, false};
+  const l4k::LaunchConfig config{
+      .grid = dim3(grid), .block = dim3(160), .smem_bytes = smem, .dependent = false};
   auto run = [&](int rounds, int tiles) {
     const Work work{rounds, tiles, small ? 40 : 1 << 16, window, std::max(1, window / grid)};
     MICRO_CHECK(

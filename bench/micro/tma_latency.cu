@@ -52,7 +52,8 @@ void measure(const std::string& size, const Rows& rows, int first, bool small) {
   const std::vector<uint32_t> sums = rows.tile_sums(kBoxRows);
   Buffer<int64_t> out(4);
   const int boxes = small ? 3 : 128;
-  const l4k::LaunchConfig config{dim3(1), dim3(32), kBoxRows * kRowBytes, 1, false};
+  const l4k::LaunchConfig config{
+      .grid = dim3(1), .block = dim3(32), .smem_bytes = kBoxRows * kRowBytes, .dependent = false};
   auto run = [&](int passes) {
     MICRO_CHECK(
         l4k::launch(latency<kBoxRows>, config, stream(), map, first, boxes, passes, out.data));

@@ -56,7 +56,8 @@ void measure(const std::string& name, int grid, bool small) {
   const Rows rows(int64_t{grid} * own_rows, false);
   const Rows source(kBoxes * kBoxRows, true);
   Buffer<int64_t> elapsed(grid);
-  const l4k::LaunchConfig config{dim3(grid), dim3(128), kBytes, 1, false};
+  const l4k::LaunchConfig config{
+      .grid = dim3(grid), .block = dim3(128), .smem_bytes = kBytes, .dependent = false};
   MICRO_CHECK(l4k::launch(store<kBoxRows, kBoxes, kWait>, config, stream(), rows.map(kBoxRows),
                           source.words.data, rounds, own_rows, elapsed.data));
   const std::vector<uint32_t> got = rows.tile_sums(kBoxes * kBoxRows);

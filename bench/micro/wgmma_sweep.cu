@@ -56,7 +56,10 @@ void measure(const char* type, bool small) {
   const int grid = small ? 1 : l4k::sm_count(), rounds = small ? 2 : 400;
   Buffer<float> tile(64 * N);
   Buffer<int64_t> elapsed(grid);
-  const l4k::LaunchConfig config{dim3(grid), dim3(128), size_t(kBytesA + N * 128), 1, false};
+  const l4k::LaunchConfig config{.grid = dim3(grid),
+                                 .block = dim3(128),
+                                 .smem_bytes = size_t(kBytesA + N * 128),
+                                 .dependent = false};
   const std::string name = std::string(type) + (kRegisters ? "_rs_n" : "_ss_n") + std::to_string(N);
   auto run = [&](int count) {
     MICRO_CHECK(l4k::launch(sweep<N, T, kRegisters>, config, stream(), a.data, b.data, count,
