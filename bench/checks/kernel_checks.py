@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.checks.cases import cases
-from bench.checks.gemm_rows import row_cases
+from bench.checks.gemm_configs import config_cases
 from bench.checks.inputs import FP8, Case
 from l4kernels import testing
 from l4kernels.ops import OPS
@@ -44,7 +44,7 @@ def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
     On a GPU those of every row of the GEMM's table as well; in the emulator they have their tests.
     """
     found = list(cases(op, device, torch.bfloat16))
-    return found + list(row_cases(op, device)) if device == "cuda" else found
+    return found + list(config_cases(op, device)) if device == "cuda" else found
 
 
 # Cases in which a kernel sets the error word, and what it says.

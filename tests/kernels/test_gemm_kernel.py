@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.checks.gemm_rows import EDGES, PLAIN_ROWS, ROWS, Row, operands, row_cases
+from bench.checks.gemm_configs import CONFIGS, EDGES, PLAIN_CONFIGS, Config, config_cases, operands
 from bench.checks.inputs import Maker
 from bench.checks.kernel_checks import check, device_error, same_bits
 from l4kernels import STATUS
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif("gemm" not in STATUS.kernels, reason=STATUS.reas
 
 MODES = ("late", "early", "random")
 I32 = torch.int32
-BF16_ROWS = [row for row in PLAIN_ROWS if not row.fp8]
-PROMOTED_ROWS = [row for row in ROWS if row.promote]
-FAST_ROWS = [row for row in ROWS if row.fp8 and not row.promote]
-FP8_RESULT_ROWS = [row for row in ROWS if row.fp8_result]
+BF16_CONFIGS = [config for config in PLAIN_CONFIGS if not config.fp8]
+PROMOTED_CONFIGS = [config for config in CONFIGS if config.promote]
+FAST_CONFIGS = [config for config in CONFIGS if config.fp8 and not config.promote]
+FP8_RESULT_CONFIGS = [config for config in CONFIGS if config.fp8_result]
 FAR = "bf16_128x256", "fp8_128x128_1x2_promote", "bf16_swap_16x128", "fp8_swap_16x128_promote"
 
 
@@ -31,52 +31,52 @@ def maker(seed: int = 0) -> Maker:
     return Maker("cpu", torch.bfloat16, seed)
 
 
-def check_exact(row: Row, args: tuple[Tensor, Tensor], options: dict, **settings) -> None:
+def check_exact(config: Config, args: tuple[Tensor, Tensor], options: dict, **settings) -> None:
     with emulated(fp8_accumulation="exact", **settings):
         got = gemm(*args, out_dtype=torch.float32, **options)
     assert torch.equal(got, gemm.reference(*args, out_dtype=torch.float32, **options))
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_experts_of_every_awkward_size_are_exact(row, mode):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_experts_of_every_awkward_size_are_exact(config, mode):
     """K wraps the ring of stages, N ends inside a tile, every expert ends inside a row tile."""
-    make = maker(row.number)
-    args, options = operands(make, row, sum(EDGES) + 2, len(EDGES), 136, 640)
+    make = maker(config.number)
+    args, options = operands(make, config, sum(EDGES) + 2, len(EDGES), 136, 640)
     options["expert_offsets"] = make.offsets(EDGES)
-    check_exact(row, args, options, mode=mode, seed=row.number, sms=3)
+    check_exact(config, args, options, mode=mode, seed=config.number, sms=3)
 
 
 @pytest.mark.parametrize("op", ["gemm", "gemm_swiglu_fp8"])
-def test_the_cases_that_a_gpu_runs_for_every_row(op):
-    for case in row_cases(op, "cpu"):
+def test_the_cases_that_a_gpu_runs_for_every_config(op):
+    for case in config_cases(op, "cpu"):
         with emulated():
             check(op, case)
 
 
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_dense_products_are_exact(row):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_dense_products_are_exact(config):
     for m in (1, 17, 300, 1000):  # pairs: tail tiles, both kinds, ordinary ones
-        args, options = operands(maker(m), row, m, 264, 384)
-        check_exact(row, args, options, sms=4)
+        args, options = operands(maker(m), config, m, 264, 384)
+        check_exact(config, args, options, sms=4)
 
 
 @pytest.mark.parametrize("k", [5120, 8192, 16384, 26624])
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_a_tile_of_full_depth_is_exact(row, k):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_a_tile_of_full_depth_is_exact(config, k):
     """K of Scout and Maverick (hidden, FFN) and of the Behemoth estimate."""
-    args, options = operands(maker(k), row, 9, 128, k)
-    check_exact(row, args, options, sms=2)
+    args, options = operands(maker(k), config, 9, 128, k)
+    check_exact(config, args, options, sms=2)
 
 
 @pytest.mark.parametrize("sms", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("row", [row for row in ROWS if row.swap], ids=str)
-def test_splits_of_k_add_up_in_one_order(row, sms):
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.swap], ids=str)
+def test_splits_of_k_add_up_in_one_order(config, sms):
     """The more SMs for one tile, the more splits: see tests/host/test_gemm_configs.cpp."""
-    args, options = operands(maker(sms), row, 13, 128, 1920)
-    check_exact(row, args, options, sms=sms)
+    args, options = operands(maker(sms), config, 13, 128, 1920)
+    check_exact(config, args, options, sms=sms)
     random = torch.randn(13, 1920), torch.randn(128, 1920)
-    args = tuple(t.to(row.dtype) for t in random)
+    args = tuple(t.to(config.dtype) for t in random)
     results = []
     for seed in range(3):
         with emulated(mode="random", seed=seed, sms=sms):
@@ -86,10 +86,10 @@ def test_splits_of_k_add_up_in_one_order(row, sms):
 
 @pytest.mark.parametrize("splits", [1, 2, 3, 5, 8])
 def test_splits_that_are_asked_for(splits):
-    for row in (r for r in ROWS if r.swap):
-        args, options = operands(maker(splits), row, 13, 128, 1024)
+    for config in (c for c in CONFIGS if c.swap):
+        args, options = operands(maker(splits), config, 13, 128, 1024)
         options["config"] += 100 * splits
-        check_exact(row, args, options, sms=8)
+        check_exact(config, args, options, sms=8)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
@@ -98,20 +98,20 @@ def difference(got: Tensor, expected: Tensor) -> float:
     return float(1 - 2 * (x * y).sum() / (x * x + y * y).sum())
 
 
-@pytest.mark.parametrize("row", BF16_ROWS, ids=str)
-def test_bf16_on_random_data(row):
+@pytest.mark.parametrize("config", BF16_CONFIGS, ids=str)
+def test_bf16_on_random_data(config):
     make = maker()
     a, b = make.randn(70, 1024), make.randn(264, 1024)
     with emulated():
-        got = gemm(a, b, config=row.number)
+        got = gemm(a, b, config=config.number)
     exact = a.double() @ b.double().T
     assert difference(got, exact) < 1e-5
     rounded = (exact.bfloat16() - exact).abs().max()
     assert (got - exact).abs().max() <= 2 * rounded
 
 
-@pytest.mark.parametrize("row", PROMOTED_ROWS, ids=str)
-def test_promotion_keeps_what_fast_accumulation_loses(row):
+@pytest.mark.parametrize("config", PROMOTED_CONFIGS, ids=str)
+def test_promotion_keeps_what_fast_accumulation_loses(config):
     """The guard of the guard: the test that promoted sums pass, un-promoted ones must fail.
 
     Positive values, so that what truncation drops adds up instead of cancelling.
@@ -124,34 +124,34 @@ def test_promotion_keeps_what_fast_accumulation_loses(row):
             return gemm(a, b, sfa=sfa, sfb=sfb, config=config)
 
     exact = gemm.reference(a, b, sfa=sfa, sfb=sfb, out_dtype=torch.float32).double()
-    bound = 1.2 * (run(row.number, "exact") - exact).norm()
-    assert (run(row.number, "hopper") - exact).norm() <= bound
-    for fast in FAST_ROWS:
+    bound = 1.2 * (run(config.number, "exact") - exact).norm()
+    assert (run(config.number, "hopper") - exact).norm() <= bound
+    for fast in FAST_CONFIGS:
         assert (run(fast.number, "hopper") - exact).norm() > bound
 
 
 @pytest.mark.parametrize("sfa, sfb", [("row", "row"), ("1x128", "128x128"), ("1x128", "row")])
-@pytest.mark.parametrize("row", [row for row in ROWS if row.fp8], ids=str)
-def test_scales_of_every_layout(row, sfa, sfb):
-    """Per K block only where sums leave the tensor core; a fast row refuses."""
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.fp8], ids=str)
+def test_scales_of_every_layout(config, sfa, sfb):
+    """Per K block only where sums leave the tensor core; a fast config refuses."""
     make = maker()
     (a, sa), (b, sb) = make.fp8(70, 512, scaling=sfa), make.fp8(3, 272, 512, scaling=sfb)
     options = {"sfa": sa, "sfb": sb, "expert_offsets": make.offsets([3, 0, 66])}
     with emulated():
-        if "1x128" in sfa and not row.promote:
+        if "1x128" in sfa and not config.promote:
             with pytest.raises(RuntimeError, match="expected config to be a row for these"):
-                gemm(a, b, config=row.number, **options)
+                gemm(a, b, config=config.number, **options)
             return
-        got = gemm(a, b, config=row.number, **options)
+        got = gemm(a, b, config=config.number, **options)
     exact = gemm.reference(a, b, out_dtype=torch.float32, **options)
-    assert difference(got, exact) < 1e-3 * (1 if row.promote else 10)
+    assert difference(got, exact) < 1e-3 * (1 if config.promote else 10)
 
 
 @pytest.mark.parametrize("activation", ["none", "swiglu", "gelu"])
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_epilogues_of_every_row(row, activation):
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_epilogues_of_every_config(config, activation):
     make = maker()
-    args, options = operands(make, row, 70, 272, 512)
+    args, options = operands(make, config, 70, 272, 512)
     columns = 136 if activation == "swiglu" else 272
     options |= {
         "bias": make.randn(272),
@@ -160,7 +160,7 @@ def test_epilogues_of_every_row(row, activation):
         "activation": activation,
     }
     with emulated(fp8_accumulation="exact"):
-        if not row.swap and row.gelu != (activation == "gelu"):
+        if not config.swap and config.gelu != (activation == "gelu"):
             with pytest.raises(RuntimeError, match="expected config to be a row for these"):
                 gemm(*args, **options)
             return
@@ -169,11 +169,11 @@ def test_epilogues_of_every_row(row, activation):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("row", FP8_RESULT_ROWS, ids=str)
-def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(row, mode):
+@pytest.mark.parametrize("config", FP8_RESULT_CONFIGS, ids=str)
+def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(config, mode):
     """Two thread blocks share each scale; codes may differ where a value sits on a boundary."""
     make = maker()
-    args, options = operands(make, row, 282, 3, 512, 384)
+    args, options = operands(make, config, 282, 3, 512, 384)
     options |= {"expert_offsets": make.offsets([21, 0, 260]), "row_scale": make.uniform(282) / 64}
     with emulated(fp8_accumulation="exact", mode=mode, sms=5):
         got = gemm_swiglu_fp8(*args, **options)
@@ -182,14 +182,14 @@ def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(row, mode)
     assert_close(got.q, expected.q, 1e-5)
     assert not got.q[281].float().any() and (got.scale[281] == 1).all()
     with pytest.raises(RuntimeError, match="expected config to be a row for these"), emulated():
-        gemm_swiglu_fp8(*args, **(options | {"config": FAST_ROWS[0].number}))
+        gemm_swiglu_fp8(*args, **(options | {"config": FAST_CONFIGS[0].number}))
 
 
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_the_router_score_scales_the_input_of_the_expert(row):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_the_router_score_scales_the_input_of_the_expert(config):
     """As in the model; scaling the output instead is another function (a negative control)."""
     make = maker()
-    args, options = operands(make, row, 20, 256, 256)
+    args, options = operands(make, config, 20, 256, 256)
     score = make.uniform(20, low=0.1, high=0.5) / 16
     with emulated(fp8_accumulation="exact"):
         got = gemm(*args, row_scale=score, activation="swiglu", **options)
@@ -203,20 +203,20 @@ def test_the_router_score_scales_the_input_of_the_expert(row):
         assert_close(got, on_output, 0.1)
 
 
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_one_expert_takes_all_and_127_of_128_are_empty(row):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_one_expert_takes_all_and_127_of_128_are_empty(config):
     make = maker()
     counts = [0] * 128
     counts[77] = 33
-    args, options = operands(make, row, 33, 128, 16, 128)
-    check_exact(row, args, options | {"expert_offsets": make.offsets(counts)})
+    args, options = operands(make, config, 33, 128, 16, 128)
+    check_exact(config, args, options | {"expert_offsets": make.offsets(counts)})
 
 
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_hostile_offsets_touch_nothing_outside(row):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_hostile_offsets_touch_nothing_outside(config):
     """Offsets that do not ascend from 0, or leave the matrix, are clamped and reported."""
     make = maker()
-    args, options = operands(make, row, 40, 4, 32, 128)
+    args, options = operands(make, config, 40, 4, 32, 128)
     device_error()
     for bad in (
         [0, 30, 10, 35, 40],
@@ -231,10 +231,10 @@ def test_hostile_offsets_touch_nothing_outside(row):
         assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("row", PLAIN_ROWS, ids=str)
-def test_padding_rows_full_of_nan_do_not_leak(row):
+@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+def test_padding_rows_full_of_nan_do_not_leak(config):
     make = maker()
-    (a, b), options = operands(make, row, 50, 2, 64, 256)
+    (a, b), options = operands(make, config, 50, 2, 64, 256)
     options["expert_offsets"] = make.offsets([17, 20])
     a[37:] = float("nan")
     with emulated(fp8_accumulation="exact"):
@@ -245,10 +245,10 @@ def test_padding_rows_full_of_nan_do_not_leak(row):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("row", BF16_ROWS, ids=str)
-def test_a_chain_of_dependent_launches(row, mode):
+@pytest.mark.parametrize("config", BF16_CONFIGS, ids=str)
+def test_a_chain_of_dependent_launches(config, mode):
     """A, B and the residual may all be results of the launch before."""
-    (x, w), options = operands(maker(), row, 64, 64, 64)
+    (x, w), options = operands(maker(), config, 64, 64, 64)
     with emulated(mode=mode, sms=2), chained():
         y = gemm(x, w, **options)
         z = gemm(y, w, residual=y, **options)
@@ -276,14 +276,14 @@ def test_rows_may_be_apart_but_not_misaligned():
             gemm(q, w[1:], sfa=scale, sfb=scales[1:])
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.name in FAR], ids=str)
-def test_operands_beyond_4_gib(row):
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.name in FAR], ids=str)
+def test_operands_beyond_4_gib(config):
     """Sparse buffers whose last expert, and last rows, begin past 2^31 elements."""
     experts, n, k, m = 256, 65_800, 128, 5
-    a, residual = (torch.empty(m, 1 << 29, dtype=d) for d in (row.dtype, torch.bfloat16))
+    a, residual = (torch.empty(m, 1 << 29, dtype=d) for d in (config.dtype, torch.bfloat16))
     a, residual = a[:, :k], residual[:, :n]
-    b = torch.empty(experts, n, k, dtype=row.dtype)
-    small, options = operands(maker(), row, m, 1, n, k)
+    b = torch.empty(experts, n, k, dtype=config.dtype)
+    small, options = operands(maker(), config, m, 1, n, k)
     a.copy_(small[0])
     b[-1] = small[1][0]
     residual.copy_(maker().integers(m, n, low=-3, high=4))
@@ -291,20 +291,20 @@ def test_operands_beyond_4_gib(row):
     expected = gemm.reference(
         a, small[1], **options, expert_offsets=torch.tensor([0, m], dtype=I32)
     )
-    if row.fp8:
+    if config.fp8:
         options["sfb"] = torch.ones(experts, 1)
     offsets = torch.tensor([0] * experts + [m], dtype=I32)
     with emulated():
         assert torch.equal(gemm(a, b, expert_offsets=offsets, **options), expected)
 
 
-def test_a_row_of_the_table_must_fit_the_operands():
+def test_a_config_must_fit_the_operands():
     make = maker()
     a, b = make.randn(4, 128), make.randn(16, 128)
     with emulated(), pytest.raises(RuntimeError, match="expected config to be a row for these"):
-        gemm(a, b, config=PROMOTED_ROWS[0].number)
-    with emulated(), pytest.raises(RuntimeError, match=f"a row of 0 to {len(ROWS) - 1}"):
-        gemm(a, b, config=len(ROWS))
+        gemm(a, b, config=PROMOTED_CONFIGS[0].number)
+    with emulated(), pytest.raises(RuntimeError, match=f"a row of 0 to {len(CONFIGS) - 1}"):
+        gemm(a, b, config=len(CONFIGS))
 
 
 def test_the_choice_is_printed_with_its_problem_where_the_environment_asks(capfd):

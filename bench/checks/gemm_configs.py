@@ -12,7 +12,7 @@ from tools.gemm_configs import GemmConfig, gemm_configs
 BF16 = torch.bfloat16
 
 
-class Row(GemmConfig):
+class Config(GemmConfig):
     @property
     def dtype(self) -> torch.dtype:
         return FP8 if self.fp8 else BF16
@@ -23,38 +23,39 @@ class Row(GemmConfig):
         return self.fp8 and (self.swap or self.cluster_n == 2)
 
 
-ROWS = [Row(**vars(config)) for config in gemm_configs()]
+CONFIGS = [Config(**vars(config)) for config in gemm_configs()]
 EDGES = [0, 1, 7, 8, 15, 16, 17, 63, 64, 65, 127, 128, 129]
 """Rows per expert around every size of a tile."""
 
-PLAIN_ROWS = [row for row in ROWS if not row.gelu]
+PLAIN_CONFIGS = [config for config in CONFIGS if not config.gelu]
 
 
-def operands(make: Maker, row: Row, m: int, *b_shape: int) -> tuple[tuple[Tensor, Tensor], dict]:
+def operands(
+    make: Maker, config: Config, m: int, *b_shape: int
+) -> tuple[tuple[Tensor, Tensor], dict]:
     """Small integers, whose float32 sums are exact, as A `[m, K]` and B `[.., N, K]`."""
-    a, b = (
-        make.integers(*shape, low=-3, high=4).to(row.dtype) for shape in ((m, b_shape[-1]), b_shape)
-    )
-    options: dict[str, Any] = {"config": row.number}
-    if row.fp8:
+    shapes = (m, b_shape[-1]), b_shape
+    a, b = (make.integers(*shape, low=-3, high=4).to(config.dtype) for shape in shapes)
+    options: dict[str, Any] = {"config": config.number}
+    if config.fp8:
         scale_b = torch.ones(b_shape[0], 1) if b.dim() == 3 else torch.ones(1)
         options |= {"sfa": torch.ones(1).to(make.device), "sfb": scale_b.to(make.device)}
     return (a, b), options
 
 
-def row_cases(op: str, device: str) -> Iterator[Case]:
+def config_cases(op: str, device: str) -> Iterator[Case]:
     """A case for every configuration, in `op`'s name: sums are exact, so are bf16 results."""
     make = Maker(device, BF16, 0)
-    for row in ROWS:
-        if op == "gemm" and row.gelu:
-            args, options = operands(make, row, 150, 136, 640)
-            yield Case(str(row), args, options | {"activation": "gelu"})
+    for config in CONFIGS:
+        if op == "gemm" and config.gelu:
+            args, options = operands(make, config, 150, 136, 640)
+            yield Case(str(config), args, options | {"activation": "gelu"})
         elif op == "gemm":
-            args, options = operands(make, row, sum(EDGES) + 2, len(EDGES), 136, 640)
+            args, options = operands(make, config, sum(EDGES) + 2, len(EDGES), 136, 640)
             options["expert_offsets"] = make.offsets(EDGES)
-            yield Case(f"integers {row}", args, options)
-        elif op == "gemm_swiglu_fp8" and row.fp8_result:
-            args, options = operands(make, row, 150, 3, 512, 384)
+            yield Case(f"integers {config}", args, options)
+        elif op == "gemm_swiglu_fp8" and config.fp8_result:
+            args, options = operands(make, config, 150, 3, 512, 384)
             options["expert_offsets"] = make.offsets([21, 0, 128])
             scale = make.uniform(150) / 64
-            yield Case(str(row), args, options | {"row_scale": scale})
+            yield Case(str(config), args, options | {"row_scale": scale})
