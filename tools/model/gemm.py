@@ -33,7 +33,7 @@ class Program:
     persistent: bool = False
     in_flight: int = 1  # specialised: groups of wgmma that may run when a stage is released
     store: str = "awaited"  # or read (staging has been read), direct (from registers)
-    meet: bool = False  # consumers meet before and after the store, one thread's for all of them
+    joint_store: bool = False  # one thread stores for all consumers, which wait before and after
     round_bytes: int = 0  # read: what the staging buffer of one warpgroup holds
     cluster_m: int = 1
     cluster_n: int = 1
@@ -160,17 +160,17 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
     read = 0.0
     for _ in range(rounds):
         yield max(read, engine.now) + registers / rounds * m.epilogue_register + m.named_barrier
-        if p.meet:
+        if p.joint_store:
             cta.staged.add()
             yield cta.staged, p.warpgroups * (tile + 1)
             if own > 0:
                 break
             bytes_left *= p.warpgroups
         read = cta.sm.stores.take(engine.now, bytes_left / rounds)
-    if p.store == "awaited" and own * p.meet == 0:
+    if p.store == "awaited" and own * p.joint_store == 0:
         yield read + m.store_latency
         cta.stored.add()
-    if p.meet:
+    if p.joint_store:
         yield cta.stored, tile + 1
     if p.store == "direct":
         yield read
