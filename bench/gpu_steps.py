@@ -21,8 +21,8 @@ from l4kernels.bench.measure import measure
 from l4kernels.bench.rows import current_gpu
 from l4kernels.bench.shapes import FIRST_SIZES, PHASES, Call, benchmarked_ops, calls
 from l4kernels.bench.timing import time_graph
-from l4kernels.env import gpu_problem
 from l4kernels.layers.weights import FORMATS
+from l4kernels.planning.machine import gpu_problem
 
 Step = Callable[[], Result | Iterator[Result]]
 

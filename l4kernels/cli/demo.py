@@ -5,13 +5,13 @@ import time
 import torch
 from torch import Tensor
 
-from l4kernels import cpu
 from l4kernels import demo as data
-from l4kernels.cli.generate import load_options, weight_bytes
+from l4kernels.cli.loading import load_options, weight_bytes
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
 from l4kernels.cli.progress import loading_bar
 from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.sampler import Sampling
+from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompter
 from l4kernels.prompt.tokenizer import Detokenizer
 

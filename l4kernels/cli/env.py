@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from l4kernels import __version__
 from l4kernels.cli.output import facts, line, print_json, styled
-from l4kernels.env import MINIMUM_DRIVER, report
+from l4kernels.planning.machine import MINIMUM_DRIVER, report
 
 
 def run(*, as_json: bool) -> None:
-    found = report()
+    found = {"l4kernels": __version__, **report()}
     if as_json:
         print_json(found)
         return

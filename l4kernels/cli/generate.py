@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from l4kernels import cpu
 from l4kernels.cli.interrupts import exit_code
+from l4kernels.cli.loading import load_options, weight_bytes
 from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
@@ -17,10 +17,8 @@ from l4kernels.engine.generate import Generation
 from l4kernels.engine.input_checks import check_length
 from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.sampler import Sampling
-from l4kernels.env import gpu_problem
-from l4kernels.layers.options import DTYPES, find_device
-from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
+from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompt, Prompter, user_message
 from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer
@@ -146,48 +144,6 @@ def _print_status(result: dict[str, Any]) -> None:
         f"{timings['tokens_per_second']:.1f} tokens/s",
         file=sys.stderr,
     )
-
-
-def weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def load_options(
-    device: str | None,
-    dtype: str | None,
-    weights: str,
-    kv_dtype: str = "auto",
-    *,
-    reference: bool = False,
-) -> dict[str, Any]:
-    """Arguments of `Llama4.from_pretrained` from the command line's spellings."""
-    target = find_device(device or _default_device(weights, reference))
-    dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
-    for option, value, known in (
-        ("--dtype", dtype, DTYPES),
-        ("--weights", weights, tuple(FORMATS)),
-        ("--kv-dtype", kv_dtype, ("auto", "fp8")),
-    ):
-        if value not in known:
-            raise ValueError(f"expected {option} to be one of {', '.join(known)}, got {value!r}")
-    small = kv_dtype == "fp8" or (FORMATS[weights].fp8_cache and target.type == "cuda")
-    return {
-        "device": target,
-        "dtype": DTYPES[dtype],
-        "weights": weights,
-        "kv_dtype": "fp8" if small else None,
-    }
-
-
-def _default_device(weights: str, reference: bool) -> str:
-    """The GPU if a whole model can run there; an idle GPU is never passed over in silence."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    problem = None if reference else gpu_problem(weights)
-    if problem is None:
-        return "cuda"
-    print(f"l4k: running on the CPU: {problem}", file=sys.stderr)
-    return "cpu"
 
 
 def build_prompt(request: Request, prompter: Prompter) -> Prompt:

@@ -11,7 +11,7 @@ from l4kernels.planning.formats import Format, Precision
 from l4kernels.planning.gpus import Gpu
 
 CONTEXT_BYTES = 1.5e9  # CUDA context, the library's code and captured graphs
-PREFILL_TOKENS = 8192  # of all sequences: the KV cache cuts prompts so that no more are in flight
+PREFILL_TOKENS = 8192  # of all sequences: the engine splits prompts so that no more are in flight
 
 
 @dataclass(frozen=True)

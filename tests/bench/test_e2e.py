@@ -7,7 +7,7 @@ import torch
 
 from bench import gpu_steps
 from bench.checks import gpu_checks
-from l4kernels import Llama4Config, env
+from l4kernels import Llama4Config
 from l4kernels.bench.command import main
 from l4kernels.bench.e2e import layers_that_fit, prefill_flops, run, shortened, text
 from l4kernels.bench.report import table
@@ -15,6 +15,7 @@ from l4kernels.cli import main as l4k
 from l4kernels.engine import runner
 from l4kernels.engine.kv_cache import KVCache
 from l4kernels.ops import OPS
+from l4kernels.planning import machine
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
@@ -86,9 +87,10 @@ def test_prefill_flops_are_those_of_the_ops():
     q = torch.empty(prompt, 5, 128, device="meta")
     cache = torch.empty(3, 64, 1, 128, device="meta")
     lengths = torch.tensor([0, prompt], dtype=torch.int32)
+    args, options = (q, cache, cache, lengths, lengths[1:], lengths), {"softmax_scale": 1.0}
     attention = sum(
         OPS["flash_prefill"]
-        .work(q, cache, cache, lengths, lengths[1:], lengths, chunk=config.chunk(layer))
+        .work(*args, **options, max_seqlen_q=prompt, chunk=config.chunk(layer))
         .flops
         for layer in range(4)
     )
@@ -101,14 +103,14 @@ def test_prefill_flops_are_those_of_the_ops():
 
 
 def test_a_model_needs_the_ops_of_its_format(monkeypatch):
-    monkeypatch.setattr(env, "_blocked", lambda gpus: "")
-    monkeypatch.setattr(env, "STATUS", type("Status", (), {"kernels": tuple(OPS)[:-1]}))
+    monkeypatch.setattr(machine, "_blocked", lambda gpus: "")
+    monkeypatch.setattr(machine, "STATUS", type("Status", (), {"kernels": tuple(OPS)[:-1]}))
     last = tuple(OPS)[-1]
-    assert last == "word_sum" and env.gpu_problem("bf16") is None
+    assert last == "word_sum" and machine.gpu_problem("bf16") is None
     kernels = tuple(op for op in OPS if op not in ("w4_gemm", "embed"))
-    monkeypatch.setattr(env, "STATUS", type("Status", (), {"kernels": kernels}))
-    assert env.gpu_problem("fp8").endswith("no CUDA kernel: embed")
-    assert env.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
+    monkeypatch.setattr(machine, "STATUS", type("Status", (), {"kernels": kernels}))
+    assert machine.gpu_problem("fp8").endswith("no CUDA kernel: embed")
+    assert machine.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
 
 
 def test_a_gpu_run_measures_models_and_leaves_time_for_them(monkeypatch):

@@ -11,8 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import l4kernels
-from l4kernels.cli import generate as verb
-from l4kernels.cli import main
+from l4kernels.cli import loading, main
 from l4kernels.engine.llama4 import Llama4
 from l4kernels.prompt.tokenizer import Tokenizer
 from tests.support import pictures, tiny
@@ -169,11 +168,11 @@ def test_reference_gives_the_same_tokens(generate):
 
 def test_an_idle_gpu_is_not_passed_over_in_silence(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert verb.load_options(None, None, "bf16")["device"].type == "cpu"
+    assert loading.load_options(None, None, "bf16")["device"].type == "cpu"
     assert "l4k: running on the CPU: " in capsys.readouterr().err
-    monkeypatch.setattr(verb, "gpu_problem", lambda weights: None)
+    monkeypatch.setattr(loading, "gpu_problem", lambda weights: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    options = verb.load_options(None, None, "int4")
+    options = loading.load_options(None, None, "int4")
     assert (options["device"].type, options["dtype"], options["kv_dtype"]) == (
         "cuda",
         torch.bfloat16,

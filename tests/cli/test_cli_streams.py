@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from l4kernels import cpu
 from l4kernels.cli import main, output, streams
 from l4kernels.cli.demo import ASCII_BLOCKS, BLOCKS
 from l4kernels.demo import CHECKPOINT
+from l4kernels.planning import cpu
 from tests.support import tiny
 from tests.support.terminals import ENVIRONMENT, L4K, Terminal
 

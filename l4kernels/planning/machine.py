@@ -1,4 +1,4 @@
-"""What is installed, and which kernels are active on this machine and why not."""
+"""This machine: what is installed, and which kernels are active and why others are not."""
 
 import platform
 import re
@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-import l4kernels
-from l4kernels import cpu
 from l4kernels.layers.weights import FORMATS
 from l4kernels.ops import OPS
 from l4kernels.ops.library import STATUS
+from l4kernels.planning import cpu
 
 PACKAGES = {
     "cli": ("typer", "rich", "jinja2"),
@@ -26,10 +25,9 @@ MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
 
 
 def report() -> dict[str, Any]:
-    """Everything that a bug report needs; plain values, ready for JSON."""
+    """What a bug report needs; plain values, ready for JSON."""
     gpus = _gpus()
     return {
-        "l4kernels": l4kernels.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "executable": sys.executable,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import l4kernels
-from l4kernels import cpu
 from l4kernels.cli import demo, generate
+from l4kernels.planning import cpu
 
 ROOT = Path(__file__).parents[2]
 
