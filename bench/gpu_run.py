@@ -56,7 +56,7 @@ def serve(pipe: Connection, steps: Steps) -> None:
 
 
 def without_paths(text: str) -> str:
-    """A row tells what failed, not where somebody keeps his files."""
+    """A row says what failed, not in which folder of a machine."""
     for folder in sorted({str(ROOT), *sys.path}, key=len, reverse=True):
         text = text.replace(f"{folder}/", "") if len(folder) > 1 else text
     return text

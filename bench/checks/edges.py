@@ -202,7 +202,7 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
     for mode in ("late", "early", "random"):
         with m.route(mode=mode, seed=5, sms=2), m.chained():
             got = layer()
-        # Each op on what the one before gave: a rounding there is not its own.
+        # Each op runs on the result of the one before: a rounding there is not its own.
         with l4kernels.reference():
             expected = layer(got)
         for a, b, tolerance in zip(got, expected, (BF16, 1e-5, 0.0, 0.0, BF16, 1e-5), strict=True):

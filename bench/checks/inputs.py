@@ -59,7 +59,7 @@ class Maker:
         return torch.randperm(n, generator=self.generator).to(self.device, I32)
 
     def offsets(self, counts: list[int]) -> Tensor:
-        """expert_offsets of experts with so many rows each."""
+        """expert_offsets of experts with these numbers of rows."""
         return self.tensor([0, *torch.tensor(counts).cumsum(0).tolist()])
 
     def fp8(self, *shape: int, scaling: str) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def excess(differences: Sequence[float]) -> float:
 
 
 def limit(comparisons: int) -> float:
-    """The `t` that any of so many comparisons exceeds by chance with probability FALSE_ALARM."""
+    """The `t` that any of this many comparisons exceeds by chance with probability FALSE_ALARM."""
     return math.sqrt(2 * math.log(comparisons / FALSE_ALARM))
 
 
@@ -44,7 +44,7 @@ def worse(measures: dict[str, Sequence[float]]) -> dict[str, float]:
 
 
 def coarse(bits: int) -> Callable[[Tensor], Tensor]:
-    """A fault to plant: one more rounding, to so many significant bits (bfloat16 has 8)."""
+    """A fault to plant: one more rounding, to this many significant bits (bfloat16 has 8)."""
 
     def rounded(x: Tensor) -> Tensor:
         mantissa, exponent = torch.frexp(x.float())

@@ -17,7 +17,7 @@ class Code:
     """The smallest loop of a kernel that has every instruction of `holds`, or the whole kernel."""
 
     kernel: str  # a regular expression for the mangled name; every kernel that fits is looked at
-    holds: dict[str, int]  # exactly so many
+    holds: dict[str, int]  # exactly this many
     without: tuple[str, ...] = MEMORY
     whole: bool = False
     order: str = ""  # the instructions of `holds`, in this order

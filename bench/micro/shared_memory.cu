@@ -24,7 +24,7 @@ constexpr int kWindow = 1024;  // tiles
 
 struct Work {
   int rounds;  // of 16 products; 0: none
-  int tiles;   // 0: none; otherwise at least so many, and on until the products are done
+  int tiles;   // 0: none; otherwise at least this many, and on until the products are done
   int most;    // tiles, however long the products take
   int window, spread;
 };

@@ -31,7 +31,7 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
 
 
 def load_weights(model: nn.Module, source: Unquantised, progress: Progress | None = None) -> None:
-    """Fills a model of the source's config; without `progress`, a terminal is told."""
+    """Fills a model of the source's config; without `progress`, a terminal shows how far it is."""
     if progress is None:
         progress = terminal_counter()
     elif not callable(progress):

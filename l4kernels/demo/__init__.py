@@ -21,7 +21,7 @@ QUESTION = "Which digit is this?"
 WINDOW = 512
 """Tokens of a piece of text, as in training."""
 BATCH = 4
-"""Pieces at once: so few that their activations stay in a core's cache."""
+"""Pieces at once: few enough for their activations to stay in a core's cache."""
 _FILL = -1  # after the end of a piece: a target that does not count
 
 

@@ -159,7 +159,7 @@ def flash_attn_with_kvcache(
         k_cache, v_cache: with `page_table` `[P, page_size, Hkv, D]`, else `[B, N, Hkv, D]` with N
             a multiple of 16; the dtype of `q`, or e4m3. Contiguous.
         k, v: `[B, S', Hkv, D]`, the dtype of `q`, appended to the cache first, by
-            `ops.rope_cache` after they were put together (which calling it yourself saves).
+            `ops.rope_cache` after they were joined (which calling it yourself saves).
         cache_seqlens: int32 `[B]`, or one number: keys in the cache, without `k`. Default N.
         cache_batch_idx: int `[B]`, each sequence's row of an unpaged cache.
         page_table: int32 `[B, max_pages]`.

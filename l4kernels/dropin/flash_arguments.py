@@ -34,7 +34,7 @@ def check_offsets(check: Checker, name: str, offsets: Tensor) -> None:
 def check_mask(
     check: Checker, causal: bool, window_size: Sequence[int], queries: int, keys: int
 ) -> None:
-    """Fails unless FA3 would see all keys up to the query's: its rules for sequences of so many."""
+    """Fails unless FA3 would see all keys up to the query's, by its rules for this many."""
     left, right = window_size
     right = 0 if causal else -1 if right >= queries - 1 else right
     if 0 <= left < keys - 1 or right > 0:

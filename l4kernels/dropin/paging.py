@@ -32,7 +32,7 @@ class PagedCache:
         return self.table.shape[1] * self.k.shape[1]
 
     def longer(self, new: int) -> "PagedCache":
-        """The same memory, with so many keys more in each sequence."""
+        """The same memory, with `new` more keys in each sequence."""
         return replace(self, lengths=self.lengths + new)
 
 
@@ -41,7 +41,7 @@ def contiguous(t: Any) -> Any:
 
 
 def _page_size(rows: int) -> int:
-    """The page size that cuts so many rows evenly; 0 if none does."""
+    """The largest page size that divides the number of rows; 0 if none does."""
     return next((page for page in _PAGES if rows and rows % page == 0), 0)
 
 

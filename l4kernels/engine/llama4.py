@@ -128,7 +128,7 @@ class Llama4(Llama4Model):
             kv_dtype: of the KV cache: None (`dtype`) or "fp8".
             progress: called with the bytes that were read and those of all files, after each
                 tensor; by default a terminal's standard error shows them.
-            config: what `Llama4Config.from_pretrained(path)` gave, if it was read already.
+            config: the result of `Llama4Config.from_pretrained(path)`, if it was read already.
         """
         options = ModelOptions.parse(device, dtype, weights)
         kv = find_kv_dtype(kv_dtype, options.dtype)

@@ -125,7 +125,7 @@ def _is_plain(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> bool:
 def _attend_whole(
     q: Tensor, k: Tensor, v: Tensor, length: int, softmax_scale: float, out: Tensor, lse: Tensor
 ) -> None:
-    """Causal problems of `length` queries and keys each, one behind the other, in one CPU pass.
+    """Causal problems of `length` queries and keys each, one after the other, in one CPU pass.
 
     The same sums as `_attend`'s; the public call does not return lse.
     """

@@ -101,7 +101,7 @@ def _whole(digits: str) -> int:
 
 
 def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
-    """What keeps a model in this format, on so many GPUs, from running today.
+    """What keeps a model in this format, on this many GPUs, from running today.
 
     >>> obstacles("fp8", 1)
     ()

@@ -64,7 +64,8 @@ class ControlTokens:
         yield rendered.text[at:], None
 
     def _view(self, rendered: Rendered) -> str:
-        """The view for the search; where tokens mind what is beside them, each filler tells."""
+        """The view for the search; where tokens depend on what is beside them, a filler has the
+        kind of its character."""
         if not self._fillers:
             return rendered.view
         pairs = zip(rendered.text, rendered.view, strict=True)

@@ -21,7 +21,7 @@ NAN = float("nan")
 
 def problem(make, len_qs, len_ks, *, heads=1, kv_heads=1, page=16, dtype=torch.bfloat16, ring=0):
     """Arguments of flash_prefill. Sequences own shuffled pages; pages nobody owns and the slots
-    after a sequence's last key are NaN. With `ring`, the pages repeat after so many."""
+    after a sequence's last key are NaN. With `ring`, the pages repeat after this many."""
     counts = [-(-n // page) for n in len_ks]
     if ring:
         counts = [min(n, ring) for n in counts]

@@ -91,7 +91,7 @@ def tensors_of(name: str) -> set[str]:
 
 
 def begins_at(t: Tensor, offset: int) -> Tensor:
-    """A copy that lies so many bytes after a multiple of 64."""
+    """A copy that lies this many bytes after a multiple of 64."""
     memory = torch.zeros(t.numel() * t.element_size() + 128, dtype=torch.uint8)
     first = -memory.data_ptr() % 64 + offset
     moved = torch.frombuffer(memory.numpy(), dtype=t.dtype, count=t.numel(), offset=first)

@@ -16,7 +16,7 @@ def codes(*shape):
 
 
 def stepped(q, places, steps=1):
-    """The codes at some places, so many steps further from 0, or nearer where there is no more."""
+    """The codes at some places, `steps` further from 0, or nearer where there is no more."""
     flat = q.clone().view(torch.uint8).flatten()
     near = (flat[places] & 127) < 0x7E - steps
     flat[places] = torch.where(near, flat[places] + steps, flat[places] - steps)

@@ -135,7 +135,7 @@ def consume(block: Block, own: int, items: int, tiles: int, masked: bool) -> Pro
 
 
 def simulate(shape: Attention, machine: Machine, active: int, tiles: int, masked: bool) -> float:
-    """Cycles of one item of so many tiles of keys, in the middle of others."""
+    """Cycles of one item of this many tiles of keys, in the middle of others."""
     engine = Engine()
     servers = memory(machine, SIMULATED, active)
     blocks = [Block(SM(engine, machine, servers), shape) for _ in range(SIMULATED)]

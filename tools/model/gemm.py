@@ -146,7 +146,7 @@ def lockstep(cta: Cta, tiles: int, blocks: int) -> Process:
 
 
 def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
-    """From accumulators to memory, for the rows of so many warpgroups."""
+    """From accumulators to memory, for the rows of this many warpgroups."""
     p, m, engine = cta.program, cta.machine, cta.engine
     bytes_left = p.block_m * p.block_n * p.result * warpgroups / p.warpgroups
     registers = p.n * p.sub_tiles / 2

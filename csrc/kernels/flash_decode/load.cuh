@@ -26,7 +26,7 @@ struct DecodeProducer {
   int first_key;
   uint32_t keys;  // from first_key on
   const int* table;
-  int64_t own;    // what the lane copies of a key block starts so many bytes in
+  int64_t own;    // bytes from the start of a key block to what this lane copies
   int64_t place;  // of the lane's key block in the cache; negative: nothing to read
   uint32_t bad;   // lanes whose page does not exist
 

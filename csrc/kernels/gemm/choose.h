@@ -119,7 +119,7 @@ struct GemmChoice {
 };
 static_assert(kNumGemmConfigs <= 100);
 
-// What was measured to be the best for a product, up to so many rows of A.
+// The configuration that was measured to be the best for a product, up to this many rows of A.
 struct TunedGemm {
   int n, k, num_experts;
   bool fp8, fast_accum;

@@ -34,7 +34,7 @@ struct GemmSmem {
   alignas(1024) char b[C.stages][C.block_n * 128];
   alignas(1024) char staging[C.staging_bytes()];
   int row_ends[kMaxExperts], tile_ends[kMaxExperts];
-  // Read anew for every tile rather than kept in registers through the products.
+  // Read again for every tile rather than kept in registers through the products.
   RaggedSchedule schedule;
   GemmCluster cluster;
   Pipeline<C.stages> ring;

@@ -12,8 +12,8 @@ Activations = Tensor | ops.Quantized | ops.RmsNormFp8
 """Rows of a GEMM: unquantised, e4m3 with scales, or both."""
 
 _MIN_PART, _MAX_PART = 1 << 18, 1 << 22
-"""Weights are written in sixteenths of so many elements: quantising needs float32 copies, and they
-should not be what decides how much memory loading takes; nor should calls decide the time."""
+"""Elements of a part. A weight is written in 16 parts within these bounds: quantising needs float32
+copies, which should not decide how much memory loading takes; nor should calls decide the time."""
 
 
 class Linear(nn.Module, ABC):

@@ -5,7 +5,7 @@
 // 2 | dependency-race stale-global-read | the middle kernel reads its input before it waits
 // 3 | dependency-wait-missing | a block of the middle kernel that has nothing to do ends without waiting
 // 4 | dependency-race stale-global-read | the middle kernel overwrites its predecessor's input before it waits
-// 5 | dependency-race | one warp waits, and the others read with no barrier behind it
+// 5 | dependency-race | one warp waits, and the others read with no barrier after it
 // 6 | dependency-race | the first kernel never lets the middle one start early, which then does not wait
 // 7 | dependency-race | the last kernel reads the first one's result before it waits; the middle one lets it start too early
 #include "device.cuh"
