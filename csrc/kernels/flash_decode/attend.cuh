@@ -53,7 +53,7 @@ struct Attend {
         q[k][half] = four.x;
         q[k][half + 2] = four.y;
       }
-      scale[half] = p.scale * k_scale;
+      scale[half] = p.softmax_scale_log2 * k_scale;
       if constexpr (kFp8) scale[half] *= to_f16(half);
     }
   }

@@ -19,17 +19,17 @@ struct FlashDecodeParams {
   int64_t q_head_stride;
   const void* k_cache;  // [num_pages, page_size, Hkv, 128] bf16 or e4m3, contiguous
   const void* v_cache;
-  const int* lengths;      // [B] keys of a sequence, the queries' own included
+  const int* seqlens_k;    // [B] keys of a sequence, the queries' own included
   const int* block_table;  // [B, max_pages]
   int64_t table_stride;    // elements
   const float* k_scale;    // [Hkv] or null
   const float* v_scale;
-  void* out;        // [B, S, Hkv * group, 128] bf16 contiguous
-  float* lse;       // [B, Hkv * group, S]
-  float* partials;  // workspace of flash_decode_workspace() 4-byte words
-  uint64_t nonce;   // 48 bits that no other launch has
-  float scale;      // of q k^T, times log2(e)
-  uint32_t* error;  // tile/report.cuh
+  void* out;                 // [B, S, Hkv * group, 128] bf16 contiguous
+  float* lse;                // [B, Hkv * group, S]
+  float* partials;           // workspace of flash_decode_workspace() 4-byte words
+  uint64_t nonce;            // 48 bits that no other launch has
+  float softmax_scale_log2;  // times log2(e)
+  uint32_t* error;           // tile/report.cuh
   bool fp8_cache;
 };
 

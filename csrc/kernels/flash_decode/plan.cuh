@@ -58,7 +58,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
   int64_t tiles = 0;
   uint32_t largest = 0;
   for (int b = first; b < end; ++b) {
-    const int own = decode_sequence(shape, p.lengths[b]).tiles;
+    const int own = decode_sequence(shape, p.seqlens_k[b]).tiles;
     tiles += int64_t{own} * shape.items;
     largest = max(largest, own);
   }
@@ -81,7 +81,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
 
   int64_t length = 0;  // of the thread's sequences in the schedule
   for (int b = first; b < end; ++b) {
-    const int own = decode_sequence(shape, p.lengths[b]).tiles;
+    const int own = decode_sequence(shape, p.seqlens_k[b]).tiles;
     length += schedule.item_length(split_item(own, schedule.splitting), own) * shape.items;
   }
   int64_t place = warp_running_sum(length);
@@ -92,7 +92,7 @@ __device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const De
   const int64_t begin = schedule.begin_of(cta, shape.grid);
   if (place - length <= begin && begin < place) {
     const Span part{begin, schedule.begin_of(cta + 1, shape.grid)};
-    const DecodeWork work = first_work(shape, schedule, p.lengths, first, place - length, part);
+    const DecodeWork work = first_work(shape, schedule, p.seqlens_k, first, place - length, part);
     for (DecodeWork& copy : smem.work) copy = work;
   }
   if (threadIdx.x == 0) smem.schedule = schedule;
@@ -104,7 +104,7 @@ template <bool kFp8>
 __device__ __forceinline__ void next_split(const FlashDecodeParams& p, const DecodeShape& shape,
                                            DecodeSmem<kFp8>& smem) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) smem.work[threadIdx.x / 32].advance(shape, smem.schedule, p.lengths);
+  if (threadIdx.x % 32 == 0) smem.work[threadIdx.x / 32].advance(shape, smem.schedule, p.seqlens_k);
   __syncwarp();
 }
 
