@@ -39,7 +39,7 @@ def rope_cache_rejects_slots_and_positions(m: Machine) -> None:
             positions, slots = good_positions.clone(), good_slots.clone()
             (positions if wrong == "positions" else slots)[row] = value
             caches = [t.clone() for t in clean]
-            with m.route():
+            with m.dispatch():
                 got = ops.rope_cache(qkv, positions, slots, *caches, **options)
             assert m.error() == f"rope_cache: {wrong}"
             kept = [r for r in range(5) if r != row]
@@ -60,7 +60,7 @@ def rope_cache_at_far_positions(m: Machine) -> None:
     for options in ({"cos_sin": table, "qk_norm_eps": 1e-5}, {"attn_scale": 0.1}):
         mine = [m.make.randn(2, 4, 1, 128) for _ in range(2)]
         theirs = [t.clone() for t in mine]
-        with m.route():
+        with m.dispatch():
             q = ops.rope_cache(qkv, positions, slots, *mine, num_heads=1, **options)
         expected = ops.rope_cache.reference(qkv, positions, slots, *theirs, num_heads=1, **options)
         assert m.error() == ""
@@ -74,7 +74,7 @@ def a_bad_index_zeroes_its_row_and_no_other(m: Machine) -> None:
     for bad in (-1, 6, 2**31 - 1, -(2**31)):
         wrong = order.clone()
         wrong[4] = bad
-        with m.route():
+        with m.dispatch():
             rows = ops.moe_permute(x, wrong, 2)
             assert m.error() == "moe_permute: permutation"
             quantised = ops.moe_permute_fp8(x, wrong, 2)
@@ -96,7 +96,7 @@ def embed_rejects_ids(m: Machine) -> None:
     weight, features = m.make.randn(50, 128), m.make.randn(2, 128)
     for dtype in (torch.int64, I32):
         ids = m.ids(0, 50, 49, -1, 2**31 - 1, 7, dtype=dtype)
-        with m.route():
+        with m.dispatch():
             text = ops.embed(ids, weight)
             assert m.error() == "embed: input_ids"
             image = ops.embed(ids, weight, features, m.ids(-1, 0, 2, 1, -2, -1, dtype=I32))
@@ -110,7 +110,7 @@ def embed_rejects_ids(m: Machine) -> None:
 @edge
 def nan_logits_set_the_error_word(m: Machine) -> None:
     logits = m.make.randn(70, 16)
-    with m.route():
+    with m.dispatch():
         ops.moe_route(logits)
         assert m.error() == ""
         logits[69, 3] = float("nan")
@@ -129,7 +129,7 @@ def routing_of_any_shape(m: Machine) -> None:
                 m.make.randn(tokens, experts + 1)[:, 1:],
                 m.make.integers(tokens, experts, high=2).bfloat16(),
             ):
-                with m.route(mode="random", seed=tokens, sms=3):
+                with m.dispatch(mode="random", seed=tokens, sms=3):
                     got = ops.moe_route(logits, top_k)
                 assert_close(got, ops.moe_route.reference(logits, top_k), 1e-5)
 
@@ -138,7 +138,7 @@ def routing_of_any_shape(m: Machine) -> None:
 def routing_to_one_expert_of_many(m: Machine) -> None:
     logits = torch.full((200, 128), -5.0, device=m.device).bfloat16()
     logits[:, 77] = 3
-    with m.route(sms=3):
+    with m.dispatch(sms=3):
         got = ops.moe_route(logits)
     assert_close(got, ops.moe_route.reference(logits), 1e-5)
 
@@ -175,7 +175,7 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
     }
     stay, order = torch.arange(t, device=m.device), m.make.permutation(t).long()
     for name, run in rows.items():
-        with m.route(sms=2, perturb=False):
+        with m.dispatch(sms=2, perturb=False):
             whole, moved = tensors(run(x, stay)), tensors(run(x[order].contiguous(), order))
         for a, b in zip(whole, moved, strict=True):
             a, b = (r.contiguous().view(torch.uint8).reshape(t, -1) for r in (a, b))
@@ -200,7 +200,7 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         return normed, routing, rows, quantised, summed, sampled
 
     for mode in ("late", "early", "random"):
-        with m.route(mode=mode, seed=5, sms=2), m.chained():
+        with m.dispatch(mode=mode, seed=5, sms=2), m.chained():
             got = layer()
         # Each op runs on the result of the one before: a rounding there is not its own.
         with l4kernels.reference():
@@ -245,7 +245,7 @@ def any_strides_give_the_right_result_or_an_error_that_names_the_tensor(m: Machi
                 mine[name], theirs[name] = odd, odd.clone(memory_format=torch.contiguous_format)
                 what = f"{op}: {name} {layout}"
                 try:
-                    with m.route():
+                    with m.dispatch():
                         got = tensors(OPS[op](**mine))
                 except (RuntimeError, TypeError, ValueError) as error:
                     assert name in str(error), f"{what}: {error}"
@@ -281,7 +281,7 @@ def rows_beyond_4_gib(m: Machine) -> None:
     }
     for op, make in calls.items():
         args = make()
-        with m.route():
+        with m.dispatch():
             got = tensors(OPS[op](*args))
         close = tuple(t.contiguous() if isinstance(t, Tensor) else t for t in args)
         for a, e in zip(got, tensors(OPS[op].reference(*close)), strict=True):
@@ -294,7 +294,7 @@ def rows_beyond_4_gib(m: Machine) -> None:
         pages = [small.to(cache).clone() for _ in "kv"]
         for t in whole:
             t[-1] = small[0].to(cache)
-        with m.route():
+        with m.dispatch():
             q = ops.rope_cache(qkv, positions, slots + 2**24, *whole, num_heads=1)
         expected = ops.rope_cache.reference(qkv, positions, slots, *pages, num_heads=1)
         tolerance = E4M3 if cache == FP8 else BF16

@@ -45,7 +45,7 @@ def sampling_draws_the_reference_token(m: Machine) -> None:
             logits = m.make.randn(4, 1000, scale=2, dtype=dtype)
             logits[3] = logits[3].round()  # many ties
             arguments = (logits, *(t.to(m.device) for t in sampling(4, **options)))
-            with m.route(mode="random"):
+            with m.dispatch(mode="random"):
                 got = ops.sample(*arguments, top_logprobs=20)
             expected = ops.sample.reference(*arguments, top_logprobs=20)
             assert_close(got, expected, 1e-5, str(options))
@@ -63,7 +63,7 @@ def sampling_from_large_vocabularies(m: Machine) -> None:
             logits[1, vocab - 1] = 40
             options = sampling(2, temperature=temperature, top_k=500)
             arguments = logits, *(t.to(m.device) for t in options)
-            with m.route():
+            with m.dispatch():
                 got = ops.sample(*arguments, top_logprobs=2)
             expected = ops.sample.reference(*arguments, top_logprobs=2)
             assert_close(got, expected, 1e-5, f"{vocab} {dtype}")
@@ -77,7 +77,7 @@ def sampling_follows_the_softmax(m: Machine) -> None:
     draws = DRAWS[m.device]
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf, 1.0, 0.5, -9.0]).repeat(draws, 1)
     rows = (t.to(m.device) for t in sampling(draws, top_k=6, temperature=1.5))
-    with m.route():
+    with m.dispatch():
         ids = ops.sample(logits.to(m.device), *rows).ids.cpu()
     kept = torch.tensor([0, 1, 2, 3, 5, 6])
     expected = (logits[0, kept] / 1.5).softmax(0) * draws
@@ -103,7 +103,7 @@ def a_row_with_nothing_to_draw_gives_no_token(m: Machine) -> None:
             for row, setting in ((-4, 0), (-3, 2), (-2, 3)):  # temperature, top_p, min_p
                 settings[setting][row] = nan
             arguments = logits.to(dtype), *(t.to(m.device) for t in settings)
-            with m.route():
+            with m.dispatch():
                 got = ops.sample(*arguments, top_logprobs=2)
             assert got.ids[:-1].tolist() == [-1] * (len(logits) - 1) and got.ids[-1] >= 0
             assert_close(got, ops.sample.reference(*arguments, top_logprobs=2), 1e-5)
@@ -143,7 +143,7 @@ def sampling_at_extreme_temperatures(m: Machine) -> None:
             logits = torch.tensor(row, device=m.device).repeat(32, 1)
             settings = [t.to(m.device) for t in sampling(32, **options)]
             settings[-2][0], settings[-1][0] = 3, 0  # a seed and a counter
-            with m.route(sms=sms):
+            with m.dispatch(sms=sms):
                 got = ops.sample(logits, *settings)
             expected = ops.sample.reference(logits, *settings)
             for what, ids in (("kernel", got.ids), ("reference", expected.ids)):

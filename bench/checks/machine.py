@@ -24,7 +24,7 @@ class Machine:
         self.make = Maker(self.device, torch.bfloat16, seed=3)
         self.on_gpu = self.device != "cpu"
 
-    def route(self, **settings: Any) -> contextlib.AbstractContextManager[Any]:
+    def dispatch(self, **settings: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.on_gpu else emulated(**settings)
 
     def chained(self) -> contextlib.AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from l4kernels.ops.activation import silu_mul, silu_mul_fp8
 from l4kernels.ops.attention import Attention, flash_decode, flash_prefill
+from l4kernels.ops.dispatch import reference
 from l4kernels.ops.embed import embed
 from l4kernels.ops.epilogue import deinterleave_gate_up, interleave_gate_up
 from l4kernels.ops.gemm import gemm, gemm_swiglu_fp8
@@ -21,7 +22,6 @@ from l4kernels.ops.quant import (
 )
 from l4kernels.ops.registry import OPS, Op, OpWithOut, Work
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
-from l4kernels.ops.route import reference
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.w4 import w4_gemm
 from l4kernels.ops.word_sum import word_sum

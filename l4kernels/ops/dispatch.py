@@ -1,8 +1,7 @@
 """Where an op call goes: to the compiled kernel, to the typed body, or to the emulator.
 
-A route belongs to the thread and asyncio task that opened it (a context variable): a new thread
-starts without one, a task with that of the task that made it. It ends with its block, everywhere
-and in whatever order blocks end.
+`dispatch` is a block of the thread and asyncio task that opened it (a context variable): a new
+thread starts without one, a task with that of the task that made it. Blocks may end in any order.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ LIBRARY = "library"
 
 
 @dataclass(frozen=True, eq=False)
-class _Route:
+class _Block:
     target: str
     bodies: frozenset[str]  # ops that run on their typed bodies in any case
 
@@ -25,24 +24,24 @@ class _Route:
         return "reference" if op in self.bodies else self.target
 
 
-_stack: ContextVar[tuple[_Route, ...]] = ContextVar("l4kernels_routes", default=())
-# Those of all threads whose block has not ended: without any, a call need not ask further, and
+_stack: ContextVar[tuple[_Block, ...]] = ContextVar("l4kernels_dispatch", default=())
+# Those of all threads that have not ended: without any, a call need not ask further, and
 # torch.compile, which cannot trace a context variable, compiles again when they change.
-open_routes: tuple[_Route, ...] = ()
+open_blocks: tuple[_Block, ...] = ()
 _lock = threading.Lock()
 
 
-def route_of(op: str) -> str:
+def target_of(op: str) -> str:
     """ "library", "reference" or "emulated": where this thread and task send the op."""
-    if not open_routes:
+    if not open_blocks:
         return LIBRARY
     if torch.compiler.is_compiling():
-        return _compiled(op, *[route.of(op) for route in open_routes])
+        return _compiled(op, *[block.of(op) for block in open_blocks])
     return _innermost(op)
 
 
 def _innermost(op: str) -> str:
-    return next((r.of(op) for r in reversed(_stack.get()) if r in open_routes), LIBRARY)
+    return next((r.of(op) for r in reversed(_stack.get()) if r in open_blocks), LIBRARY)
 
 
 def _compiled(op: str, *guards: str) -> str:
@@ -56,21 +55,21 @@ _compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
-def routed(target: str, bodies: frozenset[str] = frozenset()) -> Iterator[None]:
+def dispatch(target: str, bodies: frozenset[str] = frozenset()) -> Iterator[None]:
     """Sends op calls in the block to "library", "reference" or "emulated"; those named in
     `bodies` go to their typed bodies in any case."""
-    global open_routes
-    route = _Route(target, bodies)
+    global open_blocks
+    block = _Block(target, bodies)
     # Without those that ended in another thread or task, as generators do that are collected there.
-    _stack.set((*(r for r in _stack.get() if r in open_routes), route))
+    _stack.set((*(r for r in _stack.get() if r in open_blocks), block))
     with _lock:
-        open_routes = (*open_routes, route)
+        open_blocks = (*open_blocks, block)
     try:
         yield
     finally:
         with _lock:
-            open_routes = tuple(other for other in open_routes if other is not route)
-        _stack.set(tuple(other for other in _stack.get() if other is not route))
+            open_blocks = tuple(other for other in open_blocks if other is not block)
+        _stack.set(tuple(other for other in _stack.get() if other is not block))
 
 
 def reference() -> contextlib.AbstractContextManager[None]:
@@ -84,4 +83,4 @@ def reference() -> contextlib.AbstractContextManager[None]:
     ...     l4kernels.ops.silu_mul(torch.ones(1, 4)).shape
     torch.Size([1, 2])
     """
-    return routed("reference")
+    return dispatch("reference")

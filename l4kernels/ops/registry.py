@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from l4kernels.inputs.files import shown
-from l4kernels.ops import route
+from l4kernels.ops import dispatch
 from l4kernels.ops.ambient import autocasting, no_autocast
 from l4kernels.ops.bound import Binder, Bound
 from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory
@@ -101,8 +101,8 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         # The good path is short: a model makes a hundred of these calls for a token.
-        if route.open_routes or is_dynamo_compiling():
-            return self._routed(args, kwargs)
+        if dispatch.open_blocks or is_dynamo_compiling():
+            return self._call_dispatched(args, kwargs)
         form: list[Any] = [*map(type, args)]
         if kwargs:
             form += [*kwargs, *map(type, kwargs.values())]
@@ -145,9 +145,9 @@ class Op(Generic[P, R]):
         kernel: Callable[..., Any] = self.overload._op  # without a Python function in between
         return kernel
 
-    def _routed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call_dispatched(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call under torch.compile, or while a block sends ops elsewhere."""
-        target = route.route_of(self.name)
+        target = dispatch.target_of(self.name)
         if target == "reference":
             return self.reference(*args, **kwargs)
         self._require_types(args, kwargs)

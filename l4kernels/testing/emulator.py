@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from l4kernels.ops.dispatch import dispatch
 from l4kernels.ops.library import STATUS
 from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, OpWithOut
-from l4kernels.ops.route import routed
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "cmake"
 _emulated_library: torch.library.Library | None = None
@@ -49,7 +49,7 @@ def emulated(
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
     control.configure(mode=mode, seed=seed, sms=sms, **settings)
-    with routed("emulated", frozenset(reference)):
+    with dispatch("emulated", frozenset(reference)):
         yield control
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import l4kernels
-from l4kernels.ops import route
-from l4kernels.ops.route import route_of, routed
+from l4kernels.ops import dispatch as dispatch_module
+from l4kernels.ops.dispatch import dispatch, target_of
 
 OP = "silu_mul"
 
@@ -26,7 +26,7 @@ def block(steps=1):
     """One step inside a block, as a generator: blocks of several may end in any order."""
     with l4kernels.reference():
         for _ in range(steps):
-            yield route_of(OP)
+            yield target_of(OP)
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)), ids=str)
@@ -35,7 +35,7 @@ def test_overlapping_blocks_leave_nothing_behind(order):
     assert [next(b) for b in blocks] == ["reference"] * 3
     for count, i in enumerate(order, start=1):
         assert list(blocks[i]) == []
-        assert route_of(OP) == ("reference" if count < 3 else "library")
+        assert target_of(OP) == ("reference" if count < 3 else "library")
 
 
 def test_overlapping_blocks_of_threads_leave_nothing_behind():
@@ -45,56 +45,56 @@ def test_overlapping_blocks_of_threads_leave_nothing_behind():
     def work(name, first_to_leave):
         with l4kernels.reference():
             opened.wait()
-            seen[name] = [route_of(OP)]
+            seen[name] = [target_of(OP)]
             if first_to_leave:
                 return
             closed.wait()
-            seen[name].append(route_of(OP))
+            seen[name].append(target_of(OP))
 
     threads = [threading.Thread(target=work, args=(n, n == "a")) for n in "ab"]
     for t in threads:
         t.start()
     threads[0].join(10)
-    assert route_of(OP) == "library"  # while b is inside its block
+    assert target_of(OP) == "library"  # while b is inside its block
     closed.wait()
     threads[1].join(10)
     assert seen == {"a": ["reference"], "b": ["reference"] * 2}
-    assert route_of(OP) == "library" == in_a_thread(lambda: route_of(OP))
+    assert target_of(OP) == "library" == in_a_thread(lambda: target_of(OP))
 
 
 def test_a_thread_starts_without_a_route_unless_it_is_given_one():
     with l4kernels.reference():
         context = contextvars.copy_context()
-        assert in_a_thread(lambda: route_of(OP)) == "library"
-        assert in_a_thread(lambda: context.run(route_of, OP)) == "reference"
-        assert asyncio.run(asyncio.to_thread(route_of, OP)) == "reference"
-    assert context.run(route_of, OP) == "library"  # its block has ended
+        assert in_a_thread(lambda: target_of(OP)) == "library"
+        assert in_a_thread(lambda: context.run(target_of, OP)) == "reference"
+        assert asyncio.run(asyncio.to_thread(target_of, OP)) == "reference"
+    assert context.run(target_of, OP) == "library"  # its block has ended
 
 
 def test_tasks_do_not_see_each_others_routes():
     async def inside():
         with l4kernels.reference():
             await asyncio.sleep(0.01)
-            return route_of(OP)
+            return target_of(OP)
 
     async def outside():
         await asyncio.sleep(0.005)
-        return route_of(OP)
+        return target_of(OP)
 
     async def main():
         return await asyncio.gather(inside(), outside(), inside())
 
     assert asyncio.run(main()) == ["reference", "library", "reference"]
-    assert route_of(OP) == "library"
+    assert target_of(OP) == "library"
 
 
 def test_the_innermost_block_counts_and_an_error_closes_it():
     with pytest.raises(KeyError), l4kernels.reference():
-        with routed("emulated", frozenset([OP])):
-            assert (route_of(OP), route_of("gemm")) == ("reference", "emulated")
-        assert route_of("gemm") == "reference"
+        with dispatch("emulated", frozenset([OP])):
+            assert (target_of(OP), target_of("gemm")) == ("reference", "emulated")
+        assert target_of("gemm") == "reference"
         raise KeyError
-    assert route_of("gemm") == "library"
+    assert target_of("gemm") == "library"
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -104,7 +104,7 @@ def test_a_compiled_function_follows_the_route(autocast):
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def program(x):
-        return (l4kernels.ops.silu_mul(x), route_of(OP) == "reference")
+        return (l4kernels.ops.silu_mul(x), target_of(OP) == "reference")
 
     for _ in range(2):
         for inside in (contextlib.nullcontext, l4kernels.reference):
@@ -122,4 +122,4 @@ def test_blocks_that_end_elsewhere_are_forgotten():
         next(generator)
         in_a_thread(generator.close)
     with l4kernels.reference():
-        assert len(route._stack.get()) == 1
+        assert len(dispatch_module._stack.get()) == 1

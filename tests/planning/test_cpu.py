@@ -148,7 +148,7 @@ import sys, l4kernels, torch
 torch.ops.l4kernels.silu_mul(torch.ones(1, 32))
 import l4kernels.cli.demo, l4kernels.cli.env, l4kernels.cli.bench
 assert "torch._dynamo" not in sys.modules  # takes as long to import as torch
-from l4kernels.ops.route import _compiled
+from l4kernels.ops.dispatch import _compiled
 marked = torch.compiler.assume_constant_result(lambda op: op)
 assert vars(marked) == vars(_compiled)
 """
