@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from l4kernels.bench.measure import Peers
 from l4kernels.bench.shapes import SIZES
 from l4kernels.ops import OPS
+from l4kernels.ops.check import FP8
 
 EAGER: dict[str, Callable[..., Any]] = {}
 
@@ -68,7 +69,7 @@ def embed(input_ids: Tensor, weight: Tensor) -> Tensor:
 def quantize_fp8(x: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
     rows = x if scaling == "row" else x.unflatten(-1, (-1, 128))
     scale = rows.abs().amax(-1, keepdim=True).float() / 448
-    q = (rows.float() / scale).to(torch.float8_e4m3fn)
+    q = (rows.float() / scale).to(FP8)
     return q.view(x.shape), scale.squeeze(-1)
 
 
@@ -227,7 +228,7 @@ def flash_decode(
 
 
 def _one_bf16_sequence(k_cache: Tensor) -> None:
-    if k_cache.dtype == torch.float8_e4m3fn:
+    if k_cache.dtype == FP8:
         raise NotImplementedError("no e4m3 cache")
 
 

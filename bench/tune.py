@@ -20,7 +20,7 @@ from l4kernels.bench.timing import time_calls, time_graph
 from tools.gemm_configs import CSRC, gemm_configs, max_splits
 
 ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
-FORMATS = ("bf16", "fp8_row", "fp8_fast")
+OPERANDS = ("bf16", "fp8_row", "fp8_fast")
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
 COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
 MODEL = "-2"
@@ -37,7 +37,7 @@ def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, 
     for name, (experts, n, k) in shapes.products(config, 1).items():
         if name == "head":  # every row is at the bandwidth there
             continue
-        for form in FORMATS:
+        for form in OPERANDS:
             yield (
                 f"tune.gemm.{model}.{name}.{form}",
                 lambda e=experts, n=n, k=k, form=form: (None, tune(e, n, k, form)),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
+from l4kernels.ops.check import FP8
 from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
@@ -31,7 +32,6 @@ FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """What a GPU run measures first, of our own kernels alone; of other ops all sizes."""
 PAGE = 64
-FP8 = torch.float8_e4m3fn
 SCALINGS = {
     "fp8_row": ("row", "row"),
     "fp8_fast": ("row", "row"),
@@ -192,7 +192,7 @@ def _rope_cache(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         return (qkv, i.arange(tokens), i.arange(tokens), k, v), options
 
     yield "kv_bf16", lambda i: make(i, torch.bfloat16)
-    yield "kv_fp8", lambda i: make(i, torch.float8_e4m3fn)
+    yield "kv_fp8", lambda i: make(i, FP8)
 
 
 @_of("moe_route")

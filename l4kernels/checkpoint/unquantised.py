@@ -5,11 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from l4kernels.checkpoint.layout import Slot, ignored, layout, shapes
+from l4kernels.checkpoint.layout import Shape, Slot, ignored, layout, shapes
 from l4kernels.checkpoint.reader import FLOATS, Checkpoint, NamedTensor
 from l4kernels.model.config import Llama4Config
-
-Shape = tuple[int, ...]
 
 
 class Unquantised:

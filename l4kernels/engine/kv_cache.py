@@ -18,8 +18,7 @@ from torch import Tensor
 from l4kernels.inputs.arguments import whole_number
 from l4kernels.layers.attention import LayerCache
 from l4kernels.model.config import Llama4Config
-
-FP8 = torch.float8_e4m3fn
+from l4kernels.ops.check import FP8
 
 
 def page_size_for(chunk: int) -> int:

@@ -9,9 +9,9 @@ from torch import nn
 
 from l4kernels.layers.weights import FORMATS, WeightFormat
 from l4kernels.layers.weights.linear import Linear, empty_parameter
+from l4kernels.ops.check import FP8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_FP8 = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def find_kv_dtype(kv_dtype: str | torch.dtype | None, compute: torch.dtype) -> torch.dtype:
     """That of the KV cache: the activations', or e4m3."""
-    found = compute if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": _FP8})
-    if found not in (compute, _FP8):
+    found = compute if kv_dtype is None else _named(kv_dtype, {**DTYPES, "fp8": FP8})
+    if found not in (compute, FP8):
         raise ValueError(f'expected kv_dtype to be None, {compute} or "fp8", got {kv_dtype!r}')
     return found
 

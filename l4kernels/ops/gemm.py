@@ -151,9 +151,8 @@ def gemm(
         out_dtype: of D; default the dtype of `a`, bfloat16 for e4m3.
         fast_accum: allow e4m3 products to accumulate in the tensor core's reduced precision; the
             meaning is the same.
-        config: the kernel's row of tile sizes, -1 to choose by shape, -2 to do so without measured
-            rows; 100 times a number is added to also say into how many parts K is cut. The meaning
-            is the same.
+        config: number of the kernel's configuration; -1 chooses by shape, -2 does so without
+            measured rows. 100 * n added to it splits K into n parts. The meaning is the same.
         out: where the result goes; contiguous on CUDA. It shares no memory with an input, but may
             be `residual` itself.
 

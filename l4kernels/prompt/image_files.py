@@ -294,4 +294,4 @@ _PARSERS: dict[str, tuple[bytes, Callable[[memoryview], Stripped]]] = {
     "BMP": (rb"BM", _bmp),
     "GIF": (rb"GIF8[79]a", _gif),
 }
-FORMATS = tuple(_PARSERS)
+IMAGE_FORMATS = tuple(_PARSERS)

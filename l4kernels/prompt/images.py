@@ -174,7 +174,9 @@ def _decode(content: bytes | bytearray | memoryview, name: str) -> Tensor:
     with _as_image_error(name):
         file = image_files.strip(bytes(content))
         if file is None:
-            raise ImageError(f"{name}: not an image ({', '.join(image_files.FORMATS)} are read)")
+            raise ImageError(
+                f"{name}: not an image ({', '.join(image_files.IMAGE_FORMATS)} are read)"
+            )
         check_size(file.width, file.height, name)
         if file.width * file.height * file.cost > MAX_COST:
             raise ImageError(

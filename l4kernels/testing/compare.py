@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l4kernels.ops.check import FP8
+
 TILE = 128
 
 
@@ -75,7 +77,7 @@ def assert_close(actual: Any, expected: Any, bound: float, what: str = "result")
     if not expected.numel():
         return
     actual, expected = actual.cpu(), expected.cpu()
-    if expected.dtype == torch.float8_e4m3fn:
+    if expected.dtype == FP8:
         _assert_codes(actual.float(), expected.float(), bound, what)
         return
     if not expected.dtype.is_floating_point:

@@ -20,7 +20,16 @@ from l4kernels.prompt import image_files
 from l4kernels.prompt.image_processor import ImageProcessor
 from l4kernels.prompt.images import ImageError, decode_image
 from tests.support import pictures
-from tests.support.pictures import FORMATS, chunk, exif, jpeg_segment, noise, riff, saved, words
+from tests.support.pictures import (
+    IMAGE_FORMATS,
+    chunk,
+    exif,
+    jpeg_segment,
+    noise,
+    riff,
+    saved,
+    words,
+)
 from tools.nvcc import ROOT
 
 SIZE = (40, 24)
@@ -34,7 +43,7 @@ def decoded_by_pillow(content: bytes) -> torch.Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_what_the_model_never_sees_does_not_cost_the_image(kind):
     wanted = decoded_by_pillow(saved(noise(*SIZE), kind))
     for name, content in pictures.odd_metadata(kind, SIZE).items():
@@ -128,7 +137,7 @@ def test_every_orientation_in_every_place(way):
         ), orientation
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_truncated_files_are_refused(kind, monkeypatch):
     """At every sixteenth, whatever the process has told Pillow to do about it."""
     whole = saved(noise(64, 48), kind)
@@ -139,7 +148,7 @@ def test_truncated_files_are_refused(kind, monkeypatch):
                 decode_image(whole[: len(whole) * part // 16], name="photo")
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
 def test_flipped_bits_end_in_pixels_or_in_an_error(kind):
     whole, draw = saved(noise(16, 12), kind), random.Random(0)
     refused = 0

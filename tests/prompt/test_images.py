@@ -331,7 +331,7 @@ def test_images_of_pillow_keep_the_promises_of_files(monkeypatch):
 
 def test_a_lower_limit_of_the_process_is_no_damage(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for kind in pictures.FORMATS:
+    for kind in pictures.IMAGE_FORMATS:
         with pytest.raises(ImageError, match=r"raise Image\.MAX_IMAGE_PIXELS"):
             decode_image(saved(noise(20, 20), kind))
 

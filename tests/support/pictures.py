@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-FORMATS = {
+IMAGE_FORMATS = {
     "png": {"format": "PNG"},
     "jpeg": {"format": "JPEG", "quality": 95},
     "progressive": {"format": "JPEG", "progressive": True},
@@ -26,7 +26,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 def saved(image: Image.Image, kind: str = "png", **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, **FORMATS[kind] | options)
+    image.save(buffer, **IMAGE_FORMATS[kind] | options)
     return buffer.getvalue()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from l4kernels import ops
 from l4kernels.layers.weights.linear import Activations, Linear, unquantised
+from l4kernels.ops.check import FP8
 
 
 class Fp8Linear(Linear):
@@ -19,7 +20,7 @@ class Fp8Linear(Linear):
     name = "fp8"
 
     def allocate(self, *rows: int) -> None:
-        self.weight = self.empty(*rows, self.in_features, dtype=torch.float8_e4m3fn)
+        self.weight = self.empty(*rows, self.in_features, dtype=FP8)
         self.scale = self.empty(*rows, dtype=torch.float32)
 
     def quantise(self, weight: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
