@@ -1,5 +1,6 @@
-"""The programs of `examples/` run as they stand, on a CPU, with the shipped demo checkpoint."""
+"""The programs of `examples/` and the README run as they stand, with the demo checkpoint."""
 
+import re
 import runpy
 import sys
 
@@ -25,3 +26,12 @@ def test_an_example_runs(name, capsys, monkeypatch):
     runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert not [text for text in EXAMPLES[name] if text not in printed], printed
+
+
+def test_the_snippets_of_the_readme_run(capsys):
+    snippets = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    for snippet in snippets:
+        exec(snippet, {})
+    printed = capsys.readouterr().out
+    assert "Work(flops=2560, bytes=6144)" in printed and len(snippets) == 2
+    assert printed.count(", when the king of") == 2  # generated, then streamed

@@ -21,7 +21,7 @@ LAW = {
     "l4kernels.model": "l4kernels.layers",
     "l4kernels.prompt": "l4kernels.model",
     "l4kernels.checkpoint": "l4kernels.model",
-    "l4kernels.planning": "l4kernels.checkpoint",
+    "l4kernels.planning": "l4kernels.model",
     "l4kernels.engine": "l4kernels.checkpoint l4kernels.prompt",
     "l4kernels": "l4kernels.dropin l4kernels.engine",  # the public interface
     "l4kernels.integrations": "l4kernels",
@@ -30,12 +30,12 @@ LAW = {
     "l4kernels.bench": "l4kernels l4kernels.planning l4kernels.testing",
     "l4kernels.cli": "l4kernels.bench l4kernels.demo l4kernels.integrations l4kernels.server",
     "l4kernels.__main__": "l4kernels.cli",
-    "tools": "l4kernels.bench",
+    "tools": "l4kernels.model",
     "setup": "tools",
     "examples": "l4kernels.demo l4kernels.testing",
-    "bench": "l4kernels.demo tools",
+    "bench": "l4kernels.bench l4kernels.demo tools",
     "tests.support": "bench",
-    "tests": "tests.support l4kernels.cli setup",
+    "tests": "tests.support l4kernels.cli",
 }
 COMING = {  # rooms that nobody has moved into
     "l4kernels.integrations",

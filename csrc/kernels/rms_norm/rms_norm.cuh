@@ -16,7 +16,6 @@
 namespace l4k {
 
 constexpr int kRmsNormVectors = 2;  // per thread
-constexpr int kRmsNormMaxThreads = kRmsNormMaxWidth / kVector / kRmsNormVectors;
 
 struct RmsNormRow {
   uint4 x[kRmsNormVectors], residual[kRmsNormVectors];
