@@ -55,7 +55,7 @@ COSTS = {
     "counters.": 20,
     "": 0.25,
 }
-"""Seconds that steps whose key starts so take, the first that fits: measured on an H200."""
+"""Seconds of a step by the start of its key, the first that fits; measured on an H200."""
 COUNTED = (
     "bf16_128x256_2x1",
     "fp8_256x128_1x2_promote",

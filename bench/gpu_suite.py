@@ -19,7 +19,7 @@ from l4kernels.bench.rows import Rows, current_gpu
 RESULTS = Path(__file__).parent / "results"
 """Rows that are published, by GPU."""
 STARTS_S = 15
-"""What it does take; for the plan."""
+"""Seconds until the first step begins; for the plan."""
 
 
 def print_plan(gpu: str) -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder for rows.jsonl")
     parser.add_argument("--budget", type=float, default=540, help="seconds")
     parser.add_argument("--plan", metavar="GPU", help="print the steps and their seconds alone")
-    parser.add_argument("--only", default="", help="steps whose key starts so, or so, ...")
+    parser.add_argument("--only", default="", help="starts of keys, with commas: only their steps")
     options = parser.parse_args()
     end = time.monotonic() + options.budget
     if options.plan:

@@ -56,11 +56,11 @@ def fp8_matmul(
     check.shape("mat2", mat2, [input.shape[1], "N"])
     _column_major(check, mat2)
     if scale_result is not None:
-        check.fail("expected no scale_result: results are not float8; use ops.quantize_fp8 behind")
+        check.fail("expected no scale_result: results are not float8; use ops.quantize_fp8 on them")
     if out_dtype not in FLOATS:
         check.fail(
             f"expected out_dtype bfloat16, float16 or float32, got {out_dtype}; for a float8 "
-            "result take bfloat16 and ops.quantize_fp8 behind"
+            "result take bfloat16 and ops.quantize_fp8 after it"
         )
     (m, k), n = input.shape, mat2.shape[1]
     sfa, sfb = _scales(check, scale_a, scale_b, m, k, n)
