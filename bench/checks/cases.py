@@ -14,10 +14,8 @@ from bench.checks.inputs import FP8, I32, Case, Maker
 from l4kernels import ops
 
 
-def cases(
-    op_name: str, device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seed: int = 0
-) -> list[Case]:
-    return list(_CASES[op_name](Maker(device, dtype, seed)))
+def cases(op_name: str, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> list[Case]:
+    return list(_CASES[op_name](Maker(device, dtype, seed=0)))
 
 
 _CASES: dict[str, Callable[[Maker], Iterator[Case]]] = {}

@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 
 from bench.checks.cases import cases
-from bench.checks.edges import EDGES, Machine
+from bench.checks.edges import EDGES
 from bench.checks.edges_sample import sampling
 from bench.checks.inputs import I32, Case
-from bench.checks.kernel_checks import BF16, bound, check, kernel_cases, mutated, same_bits, tensors
+from bench.checks.kernel_checks import (
+    BF16_ERROR,
+    bound,
+    check,
+    kernel_cases,
+    mutated,
+    same_bits,
+    tensors,
+)
+from bench.checks.machine import Machine
 from bench.checks.oracles import ORACLES, oracle
 from bench.checks.whole_model import check as model_is_right
 from l4kernels import STATUS, ops, take_device_error
@@ -257,7 +266,7 @@ def cupy_agrees() -> dict[str, Any]:
         expected = oracle(cupy, cupy.from_dlpack, op, args, kwargs)
         errors[op] = relative_error(got, torch.from_dlpack(expected))
     # Results in e4m3 are rounded to three bits of mantissa, the oracle's are not.
-    wrong = {op: e for op, e in errors.items() if e > (0.03 if op.endswith("fp8") else BF16)}
+    wrong = {op: e for op, e in errors.items() if e > (0.03 if op.endswith("fp8") else BF16_ERROR)}
     assert not wrong, f"CuPy differs: {wrong}"
     return errors
 

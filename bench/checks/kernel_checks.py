@@ -20,9 +20,9 @@ from l4kernels.testing import assert_close
 # bf16 results differ by one rounding here and there (2^-9 = 2e-3 at most per value). Of e4m3 codes
 # it is that of what was rounded, which the float32 sums, roots and exponentials before it carry:
 # a few ulp, of which one value in 100,000 gets another code. Their scales carry the same.
-BF16, F32, E4M3, E4M3_SCALE = 3e-3, 1e-4, 1e-6, 2e-6
+BF16_ERROR, F32_ERROR, E4M3_ERROR, SCALE_ERROR = 3e-3, 1e-4, 1e-6, 2e-6
 # Here both carry what the tensor core drops of the e4m3 products of a sum.
-E4M3_SUMS, OF_SUMS = {"gemm_swiglu_fp8"}, 1e-3
+FP8_SUMS, SUM_ERROR = {"gemm_swiglu_fp8"}, 1e-3
 # No arithmetic, or only such as IEEE 754 leaves no choice in: division, reciprocal, product.
 EXACT = {"mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8"}
 
@@ -32,16 +32,16 @@ def bound(op: str, case: Case, t: Tensor) -> float:
     reference."""
     if op in EXACT or case.name.startswith("integers"):
         return 0.0
-    if op in E4M3_SUMS:
-        return OF_SUMS
-    f32 = E4M3_SCALE if op.endswith("_fp8") else F32
-    return {torch.float32: f32, FP8: E4M3}.get(t.dtype, BF16)
+    if op in FP8_SUMS:
+        return SUM_ERROR
+    f32 = SCALE_ERROR if op.endswith("_fp8") else F32_ERROR
+    return {torch.float32: f32, FP8: E4M3_ERROR}.get(t.dtype, BF16_ERROR)
 
 
 def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
     """The op's cases in bfloat16.
 
-    On a GPU those of every row of the GEMM's table as well; in the emulator they have their tests.
+    On a GPU those of every configuration of the GEMM as well; in the emulator they have tests.
     """
     found = list(cases(op, device, torch.bfloat16))
     return found + list(config_cases(op, device)) if device == "cuda" else found

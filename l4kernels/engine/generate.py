@@ -1,5 +1,6 @@
 """The generation loop: prefill, then one token per sequence and step."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -97,10 +98,7 @@ class Generation:
         draw = Sampler(self.sampling, [s.ids for s in sequences], model.config.vocab_size)
         started = time.perf_counter()
         logits = runner.prefill()
-        ids: Tensor
-        for step in range(self.max_new_tokens):
-            if step:
-                logits = runner.decode(ids)  # noqa: F821 (bound by the first step)
+        for step in itertools.count():
             ids = draw(logits, step)
             tokens = ids.tolist()
             _check(step, logits, ids.is_cuda, tokens)
@@ -114,6 +112,7 @@ class Generation:
             if all(sequence.finish_reason for sequence in sequences):
                 return
             started = time.perf_counter()
+            logits = runner.decode(ids)
 
     def _appended(self, tokens: list[int]) -> list[int]:
         """Gives each sequence its token; finished ones have the pad id."""

@@ -20,8 +20,6 @@ from l4kernels.prompt.tokenizer_file import (
     read_tokenizer,
 )
 
-__all__ = ["Detokenizer", "Tokenizer", "TokenizerError"]
-
 
 class Tokenizer:
     """A byte-level BPE and its added tokens, read from a checkpoint's folder.

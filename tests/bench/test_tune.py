@@ -3,7 +3,7 @@
 import re
 
 from bench.tune import CONFIGS, HEADER, MODEL, Entry, entries, header
-from l4kernels.bench.report import load
+from l4kernels.bench.rows import load
 from tools import budget
 from tools.model import headers
 from tools.nvcc import ROOT

@@ -11,8 +11,9 @@ import l4kernels
 from l4kernels.demo import CHECKPOINT
 from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.fields import ConfigError, Fields
-from l4kernels.prompt.chat import ChatError
-from l4kernels.prompt.tokenizer import Detokenizer, TokenizerError
+from l4kernels.prompt.chat_template import ChatError
+from l4kernels.prompt.tokenizer import Detokenizer
+from l4kernels.prompt.tokenizer_file import TokenizerError
 from tools.nvcc import ROOT
 
 HUGE = 10**5000  # Python prints no integer of more than 4,300 digits

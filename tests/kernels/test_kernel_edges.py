@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from bench.checks.edges import EDGES, Machine
+from bench.checks.edges import EDGES
 from bench.checks.inputs import Maker
+from bench.checks.machine import Machine
 from l4kernels import STATUS, ops
 from l4kernels.testing import emulated
 

@@ -14,7 +14,7 @@ from l4kernels import Llama4, Llama4Config
 from l4kernels.checkpoint.layout import layout
 from l4kernels.inputs import files
 from l4kernels.inputs.fields import ConfigError
-from l4kernels.model.config import RopeScaling
+from l4kernels.model.config_rules import RopeScaling
 from tests.support.configs import SCOUT, scout
 
 

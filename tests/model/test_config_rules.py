@@ -11,7 +11,7 @@ import transformers
 
 from l4kernels import Llama4Config
 from l4kernels.inputs.fields import ConfigError, Fields
-from l4kernels.model.config import RopeScaling
+from l4kernels.model.config_rules import RopeScaling
 from tests.support.configs import SCOUT, scout
 from tests.support.hostile import paths, put
 

@@ -7,14 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from l4kernels.engine.generate import Sampling
-from l4kernels.prompt.chat import (
-    ChatError,
-    Prompter,
-    image_block,
-    user_message,
-)
-from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer, TokenizerError
+from l4kernels.engine.sampler import Sampling
+from l4kernels.prompt.chat import Prompter, image_block, user_message
+from l4kernels.prompt.chat_template import ChatError
+from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer
+from l4kernels.prompt.tokenizer_file import TokenizerError
 from tests.support import tiny
 from tests.support.tiny import ID, SPECIAL
 

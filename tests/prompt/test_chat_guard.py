@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l4kernels.prompt.chat import ChatError, Prompter
+from l4kernels.prompt.chat import Prompter
+from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.control_tokens import ROLES
 from tests.support import chat_templates
 from tests.support.chat_templates import PLAIN, SPECIAL, TEMPLATES

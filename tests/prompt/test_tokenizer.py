@@ -25,7 +25,8 @@ from tokenizers import (
 from l4kernels.demo import CHECKPOINT
 from l4kernels.prompt import plain_encoder, stop_strings, tokenizer
 from l4kernels.prompt.chat import Prompter
-from l4kernels.prompt.tokenizer import Detokenizer, TokenizerError
+from l4kernels.prompt.tokenizer import Detokenizer
+from l4kernels.prompt.tokenizer_file import TokenizerError
 from tests.support import tiny
 
 LLAMA_3 = (

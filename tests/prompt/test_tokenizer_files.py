@@ -9,8 +9,8 @@ import pytest
 
 from l4kernels.prompt import plain_encoder
 from l4kernels.prompt.chat import Prompter
-from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer, TokenizerError
-from l4kernels.prompt.tokenizer_file import guarded
+from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer
+from l4kernels.prompt.tokenizer_file import TokenizerError, guarded
 from tests.support import tiny
 from tests.support.tiny import ID
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.checks.inputs import FP8
-from bench.checks.kernel_checks import BF16, E4M3, OF_SUMS
+from bench.checks.kernel_checks import BF16_ERROR, E4M3_ERROR, SUM_ERROR
 from l4kernels import ops
 from l4kernels.testing import assert_close
 
@@ -28,12 +28,12 @@ def test_one_code_one_step_apart_is_rounding(shape):
     q = codes(*shape)
     for value in (288.0, 256.0, 1.0, 2.0**-6, 2.0**-9, 0.0):  # ends of binades, subnormals
         q[0, 5] = value
-        assert_close(stepped(q, torch.tensor([5])), q, E4M3)
+        assert_close(stepped(q, torch.tensor([5])), q, E4M3_ERROR)
         with pytest.raises(AssertionError, match=r"1 of \d+ codes differ"):
             assert_close(stepped(q, torch.tensor([5])), q, 0.0)
 
 
-@pytest.mark.parametrize("bound", [E4M3, OF_SUMS])
+@pytest.mark.parametrize("bound", [E4M3_ERROR, SUM_ERROR])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_code_two_steps_apart_is_not(shape, bound):
     q = codes(*shape)
@@ -43,7 +43,9 @@ def test_a_code_two_steps_apart_is_not(shape, bound):
             assert_close(stepped(q, torch.tensor([7]), 2), q, bound)
 
 
-@pytest.mark.parametrize("shape, bound", [*((s, E4M3) for s in SHAPES), (SHAPES[2], OF_SUMS)])
+@pytest.mark.parametrize(
+    "shape, bound", [*((s, E4M3_ERROR) for s in SHAPES), (SHAPES[2], SUM_ERROR)]
+)
 def test_five_percent_of_the_codes_one_step_apart_are_not(shape, bound):
     q = codes(*shape)
     places = torch.arange(0, q.numel(), 20)
@@ -59,10 +61,10 @@ def test_signs_of_zero_are_equal_and_those_of_values_are_not():
     assert_close(minus, q, 0.0)
     minus[0, 0] = -minus[0, 0].float()
     with pytest.raises(AssertionError, match=r"1 by more than a step; first at \[0, 0\]"):
-        assert_close(minus, q, OF_SUMS)
+        assert_close(minus, q, SUM_ERROR)
 
 
-@pytest.mark.parametrize("bound", [0.0, E4M3, OF_SUMS])
+@pytest.mark.parametrize("bound", [0.0, E4M3_ERROR, SUM_ERROR])
 def test_nan_equals_nan_only(bound):
     q = codes(4, 128)
     broken = q.clone()
@@ -78,14 +80,14 @@ def test_two_blocks_in_each_others_place_are_found():
     swapped = q.clone()
     swapped[:, :8], swapped[:, 8:16] = q[:, 8:16], q[:, :8]
     with pytest.raises(AssertionError, match="codes differ"):
-        assert_close(swapped, q, OF_SUMS)
+        assert_close(swapped, q, SUM_ERROR)
 
 
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_the_number_of_other_codes_is_what_the_bound_promises(rows):
     """Values that differ by the bound on average: the count is below its expectation of at most."""
     torch.manual_seed(1)
-    for bound in (1e-5, OF_SUMS):
+    for bound in (1e-5, SUM_ERROR):
         x = torch.randn(rows, 1024)
         scale = x.abs().amax(-1, keepdim=True) / 448
         y = x * (1 + bound * torch.randn_like(x))
@@ -109,12 +111,12 @@ def test_a_tile_of_few_values_may_round_one_the_other_way(shape):
     y = torch.full(shape, 1.0).bfloat16()
     other = y.clone()
     other[-1, -1] += 2**-7
-    assert_close(other, y, BF16)
+    assert_close(other, y, BF16_ERROR)
     with pytest.raises(AssertionError, match="relative error"):
         assert_close(other, y, 0.0)
     other[-1, -5:] = 1 + 2**-6  # two steps each
     with pytest.raises(AssertionError, match="relative error"):
-        assert_close(other, y, BF16)
+        assert_close(other, y, BF16_ERROR)
 
 
 def test_the_reference_rounds_alike_on_every_device():

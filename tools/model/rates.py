@@ -59,17 +59,17 @@ def groups() -> list[dict[str, Any]]:
     return tomllib.loads((HERE / "rates.toml").read_text())["group"]
 
 
-def predict(group: dict[str, Any], row: dict[str, Any], board: Machine | None = None) -> float:
+def predict(group: dict[str, Any], row: dict[str, Any]) -> float:
     """TFLOP/s of a row, before its board's ceiling."""
     problem = group["problem"] | row
     if group["kind"] == "attention":
-        board = board or machine("h100", constants()["attention"]["clock"]["value"])
+        board = machine("h100", constants()["attention"]["clock"]["value"])
         size = {name: problem[name] for name in ("d", "heads", "keys", "causal")}
         return attention.estimate(*attention.flash3(**size, sms=board.sms), board)[1]
     known = gemm.Program.__dataclass_fields__
     program = {name: v for name, v in (group["program"] | row).items() if name in known}
     product = gemm.Problem(problem["m"], problem["n"], problem["k"])
-    return gemm.estimate(gemm.Program(**program), product, board or machine()).tflops
+    return gemm.estimate(gemm.Program(**program), product, machine()).tflops
 
 
 def validate() -> list[Row]:
