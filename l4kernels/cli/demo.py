@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l4kernels import demo as data
-from l4kernels.cli.loading import load_options, weight_bytes
+from l4kernels.cli.loading import checkpoint_bytes, load_options
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
 from l4kernels.cli.progress import loading_bar
 from l4kernels.engine.llama4 import Llama4
@@ -30,7 +30,7 @@ def run(
     place = str(options["device"])
     dtype = str(options["dtype"]).removeprefix("torch.")
     started = time.perf_counter()
-    size = weight_bytes(data.CHECKPOINT)
+    size = checkpoint_bytes(data.CHECKPOINT)
     with cpu.threads(cpu.threads_for(size)):
         prompter = Prompter(data.CHECKPOINT)
         with loading_bar() as progress:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from l4kernels.cli.interrupts import exit_code
-from l4kernels.cli.loading import load_options, weight_bytes
+from l4kernels.cli.loading import checkpoint_bytes, load_options
 from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
@@ -69,7 +69,7 @@ def run(request: Request, *, as_json: bool) -> int:
     text = Detokenizer(prompter.tokenizer, request.stop)
     check_length(config, len(prompt.ids), request.max_new_tokens)
     prepared = time.perf_counter()
-    with cpu.threads(cpu.threads_for(weight_bytes(request.model))):
+    with cpu.threads(cpu.threads_for(checkpoint_bytes(request.model))):
         with loading_bar() as progress:
             model = Llama4.from_pretrained(
                 request.model, config=config, progress=progress, **options

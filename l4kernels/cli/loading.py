@@ -11,7 +11,8 @@ from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.machine import gpu_problem
 
 
-def weight_bytes(folder: Path) -> int:
+def checkpoint_bytes(folder: Path) -> int:
+    """Of the weights' files, before they are opened."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
