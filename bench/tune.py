@@ -60,9 +60,14 @@ def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
             options["expert_offsets"] = torch.nn.functional.pad(ends.cumsum(0), (1, 0)).int()
         found[m] = candidates(a, weights, options)
     return {
-        "op": None, "n": n, "k": k, "experts": experts or 1, "fp8": fp8,
-        "fast_accum": form == "fp8_fast", "us": found,
-    }  # fmt: skip
+        "op": None,
+        "n": n,
+        "k": k,
+        "experts": experts or 1,
+        "fp8": fp8,
+        "fast_accum": form == "fp8_fast",
+        "us": found,
+    }
 
 
 def copies(shape: tuple[int, ...], fp8: bool) -> int:

@@ -54,7 +54,7 @@ def gemm_config(name: str, csrc: Path = CSRC) -> GemmConfig:
 
 def max_splits(csrc: Path = CSRC) -> int:
     """Into how many parts K may be split."""
-    return int(re.search(r"kMaxSplits = (\d+)", _header(csrc)).group(1))  # type: ignore[union-attr]
+    return int(re.search(r"kMaxSplits = (\d+)", _header(csrc)).group(1))
 
 
 def _header(csrc: Path) -> str:

@@ -28,7 +28,7 @@ class Size(NamedTuple):
     lines: int = 0
     tokens: int = 0
 
-    def __add__(self, other: "Size") -> "Size":  # type: ignore[override]
+    def __add__(self, other: "Size") -> "Size":
         return Size(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property

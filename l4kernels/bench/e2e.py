@@ -55,8 +55,15 @@ def main(arguments: list[str]) -> int:
     device = "cpu" if problem else "cuda"
     if problem:
         print(f"l4k: on the CPU: {problem}", file=sys.stderr)
-    row = run(device, options.model, options.format, options.batch, options.prompt,
-              options.new, options.layers)  # fmt: skip
+    row = run(
+        device,
+        options.model,
+        options.format,
+        options.batch,
+        options.prompt,
+        options.new,
+        options.layers,
+    )
     if device == "cuda":
         rows = Rows(options.out, current_gpu())
         row = rows.add(

@@ -40,7 +40,7 @@ def ask(question: str, csrc: Path = CSRC) -> dict[str, Any]:
 
 def integer(path: Path, pattern: str) -> int:
     """A constant of a header that only nvcc can compile."""
-    return int(re.search(pattern, path.read_text()).group(1))  # type: ignore[union-attr]
+    return int(re.search(pattern, path.read_text()).group(1))
 
 
 def gemm(
