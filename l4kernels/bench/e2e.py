@@ -111,6 +111,17 @@ def prefill_flops(config: Llama4Config, batch: int, prompt: int) -> float:
     return batch * (2 * prompt * (active_params(config) - head) + attention + 2 * head)
 
 
+def host_call_us(device: str) -> float:
+    """What torch itself takes for a call on a small tensor: eager steps are compared beside it."""
+    x = torch.ones(64, device=device)
+    for _ in range(100):
+        x * x
+    began = time.perf_counter()
+    for _ in range(500):  # fewer than a stream takes before it lets the host wait
+        x * x
+    return (time.perf_counter() - began) * 1e6 / 500
+
+
 def run(
     device: str, model: str, form: str, batch: int, prompt: int, new: int, layers: int | None = None
 ) -> dict[str, Any]:
@@ -151,6 +162,7 @@ def run(
         "inter_token_ms": step * 1e3,
         "inter_token_ms_p90": sorted(gaps)[int(0.9 * (len(gaps) - 1))] * 1e3,
         "tokens_per_second": batch / step,
+        "host_call_us": host_call_us(device),
         "bytes_per_step": planned.bytes_per_step,
         "bytes_per_second": planned.bytes_per_step / step,
         "weights_bytes": weights,

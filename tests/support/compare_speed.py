@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from tools.nvcc import ROOT
+
 TEXT = {
     "model_type": "llama4_text",
     "interleave_moe_layer_step": 1,
@@ -92,8 +94,9 @@ def seconds(folder: str, rounds: int) -> dict[str, float]:
 
 def compare(folder: str, rounds: int = 3) -> dict[str, dict[str, float]]:
     def measure(*arguments: str):
-        command = [sys.executable, __file__, folder, *arguments]
-        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        command = [sys.executable, "-m", "tests.support.compare_speed", folder, *arguments]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+        output = done.stdout
         return json.loads(output.splitlines()[-1])
 
     memory = {kind: measure("memory", kind) for kind in ("ours", "theirs")}
