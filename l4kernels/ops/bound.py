@@ -94,7 +94,7 @@ class Binder:
         """Raises `TypeError` for a value that the schema has no type for."""
         for name, allowed in self._types.items():
             value = getattr(bound, name)
-            if not any(_stands_for(value, kind) for kind in allowed):
+            if not any(stands_for(value, kind) for kind in allowed):
                 nouns = " or ".join(_ACCEPTED[kind][0] for kind in allowed)
                 got = f"a Tensor {describe(value)}" if isinstance(value, Tensor) else shown(value)
                 raise TypeError(
@@ -109,7 +109,10 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _stands_for(value: Any, kind: Any) -> bool:
+def stands_for(value: Any, kind: Any) -> bool:
+    """Whether a value is taken where a schema has this type."""
+    if not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__"):
+        return True  # a proxy, as torch.fx traces with: what it stands for is its own affair
     if not isinstance(value, _ACCEPTED[kind][1]):
         return False
     if isinstance(value, int) and kind is not bool:

@@ -24,7 +24,7 @@ from torch.compiler import is_dynamo_compiling
 from l4kernels.inputs.files import shown
 from l4kernels.ops import route
 from l4kernels.ops.ambient import autocasting, no_autocast
-from l4kernels.ops.bound import Binder, Bound
+from l4kernels.ops.bound import Binder, Bound, stands_for
 from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory
 from l4kernels.ops.gradients import refuse_gradients
 
@@ -79,7 +79,7 @@ class Op(Generic[P, R]):
         self.signature = self._binder.signature
         self.__signature__ = self._binder.public(returns, self.has_out)
         self._forms: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._last_form: tuple[list[Any], Any] = ([], None)
+        self._last_form: tuple[Any, Any] = (None, None)  # a call without arguments has form []
         self._layouts: set[tuple[Any, ...]] = set()
         self._define(self.schema, self._run, self._shape)
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
@@ -99,7 +99,7 @@ class Op(Generic[P, R]):
         """Pickled and copied by name, like a function."""
         return self.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         # The good path is short: a model makes a hundred of these calls for a token.
         if route.open_routes or is_dynamo_compiling():
             return self._routed(args, kwargs)
@@ -120,7 +120,7 @@ class Op(Generic[P, R]):
             raise
         return result if self.returns is None else tuple.__new__(self.returns, result)
 
-    def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def reference(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
@@ -128,7 +128,7 @@ class Op(Generic[P, R]):
         result = self._run_body(args, kwargs)
         return result if self.returns is None else self.returns(*result)
 
-    def work(self, *args: P.args, **kwargs: P.kwargs) -> Work:
+    def work(self, /, *args: P.args, **kwargs: P.kwargs) -> Work:
         """What the op must do for these arguments at the least."""
         return self._work(self._binder.bind(args, kwargs))
 
@@ -230,7 +230,7 @@ class OpWithOut(Op[P, Tensor]):
         def __call__(self, *args: Any, out: Tensor | None, **kwargs: Any) -> Tensor: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
-    def reference(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def reference(self, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         out, inputs = _without_out(kwargs)
         self._require_out(out)
         result: Tensor = super().reference(*args, **inputs)
@@ -259,7 +259,7 @@ class OpWithOut(Op[P, Tensor]):
         self._require_out(out)
 
     def _require_out(self, out: Any) -> None:
-        if out is not None and not isinstance(out, Tensor):
+        if out is not None and not stands_for(out, Tensor):
             raise TypeError(
                 f"{NAMESPACE}.{self.name}: expected out to be a Tensor or None, got {shown(out)}"
             )

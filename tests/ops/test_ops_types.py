@@ -3,8 +3,12 @@ came. The table is made from the schemas."""
 
 import contextlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,3 +144,38 @@ def test_numbers_of_numpy_are_numbers():
     for eps in (1, np.float32(1), np.float64(1), np.int64(1)):
         assert torch.equal(ops.rms_norm(x, weight, eps), ops.rms_norm(x, weight, 1.0))
     assert torch.equal(ops.moe_route(x, np.int32(2)).topk_ids, ops.moe_route(x, 2).topk_ids)
+
+
+def test_the_first_call_of_a_process_may_be_wrong():
+    """Before there is a form of a call to remember."""
+    code = """
+from l4kernels import ops
+for name, op in ops.OPS.items():
+    try:
+        op()
+    except TypeError as error:
+        assert str(error).startswith(f"l4kernels.{name}: missing a required argument"), error
+    else:
+        raise AssertionError(name)
+"""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+def test_what_stands_for_a_tensor_goes_to_torch():
+    """Proxies of torch.fx, and anything else with `__torch_function__`."""
+
+    class Recorder:
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            return function
+
+    x, weight = torch.randn(3, 4), torch.ones(4)
+    assert ops.rms_norm(Recorder(), weight) is torch.ops.l4kernels.rms_norm.default
+    assert ops.rms_norm(x, weight, Recorder()) is torch.ops.l4kernels.rms_norm.default
+    traced = torch.fx.symbolic_trace(lambda x, eps: ops.rms_norm(x, weight, eps))
+    assert torch.equal(traced(x, 1e-3), ops.rms_norm(x, weight, 1e-3))
+    traced = torch.fx.symbolic_trace(lambda a, out: ops.gemm(a, weight[None], out=out))
+    out = torch.empty(3, 1)
+    assert traced(x, out) is out and torch.equal(out, ops.gemm(x, weight[None]))
