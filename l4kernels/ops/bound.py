@@ -1,6 +1,7 @@
 """The arguments of an op: bound by name with the defaults filled in, each of its declared type."""
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -23,6 +24,8 @@ _ACCEPTED: dict[Any, tuple[str, tuple[type, ...]]] = {
     types.NoneType: ("None", (types.NoneType,)),
 }
 """What the types of a schema are called, and which Python types stand for them."""
+
+_LARGEST = sys.float_info.max
 
 
 class Bound:
@@ -117,5 +120,6 @@ def stands_for(value: Any, kind: Any) -> bool:
         return False
     if isinstance(value, int) and kind is not bool:
         # True is an int to Python, and not a count to anyone else; a huge one fits no register.
-        return not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+        low, high = (-_LARGEST, _LARGEST) if kind is float else (-(1 << 63), (1 << 63) - 1)
+        return not isinstance(value, bool) and low <= value <= high
     return True

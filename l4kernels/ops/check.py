@@ -80,6 +80,15 @@ class Checker:
                 f"with strides {list(t.stride())}; call {name}.contiguous() first"
             )
 
+    def dense(self, **tensors: Tensor) -> None:
+        """Neither sparse, nested nor quantised: a value lies where strides say."""
+        for name, t in tensors.items():
+            if t.layout == torch.strided and not t.is_nested and not t.is_quantized:
+                continue
+            layout = str(t.layout).removeprefix("torch.").strip("_")
+            kind = "nested" if t.is_nested else "quantised" if t.is_quantized else layout
+            self.fail(f"expected {name} to be a dense tensor, got a {kind} one", TypeError)
+
     def same_device(self, **tensors: Tensor | None) -> None:
         present = {name: t for name, t in tensors.items() if t is not None}
         if len({t.device for t in present.values()}) > 1:

@@ -176,8 +176,10 @@ class Op(Generic[P, R]):
     def _require_contract(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         bound = self._bind(args, kwargs)
         self._binder.require_types(bound)
+        tensors = self._binder.tensors(bound)
+        Checker(self.name).dense(**tensors)
         self._check(bound)
-        Checker(self.name).same_device(**self._binder.tensors(bound))
+        Checker(self.name).same_device(**tensors)
         return bound
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
@@ -268,6 +270,7 @@ class OpWithOut(Op[P, Tensor]):
         out, inputs = _without_out(kwargs)
         bound = super()._require_contract(args, inputs)
         if out is not None:
+            Checker(self.name).dense(out=out)
             self._require_apart(out, args, inputs)
         return bound
 
@@ -300,6 +303,7 @@ class OpWithOut(Op[P, Tensor]):
                 )
 
     def _require_fit(self, out: Tensor, result: Tensor) -> None:
+        Checker(self.name).dense(out=out)
         if (out.shape, out.dtype, out.device) != (result.shape, result.dtype, result.device):
             raise ValueError(
                 f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
@@ -343,7 +347,7 @@ def op(*, out: bool = False, **parts: Any) -> Any:
     Args:
         work: the bound arguments -> `Work` (FLOP, least bytes).
         check: the bound arguments -> None; raises `ValueError` / `TypeError` on bad input. That
-            tensors are tensors, and on one device, need not be said.
+            tensors are dense, and on one device, need not be said.
         fake: the bound arguments -> empty results, where running the body on fake tensors is
             impossible (data-dependent loops).
         mutates: names of the tensors that are written in place.

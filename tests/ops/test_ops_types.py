@@ -163,6 +163,61 @@ for name, op in ops.OPS.items():
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
 
 
+NOT_DENSE = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "sparse_csr": torch.Tensor.to_sparse_csr,
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "nested": lambda t: torch.nested.nested_tensor([t]),
+    "jagged": lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged),
+    "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about its prototypes
+@pytest.mark.parametrize("name", ops.OPS)
+def test_tensors_that_are_not_dense_are_refused_by_name(name):
+    op, seen = ops.OPS[name], set()
+    good = good_values(op)
+    for argument in [n for n, value in good.items() if isinstance(value, torch.Tensor)]:
+        for kind, change in NOT_DENSE.items():
+            try:
+                wrong = change(good[argument])
+            except (RuntimeError, ValueError, IndexError):  # there is no such tensor
+                continue
+            seen.add(kind)
+            said = f"l4kernels.{name}: expected {argument} to be a dense tensor, got a "
+            for call in (op, op.reference):
+                with pytest.raises(TypeError, match=re.escape(said)):
+                    call(**{**good, argument: wrong})
+    assert {"sparse_coo", "nested"} <= seen
+    if op.has_out:
+        out = op(**good)
+        for call in (op, op.reference):
+            with pytest.raises(TypeError, match="expected out to be a dense tensor, got a sparse"):
+                call(**good, out=out.to_sparse())
+
+
+@pytest.mark.parametrize("huge", [1 << 63, 10**300, -(10**300), 10**400])
+def test_a_huge_int_is_the_same_whatever_was_called_before(huge, monkeypatch):
+    """A form is remembered by its types; how large an int may be is no matter of its type."""
+    x, weight = torch.ones(2, 4), torch.ones(4)
+    for call, fits in (
+        (lambda number: ops.rms_norm(x, weight, number), abs(huge) < 10**308),
+        (lambda number: ops.moe_route(x, number), False),
+    ):
+        said = []
+        for first in ([huge], [1, huge]):
+            for op in (ops.rms_norm, ops.moe_route):
+                monkeypatch.setattr(op, "_forms", {})
+                monkeypatch.setattr(op, "_last_form", (None, None))
+            try:
+                [call(number) for number in first]
+                said.append("")
+            except TypeError as error:
+                said.append(str(error))
+        assert said[0] == said[1] and (said[0] == "") == fits
+
+
 def test_what_stands_for_a_tensor_goes_to_torch():
     """Proxies of torch.fx, and anything else with `__torch_function__`."""
 
