@@ -119,6 +119,11 @@ class Llama4Model(nn.Module):
         >>> model.compute_logits(hidden[[1, 2]]).shape
         torch.Size([2, 9])
         """
+        if not len(metadata) == len(caches) == len(self.layers):
+            raise ValueError(
+                f"expected metadata and caches of {len(self.layers)} layers, got {len(metadata)} "
+                f"and {len(caches)}"
+            )
         if not x.is_floating_point():
             x = self.embed(x)
         for layer, seen, cache in zip(self.layers, metadata, caches, strict=True):

@@ -236,6 +236,22 @@ def test_prompts_of_another_kind(model, ids, message):
             call(model, ids)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about its prototypes
+@pytest.mark.parametrize("argument", ["input_ids", "attention_mask", "pixel_values"])
+def test_tensors_without_dense_data_are_refused_by_name(argument):
+    model, ids = Llama4.from_pretrained(demo.CHECKPOINT), torch.tensor([[1, 2, 3]])
+    good = torch.rand(1, 3, 32, 32) if argument == "pixel_values" else torch.ones_like(ids)
+    kinds = {
+        "meta": good.to("meta"),
+        "sparse_coo": good.to_sparse(),
+        "nested": torch.nested.nested_tensor(list(good)),
+    }
+    for kind, wrong in kinds.items():
+        for call in (model.generate, model.prompt_logits, model.stream):
+            with pytest.raises(ValueError, match=f"expected {argument} to be a dense .*{kind} one"):
+                call(**{"input_ids": ids, argument: wrong})
+
+
 def test_int32_ids_stay_int32(model):
     got = model.generate(IDS.int(), 3)
     assert got.dtype == torch.int32 and torch.equal(got.long(), model.generate(IDS, 3))

@@ -109,6 +109,8 @@ def test_one_forward_over_sequences_of_different_lengths(model):
     assert close(model, model.compute_logits(hidden), torch.cat(alone))
     embedded = model(model.embed(ids), pages.metadata(TOGETHER), pages.caches)
     assert torch.equal(embedded, hidden)
+    with pytest.raises(ValueError, match="metadata and caches of 4 layers, got 3 and 4"):
+        model(ids, pages.metadata(TOGETHER)[:3], pages.caches)
 
 
 def test_what_came_before_matters():
