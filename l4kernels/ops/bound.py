@@ -89,15 +89,21 @@ class Binder:
         return named if star == len(named) else [*named[:star], "*", *named[star:]]
 
     def tensors(self, bound: Bound) -> dict[str, Tensor]:
-        """Those of the arguments that are tensors."""
-        values = {name: getattr(bound, name) for name in self._types}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        """Those of the arguments, and of the entries of lists, that are tensors."""
+        found = {}
+        for name in self._types:
+            value = getattr(bound, name)
+            if isinstance(value, (list, tuple)):
+                found |= {f"{name}[{i}]": t for i, t in enumerate(value) if isinstance(t, Tensor)}
+            elif isinstance(value, Tensor):
+                found[name] = value
+        return found
 
     def require_types(self, bound: Bound) -> None:
         """Raises `TypeError` for a value that the schema has no type for."""
         for name, allowed in self._types.items():
             value = getattr(bound, name)
-            if not any(stands_for(value, kind) for kind in allowed):
+            if allowed and not any(stands_for(value, kind) for kind in allowed):
                 nouns = " or ".join(_ACCEPTED[kind][0] for kind in allowed)
                 got = f"a Tensor {describe(value)}" if isinstance(value, Tensor) else shown(value)
                 raise TypeError(
@@ -106,10 +112,11 @@ class Binder:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """`Tensor | None` -> `(Tensor, NoneType)`."""
-    if isinstance(annotation, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
+    """`Tensor | None` -> `(Tensor, NoneType)`; nothing for a type that only torch checks: a list,
+    a device."""
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(annotation) if is_union else (annotation,)
+    return kinds if all(kind in _ACCEPTED for kind in kinds) else ()
 
 
 def stands_for(value: Any, kind: Any) -> bool:

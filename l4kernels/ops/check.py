@@ -4,8 +4,8 @@ A check never reads tensor data: the same function serves the CPU body and the s
 what it found holds for all tensors of the same shape, strides, dtype and device.
 """
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +19,15 @@ FP8 = torch.float8_e4m3fn
 def describe(t: Tensor) -> str:
     """`[5120, 128] bfloat16 on cpu`"""
     return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of a call, and those in its lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:

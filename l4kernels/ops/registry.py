@@ -11,7 +11,7 @@ devices, numbers).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -25,7 +25,7 @@ from l4kernels.inputs.files import shown
 from l4kernels.ops import route
 from l4kernels.ops.ambient import autocasting, no_autocast
 from l4kernels.ops.bound import Binder, Bound, stands_for
-from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory
+from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory, tensors_in
 from l4kernels.ops.gradients import refuse_gradients
 
 EMULATED_NAMESPACE = "l4kernels_emulated"
@@ -186,13 +186,7 @@ class Op(Generic[P, R]):
         """The implementation for CPUs, on which the dispatcher has found all tensors."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
-        layout: list[Any] = [*kwargs]  # all that a check may read
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                layout += value.shape, value.stride(), value.dtype
-            else:
-                layout.append(value)
-        key = tuple(layout)
+        key = (*kwargs, *_layout((*args, *kwargs.values())))  # all that a check may read
         if key not in self._layouts:
             self._require_contract(args, kwargs)
             if len(self._layouts) >= _MAX_LAYOUTS:
@@ -291,9 +285,7 @@ class OpWithOut(Op[P, Tensor]):
         # about to replace. It takes no `out` with gaps, of which the extent would say too little.
         inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
         residual = kwargs.get("residual")
-        for value in inputs:
-            if not isinstance(value, Tensor):
-                continue
+        for value in tensors_in(inputs):
             if residual is not None and value is residual and value.is_set_to(out):
                 continue
             if share_memory(out, value):
@@ -361,6 +353,18 @@ def op(*, out: bool = False, **parts: Any) -> Any:
 def tensor_bytes(*tensors: Tensor | None) -> int:
     """Bytes of all tensors, counted once each; the usual least traffic of an op."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _layout(values: Iterable[Any]) -> list[Any]:
+    layout: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            layout += value.shape, value.stride(), value.dtype
+        elif isinstance(value, (list, tuple)):
+            layout += len(value), *_layout(value)
+        else:
+            layout.append(value)
+    return layout
 
 
 def _without_out(kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
