@@ -90,7 +90,7 @@ class Binder:
 
     def tensors(self, bound: Bound) -> dict[str, Tensor]:
         """Those of the arguments, and of the entries of lists, that are tensors."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in self._types:
             value = getattr(bound, name)
             if isinstance(value, (list, tuple)):
