@@ -192,8 +192,9 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
   for (const Tensor* t : {&a, &b}) require_apart(call, {"out", out}, *t);
   for (const OptionalTensor* t : {&expert_offsets, &sfa, &sfb, &bias, &row_scale})
     if (*t) require_apart(call, {"out", out}, **t);
-  // Of the residual each tile reads just what it writes.
-  const bool in_place = p.residual == p.d && p.residual_stride == out.stride(0);
+  // Of the residual each tile reads just what it writes. The stride of a single row says nothing.
+  const bool same_rows = p.m == 1 || p.residual_stride == out.stride(0);
+  const bool in_place = p.residual == p.d && same_rows;
   if (residual && !in_place) require_apart(call, {"out", out}, *residual);
   launch(call, p);
   return out;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l4kernels.engine.runner import Runner
 from l4kernels.engine.sampler import Sampler, Sampling
-from l4kernels.engine.sequence import make_sequences
+from l4kernels.engine.sequence import Sequence, make_sequences
 from l4kernels.inputs.arguments import token_ids, whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
@@ -64,7 +64,7 @@ class Generation:
         known = stop is None
         ids = config.eos_token_ids if known else token_ids("stop_ids", stop, config.vocab_size)
         self._stop = frozenset(ids)
-        self._sequences, self.timings.image_s = make_sequences(
+        self._prompts, self.timings.image_s = make_sequences(
             self.model, self.input_ids, self.pixel_values, self.max_new_tokens, self.attention_mask
         )
 
@@ -89,9 +89,8 @@ class Generation:
             yield ids
 
     def _steps(self) -> Iterator[list[int]]:
-        model, sequences = self.model, self._sequences
-        for sequence in sequences:
-            sequence.restart()
+        # Of its own: iterators of one generation may be at different steps.
+        model, sequences = self.model, [prompt.from_the_start() for prompt in self._prompts]
         self.finish_reasons[:] = ["length"] * len(sequences)
         self.timings.decode_s, self.timings.decode_steps = 0.0, 0
         runner = Runner(model, sequences, self.max_new_tokens - 1)
@@ -108,16 +107,16 @@ class Generation:
                 self.timings.decode_steps += 1
             else:
                 self.timings.prefill_s = now - started
-            yield self._appended(tokens)
+            yield self._appended(sequences, tokens)
             if all(sequence.finish_reason for sequence in sequences):
                 return
             started = time.perf_counter()
             logits = runner.decode(ids)
 
-    def _appended(self, tokens: list[int]) -> list[int]:
+    def _appended(self, sequences: list[Sequence], tokens: list[int]) -> list[int]:
         """Gives each sequence its token; finished ones have the pad id."""
         shown = []
-        for row, (sequence, token) in enumerate(zip(self._sequences, tokens, strict=True)):
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
             if sequence.finish_reason:
                 shown.append(self.pad_id)
                 continue

@@ -42,6 +42,7 @@ def _check_batch(input_ids: Tensor) -> None:
         raise ValueError(
             f"expected input_ids to be a tensor [batch, tokens], got {type(input_ids)}{hint}"
         )
+    _check_dense("input_ids", input_ids)
     if input_ids.dim() != 2:
         raise ValueError(
             f"expected input_ids to be a tensor [batch, tokens], got {list(input_ids.shape)}"
@@ -54,11 +55,19 @@ def _check_batch(input_ids: Tensor) -> None:
         )
 
 
+def _check_dense(name: str, t: Tensor) -> None:
+    if t.layout != torch.strided or t.is_nested or t.is_meta:
+        kind = "nested" if t.is_nested else "meta" if t.is_meta else str(t.layout)
+        raise ValueError(f"expected {name} to be a dense tensor with data, got a {kind} one")
+
+
 def _length(row: Any) -> int:
     return len(row) if hasattr(row, "__len__") else -1
 
 
 def _check_mask(input_ids: Tensor, mask: Tensor) -> None:
+    if isinstance(mask, Tensor):
+        _check_dense("attention_mask", mask)
     if not isinstance(mask, Tensor) or mask.shape != input_ids.shape:
         shown = describe(mask) if isinstance(mask, Tensor) else type(mask)
         raise ValueError(
@@ -104,6 +113,7 @@ def check_pixels(config: Llama4Config, ids: Tensor, pixels: Tensor, dtype: torch
     wanted = (vision.num_channels, vision.image_size, vision.image_size)
     if not isinstance(pixels, Tensor):
         raise ValueError(f"expected pixel_values to be a tensor, got {type(pixels)}")
+    _check_dense("pixel_values", pixels)
     shaped = pixels.dim() == 4 and tuple(pixels.shape[1:]) == wanted and len(pixels) > 0
     if not shaped or not pixels.is_floating_point():
         raise ValueError(

@@ -132,7 +132,9 @@ class Llama4(Llama4Model):
         """
         options = ModelOptions.parse(device, dtype, weights)
         kv = find_kv_dtype(kv_dtype, options.dtype)
-        config = config or Llama4Config.from_pretrained(path)
+        if config is None:
+            config = Llama4Config.from_pretrained(path)
+        _require_config(config)
         source = open_checkpoint(path, config)
         model = cls(config, options, kv_dtype=kv)
         load_weights(model, source, progress)
@@ -150,7 +152,13 @@ class Llama4(Llama4Model):
         seed: int = 0,
     ) -> "Llama4":
         """Random weights of the config's shapes, for benchmarks and tests."""
+        _require_config(config)
         options = ModelOptions.parse(device, dtype, weights)
         model = cls(config, options, kv_dtype=find_kv_dtype(kv_dtype, options.dtype))
         load_random(model, config, seed)
         return model
+
+
+def _require_config(config: object) -> None:
+    if not isinstance(config, Llama4Config):
+        raise ValueError(f"expected config to be a Llama4Config, got {shown(config)}")

@@ -11,9 +11,11 @@ from torch import Tensor
 from l4kernels.engine.kv_cache import KVCache
 from l4kernels.engine.sequence import Sequence
 from l4kernels.inputs.arguments import whole_number
+from l4kernels.inputs.files import shown
 from l4kernels.layers.attention import AttentionMetadata
 from l4kernels.model.llama4 import Llama4Model
 from l4kernels.ops.ambient import isolated
+from l4kernels.ops.check import describe
 
 MAX_PIECE = 8192
 """Tokens of one step of a prompt, those of all sequences together."""
@@ -137,12 +139,13 @@ class Runner:
         new_tokens = whole_number("new_tokens", new_tokens, 0)
         capacities = [len(sequence.ids) + new_tokens for sequence in sequences]
         formats: dict[str, Any] = {"dtype": model.kv_dtype, "device": model.device}
-        model.rotate_up_to(max(capacities))
         self.model, self.sequences = model, sequences
         self.cache = KVCache(model.config, capacities, **formats, scratch=scratch)
+        model.rotate_up_to(max(capacities))
         most = sum(capacities) if scratch else min(sum(capacities), max(len(sequences), MAX_PIECE))
         self._tensors = StepTensors.make(self.cache, most)
         self._decoding: tuple[StepTensors, list[AttentionMetadata]] | None = None
+        self._next_starts: list[int] = []  # where another step of decoding finds `_decoding`
 
     @isolated
     def prefill(self) -> Tensor:
@@ -174,7 +177,7 @@ class Runner:
         num_tokens, most = sum(counts), len(self._tensors.ids)
         if not 1 <= num_tokens <= most:
             raise ValueError(f"expected 1 to {most} tokens in one step, got {num_tokens}")
-        starts, self._decoding = self._take(counts), None
+        starts, self._decoding = self._starts(counts), None
         tensors = self._tensors.first(num_tokens)
         tensors.place(starts, counts)
         parts = [
@@ -186,17 +189,20 @@ class Runner:
         else:
             x = torch.cat([sequence.ids[span] for sequence, span in parts], out=tensors.ids)
         hidden: Tensor = self.model(x, tensors.metadata(max(counts)), self.cache.layers)
+        self._move_on(counts)
         return hidden
 
     @isolated
     def decode(self, ids: Tensor) -> Tensor:
         """Logits `[B, vocab_size]` after one more token of every sequence, `ids` `[B]`."""
         batch = len(self.sequences)
-        if ids.shape != (batch,):
-            raise ValueError(f"expected ids to be [{batch}], got {list(ids.shape)}")
+        found = (ids.shape, ids.dtype) if isinstance(ids, Tensor) else ()
+        if found not in (((batch,), torch.int64), ((batch,), torch.int32)):
+            got = describe(ids) if isinstance(ids, Tensor) else shown(ids)
+            raise ValueError(f"expected ids to be int64 or int32 [{batch}], got {got}")
         one_each = [1] * batch
-        starts = self._take(one_each)
-        if self._decoding:
+        starts = self._starts(one_each)
+        if self._decoding and starts == self._next_starts:
             tensors, metadata = self._decoding
             tensors.advance()
         else:
@@ -204,12 +210,14 @@ class Runner:
             metadata = tensors.metadata(1)
             tensors.place(starts, one_each)
             self._decoding = tensors, metadata
+        self._next_starts = [start + 1 for start in starts]
         tensors.ids.copy_(ids)
         hidden = self.model(tensors.ids, metadata, self.cache.layers)
+        self._move_on(one_each)
         return self.model.compute_logits(hidden)
 
-    def _take(self, counts: list[int]) -> list[int]:
-        """Moves the sequences on; the positions where their new tokens begin."""
+    def _starts(self, counts: list[int]) -> list[int]:
+        """The positions where the new tokens of each sequence begin, if there is room for them."""
         starts = [sequence.position for sequence in self.sequences]
         ends, chunk = [a + count for a, count in zip(starts, counts, strict=True)], self.cache.chunk
         self._require_room(starts, ends)
@@ -219,9 +227,12 @@ class Runner:
                     f"expected a step inside one chunk of {chunk} tokens, got positions {start} "
                     f"to {end - 1}"
                 )
-        for sequence, end in zip(self.sequences, ends, strict=True):
-            sequence.position = end
         return starts
+
+    def _move_on(self, counts: list[int]) -> None:
+        """After a step: one that failed has left nothing in the cache."""
+        for sequence, count in zip(self.sequences, counts, strict=True):
+            sequence.position += count
 
     def _require_room(self, starts: list[int], ends: list[int]) -> None:
         for start, end, capacity in zip(starts, ends, self.cache.capacities, strict=True):

@@ -30,9 +30,9 @@ class Sequence:
     finish_reason: str | None = None
     """"stop" after an end token, "length" after as many tokens as it may have; None before."""
 
-    def restart(self) -> None:
-        """Back to the prompt, of which nothing is in a cache."""
-        self.position, self.new_tokens, self.finish_reason = 0, [], None
+    def from_the_start(self) -> "Sequence":
+        """Another one of the same prompt, of which nothing is in a cache."""
+        return Sequence(self.ids, self.features, self.feature_rows)
 
     def append(self, token: int, stop_ids: frozenset[int], max_new_tokens: int) -> None:
         self.new_tokens.append(token)

@@ -1,5 +1,6 @@
 """Llama 4 on one page: the forward pass and nothing else."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
@@ -21,6 +22,7 @@ Model = TypeVar("Model", bound="Llama4Model")
 
 _FIRST_POSITIONS = 8192
 """What the table of rotations has room for at first, unless the model needs less."""
+_growing = threading.Lock()
 
 
 class DecoderLayer(nn.Module):
@@ -117,6 +119,11 @@ class Llama4Model(nn.Module):
         >>> model.compute_logits(hidden[[1, 2]]).shape
         torch.Size([2, 9])
         """
+        if not len(metadata) == len(caches) == len(self.layers):
+            raise ValueError(
+                f"expected metadata and caches of {len(self.layers)} layers, got {len(metadata)} "
+                f"and {len(caches)}"
+            )
         if not x.is_floating_point():
             x = self.embed(x)
         for layer, seen, cache in zip(self.layers, metadata, caches, strict=True):
@@ -141,8 +148,9 @@ class Llama4Model(nn.Module):
         rotate without chunks (no published Llama 4) need a row per position.
         """
         rows = _rope_rows(self.config, positions)
-        if rows > len(self.cos_sin):
-            self.cos_sin = rope_table(self.config, rows).to(self.device)
+        with _growing:  # a shorter table of another thread must not come after a longer one
+            if rows > len(self.cos_sin):
+                self.cos_sin = rope_table(self.config, rows).to(self.device)
 
     def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         """`.to()`, `.cuda()`, `.bfloat16()` and their like: formats were chosen at loading."""

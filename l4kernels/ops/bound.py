@@ -1,6 +1,7 @@
 """The arguments of an op: bound by name with the defaults filled in, each of its declared type."""
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -23,6 +24,8 @@ _ACCEPTED: dict[Any, tuple[str, tuple[type, ...]]] = {
     types.NoneType: ("None", (types.NoneType,)),
 }
 """What the types of a schema are called, and which Python types stand for them."""
+
+_LARGEST = sys.float_info.max
 
 
 class Bound:
@@ -86,15 +89,21 @@ class Binder:
         return named if star == len(named) else [*named[:star], "*", *named[star:]]
 
     def tensors(self, bound: Bound) -> dict[str, Tensor]:
-        """Those of the arguments that are tensors."""
-        values = {name: getattr(bound, name) for name in self._types}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        """Those of the arguments, and of the entries of lists, that are tensors."""
+        found: dict[str, Tensor] = {}
+        for name in self._types:
+            value = getattr(bound, name)
+            if isinstance(value, (list, tuple)):
+                found |= {f"{name}[{i}]": t for i, t in enumerate(value) if isinstance(t, Tensor)}
+            elif isinstance(value, Tensor):
+                found[name] = value
+        return found
 
     def require_types(self, bound: Bound) -> None:
         """Raises `TypeError` for a value that the schema has no type for."""
         for name, allowed in self._types.items():
             value = getattr(bound, name)
-            if not any(_stands_for(value, kind) for kind in allowed):
+            if allowed and not any(stands_for(value, kind) for kind in allowed):
                 nouns = " or ".join(_ACCEPTED[kind][0] for kind in allowed)
                 got = f"a Tensor {describe(value)}" if isinstance(value, Tensor) else shown(value)
                 raise TypeError(
@@ -103,16 +112,21 @@ class Binder:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """`Tensor | None` -> `(Tensor, NoneType)`."""
-    if isinstance(annotation, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
+    """`Tensor | None` -> `(Tensor, NoneType)`; nothing for a type that only torch checks: a list,
+    a device."""
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(annotation) if is_union else (annotation,)
+    return kinds if all(kind in _ACCEPTED for kind in kinds) else ()
 
 
-def _stands_for(value: Any, kind: Any) -> bool:
+def stands_for(value: Any, kind: Any) -> bool:
+    """Whether a value is taken where a schema has this type."""
+    if not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__"):
+        return True  # a proxy, as torch.fx traces with: what it stands for is its own affair
     if not isinstance(value, _ACCEPTED[kind][1]):
         return False
     if isinstance(value, int) and kind is not bool:
         # True is an int to Python, and not a count to anyone else; a huge one fits no register.
-        return not isinstance(value, bool) and -(1 << 63) <= value < 1 << 63
+        low, high = (-_LARGEST, _LARGEST) if kind is float else (-(1 << 63), (1 << 63) - 1)
+        return not isinstance(value, bool) and low <= value <= high
     return True

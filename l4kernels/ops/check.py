@@ -4,8 +4,8 @@ A check never reads tensor data: the same function serves the CPU body and the s
 what it found holds for all tensors of the same shape, strides, dtype and device.
 """
 
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,6 +19,15 @@ FP8 = torch.float8_e4m3fn
 def describe(t: Tensor) -> str:
     """`[5120, 128] bfloat16 on cpu`"""
     return f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')} on {t.device}"
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of a call, and those in its lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
 
 
 def share_memory(a: Tensor, b: Tensor) -> bool:
@@ -79,6 +88,15 @@ class Checker:
                 f"expected the last dimension of {name} to be contiguous, got {describe(t)} "
                 f"with strides {list(t.stride())}; call {name}.contiguous() first"
             )
+
+    def dense(self, **tensors: Tensor) -> None:
+        """Neither sparse, nested nor quantised: a value lies where strides say."""
+        for name, t in tensors.items():
+            if t.layout == torch.strided and not t.is_nested and not t.is_quantized:
+                continue
+            layout = str(t.layout).removeprefix("torch.").strip("_")
+            kind = "nested" if t.is_nested else "quantised" if t.is_quantized else layout
+            self.fail(f"expected {name} to be a dense tensor, got a {kind} one", TypeError)
 
     def same_device(self, **tensors: Tensor | None) -> None:
         present = {name: t for name, t in tensors.items() if t is not None}

@@ -11,7 +11,7 @@ devices, numbers).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -24,8 +24,8 @@ from torch.compiler import is_dynamo_compiling
 from l4kernels.inputs.files import shown
 from l4kernels.ops import dispatch
 from l4kernels.ops.ambient import autocasting, no_autocast
-from l4kernels.ops.bound import Binder, Bound
-from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory
+from l4kernels.ops.bound import Binder, Bound, stands_for
+from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory, tensors_in
 from l4kernels.ops.gradients import refuse_gradients
 
 EMULATED_NAMESPACE = "l4kernels_emulated"
@@ -79,7 +79,7 @@ class Op(Generic[P, R]):
         self.signature = self._binder.signature
         self.__signature__ = self._binder.public(returns, self.has_out)
         self._forms: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._last_form: tuple[list[Any], Any] = ([], None)
+        self._last_form: tuple[Any, Any] = (None, None)  # a call without arguments has form []
         self._layouts: set[tuple[Any, ...]] = set()
         self._define(self.schema, self._run, self._shape)
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
@@ -99,7 +99,7 @@ class Op(Generic[P, R]):
         """Pickled and copied by name, like a function."""
         return self.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         # The good path is short: a model makes a hundred of these calls for a token.
         if dispatch.open_blocks or is_dynamo_compiling():
             return self._call_dispatched(args, kwargs)
@@ -120,7 +120,7 @@ class Op(Generic[P, R]):
             raise
         return result if self.returns is None else tuple.__new__(self.returns, result)
 
-    def reference(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def reference(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the typed body on the arguments' own device: the oracle on a GPU."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
@@ -128,7 +128,7 @@ class Op(Generic[P, R]):
         result = self._run_body(args, kwargs)
         return result if self.returns is None else self.returns(*result)
 
-    def work(self, *args: P.args, **kwargs: P.kwargs) -> Work:
+    def work(self, /, *args: P.args, **kwargs: P.kwargs) -> Work:
         """What the op must do for these arguments at the least."""
         return self._work(self._binder.bind(args, kwargs))
 
@@ -176,21 +176,17 @@ class Op(Generic[P, R]):
     def _require_contract(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         bound = self._bind(args, kwargs)
         self._binder.require_types(bound)
+        tensors = self._binder.tensors(bound)
+        Checker(self.name).dense(**tensors)
         self._check(bound)
-        Checker(self.name).same_device(**self._binder.tensors(bound))
+        Checker(self.name).same_device(**tensors)
         return bound
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """The implementation for CPUs, on which the dispatcher has found all tensors."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
-        layout: list[Any] = [*kwargs]  # all that a check may read
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                layout += value.shape, value.stride(), value.dtype
-            else:
-                layout.append(value)
-        key = tuple(layout)
+        key = (*kwargs, *_layout((*args, *kwargs.values())))  # all that a check may read
         if key not in self._layouts:
             self._require_contract(args, kwargs)
             if len(self._layouts) >= _MAX_LAYOUTS:
@@ -230,7 +226,7 @@ class OpWithOut(Op[P, Tensor]):
         def __call__(self, *args: Any, out: Tensor | None, **kwargs: Any) -> Tensor: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Tensor: ...
 
-    def reference(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def reference(self, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         out, inputs = _without_out(kwargs)
         self._require_out(out)
         result: Tensor = super().reference(*args, **inputs)
@@ -259,7 +255,7 @@ class OpWithOut(Op[P, Tensor]):
         self._require_out(out)
 
     def _require_out(self, out: Any) -> None:
-        if out is not None and not isinstance(out, Tensor):
+        if out is not None and not stands_for(out, Tensor):
             raise TypeError(
                 f"{NAMESPACE}.{self.name}: expected out to be a Tensor or None, got {shown(out)}"
             )
@@ -268,6 +264,7 @@ class OpWithOut(Op[P, Tensor]):
         out, inputs = _without_out(kwargs)
         bound = super()._require_contract(args, inputs)
         if out is not None:
+            Checker(self.name).dense(out=out)
             self._require_apart(out, args, inputs)
         return bound
 
@@ -288,9 +285,7 @@ class OpWithOut(Op[P, Tensor]):
         # about to replace. It takes no `out` with gaps, of which the extent would say too little.
         inputs = (*args, *kwargs.values()) if out.is_contiguous() else ()
         residual = kwargs.get("residual")
-        for value in inputs:
-            if not isinstance(value, Tensor):
-                continue
+        for value in tensors_in(inputs):
             if residual is not None and value is residual and value.is_set_to(out):
                 continue
             if share_memory(out, value):
@@ -300,6 +295,7 @@ class OpWithOut(Op[P, Tensor]):
                 )
 
     def _require_fit(self, out: Tensor, result: Tensor) -> None:
+        Checker(self.name).dense(out=out)
         if (out.shape, out.dtype, out.device) != (result.shape, result.dtype, result.device):
             raise ValueError(
                 f"{NAMESPACE}.{self.name}: expected out to be {describe(result)}, "
@@ -343,7 +339,7 @@ def op(*, out: bool = False, **parts: Any) -> Any:
     Args:
         work: the bound arguments -> `Work` (FLOP, least bytes).
         check: the bound arguments -> None; raises `ValueError` / `TypeError` on bad input. That
-            tensors are tensors, and on one device, need not be said.
+            tensors are dense, and on one device, need not be said.
         fake: the bound arguments -> empty results, where running the body on fake tensors is
             impossible (data-dependent loops).
         mutates: names of the tensors that are written in place.
@@ -357,6 +353,18 @@ def op(*, out: bool = False, **parts: Any) -> Any:
 def tensor_bytes(*tensors: Tensor | None) -> int:
     """Bytes of all tensors, counted once each; the usual least traffic of an op."""
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def _layout(values: Iterable[Any]) -> list[Any]:
+    layout: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            layout += value.shape, value.stride(), value.dtype
+        elif isinstance(value, (list, tuple)):
+            layout += len(value), *_layout(value)
+        else:
+            layout.append(value)
+    return layout
 
 
 def _without_out(kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

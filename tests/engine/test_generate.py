@@ -236,6 +236,22 @@ def test_prompts_of_another_kind(model, ids, message):
             call(model, ids)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, about its prototypes
+@pytest.mark.parametrize("argument", ["input_ids", "attention_mask", "pixel_values"])
+def test_tensors_without_dense_data_are_refused_by_name(argument):
+    model, ids = Llama4.from_pretrained(demo.CHECKPOINT), torch.tensor([[1, 2, 3]])
+    good = torch.rand(1, 3, 32, 32) if argument == "pixel_values" else torch.ones_like(ids)
+    kinds = {
+        "meta": good.to("meta"),
+        "sparse_coo": good.to_sparse(),
+        "nested": torch.nested.nested_tensor(list(good)),
+    }
+    for kind, wrong in kinds.items():
+        for call in (model.generate, model.prompt_logits, model.stream):
+            with pytest.raises(ValueError, match=f"expected {argument} to be a dense .*{kind} one"):
+                call(**{"input_ids": ids, argument: wrong})
+
+
 def test_int32_ids_stay_int32(model):
     got = model.generate(IDS.int(), 3)
     assert got.dtype == torch.int32 and torch.equal(got.long(), model.generate(IDS, 3))
@@ -333,11 +349,30 @@ def test_an_argument_that_is_false_is_not_ignored(model):
                 model.generate(IDS, 2, **{name: value})
 
 
+@pytest.mark.parametrize("config", [0, {}, "", [], "demo", 3, TEXT, Llama4Config])
+def test_what_is_no_config_is_refused(config):
+    for make in (Llama4.random, lambda c: Llama4.from_pretrained(demo.CHECKPOINT, config=c)):
+        with pytest.raises(ValueError, match="expected config to be a Llama4Config, got"):
+            make(config)
+
+
 def test_a_second_iteration_counts_anew(model):
     generation = model.stream(IDS, 4)
     for _ in range(2):
         assert len(list(generation)) == 4
         assert (generation.timings.decode_steps, generation.finish_reasons) == (3, ["length"])
+
+
+def test_iterators_of_one_generation_do_not_meet(model):
+    """One may be left halfway, or go on beside another at another step."""
+    generation = model.stream(IDS.repeat(2, 1), 30, stop_ids=())
+    wanted = torch.stack(list(generation))
+    first, second = iter(generation), iter(generation)
+    begun = [next(first) for _ in range(7)]
+    beside = [token for pair in zip(first, second, strict=False) for token in pair]
+    assert torch.equal(torch.stack([*begun, *beside[::2]]), wanted)
+    assert torch.equal(torch.stack([*beside[1::2], *second]), wanted)
+    assert generation.finish_reasons == ["length"] * 2
 
 
 def test_generations_can_be_kept_in_sets_and_compared(model):
@@ -380,8 +415,9 @@ def test_a_cache_takes_what_it_was_made_for(model):
     with pytest.raises(ValueError, match="expected tokens of every sequence that are not in"):
         runner.prefill()
     two = Runner(model, make_sequences(model, IDS.repeat(2, 1))[0], 5)
-    for ids in (one, one.repeat(3), one.repeat(2, 1), one.repeat(2, 2), one[0]):
-        with pytest.raises(ValueError, match=r"expected ids to be \[2\], got"):
+    wrong = (one, one.repeat(3), one.repeat(2, 1), one.repeat(2, 2), one[0])
+    for ids in (*wrong, torch.tensor([1.5, 2.0]), torch.tensor([True, False]), [1, 2], None):
+        with pytest.raises(ValueError, match=r"expected ids to be int64 or int32 \[2\], got"):
             two.decode(ids)
     for new_tokens in (-1, 2.5, "x", None):
         with pytest.raises(ValueError, match="expected new_tokens to be a whole number"):

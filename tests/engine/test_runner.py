@@ -106,6 +106,8 @@ def test_one_forward_over_sequences_of_different_lengths(model):
     assert close(model, model.compute_logits(hidden), torch.cat(alone))
     embedded = model(model.embed(ids), pages.metadata(TOGETHER), pages.caches)
     assert torch.equal(embedded, hidden)
+    with pytest.raises(ValueError, match="metadata and caches of 4 layers, got 3 and 4"):
+        model(ids, pages.metadata(TOGETHER)[:3], pages.caches)
 
 
 def test_what_came_before_matters():
@@ -179,6 +181,31 @@ def test_a_prompt_may_go_on_after_tokens_were_decoded():
     got = torch.stack([runner.prefill(), runner.decode(torch.stack([ids[-1], other[-1]]))])
     for row, text in enumerate((ids, other)):
         assert close(model, got[:, row], model.prompt_logits(text[None])[0, -2:])
+
+
+def test_a_step_begins_where_the_sequences_are():
+    """Also after a step that failed, or after tokens that were taken back."""
+    model, (ids,) = make(), texts_of([40])
+    sequence = Sequence(ids[:-4])
+    runner = Runner(model, [sequence], 4)
+    runner.prefill()
+    runner.decode(ids[-4:-3])
+    wanted = runner.decode(ids[-3:-2])
+    sequence.position -= 1
+    assert torch.equal(runner.decode(ids[-3:-2]), wanted)
+    with pytest.raises(IndexError):
+        runner.decode(torch.tensor([1 << 20]))
+    assert sequence.position == 38
+    assert close(model, runner.decode(ids[-2:-1]), model.prompt_logits(ids[None])[0, -2:-1])
+    failing = Sequence(torch.tensor([1, 1 << 20]))
+    with pytest.raises(IndexError):
+        Runner(model, [failing]).prefill()
+    assert failing.position == 0
+
+
+def test_nothing_to_run_is_refused():
+    with pytest.raises(ValueError, match="capacity of at least one sequence, got none"):
+        Runner(make(), [])
 
 
 def test_a_step_is_in_tensors_that_were_there_before_it():

@@ -1,6 +1,8 @@
 """The text model against transformers, and against itself: caches, chunks, batches, sampling."""
 
 import dataclasses
+import threading
+import time
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from l4kernels.engine.kv_cache import KVCache, page_size_for, ring_pages
 from l4kernels.engine.runner import MAX_PIECE, Runner, prompt_pieces
 from l4kernels.engine.sampler import Sampling
 from l4kernels.engine.sequence import Sequence, make_sequences
+from l4kernels.model import llama4
 from l4kernels.model.llama4 import Llama4Model
 from l4kernels.planning.footprint import PREFILL_TOKENS
 from tests.support.checkpoints import TEXT, tensors_of, write
@@ -105,6 +108,27 @@ def test_the_rope_table_grows_for_layers_that_rotate_without_chunks_alone(model)
     whole.rotate_up_to(9000)
     assert torch.equal(whole.cos_sin[:8192], first) and len(whole.cos_sin) == 9000
     assert not whole.cos_sin.is_inference() and "cos_sin" not in whole.state_dict()
+
+
+def test_the_rope_table_never_shrinks(model, monkeypatch):
+    """A thread that makes a shorter table, slowly, does not undo a longer one of another."""
+    unchunked = {**TEXT, "attention_chunk_size": None, "max_position_embeddings": 20_000}
+    whole = Llama4Model(Llama4Config.from_dict(unchunked), model.options)
+    begun, rope_table = threading.Event(), llama4.rope_table
+
+    def slow(config, rows):
+        if rows == 9000:
+            begun.set()
+            time.sleep(0.2)
+        return rope_table(config, rows)
+
+    monkeypatch.setattr(llama4, "rope_table", slow)
+    thread = threading.Thread(target=whole.rotate_up_to, args=(9000,), daemon=True)
+    thread.start()
+    assert begun.wait(10)
+    whole.rotate_up_to(10_000)
+    thread.join(10)
+    assert len(whole.cos_sin) == 10_000
 
 
 def test_a_token_of_the_chunk_before_is_not_seen():

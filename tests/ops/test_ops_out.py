@@ -120,6 +120,8 @@ def test_the_binding_takes_the_residual_itself_and_the_dtype_that_is_asked_for()
     residual = torch.ones(8, 64, dtype=torch.bfloat16)
     with emulated():
         assert ops.gemm(a, b, residual=residual, out=residual).eq(65).all()
+        row = torch.ones(8, 64, dtype=torch.bfloat16)[::2][:1]  # its stride says nothing
+        assert ops.gemm(a[:1], b, residual=row, out=row).eq(65).all()
         with pytest.raises(RuntimeError, match="expected out in the dtype that out_dtype asks for"):
             ops.gemm(a, b, out=torch.empty(8, 64))
 

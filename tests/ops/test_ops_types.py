@@ -3,8 +3,12 @@ came. The table is made from the schemas."""
 
 import contextlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,3 +144,93 @@ def test_numbers_of_numpy_are_numbers():
     for eps in (1, np.float32(1), np.float64(1), np.int64(1)):
         assert torch.equal(ops.rms_norm(x, weight, eps), ops.rms_norm(x, weight, 1.0))
     assert torch.equal(ops.moe_route(x, np.int32(2)).topk_ids, ops.moe_route(x, 2).topk_ids)
+
+
+def test_the_first_call_of_a_process_may_be_wrong():
+    """Before there is a form of a call to remember."""
+    code = """
+from l4kernels import ops
+for name, op in ops.OPS.items():
+    try:
+        op()
+    except TypeError as error:
+        assert str(error).startswith(f"l4kernels.{name}: missing a required argument"), error
+    else:
+        raise AssertionError(name)
+"""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+NOT_DENSE = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "sparse_csr": torch.Tensor.to_sparse_csr,
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "nested": lambda t: torch.nested.nested_tensor([t]),
+    "jagged": lambda t: torch.nested.nested_tensor([t, t], layout=torch.jagged),
+    "quantised": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about its prototypes
+@pytest.mark.parametrize("name", ops.OPS)
+def test_tensors_that_are_not_dense_are_refused_by_name(name):
+    op, seen = ops.OPS[name], set()
+    good = good_values(op)
+    for argument in [n for n, value in good.items() if isinstance(value, torch.Tensor)]:
+        for kind, change in NOT_DENSE.items():
+            try:
+                wrong = change(good[argument])
+            except (RuntimeError, ValueError, IndexError):  # there is no such tensor
+                continue
+            seen.add(kind)
+            said = f"l4kernels.{name}: expected {argument} to be a dense tensor, got a "
+            for call in (op, op.reference):
+                with pytest.raises(TypeError, match=re.escape(said)):
+                    call(**{**good, argument: wrong})
+    assert {"sparse_coo", "nested"} <= seen
+    if op.has_out:
+        out = op(**good)
+        for call in (op, op.reference):
+            with pytest.raises(TypeError, match="expected out to be a dense tensor, got a sparse"):
+                call(**good, out=out.to_sparse())
+
+
+@pytest.mark.parametrize("huge", [1 << 63, 10**300, -(10**300), 10**400])
+def test_a_huge_int_is_the_same_whatever_was_called_before(huge, monkeypatch):
+    """A form is remembered by its types; how large an int may be is no matter of its type."""
+    x, weight = torch.ones(2, 4), torch.ones(4)
+    for call, fits in (
+        (lambda number: ops.rms_norm(x, weight, number), abs(huge) < 10**308),
+        (lambda number: ops.moe_route(x, number), False),
+    ):
+        said = []
+        for first in ([huge], [1, huge]):
+            for op in (ops.rms_norm, ops.moe_route):
+                monkeypatch.setattr(op, "_forms", {})
+                monkeypatch.setattr(op, "_last_form", (None, None))
+            try:
+                [call(number) for number in first]
+                said.append("")
+            except TypeError as error:
+                said.append(str(error))
+        assert said[0] == said[1] and (said[0] == "") == fits
+
+
+def test_what_stands_for_a_tensor_goes_to_torch():
+    """Proxies of torch.fx, and anything else with `__torch_function__`."""
+
+    class Recorder:
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            return function
+
+    x, weight = torch.randn(3, 4), torch.ones(4)
+    assert ops.rms_norm(Recorder(), weight) is torch.ops.l4kernels.rms_norm.default
+    assert ops.rms_norm(x, weight, Recorder()) is torch.ops.l4kernels.rms_norm.default
+    traced = torch.fx.symbolic_trace(lambda x, eps: ops.rms_norm(x, weight, eps))
+    assert torch.equal(traced(x, 1e-3), ops.rms_norm(x, weight, 1e-3))
+    traced = torch.fx.symbolic_trace(lambda a, out: ops.gemm(a, weight[None], out=out))
+    out = torch.empty(3, 1)
+    assert traced(x, out) is out and torch.equal(out, ops.gemm(x, weight[None]))
