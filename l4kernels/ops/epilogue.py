@@ -1,7 +1,8 @@
 """What all GEMM ops share: the loop over experts, the epilogue, and its argument checks."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,12 +99,10 @@ def output_columns(n: int, activation: str) -> int:
 
 def segments(
     op_name: str, m: int, expert_offsets: Tensor | None
-) -> Iterator[tuple[int | None, int, int]]:
+) -> list[tuple[int | None, int, int]]:
     """`(expert, first row, end row)` of each non-empty expert; one segment without offsets."""
     if expert_offsets is None:
-        if m:
-            yield None, 0, m
-        return
+        return [(None, 0, m)] if m else []
     offsets = expert_offsets.tolist()
     ascending = all(a <= b for a, b in itertools.pairwise(offsets))
     if offsets[0] != 0 or offsets[-1] > m or not ascending:
@@ -111,43 +110,49 @@ def segments(
             f"l4kernels.{op_name}: expected expert_offsets to ascend from 0 to at most {m} "
             f"(the rows of a), got {offsets}"
         )
-    for expert, (first, end) in enumerate(itertools.pairwise(offsets)):
-        if end > first:
-            yield expert, first, end
+    rows = enumerate(itertools.pairwise(offsets))
+    return [(expert, first, end) for expert, (first, end) in rows if end > first]
+
+
+class Operands(NamedTuple):
+    """`A [M, K]` and `B [N, K]`, or a B for each expert, by float32 rows."""
+
+    a: Tensor
+    n: int
+    rows_of_a: Callable[[int, int], Tensor]
+    """Of the first row and the end."""
+    rows_of_b: Callable[[int | None, int, int], Tensor]
+    """Of the expert, the first row and the end."""
+    whole_weight: bool
+    """B is in memory in float32. Otherwise it is expanded in blocks of rows, so that the extra
+    memory does not grow with it."""
 
 
 def matmul(
     op_name: str,
-    a: Tensor,
-    n: int,
-    rows_of_a: Callable[[int, int], Tensor],
-    rows_of_b: Callable[[int | None, int, int], Tensor],
-    whole_weight: bool,
-    *,
+    operands: Operands,
+    expert_offsets: Tensor | None,
+    row_scale: Tensor | None,
+    activation: str,
     out_dtype: torch.dtype,
-    expert_offsets: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
 ) -> Tensor:
-    """`act(row_scale * (A @ B^T) + bias) + residual` in float32, with one rounding.
-
-    `rows_of_a(first, end)` and `rows_of_b(expert, first, end)` give float32 rows. Unless
-    `whole_weight` (float32 already in memory) a weight is expanded in blocks of rows, so that the
-    extra memory does not grow with it.
-    """
+    """`act(row_scale * (A @ B^T) + bias) + residual` in float32, with one rounding."""
+    a, n, rows_of_a, rows_of_b, whole_weight = operands
     m, k = a.shape
     step = max(n, 1)
     if not whole_weight:
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
-    if expert_offsets is None and 0 < n <= step:  # one product is all: nothing is cut or copied
-        acc = torch.mm(rows_of_a(0, m), rows_of_b(None, 0, n).mT)
+    parts = segments(op_name, m, expert_offsets)
+    if len(parts) == 1 and parts[0][1:] == (0, m) and 0 < n <= step:
+        # One product is all: nothing is cut or copied.
+        acc = torch.mm(rows_of_a(0, m), rows_of_b(parts[0][0], 0, n).mT)
         acc = epilogue(acc, bias, residual, row_scale, activation)
         return acc if out_dtype == torch.float32 else acc.to(out_dtype)
     out = a.new_empty((m, output_columns(n, activation)), dtype=out_dtype)
     filled = 0
-    for expert, first, end in segments(op_name, m, expert_offsets):
+    for expert, first, end in parts:
         own = rows_of_a(first, end)
         scale = None if row_scale is None else part(row_scale, first, end)
         for n0 in range(0, n, step):
@@ -172,7 +177,7 @@ def epilogue(
 ) -> Tensor:
     """In place as far as it goes."""
     if row_scale is not None:
-        acc.mul_(row_scale[:, None])
+        acc.mul_(row_scale.unsqueeze(1))
     if bias is not None:
         acc.add_(bias)
     acc = activate(acc, activation)

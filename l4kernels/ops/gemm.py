@@ -1,8 +1,6 @@
 """Matrix products `D = A @ B^T`, dense and ragged by expert, in float32, bfloat16 and float8."""
 
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
     INTERLEAVE,
+    Operands,
     check_epilogue,
     check_experts,
     gemm_work,
@@ -167,24 +166,19 @@ def gemm(
     >>> gemm(a, b, row_scale=torch.tensor([0.5]))
     tensor([[5.5000, 8.5000]])
     """
-    return _matmul(
+    return matmul(
         "gemm",
-        a,
-        b,
-        sfa,
-        sfb,
-        out_dtype=out_dtype or _default_dtype(a),
-        expert_offsets=expert_offsets,
+        _operands(a, b, sfa, sfb),
+        expert_offsets,
+        row_scale,
+        activation,
+        out_dtype or _default_dtype(a),
         bias=bias,
         residual=residual,
-        row_scale=row_scale,
-        activation=activation,
     )
 
 
-def _matmul(
-    name: str, a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None, **epilogue: Any
-) -> Tensor:
+def _operands(a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None) -> Operands:
     of_a, of_b = "none", "none"
     if sfa is not None and sfb is not None:
         of_a, of_b = scalings_of(a, b, sfa, sfb)
@@ -206,8 +200,7 @@ def _matmul(
             scale = scale[first // BLOCK : (end + BLOCK - 1) // BLOCK]
         return dequantize_fp8(rows, scale, of_b)
 
-    whole_weight = b.dtype == torch.float32
-    return matmul(name, a, b.shape[-2], rows_of_a, rows_of_b, whole_weight, **epilogue)
+    return Operands(a, b.shape[-2], rows_of_a, rows_of_b, b.dtype == torch.float32)
 
 
 def _check_gemm_swiglu_fp8(args: Bound) -> None:
@@ -280,15 +273,6 @@ def gemm_swiglu_fp8(
     >>> gemm_swiglu_fp8(a, b.to(a.dtype), sfa=one, sfb=one / 128).scale
     tensor([[0.0016]])
     """
-    value = _matmul(
-        "gemm_swiglu_fp8",
-        a,
-        b,
-        sfa,
-        sfb,
-        out_dtype=torch.float32,
-        expert_offsets=expert_offsets,
-        row_scale=row_scale,
-        activation="swiglu",
-    )
+    operands = _operands(a, b, sfa, sfb)
+    value = matmul("gemm_swiglu_fp8", operands, expert_offsets, row_scale, "swiglu", torch.float32)
     return fp8_with_scale(value, "1x128")

@@ -7,6 +7,7 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
+    Operands,
     check_epilogue,
     gemm_work,
     matmul,
@@ -100,15 +101,11 @@ def w4_gemm(
 
     return matmul(
         "w4_gemm",
-        a,
-        packed.shape[-2],
-        lambda first, end: as_float(part(a, first, end)),
-        rows_of_b,
-        whole_weight=False,
-        out_dtype=out_dtype or a.dtype,
-        expert_offsets=expert_offsets,
+        Operands(a, packed.shape[-2], lambda *rows: as_float(part(a, *rows)), rows_of_b, False),
+        expert_offsets,
+        row_scale,
+        activation,
+        out_dtype or a.dtype,
         bias=bias,
         residual=residual,
-        row_scale=row_scale,
-        activation=activation,
     )

@@ -73,25 +73,16 @@ class Linear(nn.Module, ABC):
         if not filled:
             self.store(embedding)
 
-    def forward(
-        self,
-        x: Activations,
-        *,
-        expert_offsets: Tensor | None = None,
-        row_scale: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str = "none",
-        out_dtype: torch.dtype | None = None,
-    ) -> Tensor | ops.Quantized:
-        """`activation(row_scale * (x @ weight.T) + bias) + residual`; SwiGLU of fp8 stays fp8."""
-        epilogue = {
-            "expert_offsets": expert_offsets,
-            "row_scale": row_scale,
-            "residual": residual,
-            "bias": self.bias,
-            "activation": activation,
-            "out_dtype": out_dtype or self.dtype,
-        }
+    def forward(self, x: Activations, **epilogue: Any) -> Tensor | ops.Quantized:
+        """`activation(row_scale * (x @ weight.T) + bias) + residual`; SwiGLU of fp8 stays fp8.
+
+        Args:
+            epilogue: `expert_offsets`, `row_scale`, `residual`, `activation` and `out_dtype` as of
+                `ops.gemm`, those that are not its defaults: every argument of an op costs time. The
+                default of `out_dtype` is the layer's.
+        """
+        if self.bias is not None:
+            epilogue["bias"] = self.bias
         return self.multiply(x, epilogue)
 
     def store(self, weight: Tensor, rows: slice | str = "all", expert: int | None = None) -> None:
