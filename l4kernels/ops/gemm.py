@@ -1,6 +1,7 @@
 """Matrix products `D = A @ B^T`, dense and ragged by expert, in float32, bfloat16 and float8."""
 
 from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 

@@ -70,7 +70,7 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def inverse_rms(value: Tensor, eps: float) -> Tensor:
     """`[..., 1]` of float32 rows `[..., D]`."""
-    return (value * value).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return torch.rsqrt_((value * value).mean(-1, keepdim=True).add_(eps))
 
 
 def _check_add_rms_norm(args: Bound) -> None:

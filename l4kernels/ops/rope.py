@@ -223,13 +223,14 @@ def rope_cache(
     ([[[0.0, 1.0, 2.0, 3.0]]], [[4.0, 5.0, 6.0, 7.0]])
     """
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
-    require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
+    _, last = require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
     slots = num_pages * page_size
     least, _ = require_indices("rope_cache", "slot_mapping", slot_mapping, -1, slots)
     heads = as_float(qkv).view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
     qk, value = heads.split_with_sizes([num_heads + kv_heads, kv_heads], 1)
     if cos_sin is not None:
-        qk = _rotated(qk, cos_sin.index_select(0, positions % cos_sin.shape[0]))
+        rows = positions if last < cos_sin.shape[0] else positions % cos_sin.shape[0]
+        qk = _rotated(qk, cos_sin.index_select(0, rows))
     if qk_norm_eps is not None:
         qk = qk * inverse_rms(qk, qk_norm_eps)
     q, key = qk.split_with_sizes([num_heads, kv_heads], 1)
