@@ -7,7 +7,6 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
-    Operands,
     check_epilogue,
     gemm_work,
     matmul,
@@ -15,7 +14,7 @@ from l4kernels.ops.epilogue import (
 )
 from l4kernels.ops.quant import BLOCK, dequantize_int4
 from l4kernels.ops.registry import Work, op
-from l4kernels.ops.views import as_float, part
+from l4kernels.ops.views import as_float
 
 
 def _check_w4_gemm(args: Bound) -> None:
@@ -101,11 +100,13 @@ def w4_gemm(
 
     return matmul(
         "w4_gemm",
-        Operands(a, packed.shape[-2], lambda *rows: as_float(part(a, *rows)), rows_of_b, False),
+        as_float(a),
+        rows_of_b,
+        packed.shape[-2],
         expert_offsets,
         row_scale,
         activation,
         out_dtype or a.dtype,
-        bias=bias,
-        residual=residual,
+        bias,
+        residual,
     )
