@@ -17,7 +17,7 @@ from l4kernels.ops.norm import inverse_rms
 from l4kernels.ops.paged import check_cache_scales
 from l4kernels.ops.quant import FP8_MAX
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_float
+from l4kernels.ops.views import as_dtype, as_float
 
 HEAD_DIM = 128
 """The head size of Llama 4, and the only one that the CUDA kernels take."""
@@ -234,7 +234,8 @@ def rope_cache(
     if qk_norm_eps is not None:
         qk = qk * inverse_rms(qk, qk_norm_eps)
     q, key = qk.split_with_sizes([num_heads, kv_heads], 1)
-    if attn_scale != 0.0:
+    # Before the first step the factor is 1, and the calls are saved.
+    if attn_scale != 0.0 and (last + 1 >= floor_scale or not math.isfinite(attn_scale)):
         steps = ((positions + 1) // floor_scale).float()
         q = q * (1 + attn_scale * torch.log1p(steps))[:, None, None]
     if least < 0:
@@ -260,4 +261,4 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
     rows = cache.view(-1, *cache.shape[2:])
-    rows.index_put_((slots,), value.to(cache.dtype))
+    rows.index_put_((slots,), as_dtype(value, cache.dtype))
