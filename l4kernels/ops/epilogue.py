@@ -134,11 +134,10 @@ def matmul(
             with the weight.
     """
     m, k = a.shape
-    if isinstance(b, Tensor):
-        step, rows_of_b = max(n, 1), partial(_rows, b)
-    else:
+    rows_of_b: RowsOfB = partial(_rows, b) if isinstance(b, Tensor) else b
+    step = max(n, 1)
+    if not isinstance(b, Tensor):
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
-        rows_of_b = b
     parts = [(None, 0, m)] if expert_offsets is None else segments(op_name, m, expert_offsets)
     if len(parts) == 1 and parts[0][1:] == (0, m) and 0 < n <= step:
         # One product is all: nothing is cut or copied.

@@ -88,7 +88,17 @@ def test_prefill_flops_are_those_of_the_ops():
     lengths = torch.tensor([0, prompt], dtype=torch.int32)
     attention = sum(
         OPS["flash_prefill"]
-        .work(q, cache, cache, lengths, lengths[1:], lengths, chunk=config.chunk(layer))
+        .work(
+            q,
+            cache,
+            cache,
+            lengths,
+            lengths[1:],
+            lengths,
+            softmax_scale=1.0,
+            max_seqlen_q=prompt,
+            chunk=config.chunk(layer),
+        )
         .flops
         for layer in range(4)
     )

@@ -32,7 +32,9 @@ class Fp8Linear(Linear):
         if epilogue.get("activation") != "swiglu":
             epilogue = {"out_dtype": self.dtype, **epilogue}
             return ops.gemm(q, self.weight, sfa=scale, sfb=self.scale, **epilogue)
-        routed = {name: epilogue.get(name) for name in ("expert_offsets", "row_scale")}
+        routed: dict[str, Any] = {
+            name: epilogue.get(name) for name in ("expert_offsets", "row_scale")
+        }
         return ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed)
 
     @staticmethod
