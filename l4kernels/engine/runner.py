@@ -16,23 +16,21 @@ from l4kernels.layers.attention import AttentionMetadata
 from l4kernels.model.llama4 import Llama4Model
 from l4kernels.ops.ambient import isolated
 from l4kernels.ops.check import describe
-
-MAX_PIECE = 8192
-"""Tokens of one step of a prompt, those of all sequences together."""
+from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
 
 
 def prompt_pieces(starts: list[int], ends: list[int], chunk: int) -> Iterator[list[int]]:
     """How many tokens of each sequence go into each step, from its start to its end.
 
     None crosses a boundary of its chunk (0: there are none), and together they are at most
-    MAX_PIECE, or one of each sequence. A chunk is split into pieces of equal length.
+    MAX_PREFILL_TOKENS, or one of each sequence. A chunk is split into pieces of equal length.
 
     >>> list(prompt_pieces([0, 6], [20, 8], chunk=8))
     [[8, 2], [8, 0], [4, 0]]
     """
     at = list(starts)
     while running := sum(start < end for start, end in zip(at, ends, strict=True)):
-        most = max(1, MAX_PIECE // running)
+        most = max(1, MAX_PREFILL_TOKENS // running)
         counts = []
         for start, end in zip(at, ends, strict=True):
             span = min(end, (start // chunk + 1) * chunk) - start if chunk else end - start
@@ -142,7 +140,11 @@ class Runner:
         self.model, self.sequences = model, sequences
         self.cache = KVCache(model.config, capacities, **formats, scratch=scratch)
         model.rotate_up_to(max(capacities))
-        most = sum(capacities) if scratch else min(sum(capacities), max(len(sequences), MAX_PIECE))
+        most = (
+            sum(capacities)
+            if scratch
+            else min(sum(capacities), max(len(sequences), MAX_PREFILL_TOKENS))
+        )
         self._tensors = StepTensors.make(self.cache, most)
         self._decoding: tuple[StepTensors, list[AttentionMetadata]] | None = None
         self._next_starts: list[int] = []  # where another step of decoding finds `_decoding`

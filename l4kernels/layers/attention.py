@@ -1,7 +1,7 @@
 """Grouped-query attention over a paged cache, global or inside a chunk."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -62,6 +62,11 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, shape: AttentionShape, options: ModelOptions):
         super().__init__()
         self.shape = shape
+        self.rotation: dict[str, Any] = {"num_heads": shape.num_heads}
+        if shape.qk_norm_eps is not None:
+            self.rotation["qk_norm_eps"] = shape.qk_norm_eps
+        if shape.attn_scale:
+            self.rotation |= {"attn_scale": shape.attn_scale, "floor_scale": shape.floor_scale}
         heads = shape.num_heads + 2 * shape.num_kv_heads
         self.qkv_proj = options.linear(hidden_size, heads * shape.head_dim)
         self.o_proj = options.linear(shape.num_heads * shape.head_dim, hidden_size)
@@ -75,32 +80,19 @@ class Attention(nn.Module):
         cos_sin: Tensor,
     ) -> Tensor:
         s, m = self.shape, metadata
-        q = ops.rope_cache(
-            self.qkv_proj(x),
-            m.positions,
-            m.slots,
-            cache.k,
-            cache.v,
-            num_heads=s.num_heads,
-            cos_sin=cos_sin if s.rope else None,
-            qk_norm_eps=s.qk_norm_eps,
-            attn_scale=s.attn_scale,
-            floor_scale=s.floor_scale,
-            k_scale=cache.k_scale,
-            v_scale=cache.v_scale,
-        )
-        options = {
-            "softmax_scale": s.head_dim**-0.5,
-            "chunk": s.chunk,
-            "k_scale": cache.k_scale,
-            "v_scale": cache.v_scale,
-        }
-        keys, lengths = (cache.k, cache.v), (m.seqlens_k, m.block_table)
+        scales: dict[str, Any] = {}
+        if cache.k_scale is not None:  # every argument of an op costs time
+            scales = {"k_scale": cache.k_scale, "v_scale": cache.v_scale}
+        rotation = self.rotation if not s.rope else {**self.rotation, "cos_sin": cos_sin}
+        qkv, k, v = self.qkv_proj(x), cache.k, cache.v
+        q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)
+        options: dict[str, Any] = {"softmax_scale": s.head_dim**-0.5, "chunk": s.chunk, **scales}
+        lengths = m.seqlens_k, m.block_table
         num_tokens, batch, length = q.shape[0], m.seqlens_k.shape[0], m.max_seqlen_q
         if length <= MAX_DECODE_TOKENS and num_tokens == batch * length:
             q = q.view(batch, length, s.num_heads, s.head_dim)
-            out, _ = ops.flash_decode(q, *keys, *lengths, **options)
+            out, _ = ops.flash_decode(q, k, v, *lengths, **options)
         else:
             options["max_seqlen_q"] = length
-            out, _ = ops.flash_prefill(q, *keys, m.cu_seqlens_q, *lengths, **options)
+            out, _ = ops.flash_prefill(q, k, v, m.cu_seqlens_q, *lengths, **options)
         return self.o_proj(out.reshape(num_tokens, -1), residual=residual)

@@ -256,12 +256,16 @@ def flash_decode(
     Attention(out=tensor([[[[2.]]]]), lse=tensor([[[0.6931]]]))
     """
     batch, tokens, num_heads, _ = q.shape
-    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_full((batch, num_heads, tokens), float("-inf"), dtype=torch.float32)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
     cache = PagedCache("flash_decode", k_cache, v_cache, k_scale, v_scale)
     lengths = seqlens_k.tolist()
-    if min(lengths, default=0) < 0:
+    shortest = min(lengths, default=0)
+    if shortest < 0:
         raise IndexError(f"l4kernels.flash_decode: expected seqlens_k >= 0, got {lengths}")
+    if shortest < tokens:  # some query sees no key
+        out.zero_()
+        lse.fill_(float("-inf"))
     for b, len_k in enumerate(lengths):
         attend_sequence(cache, q[b], len_k, block_table[b], softmax_scale, chunk, out[b], lse[b])
     return out, lse

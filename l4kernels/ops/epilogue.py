@@ -1,7 +1,8 @@
 """What all GEMM ops share: the loop over experts, the epilogue, and its argument checks."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -96,59 +97,57 @@ def output_columns(n: int, activation: str) -> int:
     return n // 2 if activation == "swiglu" else n
 
 
-def segments(
-    op_name: str, m: int, expert_offsets: Tensor | None
-) -> Iterator[tuple[int | None, int, int]]:
-    """`(expert, first row, end row)` of each non-empty expert; one segment without offsets."""
-    if expert_offsets is None:
-        if m:
-            yield None, 0, m
-        return
+def segments(op_name: str, m: int, expert_offsets: Tensor) -> list[tuple[int | None, int, int]]:
+    """`(expert, first row, end row)` of each expert that has rows."""
     offsets = expert_offsets.tolist()
-    ascending = all(a <= b for a, b in itertools.pairwise(offsets))
-    if offsets[0] != 0 or offsets[-1] > m or not ascending:
+    if offsets[0] != 0 or offsets[-1] > m or offsets != sorted(offsets):
         raise IndexError(
             f"l4kernels.{op_name}: expected expert_offsets to ascend from 0 to at most {m} "
             f"(the rows of a), got {offsets}"
         )
-    for expert, (first, end) in enumerate(itertools.pairwise(offsets)):
-        if end > first:
-            yield expert, first, end
+    rows = enumerate(itertools.pairwise(offsets))
+    return [(expert, first, end) for expert, (first, end) in rows if end > first]
+
+
+RowsOfB = Callable[[int | None, int, int], Tensor]
+"""Float32 rows of a weight: of the expert, the first row and the end."""
 
 
 def matmul(
     op_name: str,
     a: Tensor,
+    b: Tensor | RowsOfB,
     n: int,
-    rows_of_a: Callable[[int, int], Tensor],
-    rows_of_b: Callable[[int | None, int, int], Tensor],
-    whole_weight: bool,
-    *,
+    expert_offsets: Tensor | None,
+    row_scale: Tensor | None,
+    activation: str,
     out_dtype: torch.dtype,
-    expert_offsets: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
 ) -> Tensor:
     """`act(row_scale * (A @ B^T) + bias) + residual` in float32, with one rounding.
 
-    `rows_of_a(first, end)` and `rows_of_b(expert, first, end)` give float32 rows. Unless
-    `whole_weight` (float32 already in memory) a weight is expanded in blocks of rows, so that the
-    extra memory does not grow with it.
+    Args:
+        a: float32 `[M, K]`.
+        b: float32 `[N, K]`, or `[E, N, K]` with `expert_offsets`. What is not float32 in memory is
+            a function: it is expanded in blocks of rows, so that the extra memory does not grow
+            with the weight.
     """
     m, k = a.shape
+    rows_of_b: RowsOfB = partial(_rows, b) if isinstance(b, Tensor) else b
     step = max(n, 1)
-    if not whole_weight:
+    if not isinstance(b, Tensor):
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
-    if expert_offsets is None and 0 < n <= step:  # one product is all: nothing is cut or copied
-        acc = torch.mm(rows_of_a(0, m), rows_of_b(None, 0, n).mT)
+    parts = [(None, 0, m)] if expert_offsets is None else segments(op_name, m, expert_offsets)
+    if len(parts) == 1 and parts[0][1:] == (0, m) and 0 < n <= step:
+        # One product is all: nothing is cut or copied.
+        acc = torch.mm(a, rows_of_b(parts[0][0], 0, n).mT)
         acc = epilogue(acc, bias, residual, row_scale, activation)
         return acc if out_dtype == torch.float32 else acc.to(out_dtype)
     out = a.new_empty((m, output_columns(n, activation)), dtype=out_dtype)
     filled = 0
-    for expert, first, end in segments(op_name, m, expert_offsets):
-        own = rows_of_a(first, end)
+    for expert, first, end in parts:
+        own = part(a, first, end)
         scale = None if row_scale is None else part(row_scale, first, end)
         for n0 in range(0, n, step):
             n1 = min(n0 + step, n)
@@ -163,6 +162,10 @@ def matmul(
     return out
 
 
+def _rows(b: Tensor, expert: int | None, first: int, end: int) -> Tensor:
+    return part(b if expert is None else b[expert], first, end)
+
+
 def epilogue(
     acc: Tensor,
     bias: Tensor | None,
@@ -172,21 +175,21 @@ def epilogue(
 ) -> Tensor:
     """In place as far as it goes."""
     if row_scale is not None:
-        acc.mul_(row_scale[:, None])
+        acc.mul_(row_scale.unsqueeze(1))
     if bias is not None:
         acc.add_(bias)
-    acc = activate(acc, activation)
+    if activation != "none":
+        acc = activate(acc, activation)
     return acc if residual is None else acc.add_(residual)
 
 
 def activate(acc: Tensor, activation: str) -> Tensor:
+    """GELU or SwiGLU."""
     if activation == "gelu":
         return torch.nn.functional.gelu(acc)
-    if activation == "swiglu":
-        m, n = acc.shape
-        gate, up = acc.view(m, n // (2 * INTERLEAVE), 2, INTERLEAVE).unbind(-2)
-        return torch.nn.functional.silu(gate).mul_(up).view(m, n // 2)
-    return acc
+    m, n = acc.shape
+    gate, up = acc.view(m, n // (2 * INTERLEAVE), 2, INTERLEAVE).unbind(-2)
+    return torch.nn.functional.silu(gate).mul_(up).view(m, n // 2)
 
 
 def experts_hit(num_experts: int, expert_offsets: Tensor | None) -> int:

@@ -1,7 +1,7 @@
 """Matrix products `D = A @ B^T`, dense and ragged by expert, in float32, bfloat16 and float8."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
     INTERLEAVE,
+    RowsOfB,
     check_epilogue,
     check_experts,
     gemm_work,
@@ -166,47 +167,42 @@ def gemm(
     >>> gemm(a, b, row_scale=torch.tensor([0.5]))
     tensor([[5.5000, 8.5000]])
     """
-    return _matmul(
+    return matmul(
         "gemm",
-        a,
-        b,
-        sfa,
-        sfb,
-        out_dtype=out_dtype or _default_dtype(a),
-        expert_offsets=expert_offsets,
-        bias=bias,
-        residual=residual,
-        row_scale=row_scale,
-        activation=activation,
+        *_operands(a, b, sfa, sfb),
+        b.shape[-2],
+        expert_offsets,
+        row_scale,
+        activation,
+        out_dtype or _default_dtype(a),
+        bias,
+        residual,
     )
 
 
-def _matmul(
-    name: str, a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None, **epilogue: Any
+def _operands(
+    a: Tensor, b: Tensor, sfa: Tensor | None, sfb: Tensor | None
+) -> tuple[Tensor, Tensor | RowsOfB]:
+    """A and B as `matmul` takes them."""
+    if sfa is None or sfb is None:
+        return as_float(a), b if b.dtype == torch.float32 else partial(_expanded, b, None, "none")
+    of_a, of_b = scalings_of(a, b, sfa, sfb)
+    return dequantize_fp8(a, sfa, of_a), partial(_expanded, b, sfb, of_b)
+
+
+def _expanded(
+    b: Tensor, sfb: Tensor | None, of_b: str, expert: int | None, first: int, end: int
 ) -> Tensor:
-    of_a, of_b = "none", "none"
-    if sfa is not None and sfb is not None:
-        of_a, of_b = scalings_of(a, b, sfa, sfb)
-
-    def rows_of_a(first: int, end: int) -> Tensor:
-        rows = part(a, first, end)
-        if sfa is None:
-            return as_float(rows)
-        return dequantize_fp8(rows, sfa if of_a == "tensor" else sfa[first:end], of_a)
-
-    def rows_of_b(expert: int | None, first: int, end: int) -> Tensor:
-        rows = part(b if expert is None else b[expert], first, end)
-        if sfb is None:
-            return as_float(rows)
-        scale = sfb if expert is None else sfb[expert]
-        if of_b == "row":
-            scale = scale[first:end]
-        elif of_b == "128x128":
-            scale = scale[first // BLOCK : (end + BLOCK - 1) // BLOCK]
-        return dequantize_fp8(rows, scale, of_b)
-
-    whole_weight = b.dtype == torch.float32
-    return matmul(name, a, b.shape[-2], rows_of_a, rows_of_b, whole_weight, **epilogue)
+    """Float32 rows of a weight that is none."""
+    rows = part(b if expert is None else b[expert], first, end)
+    if sfb is None:
+        return rows.float()
+    scale = sfb if expert is None else sfb[expert]
+    if of_b == "row":
+        scale = scale[first:end]
+    elif of_b == "128x128":
+        scale = scale[first // BLOCK : (end + BLOCK - 1) // BLOCK]
+    return dequantize_fp8(rows, scale, of_b)
 
 
 def _check_gemm_swiglu_fp8(args: Bound) -> None:
@@ -279,15 +275,13 @@ def gemm_swiglu_fp8(
     >>> gemm_swiglu_fp8(a, b.to(a.dtype), sfa=one, sfb=one / 128).scale
     tensor([[0.0016]])
     """
-    value = _matmul(
+    value = matmul(
         "gemm_swiglu_fp8",
-        a,
-        b,
-        sfa,
-        sfb,
-        out_dtype=torch.float32,
-        expert_offsets=expert_offsets,
-        row_scale=row_scale,
-        activation="swiglu",
+        *_operands(a, b, sfa, sfb),
+        b.shape[-2],
+        expert_offsets,
+        row_scale,
+        "swiglu",
+        torch.float32,
     )
     return fp8_with_scale(value, "1x128")

@@ -6,11 +6,16 @@ _FEW = 16
 """As Python's numbers these are compared sooner than by two reductions."""
 
 
-def require_indices(op_name: str, name: str, ids: Tensor, low: int, high: int) -> None:
-    """Raises `IndexError` unless every one of `ids` `[n]` is in `[low, high)`."""
-    if ids.numel() == 0:
-        return
-    if ids.numel() <= _FEW:
+def require_indices(op_name: str, name: str, ids: Tensor, low: int, high: int) -> tuple[int, int]:
+    """Raises `IndexError` unless every one of `ids` `[n]` is in `[low, high)`.
+
+    Returns:
+        The least and the largest of them; of none: `low`, twice.
+    """
+    count = ids.numel()
+    if count == 0:
+        return low, low
+    if count <= _FEW:
         values = ids.tolist()
         least, most = min(values), max(values)
     else:
@@ -20,3 +25,4 @@ def require_indices(op_name: str, name: str, ids: Tensor, low: int, high: int) -
         raise IndexError(
             f"l4kernels.{op_name}: expected every value of {name} in [{low}, {high}), got {wrong}"
         )
+    return least, most

@@ -18,6 +18,7 @@ from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
+from l4kernels.ops.views import as_dtype, as_float
 
 MAX_EXPERTS = 256
 MAX_TOP_K = 8
@@ -83,22 +84,23 @@ def moe_route(
     >>> r.topk_ids.flatten().tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
     ([1, 0, 1], [1, 0, 2], [0, 1, 3])
     """
-    value = logits.float()
-    nan = value.isnan().any(-1, keepdim=True)
-    value = value.masked_fill(nan, 0.0)
+    value = as_float(logits)
     if top_k == 1:
-        chosen, ids = value.max(-1, keepdim=True)
+        chosen, ids = value.max(-1, keepdim=True)  # a NaN is the largest
+        ids.masked_fill_(chosen.isnan(), 0)
+        weights = torch.sigmoid(chosen)
     else:
+        nan = value.isnan().any(-1, keepdim=True)
+        value = value.masked_fill(nan, 0.0)
         ordered, order = value.sort(dim=-1, descending=True, stable=True)
-        chosen, ids = ordered[:, :top_k], order[:, :top_k]
-    weights = torch.sigmoid(chosen).masked_fill(nan, torch.nan).contiguous()
-    ids = ids.to(torch.int32).contiguous()
-    sorted_ids, permutation = ids.flatten().sort(stable=True)
+        weights = torch.sigmoid(ordered[:, :top_k]).masked_fill(nan, torch.nan).contiguous()
+        ids = order[:, :top_k]
+    ids = ids.to(torch.int32, memory_format=torch.contiguous_format)
+    sorted_ids, permutation = ids.view(-1).sort(stable=True)
     experts = torch.arange(logits.shape[1] + 1, dtype=torch.int32, device=logits.device)
     offsets = torch.searchsorted(sorted_ids, experts, out_int32=True)
-    rows = torch.arange(permutation.shape[0], dtype=torch.int32, device=logits.device)
-    inverse = torch.empty_like(rows).scatter_(0, permutation, rows)
-    row_scale = weights.flatten()[permutation]
+    inverse = permutation.argsort().to(torch.int32)
+    row_scale = weights.take(permutation)
     return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
 
 
@@ -252,10 +254,10 @@ def moe_combine(
             [1010.]])
     """
     require_indices("moe_combine", "inverse", inverse, 0, y.shape[0])
-    total = y.index_select(0, inverse).float()
+    total = as_float(y.index_select(0, inverse))
     if top_k > 1:
         total = total.unflatten(0, (-1, top_k)).sum(1)
     for other in (shared, residual):
         if other is not None:
             total.add_(other)
-    return total.to(y.dtype)
+    return as_dtype(total, y.dtype)

@@ -11,7 +11,7 @@ from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import BLOCK, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_float
+from l4kernels.ops.views import as_dtype, as_float
 
 
 class AddRmsNorm(NamedTuple):
@@ -65,8 +65,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     value = as_float(x)
-    scale = torch.rsqrt((value * value).mean(-1, keepdim=True).add_(eps))
-    return (value * scale).to(x.dtype).mul_(weight)
+    return as_dtype(value * inverse_rms(value, eps), x.dtype).mul_(weight)
+
+
+def inverse_rms(value: Tensor, eps: float) -> Tensor:
+    """`[..., 1]` of float32 rows `[..., D]`."""
+    return torch.rsqrt_((value * value).mean(-1, keepdim=True).add_(eps))
 
 
 def _check_add_rms_norm(args: Bound) -> None:

@@ -70,18 +70,24 @@ class PagedCache:
                 f"[0, {self.num_pages}), got {numbers}"
             )
         skipped = low - first_page * self.page_size
-        in_order = all(page == numbers[0] + i for i, page in enumerate(numbers))
+        in_order = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        first = numbers[0] * self.page_size + skipped if in_order else skipped
         gathered = []
         for cache, scale in self.tensors:
-            if in_order:  # nothing is copied
-                first = numbers[0] * self.page_size + skipped
-                rows = cache.flatten(0, 1).narrow(0, first, high - low)
-            else:
-                rows = cache.index_select(0, pages).flatten(0, 1).narrow(0, skipped, high - low)
-            rows = rows.transpose(0, 1)
+            own = cache if in_order else cache.index_select(0, pages)  # else nothing is copied
+            rows = _head_rows(own, first, high - low)
             rows = fp8_values(rows) if cache.dtype == FP8 else as_float(rows)
             gathered.append(rows if scale is None else rows * scale[:, None, None])
         return gathered[0], gathered[1]
+
+
+def _head_rows(pages: Tensor, first: int, count: int) -> Tensor:
+    """`pages.flatten(0, 1)[first : first + count].transpose(0, 1)` of contiguous pages, in one
+    call: `[Hkv, count, D]`."""
+    _, _, heads, head_dim = pages.shape
+    stride = heads * head_dim
+    start = pages.storage_offset() + first * stride
+    return pages.as_strided((heads, count, head_dim), (head_dim, stride, 1), start)
 
 
 def _attend(
@@ -112,7 +118,7 @@ def _attend(
         block_lse = scores.logsumexp(-1, keepdim=True)
         value = torch.bmm(scores.sub_(block_lse).exp_(), part(v, 0, high, dim=1))
         part(out, i, i + rows).copy_(value.view(num_heads, rows, head_dim).transpose(0, 1))
-        part(lse.mT, i, i + rows).copy_(block_lse.view(num_heads, rows).mT)
+        part(lse, i, i + rows, dim=1).copy_(block_lse.view(num_heads, rows))
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor, softmax_scale: float) -> bool:

@@ -13,10 +13,11 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
+from l4kernels.ops.norm import inverse_rms
 from l4kernels.ops.paged import check_cache_scales
 from l4kernels.ops.quant import FP8_MAX
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_float
+from l4kernels.ops.views import as_dtype, as_float
 
 HEAD_DIM = 128
 """The head size of Llama 4, and the only one that the CUDA kernels take."""
@@ -222,31 +223,36 @@ def rope_cache(
     ([[[0.0, 1.0, 2.0, 3.0]]], [[4.0, 5.0, 6.0, 7.0]])
     """
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
-    require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
-    require_indices("rope_cache", "slot_mapping", slot_mapping, -1, num_pages * page_size)
-    heads = qkv.view(len(qkv), num_heads + 2 * kv_heads, head_dim)
-    qk, value = map(as_float, heads.split([num_heads + kv_heads, kv_heads], 1))
+    _, last = require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
+    slots = num_pages * page_size
+    least, _ = require_indices("rope_cache", "slot_mapping", slot_mapping, -1, slots)
+    heads = as_float(qkv).view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
+    qk, value = heads.split_with_sizes([num_heads + kv_heads, kv_heads], 1)
     if cos_sin is not None:
-        qk = _rotated(qk, cos_sin.index_select(0, positions % cos_sin.shape[0]))
+        rows = positions if last < cos_sin.shape[0] else positions % cos_sin.shape[0]
+        qk = _rotated(qk, cos_sin.index_select(0, rows))
     if qk_norm_eps is not None:
-        qk = qk * (qk * qk).mean(-1, keepdim=True).add_(qk_norm_eps).rsqrt_()
-    q, key = qk.split([num_heads, kv_heads], 1)
-    if attn_scale != 0.0:
+        qk = qk * inverse_rms(qk, qk_norm_eps)
+    q, key = qk.split_with_sizes([num_heads, kv_heads], 1)
+    # Before the first step the factor is 1, and the calls are saved.
+    if attn_scale != 0.0 and (last + 1 >= floor_scale or not math.isfinite(attn_scale)):
         steps = ((positions + 1) // floor_scale).float()
         q = q * (1 + attn_scale * torch.log1p(steps))[:, None, None]
-    stored = (slot_mapping >= 0).nonzero().squeeze(1)
-    if len(stored) < len(slot_mapping):
+    if least < 0:
+        stored = slot_mapping >= 0
         slot_mapping, key, value = slot_mapping[stored], key[stored], value[stored]
     _write(k_cache, key, slot_mapping, k_scale)
     _write(v_cache, value, slot_mapping, v_scale)
-    return torch.empty_like(q, dtype=qkv.dtype, memory_format=torch.contiguous_format).copy_(q)
+    return q.to(qkv.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
-    tokens, heads, head_dim = x.shape
-    cos, sin = cos_sin.unsqueeze(1).chunk(2, -1)
-    pairs = torch.view_as_complex(x.view(tokens, heads, head_dim // 2, 2).contiguous())
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).view(x.shape)
+    cos, sin = cos_sin.view(x.shape[0], 1, 2, x.shape[2] // 2).unbind(2)
+    x = x.contiguous()
+    if x.storage_offset() % 2 or x.stride(0) % 2:  # no place for a complex number
+        x = x.clone(memory_format=torch.contiguous_format)
+    pairs = x.view(torch.complex64)
+    return (pairs * torch.complex(cos, sin)).view(torch.float32)
 
 
 def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
@@ -254,4 +260,5 @@ def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) ->
         if scale is not None:
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
-    cache.flatten(0, 1)[slots] = value.to(cache.dtype)
+    rows = cache.view(-1, *cache.shape[2:])
+    rows.index_put_((slots,), as_dtype(value, cache.dtype))

@@ -15,6 +15,11 @@ def as_float(t: Tensor) -> Tensor:
     return t if t.dtype == torch.float32 else t.float()
 
 
+def as_dtype(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t.to(dtype)`."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 def part(t: Tensor, first: int, end: int, dim: int = 0) -> Tensor:
     """`t[first:end]`, or that of another dimension.
 

@@ -14,7 +14,7 @@ from l4kernels.ops.epilogue import (
 )
 from l4kernels.ops.quant import BLOCK, dequantize_int4
 from l4kernels.ops.registry import Work, op
-from l4kernels.ops.views import as_float, part
+from l4kernels.ops.views import as_float
 
 
 def _check_w4_gemm(args: Bound) -> None:
@@ -100,15 +100,13 @@ def w4_gemm(
 
     return matmul(
         "w4_gemm",
-        a,
-        packed.shape[-2],
-        lambda first, end: as_float(part(a, first, end)),
+        as_float(a),
         rows_of_b,
-        whole_weight=False,
-        out_dtype=out_dtype or a.dtype,
-        expert_offsets=expert_offsets,
-        bias=bias,
-        residual=residual,
-        row_scale=row_scale,
-        activation=activation,
+        packed.shape[-2],
+        expert_offsets,
+        row_scale,
+        activation,
+        out_dtype or a.dtype,
+        bias,
+        residual,
     )

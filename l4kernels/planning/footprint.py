@@ -11,7 +11,9 @@ from l4kernels.planning.formats import Format, Precision
 from l4kernels.planning.gpus import Gpu
 
 CONTEXT_BYTES = 1.5e9  # CUDA context, the library's code and captured graphs
-PREFILL_TOKENS = 8192  # of all sequences: the engine splits prompts so that no more are in flight
+MAX_PREFILL_TOKENS = (
+    8192  # of all sequences: the engine splits prompts so that no more are in flight
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def activation_bytes(c: Llama4Config, context: int, batch: int) -> float:
     bf16: residual, its norm, the permuted rows, the experts' inner and outer rows, the shared
     expert's; then float32 logits and one copy for the sampler.
     """
-    tokens = max(batch, min(batch * context, PREFILL_TOKENS))
+    tokens = max(batch, min(batch * context, MAX_PREFILL_TOKENS))
     k = c.num_experts_per_tok if c.moe_layers else 0
     inner = max((k + 1) * c.intermediate_size if k else 0, c.intermediate_size_mlp)
     attention = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from l4kernels import Llama4, Llama4Config, ops
 from l4kernels.engine import runner as runner_module
-from l4kernels.engine.runner import MAX_PIECE, Runner, prompt_pieces
+from l4kernels.engine.runner import Runner, prompt_pieces
 from l4kernels.engine.sequence import Sequence
 from l4kernels.layers.attention import AttentionMetadata, LayerCache
 from l4kernels.model import llama4
+from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
 from tests.support.checkpoints import ALIGNED, TEXT
 from tests.support.parity import TOLERANCE
 from tests.support.tensors import i32
@@ -253,7 +254,7 @@ def test_pieces_of_prompts(spans, chunk):
     """All tokens, in order, none across a boundary, and no more in flight than was planned."""
     at, ends = [a for a, _ in spans], [a + n for a, n in spans]
     for counts in prompt_pieces(at, ends, chunk):
-        assert 0 < sum(counts) <= max(MAX_PIECE, len(spans))
+        assert 0 < sum(counts) <= max(MAX_PREFILL_TOKENS, len(spans))
         for start, count in zip(at, counts, strict=True):
             assert not chunk or not count or start // chunk == (start + count - 1) // chunk
         at = [start + count for start, count in zip(at, counts, strict=True)]

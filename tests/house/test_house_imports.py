@@ -22,7 +22,7 @@ LAW = {
     "l4kernels.prompt": "l4kernels.model",
     "l4kernels.checkpoint": "l4kernels.model",
     "l4kernels.planning": "l4kernels.model",
-    "l4kernels.engine": "l4kernels.checkpoint l4kernels.prompt",
+    "l4kernels.engine": "l4kernels.checkpoint l4kernels.planning l4kernels.prompt",
     "l4kernels": "l4kernels.dropin l4kernels.engine",  # the public interface
     "l4kernels.integrations": "l4kernels",
     "l4kernels.server": "l4kernels",

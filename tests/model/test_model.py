@@ -9,12 +9,12 @@ import torch
 
 from l4kernels import Llama4, Llama4Config
 from l4kernels.engine.kv_cache import KVCache, page_size_for, ring_pages
-from l4kernels.engine.runner import MAX_PIECE, Runner, prompt_pieces
+from l4kernels.engine.runner import Runner, prompt_pieces
 from l4kernels.engine.sampler import Sampling
 from l4kernels.engine.sequence import Sequence, make_sequences
 from l4kernels.model import llama4
 from l4kernels.model.llama4 import Llama4Model
-from l4kernels.planning.footprint import PREFILL_TOKENS
+from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
 from tests.support.checkpoints import TEXT, tensors_of, write
 from tests.support.parity import TOLERANCE, Case, difference, random_case
 
@@ -91,7 +91,7 @@ def test_no_more_tokens_are_in_flight_than_planned(batch, capacity):
     assert all(len(set(step)) == 1 for step in counts)
     pieces = [step[0] for step in counts]
     assert sum(pieces) == capacity
-    assert batch * max(pieces) <= max(batch, MAX_PIECE) and MAX_PIECE == PREFILL_TOKENS
+    assert batch * max(pieces) <= max(batch, MAX_PREFILL_TOKENS)
     assert len(set(pieces[: min(capacity, 8192) // pieces[0]])) == 1
 
 

@@ -184,6 +184,22 @@ def test_counts_of_numpy_are_counts(kind, route):
     assert ops.rope_table(kind(3), theta=kind(4), head_dim=kind(4)).shape == (3, 4)
 
 
+@pytest.mark.parametrize(("first", "width"), [(0, 384), (1, 385), (2, 387), (5, 395)])
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_rows_of_qkv_may_begin_anywhere(first, width, tokens, dtype):
+    rows = torch.randn(tokens, width).to(dtype)[:, first : first + 384]
+    place = torch.arange(tokens)
+    table = torch.randn(8, 128)
+    results = []
+    for qkv in (rows, rows.clone(memory_format=torch.contiguous_format)):
+        caches = torch.zeros(2, 1, 8, 1, 128, dtype=dtype)
+        q = ops.rope_cache(qkv, place, place, *caches, num_heads=1, cos_sin=table)
+        results.append((q, caches))
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize(
     "theta", [0, 0.0, -1.0, math.nan, math.inf, -math.inf, 10**400, "1e4", None, True]
 )

@@ -1,8 +1,9 @@
-"""A forward of 512 tokens here and in transformers, on the same 16-expert model.
+"""The same checkpoint here and in transformers: a forward of 512 tokens, and decoding on a CPU.
 
-Prints JSON: the best of several interleaved runs, and the peak memory of one forward above the
-loaded model, each implementation in a process of its own.
-`python tests/support/compare_speed.py FOLDER`
+Prints JSON: of the forward, the best of several interleaved runs, and the peak memory above the
+loaded model, each implementation in a process of its own; of decoding, CPU milliseconds a token.
+`python tests/support/compare_speed.py FOLDER`, of a model like TEXT
+`python tests/support/compare_speed.py l4kernels/demo/checkpoint decode 20`
 """
 
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -34,6 +36,7 @@ TEXT = {
     "max_position_embeddings": 8192,
 }
 TOKENS = 512
+NEW_TOKENS = 33
 
 
 def load(kind: str, folder: str) -> tuple[torch.nn.Module, Callable]:
@@ -92,15 +95,45 @@ def seconds(folder: str, rounds: int) -> dict[str, float]:
     return best
 
 
-def compare(folder: str, rounds: int = 3) -> dict[str, dict[str, float]]:
-    def measure(*arguments: str):
-        command = [sys.executable, "-m", "tests.support.compare_speed", folder, *arguments]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-        output = done.stdout
-        return json.loads(output.splitlines()[-1])
+@torch.inference_mode()
+def decode_milliseconds(folder: str, rounds: int) -> dict[str, float]:
+    """CPU time of one of NEW_TOKENS greedy tokens on one thread, the best of interleaved runs: on
+    a machine that others use it is the time that does not depend on them."""
+    import transformers
 
-    memory = {kind: measure("memory", kind) for kind in ("ours", "theirs")}
-    return {"seconds": measure("seconds", str(rounds)), "bytes": memory}
+    from l4kernels import Llama4
+
+    torch.set_num_threads(1)
+    ids = torch.tensor([[1, 2, 100, 5, 6, 7, 8, 9]])
+    ours = Llama4.from_pretrained(folder)
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+    runs = {
+        "ours": lambda: ours.generate(ids, NEW_TOKENS, stop_ids=()),
+        "theirs": lambda: theirs.generate(input_ids=ids, do_sample=False, **length),
+    }
+    assert torch.equal(runs["ours"](), runs["theirs"]())
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(rounds):
+        for kind, run in runs.items():
+            started = time.thread_time()
+            run()
+            best[kind] = min(best[kind], time.thread_time() - started)
+    return {kind: 1e3 * seconds / NEW_TOKENS for kind, seconds in best.items()}
+
+
+def compare(folder: str, rounds: int = 3) -> dict[str, dict[str, float]]:
+    memory = {kind: measure(folder, "memory", kind) for kind in ("ours", "theirs")}
+    return {"seconds": measure(folder, "seconds", str(rounds)), "bytes": memory}
+
+
+def measure(folder: str, *arguments: str) -> Any:
+    """What this script prints, in a process of its own."""
+    command = [sys.executable, "-m", "tests.support.compare_speed", folder, *arguments]
+    output = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, timeout=300, cwd=ROOT
+    )
+    return json.loads(output.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
@@ -109,6 +142,8 @@ if __name__ == "__main__":
         result = compare(folder)
     elif what[0] == "memory":
         result = peak_above_model(what[1], folder)
+    elif what[0] == "decode":
+        result = decode_milliseconds(folder, int(what[1]))
     else:
         result = seconds(folder, int(what[1]))
     print(json.dumps(result))

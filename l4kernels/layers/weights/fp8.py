@@ -30,9 +30,12 @@ class Fp8Linear(Linear):
 
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
         q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)
-        if epilogue["activation"] != "swiglu":
+        if epilogue.get("activation") != "swiglu":
+            epilogue = {"out_dtype": self.dtype, **epilogue}
             return ops.gemm(q, self.weight, sfa=scale, sfb=self.scale, **epilogue)
-        routed = {name: epilogue[name] for name in ("expert_offsets", "row_scale")}
+        routed: dict[str, Any] = {
+            name: epilogue.get(name) for name in ("expert_offsets", "row_scale")
+        }
         return ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed)
 
     @staticmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
+from l4kernels.ops.epilogue import INTERLEAVE
 
 Activations = Tensor | ops.Quantized | ops.RmsNormFp8
 """Rows of a GEMM: unquantised, e4m3 with scales, or both."""
@@ -73,31 +74,22 @@ class Linear(nn.Module, ABC):
         if not filled:
             self.store(embedding)
 
-    def forward(
-        self,
-        x: Activations,
-        *,
-        expert_offsets: Tensor | None = None,
-        row_scale: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str = "none",
-        out_dtype: torch.dtype | None = None,
-    ) -> Tensor | ops.Quantized:
-        """`activation(row_scale * (x @ weight.T) + bias) + residual`; SwiGLU of fp8 stays fp8."""
-        epilogue = {
-            "expert_offsets": expert_offsets,
-            "row_scale": row_scale,
-            "residual": residual,
-            "bias": self.bias,
-            "activation": activation,
-            "out_dtype": out_dtype or self.dtype,
-        }
+    def forward(self, x: Activations, **epilogue: Any) -> Tensor | ops.Quantized:
+        """`activation(row_scale * (x @ weight.T) + bias) + residual`; SwiGLU of fp8 stays fp8.
+
+        Args:
+            epilogue: `expert_offsets`, `row_scale`, `residual`, `activation` and `out_dtype` as of
+                `ops.gemm`, those that are not its defaults: every argument of an op costs time. The
+                default of `out_dtype` is the layer's.
+        """
+        if self.bias is not None:
+            epilogue["bias"] = self.bias
         return self.multiply(x, epilogue)
 
     def store(self, weight: Tensor, rows: slice | str = "all", expert: int | None = None) -> None:
         """Writes `[n, K]` rows of a checkpoint into their place, quantising on the way.
 
-        `rows` is a slice, or "gate" / "up": those are interleaved in blocks of 8 rows, so that
+        `rows` is a slice, or "gate" / "up": those are interleaved in blocks of INTERLEAVE rows, so that
         one tile of the GEMM holds both factors of an output. "gate_up" is one above the other.
         """
         if rows == "gate_up":
@@ -106,20 +98,20 @@ class Linear(nn.Module, ABC):
             self.store(up, "up", expert)
             return
         blocked = rows in ("gate", "up")
-        pad_n = -weight.shape[0] % 8 if blocked else 0
+        pad_n = -weight.shape[0] % INTERLEAVE if blocked else 0
         if rows == "all":
             pad_n = self.out_features - weight.shape[0]
         pad_k = self.in_features - weight.shape[1]
         if pad_n or pad_k:
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
         part = min(_MAX_PART, max(_MIN_PART, weight.numel() // 16))
-        step = max(8, part // self.in_features // 8 * 8)
+        step = max(INTERLEAVE, part // self.in_features // INTERLEAVE * INTERLEAVE)
         for start in range(0, weight.shape[0], step):
             for parameter, value in self.quantise(weight[start : start + step].to(self.device)):
                 target = _rows(parameter if expert is None else parameter[expert], rows)
-                unit = 8 if blocked else 1
+                unit = INTERLEAVE if blocked else 1
                 view = target[start // unit : (start + step) // unit]
-                view.copy_(value.unflatten(0, (-1, 8)) if blocked else value)
+                view.copy_(value.unflatten(0, (-1, INTERLEAVE)) if blocked else value)
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
@@ -140,5 +132,5 @@ def _rows(target: Tensor, rows: slice | str) -> Tensor:
         return target[rows]
     if rows == "all":
         return target
-    blocks = target.view(-1, 2, 8, *target.shape[1:])
+    blocks = target.view(-1, 2, INTERLEAVE, *target.shape[1:])
     return blocks[:, 0 if rows == "gate" else 1]
