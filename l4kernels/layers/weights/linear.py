@@ -89,8 +89,8 @@ class Linear(nn.Module, ABC):
     def store(self, weight: Tensor, rows: slice | str = "all", expert: int | None = None) -> None:
         """Writes `[n, K]` rows of a checkpoint into their place, quantising on the way.
 
-        `rows` is a slice, or "gate" / "up": those are interleaved in blocks of INTERLEAVE rows, so that
-        one tile of the GEMM holds both factors of an output. "gate_up" is one above the other.
+        `rows` is a slice, or "gate" / "up": those are interleaved in blocks of INTERLEAVE rows, so
+        that one tile of the GEMM holds both factors of an output. "gate_up" is one above the other.
         """
         if rows == "gate_up":
             gate, up = weight.chunk(2)
