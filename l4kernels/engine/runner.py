@@ -140,11 +140,9 @@ class Runner:
         self.model, self.sequences = model, sequences
         self.cache = KVCache(model.config, capacities, **formats, scratch=scratch)
         model.rotate_up_to(max(capacities))
-        most = (
-            sum(capacities)
-            if scratch
-            else min(sum(capacities), max(len(sequences), MAX_PREFILL_TOKENS))
-        )
+        most = sum(capacities)
+        if not scratch:
+            most = min(most, max(len(sequences), MAX_PREFILL_TOKENS))
         self._tensors = StepTensors.make(self.cache, most)
         self._decoding: tuple[StepTensors, list[AttentionMetadata]] | None = None
         self._next_starts: list[int] = []  # where another step of decoding finds `_decoding`

@@ -11,9 +11,8 @@ from l4kernels.planning.formats import Format, Precision
 from l4kernels.planning.gpus import Gpu
 
 CONTEXT_BYTES = 1.5e9  # CUDA context, the library's code and captured graphs
-MAX_PREFILL_TOKENS = (
-    8192  # of all sequences: the engine splits prompts so that no more are in flight
-)
+MAX_PREFILL_TOKENS = 8192
+"""Of one step, those of all sequences together: the engine splits prompts so."""
 
 
 @dataclass(frozen=True)
