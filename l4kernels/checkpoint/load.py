@@ -15,6 +15,7 @@ from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.layers.weights.linear import Linear
 from l4kernels.model.config import Llama4Config
+from l4kernels.model.llama4 import Llama4Model
 
 CHECKPOINT_FORMATS: tuple[type[Unquantised], ...] = (Unquantised,)
 """Published formats; the first that a checkpoint's headers match reads it."""
@@ -30,26 +31,26 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
     return form(config, checkpoint)
 
 
-def load_weights(model: nn.Module, source: Unquantised, progress: Progress | None = None) -> None:
+def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | None = None) -> None:
     """Fills a model of the source's config; without `progress`, a terminal shows how far it is."""
     if progress is None:
         progress = terminal_counter()
     elif not callable(progress):
         raise ValueError(f"expected progress to be a function, got {shown(progress)}")
-    tensors = source.tensors(_find(model, "embedding").dtype)
+    tensors = source.tensors(model.embedding.dtype)
     fill(model, source.slots, _reporting(tensors, source.checkpoint, progress))
-    _tie(model, source.config, source.slots)
+    _tie(model, source.slots)
 
 
-def load_random(model: nn.Module, config: Llama4Config, seed: int) -> None:
-    """Fills a model of the config with random weights."""
+def load_random(model: Llama4Model, seed: int) -> None:
+    """Fills a model with random weights."""
     seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
-    slots = layout(config)
-    fill(model, slots, random_tensors(slots, _find(model, "embedding").device, seed))
-    _tie(model, config, slots)
+    slots = layout(model.config)
+    fill(model, slots, random_tensors(slots, model.device, seed))
+    _tie(model, slots)
 
 
-def fill(model: nn.Module, slots: dict[str, Slot], tensors: Iterable[NamedTensor]) -> None:
+def fill(model: Llama4Model, slots: dict[str, Slot], tensors: Iterable[NamedTensor]) -> None:
     """Writes tensors into the model's parameters."""
     for name, expert, data in tensors:
         slot = slots[name]
@@ -72,12 +73,12 @@ def _find(model: nn.Module, path: str) -> Any:
     return model
 
 
-def _tie(model: nn.Module, config: Llama4Config, slots: dict[str, Slot]) -> None:
+def _tie(model: Llama4Model, slots: dict[str, Slot]) -> None:
     """Gives lm_head the embedding's weights where the config ties them; a head of its own that
     the checkpoint holds all the same stays, as it does in transformers."""
-    if config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         own_head = any(slot.target == "lm_head" for slot in slots.values())
-        _find(model, "lm_head").tie(_find(model, "embedding"), filled=own_head)
+        model.lm_head.tie(model.embedding, filled=own_head)
 
 
 def random_tensors(

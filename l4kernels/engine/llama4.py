@@ -155,7 +155,7 @@ class Llama4(Llama4Model):
         _require_config(config)
         options = ModelOptions.parse(device, dtype, weights)
         model = cls(config, options, kv_dtype=find_kv_dtype(kv_dtype, options.dtype))
-        load_random(model, config, seed)
+        load_random(model, seed)
         return model
 
 
