@@ -1,6 +1,7 @@
 #include "check/global_memory.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 
@@ -25,6 +26,7 @@ void* GlobalMemory::allocate(uint64_t bytes) {
   if (bytes <= kFillLimit) std::memset(reinterpret_cast<void*>(begin), 0xff, bytes);
   blocks_[begin] = block;
   ranges_.push_back({begin, begin + bytes, true, false, 1});
+  ++generation_;
   in_use_ += bytes;
   return reinterpret_cast<void*>(begin);
 }
@@ -39,7 +41,7 @@ bool GlobalMemory::release(void* p) {
   });
   std::free(it->second);
   blocks_.erase(it);
-  last_ = 0;
+  ++generation_;
   return true;
 }
 
@@ -52,6 +54,7 @@ void GlobalMemory::add_range(const void* p, uint64_t bytes, bool read_only) {
     }
   }
   ranges_.push_back({begin, begin + bytes, false, read_only, 1});
+  ++generation_;
 }
 
 bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
@@ -60,7 +63,7 @@ bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
     Range& r = ranges_[i];
     if (r.begin != begin || r.end != begin + bytes || r.owned) continue;
     if (--r.references == 0) ranges_.erase(ranges_.begin() + static_cast<ptrdiff_t>(i));
-    last_ = 0;
+    ++generation_;
     return true;
   }
   return false;
@@ -74,13 +77,8 @@ void GlobalMemory::end_range(const void* p, uint64_t bytes, uint32_t launch, con
 }
 
 const Range* GlobalMemory::find(uint64_t address, uint64_t bytes) const {
-  if (last_ < ranges_.size() && ranges_[last_].holds(address, bytes)) return &ranges_[last_];
-  for (size_t i = 0; i < ranges_.size(); ++i) {
-    if (ranges_[i].holds(address, bytes)) {
-      last_ = i;
-      return &ranges_[i];
-    }
-  }
+  for (const Range& r : ranges_)
+    if (r.holds(address, bytes)) return &r;
   return nullptr;
 }
 
@@ -101,59 +99,112 @@ std::string GlobalMemory::describe(uint64_t address) const {
   return hex(address) + " lies in " + size + " but the access runs past its end";
 }
 
-void SectorTable::lookup(uint64_t page) {
+const Range* RangeCache::search(uint64_t address, uint64_t bytes) {
+  if (generation_ != memory_.generation()) recent_.fill(nullptr);
+  generation_ = memory_.generation();
+  const Range* r = memory_.find(address, bytes);
+  if (r) recent_[next_++ % recent_.size()] = r;
+  return r;
+}
+
+void SectorTable::lookup(uint64_t page, Cached* c) {
   auto& slot = pages_[page];
   if (!slot) slot = std::make_unique<Page>();
-  cached_page_ = page;
-  cached_ = slot.get();
+  *c = {page, slot.get()};
 }
 
 void SectorTable::clear() {
   pages_.clear();
-  cached_page_ = ~uint64_t{0};
-  cached_ = nullptr;
+  forget();
+}
+
+namespace {
+
+// Calls f(sector, offset in it, bytes, bytes done before) for each part of an access.
+template <typename F>
+void by_sector(uint64_t address, uint32_t bytes, F&& f) {
+  for (uint32_t done = 0; done < bytes;) {
+    uint32_t offset = (address + done) & 31, n = std::min(32 - offset, bytes - done);
+    f((address + done) >> 5, offset, n, done);
+    done += n;
+  }
+}
+
+uint32_t byte_mask(uint32_t offset, uint32_t n) {
+  return static_cast<uint32_t>(((uint64_t{1} << n) - 1) << offset);
+}
+
+}  // namespace
+
+void copy_sector(uint8_t* to, const uint8_t* from, uint32_t mask) {
+  if (mask == ~0u) std::memcpy(to, from, 32);
+  else
+    for (; mask; mask &= mask - 1) to[std::countr_zero(mask)] = from[std::countr_zero(mask)];
+}
+
+void StoreBuffer::grow() {
+  size_t size = std::max<size_t>(16, slots_.size() * 2);
+  slots_.assign(size, 0);
+  shift_ = 64 - static_cast<uint32_t>(std::countr_zero(size));
+  for (size_t i = 0; i < chunks_.size(); ++i)
+    slots_[slot(chunks_[i].sector)] = static_cast<uint32_t>(i + 1);
+}
+
+void StoreBuffer::clear() {
+  chunks_.clear();
+  // A buffer that was large once must not cost its size at every release.
+  if (slots_.size() > 64) slots_.clear();
+  else std::fill(slots_.begin(), slots_.end(), 0);
+}
+
+StoreBuffer::Chunk& StoreBuffer::chunk(uint64_t sector) {
+  if (chunks_.size() * 2 >= slots_.size()) grow();
+  uint32_t& index = slots_[slot(sector)];
+  if (!index) {
+    chunks_.push_back({sector, 0, {}});
+    index = static_cast<uint32_t>(chunks_.size());
+  }
+  return chunks_[index - 1];
+}
+
+const StoreBuffer::Chunk* StoreBuffer::find(uint64_t sector) const {
+  if (chunks_.empty()) return nullptr;
+  uint32_t index = slots_[slot(sector)];
+  return index ? &chunks_[index - 1] : nullptr;
 }
 
 void StoreBuffer::write(uint64_t address, const void* data, uint32_t bytes) {
-  const auto* p = static_cast<const uint8_t*>(data);
-  while (bytes) {
-    uint32_t offset = address & 15, n = std::min<uint32_t>(16 - offset, bytes);
-    Chunk& c = chunks_[address >> 4];
-    std::memcpy(c.data + offset, p, n);
-    c.mask = static_cast<uint16_t>(c.mask | (((1u << n) - 1) << offset));
-    address += n, p += n, bytes -= n;
-  }
+  by_sector(address, bytes, [&](uint64_t sector, uint32_t offset, uint32_t n, uint32_t done) {
+    Chunk& c = chunk(sector);
+    std::memcpy(c.data + offset, static_cast<const uint8_t*>(data) + done, n);
+    c.mask |= byte_mask(offset, n);
+  });
 }
 
 void StoreBuffer::read(uint64_t address, void* data, uint32_t bytes) const {
-  auto* p = static_cast<uint8_t*>(data);
-  while (bytes) {
-    uint32_t offset = address & 15, n = std::min<uint32_t>(16 - offset, bytes);
-    if (auto it = chunks_.find(address >> 4); it != chunks_.end())
-      for (uint32_t i = 0; i < n; ++i)
-        if (it->second.mask >> (offset + i) & 1) p[i] = it->second.data[offset + i];
-    address += n, p += n, bytes -= n;
-  }
+  by_sector(address, bytes, [&](uint64_t sector, uint32_t offset, uint32_t n, uint32_t done) {
+    if (const Chunk* c = find(sector))
+      copy_sector(static_cast<uint8_t*>(data) + done, c->data + offset,
+                  (c->mask & byte_mask(offset, n)) >> offset);
+  });
 }
 
 bool StoreBuffer::holds(uint64_t address) const {
-  auto it = chunks_.find(address >> 4);
-  return it != chunks_.end() && (it->second.mask >> (address & 15) & 1);
+  const Chunk* c = find(address >> 5);
+  return c && (c->mask >> (address & 31) & 1);
 }
 
 void StoreBuffer::erase(uint64_t address, uint32_t bytes) {
-  while (bytes) {
-    uint32_t offset = address & 15, n = std::min<uint32_t>(16 - offset, bytes);
-    if (auto it = chunks_.find(address >> 4); it != chunks_.end())
-      it->second.mask = static_cast<uint16_t>(it->second.mask & ~(((1u << n) - 1) << offset));
-    address += n, bytes -= n;
-  }
+  by_sector(address, bytes, [&](uint64_t sector, uint32_t offset, uint32_t n, uint32_t) {
+    if (find(sector)) chunk(sector).mask &= ~byte_mask(offset, n);
+  });
 }
 
 void StoreBuffer::merge_into(StoreBuffer* other) {
-  drain([&](uint64_t a, const uint8_t* data, uint16_t mask) {
-    for (uint32_t i = 0; i < 16; ++i)
-      if (mask >> i & 1) other->write(a + i, data + i, 1);
+  drain([&](uint64_t address, const uint8_t* data, uint32_t mask) {
+    Chunk& c = other->chunk(address >> 5);
+    copy_sector(c.data, data, mask);
+    c.mask |= mask;
   });
 }
 

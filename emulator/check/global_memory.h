@@ -37,54 +37,81 @@ class GlobalMemory {
   // "0x.. is 16 bytes past the end of an allocation of 4096 bytes".
   std::string describe(uint64_t address) const;
   uint64_t bytes_in_use() const { return in_use_; }
+  // Changes whenever a pointer that `find` returned may no longer hold.
+  uint64_t generation() const { return generation_; }
 
  private:
   std::vector<Range> ranges_;
   std::unordered_map<uint64_t, void*> blocks_;
-  mutable size_t last_ = 0;
-  uint64_t in_use_ = 0;
+  uint64_t in_use_ = 0, generation_ = 1;
 };
 
-// What happened to 32 bytes of global memory since the launch began.
+// Finds the range of an access again and again: remembers the last few.
+class RangeCache {
+ public:
+  explicit RangeCache(const GlobalMemory& memory) : memory_(memory) {}
+  const Range* find(uint64_t address, uint64_t bytes) {
+    if (generation_ == memory_.generation())
+      for (const Range* r : recent_)
+        if (r && r->holds(address, bytes)) return r;
+    return search(address, bytes);
+  }
+
+ private:
+  const Range* search(uint64_t address, uint64_t bytes);
+  const GlobalMemory& memory_;
+  uint64_t generation_ = 0;
+  std::array<const Range*, 4> recent_ = {};
+  uint32_t next_ = 0;
+};
+
+// What happened to 32 bytes of global memory since the launch began. What a load looks at comes
+// first, and shares a line of the host's cache.
 struct Sector {
-  uint32_t written = 0;                      // bytes written by the launch
-  uint32_t unpublished = 0;                  // bytes in some CTA's store buffer
-  uint32_t last_written = 0, last_read = 0;  // bytes, of the last writer and the last plain reader
-  uint32_t owner = 0, reader = 0;            // their CTAs, + 1
-  uint64_t write_time = 0, read_time = 0;
-  uint32_t writer = 0, reading = 0;              // epochs of the last warps that wrote and read
-  uint32_t writer_bytes = 0, reading_bytes = 0;  // and their bytes
-  uint16_t launch = 0, reader_launch = 0;        // low bits of the launches
-  bool bulk_written = false;                     // by the copy engine, the last time
+  uint16_t launch = 0, reader_launch = 0;     // low bits of the last writer's and reader's launch
+  uint16_t counted_read = 0;                  // for this launch
+  bool bulk_written = false;                  // by the copy engine, the last time
+  uint32_t reader = 0, reading = 0;           // CTA + 1 and epoch of the last plain reader
+  uint32_t last_read = 0, reading_bytes = 0;  // bytes of this CTA, of this epoch
+  uint64_t read_time = 0;
+  uint32_t unpublished = 0;                     // bytes in some CTA's store buffer
+  uint32_t written = 0;                         // bytes written by the launch
+  uint32_t owner = 0, writer = 0;               // CTA + 1 and epoch of the last writer
+  uint32_t last_written = 0, writer_bytes = 0;  // bytes of this CTA, of this epoch
+  uint64_t write_time = 0;
   uint32_t early_read = 0, nc_read = 0;      // bytes read before griddepcontrol.wait, through .nc
   uint16_t early_reader = 0, nc_reader = 0;  // by these launches
-  uint16_t counted_read = 0;                 // for this launch
 };
 
 class SectorTable {
  public:
+  SectorTable() { forget(); }
   Sector& at(uint64_t address) {
     uint64_t page = address >> 12;
-    if (page != cached_page_) lookup(page);
-    return (*cached_)[address >> 5 & 127];
+    Cached& c = cache_[page % cache_.size()];
+    if (page != c.page) lookup(page, &c);
+    return (*c.sectors)[address >> 5 & 127];
   }
   void clear();
 
  private:
   using Page = std::array<Sector, 128>;
-  void lookup(uint64_t page);
+  struct Cached {
+    uint64_t page;
+    Page* sectors;
+  };
+  void lookup(uint64_t page, Cached* c);
+  void forget() { cache_.fill({~uint64_t{0}, nullptr}); }
   std::unordered_map<uint64_t, std::unique_ptr<Page>> pages_;
-  uint64_t cached_page_ = ~uint64_t{0};
-  Page* cached_ = nullptr;
+  std::array<Cached, 64> cache_;
 };
 
-// Stores that a warp or a CTA has made and the rest of the grid cannot see yet, by 16-byte chunk.
+// Copies the bytes of a sector that are in `mask`.
+void copy_sector(uint8_t* to, const uint8_t* from, uint32_t mask);
+
+// Stores that a warp or a CTA has made and the rest of the grid cannot see yet, by sector.
 class StoreBuffer {
  public:
-  struct Chunk {
-    uint8_t data[16];
-    uint16_t mask = 0;
-  };
   bool empty() const { return chunks_.empty(); }
   void write(uint64_t address, const void* data, uint32_t bytes);
   void read(uint64_t address, void* data, uint32_t bytes) const;  // lays buffered bytes over data
@@ -92,13 +119,30 @@ class StoreBuffer {
   void erase(uint64_t address, uint32_t bytes);
   void merge_into(StoreBuffer* other);
   template <typename Fn>
-  void drain(Fn&& fn) {  // fn(address, data, mask)
-    for (auto& [a, c] : chunks_) fn(a << 4, c.data, c.mask);
-    chunks_.clear();
+  void drain(Fn&& fn) {  // fn(address, data, mask), in the order of the first store to each sector
+    for (const Chunk& c : chunks_) fn(c.sector << 5, c.data, c.mask);
+    clear();
   }
 
  private:
-  std::unordered_map<uint64_t, Chunk> chunks_;
+  struct Chunk {
+    uint64_t sector;
+    uint32_t mask;
+    uint8_t data[32];
+  };
+  Chunk& chunk(uint64_t sector);  // made if it is not there
+  const Chunk* find(uint64_t sector) const;
+  void clear();
+  void grow();
+  size_t slot(uint64_t sector) const {  // where it is, or where it would be
+    size_t at = sector * 0x9e3779b97f4a7c15ull >> shift_;
+    while (slots_[at] && chunks_[slots_[at] - 1].sector != sector)
+      at = (at + 1) & (slots_.size() - 1);
+    return at;
+  }
+  std::vector<Chunk> chunks_;
+  std::vector<uint32_t> slots_;  // open addressing: index of a chunk + 1; 0: free
+  uint32_t shift_ = 64;
 };
 
 }  // namespace l4k::emu

@@ -19,6 +19,7 @@ class Machine {
 
   Settings settings;
   GlobalMemory memory;
+  RangeCache ranges{memory};
   SectorTable sectors;
   Report report;  // first error since the last reset
   std::mt19937_64 random{1};

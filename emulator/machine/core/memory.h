@@ -1,7 +1,7 @@
 // Access to every state space on behalf of a warp.
 #pragma once
 
-#include "machine/core/machine.h"
+#include "machine/core/global.h"
 
 namespace l4k::emu {
 
@@ -21,17 +21,23 @@ inline uint64_t map_rank(uint32_t address, uint32_t rank) {
 // Space of a generic address, which becomes an address in that space.
 Space generic_space(uint64_t* address);
 
+inline bool is_coherent(Order order) { return order == Order::coherent || order == Order::acquire; }
+inline Access load_access(Order order) {
+  return is_coherent(order)   ? Access::coherent_read
+         : order == Order::nc ? Access::nc_read
+                              : Access::read;
+}
+inline Access store_access(const Warp& w, Order order) {
+  return order == Order::weak && w.m->late() ? Access::buffered_write : Access::write;
+}
+// What a coherent access passes on, before the load and after the store.
+void acquire_global(Warp& w, uint64_t address, Order order);
+void release_global(Warp& w, uint64_t address);
+
 void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
                  Order order);
 void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
                   const void* data, Order order);
-// Host pointer to `bytes` of global memory for an asynchronous or atomic access; faults outside.
-uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
-// Bookkeeping of a global access: traffic, and races between CTAs and between overlapping kernels.
-enum class Access : uint8_t { read, coherent_read, write, bulk_write, atomic };
-void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane);
-// Faults if another CTA holds one of these bytes in its store buffer.
-void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane);
 void check_aligned(uint64_t address, uint32_t bytes, int lane);
 
@@ -43,8 +49,7 @@ void acquire_flag(Warp& w, uint64_t key);
 void release_to_grid(Warp& w, uint64_t address, bool release);
 void acquire_from_grid(Warp& w, uint64_t address, bool acquire);
 
-// Traffic of one warp-wide access, for the counters.
-void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);
+// Bank conflicts of one warp-wide access, for the counters.
 void count_shared(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);
 
 }  // namespace l4k::emu

@@ -1,6 +1,4 @@
 // When stores become visible, and the ends of warps, clusters and launches.
-#include <cstring>
-
 #include "machine/core/barriers.h"
 
 namespace l4k::emu {
@@ -8,12 +6,9 @@ namespace {
 
 // The buffered bytes reach memory.
 void drain_buffer(Machine& m, StoreBuffer& buffer) {
-  buffer.drain([&](uint64_t address, const uint8_t* data, uint16_t mask) {
-    auto* p = reinterpret_cast<uint8_t*>(address);
-    for (uint32_t i = 0; i < 16; ++i)
-      if (mask >> i & 1) p[i] = data[i];
-    Sector& s = m.sectors.at(address);
-    s.unpublished &= ~(uint32_t{mask} << (address & 31));
+  buffer.drain([&](uint64_t address, const uint8_t* data, uint32_t mask) {
+    copy_sector(reinterpret_cast<uint8_t*>(address), data, mask);
+    m.sectors.at(address).unpublished &= ~mask;
   });
 }
 

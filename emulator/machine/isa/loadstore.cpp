@@ -23,11 +23,26 @@ struct MemoryAccess {
   u32 bytes() const { return u32{element} * count; }
 };
 
-void count(Warp& w, const MemoryAccess& s, const u64* address) {
-  u64 first = address[std::countr_zero(w.active)];
-  Space space = s.space == Space::none ? generic_space(&first) : s.space;
-  if (space == Space::global) count_global(w, address, w.active, s.bytes());
-  else if (space == Space::shared) count_shared(w, address, w.active, s.bytes());
+// The space that all lanes' addresses lie in, which become addresses in it; none if they differ.
+Space common_space(Warp& w, Space space, u64* address) {
+  if (space != Space::none) return space;
+  u64 low = ~u64{0}, high = 0;
+  for (u32 l = w.active; l; l &= l - 1) {
+    u64 a = address[std::countr_zero(l)];
+    low = std::min(low, a), high = std::max(high, a);
+  }
+  if (high < kSharedWindow) return Space::global;
+  if (low < kSharedWindow || high >= kLocalWindow) return Space::none;
+  for (int i = 0; i < 32; ++i) address[i] -= kSharedWindow;
+  return Space::shared;
+}
+
+void check_all_aligned(Warp& w, const u64* address, u32 bytes) {
+  u64 all = 0;
+  for (u32 l = w.active; l; l &= l - 1) all |= address[std::countr_zero(l)];
+  if (all & (bytes - 1))
+    for (u32 l = w.active; l; l &= l - 1)
+      check_aligned(address[std::countr_zero(l)], bytes, std::countr_zero(l));
 }
 
 // A load that polls: the same place, the same addresses, nothing has changed since.
@@ -47,54 +62,113 @@ bool polls(Warp& w, const u64* address) {
   return true;
 }
 
-void load(Warp& w, const Inst& in) {
-  const auto s = in.modifiers.as<MemoryAccess>();
-  u64 address[32];
-  addresses(w, in, address);
-  if ((s.order == Order::coherent || s.order == Order::acquire) && polls(w, address)) return;
-  count(w, s, address);
+// From and to the registers of one lane.
+void spread(Warp& w, const Inst& in, const MemoryAccess& s, int lane, const uint8_t* data) {
+  for (u32 k = 0; k < s.count; ++k) {
+    if (s.element == 16) {
+      std::memcpy(w.reg<uint8_t>(in.list[k]) + lane * 16, data + k * 16, 16);
+      continue;
+    }
+    u64 v = 0;
+    std::memcpy(&v, data + k * s.element, s.element);
+    if (s.is_signed && s.element < 8) {
+      u32 shift = 64u - 8u * s.element;
+      v = static_cast<u64>(static_cast<int64_t>(v << shift) >> shift);
+    }
+    put_lane(w, in.list[k], s.reg, lane, v);
+  }
+}
+void collect(Warp& w, const Inst& in, const MemoryAccess& s, int lane, uint8_t* data) {
+  for (u32 k = 0; k < s.count; ++k) {
+    const Reg& r = in.list[k];
+    if (s.element == 16) {
+      std::memcpy(data + k * 16, w.reg<uint8_t>(r) + lane * 16, 16);
+      continue;
+    }
+    u64 v = get_lane(w, r, s.reg, lane);
+    std::memcpy(data + k * s.element, &v, s.element);
+  }
+}
+
+// Elements as wide as their registers, straight from memory.
+template <typename T>
+void gather(Warp& w, const Inst& in, const u64* address) {
+  for (size_t k = 0; k < in.list.size(); ++k) {
+    T* d = w.reg<T>(in.list[k]);
+    each_lane<T>(w, d, [&](int i) {
+      T v;
+      std::memcpy(&v, reinterpret_cast<const void*>(address[i] + k * sizeof v), sizeof v);
+      return v;
+    });
+  }
+}
+
+void load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
   u32 bytes = s.bytes();
+  check_all_aligned(w, address, bytes);
+  if (is_coherent(s.order))
+    for (u32 l = w.active; l; l &= l - 1) acquire_global(w, address[std::countr_zero(l)], s.order);
+  bool buffered = touch_global(w, address, w.active, bytes, load_access(s.order));
+  if (!buffered && s.element == s.reg) {
+    if (s.element == 4) return gather<u32>(w, in, address);
+    if (s.element == 2) return gather<uint16_t>(w, in, address);
+    if (s.element == 8) return gather<u64>(w, in, address);
+  }
   alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    read_memory(w, i, s.space, address[i], bytes, data, s.order);
-    for (u32 k = 0; k < s.count; ++k) {
-      if (s.element == 16) {
-        std::memcpy(w.reg<uint8_t>(in.list[k]) + i * 16, data + k * 16, 16);
-        continue;
-      }
-      u64 v = 0;
-      std::memcpy(&v, data + k * s.element, s.element);
-      if (s.is_signed && s.element < 8) {
-        u32 shift = 64u - 8u * s.element;
-        v = static_cast<u64>(static_cast<int64_t>(v << shift) >> shift);
-      }
-      put_lane(w, in.list[k], s.reg, i, v);
-    }
+    read_touched(w, address[i], data, bytes, buffered);
+    spread(w, in, s, i, data);
+  }
+}
+
+void load(Warp& w, const Inst& in) {
+  const auto& s = in.modifiers.as<MemoryAccess>();
+  u64 address[32];
+  addresses(w, in, address);
+  if (is_coherent(s.order) && polls(w, address)) return;
+  Space space = common_space(w, s.space, address);
+  if (space == Space::global) return load_global(w, in, s, address);
+  if (space == Space::shared) count_shared(w, address, w.active, s.bytes());
+  alignas(16) uint8_t data[16];
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    read_memory(w, i, space, address[i], s.bytes(), data, s.order);
+    spread(w, in, s, i, data);
+  }
+}
+
+void store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+  u32 bytes = s.bytes();
+  check_all_aligned(w, address, bytes);
+  Access how = store_access(w, s.order);
+  touch_global(w, address, w.active, bytes, how);
+  alignas(16) uint8_t data[16];
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    collect(w, in, s, i, data);
+    write_touched(w, address[i], data, bytes, how);
+    if (s.order == Order::coherent) release_global(w, address[i]);
   }
 }
 
 void store(Warp& w, const Inst& in) {
-  const auto s = in.modifiers.as<MemoryAccess>();
+  const auto& s = in.modifiers.as<MemoryAccess>();
   u64 address[32];
   addresses(w, in, address);
   if (s.release == Release::wide) w.m->publish(*w.cta, &w);
   else if (s.release == Release::cta) w.m->publish_warp(w);
-  count(w, s, address);
-  u32 bytes = s.bytes();
-  alignas(16) uint8_t data[16];
-  for (u32 l = w.active; l; l &= l - 1) {
-    int i = std::countr_zero(l);
-    for (u32 k = 0; k < s.count; ++k) {
-      const Reg& r = in.list[k];
-      if (s.element == 16) {
-        std::memcpy(data + k * 16, w.reg<uint8_t>(r) + i * 16, 16);
-        continue;
-      }
-      u64 v = get_lane(w, r, s.reg, i);
-      std::memcpy(data + k * s.element, &v, s.element);
+  Space space = common_space(w, s.space, address);
+  if (space == Space::global) {
+    store_global(w, in, s, address);
+  } else {
+    if (space == Space::shared) count_shared(w, address, w.active, s.bytes());
+    alignas(16) uint8_t data[16];
+    for (u32 l = w.active; l; l &= l - 1) {
+      int i = std::countr_zero(l);
+      collect(w, in, s, i, data);
+      write_memory(w, i, space, address[i], s.bytes(), data, s.order);
     }
-    write_memory(w, i, s.space, address[i], bytes, data, s.order);
   }
   if (s.order == Order::coherent) w.release();
 }

@@ -1,0 +1,339 @@
+#include "machine/core/global.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "machine/core/memory.h"
+
+namespace l4k::emu {
+namespace {
+
+uint32_t sector_mask(uint64_t sector, uint64_t address, uint64_t bytes) {
+  uint64_t lo = std::max(address, sector) - sector,
+           hi = std::min(address + bytes, sector + 32) - sector;
+  return static_cast<uint32_t>(((uint64_t{1} << hi) - 1) & ~((uint64_t{1} << lo) - 1));
+}
+
+std::string name_cta(uint32_t cta) { return "CTA " + std::to_string(cta - 1) + " (linear index)"; }
+
+// One access of a warp, while its sectors are gone through.
+class Tracker {
+ public:
+  // Without lanes: one access of `lane`.
+  Tracker(Warp& w, Access how, const uint64_t* address, uint32_t lanes, uint64_t bytes, int lane)
+      : w_(w),
+        m_(*w.m),
+        l_(*w.cta->cluster->launch),
+        me_(w.cta->linear + 1),
+        epoch_(w.actor.epoch()),
+        tag_(static_cast<uint16_t>(l_.id)),
+        how_(how),
+        chained_(l_.programmatic || m_.followed(l_)),
+        address_(address),
+        lanes_(lanes),
+        bytes_(bytes),
+        lane_(lane) {}
+  void note(uint64_t at, uint32_t mask);
+  bool buffered() const { return buffered_; }
+
+ private:
+  bool stores() const { return how_ >= Access::write && how_ <= Access::bulk_write; }
+  bool plain() const { return how_ <= Access::nc_read; }  // reads
+  void check_overlap(const Sector& s, uint64_t at, uint32_t mask);
+  void check_warps(const Sector& s, uint64_t at, uint32_t mask);
+  void check_ctas(const Sector& s, uint64_t at, uint32_t mask);
+  void note_read(Sector& s, uint32_t mask);
+  void note_write(Sector& s, uint64_t at, uint32_t mask);
+  [[noreturn]] void report(const char* kind, std::string what, uint64_t at, uint32_t mask) const;
+
+  Warp& w_;
+  Machine& m_;
+  Launch& l_;
+  uint32_t me_, epoch_;
+  uint16_t tag_;
+  Access how_;
+  bool chained_, buffered_ = false;
+  const uint64_t* address_;
+  uint32_t lanes_;
+  uint64_t bytes_;
+  int lane_;
+};
+
+// With the first lane that touches one of the bytes of this sector.
+void Tracker::report(const char* kind, std::string what, uint64_t at, uint32_t mask) const {
+  for (uint32_t l = lanes_; l; l &= l - 1) {
+    int lane = std::countr_zero(l);
+    uint64_t a = address_[lane];
+    if (a < at + 32 && a + bytes_ > at && (sector_mask(at, a, bytes_) & mask))
+      fault_at(kind, std::move(what), lane, a);
+  }
+  fault_at(kind, std::move(what), lane_, *address_);
+}
+
+// Dependent launches: before its wait, a kernel may touch nothing that a launch touches which may
+// still run, and before its end nothing that the next one has touched.
+void Tracker::check_overlap(const Sector& s, uint64_t at, uint32_t mask) {
+  auto overlaps = [&](uint16_t other) {
+    if (!other || other == tag_) return false;
+    if (static_cast<uint16_t>(other - tag_) < 0x8000) return true;
+    return !w_.has_waited() && static_cast<uint16_t>(other - l_.complete) < 0x8000;
+  };
+  if ((s.written & mask) && overlaps(s.launch))
+    report("dependency-race",
+           std::string(stores() ? "writes" : "reads") +
+               " what an overlapping kernel wrote with no griddepcontrol.wait between",
+           at, s.written & mask);
+  if (!stores() && how_ != Access::atomic) return;
+  uint32_t last = overlaps(s.reader_launch) ? s.last_read & mask : 0;
+  bool others = s.early_reader != tag_ && m_.find_launch(s.early_reader);
+  uint32_t early = others ? s.early_read & mask : 0;
+  if (last | early)
+    report("dependency-race",
+           "writes what an overlapping kernel read with no griddepcontrol.wait between", at,
+           last | early);
+}
+
+// Warps of one CTA: an access conflicts with another warp's unless a barrier orders them, or a
+// detour through the grid does.
+void Tracker::check_warps(const Sector& s, uint64_t at, uint32_t mask) {
+  auto unordered = [&](uint32_t epoch, uint64_t time) {
+    return !ordered(epoch, w_.actor.seen) &&
+           (l_.released[me_ - 1] < time || w_.visibility.acquired < time);
+  };
+  auto race = [&](const char* what, uint32_t epoch, const char* did, uint32_t bytes) {
+    report("global-race",
+           what + std::to_string(epoch_actor(epoch) - w_.cta->warps[0]->actor.id) +
+               " of this CTA " + did + ", with no barrier between",
+           at, bytes);
+  };
+  bool writes = stores();
+  if (!writes && s.launch == tag_ && s.owner == me_ && (s.writer_bytes & mask) &&
+      unordered(s.writer, s.write_time))
+    race("reads what warp ", s.writer, "wrote", s.writer_bytes & mask);
+  if (writes && s.reader_launch == tag_ && s.reader == me_ && (s.reading_bytes & mask) &&
+      unordered(s.reading, s.read_time))
+    race("writes what warp ", s.reading, "has read", s.reading_bytes & mask);
+}
+
+// CTAs of one launch: an access conflicts with another CTA's unless that one released something to
+// the grid after its access and this warp acquired something later still.
+void Tracker::check_ctas(const Sector& s, uint64_t at, uint32_t mask) {
+  auto unordered = [&](uint32_t other, uint64_t time) {
+    return l_.released[other - 1] < time || w_.visibility.acquired < time ||
+           (l_.tracks_flags && w_.cta->grid_seen[other - 1] < time);
+  };
+  bool writes = stores();
+  if (!writes && s.launch == tag_ && (s.last_written & mask) && s.owner != me_ &&
+      unordered(s.owner, s.write_time))
+    report("stale-global-read",
+           "reads what " + name_cta(s.owner) +
+               " wrote, with no release there and acquire here between",
+           at, s.last_written & mask);
+  if (writes && s.reader_launch == tag_ && (s.last_read & mask) && s.reader && s.reader != me_ &&
+      unordered(s.reader, s.read_time))
+    report("stale-global-read",
+           "writes what " + name_cta(s.reader) +
+               " has read, with no release there and acquire here "
+               "between: the read may come before or after",
+           at, s.last_read & mask);
+}
+
+void Tracker::note_read(Sector& s, uint32_t mask) {
+  if (s.counted_read != tag_) s.counted_read = tag_, ++l_.distinct_read;
+  if (!plain()) return;
+  if (chained_ && !w_.has_waited()) {
+    s.early_read = s.early_reader == tag_ ? s.early_read | mask : mask;
+    s.early_reader = tag_;
+  }
+  if (how_ == Access::nc_read) {
+    s.nc_read = s.nc_reader == tag_ ? s.nc_read | mask : mask;
+    s.nc_reader = tag_;
+  }
+  bool same = s.reader == me_ && s.reader_launch == tag_ && l_.released[me_ - 1] <= s.read_time;
+  s.last_read = same ? s.last_read | mask : mask;
+  s.reading_bytes = same && s.reading == epoch_ ? s.reading_bytes | mask : mask;
+  s.reading = epoch_;
+  s.reader = me_, s.reader_launch = tag_, s.read_time = m_.instructions;
+}
+
+void Tracker::note_write(Sector& s, uint64_t at, uint32_t mask) {
+  if ((s.nc_read & mask) && s.nc_reader == tag_)
+    report("nc-read-of-written", "writes what this kernel has read through ld.global.nc", at,
+           s.nc_read & mask);
+  if (!s.written || s.launch != tag_) ++l_.distinct_written;
+  bool same = s.owner == me_ && s.launch == tag_ && l_.released[me_ - 1] <= s.write_time;
+  s.last_written = same ? s.last_written | mask : mask;
+  s.writer_bytes = same && s.writer == epoch_ ? s.writer_bytes | mask : mask;
+  s.writer = how_ == Access::atomic ? 0 : epoch_;
+  s.written = s.launch == tag_ ? s.written | mask : mask;
+  s.launch = tag_, s.owner = me_, s.write_time = m_.instructions;
+  s.bulk_written = how_ == Access::bulk_write;
+  if (how_ == Access::buffered_write) s.unpublished |= mask;
+}
+
+void Tracker::note(uint64_t at, uint32_t mask) {
+  Sector& s = m_.sectors.at(at);
+  // Most loads read what no kernel that runs has written.
+  if (!chained_ && plain() && s.launch != tag_) return note_read(s, mask);
+  if (chained_) check_overlap(s, at, mask);
+  if (plain() || stores()) check_ctas(s, at, mask);
+  if (how_ != Access::coherent_read) check_warps(s, at, mask);
+  if (how_ == Access::nc_read && s.launch == tag_ && (s.written & mask))
+    report("nc-read-of-written", "ld.global.nc of memory that this kernel writes", at,
+           s.written & mask);
+  if (how_ == Access::read && (s.unpublished & mask) && lanes_)
+    for (uint32_t b = s.unpublished & mask; b; b &= b - 1)
+      check_published(w_, at + static_cast<uint32_t>(std::countr_zero(b)), 1, "reads", lane_);
+  buffered_ |= (s.unpublished & mask) != 0;
+  if (!stores()) note_read(s, mask);
+  if (stores() || how_ == Access::atomic) note_write(s, at, mask);
+}
+
+// How the addresses of a warp lie.
+struct Extent {
+  uint64_t low, high;  // high: past the last byte
+  bool dense;          // every byte between is accessed: one run, or one place
+};
+Extent extent_of(const uint64_t* address, uint32_t lanes, uint32_t bytes) {
+  if (lanes == kAllLanes) {
+    uint64_t run = 0, differ = 0;
+    for (uint64_t i = 0; i < 32; ++i) {
+      run |= address[i] - (address[0] + i * bytes);
+      differ |= address[i] ^ address[0];
+    }
+    if (!run) return {address[0], address[0] + uint64_t{32} * bytes, true};
+    if (!differ) return {address[0], address[0] + bytes, true};
+  }
+  uint64_t low = ~uint64_t{0}, high = 0;
+  for (uint32_t l = lanes; l; l &= l - 1) {
+    uint64_t a = address[std::countr_zero(l)];
+    low = std::min(low, a), high = std::max(high, a);
+  }
+  return {low, high + bytes, high == low};
+}
+
+// Calls f(sector's address, bytes in it) for each sector that the lanes touch: once where they are
+// near each other, else once a lane. How many there are.
+template <typename F>
+uint64_t for_each_sector(const Extent& e, const uint64_t* address, uint32_t lanes, uint32_t bytes,
+                         F&& f) {
+  constexpr uint64_t kSpan = 64;
+  uint64_t first = e.low & ~uint64_t{31}, span = (e.high - 1 - first) / 32 + 1, count = 0;
+  if (e.dense) {
+    for (uint64_t at = first; at < e.high; at += 32) f(at, sector_mask(at, e.low, e.high - e.low));
+    return span;
+  }
+  if (span <= kSpan) {
+    uint32_t masks[kSpan];
+    std::fill_n(masks, span, 0);
+    auto one = static_cast<uint32_t>((uint64_t{1} << bytes) - 1);
+    for (uint32_t l = lanes; l; l &= l - 1) {
+      uint64_t offset = address[std::countr_zero(l)] - first;
+      masks[offset / 32] |= one << offset % 32;
+    }
+    for (uint64_t i = 0; i < span; ++i)
+      if (masks[i]) f(first + i * 32, masks[i]), ++count;
+    return count;
+  }
+  uint64_t list[32];
+  for (uint32_t l = lanes; l; l &= l - 1) {
+    uint64_t a = address[std::countr_zero(l)], at = a & ~uint64_t{31};
+    f(at, sector_mask(at, a, bytes));
+    list[count++] = at;
+  }
+  std::sort(list, list + count);
+  return static_cast<uint64_t>(std::unique(list, list + count) - list);
+}
+
+void count_sectors(Warp& w, uint64_t sectors, uint32_t lanes, uint32_t bytes) {
+  InstCounters& c = w.counters();
+  c.sectors += sectors;
+  c.global_bytes += static_cast<uint64_t>(std::popcount(lanes)) * bytes;
+}
+
+}  // namespace
+
+void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane) {
+  Tracker tracker(w, how, &address, 0, bytes, lane);
+  for (uint64_t at = address & ~uint64_t{31}; at < address + bytes; at += 32)
+    tracker.note(at, sector_mask(at, address, bytes));
+}
+
+uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write) {
+  const Range* r = w.m->ranges.find(address, bytes);
+  if (!r)
+    fault_at("global-out-of-bounds",
+             std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
+                 " bytes: " + w.m->memory.describe(address),
+             lane, address);
+  if (r->ended && w.cta->cluster->launch->id >= r->ended)
+    fault_at("use-after-free",
+             std::string(write ? "writes " : "reads ") + r->name + " of " +
+                 std::to_string(r->end - r->begin) +
+                 " bytes that was freed before this kernel was launched",
+             lane, address);
+  if (write && r->read_only)
+    fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
+  return reinterpret_cast<uint8_t*>(address);
+}
+
+// Several CTAs may own bytes of one sector, so the buffers decide.
+void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane) {
+  auto tag = static_cast<uint16_t>(w.cta->cluster->launch->id);
+  for (uint64_t a = address; a < address + bytes; ++a) {
+    const Sector& s = w.m->sectors.at(a);
+    if (!(s.unpublished >> (a & 31) & 1) || s.launch != tag) continue;
+    bool mine = w.cta->stores.holds(a);
+    for (const auto& other : w.cta->warps) mine = mine || other->stores.holds(a);
+    if (!mine)
+      fault_at("stale-global-read",
+               std::string(what) + " what another CTA (linear index " +
+                   std::to_string(s.owner - 1) +
+                   ") stored and has not published with a fence or release of gpu scope",
+               lane, a);
+  }
+}
+
+bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how) {
+  Extent e = extent_of(address, lanes, bytes);
+  bool write = how >= Access::write;
+  int first = std::countr_zero(lanes);
+  if (w.m->ranges.find(e.low, e.high - e.low)) {
+    global_pointer(w, first, e.low, e.high - e.low, write);  // what else may be wrong with it
+  } else {
+    for (uint32_t l = lanes; l; l &= l - 1) {
+      int lane = std::countr_zero(l);
+      global_pointer(w, lane, address[lane], bytes, write);
+    }
+  }
+  Tracker tracker(w, how, address, lanes, bytes, first);
+  uint64_t sectors = for_each_sector(e, address, lanes, bytes,
+                                     [&](uint64_t at, uint32_t mask) { tracker.note(at, mask); });
+  count_sectors(w, sectors, lanes, bytes);
+  return tracker.buffered();
+}
+
+void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, bool buffered) {
+  std::memcpy(data, reinterpret_cast<const void*>(address), bytes);
+  if (!buffered) return;
+  w.cta->stores.read(address, data, bytes);
+  w.stores.read(address, data, bytes);
+}
+
+void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, Access how) {
+  if (how == Access::buffered_write) return w.stores.write(address, data, bytes);
+  if (w.m->late()) {
+    w.stores.erase(address, bytes);
+    w.cta->stores.erase(address, bytes);
+  }
+  std::memcpy(reinterpret_cast<void*>(address), data, bytes);
+}
+
+void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes) {
+  Extent e = extent_of(address, lanes, bytes);
+  count_sectors(w, for_each_sector(e, address, lanes, bytes, [](uint64_t, uint32_t) {}), lanes,
+                bytes);
+}
+
+}  // namespace l4k::emu

@@ -1,0 +1,35 @@
+// Global memory on behalf of a warp: bounds, traffic, and races between warps, CTAs and kernels.
+#pragma once
+
+#include "machine/core/machine.h"
+
+namespace l4k::emu {
+
+// buffered_write: a plain store where such stores stay invisible to other CTAs for a while.
+enum class Access : uint8_t {
+  read,
+  nc_read,
+  coherent_read,
+  write,
+  buffered_write,
+  bulk_write,
+  atomic
+};
+
+// Host pointer to `bytes` of global memory; faults outside.
+uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
+// Bookkeeping of an access by one lane, or by the copy engine for it.
+void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane);
+// Faults if another CTA holds one of these bytes in its store buffer.
+void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
+
+// A load or store by several lanes: `bytes` at each lane's address, aligned. Checks bounds, counts and
+// notes the access, sector by sector. Whether store buffers hold newer bytes than memory.
+bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how);
+// After that, the values of one lane.
+void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, bool buffered);
+void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, Access how);
+// Traffic for the counters, of what does not go through touch_global.
+void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes);
+
+}  // namespace l4k::emu
