@@ -39,8 +39,9 @@ Space common_space(Warp& w, Space space, u64* address) {
 
 void check_all_aligned(Warp& w, const u64* address, u32 bytes) {
   u64 all = 0;
-  for (u32 l = w.active; l; l &= l - 1) all |= address[std::countr_zero(l)];
-  if (all & (bytes - 1))
+  if (w.active == kAllLanes)
+    for (int i = 0; i < 32; ++i) all |= address[i];
+  if (w.active != kAllLanes || (all & (bytes - 1)))
     for (u32 l = w.active; l; l &= l - 1)
       check_aligned(address[std::countr_zero(l)], bytes, std::countr_zero(l));
 }
