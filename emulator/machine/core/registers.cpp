@@ -1,5 +1,4 @@
-// States of a warp's registers: undefined, or in flight as operands of wgmma.
-#include <bit>
+// Registers in flight as operands of wgmma.
 
 #include "machine/core/machine.h"
 
@@ -14,19 +13,6 @@ void Warp::touch_results(const Inst& in) {
   for (int i = 0; i < in.sources; ++i) touch(in.s[i]);
   if (in.list_use == ListUse::read)
     for (const Reg& s : in.list) touch(s);
-}
-
-uint32_t Warp::bad_source(const Reg& s, uint32_t lanes, bool propagates) {
-  const RegState& r = state[s.index];
-  uint32_t bad = r.bad & lanes;
-  if (!bad) return 0;
-  const std::string& name = register_name(s);
-  int lane = std::countr_zero(bad);
-  if (r.in_flight())
-    fault("register-in-flight",
-          "register " + name + " is an accumulator of a wgmma that has not been waited for", lane);
-  if (propagates) return bad;
-  fault("uninitialised-register", "register " + name + " is used and was never written", lane);
 }
 
 void Warp::busy_write(const Reg& d) {

@@ -17,17 +17,14 @@ void Warp::execute(const Inst& in, uint32_t lanes) {
   if (in.list_use == ListUse::read)
     for (const Reg& s : in.list) bad |= state[s.index].bad, tags |= state[s.index].tag;
   if (tags & RegState::kResult) touch_results(in);
-  if (bad &= lanes) {
-    bad = 0;
-    for (int i = 0; i < in.sources; ++i) bad |= bad_source(in.s[i], lanes, in.propagates);
-    if (in.list_use == ListUse::read)
-      for (const Reg& s : in.list) bad |= bad_source(s, lanes, in.propagates);
-  }
+  if (bad & lanes) return execute_undefined(in, lanes);
   in.run(*this, in);
   if (regrouped) return;
-  for (int i = 0; i < in.targets; ++i) written(in.d[i], lanes, bad);
-  if (in.list_use == ListUse::written)
-    for (const Reg& d : in.list) written(d, lanes, bad);
+  for (int i = 0; i < in.targets; ++i) written(in.d[i], lanes);
+  if (in.list_use == ListUse::written) {
+    for (const Reg& d : in.list) written(d, lanes);
+    if (!undefined_results.empty()) settle_loads();
+  }
 }
 
 void Warp::run(uint32_t budget) {
@@ -218,6 +215,9 @@ bool Warp::has_waited() {
   return dependency_waited;
 }
 
-void Warp::release() { actor.tick(); }
+void Warp::release() {
+  actor.tick();
+  actor.synced = actor.seen[actor.id];
+}
 
 }  // namespace l4k::emu

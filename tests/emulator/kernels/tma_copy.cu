@@ -1,8 +1,8 @@
 // y = 2 x through shared memory: TMA load, mbarrier, plain loads and stores, TMA store.
 //
 // mutant | report | what
-// 1 | shared-in-flight uninitialised-shared-read | no wait for the load
-// 2 | shared-in-flight uninitialised-shared-read | wait for the wrong parity, which passes at once
+// 1 | shared-in-flight shared-race uninitialised-shared-read | no wait for the load
+// 2 | shared-in-flight shared-race uninitialised-shared-read | wait for the wrong parity, which passes at once
 // 3 | deadlock | expect_tx counts 16 bytes too many
 // 4 | mbarrier deadlock | expect_tx counts 16 bytes too few
 // 5 | proxy-fence-missing | no fence.proxy.async between the stores and the TMA store
