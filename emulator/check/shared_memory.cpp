@@ -42,21 +42,21 @@ std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
 
 void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                         int lane) const {
-  fault_at("shared-race",
-           std::string(what) + " " + name(epoch, who.id) +
-               " with no barrier between that and this access",
-           lane, address);
+  complain_at("shared-race",
+              std::string(what) + " " + name(epoch, who.id) +
+                  " with no barrier between that and this access",
+              lane, address);
 }
 
 void SharedMemory::warp_race(const char* what, uint32_t address, uint8_t other, int lane) const {
   std::string who = other < kLanes ? " lane " + std::to_string(other) : " other lanes";
-  fault_at("shared-race",
-           what + who + " of this warp with no __syncwarp between that and this access", lane,
-           address);
+  complain_at("shared-race",
+              what + who + " of this warp with no __syncwarp between that and this access", lane,
+              address);
 }
 
 void SharedMemory::in_flight(const char* what, uint32_t address, int lane) const {
-  fault_at("shared-in-flight", what, lane, address);
+  complain_at("shared-in-flight", what, lane, address);
 }
 
 void SharedMemory::pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta) {
@@ -115,8 +115,8 @@ void SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int 
     uint32_t lo = std::max(address, w * 4) & 3, hi = std::min(end - w * 4, 4u);
     uint32_t mask = ((1u << hi) - 1) & ~((1u << lo) - 1);
     if ((init_[w] & mask) != mask)
-      fault_at("uninitialised-shared-read", "read of shared memory that nobody wrote", lane,
-               w * 4 + lo);
+      complain_at("uninitialised-shared-read", "read of shared memory that nobody wrote", lane,
+                  w * 4 + lo);
     if (writer_[w] && (init_[w] >> 4 & mask) && !ordered(writer_[w], who.seen))
       race(kind_[w] == Writer::generic ? "read of a word written by"
                                        : "read of a word copied asynchronously by",
@@ -175,7 +175,7 @@ void SharedMemory::atomic(uint32_t address, uint32_t bytes, const Actor& who, in
   for (uint32_t b = address; b < address + bytes; ++b) {
     uint32_t w = b / 4, bit = 1u << (b & 3);
     if (reads && !(init_[w] & bit))
-      fault_at("uninitialised-shared-read", "read of shared memory that nobody wrote", lane, b);
+      complain_at("uninitialised-shared-read", "read of shared memory that nobody wrote", lane, b);
     if (writer_[w] && kind_[w] != Writer::atomic && (init_[w] >> 4 & bit) &&
         !ordered(writer_[w], who.seen))
       race("atomic or volatile access to a word written by", b, writer_[w], who, lane);
@@ -198,17 +198,17 @@ void SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Acto
                 c * 16, -1);
   for (uint32_t w = address / 4; w < (address + bytes) / 4; ++w) {
     if ((init_[w] & 15) != 15)
-      fault_at("uninitialised-shared-read",
-               "an asynchronous operation reads shared memory that nobody wrote", -1, w * 4);
+      complain_at("uninitialised-shared-read",
+                  "an asynchronous operation reads shared memory that nobody wrote", -1, w * 4);
     uint32_t e = writer_[w];
     if (!e) continue;
     if (!ordered(e, who.seen)) race("asynchronous read of a word written by", w * 4, e, who, -1);
     bool fenced = kind_[w] == Writer::async_proxy || (kind_[w] == Writer::cp_async && !strict);
     if (!fenced && !ordered(e, who.proxied))
-      fault_at("proxy-fence-missing",
-               "wgmma or a bulk copy reads shared memory written by " + name(e, who.id) +
-                   " without a fence.proxy.async between",
-               -1, w * 4);
+      complain_at("proxy-fence-missing",
+                  "wgmma or a bulk copy reads shared memory written by " + name(e, who.id) +
+                      " without a fence.proxy.async between",
+                  -1, w * 4);
   }
 }
 
@@ -238,10 +238,10 @@ void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Act
     uint32_t e = writer_[w], culprit;
     if (e && !ordered(e, who.seen)) race("copy over a word written by", w * 4, e, who, -1);
     if (e && kind_[w] == Writer::generic && !ordered(e, who.proxied))
-      fault_at("proxy-fence-missing",
-               "a bulk copy overwrites shared memory written by " + name(e, who.id) +
-                   " without a fence.proxy.async between",
-               -1, w * 4);
+      complain_at("proxy-fence-missing",
+                  "a bulk copy overwrites shared memory written by " + name(e, who.id) +
+                      " without a fence.proxy.async between",
+                  -1, w * 4);
     if (!reads_ordered(w, who, &culprit)) race("copy over a word read by", w * 4, culprit, who, -1);
   }
 }

@@ -90,10 +90,10 @@ class SharedMemory {
   void pend(std::vector<uint16_t>& v, uint32_t address, uint32_t bytes, int delta);
   void note_word_read(uint32_t word, uint32_t epoch, const Clock& seen, uint8_t lane);
   bool reads_ordered(uint32_t word, const Actor& who, uint32_t* culprit) const;
-  [[noreturn]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
-                         int lane) const;
-  [[noreturn]] void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
-  [[noreturn]] void in_flight(const char* what, uint32_t address, int lane) const;
+  [[gnu::cold]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
+                          int lane) const;
+  [[gnu::cold]] void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
+  [[gnu::cold]] void in_flight(const char* what, uint32_t address, int lane) const;
 
   static constexpr uint32_t kReadSet = make_epoch(1023, 0);
   static constexpr uint8_t kLanes = 32;

@@ -24,10 +24,10 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
   if (cta == w.cta) return {cta, offset};
   if (std::none_of(cta->warps.begin(), cta->warps.end(),
                    [&](const auto& other) { return w.actor.seen[other->actor.id] >= kStarted; }))
-    fault_at("cluster-not-started",
-             "access to another CTA's shared memory with no cluster barrier before: the CTA may "
-             "not have started",
-             lane, address);
+    complain_at("cluster-not-started",
+                "access to another CTA's shared memory with no cluster barrier before: the CTA may "
+                "not have started",
+                lane, address);
   cta->visits.resize(c.actors);
   cta->visits[w.actor.id] = {w.actor.seen[w.actor.id], &w.current()};
   return {cta, offset};
@@ -120,16 +120,16 @@ void check_overlap(Warp& w, Sector& s, uint32_t mask, bool reads, bool writes, u
     return !w.has_waited() && static_cast<uint16_t>(other - l.complete) < 0x8000;
   };
   if ((s.written & mask) && overlaps(s.launch))
-    fault_at("dependency-race",
-             std::string(reads ? "reads" : "writes") +
-                 " what an overlapping kernel wrote with no griddepcontrol.wait between",
-             lane, address);
+    complain_at("dependency-race",
+                std::string(reads ? "reads" : "writes") +
+                    " what an overlapping kernel wrote with no griddepcontrol.wait between",
+                lane, address);
   if (!writes) return;
   if (((s.last_read & mask) && overlaps(s.reader_launch)) ||
       ((s.early_read & mask) && s.early_reader != tag && m.find_launch(s.early_reader)))
-    fault_at("dependency-race",
-             "writes what an overlapping kernel read with no griddepcontrol.wait between", lane,
-             address);
+    complain_at("dependency-race",
+                "writes what an overlapping kernel read with no griddepcontrol.wait between", lane,
+                address);
 }
 
 // Warps of one CTA: an access conflicts with another warp's unless a barrier orders them, or a
@@ -143,10 +143,10 @@ void check_warps(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t 
            (l.released[me - 1] < time || w.visibility.acquired < time);
   };
   auto race = [&](const char* what, uint32_t epoch, const char* did) {
-    fault_at("global-race",
-             what + std::to_string(epoch_actor(epoch) - w.cta->warps[0]->actor.id) +
-                 " of this CTA " + did + ", with no barrier between",
-             lane, address);
+    complain_at("global-race",
+                what + std::to_string(epoch_actor(epoch) - w.cta->warps[0]->actor.id) +
+                    " of this CTA " + did + ", with no barrier between",
+                lane, address);
   };
   if (!writes && s.launch == tag && s.owner == me && (s.writer_bytes & mask) &&
       unordered(s.writer, s.write_time))
@@ -169,17 +169,17 @@ void check_ctas(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t a
   auto name = [](uint32_t cta) { return "CTA " + std::to_string(cta - 1) + " (linear index)"; };
   if (!writes && s.launch == tag && (s.last_written & mask) && s.owner != me &&
       unordered(s.owner, s.write_time))
-    fault_at(
+    complain_at(
         "stale-global-read",
         "reads what " + name(s.owner) + " wrote, with no release there and acquire here between",
         lane, address);
   if (writes && s.reader_launch == tag && (s.last_read & mask) && s.reader && s.reader != me &&
       unordered(s.reader, s.read_time))
-    fault_at("stale-global-read",
-             "writes what " + name(s.reader) +
-                 " has read, with no release there and acquire here "
-                 "between: the read may come before or after",
-             lane, address);
+    complain_at("stale-global-read",
+                "writes what " + name(s.reader) +
+                    " has read, with no release there and acquire here "
+                    "between: the read may come before or after",
+                lane, address);
 }
 
 }  // namespace
@@ -211,8 +211,8 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
     }
     if (!writes) continue;
     if ((s.nc_read & mask) && s.nc_reader == tag)
-      fault_at("nc-read-of-written", "writes what this kernel has read through ld.global.nc", lane,
-               address);
+      complain_at("nc-read-of-written", "writes what this kernel has read through ld.global.nc",
+                  lane, address);
     if (!s.written || s.launch != tag) ++l.distinct_written;
     bool same = s.owner == me && s.launch == tag && l.released[me - 1] <= s.write_time;
     s.last_written = same ? s.last_written | mask : mask;
@@ -232,11 +232,11 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
                  " bytes: " + w.m->memory.describe(address),
              lane, address);
   if (r->ended && w.cta->cluster->launch->id >= r->ended)
-    fault_at("use-after-free",
-             std::string(write ? "writes " : "reads ") + r->name + " of " +
-                 std::to_string(r->end - r->begin) +
-                 " bytes that was freed before this kernel was launched",
-             lane, address);
+    complain_at("use-after-free",
+                std::string(write ? "writes " : "reads ") + r->name + " of " +
+                    std::to_string(r->end - r->begin) +
+                    " bytes that was freed before this kernel was launched",
+                lane, address);
   if (write && r->read_only)
     fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
   return reinterpret_cast<uint8_t*>(address);
@@ -251,11 +251,11 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
     bool mine = w.cta->stores.holds(a);
     for (const auto& other : w.cta->warps) mine = mine || other->stores.holds(a);
     if (!mine)
-      fault_at("stale-global-read",
-               std::string(what) + " what another CTA (linear index " +
-                   std::to_string(s.owner - 1) +
-                   ") stored and has not published with a fence or release of gpu scope",
-               lane, a);
+      complain_at("stale-global-read",
+                  std::string(what) + " what another CTA (linear index " +
+                      std::to_string(s.owner - 1) +
+                      ") stored and has not published with a fence or release of gpu scope",
+                  lane, a);
   }
 }
 
@@ -270,8 +270,8 @@ static void read_global(Warp& w, int lane, uint64_t address, uint32_t bytes, voi
   auto mask = static_cast<uint32_t>(((uint64_t{1} << std::min(bytes, 32 - offset)) - 1) << offset);
   if (order == Order::nc) {
     if (s.launch == tag && (s.written & mask))
-      fault_at("nc-read-of-written", "ld.global.nc of memory that this kernel writes", lane,
-               address);
+      complain_at("nc-read-of-written", "ld.global.nc of memory that this kernel writes", lane,
+                  address);
     s.nc_read = s.nc_reader == tag ? s.nc_read | mask : mask;
     s.nc_reader = tag;
   }
@@ -302,8 +302,8 @@ static void write_global(Warp& w, int lane, uint64_t address, uint32_t bytes, co
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) {
   auto it = cta.mbarriers.lower_bound(offset < 7 ? 0 : offset - 7);
   if (it != cta.mbarriers.end() && it->first < offset + bytes)
-    fault_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
-             lane, it->first);
+    complain_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
+                lane, it->first);
 }
 
 void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,

@@ -73,6 +73,7 @@ struct Inst {
   bool propagates = false;     // pure arithmetic: an undefined source makes an undefined result
   ListUse list_use = ListUse::none;
   uint8_t sources = 0, targets = 0;
+  uint16_t accumulators = 0;  // the first registers of `list`, which a wgmma reads and writes
   Bias bias = Bias::none;
   uint8_t base_bytes = 0;  // of the address register s[0]
   Reg s[4], d[2];
