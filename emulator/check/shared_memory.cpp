@@ -41,10 +41,10 @@ std::string SharedMemory::name(uint32_t epoch, uint32_t own) const {
 
 void SharedMemory::race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
                         int lane) const {
-  fault_at("shared-race",
-           std::string(what) + " " + name(epoch, who.id) +
-               " with no barrier between that and this access",
-           lane, address);
+  complain_at("shared-race",
+              std::string(what) + " " + name(epoch, who.id) +
+                  " with no barrier between that and this access",
+              lane, address);
 }
 
 static std::string lane_name(uint8_t lane) {
@@ -52,7 +52,7 @@ static std::string lane_name(uint8_t lane) {
 }
 
 void SharedMemory::warp_race(const char* what, uint32_t address, uint8_t other, int lane) const {
-  fault_at(
+  complain_at(
       "shared-race",
       what + lane_name(other) + " of this warp with no __syncwarp between that and this access",
       lane, address);
@@ -60,14 +60,14 @@ void SharedMemory::warp_race(const char* what, uint32_t address, uint8_t other, 
 
 void SharedMemory::volatile_race(const char* what, uint32_t address, uint8_t other,
                                  int lane) const {
-  fault_at("volatile-race",
-           what + lane_name(other) +
-               " of this warp with no __syncwarp between: volatile does not keep lanes in step",
-           lane, address);
+  complain_at("volatile-race",
+              what + lane_name(other) +
+                  " of this warp with no __syncwarp between: volatile does not keep lanes in step",
+              lane, address);
 }
 
 void SharedMemory::in_flight(const char* what, uint32_t address, int lane) const {
-  fault_at("shared-in-flight", what, lane, address);
+  complain_at("shared-in-flight", what, lane, address);
 }
 
 void SharedMemory::pend_read(uint32_t address, uint32_t bytes, int delta) {
@@ -114,19 +114,19 @@ void SharedMemory::check_overwrite(const Cell& c, uint32_t address, const void* 
   bool same = data && c.defined && !std::memcmp(&data_[address], data, bytes);
   if (!ordered(c.writer, who.seen)) {
     if (!same) return race("overwrites a word written by", address, c.writer, who, lane);
-    fault_at("same-value-race",
-             "stores what " + name(c.writer, who.id) +
-                 " has stored there, with no barrier between that and this access",
-             lane, address);
+    complain_at("same-value-race",
+                "stores what " + name(c.writer, who.id) +
+                    " has stored there, with no barrier between that and this access",
+                lane, address);
   } else if (c.writer == who.epoch() && c.writer_lane != lane && data &&
              c.kind == Writer::generic) {
     if (!same)
       return warp_race("stores another value than, at the same place,", address, c.writer_lane,
                        lane);
-    fault_at("same-value-race",
-             "stores what" + lane_name(c.writer_lane) + " of this warp has stored there, with no " +
-                 "__syncwarp between",
-             lane, address);
+    complain_at("same-value-race",
+                "stores what" + lane_name(c.writer_lane) +
+                    " of this warp has stored there, with no " + "__syncwarp between",
+                lane, address);
   }
 }
 
@@ -211,10 +211,10 @@ bool SharedMemory::check_async_read(uint32_t address, uint32_t bytes, const Acto
       race("asynchronous read of a word written by", at, c.writer, who, -1);
     bool fenced = c.kind == Writer::async_proxy || (c.kind == Writer::cp_async && !strict);
     if (!fenced && !ordered(c.writer, who.proxied))
-      fault_at("proxy-fence-missing",
-               "wgmma or a bulk copy reads shared memory written by " + name(c.writer, who.id) +
-                   " without a fence.proxy.async between",
-               -1, at);
+      complain_at("proxy-fence-missing",
+                  "wgmma or a bulk copy reads shared memory written by " + name(c.writer, who.id) +
+                      " without a fence.proxy.async between",
+                  -1, at);
   });
   return all_defined;
 }
@@ -254,10 +254,10 @@ void SharedMemory::check_async_write(uint32_t address, uint32_t bytes, const Act
     if (c.writer && !ordered(c.writer, who.seen))
       race("copy over a word written by", at, c.writer, who, -1);
     if (c.writer && c.kind == Writer::generic && !ordered(c.writer, who.proxied))
-      fault_at("proxy-fence-missing",
-               "a bulk copy overwrites shared memory written by " + name(c.writer, who.id) +
-                   " without a fence.proxy.async between",
-               -1, at);
+      complain_at("proxy-fence-missing",
+                  "a bulk copy overwrites shared memory written by " + name(c.writer, who.id) +
+                      " without a fence.proxy.async between",
+                  -1, at);
     if (uint32_t culprit = shadow_.unordered_read(c, who.seen))
       race("copy over a word read by", at, culprit, who, -1);
   });

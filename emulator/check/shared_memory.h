@@ -54,12 +54,14 @@ class SharedMemory {
   void pend_write(uint32_t address, uint32_t bytes, int delta);
   bool is_read(uint32_t address, uint32_t bytes) const;  // by an operation in flight
   bool is_written(uint32_t address, uint32_t bytes) const;
-  void check_overwrite(const Cell& c, uint32_t address, const void* data, uint32_t bytes,
-                       const Actor& who, int lane) const;
-  void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who, int lane) const;
-  void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
-  void volatile_race(const char* what, uint32_t address, uint8_t other, int lane) const;
-  void in_flight(const char* what, uint32_t address, int lane) const;
+  [[gnu::cold]] void check_overwrite(const Cell& c, uint32_t address, const void* data,
+                                     uint32_t bytes, const Actor& who, int lane) const;
+  [[gnu::cold]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
+                          int lane) const;
+  [[gnu::cold]] void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
+  [[gnu::cold]] void volatile_race(const char* what, uint32_t address, uint8_t other,
+                                   int lane) const;
+  [[gnu::cold]] void in_flight(const char* what, uint32_t address, int lane) const;
 
   std::vector<uint8_t> data_;
   Shadow shadow_;

@@ -30,17 +30,17 @@ void check_stored(Warp& w, u64 address, u64 bytes, int lane) {
     auto mask = static_cast<u32>(((u64{1} << hi) - 1) & ~((u64{1} << lo) - 1));
     const Sector& sector = w.m->sectors.at(s);
     if (sector.unpublished & mask)
-      fault_at("stale-global-read",
-               "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
-                   " (linear index) stored and has not published with a fence",
-               lane, s);
+      complain_at("stale-global-read",
+                  "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
+                      " (linear index) stored and has not published with a fence",
+                  lane, s);
     if ((sector.written & mask) && sector.launch == static_cast<uint16_t>(l.id) &&
         !sector.bulk_written && l.proxied[sector.owner - 1] < sector.write_time &&
         w.proxied < sector.write_time)
-      fault_at("proxy-fence-missing",
-               "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
-                   " (linear index) stored, without a fence.proxy.async between",
-               lane, s);
+      complain_at("proxy-fence-missing",
+                  "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
+                      " (linear index) stored, without a fence.proxy.async between",
+                  lane, s);
   }
 }
 
@@ -135,7 +135,7 @@ LoadTarget begin_target(Warp& w, const CopyPlan& plan, Cta& cta, const SharedPla
     cta.shared->check_async_write(r.shared, r.bytes, w.actor);
     cta.shared->begin_pending_write(r.shared, r.bytes);
   }
-  LoadTarget target{&cta, cta.next_copy_epoch(), barrier};
+  LoadTarget target{&cta, cta.next_copy_epoch(*w.cta), barrier};
   find_copy_mbarrier(w, barrier, lane);
   return target;
 }

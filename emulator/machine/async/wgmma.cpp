@@ -160,10 +160,10 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
   for (auto it = issues.begin(); it != issues.end(); ++it) {
     if (it->seq != seq) continue;
     if (it->inst != &in || it->descriptor_b != descriptor_b)
-      fault("warpgroup-divergence",
-            "the warps of a warpgroup execute different wgmma: " + it->inst->ptx->text() +
-                " with descriptor " + hex(it->descriptor_b) + " elsewhere, " + hex(descriptor_b) +
-                " here");
+      complain("warpgroup-divergence",
+               "the warps of a warpgroup execute different wgmma: " + it->inst->ptx->text() +
+                   " with descriptor " + hex(it->descriptor_b) + " elsewhere, " +
+                   hex(descriptor_b) + " here");
     it->warps |= bit;
     if (it->warps == 15) issues.erase(it);
     return;
@@ -174,7 +174,7 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
 u64 uniform_descriptor(Warp& w, const Reg& r) {
   const u64* v = w.reg<u64>(r);
   for (int i = 1; i < 32; ++i)
-    if (v[i] != v[0]) fault("warpgroup-divergence", "the descriptor differs between lanes", i);
+    if (v[i] != v[0]) complain("warpgroup-divergence", "the descriptor differs between lanes", i);
   return v[0];
 }
 
@@ -189,8 +189,8 @@ bool check_registers(Warp& w, const PendingWgmma& op) {
     if (accumulator && s.busy() == Busy::fragment) w.busy_write(list[r]);
     if (s.bad && (op.scale_d || !accumulator)) undefined |= w.bad_source(list[r], kAllLanes, true);
     if (s.fence() == w.fence_count)
-      fault("wgmma-fence-missing", "register " + w.register_name(list[r]) +
-                                       " was written or read after the last wgmma.fence");
+      complain("wgmma-fence-missing", "register " + w.register_name(list[r]) +
+                                          " was written or read after the last wgmma.fence");
   }
   for (const auto& earlier : w.wgmmas) undefined |= !earlier->undefined.empty();
   return undefined;
@@ -282,19 +282,19 @@ void find_undefined(Warp& w, PendingWgmma& op, const Wgmma& m, u32 address) {
 void issue(Warp& w, const Inst& in) {
   if (!w.gather(~w.dead, in.ptx->text().c_str())) return;
   if (w.live != kAllLanes) fault("missing-lane", "wgmma needs all 32 lanes of the warp");
-  if (!w.wgmma_fenced) fault("wgmma-fence-missing", "wgmma.mma_async before any wgmma.fence");
+  if (!w.wgmma_fenced) complain("wgmma-fence-missing", "wgmma.mma_async before any wgmma.fence");
   const auto m = in.modifiers.as<Wgmma>();
   auto op = std::make_unique<PendingWgmma>();
   op->inst = &in;
   op->seq = ++w.wgmma_seq;
-  op->accumulators = m.acc_registers();
+  op->accumulators = in.accumulators;
   op->compute = compute;
   for (int i = 0; i < in.sources; ++i) w.use(in.s[i], kAllLanes);
   op->descriptor_b = uniform_descriptor(w, in.s[0]);
   if (!m.a_in_registers) op->descriptor_a = uniform_descriptor(w, in.s[in.sources - 1]);
   if (m.has_scale_d) {
     u32 p = *w.reg<u32>(in.s[1]);
-    if (p && p != kAllLanes) fault("warpgroup-divergence", "scale-d differs between lanes");
+    if (p && p != kAllLanes) complain("warpgroup-divergence", "scale-d differs between lanes");
     op->scale_d = p != 0;
   }
   agree(w, in, op->seq, op->descriptor_b);
@@ -390,6 +390,7 @@ void add_registers(Decoder& d, Wgmma& m) {
   if (d.out->list.size() != m.acc_registers())
     throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(d.out->list.size()) +
                                    " accumulator registers");
+  d.out->accumulators = static_cast<uint16_t>(m.acc_registers());
   for (const auto& p : d.operand(0).parts) d.target(p, 32);
   m.a_in_registers = d.operand(1).kind == PtxOperand::Kind::group;
   if (!m.a_in_registers) return;

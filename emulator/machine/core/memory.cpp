@@ -24,10 +24,10 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
   if (cta == w.cta) return {cta, offset};
   if (std::none_of(cta->warps.begin(), cta->warps.end(),
                    [&](const auto& other) { return w.actor.seen[other->actor.id] >= kStarted; }))
-    fault_at("cluster-not-started",
-             "access to another CTA's shared memory with no cluster barrier before: the CTA may "
-             "not have started",
-             lane, address);
+    complain_at("cluster-not-started",
+                "access to another CTA's shared memory with no cluster barrier before: the CTA may "
+                "not have started",
+                lane, address);
   cta->visits.resize(c.actors);
   cta->visits[w.actor.id] = {w.actor.seen[w.actor.id], &w.current()};
   return {cta, offset};
@@ -113,8 +113,8 @@ void release_global(Warp& w, uint64_t address) {
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) {
   auto it = cta.mbarriers.lower_bound(offset < 7 ? 0 : offset - 7);
   if (it != cta.mbarriers.end() && it->first < offset + bytes)
-    fault_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
-             lane, it->first);
+    complain_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
+                lane, it->first);
 }
 
 static Writer strong_writer(Order order) {

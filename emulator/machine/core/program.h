@@ -80,6 +80,7 @@ struct Inst {
   bool carries = false;        // the handler passes on what is undefined in `list`
   ListUse list_use = ListUse::none;
   uint8_t sources = 0, targets = 0;
+  uint16_t accumulators = 0;  // the first registers of `list`, which a wgmma reads and writes
   Bias bias = Bias::none;
   uint8_t base_bytes = 0;  // of the address register s[0]
   Reg s[4], d[2];

@@ -23,10 +23,10 @@ void Warp::busy_write(const Reg& d) {
     s.tag = 0;
     return;
   }
-  fault("register-in-flight",
-        "register " + register_name(d) +
-            (s.busy() == Busy::fragment ? " is written while a wgmma in flight reads it as A"
-                                        : " is written while a wgmma accumulates into it"));
+  complain("register-in-flight",
+           "register " + register_name(d) +
+               (s.busy() == Busy::fragment ? " is written while a wgmma in flight reads it as A"
+                                           : " is written while a wgmma accumulates into it"));
 }
 
 bool PendingWgmma::accumulates_into(const Reg& r) const {
@@ -61,8 +61,8 @@ void Warp::check_warpgroup_exit() {
   if (group >= cta->wgmma_issues.size()) return;
   for (const auto& i : cta->wgmma_issues[group])
     if (!(i.warps >> index % 4 & 1))
-      fault("missing-lane",
-            "the warp ends, but the rest of its warpgroup executed " + i.inst->ptx->text());
+      complain("missing-lane",
+               "the warp ends, but the rest of its warpgroup executed " + i.inst->ptx->text());
 }
 
 }  // namespace l4k::emu

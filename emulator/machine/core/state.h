@@ -40,6 +40,7 @@ struct Settings {
   uint32_t sms = 4;
   bool strict = false;
   Fp8Accumulation fp8 = Fp8Accumulation::hopper;
+  ReportPolicy reports;
   bool print = false;   // reports go to stderr as well
   bool perturb = true;  // move approximations inside their documented error
   uint64_t max_instructions = uint64_t{1} << 40;
@@ -201,6 +202,12 @@ struct Warp {
   InstCounters& counters() { return program->counters[pc]; }
   void run(uint32_t budget);
   void execute(const Inst& in, uint32_t lanes);  // and checks the registers' states
+  // After a fault: the results of the lanes at fault are undefined. The lanes that are still to be
+  // performed; 0: none, and the warp is behind the instruction.
+  uint32_t leave_out(const Fault& f);
+  void perform_rest(uint32_t lanes);
+  void set_results(const Inst& in, uint32_t lanes, uint32_t undefined);
+  void step_over();
   void regroup();
   // The current lanes cannot go on: repeats the instruction later. Returns with the warp parked, or
   // with other lanes of it selected.
@@ -262,7 +269,12 @@ struct Cta {
   // Actors besides the warps: the copy engine, and after it the tensor cores by warpgroup.
   uint32_t copy_engine = 0, copy_clock = 0;
   std::vector<uint32_t> tensor_clock;
-  uint32_t next_copy_epoch() { return make_epoch(copy_engine, ++copy_clock); }
+  uint32_t sent_clock = 0;  // of the last copy by another CTA
+  uint32_t next_copy_epoch(const Cta& by) {
+    ++copy_clock;
+    if (&by != this) sent_clock = copy_clock;
+    return make_epoch(copy_engine, copy_clock);
+  }
   uint32_t free_registers = 0, running = 0;
   uint64_t fence_time = 0;          // last fence or release of gpu scope
   std::vector<uint64_t> grid_seen;  // by CTA: what it released and this CTA has acquired

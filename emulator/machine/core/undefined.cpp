@@ -89,19 +89,20 @@ uint32_t Warp::bad_source(const Reg& s, uint32_t lanes, bool propagates) {
   if (Origin from = origin(s))
     use_undefined(from, "register " + register_name(s) + " is used and holds", lane);
   else
-    fault("uninitialised-register",
-          "register " + register_name(s) + " is used and was never written", lane);
+    complain("uninitialised-register",
+             "register " + register_name(s) + " is used and was never written", lane);
   return 0;
 }
 
 void Warp::use_undefined(const Origin& from, const std::string& what, int lane) {
   std::string where = " at " + location(*from.program, *from.read);
   if (from.address == Origin::kRegister)
-    fault("uninitialised-register", what + " a register that nobody wrote, stored" + where, lane);
+    return complain("uninitialised-register",
+                    what + " a register that nobody wrote, stored" + where, lane);
   if (auto it = cta->undefined_reads.find(from.read); it != cta->undefined_reads.end())
     it->second.used = true;
-  fault_at("uninitialised-shared-read", what + " shared memory that nobody wrote, read" + where,
-           lane, from.address);
+  complain_at("uninitialised-shared-read", what + " shared memory that nobody wrote, read" + where,
+              lane, from.address);
 }
 
 Origin Warp::origin(const Reg& r) const {
