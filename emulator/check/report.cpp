@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 
 namespace l4k::emu {
 
@@ -13,7 +14,46 @@ static std::string readable(const std::string& mangled) {
   char* p = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
   std::string s = status == 0 ? p : mangled;
   std::free(p);
-  return s.size() > 160 ? s.substr(0, 157) + "..." : s;
+  if (s.size() > 160) s.replace(157, s.npos, "...");
+  return s;
+}
+
+thread_local FaultListener* FaultListener::current = nullptr;
+
+void complain(const Fault& f) {
+  if (!FaultListener::current || !FaultListener::current->goes_on_after(f)) throw f;
+}
+
+bool ReportPolicy::set_stop(const std::string& value) {
+  never_stops = value == "never";
+  if (never_stops) return true;
+  for (size_t i = 0; i < std::size(kSeverityNames); ++i) {
+    if (value != kSeverityNames[i]) continue;
+    stop = static_cast<Severity>(i);
+    return true;
+  }
+  return false;
+}
+
+std::string ReportPolicy::ignore(const std::string& name) {
+  if (name == "none") {
+    ignored.reset();
+    return "";
+  }
+  const FaultKind* one = find_fault_kind(name);
+  if (one && one->final) return "no launch can go on after " + name;
+  bool found = one != nullptr;
+  std::string known;
+  for (size_t i = 0; i < kFaultKindCount; ++i) {
+    const FaultKind& k = kFaultKinds[i];
+    bool named = &k == one || name == name_of(k.severity);
+    found = found || named;
+    if (named && !k.final) ignored.set(i);
+    known += std::string(known.empty() ? "" : ", ") + k.name;
+  }
+  if (found) return "";
+  return "no kind of report is called '" + name +
+         "'; expected benign, rule, error, none or one of " + known;
 }
 
 std::string hex(uint64_t v) {
@@ -36,6 +76,14 @@ std::string Report::text() const {
   }
   if (has_address) s += "\n  address " + hex(address);
   for (const auto& row : table) s += "\n  " + row;
+  if (went_on || severity != Severity::error) {
+    static constexpr const char* kMeaning[] = {
+        "\n  benign  the value is not used, or is the same either way",
+        "\n  rule    breaks the documented rules, and works on today's hardware",
+        "\n  error   wrong on hardware"};
+    s += kMeaning[static_cast<size_t>(severity)];
+    if (went_on) s += left_out ? "; goes on without the instruction" : "; goes on";
+  }
   return s;
 }
 

@@ -13,11 +13,11 @@ using namespace l4k::emu;
 
 namespace {
 
-py::object optional_report() {
-  const Report& r = Machine::get().report;
-  if (!r.present) return py::none();
+py::dict report_dict(const Report& r) {
   py::dict d;
   d["kind"] = r.kind;
+  d["severity"] = name_of(r.severity);
+  d["count"] = r.count;
   d["message"] = r.message;
   d["kernel"] = r.kernel;
   d["instruction"] = r.instruction;
@@ -32,6 +32,28 @@ py::object optional_report() {
   d["table"] = r.table;
   d["text"] = r.text();
   return d;
+}
+
+py::object last_report() {
+  const Report& r = Machine::get().report;
+  return r.present ? py::object(report_dict(r)) : py::object(py::none());
+}
+
+py::list reports() {
+  py::list all;
+  for (const Report& r : Machine::get().went_on) all.append(report_dict(r));
+  const Report& last = Machine::get().report;
+  if (last.present) all.append(report_dict(last));
+  return all;
+}
+
+py::list kinds() {
+  py::list all;
+  for (const FaultKind& k : kFaultKinds) {
+    py::tuple row = py::make_tuple(k.name, name_of(k.severity), k.final, k.meaning);
+    all.append(row);
+  }
+  return all;
 }
 
 py::dict counter_dict(const InstCounters& c) {
@@ -65,7 +87,8 @@ py::dict counters() {
 void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
                std::optional<uint32_t> sms, std::optional<bool> strict,
                std::optional<std::string> fp8, std::optional<bool> perturb,
-               std::optional<uint64_t> limit) {
+               std::optional<uint64_t> limit, std::optional<std::string> stop,
+               std::optional<std::vector<std::string>> ignore) {
   std::string text = "print=0";
   auto item = [&](const char* key, const std::string& value) {
     text += "," + std::string(key) + "=" + value;
@@ -77,6 +100,9 @@ void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
   if (fp8) item("fp8", *fp8);
   if (perturb) item("perturb", *perturb ? "1" : "0");
   if (limit) item("limit", std::to_string(*limit));
+  if (stop) item("stop", *stop);
+  if (ignore) item("ignore", "none");
+  for (const auto& kind : ignore.value_or(std::vector<std::string>{})) item("ignore", kind);
   if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
 }
 
@@ -128,9 +154,9 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
   m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(),
         py::arg("seed") = py::none(), py::arg("sms") = py::none(), py::arg("strict") = py::none(),
         py::arg("fp8_accumulation") = py::none(), py::arg("perturb") = py::none(),
-        py::arg("limit") = py::none(),
+        py::arg("limit") = py::none(), py::arg("stop") = py::none(), py::arg("ignore") = py::none(),
         "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
-        "'hopper'.");
+        "'hopper', stop 'error', 'rule', 'benign' or 'never'; ignore lists kinds and severities.");
   py::class_<PtxKernel>(m, "PtxKernel",
                         "A kernel from PTX text, for code that comes without a host program.")
       .def(py::init<const std::string&, const std::string&>(), py::arg("text"), py::arg("entry"))
@@ -146,8 +172,11 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
   m.def(
       "synchronize", [] { return l4k_emu_synchronize() == 0; },
       "Finishes pending kernels; False when there is a report.");
-  m.def("last_report", &optional_report,
-        "The first error since the last reset as a dict, or None.");
+  m.def("last_report", &last_report,
+        "What ended the run, since the last reset, as a dict; or None.");
+  m.def("reports", &reports,
+        "Every report since the last reset, each kind once per place, with its count.");
+  m.def("kinds", &kinds, "Every kind of report: name, severity, whether it is final, meaning.");
   m.def(
       "refusal", [] { return std::string(l4k_emu_refusal()); },
       "Why the last runtime call was refused.");

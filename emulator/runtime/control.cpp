@@ -29,7 +29,12 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     else if (key == "print" && numeric) s->print = number != 0;
     else if (key == "fp8" && value == "exact") s->fp8 = Fp8Accumulation::exact;
     else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
-    else {
+    else if (key == "stop" && s->reports.set_stop(value)) continue;
+    else if (key == "continue" && eq >= end) s->reports.never_stops = true;
+    else if (key == "ignore") {
+      *error = s->reports.ignore(value);
+      if (!error->empty()) return false;
+    } else {
       *error = "unknown setting '" + key + "=" + value + "'";
       return false;
     }

@@ -26,6 +26,7 @@ def emulated(
     mode: str = "late",
     seed: int = 0,
     sms: int = 4,
+    stop: str = "benign",
     reference: tuple[str, ...] = (),
     **settings: Any,
 ) -> Iterator[ModuleType]:
@@ -35,6 +36,7 @@ def emulated(
         mode: when asynchronous work lands: "late", "early" or "random".
         seed: of the scheduler and of the random mode.
         sms: streaming multiprocessors of the emulated GPU.
+        stop: the least severity of a report that ends a launch; "benign" is the strictest.
         reference: names of ops that may run on their typed reference instead.
         settings: further settings of the emulator (see docs/emulator.md).
 
@@ -48,7 +50,7 @@ def emulated(
     unknown = set(reference) - set(OPS)
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
-    control.configure(mode=mode, seed=seed, sms=sms, **settings)
+    control.configure(mode=mode, seed=seed, sms=sms, stop=stop, **settings)
     with dispatch("emulated", frozenset(reference)):
         yield control
 

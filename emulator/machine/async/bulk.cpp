@@ -30,17 +30,17 @@ void check_stored(Warp& w, u64 address, u64 bytes, int lane) {
     auto mask = static_cast<u32>(((u64{1} << hi) - 1) & ~((u64{1} << lo) - 1));
     const Sector& sector = w.m->sectors.at(s);
     if (sector.unpublished & mask)
-      fault_at("stale-global-read",
-               "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
-                   " (linear index) stored and has not published with a fence",
-               lane, s);
+      complain_at("stale-global-read",
+                  "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
+                      " (linear index) stored and has not published with a fence",
+                  lane, s);
     if ((sector.written & mask) && sector.launch == static_cast<uint16_t>(l.id) &&
         !sector.bulk_written && l.proxied[sector.owner - 1] < sector.write_time &&
         w.proxied < sector.write_time)
-      fault_at("proxy-fence-missing",
-               "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
-                   " (linear index) stored, without a fence.proxy.async between",
-               lane, s);
+      complain_at("proxy-fence-missing",
+                  "a bulk copy reads global memory that CTA " + std::to_string(sector.owner - 1) +
+                      " (linear index) stored, without a fence.proxy.async between",
+                  lane, s);
   }
 }
 
@@ -70,12 +70,19 @@ void check_global_source(Warp& w, const CopyPlan& plan, int lane) {
   }
 }
 
+// What a copy reads of the CTA's own shared memory.
+void begin_read(Warp& w, u32 offset, u32 bytes, int lane) {
+  SharedMemory& from = *w.cta->shared;
+  if (!from.check_async_read(offset, bytes, w.actor, w.m->settings.strict))
+    w.use_undefined(w.read_undefined(from, offset, bytes, lane), "a bulk copy reads", lane);
+  from.begin_pending_read(offset, bytes);
+}
+
 // A source in the CTA's own shared memory: the plan's run becomes a host pointer.
-void begin_shared_source(Warp& w, CopyPlan& plan) {
+void begin_shared_source(Warp& w, CopyPlan& plan, int lane) {
   SharedMemory& from = *w.cta->shared;
   u32 offset = static_cast<u32>(plan.runs[0].global & 0xffffff);
-  from.check_async_read(offset, plan.bytes, w.actor, w.m->settings.strict);
-  from.begin_pending_read(offset, plan.bytes);
+  begin_read(w, offset, plan.bytes, lane);
   plan.runs[0].global = reinterpret_cast<u64>(from.data() + offset);
 }
 void end_shared_source(Cta& cta, const CopyPlan& plan) {
@@ -128,7 +135,7 @@ LoadTarget begin_target(Warp& w, const CopyPlan& plan, Cta& cta, const SharedPla
     cta.shared->check_async_write(r.shared, r.bytes, w.actor);
     cta.shared->begin_pending_write(r.shared, r.bytes);
   }
-  LoadTarget target{&cta, cta.next_copy_epoch(), barrier};
+  LoadTarget target{&cta, cta.next_copy_epoch(*w.cta), barrier};
   find_copy_mbarrier(w, barrier, lane);
   return target;
 }
@@ -138,7 +145,7 @@ void load(Warp& w, const Inst& in, const BulkCopy& m, int lane) {
   SharedPlace to = shared_place(w, address_of(w, in.at[0], lane), lane);
   SharedPlace bar = mbarrier_place(w, address_of(w, in.at[2], lane), true, lane);
   CopyPlan plan = load_plan(w, in, m, to, lane);
-  if (m.from_shared) begin_shared_source(w, plan);
+  if (m.from_shared) begin_shared_source(w, plan, lane);
   else check_global_source(w, plan, lane);
   std::vector<LoadTarget> targets;
   if (m.multicast) {
@@ -199,8 +206,7 @@ void store(Warp& w, const Inst& in, BulkCopy m, int lane) {
   for (const CopyRun& r : plan.runs) {
     shared->check_bounds(r.shared, r.bytes, lane);
     if (!r.in_bounds) continue;
-    shared->check_async_read(r.shared, r.bytes, w.actor, w.m->settings.strict);
-    shared->begin_pending_read(r.shared, r.bytes);
+    begin_read(w, r.shared, r.bytes, lane);
     w.counters().bulk_bytes += r.bytes;
     runs->push_back(r);
   }

@@ -25,9 +25,11 @@ void fire_arrives(Warp& w, u32 lanes) {
     }
     w.deferred_arrives.erase(w.deferred_arrives.begin() + static_cast<ptrdiff_t>(k));
     auto it = a.cta->mbarriers.find(a.address);
-    if (it == a.cta->mbarriers.end())
-      fault_at("mbarrier-uninitialised", "cp.async.mbarrier.arrive on a place that is no mbarrier",
-               a.lane, a.address);
+    if (it == a.cta->mbarriers.end()) {
+      complain_at("mbarrier-uninitialised",
+                  "cp.async.mbarrier.arrive on a place that is no mbarrier", a.lane, a.address);
+      continue;
+    }
     join(it->second.next_seen, w.actor.seen);
     join(it->second.next_proxied, w.actor.proxied);
     released = true;

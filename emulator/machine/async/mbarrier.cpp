@@ -58,8 +58,8 @@ void init(Warp& w, const Inst& in) {
       fault_at("mbarrier-count", "mbarrier.init with a count of " + std::to_string(count[i]), i,
                at.offset);
     if (at.cta->mbarriers.count(at.offset))
-      fault_at("mbarrier-overwritten",
-               "mbarrier.init of a live mbarrier; mbarrier.inval comes first", i, at.offset);
+      complain_at("mbarrier-overwritten",
+                  "mbarrier.init of a live mbarrier; mbarrier.inval comes first", i, at.offset);
     at.cta->shared->write(at.offset, 8, w.actor, i, Writer::generic);
     Mbarrier b;
     b.count = b.pending = count[i];
@@ -85,7 +85,7 @@ void invalidate(Warp& w, const Inst& in) {
 void expect(Mbarrier& b, u32 bytes, const SharedPlace& at, int lane) {
   b.tx += bytes;
   if (b.tx > kMaxTx)
-    fault_at(
+    complain_at(
         "mbarrier-tx-overflow",
         "the transaction count reaches " + std::to_string(b.tx) + " bytes; it holds up to 1048575",
         lane, at.offset);
@@ -160,9 +160,9 @@ Phase test_phase(Warp& w, const Inst& in, const TestWait& m, int lane) {
   }
   u32 parity = w.reg<u32>(in.s[0])[lane];
   if (parity > 1)
-    fault_at("mbarrier-parity", "a phase parity of " + std::to_string(parity) + "; it is 0 or 1",
-             lane, at.offset);
-  return {at, parity, (b.phase & 1) != parity};
+    complain_at("mbarrier-parity", "a phase parity of " + std::to_string(parity) + "; it is 0 or 1",
+                lane, at.offset);
+  return {at, parity, (b.phase & 1) != (parity & 1)};
 }
 
 // Whether the warp waits instead of answering: try_wait at once, test_wait when it polls.
@@ -274,8 +274,9 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
     fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
   int64_t fenced = it->second.fenced_phase;  // then a relaxed cluster barrier is enough
   if (!ordered(it->second.init_epoch, w.actor.seen) && (fenced < 0 || w.cluster_passed < fenced))
-    fault_at("shared-race", "uses an mbarrier with no barrier between its initialisation and here",
-             lane, at.offset);
+    complain_at("shared-race",
+                "uses an mbarrier with no barrier between its initialisation and here", lane,
+                at.offset);
   at.cta->shared->note_read(at.offset, 8, w.actor);
   return it->second;
 }
@@ -283,8 +284,8 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
 void find_copy_mbarrier(Warp& w, const SharedPlace& at, int lane) {
   const Mbarrier& b = find_mbarrier(w, at, lane);
   if (b.fenced_phase < 0 && !ordered(b.init_epoch, w.actor.proxied))
-    fault_at(
-        "proxy-fence-missing",
+    complain_at(
+        "mbarrier-init-fence-missing",
         "a bulk copy completes on an mbarrier with no fence.mbarrier_init or fence.proxy.async "
         "between its initialisation and here",
         lane, at.offset);
@@ -301,11 +302,13 @@ void mbarrier_arrive(Cta& cta, u32 offset, Mbarrier& b, u32 count, int lane) {
     fault_at("mbarrier-count", "mbarrier.arrive with a count of " + std::to_string(count), lane,
              offset);
   b.pending -= count;
-  if (!b.pending && b.tx < 0)
-    fault_at(
+  if (!b.pending && b.tx < 0) {
+    complain_at(
         "mbarrier-tx-overflow",
         "copies have delivered " + std::to_string(-b.tx) + " bytes more than the phase expects",
         lane, offset);
+    b.tx = 0;
+  }
   settle(cta, offset, b);
 }
 
@@ -313,15 +316,17 @@ void mbarrier_complete(Cta& cta, u32 offset, u32 bytes, const Clock& seen, const
                        u32 copy_epoch) {
   auto it = cta.mbarriers.find(offset);
   if (it == cta.mbarriers.end())
-    fault_at("mbarrier-uninitialised", "a copy completes on a place that is no mbarrier", -1,
-             offset);
+    return complain_at("mbarrier-uninitialised", "a copy completes on a place that is no mbarrier",
+                       -1, offset);
   Mbarrier& b = it->second;
   b.tx -= bytes;
-  if (b.tx < -kMaxTx || (!b.pending && b.tx < 0))
-    fault_at("mbarrier-tx-overflow",
-             "a copy delivers " + std::to_string(bytes) + " bytes, " + std::to_string(-b.tx) +
-                 " more than phase " + std::to_string(b.phase) + " expects",
-             -1, offset);
+  if (b.tx < -kMaxTx || (!b.pending && b.tx < 0)) {
+    complain_at("mbarrier-tx-overflow",
+                "a copy delivers " + std::to_string(bytes) + " bytes, " + std::to_string(-b.tx) +
+                    " more than phase " + std::to_string(b.phase) + " expects",
+                -1, offset);
+    b.tx = 0;
+  }
   join(b.next_seen, seen);
   join(b.next_proxied, proxied);
   if (copy_epoch) {

@@ -32,7 +32,7 @@ void store_async(Warp& w, const Inst& in) {
     to.cta->shared->check_async_write(to.offset, bytes, w.actor);
     to.cta->shared->begin_pending_write(to.offset, bytes);
     find_mbarrier(w, bar, lane);
-    u32 epoch = to.cta->next_copy_epoch();
+    u32 epoch = to.cta->next_copy_epoch(*w.cta);
     BulkOp op;
     op.warp = &w, op.inst = &in, op.lane = lane;
     op.land = [to, bar, bytes, data = std::move(data), epoch, seen = w.actor.seen,

@@ -14,6 +14,13 @@ using u32 = uint32_t;
 using u64 = uint64_t;
 constexpr u32 kBytes = sizeof(TensorMap);
 
+void read_map(Warp& w, const SharedPlace& at, int lane) {
+  SharedMemory& shared = *at.cta->shared;
+  for (u32 i = at.offset; i < at.offset + kBytes; i += 16)
+    if (shared.read(i, 16, w.actor, lane))
+      w.use_undefined(w.read_undefined(shared, i, 16, lane), "a tensor map holds", lane);
+}
+
 struct Replace {
   MapField field;
   Space space;      // none: a generic address
@@ -30,7 +37,7 @@ void replace(Warp& w, const Inst& in) {
     void* p;
     if (space == Space::shared) {
       SharedPlace at = shared_place(w, address, lane);
-      for (u32 i = 0; i < kBytes; i += 16) at.cta->shared->read(at.offset + i, 16, w.actor, lane);
+      read_map(w, at, lane);
       for (u32 i = 0; i < kBytes; i += 16)
         at.cta->shared->write(at.offset + i, 16, w.actor, lane, Writer::generic);
       p = at.cta->shared->data() + at.offset;
@@ -49,7 +56,7 @@ void copy_fence(Warp& w, const Inst& in) {
   u64 to = address_of(w, in.at[0], lane);
   SharedPlace from = shared_place(w, address_of(w, in.at[1], lane), lane);
   check_aligned(to, 64, lane);
-  for (u32 i = 0; i < kBytes; i += 16) from.cta->shared->read(from.offset + i, 16, w.actor, lane);
+  read_map(w, from, lane);
   uint8_t* p = global_pointer(w, lane, to, kBytes, true);
   note_global(w, to, kBytes, Access::write, lane);
   std::memcpy(p, from.cta->shared->data() + from.offset, kBytes);

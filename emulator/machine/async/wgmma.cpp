@@ -1,5 +1,6 @@
 // wgmma: issue, commit, wait. Every warp of the warpgroup performs its own 16 rows.
 #include <bit>
+#include <bitset>
 #include <cstring>
 
 #include "machine/async/families.h"
@@ -124,6 +125,14 @@ void mark_in_flight(Warp& w, const PendingWgmma& op) {
   }
 }
 
+void settle_undefined(Warp& w, const PendingWgmma& op) {
+  for (size_t r = 0; r < op.accumulators; ++r) {
+    const Reg& d = op.inst->list[r];
+    w.state[d.index].bad = op.undefined[r];
+    if (op.undefined[r]) w.set_origin(d, op.undefined_from);
+  }
+}
+
 // The registers of a completed operation are free again.
 void complete(Warp& w, PendingWgmma& op) {
   for (size_t r = 0; r < op.inst->list.size(); ++r) {
@@ -131,10 +140,12 @@ void complete(Warp& w, PendingWgmma& op) {
     if (r < op.accumulators) s.bad = 0, s.tag = RegState::kResult;
     else if (s.busy() == Busy::fragment) s.set_busy(Busy::none);
   }
+  if (!op.undefined.empty()) settle_undefined(w, op);
   for (const auto& move : op.moves) {
     RegState& s = w.state[move.to.index];
-    s.bad &= ~move.lanes;
+    s.bad = (s.bad & ~move.lanes) | (w.state[move.from.index].bad & move.lanes);
     s.tag = RegState::kResult;
+    if (s.bad) w.set_origin(move.to, w.origin(move.from));
   }
 }
 
@@ -149,10 +160,10 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
   for (auto it = issues.begin(); it != issues.end(); ++it) {
     if (it->seq != seq) continue;
     if (it->inst != &in || it->descriptor_b != descriptor_b)
-      fault("warpgroup-divergence",
-            "the warps of a warpgroup execute different wgmma: " + it->inst->ptx->text() +
-                " with descriptor " + hex(it->descriptor_b) + " elsewhere, " + hex(descriptor_b) +
-                " here");
+      complain("warpgroup-divergence",
+               "the warps of a warpgroup execute different wgmma: " + it->inst->ptx->text() +
+                   " with descriptor " + hex(it->descriptor_b) + " elsewhere, " +
+                   hex(descriptor_b) + " here");
     it->warps |= bit;
     if (it->warps == 15) issues.erase(it);
     return;
@@ -163,26 +174,31 @@ void agree(Warp& w, const Inst& in, u64 seq, u64 descriptor_b) {
 u64 uniform_descriptor(Warp& w, const Reg& r) {
   const u64* v = w.reg<u64>(r);
   for (int i = 1; i < 32; ++i)
-    if (v[i] != v[0]) fault("warpgroup-divergence", "the descriptor differs between lanes", i);
+    if (v[i] != v[0]) complain("warpgroup-divergence", "the descriptor differs between lanes", i);
   return v[0];
 }
 
-void check_registers(Warp& w, const PendingWgmma& op) {
+// Whether one of them is undefined.
+bool check_registers(Warp& w, const PendingWgmma& op) {
   const auto& list = op.inst->list;
+  u32 undefined = 0;
   for (size_t r = 0; r < list.size(); ++r) {
     const RegState& s = w.state[list[r].index];
     bool accumulator = r < op.accumulators;
     if (accumulator && s.in_flight()) continue;
     if (accumulator && s.busy() == Busy::fragment) w.busy_write(list[r]);
-    if (s.bad && (op.scale_d || !accumulator)) w.bad_source(list[r], kAllLanes, false);
+    if (s.bad && (op.scale_d || !accumulator)) undefined |= w.bad_source(list[r], kAllLanes, true);
     if (s.fence() == w.fence_count)
-      fault("wgmma-fence-missing", "register " + w.register_name(list[r]) +
-                                       " was written or read after the last wgmma.fence");
+      complain("wgmma-fence-missing", "register " + w.register_name(list[r]) +
+                                          " was written or read after the last wgmma.fence");
   }
+  for (const auto& earlier : w.wgmmas) undefined |= !earlier->undefined.empty();
+  return undefined;
 }
 
-// Finds the chunks of shared memory that the warp's operands are in, and begins to read them.
-void begin_reads(Warp& w, PendingWgmma& op, const Wgmma& m) {
+// Finds the chunks of shared memory that the warp's operands are in, and begins to read them. The
+// address of one that is not defined, or 0.
+u32 begin_reads(Warp& w, PendingWgmma& op, const Wgmma& m) {
   alignas(32) uint8_t scratch[256 * 32];
   std::vector<u32> chunks;
   if (!m.a_in_registers) {
@@ -193,33 +209,98 @@ void begin_reads(Warp& w, PendingWgmma& op, const Wgmma& m) {
   gather(w, op.descriptor_b, m.n, m.b, m.b_transposed, scratch, &chunks);
   op.chunks.insert(op.chunks.end(), chunks.begin(), chunks.end());
   SharedMemory& shared = *w.cta->shared;
+  u32 undefined = 0;
   for (u32 c : op.chunks) {
-    shared.check_async_read(c, 16, w.actor, w.m->settings.strict);
+    if (!shared.check_async_read(c, 16, w.actor, w.m->settings.strict)) undefined = c;
     shared.begin_pending_read(c, 16);
+  }
+  return undefined;
+}
+
+// Lanes of an accumulator that an earlier operation in flight will leave undefined.
+u32 pending_undefined(Warp& w, PendingWgmma& op, const Reg& accumulator) {
+  for (size_t i = w.wgmmas.size(); i-- > 0;) {
+    const PendingWgmma& earlier = *w.wgmmas[i];
+    for (size_t r = 0; r < earlier.undefined.size(); ++r)
+      if (earlier.inst->list[r].index == accumulator.index) {
+        if (!op.undefined_from) op.undefined_from = earlier.undefined_from;
+        return earlier.undefined[r];
+      }
+    if (earlier.accumulates_into(accumulator)) return 0;
+  }
+  return 0;
+}
+
+// Rows of an operand in shared memory that hold something undefined.
+std::bitset<256> undefined_rows(Warp& w, const PendingWgmma& op, u64 desc, int rows, MmaType type,
+                                bool transposed) {
+  SharedMemory& s = *w.cta->shared;
+  std::vector<uint8_t> image(s.size());
+  for (u32 c : op.chunks)
+    for (u32 a = c; a < c + 16; ++a) image[a] = !s.defined(a);
+  alignas(32) uint8_t packed[256 * 32];
+  gather_operand(image.data(), s.size(), desc, rows, type, transposed, packed);
+  std::bitset<256> found;
+  for (int i = 0; i < rows * 32; ++i)
+    if (packed[i]) found.set(static_cast<size_t>(i / 32));
+  return found;
+}
+
+// Accumulators become undefined in undefined rows of A and columns of B, and stay so.
+void find_undefined(Warp& w, PendingWgmma& op, const Wgmma& m, u32 address) {
+  const auto& list = op.inst->list;
+  auto carry = [&](const Reg& r, u32 lanes) {
+    if (lanes && !op.undefined_from) op.undefined_from = w.origin(r);
+    return lanes;
+  };
+  std::bitset<256> rows, columns;
+  if (address) {
+    op.undefined_from = w.read_undefined(*w.cta->shared, address, 16, -1);
+    columns = undefined_rows(w, op, op.descriptor_b, m.n, m.b, m.b_transposed);
+    if (!m.a_in_registers)
+      rows =
+          undefined_rows(w, op, op.descriptor_a, 64, m.a, m.a_transposed) >> (w.index % 4 * kRows);
+  }
+  for (size_t r = op.accumulators; r < list.size(); ++r)
+    for (u32 l = carry(list[r], w.state[list[r].index].bad); l; l &= l - 1)
+      rows.set(static_cast<u32>(std::countr_zero(l)) / 4 + 8 * ((r - op.accumulators) % 2));
+  op.undefined.assign(op.accumulators, 0);
+  for (size_t r = 0; r < op.accumulators; ++r) {
+    const RegState& s = w.state[list[r].index];
+    u32& undefined = op.undefined[r];
+    if (op.scale_d && !s.in_flight()) undefined = carry(list[r], s.bad);
+    if (op.scale_d && s.in_flight()) undefined = pending_undefined(w, op, list[r]);
+    u32 elements = m.accumulator == MmaAcc::f16 ? 2 : 1;
+    for (u32 lane = 0; lane < 32; ++lane)
+      for (u32 e = 0; e < elements; ++e) {
+        u32 at = place(m.n, lane, static_cast<u32>(r) * elements + e);
+        if (rows[at / m.n] || columns[at % m.n]) undefined |= 1u << lane;
+      }
   }
 }
 
 void issue(Warp& w, const Inst& in) {
   if (!w.gather(~w.dead, in.ptx->text().c_str())) return;
   if (w.live != kAllLanes) fault("missing-lane", "wgmma needs all 32 lanes of the warp");
-  if (!w.wgmma_fenced) fault("wgmma-fence-missing", "wgmma.mma_async before any wgmma.fence");
+  if (!w.wgmma_fenced) complain("wgmma-fence-missing", "wgmma.mma_async before any wgmma.fence");
   const auto m = in.modifiers.as<Wgmma>();
   auto op = std::make_unique<PendingWgmma>();
   op->inst = &in;
   op->seq = ++w.wgmma_seq;
-  op->accumulators = m.acc_registers();
+  op->accumulators = in.accumulators;
   op->compute = compute;
   for (int i = 0; i < in.sources; ++i) w.use(in.s[i], kAllLanes);
   op->descriptor_b = uniform_descriptor(w, in.s[0]);
   if (!m.a_in_registers) op->descriptor_a = uniform_descriptor(w, in.s[in.sources - 1]);
   if (m.has_scale_d) {
     u32 p = *w.reg<u32>(in.s[1]);
-    if (p && p != kAllLanes) fault("warpgroup-divergence", "scale-d differs between lanes");
+    if (p && p != kAllLanes) complain("warpgroup-divergence", "scale-d differs between lanes");
     op->scale_d = p != 0;
   }
   agree(w, in, op->seq, op->descriptor_b);
-  check_registers(w, *op);
-  begin_reads(w, *op, m);
+  bool undefined = check_registers(w, *op);
+  u32 address = begin_reads(w, *op, m);
+  if (undefined || address) find_undefined(w, *op, m, address);
   u32 k = 32 / static_cast<u32>(mma_bytes(m.a));
   w.counters().flop += 2ull * kRows * m.n * k;
   if (w.m->settings.mode == Mode::early) compute(w, *op);
@@ -309,6 +390,7 @@ void add_registers(Decoder& d, Wgmma& m) {
   if (d.out->list.size() != m.acc_registers())
     throw PtxError(d.in->line, d.in->text() + ": " + std::to_string(d.out->list.size()) +
                                    " accumulator registers");
+  d.out->accumulators = static_cast<uint16_t>(m.acc_registers());
   for (const auto& p : d.operand(0).parts) d.target(p, 32);
   m.a_in_registers = d.operand(1).kind == PtxOperand::Kind::group;
   if (!m.a_in_registers) return;

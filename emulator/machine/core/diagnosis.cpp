@@ -1,4 +1,6 @@
 // What to say when a launch fails: where it happened, and who waits for what.
+#include <cstdio>
+
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
@@ -58,7 +60,7 @@ void Machine::deadlock() {
       f.message = "setmaxnreg asks for more registers than the CTA's pool holds";
       first = &w;
       at = nullptr;
-    } else if (w.wait == Wait::warpgroup && f.kind == "deadlock") {
+    } else if (w.wait == Wait::warpgroup && &*f.kind == find_fault_kind("deadlock")) {
       const auto& issues = w.cta->wgmma_issues[w.index / 4];
       f.kind = "missing-lane";
       f.message = issues.empty() ? "a wgmma that other warps of the warpgroup never execute"
@@ -110,31 +112,66 @@ std::string location(const Program& p, const Inst& in) {
   return separator == ", " ? s + ")" : s;
 }
 
-void Machine::record(const Fault& f, Warp* w, const Inst* in) {
-  if (report.present) return;
-  report = Report{};
-  report.present = true;
-  report.kind = f.kind;
-  report.message = f.message;
-  report.lane = f.lane;
-  report.has_address = f.has_address;
-  report.address = f.address;
-  if (w) locate(w, in);
-}
-
-void Machine::locate(Warp* w, const Inst* in) {
-  report.kernel = w->cta->cluster->launch->program->ptx->name;
-  for (int i = 0; i < 3; ++i) report.cta[i] = w->cta->id[i];
-  report.warp = static_cast<int>(w->index);
-  if (!in || !in->ptx) return;
-  report.instruction = in->ptx->text();
-  report.ptx_line = in->ptx->line;
+static Report make_report(const Fault& f, Warp* w, const Inst* in) {
+  Report r;
+  r.present = true;
+  r.kind = f.kind->name;
+  r.severity = f.kind->severity;
+  r.message = f.message;
+  r.lane = f.lane;
+  r.has_address = f.has_address;
+  r.address = f.address;
+  if (!w) return r;
+  r.kernel = w->cta->cluster->launch->program->ptx->name;
+  for (int i = 0; i < 3; ++i) r.cta[i] = w->cta->id[i];
+  r.warp = static_cast<int>(w->index);
+  if (!in || !in->ptx) return r;
+  r.instruction = in->ptx->text();
+  r.ptx_line = in->ptx->line;
   const PtxModule& mod = *w->program->module;
   auto at = static_cast<size_t>(in->ptx->location);
   const SourceLocation& l = mod.locations[at];
-  if (l.line) report.file = file_name(mod, l.file);
-  report.line = l.line;
-  report.inlined_at = callers(mod, at);
+  if (l.line) r.file = file_name(mod, l.file);
+  r.line = l.line;
+  r.inlined_at = callers(mod, at);
+  return r;
+}
+
+void Machine::record(const Fault& f, Warp* w, const Inst* in) {
+  if (!report.present) report = make_report(f, w, in);
+}
+
+bool Machine::goes_on_after(const Fault& f) { return keep(f, false); }
+bool Machine::goes_on_without(const Fault& f) { return keep(f, true); }
+
+bool Machine::keep(const Fault& f, bool left_out) {
+  const ReportPolicy& policy = settings.reports;
+  if (policy.ignores(*f.kind)) return true;
+  if (policy.stops(*f.kind)) return false;
+  const Inst* in = at_.inst ? at_.inst : &at_.warp->current();
+  auto [it, first] = kept_.try_emplace({&*f.kind, in}, went_on.size());
+  if (!first) return ++went_on[it->second].count, true;
+  Report r = make_report(f, at_.warp, in);
+  r.went_on = true;
+  r.left_out = left_out;
+  if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", r.text().c_str());
+  went_on.push_back(std::move(r));
+  return true;
+}
+
+void Machine::report_unused(Cta& cta) {
+  Position ends = at_;
+  for (const auto& [inst, read] : cta.undefined_reads) {
+    if (read.used) continue;
+    Fault f{"uninitialised-unused",
+            "reads shared memory that nobody wrote; nothing that the kernel does depends on it",
+            read.lane, true, read.from.address};
+    at_ = {cta.warps[read.warp].get(), inst};
+    if (keep(f, false)) continue;
+    record(f, at_.warp, inst);
+    throw f;
+  }
+  at_ = ends;
 }
 
 }  // namespace l4k::emu

@@ -45,7 +45,7 @@ class Tracker {
   void check_ctas(const Sector& s, uint64_t at, uint32_t mask);
   void note_read(Sector& s, uint32_t mask);
   void note_write(Sector& s, uint64_t at, uint32_t mask);
-  [[noreturn]] void report(const char* kind, std::string what, uint64_t at, uint32_t mask) const;
+  void report(KindName kind, std::string what, uint64_t at, uint32_t mask) const;
 
   Warp& w_;
   Machine& m_;
@@ -61,14 +61,14 @@ class Tracker {
 };
 
 // With the first lane that touches one of the bytes of this sector.
-void Tracker::report(const char* kind, std::string what, uint64_t at, uint32_t mask) const {
+void Tracker::report(KindName kind, std::string what, uint64_t at, uint32_t mask) const {
   for (uint32_t l = lanes_; l; l &= l - 1) {
     int lane = std::countr_zero(l);
     uint64_t a = address_[lane];
     if (a < at + 32 && a + bytes_ > at && (sector_mask(at, a, bytes_) & mask))
-      fault_at(kind, std::move(what), lane, a);
+      return complain_at(kind, std::move(what), lane, a);
   }
-  fault_at(kind, std::move(what), lane_, *address_);
+  complain_at(kind, std::move(what), lane_, *address_);
 }
 
 // Dependent launches: before its wait, a kernel may touch nothing that a launch touches which may
@@ -268,11 +268,11 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
                  " bytes: " + w.m->memory.describe(address),
              lane, address);
   if (r->ended && w.cta->cluster->launch->id >= r->ended)
-    fault_at("use-after-free",
-             std::string(write ? "writes " : "reads ") + r->name + " of " +
-                 std::to_string(r->end - r->begin) +
-                 " bytes that was freed before this kernel was launched",
-             lane, address);
+    complain_at("use-after-free",
+                std::string(write ? "writes " : "reads ") + r->name + " of " +
+                    std::to_string(r->end - r->begin) +
+                    " bytes that was freed before this kernel was launched",
+                lane, address);
   if (write && r->read_only)
     fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
   return reinterpret_cast<uint8_t*>(address);
@@ -287,11 +287,11 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
     bool mine = w.cta->stores.holds(a);
     for (const auto& other : w.cta->warps) mine = mine || other->stores.holds(a);
     if (!mine)
-      fault_at("stale-global-read",
-               std::string(what) + " what another CTA (linear index " +
-                   std::to_string(s.owner - 1) +
-                   ") stored and has not published with a fence or release of gpu scope",
-               lane, a);
+      complain_at("stale-global-read",
+                  std::string(what) + " what another CTA (linear index " +
+                      std::to_string(s.owner - 1) +
+                      ") stored and has not published with a fence or release of gpu scope",
+                  lane, a);
   }
 }
 

@@ -2,6 +2,7 @@
 #include "machine/core/in_flight.h"
 
 #include <bit>
+#include <utility>
 
 #include "machine/core/machine.h"
 
@@ -15,15 +16,17 @@ void Machine::submit(BulkOp op) {
 void Machine::land(size_t index) {
   BulkOp& op = bulk_[index];
   ++progress;
+  Position before = std::exchange(at_, {op.warp, op.inst});
   try {
     if (!op.has_read && op.read) op.read();
     op.has_read = true;
     if (!op.landed) op.land();
     op.landed = true;
   } catch (const Fault& f) {
-    record(f, op.warp, op.inst);
-    return;
+    if (!goes_on_without(f)) return record(f, op.warp, op.inst);
+    op.has_read = op.landed = true;
   }
+  at_ = before;
   if (op.group == ~0u || op.released) bulk_.erase(bulk_.begin() + static_cast<ptrdiff_t>(index));
 }
 
@@ -60,11 +63,13 @@ void Machine::land_copies_of(Warp& w) {
         break;
       }
   }
+  Position before = std::exchange(at_, {&w, in});
   try {
     front.land(w, up_to, lanes);
   } catch (const Fault& f) {
-    record(f, &w, in);
+    if (!goes_on_without(f)) return record(f, &w, in);
   }
+  at_ = before;
 }
 
 void Machine::complete_bulk_groups(Warp& w, int lane, uint32_t allowed, bool read_only) {

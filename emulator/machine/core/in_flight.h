@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "check/undefined.h"
 #include "machine/core/program.h"
 
 namespace l4k::emu {
@@ -28,6 +29,8 @@ struct PendingWgmma {
   size_t accumulators = 0;                                  // the first registers of inst->list
   std::vector<uint32_t> chunks;  // 16-byte chunks of shared memory that it reads
   std::vector<DeferredMove> moves;
+  std::vector<uint32_t> undefined;  // by accumulator, lanes whose result is undefined; or empty
+  Origin undefined_from;
   void (*compute)(Warp&, PendingWgmma&) = nullptr;
   bool accumulates_into(const Reg& r) const;  // itself, or a copy of its result
 };

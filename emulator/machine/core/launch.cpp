@@ -27,6 +27,8 @@ void Machine::reset() {
   launches_.clear();
   bulk_.clear();
   report = Report{};
+  went_on.clear();
+  kept_.clear();
   sectors.clear();
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);

@@ -13,7 +13,7 @@ struct KernelCounters {
   std::vector<std::pair<std::string, InstCounters>> lines;  // by source line
 };
 
-class Machine {
+class Machine final : public FaultListener {
  public:
   static Machine& get();
 
@@ -21,7 +21,8 @@ class Machine {
   GlobalMemory memory;
   RangeCache ranges{memory};
   SectorTable sectors;
-  Report report;  // first error since the last reset
+  Report report;                // the one that ended the run, since the last reset
+  std::vector<Report> went_on;  // those after which it went on, each kind once per place
   std::mt19937_64 random{1};
   uint64_t progress = 0;  // bumped by everything another warp might wait for
   uint64_t instructions = 0;
@@ -40,12 +41,15 @@ class Machine {
   std::vector<KernelCounters> counters() const;
   void reset_counters();
 
+  bool goes_on_after(const Fault& f) override;
+
   // Called by instructions.
   void submit(BulkOp op);  // lands now in early mode
   void complete_bulk_groups(Warp& w, int lane, uint32_t allowed, bool read_only);
   void publish(Cta& cta, Warp* w);  // global stores become visible to the grid
   void publish_warp(Warp& w);       // ... to the CTA
   void drain(Cta& cta, Warp* w);    // ... to memory, with no order to anything
+  void report_unused(Cta& cta);  // what it has read of undefined memory, to no effect
   void note_trigger(Cta& cta, bool waited);
   bool dependency_done(const Launch& l) const;
   void warp_exited(Warp& w);
@@ -62,6 +66,7 @@ class Machine {
   bool step();
   void collect_ready();
   bool run_ready();
+  bool run_warp(Warp& w, uint32_t quantum);
   bool check_progress();
   bool wake_or_land();
   bool time_out_waits();
@@ -83,10 +88,19 @@ class Machine {
   void land(size_t index);
   void land_copies_of(Warp& w);
   // Diagnosis.
+  bool goes_on_without(const Fault& f);  // the instruction that `at_` names
+  bool keep(const Fault& f, bool left_out);
   void record(const Fault& f, Warp* w, const Inst* in);
-  void locate(Warp* w, const Inst* in);
   void deadlock();
   std::string describe_wait(const Warp& w) const;
+
+  // What runs: `inst` is null where it is the warp's current one.
+  struct Position {
+    Warp* warp = nullptr;
+    const Inst* inst = nullptr;
+  };
+  Position at_;
+  std::map<std::pair<const FaultKind*, const Inst*>, size_t> kept_;  // indices of `went_on`
 
   struct Sm {
     uint32_t threads = 0, shared = 0, ctas = 0, registers = 0;

@@ -24,10 +24,10 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
   if (cta == w.cta) return {cta, offset};
   if (std::none_of(cta->warps.begin(), cta->warps.end(),
                    [&](const auto& other) { return w.actor.seen[other->actor.id] >= kStarted; }))
-    fault_at("cluster-not-started",
-             "access to another CTA's shared memory with no cluster barrier before: the CTA may "
-             "not have started",
-             lane, address);
+    complain_at("cluster-not-started",
+                "access to another CTA's shared memory with no cluster barrier before: the CTA may "
+                "not have started",
+                lane, address);
   cta->visits.resize(c.actors);
   cta->visits[w.actor.id] = {w.actor.seen[w.actor.id], &w.current()};
   return {cta, offset};
@@ -113,40 +113,47 @@ void release_global(Warp& w, uint64_t address) {
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) {
   auto it = cta.mbarriers.lower_bound(offset < 7 ? 0 : offset - 7);
   if (it != cta.mbarriers.end() && it->first < offset + bytes)
-    fault_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
-             lane, it->first);
+    complain_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
+                lane, it->first);
 }
 
-void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
-                 Order order) {
+static Writer strong_writer(Order order) {
+  return order == Order::volatile_ ? Writer::volatile_ : Writer::atomic;
+}
+
+uint32_t read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
+                     Order order, Origin* from) {
   if (space == Space::none) space = generic_space(&address);
   check_aligned(address, bytes, lane);
   uint64_t lanes[32];
   bool buffered;
+  uint32_t undefined = 0;
   switch (space) {
     case Space::shared: {
       SharedPlace at = shared_place(w, address, lane);
+      SharedMemory& shared = *at.cta->shared;
       if (is_coherent(order)) {
         acquire_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);
-        at.cta->shared->atomic(at.offset, bytes, w.actor, lane, true, false);
+        undefined = shared.strong_read(at.offset, bytes, w.actor, lane, strong_writer(order));
       } else {
-        at.cta->shared->read(at.offset, bytes, w.actor, lane);
+        undefined = shared.read(at.offset, bytes, w.actor, lane);
       }
-      std::memcpy(out, at.cta->shared->data() + at.offset, bytes);
-      return;
+      std::memcpy(out, shared.data() + at.offset, bytes);
+      if (undefined) *from = w.read_undefined(shared, at.offset, bytes, lane);
+      return undefined;
     }
     case Space::local:
       std::memcpy(out, w.local_memory(lane, address, bytes), bytes);
-      return;
+      return w.undefined_local.find(lane_byte(lane, address), bytes, from);
     case Space::global:
       lanes[lane] = address;
       if (is_coherent(order)) acquire_global(w, address, order);
       buffered = touch_global(w, lanes, 1u << lane, bytes, load_access(order));
       read_touched(w, address, out, bytes, buffered);
-      return;
+      return 0;
     default:
       std::memcpy(out, global_pointer(w, lane, address, bytes, false), bytes);
-      return;
+      return 0;
   }
 }
 
@@ -159,27 +166,43 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
     case Space::shared: {
       SharedPlace at = shared_place(w, address, lane);
       check_no_mbarrier(*at.cta, at.offset, bytes, lane);
-      if (order == Order::coherent) {
-        at.cta->shared->atomic(at.offset, bytes, w.actor, lane, false, true);
+      if (is_coherent(order)) {
+        at.cta->shared->strong_write(at.offset, bytes, w.actor, lane, strong_writer(order));
         release_flag(w, uint64_t{at.cta->rank} << 32 | at.offset);
       } else {
-        at.cta->shared->write(at.offset, bytes, w.actor, lane, Writer::generic);
+        at.cta->shared->write(at.offset, bytes, w.actor, lane, Writer::generic, data);
       }
       std::memcpy(at.cta->shared->data() + at.offset, data, bytes);
-      if (order == Order::coherent) ++w.m->progress;
+      if (is_coherent(order)) ++w.m->progress;
       return;
     }
     case Space::local:
       std::memcpy(w.local_memory(lane, address, bytes), data, bytes);
+      w.undefined_local.clear(lane_byte(lane, address), bytes);
       return;
     case Space::global:
       lanes[lane] = address;
       touch_global(w, lanes, 1u << lane, bytes, store_access(w, order));
       write_touched(w, address, data, bytes, store_access(w, order));
-      if (order == Order::coherent) release_global(w, address);
+      if (is_coherent(order)) release_global(w, address);
       return;
     default:
       fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
+  }
+}
+
+void write_undefined(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
+                     const Reg& value) {
+  if (space == Space::none) space = generic_space(&address);
+  Origin from = w.origin(value);
+  if (space == Space::shared) {
+    SharedPlace at = shared_place(w, address, lane);
+    if (!from) from = {w.program, &w.current(), Origin::kRegister};
+    at.cta->shared->forget(at.offset, bytes, from);
+  } else if (space != Space::local) {
+    w.use(value, 1u << lane);
+  } else if (from) {  // padding of structures is copied, a register that nobody wrote
+    w.undefined_local.set(lane_byte(lane, address), bytes, from);
   }
 }
 

@@ -5,9 +5,9 @@
 
 namespace l4k::emu {
 
-// weak: may see a stale value. coherent: volatile, relaxed, .cg. acquire: of a scope wider than the
-// CTA. nc: read-only cache.
-enum class Order : uint8_t { weak, coherent, acquire, nc };
+// weak: may see a stale value. coherent: relaxed, .cg. acquire: of a scope wider than the CTA. nc:
+// read-only cache.
+enum class Order : uint8_t { weak, coherent, volatile_, acquire, nc };
 
 struct SharedPlace {
   Cta* cta;
@@ -21,7 +21,7 @@ inline uint64_t map_rank(uint32_t address, uint32_t rank) {
 // Space of a generic address, which becomes an address in that space.
 Space generic_space(uint64_t* address);
 
-inline bool is_coherent(Order order) { return order == Order::coherent || order == Order::acquire; }
+inline bool is_coherent(Order order) { return order != Order::weak && order != Order::nc; }
 inline Access load_access(Order order) {
   return is_coherent(order)   ? Access::coherent_read
          : order == Order::nc ? Access::nc_read
@@ -34,10 +34,14 @@ inline Access store_access(const Warp& w, Order order) {
 void acquire_global(Warp& w, uint64_t address, Order order);
 void release_global(Warp& w, uint64_t address);
 
-void read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
-                 Order order);
+// Returns which of the bytes are undefined, a bit each, and where they come from.
+uint32_t read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes, void* out,
+                     Order order, Origin* from);
 void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
                   const void* data, Order order);
+// After that: the bytes are undefined nevertheless. In global memory that is an error.
+void write_undefined(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
+                     const Reg& value);
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane);
 void check_aligned(uint64_t address, uint32_t bytes, int lane);
 

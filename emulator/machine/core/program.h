@@ -62,6 +62,11 @@ class Modifiers {
   alignas(8) uint8_t bytes_[16] = {};
 };
 
+// Which undefined sources make the result of an instruction that propagates undefined: every one;
+// the one that the last source chooses; none where a source decides a conjunction or disjunction
+// whatever the other is (*_not: the last source is a negated predicate).
+enum class Flow : uint8_t { any, choice, conjunction, disjunction, and_not, or_not };
+
 // What the handler does with a vector operand.
 enum class ListUse : uint8_t { none, read, written };
 
@@ -71,8 +76,11 @@ struct Inst {
   bool predicate_negated = false;
   bool checks_itself = false;  // the handler looks at register states (moves, wgmma, calls)
   bool propagates = false;     // pure arithmetic: an undefined source makes an undefined result
+  Flow flow = Flow::any;       // of those
+  bool carries = false;        // the handler passes on what is undefined in `list`
   ListUse list_use = ListUse::none;
   uint8_t sources = 0, targets = 0;
+  uint16_t accumulators = 0;  // the first registers of `list`, which a wgmma reads and writes
   Bias bias = Bias::none;
   uint8_t base_bytes = 0;  // of the address register s[0]
   Reg s[4], d[2];

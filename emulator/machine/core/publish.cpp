@@ -38,10 +38,10 @@ void Machine::warp_exited(Warp& w) {
   w.check_warpgroup_exit();
   for (const auto& op : bulk_)
     if (op.warp == &w && op.group != ~0u && !op.released)
-      fault("shared-in-flight",
-            "the thread ends while a bulk store still reads shared memory: "
-            "cp.async.bulk.wait_group.read is missing",
-            op.lane);
+      complain("store-at-exit",
+               "the thread ends while a bulk store still reads shared memory: "
+               "cp.async.bulk.wait_group.read is missing",
+               op.lane);
   cta.left.resize(w.actor.seen.size());
   join(cta.left, w.actor.seen);
   cta.cluster->running--;
@@ -50,31 +50,38 @@ void Machine::warp_exited(Warp& w) {
   if (cta.running) return;
   for (const auto& other : cta.warps)
     if (other->registers != cta.warps[other->index / 4 * 4]->registers)
-      fault("warpgroup-divergence",
-            "setmaxnreg by some warps of warpgroup " + std::to_string(other->index / 4) + " only");
+      complain("warpgroup-divergence", "setmaxnreg by some warps of warpgroup " +
+                                           std::to_string(other->index / 4) + " only");
   bool waited = false;
   for (const auto& other : cta.warps) waited |= other->has_waited();
   if (l.programmatic && !waited)
-    fault("dependency-wait-missing",
-          "a CTA of a dependent launch ends without griddepcontrol.wait: the launch after it may "
-          "start before the one before it is complete");
+    complain(
+        "dependency-wait-missing",
+        "a CTA of a dependent launch ends without griddepcontrol.wait: the launch after it may "
+        "start before the one before it is complete");
   for (const auto& op : bulk_)
     if (op.warp->cta == &cta && op.group == ~0u)
-      fault("shared-in-flight", "the CTA ends while a copy that it issued is in flight", op.lane);
-  if (cta.copy_clock > cta.left[cta.copy_engine])
-    fault(
-        "shared-in-flight",
-        "the CTA ends, and none of its threads has waited for a bulk copy into its shared memory");
+      complain("copy-at-exit", "the CTA ends while a copy that it issued is in flight", op.lane);
+  uint32_t waited_for = cta.left[cta.copy_engine];
+  if (cta.sent_clock > waited_for)
+    complain("cluster-exited",
+             "the CTA ends, and none of its threads has waited for another CTA's copy into its "
+             "shared memory");
+  else if (cta.copy_clock > waited_for)
+    complain("copy-at-exit",
+             "the CTA ends, and none of its threads has waited for a bulk copy into its shared "
+             "memory");
   for (uint32_t a = 0; a < cta.visits.size(); ++a) {
     const auto& [clock, where] = cta.visits[a];
     uint32_t per_cta = cta.cluster->actors / static_cast<uint32_t>(cta.cluster->ctas.size());
     if (clock > cta.left[a])
-      fault("cluster-exited",
-            "the CTA ends with no barrier between that and an access to its shared "
-            "memory by warp " +
-                std::to_string(a % per_cta) + " of CTA rank " + std::to_string(a / per_cta) +
-                " at " + location(*l.program, *where));
+      complain("cluster-exited",
+               "the CTA ends with no barrier between that and an access to its shared "
+               "memory by warp " +
+                   std::to_string(a % per_cta) + " of CTA rank " + std::to_string(a / per_cta) +
+                   " at " + location(*l.program, *where));
   }
+  report_unused(cta);
   note_trigger(cta, waited);
   if (!cta.stores.empty()) l.held.push_back(std::move(cta.stores));
   if (l.held.size() > 4096) {

@@ -1,5 +1,4 @@
-// States of a warp's registers: undefined, or in flight as operands of wgmma.
-#include <bit>
+// Registers in flight as operands of wgmma.
 
 #include "machine/core/machine.h"
 
@@ -16,19 +15,6 @@ void Warp::touch_results(const Inst& in) {
     for (const Reg& s : in.list) touch(s);
 }
 
-uint32_t Warp::bad_source(const Reg& s, uint32_t lanes, bool propagates) {
-  const RegState& r = state[s.index];
-  uint32_t bad = r.bad & lanes;
-  if (!bad) return 0;
-  const std::string& name = register_name(s);
-  int lane = std::countr_zero(bad);
-  if (r.in_flight())
-    fault("register-in-flight",
-          "register " + name + " is an accumulator of a wgmma that has not been waited for", lane);
-  if (propagates) return bad;
-  fault("uninitialised-register", "register " + name + " is used and was never written", lane);
-}
-
 void Warp::busy_write(const Reg& d) {
   RegState& s = state[d.index];
   if (s.busy() == Busy::alias) {  // the copy is overwritten before its value was needed
@@ -37,10 +23,10 @@ void Warp::busy_write(const Reg& d) {
     s.tag = 0;
     return;
   }
-  fault("register-in-flight",
-        "register " + register_name(d) +
-            (s.busy() == Busy::fragment ? " is written while a wgmma in flight reads it as A"
-                                        : " is written while a wgmma accumulates into it"));
+  complain("register-in-flight",
+           "register " + register_name(d) +
+               (s.busy() == Busy::fragment ? " is written while a wgmma in flight reads it as A"
+                                           : " is written while a wgmma accumulates into it"));
 }
 
 bool PendingWgmma::accumulates_into(const Reg& r) const {
@@ -75,8 +61,8 @@ void Warp::check_warpgroup_exit() {
   if (group >= cta->wgmma_issues.size()) return;
   for (const auto& i : cta->wgmma_issues[group])
     if (!(i.warps >> index % 4 & 1))
-      fault("missing-lane",
-            "the warp ends, but the rest of its warpgroup executed " + i.inst->ptx->text());
+      complain("missing-lane",
+               "the warp ends, but the rest of its warpgroup executed " + i.inst->ptx->text());
 }
 
 }  // namespace l4k::emu

@@ -7,6 +7,7 @@
 namespace l4k::emu {
 
 void Machine::run_until_done(size_t keep) {
+  FaultListener::current = this;
   while (!failed() && launches_.size() > keep) {
     if (!step()) break;
     while (launches_.size() > keep && launches_.front()->done()) finish_first_launch();
@@ -59,16 +60,27 @@ bool Machine::run_ready() {
   std::shuffle(ready_.begin(), ready_.end(), random);
   for (Warp* w : ready_) {
     uint32_t quantum = random() % 4 ? 256 : 1 + static_cast<uint32_t>(random() % 24);
-    try {
-      w->run(quantum);
-    } catch (const Fault& f) {
-      record(f, w, &w->current());
-      return false;
-    }
+    if (!run_warp(*w, quantum)) return false;
     if (settings.mode == Mode::random && chance(3)) land_one();
     if (settings.mode == Mode::random && !w->exited && chance(2)) w->compute_one();
     if (failed()) return false;
   }
+  return true;
+}
+
+bool Machine::run_warp(Warp& w, uint32_t quantum) {
+  at_ = {&w};
+  uint32_t rest = 0;  // of an instruction that some lanes could not perform
+  do {
+    try {
+      rest ? w.perform_rest(rest) : w.run(quantum);
+      return true;
+    } catch (const Fault& f) {
+      if (!goes_on_without(f)) return record(f, &w, &w.current()), false;
+      rest = w.leave_out(f);
+      idle_rounds_ += 20;  // a loop around it may have become endless
+    }
+  } while (rest);
   return true;
 }
 

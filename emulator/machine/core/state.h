@@ -40,6 +40,7 @@ struct Settings {
   uint32_t sms = 4;
   bool strict = false;
   Fp8Accumulation fp8 = Fp8Accumulation::hopper;
+  ReportPolicy reports;
   bool print = false;   // reports go to stderr as well
   bool perturb = true;  // move approximations inside their documented error
   uint64_t max_instructions = uint64_t{1} << 40;
@@ -65,7 +66,9 @@ struct Frame {
   const Program* program = nullptr;
   std::vector<uint8_t> registers;
   std::vector<RegState> states;
-  std::vector<uint8_t> params;  // 32 lanes, each ptx->param_bytes
+  std::vector<uint8_t> params;                   // 32 lanes, each ptx->param_bytes
+  UndefinedBytes undefined_params;               // keys: lane_byte
+  std::unordered_map<uint32_t, Origin> origins;  // of undefined registers, by index
   uint64_t local_base = 0;
   const Inst* call = nullptr;  // the instruction that called
   uint32_t lane_pc[32] = {};   // the caller's lanes
@@ -118,6 +121,17 @@ enum class Wait : uint8_t {
   warpgroup
 };
 
+// A byte of a memory that every lane has its own of.
+inline uint64_t lane_byte(int lane, uint64_t at) { return static_cast<uint64_t>(lane) << 48 | at; }
+
+// An instruction that has read undefined shared memory, the first time.
+struct UndefinedRead {
+  Origin from;
+  uint32_t warp;
+  int lane;
+  bool used;  // and reported
+};
+
 struct Warp {
   Machine* m = nullptr;
   Cta* cta = nullptr;
@@ -146,6 +160,16 @@ struct Warp {
   // Local memory: per lane, grown on demand.
   std::vector<uint8_t> local;
   uint64_t local_bytes = 0, local_top = 0;
+  // Undefined data. `undefined`: lanes with an undefined source, while their instruction runs, and
+  // then lanes whose result is. `undefined_results`: what a load has brought in.
+  UndefinedBytes undefined_local;  // keys: lane_byte
+  uint32_t undefined = 0;
+  struct UndefinedResult {
+    Reg to;
+    uint32_t lanes;
+    Origin from;
+  };
+  std::vector<UndefinedResult> undefined_results;
   // Asynchronous work.
   uint32_t fence_count = 1, registers = 0;
   bool wgmma_fenced = false;
@@ -178,6 +202,12 @@ struct Warp {
   InstCounters& counters() { return program->counters[pc]; }
   void run(uint32_t budget);
   void execute(const Inst& in, uint32_t lanes);  // and checks the registers' states
+  // After a fault: the results of the lanes at fault are undefined. The lanes that are still to be
+  // performed; 0: none, and the warp is behind the instruction.
+  uint32_t leave_out(const Fault& f);
+  void perform_rest(uint32_t lanes);
+  void set_results(const Inst& in, uint32_t lanes, uint32_t undefined);
+  void step_over();
   void regroup();
   // The current lanes cannot go on: repeats the instruction later. Returns with the warp parked, or
   // with other lanes of it selected.
@@ -196,6 +226,18 @@ struct Warp {
     r.tag = fence_count;
   }
   uint32_t bad_source(const Reg& s, uint32_t lanes, bool propagates);
+  void execute_undefined(const Inst& in, uint32_t lanes);
+  uint32_t depends(const Inst& in, uint32_t bad);
+  // Where an undefined register's value came from; nowhere if it was never written.
+  Origin origin(const Reg& r) const;
+  void set_origin(const Reg& r, const Origin& from);
+  // The current instruction reads `bytes` of undefined shared memory.
+  Origin read_undefined(const SharedMemory& shared, uint32_t address, uint32_t bytes, int lane);
+  // ... and its result in a vector operand is undefined where `mask`, a bit a byte, says so.
+  void load_undefined(const Inst& in, uint32_t element, int lane, uint32_t mask,
+                      const Origin& from);
+  void settle_loads();
+  void use_undefined(const Origin& from, const std::string& what, int lane);  // reports it
   void busy_write(const Reg& d);
   void touch_results(const Inst& in);
   void defer_move(const Reg& to, const Reg& from, uint32_t bytes);  // from: in flight
@@ -211,7 +253,7 @@ struct Warp {
   void use_frame();
   uint8_t* local_memory(int lane, uint64_t offset, uint64_t bytes);
   bool has_waited();  // griddepcontrol.wait, itself or a warp that a barrier puts before it
-  void release();     // begins a new epoch after others have been given this one
+  void release();     // begins a new epoch after others have been given this one; orders the lanes
 };
 
 struct Cta {
@@ -227,7 +269,12 @@ struct Cta {
   // Actors besides the warps: the copy engine, and after it the tensor cores by warpgroup.
   uint32_t copy_engine = 0, copy_clock = 0;
   std::vector<uint32_t> tensor_clock;
-  uint32_t next_copy_epoch() { return make_epoch(copy_engine, ++copy_clock); }
+  uint32_t sent_clock = 0;  // of the last copy by another CTA
+  uint32_t next_copy_epoch(const Cta& by) {
+    ++copy_clock;
+    if (&by != this) sent_clock = copy_clock;
+    return make_epoch(copy_engine, copy_clock);
+  }
   uint32_t free_registers = 0, running = 0;
   uint64_t fence_time = 0;          // last fence or release of gpu scope
   std::vector<uint64_t> grid_seen;  // by CTA: what it released and this CTA has acquired
@@ -235,6 +282,7 @@ struct Cta {
   // CTA had seen that have ended.
   std::vector<std::pair<uint32_t, const Inst*>> visits;
   Clock left;
+  std::map<const Inst*, UndefinedRead> undefined_reads;
   bool triggered = false;  // griddepcontrol.launch_dependents, or ended
 };
 

@@ -17,17 +17,14 @@ void Warp::execute(const Inst& in, uint32_t lanes) {
   if (in.list_use == ListUse::read)
     for (const Reg& s : in.list) bad |= state[s.index].bad, tags |= state[s.index].tag;
   if (tags & RegState::kResult) touch_results(in);
-  if (bad &= lanes) {
-    bad = 0;
-    for (int i = 0; i < in.sources; ++i) bad |= bad_source(in.s[i], lanes, in.propagates);
-    if (in.list_use == ListUse::read)
-      for (const Reg& s : in.list) bad |= bad_source(s, lanes, in.propagates);
-  }
+  if (bad & lanes) return execute_undefined(in, lanes);
   in.run(*this, in);
   if (regrouped) return;
-  for (int i = 0; i < in.targets; ++i) written(in.d[i], lanes, bad);
-  if (in.list_use == ListUse::written)
-    for (const Reg& d : in.list) written(d, lanes, bad);
+  for (int i = 0; i < in.targets; ++i) written(in.d[i], lanes);
+  if (in.list_use == ListUse::written) {
+    for (const Reg& d : in.list) written(d, lanes);
+    if (!undefined_results.empty()) settle_loads();
+  }
 }
 
 void Warp::run(uint32_t budget) {
@@ -35,6 +32,7 @@ void Warp::run(uint32_t budget) {
     const Inst& in = program->code[pc];
     uint32_t lanes = mask;
     if (in.predicate.index) {
+      active = mask;
       use(in.predicate, mask);
       uint32_t p = *reg<uint32_t>(in.predicate);
       lanes &= in.predicate_negated ? ~p : p;
@@ -49,6 +47,56 @@ void Warp::run(uint32_t budget) {
       regroup();
     }
   }
+}
+
+// Instructions whose lanes do not depend on each other and are performed in order.
+static bool lane_by_lane(const Inst& in) {
+  static constexpr const char* kOpcodes[] = {"ld", "st", "atom", "red", "cp", "mbarrier"};
+  for (const char* opcode : kOpcodes)
+    if (in.ptx && in.ptx->opcode == opcode) return true;
+  return false;
+}
+
+uint32_t Warp::leave_out(const Fault& f) {
+  const Inst& in = current();
+  uint32_t undefined = active, rest = 0;
+  if (f.lane >= 0 && lane_by_lane(in)) {
+    uint32_t bad = 0;
+    for (int i = 0; i < in.sources; ++i) bad |= state[in.s[i].index].bad;
+    if (in.list_use == ListUse::read)
+      for (const Reg& s : in.list) bad |= state[s.index].bad;
+    if (&*f.kind != find_fault_kind("register-in-flight")) bad = 0;
+    // A source is undefined: no lane has been performed. Else those before the lane at fault have.
+    undefined = bad & active ? bad & active : active & 1u << f.lane;
+    uint32_t done = bad & active ? 0 : active & ((1u << f.lane) - 1);
+    set_results(in, done, 0);
+    rest = active & ~done & ~undefined;
+  }
+  set_results(in, undefined, undefined);
+  settle_loads();
+  if (!rest) step_over();
+  return rest;
+}
+
+void Warp::set_results(const Inst& in, uint32_t lanes, uint32_t undefined) {
+  for (const Reg& d : in.d)
+    if (d.index) written(d, lanes, undefined);
+  size_t results = in.list_use == ListUse::written ? in.list.size() : in.accumulators;
+  for (size_t i = 0; i < results; ++i)
+    if (!state[in.list[i].index].in_flight()) written(in.list[i], lanes, undefined);
+}
+
+void Warp::perform_rest(uint32_t lanes) {
+  regrouped = false;
+  next = pc + 1;
+  execute(current(), lanes);
+  if (!regrouped) step_over();
+}
+
+void Warp::step_over() {
+  ++pc;
+  for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc;
+  regroup();
 }
 
 // Smallest program counter first: lanes that are ahead wait until the others catch up.
@@ -218,6 +266,9 @@ bool Warp::has_waited() {
   return dependency_waited;
 }
 
-void Warp::release() { actor.tick(); }
+void Warp::release() {
+  actor.tick();
+  actor.synced = actor.seen[actor.id];
+}
 
 }  // namespace l4k::emu

@@ -83,8 +83,12 @@ Target shared_target(Warp& w, const Atomic& m, u64 address, int lane) {
   u64 key = u64{place.cta->rank} << 32 | place.offset;
   acquire_flag(w, key);
   check_no_mbarrier(*place.cta, place.offset, m.bytes(), lane);
-  place.cta->shared->atomic(place.offset, m.bytes(), w.actor, lane, true, true);
-  return {place.cta->shared->data() + place.offset, key};
+  SharedMemory& shared = *place.cta->shared;
+  if (shared.strong_read(place.offset, m.bytes(), w.actor, lane, Writer::atomic))
+    w.use_undefined(w.read_undefined(shared, place.offset, m.bytes(), lane),
+                    "an atomic operation on", lane);
+  shared.strong_write(place.offset, m.bytes(), w.actor, lane, Writer::atomic);
+  return {shared.data() + place.offset, key};
 }
 
 Target global_target(Warp& w, const Atomic& m, u64 address, int lane) {

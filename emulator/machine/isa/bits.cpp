@@ -200,6 +200,10 @@ bool decode_prmt(Decoder& d) {
   return finish_operation(d, prmt, kB32, {3});
 }
 
+Flow flow_of(const std::string& op) {
+  return op == "and" ? Flow::conjunction : op == "or" ? Flow::disjunction : Flow::any;
+}
+
 bool decode_predicate(Decoder& d, const Type& t) {
   const std::string& op = d.in->opcode;
   Handler h = op == "and"   ? logic<Logic::and_>
@@ -207,6 +211,7 @@ bool decode_predicate(Decoder& d, const Type& t) {
               : op == "xor" ? logic<Logic::xor_>
               : op == "not" ? logic<Logic::not_>
                             : nullptr;
+  d.out->flow = flow_of(op);
   return finish_operation(d, h, t, {op == "not" ? 1 : 2});
 }
 
@@ -221,6 +226,7 @@ bool decode_bits(Decoder& d) {
   if (!operation) return false;
   Type t = d.take_type();
   if (t.kind == Kind::pred) return decode_predicate(d, t);
+  d.out->flow = flow_of(op);
   if (op == "bfind") d.out->modifiers.store(FindBit{d.take("shiftamt")});
   return finish_operation(d, operation->handler(t), t, operation->form);
 }

@@ -161,6 +161,7 @@ bool decode_selp(Decoder& d) {
   d.finish();
   d.out->run = t.bits == 16 ? selp<uint16_t> : t.bits == 32 ? selp<uint32_t> : selp<uint64_t>;
   d.add_target(0, t.bits), d.add_source(1, t.bits), d.add_source(2, t.bits), d.add_source(3, 1);
+  d.out->flow = Flow::choice;
   return true;
 }
 
@@ -208,6 +209,10 @@ bool decode_compare(Decoder& d) {
   }
   d.add_source(1, t.bits, t.kind == Kind::real), d.add_source(2, t.bits, t.kind == Kind::real);
   if (m.combine != Combine::none) m.negated = d.add_predicate(3);
+  if (op == "setp" && m.combine == Combine::and_)
+    out.flow = m.negated ? Flow::and_not : Flow::conjunction;
+  if (op == "setp" && m.combine == Combine::or_)
+    out.flow = m.negated ? Flow::or_not : Flow::disjunction;
   out.modifiers.store(m);
   return true;
 }

@@ -48,6 +48,10 @@ void copy_params(Frame& to, const std::vector<const Variable*>& into, Frame& fro
       std::memcpy(to.params.data() + i * to.program->ptx->param_bytes + into[k]->address,
                   from.params.data() + i * from.program->ptx->param_bytes + out_of[k]->address,
                   std::min(into[k]->bytes, out_of[k]->bytes));
+      to.undefined_params.copy(lane_byte(static_cast<int>(i), into[k]->address),
+                               from.undefined_params,
+                               lane_byte(static_cast<int>(i), out_of[k]->address),
+                               std::min(into[k]->bytes, out_of[k]->bytes));
     }
 }
 std::vector<const Variable*> variables(const PtxOperand& list) {
@@ -96,11 +100,16 @@ u64 argument(Warp& w, const Inst& in, size_t index, int lane) {
               std::min<u64>(8, parts[index].variable->bytes));
   return v;
 }
+void read_defined(Warp& w, int lane, u64 address, u32 bytes, void* out) {
+  Origin from;
+  if (read_memory(w, lane, Space::none, address, bytes, out, Order::coherent, &from))
+    w.use_undefined(from, "printf or assert is given", lane);
+}
 std::string read_string(Warp& w, int lane, u64 address) {
   std::string s;
   for (;; ++address) {
     char c;
-    read_memory(w, lane, Space::none, address, 1, &c, Order::coherent);
+    read_defined(w, lane, address, 1, &c);
     if (!c || s.size() > 4096) return s;
     s += c;
   }
@@ -125,7 +134,7 @@ void print(Warp& w, const Inst& in) {
       u32 bytes = wide ? 8 : 4;
       at = (at + bytes - 1) / bytes * bytes;
       u64 v = 0;
-      read_memory(w, lane, Space::none, at, bytes, &v, Order::coherent);
+      read_defined(w, lane, at, bytes, &v);
       at += bytes;
       if (what == 's')
         std::snprintf(text, sizeof text, spec.c_str(), read_string(w, lane, v).c_str());

@@ -134,7 +134,9 @@ void load(Warp& w, const Inst& in) {
   alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    read_memory(w, i, space, address[i], s.bytes(), data, s.order);
+    Origin from;
+    u32 undefined = read_memory(w, i, space, address[i], s.bytes(), data, s.order, &from);
+    if (undefined) w.load_undefined(in, s.element, i, undefined, from);
     spread(w, in, s, i, data);
   }
 }
@@ -149,8 +151,16 @@ void store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* add
     int i = std::countr_zero(l);
     collect(w, in, s, i, data);
     write_touched(w, address[i], data, bytes, how);
-    if (s.order == Order::coherent) release_global(w, address[i]);
+    if (is_coherent(s.order)) release_global(w, address[i]);
   }
+}
+
+// Values of one lane that are undefined, which has been stored.
+void store_undefined(Warp& w, const Inst& in, const MemoryAccess& s, Space space, u64 address,
+                     int lane) {
+  for (u32 k = 0; k < s.count; ++k)
+    if (w.state[in.list[k].index].bad >> lane & 1)
+      write_undefined(w, lane, space, address + k * s.element, s.element, in.list[k]);
 }
 
 void store(Warp& w, const Inst& in) {
@@ -161,6 +171,8 @@ void store(Warp& w, const Inst& in) {
   else if (s.release == Release::cta) w.m->publish_warp(w);
   Space space = common_space(w, s.space, address);
   if (space == Space::global) {
+    if (w.undefined)
+      for (const Reg& r : in.list) w.use(r, w.active);
     store_global(w, in, s, address);
   } else {
     if (space == Space::shared) count_shared(w, address, w.active, s.bytes());
@@ -169,9 +181,11 @@ void store(Warp& w, const Inst& in) {
       int i = std::countr_zero(l);
       collect(w, in, s, i, data);
       write_memory(w, i, space, address[i], s.bytes(), data, s.order);
+      if (w.undefined >> i & 1) store_undefined(w, in, s, space, address[i], i);
     }
   }
-  if (s.order == Order::coherent) w.release();
+  if (s.order == Order::volatile_) w.actor.tick();  // orders nothing among the warp's lanes
+  else if (is_coherent(s.order)) w.release();
 }
 
 // Parameters of device functions and of calls: per lane, in the frame.
@@ -186,6 +200,10 @@ void load_frame_param(Warp& w, const Inst& in) {
       std::memcpy(&v, p + k * s.element, s.element);
       put_lane(w, in.list[k], s.reg, static_cast<int>(i), v);
     }
+    Origin from;
+    u32 undefined = f.undefined_params.find(
+        lane_byte(static_cast<int>(i), static_cast<u64>(in.imm)), s.bytes(), &from);
+    if (undefined) w.load_undefined(in, s.element, static_cast<int>(i), undefined, from);
   }
 }
 void store_frame_param(Warp& w, const Inst& in) {
@@ -198,6 +216,10 @@ void store_frame_param(Warp& w, const Inst& in) {
     for (u32 k = 0; k < s.count; ++k) {
       u64 v = get_lane(w, in.list[k], s.reg, static_cast<int>(i));
       std::memcpy(p + k * s.element, &v, s.element);
+      u64 key = lane_byte(static_cast<int>(i), static_cast<u64>(in.imm) + k * s.element);
+      f.undefined_params.clear(key, s.element);
+      if (!(w.undefined >> i & 1) || !(w.state[in.list[k].index].bad >> i & 1)) continue;
+      if (Origin from = w.origin(in.list[k])) f.undefined_params.set(key, s.element, from);
     }
   }
 }
@@ -257,6 +279,7 @@ bool decode_load_store(Decoder& d, bool is_load) {
   if (m.bytes() > 16 || t.kind == Kind::pred) d.unsupported("vector of this type");
   m.order = nc ? Order::nc : Order::weak;
   if (semantics >= 1 || cache == 1 || cache == 4) m.order = Order::coherent;
+  if (semantics == 4) m.order = Order::volatile_;
   // acquire at cta scope still goes through the CTA's own cache.
   if (semantics == 2 && scope > 0) m.order = Order::acquire;
   // .cg on a store is a hint for the caches, not an order.
@@ -279,7 +302,7 @@ bool decode_load_store(Decoder& d, bool is_load) {
     out.propagates = true;
     out.run = is_load ? load_frame_param : store_frame_param;
   } else {
-    out.propagates = m.space == Space::local;  // padding of structures is copied undefined
+    out.carries = !is_load;
     out.run = is_load ? load : store;
   }
   return true;

@@ -30,6 +30,30 @@ struct Mma {
   size_t b_registers() const { return a_bytes() / 16; }
   size_t acc_registers() const { return accumulator == MmaAcc::f16 ? 2 : 4; }
 };
+// Undefined rows of A and columns of B make undefined rows and columns of D, and C its elements.
+void carry_undefined(Warp& w, const Inst& in, const Mma& m, u32 (&undefined)[4], Origin* from) {
+  u32 rows = 0, columns = 0;
+  size_t nd = m.acc_registers(), b = nd + m.a_registers(), c = b + m.b_registers();
+  for (size_t i = nd; i < in.list.size(); ++i) {
+    u32 bad = w.bad_source(in.list[i], kAllLanes, true);
+    if (bad && !*from) *from = w.origin(in.list[i]);
+    if (i >= c) undefined[i - c] = bad;
+    else
+      for (; bad; bad &= bad - 1) {
+        u32 lane = static_cast<u32>(std::countr_zero(bad));
+        if (i < b) rows |= 1u << (lane / 4 + 8 * ((i - nd) % 2));
+        else columns |= 1u << lane / 4;
+      }
+  }
+  int elements = m.accumulator == MmaAcc::f16 ? 2 : 1;
+  for (size_t i = 0; i < nd; ++i)
+    for (int lane = 0; lane < 32; ++lane)
+      for (int e = 0; e < elements; ++e) {
+        Element at = c_fragment_element(lane, static_cast<int>(i) * elements + e);
+        undefined[i] |= u32{(rows >> at.row & 1) || (columns >> at.col & 1)} << lane;
+      }
+}
+
 // list: D, A, B, C
 void mma(Warp& w, const Inst& in) {
   if (!whole_warp(w, in)) return;
@@ -39,11 +63,17 @@ void mma(Warp& w, const Inst& in) {
   u32* d[4];
   size_t nd = m.acc_registers(), na = m.a_registers(), nb = m.b_registers();
   for (size_t i = 0; i < nd; ++i) d[i] = w.reg<u32>(in.list[i]);
-  for (size_t i = nd; i < in.list.size(); ++i) w.use(in.list[i], kAllLanes);
+  u32 bad = 0, undefined[4] = {};
+  Origin from;
+  for (size_t i = nd; i < in.list.size(); ++i) bad |= w.state[in.list[i].index].bad;
+  if (bad) carry_undefined(w, in, m, undefined, &from);
   const char* why = mma_sync(m.a, m.b, m.accumulator, m.k, regs + nd, regs + nd + na,
                              regs + nd + na + nb, d, m.satfinite, w.m->settings.fp8);
   if (why) fault("not-implemented", in.ptx->text() + ": " + why);
-  for (size_t i = 0; i < nd; ++i) w.written(in.list[i], kAllLanes);
+  for (size_t i = 0; i < nd; ++i) {
+    w.written(in.list[i], kAllLanes, undefined[i]);
+    if (bad) w.set_origin(in.list[i], from);
+  }
   w.counters().flop += 2ull * 16 * 8 * m.k;
 }
 
@@ -51,7 +81,14 @@ struct MatrixCopy {
   uint8_t matrices;
   bool transposed, shared;  // shared: the address is in a shared space, else generic
 };
-void rows_of(Warp& w, const Inst& in, bool store, uint8_t* (&rows)[32]) {
+struct Rows {
+  uint8_t* data[32];
+  SharedPlace place[32];
+  u32 undefined[32] = {};  // bytes, a bit each
+  u32 any_undefined = 0;
+  Origin from;
+};
+void rows_of(Warp& w, const Inst& in, bool store, Rows* rows) {
   u64 address[32];
   addresses(w, in, address);
   const auto& m = in.modifiers.as<MatrixCopy>();
@@ -59,7 +96,7 @@ void rows_of(Warp& w, const Inst& in, bool store, uint8_t* (&rows)[32]) {
   u64 counted[32];
   for (u32 lane = 0; lane < 32; ++lane) {
     if (lane >= count) {
-      rows[lane] = nullptr;
+      rows->data[lane] = nullptr;
       continue;
     }
     u64 at = address[lane];
@@ -69,34 +106,82 @@ void rows_of(Warp& w, const Inst& in, bool store, uint8_t* (&rows)[32]) {
     check_aligned(at, 16, i);
     SharedPlace place = shared_place(w, at, i);
     if (store) check_no_mbarrier(*place.cta, place.offset, 16, i);
-    if (store) place.cta->shared->write(place.offset, 16, w.actor, i, Writer::generic);
-    else place.cta->shared->read(place.offset, 16, w.actor, i);
-    rows[lane] = place.cta->shared->data() + place.offset;
+    SharedMemory& shared = *place.cta->shared;
+    if (store) shared.write(place.offset, 16, w.actor, i, Writer::generic);
+    else rows->any_undefined |= rows->undefined[lane] = shared.read(place.offset, 16, w.actor, i);
+    if (rows->any_undefined && !rows->from)
+      rows->from = w.read_undefined(shared, place.offset, 16, i);
+    rows->place[lane] = place;
+    rows->data[lane] = shared.data() + place.offset;
     counted[lane] = at;
   }
   count_shared(w, counted, count == 32 ? kAllLanes : (1u << count) - 1, 16);
 }
+
+// The same copies of what is undefined, where a byte that is not 0 stands for an undefined one.
+struct Image {
+  uint8_t bytes[32][16] = {};
+  uint8_t* rows[32];
+  u32 lanes[4][32] = {};
+  u32* registers[4];
+  Image() {
+    for (int i = 0; i < 32; ++i) rows[i] = bytes[i];
+    for (int i = 0; i < 4; ++i) registers[i] = lanes[i];
+  }
+};
+void load_undefined(Warp& w, const Inst& in, const MatrixCopy& m, const Rows& rows) {
+  Image image;
+  for (u32 row = 0; row < m.matrices * 8u; ++row)
+    for (u32 i = 0; i < 16; ++i) image.bytes[row][i] = rows.undefined[row] >> i & 1;
+  ldmatrix(m.matrices, m.transposed, image.rows, image.registers);
+  for (size_t k = 0; k < in.list.size(); ++k)
+    for (int lane = 0; lane < 32; ++lane)
+      if (image.lanes[k][lane]) w.undefined_results.push_back({in.list[k], 1u << lane, rows.from});
+}
+void store_undefined(Warp& w, const Inst& in, const MatrixCopy& m, const Rows& rows) {
+  Image image;
+  Origin from{w.program, &in, Origin::kRegister};
+  for (size_t k = 0; k < in.list.size(); ++k) {
+    u32 bad = w.state[in.list[k].index].bad;
+    if (Origin known = w.origin(in.list[k]); bad && known) from = known;
+    for (; bad; bad &= bad - 1) image.lanes[k][std::countr_zero(bad)] = kAllLanes;
+  }
+  stmatrix(m.matrices, m.transposed, image.registers, image.rows);
+  for (u32 row = 0; row < m.matrices * 8u; ++row)
+    for (u32 i = 0; i < 16; ++i)
+      if (image.bytes[row][i])
+        rows.place[row].cta->shared->forget(rows.place[row].offset + i, 1, from);
+}
+
 void load(Warp& w, const Inst& in) {
   if (!whole_warp(w, in)) return;
-  uint8_t* rows[32];
-  rows_of(w, in, false, rows);
+  Rows rows;
+  rows_of(w, in, false, &rows);
   u32* regs[4];
   for (size_t i = 0; i < in.list.size(); ++i) regs[i] = w.reg<u32>(in.list[i]);
   const auto& m = in.modifiers.as<MatrixCopy>();
-  ldmatrix(m.matrices, m.transposed, rows, regs);
+  ldmatrix(m.matrices, m.transposed, rows.data, regs);
+  if (rows.any_undefined) load_undefined(w, in, m, rows);
 }
 void store(Warp& w, const Inst& in) {
   if (!whole_warp(w, in)) return;
-  uint8_t* rows[32];
-  rows_of(w, in, true, rows);
+  Rows rows;
+  rows_of(w, in, true, &rows);
   const u32* regs[4];
   for (size_t i = 0; i < in.list.size(); ++i) regs[i] = w.reg<u32>(in.list[i]);
   const auto& m = in.modifiers.as<MatrixCopy>();
-  stmatrix(m.matrices, m.transposed, regs, rows);
+  stmatrix(m.matrices, m.transposed, regs, rows.data);
+  if (w.undefined) store_undefined(w, in, m, rows);
 }
 void transpose(Warp& w, const Inst& in) {
   if (!whole_warp(w, in)) return;
   movmatrix(w.reg<u32>(in.s[0]), w.reg<u32>(in.d[0]));
+  if (!w.undefined) return;
+  u32 image[32];
+  for (u32 i = 0; i < 32; ++i) image[i] = w.undefined >> i & 1 ? kAllLanes : 0;
+  movmatrix(image, image);
+  w.undefined = 0;
+  for (u32 i = 0; i < 32; ++i) w.undefined |= u32{image[i] != 0} << i;
 }
 
 bool decode_matrix_copy(Decoder& d, bool is_load) {
@@ -116,6 +201,7 @@ bool decode_matrix_copy(Decoder& d, bool is_load) {
   d.add_list(d.operand(is_load ? 0 : 1), 32, is_load ? ListUse::written : ListUse::read);
   if (out.list.size() != m.matrices)
     throw PtxError(d.in->line, d.in->text() + ": wrong number of registers");
+  out.carries = !is_load;
   out.run = is_load ? load : store;
   return true;
 }
@@ -142,6 +228,7 @@ bool decode_mma(Decoder& d) {
     d.take("sync"), d.take("aligned"), d.take("m8n8"), d.take("trans"), d.take("b16");
     d.finish();
     d.add_target(0, 32), d.add_source(1, 32);
+    out.propagates = true;
     out.run = transpose;
     return true;
   }

@@ -24,6 +24,7 @@ void move(Warp& w, const Inst& in) {
   }
   const RegState from = w.state[in.s[0].index];
   w.written(in.d[0], w.active, from.bad & w.active);
+  if (from.bad & w.active) w.set_origin(in.d[0], w.origin(in.s[0]));
   RegState& to = w.state[in.d[0].index];
   to.tag = in.s[0].index ? from.tag : 0;
   to.set_busy(Busy::none);

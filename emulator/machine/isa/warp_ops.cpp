@@ -28,7 +28,7 @@ enum class Shuffle : uint8_t { up, down, bfly, idx };
 void shuffle(Warp& w, const Inst& in) {
   if (!members(w, in, in.s[3])) return;
   const u32 *a = w.reg<u32>(in.s[0]), *b = w.reg<u32>(in.s[1]), *c = w.reg<u32>(in.s[2]);
-  u32 out[32], valid = 0;
+  u32 out[32], valid = 0, undefined = 0;
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     u32 lane = static_cast<u32>(i), clamp = c[i] & 31, segment = c[i] >> 8 & 31, n = b[i] & 31;
@@ -58,7 +58,9 @@ void shuffle(Warp& w, const Inst& in) {
             i);
     out[i] = a[j];
     valid |= u32(ok) << i;
+    undefined |= (w.undefined >> j & 1) << i;
   }
+  w.undefined = undefined;
   u32* d = w.reg<u32>(in.d[0]);
   for (u32 l = w.active; l; l &= l - 1) d[std::countr_zero(l)] = out[std::countr_zero(l)];
   if (in.targets > 1) w.set_predicate(in.d[1], valid);

@@ -9,7 +9,7 @@
 // 6 | uninitialised-shared-read | one row of A is never written
 // 7 | proxy-fence-missing | no fence.proxy.async between stmatrix and the TMA store
 // 8 | proxy-fence-missing shared-in-flight shared-race uninitialised-shared-read | no barrier after stmatrix
-// 9 | shared-in-flight | the block ends while its TMA store still reads shared memory
+// 9 | store-at-exit | the block ends while its TMA store still reads shared memory
 #include "device.cuh"
 #include "host.h"
 

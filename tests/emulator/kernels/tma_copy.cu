@@ -1,8 +1,8 @@
 // y = 2 x through shared memory: TMA load, mbarrier, plain loads and stores, TMA store.
 //
 // mutant | report | what
-// 1 | shared-in-flight uninitialised-shared-read | no wait for the load
-// 2 | shared-in-flight uninitialised-shared-read | wait for the wrong parity, which passes at once
+// 1 | shared-in-flight shared-race uninitialised-shared-read | no wait for the load
+// 2 | shared-in-flight shared-race uninitialised-shared-read | wait for the wrong parity, which passes at once
 // 3 | deadlock | expect_tx counts 16 bytes too many
 // 4 | mbarrier deadlock | expect_tx counts 16 bytes too few
 // 5 | proxy-fence-missing | no fence.proxy.async between the stores and the TMA store
@@ -11,11 +11,11 @@
 // 8 | misaligned | the load's destination is 16 bytes off
 // 9 | mbarrier shared-race | other threads use the barrier before its initialisation is ordered
 // 10 | shared-in-flight | wait_group.read leaves the TMA store pending
-// 11 | shared-in-flight | the block ends while its TMA store still reads shared memory
+// 11 | store-at-exit | the block ends while its TMA store still reads shared memory
 // 12 | mbarrier | every thread arrives on a barrier that counts one
 // 13 | shared-out-of-bounds | the load's destination runs past the block's shared memory
 // 14 | shared-race shared-in-flight proxy-fence-missing | the thread that fences is not the one that stored
-// 15 | proxy-fence-missing | no fence.mbarrier_init before the copies use the barrier
+// 15 | mbarrier-init-fence-missing | no fence.mbarrier_init before the copies use the barrier
 #include "device.cuh"
 #include "host.h"
 

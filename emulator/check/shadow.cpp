@@ -1,0 +1,88 @@
+#include "check/shadow.h"
+
+#include "check/report.h"
+
+namespace l4k::emu {
+
+void Actor::tick() {
+  if (++seen[id] >= kMaxClock) fault("not-implemented", "more than 4 million barriers in one warp");
+}
+
+uint32_t Shadow::new_set() {
+  if (free_sets_.empty()) {
+    read_sets_.emplace_back(actors_, 0);
+    return static_cast<uint32_t>(read_sets_.size() - 1);
+  }
+  uint32_t index = free_sets_.back();
+  free_sets_.pop_back();
+  read_sets_[index].assign(actors_, 0);
+  return index;
+}
+
+void Shadow::note_read(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
+  if (c.reader == mine) {
+    if (c.reader_lane != lane) c.reader_lane = kLanes;
+    return;
+  }
+  c.reader_lane = lane;
+  uint32_t old = c.reader, id = epoch_actor(mine), clock = epoch_clock(mine);
+  if (old >= kReadSet) {
+    read_sets_[old - kReadSet][id] = clock;
+  } else if (!old || ordered(old, seen)) {
+    c.reader = mine;
+  } else {
+    uint32_t set = new_set();
+    read_sets_[set][epoch_actor(old)] = epoch_clock(old);
+    read_sets_[set][id] = clock;
+    c.reader = kReadSet | set;
+  }
+}
+
+uint32_t Shadow::unordered_read(const Cell& c, const Clock& seen) const {
+  if (c.reader < kReadSet) return c.reader && !ordered(c.reader, seen) ? c.reader : 0;
+  const Clock& set = read_sets_[c.reader - kReadSet];
+  for (uint32_t a = 0; a < actors_; ++a)
+    if (set[a] > seen[a]) return make_epoch(a, set[a]);
+  return 0;
+}
+
+void Shadow::split(Cell& c) {
+  uint32_t index = static_cast<uint32_t>(parts_.size());
+  if (free_parts_.empty()) {
+    parts_.emplace_back();
+  } else {
+    index = free_parts_.back();
+    free_parts_.pop_back();
+  }
+  Parts& parts = parts_[index];
+  parts.fill(c);
+  if (c.reader >= kReadSet)
+    for (size_t i = 1; i < parts.size(); ++i) {
+      uint32_t copy = new_set();
+      read_sets_[copy] = read_sets_[c.reader - kReadSet];
+      parts[i].reader = kReadSet | copy;
+    }
+  c.writer = index;
+  c.split = true;
+}
+
+void Shadow::unite(Cell& c) {
+  Parts& parts = parts_[c.writer];
+  Cell whole = parts[0];
+  if (whole.reader >= kReadSet) return;
+  // Whoever read the word after them ordered these writes: lanes do not matter to him any more.
+  bool past = whole.reader && whole.writer != whole.reader && whole.kind < Writer::atomic;
+  for (const Cell& p : parts) {
+    if (p.writer != whole.writer || p.reader != whole.reader || p.kind != whole.kind ||
+        p.defined != whole.defined || p.reader_lane != whole.reader_lane ||
+        p.volatile_reader != whole.volatile_reader || p.volatile_lane != whole.volatile_lane)
+      return;
+    if (p.writer_lane == whole.writer_lane) continue;
+    if (!past) return;
+    whole.writer_lane = kLanes;
+  }
+  free_parts_.push_back(c.writer);
+  c = whole;
+}
+
+}  // namespace l4k::emu
