@@ -23,6 +23,10 @@ class SharedMemory {
   // Without `data`, what is written is not compared with what is there.
   void write(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind,
              const void* data = nullptr);
+  // Plain loads and stores of whole words by several lanes. False: something may be wrong with one of
+  // them; then all are to be made one by one, which finds out.
+  bool read_lanes(const uint64_t* address, uint32_t lanes, uint32_t bytes, const Actor& who);
+  bool write_lanes(const uint64_t* address, uint32_t lanes, uint32_t bytes, const Actor& who);
   // Atomic and volatile accesses may race with each other, not with plain ones; volatile accesses
   // not between the lanes of a warp.
   uint32_t strong_read(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind);
@@ -52,6 +56,8 @@ class SharedMemory {
   std::string name(uint32_t epoch, uint32_t own) const;
   void pend_read(uint32_t address, uint32_t bytes, int delta);
   void pend_write(uint32_t address, uint32_t bytes, int delta);
+  template <typename F>
+  bool all_words(const uint64_t* address, uint32_t lanes, uint32_t bytes, F&& f) const;
   bool is_read(uint32_t address, uint32_t bytes) const;  // by an operation in flight
   bool is_written(uint32_t address, uint32_t bytes) const;
   [[gnu::cold]] void check_overwrite(const Cell& c, uint32_t address, const void* data,
