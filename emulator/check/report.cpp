@@ -77,7 +77,8 @@ std::string ReportTally::text() const {
       list += (list.empty() ? "" : ", ") + std::to_string(reports[i]) + " " + kSeverityNames[i];
   if (list.empty() && !ignored) return "";
   std::string s = "the run went on after reports";
-  if (places) s += " at " + std::to_string(places) + " places (" + list + ")";
+  if (places)
+    s += " at " + std::to_string(places) + (places == 1 ? " place (" : " places (") + list + ")";
   if (ignored)
     s += std::string(places ? " and" : "") + " that were ignored (" + std::to_string(ignored) + ")";
   return s;

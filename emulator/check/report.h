@@ -80,7 +80,7 @@ struct Report {
 
 // How often the run went on, since the process began.
 struct ReportTally {
-  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0;
+  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0, left_out = 0;
   std::string text() const;  // "" when it never did
 };
 

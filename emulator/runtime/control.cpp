@@ -70,7 +70,8 @@ void Machine::configure_from_environment() {
   std::string error;
   if (const char* text = std::getenv("L4K_EMU"); text && !parse_settings(text, &s, &error)) {
     std::fprintf(stderr, "L4K_EMU: %s\n", error.c_str());
-    std::exit(2);
+    std::fflush(nullptr);
+    std::_Exit(2);  // handlers of the exit need the machine, which there is not
   }
   configure(s);
 }

@@ -87,7 +87,7 @@ CUresult encode_tiled_entry(CUtensorMap* map, CUtensorMapDataType type, cuuint32
                             CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
   EncodeResult r = encode_tiled(map, type, rank, address, dims, strides, box, element_strides,
                                 interleave, swizzle, promotion, fill);
-  if (r.code != EncodeCode::ok) note_refusal("cuTensorMapEncodeTiled: " + r.reason);
+  if (r.code != EncodeCode::ok) note_refusal(r.reason);
   return static_cast<CUresult>(r.code);
 }
 CUresult error_string(CUresult e, const char** s) {

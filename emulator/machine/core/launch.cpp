@@ -46,6 +46,7 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   const Program& p = *l->program;
   kept_.clear();  // an earlier launch's program may be gone
   l->id = next_launch_++;
+  ++progress;
   if (!l->programmatic) sectors.clear();
   uint32_t threads = l->block[0] * l->block[1] * l->block[2];
   l->dynamic_base = (p.static_shared_end + p.dynamic_align - 1) / p.dynamic_align * p.dynamic_align;

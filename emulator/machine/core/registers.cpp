@@ -26,7 +26,9 @@ uint32_t Warp::bad_source(const Reg& s, uint32_t lanes, bool propagates) {
     fault("register-in-flight",
           "register " + name + " is an accumulator of a wgmma that has not been waited for", lane);
   if (propagates) return bad;
-  fault("uninitialised-register", "register " + name + " is used and was never written", lane);
+  std::string why = " is used and was never written";
+  if (m->tally.left_out) why += ", or is the result of an instruction that was left out";
+  fault("uninitialised-register", "register " + name + why, lane);
 }
 
 void Warp::busy_write(const Reg& d) {

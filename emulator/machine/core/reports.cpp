@@ -89,7 +89,11 @@ void Machine::summarize() {
 }
 
 bool Machine::goes_on_after(const Fault& f) { return keep(f, false); }
-bool Machine::goes_on_without(const Fault& f) { return keep(f, true); }
+bool Machine::goes_on_without(const Fault& f) {
+  bool goes_on = keep(f, true);
+  tally.left_out += goes_on;
+  return goes_on;
+}
 
 // A kind at an instruction is looked into once: unrolled loops have many of one source line.
 bool Machine::keep(const Fault& f, bool left_out) {
@@ -113,7 +117,10 @@ bool Machine::keep(const Fault& f, bool left_out) {
     }
     it = kept_.insert({{&kind, in}, index}).first;
   }
-  if (it->second == kIgnored) return ++tally.ignored, true;
+  if (it->second == kIgnored) {
+    ++tally.ignored;
+    return true;
+  }
   ++went_on[it->second].count;
   ++tally.reports[static_cast<size_t>(kind.severity)];
   return true;
