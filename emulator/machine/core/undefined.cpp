@@ -90,7 +90,10 @@ uint32_t Warp::bad_source(const Reg& s, uint32_t lanes, bool propagates) {
     use_undefined(from, "register " + register_name(s) + " is used and holds", lane);
   else
     complain("uninitialised-register",
-             "register " + register_name(s) + " is used and was never written", lane);
+             "register " + register_name(s) + " is used and was never written" +
+                 (m->tally.left_out ? ", or is the result of an instruction that was left out"
+                                    : ""),
+             lane);
   return 0;
 }
 
