@@ -39,7 +39,6 @@ bool GlobalMemory::release(void* p) {
   });
   std::free(it->second);
   blocks_.erase(it);
-  last_ = 0;
   return true;
 }
 
@@ -60,7 +59,6 @@ bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
     Range& r = ranges_[i];
     if (r.begin != begin || r.end != begin + bytes || r.owned) continue;
     if (--r.references == 0) ranges_.erase(ranges_.begin() + static_cast<ptrdiff_t>(i));
-    last_ = 0;
     return true;
   }
   return false;
@@ -73,11 +71,11 @@ void GlobalMemory::end_range(const void* p, uint64_t bytes, uint32_t launch, con
       r.ended = launch, r.name = name;
 }
 
-const Range* GlobalMemory::find(uint64_t address, uint64_t bytes) const {
-  if (last_ < ranges_.size() && ranges_[last_].holds(address, bytes)) return &ranges_[last_];
+const Range* GlobalMemory::find(uint64_t address, uint64_t bytes, size_t* hint) const {
+  if (*hint < ranges_.size() && ranges_[*hint].holds(address, bytes)) return &ranges_[*hint];
   for (size_t i = 0; i < ranges_.size(); ++i) {
     if (ranges_[i].holds(address, bytes)) {
-      last_ = i;
+      *hint = i;
       return &ranges_[i];
     }
   }

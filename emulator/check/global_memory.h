@@ -10,6 +10,8 @@
 
 namespace l4k::emu {
 
+struct Inst;
+
 struct Range {
   uint64_t begin = 0, end = 0;
   bool owned = false;  // came from cudaMalloc
@@ -32,8 +34,9 @@ class GlobalMemory {
   bool remove_range(const void* p, uint64_t bytes);
   // Launches from this one on may not touch what is registered of these bytes.
   void end_range(const void* p, uint64_t bytes, uint32_t launch, const char* name);
-  // The range that holds [address, address + bytes), or null.
-  const Range* find(uint64_t address, uint64_t bytes) const;
+  // The range that holds [address, address + bytes), or null. It is looked for at `*hint` first,
+  // where it is found is left there.
+  const Range* find(uint64_t address, uint64_t bytes, size_t* hint) const;
   // "0x.. is 16 bytes past the end of an allocation of 4096 bytes".
   std::string describe(uint64_t address) const;
   uint64_t bytes_in_use() const { return in_use_; }
@@ -41,7 +44,6 @@ class GlobalMemory {
  private:
   std::vector<Range> ranges_;
   std::unordered_map<uint64_t, void*> blocks_;
-  mutable size_t last_ = 0;
   uint64_t in_use_ = 0;
 };
 
@@ -49,13 +51,15 @@ class GlobalMemory {
 struct Sector {
   uint32_t written = 0;                      // bytes written by the launch
   uint32_t unpublished = 0;                  // bytes in some CTA's store buffer
+  uint32_t read = 0;                         // bytes read plainly by the launch reader_launch
   uint32_t last_written = 0, last_read = 0;  // bytes, of the last writer and the last plain reader
   uint32_t owner = 0, reader = 0;            // their CTAs, + 1
   uint64_t write_time = 0, read_time = 0;
   uint32_t writer = 0, reading = 0;              // epochs of the last warps that wrote and read
   uint32_t writer_bytes = 0, reading_bytes = 0;  // and their bytes
-  uint16_t launch = 0, reader_launch = 0;        // low bits of the launches
-  bool bulk_written = false;                     // by the copy engine, the last time
+  const Inst *write_at = nullptr, *read_at = nullptr;  // and instructions
+  uint16_t launch = 0, reader_launch = 0;              // low bits of the launches
+  bool bulk_written = false;                           // by the copy engine, the last time
   uint32_t early_read = 0, nc_read = 0;      // bytes read before griddepcontrol.wait, through .nc
   uint16_t early_reader = 0, nc_reader = 0;  // by these launches
   uint16_t counted_read = 0;                 // for this launch
@@ -69,6 +73,18 @@ class SectorTable {
     return (*cached_)[address >> 5 & 127];
   }
   void clear();
+  // Takes everything from another table: combine(address, mine, theirs) where both have a page.
+  template <typename F>
+  void absorb(SectorTable& other, F&& combine) {
+    for (auto& [number, theirs] : other.pages_) {
+      auto& mine = pages_[number];
+      if (!mine) std::swap(mine, theirs);
+      else
+        for (size_t i = 0; i < mine->size(); ++i)
+          combine(number << 12 | i << 5, (*mine)[i], (*theirs)[i]);
+    }
+    other.clear();
+  }
 
  private:
   using Page = std::array<Sector, 128>;

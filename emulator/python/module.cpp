@@ -65,7 +65,7 @@ py::dict counters() {
 void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
                std::optional<uint32_t> sms, std::optional<bool> strict,
                std::optional<std::string> fp8, std::optional<bool> perturb,
-               std::optional<uint64_t> limit) {
+               std::optional<uint64_t> limit, std::optional<uint32_t> threads) {
   std::string text = "print=0";
   auto item = [&](const char* key, const std::string& value) {
     text += "," + std::string(key) + "=" + value;
@@ -77,6 +77,7 @@ void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
   if (fp8) item("fp8", *fp8);
   if (perturb) item("perturb", *perturb ? "1" : "0");
   if (limit) item("limit", std::to_string(*limit));
+  if (threads) item("threads", std::to_string(*threads));
   if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
 }
 
@@ -128,7 +129,7 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
   m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(),
         py::arg("seed") = py::none(), py::arg("sms") = py::none(), py::arg("strict") = py::none(),
         py::arg("fp8_accumulation") = py::none(), py::arg("perturb") = py::none(),
-        py::arg("limit") = py::none(),
+        py::arg("limit") = py::none(), py::arg("threads") = py::none(),
         "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
         "'hopper'.");
   py::class_<PtxKernel>(m, "PtxKernel",

@@ -15,7 +15,8 @@ cudaError_t settle() {
 }
 
 bool valid(const void* p, size_t n) {
-  return Machine::get().memory.find(reinterpret_cast<uint64_t>(p), n) != nullptr;
+  size_t hint = 0;
+  return Machine::get().memory.find(reinterpret_cast<uint64_t>(p), n, &hint) != nullptr;
 }
 
 cudaError_t copy(void* dst, const void* src, size_t n, cudaMemcpyKind kind) {

@@ -119,21 +119,21 @@ void Machine::record(const Fault& f, Warp* w, const Inst* in) {
   report.lane = f.lane;
   report.has_address = f.has_address;
   report.address = f.address;
-  if (w) locate(w, in);
+  if (w) locate(*w->cta->cluster->launch, w->cta->id, w->index, in);
 }
 
-void Machine::locate(Warp* w, const Inst* in) {
-  report.kernel = w->cta->cluster->launch->program->ptx->name;
-  for (int i = 0; i < 3; ++i) report.cta[i] = w->cta->id[i];
-  report.warp = static_cast<int>(w->index);
+void Machine::locate(const Launch& l, const uint32_t (&cta)[3], uint32_t warp, const Inst* in) {
+  report.kernel = l.program->ptx->name;
+  std::copy_n(cta, 3, report.cta);
+  report.warp = static_cast<int>(warp);
   if (!in || !in->ptx) return;
   report.instruction = in->ptx->text();
   report.ptx_line = in->ptx->line;
-  const PtxModule& mod = *w->program->module;
+  const PtxModule& mod = *l.program->module;
   auto at = static_cast<size_t>(in->ptx->location);
-  const SourceLocation& l = mod.locations[at];
-  if (l.line) report.file = file_name(mod, l.file);
-  report.line = l.line;
+  const SourceLocation& place = mod.locations[at];
+  if (place.line) report.file = file_name(mod, place.file);
+  report.line = place.line;
   report.inlined_at = callers(mod, at);
 }
 

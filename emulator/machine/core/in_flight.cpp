@@ -15,6 +15,7 @@ void Machine::submit(BulkOp op) {
 void Machine::land(size_t index) {
   BulkOp& op = bulk_[index];
   ++progress;
+  landing_ = op.inst;
   try {
     if (!op.has_read && op.read) op.read();
     op.has_read = true;
@@ -24,6 +25,7 @@ void Machine::land(size_t index) {
     record(f, op.warp, op.inst);
     return;
   }
+  landing_ = nullptr;
   if (op.group == ~0u || op.released) bulk_.erase(bulk_.begin() + static_cast<ptrdiff_t>(index));
 }
 
@@ -60,8 +62,10 @@ void Machine::land_copies_of(Warp& w) {
         break;
       }
   }
+  landing_ = in;
   try {
     front.land(w, up_to, lanes);
+    landing_ = nullptr;
   } catch (const Fault& f) {
     record(f, &w, in);
   }

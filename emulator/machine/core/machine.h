@@ -1,7 +1,10 @@
-// Schedules launches over the emulated SMs and owns everything that outlives a CTA.
+// Schedules launches over the emulated SMs and owns everything that outlives a CTA. A launch whose
+// CTAs cannot communicate is divided among shards: machines that have some of the SMs and the same
+// memory, run some of the clusters, and see nothing of one another (shards.cpp).
 #pragma once
 
 #include "machine/core/state.h"
+#include "machine/core/workers.h"
 
 namespace l4k::emu {
 
@@ -13,12 +16,16 @@ struct KernelCounters {
   std::vector<std::pair<std::string, InstCounters>> lines;  // by source line
 };
 
+struct ShardConflict;
+
 class Machine {
  public:
+  explicit Machine(GlobalMemory& m) : memory(m) {}
   static Machine& get();
 
   Settings settings;
-  GlobalMemory memory;
+  GlobalMemory& memory;
+  size_t memory_hint = 0;  // where the last access found its allocation
   SectorTable sectors;
   Report report;  // first error since the last reset
   std::mt19937_64 random{1};
@@ -38,6 +45,7 @@ class Machine {
 
   std::vector<KernelCounters> counters() const;
   void reset_counters();
+  InstCounters* tally(const Program& p);  // its counters, by instruction
 
   // Called by instructions.
   void submit(BulkOp op);  // lands now in early mode
@@ -54,14 +62,18 @@ class Machine {
   Launch* find_launch(uint32_t id);
   uint32_t next_launch() const { return next_launch_; }
   bool followed(const Launch& l) const { return launches_.back().get() != &l; }
+  uint32_t first_sm() const { return first_sm_; }
+  const Inst* landing() const { return landing_; }  // the copy that lands now, or null
 
  private:
   // Scheduling.
   void run_until_done(size_t keep);
+  void abandon_failed();
   bool step();
   void collect_ready();
   bool run_ready();
   bool check_progress();
+  void report_limit();
   bool wake_or_land();
   bool time_out_waits();
   template <typename F>
@@ -77,13 +89,23 @@ class Machine {
   void vacate(const Launch& l, uint32_t sm);
   void finish_cluster(Launch& l, size_t index);
   void finish_first_launch();
+  void drain_held(Launch& l);
+  // Shards.
+  uint32_t shards_of(const Launch& l) const;
+  void run_shards(Launch& l, uint32_t count);
+  void begin_shard(const Machine& whole, const Launch& l, uint32_t index, uint32_t count,
+                   uint64_t seed);
+  void run_shard(const std::function<bool()>& stopped);
+  void merge_shard(Launch& l, Machine& shard, ShardConflict* first);
+  void report_conflict(const Launch& l, const ShardConflict& c);
+  void end_shard();
   // Copies in flight.
   bool land_one();
   void land(size_t index);
   void land_copies_of(Warp& w);
   // Diagnosis.
   void record(const Fault& f, Warp* w, const Inst* in);
-  void locate(Warp* w, const Inst* in);
+  void locate(const Launch& l, const uint32_t (&cta)[3], uint32_t warp, const Inst* in);
   void deadlock();
   std::string describe_wait(const Warp& w) const;
 
@@ -98,9 +120,16 @@ class Machine {
   std::vector<BulkOp> bulk_;
   uint32_t next_launch_ = 1, stuck_rounds_ = 0;
   uint64_t stuck_progress_ = 0;
+  const Inst* landing_ = nullptr;
+  std::unordered_map<const Program*, std::vector<InstCounters>> tallies_;
+  uint32_t first_sm_ = 0;
+  std::vector<std::unique_ptr<Machine>> shards_;
+  Workers workers_;
   friend struct Warp;
 };
 
+// The index-th of these, the first dimension running fastest.
+void unravel(uint64_t index, const uint32_t (&extent)[3], uint32_t (&at)[3]);
 uint32_t registers_per_thread(const Program& p, uint32_t threads);
 // CTAs of this shape that fit one SM; 0 when even one does not.
 uint32_t occupancy(const Program& p, uint32_t threads, uint32_t shared_bytes);

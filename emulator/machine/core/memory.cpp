@@ -125,7 +125,7 @@ void check_overlap(Warp& w, Sector& s, uint32_t mask, bool reads, bool writes, u
                  " what an overlapping kernel wrote with no griddepcontrol.wait between",
              lane, address);
   if (!writes) return;
-  if (((s.last_read & mask) && overlaps(s.reader_launch)) ||
+  if (((s.read & mask) && overlaps(s.reader_launch)) ||
       ((s.early_read & mask) && s.early_reader != tag && m.find_launch(s.early_reader)))
     fault_at("dependency-race",
              "writes what an overlapping kernel read with no griddepcontrol.wait between", lane,
@@ -191,6 +191,7 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
   auto tag = static_cast<uint16_t>(l.id);
   bool stores = how == Access::write || how == Access::bulk_write, reads = !stores;
   bool writes = stores || how == Access::atomic, chained = l.programmatic || m.followed(l);
+  const Inst* in = m.landing() ? m.landing() : &w.current();
   for (uint64_t at = address & ~uint64_t{31}; at < address + bytes; at += 32) {
     Sector& s = m.sectors.at(at);
     uint32_t mask = sector_mask(at, address, bytes);
@@ -204,9 +205,10 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
         s.early_reader = tag;
       }
       bool same = s.reader == me && s.reader_launch == tag && l.released[me - 1] <= s.read_time;
+      s.read = s.reader_launch == tag ? s.read | mask : mask;
       s.last_read = same ? s.last_read | mask : mask;
       s.reading_bytes = same && s.reading == w.actor.epoch() ? s.reading_bytes | mask : mask;
-      s.reading = w.actor.epoch();
+      s.reading = w.actor.epoch(), s.read_at = in;
       s.reader = me, s.reader_launch = tag, s.read_time = m.instructions;
     }
     if (!writes) continue;
@@ -220,12 +222,12 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
     s.writer = how == Access::atomic ? 0 : w.actor.epoch();
     s.written = s.launch == tag ? s.written | mask : mask;
     s.launch = tag, s.owner = me, s.write_time = m.instructions;
-    s.bulk_written = how == Access::bulk_write;
+    s.bulk_written = how == Access::bulk_write, s.write_at = in;
   }
 }
 
 uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write) {
-  const Range* r = w.m->memory.find(address, bytes);
+  const Range* r = w.m->memory.find(address, bytes, &w.m->memory_hint);
   if (!r)
     fault_at("global-out-of-bounds",
              std::string(write ? "writes " : "reads ") + std::to_string(bytes) +

@@ -11,12 +11,14 @@ void Machine::run_until_done(size_t keep) {
     if (!step()) break;
     while (launches_.size() > keep && launches_.front()->done()) finish_first_launch();
   }
-  if (failed()) {
-    if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", report.text().c_str());
-    launches_.clear();
-    bulk_.clear();
-    sms_.assign(settings.sms, Sm{});
-  }
+  if (failed()) abandon_failed();
+}
+
+void Machine::abandon_failed() {
+  if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", report.text().c_str());
+  launches_.clear();
+  bulk_.clear();
+  sms_.assign(settings.sms, Sm{});
 }
 
 // False: nothing is left to do, or something is wrong.
@@ -25,15 +27,16 @@ bool Machine::step() {
   collect_ready();
   if (ready_.empty()) return wake_or_land();
   if (!check_progress() || !run_ready()) return false;
-  if (instructions > settings.max_instructions) {
-    record(Fault{"instruction-limit", "the instruction limit was reached", -1, false, 0}, nullptr,
-           nullptr);
-    return false;
-  }
+  if (instructions > settings.max_instructions) report_limit();
   for (auto& l : launches_)
     for (size_t i = l->resident.size(); i-- > 0;)
       if (!l->resident[i]->running) finish_cluster(*l, i);
   return !failed();
+}
+
+void Machine::report_limit() {
+  record(Fault{"instruction-limit", "the instruction limit was reached", -1, false, 0}, nullptr,
+         nullptr);
 }
 
 // The warps that can run, the newest launch's first, and those that a change may wake.
