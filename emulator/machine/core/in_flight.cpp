@@ -6,6 +6,16 @@
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
+namespace {
+
+// Names the instruction whose copy lands; the warp itself has gone on.
+struct Landing {
+  Landing(const Inst** place, const Inst* in) : place(place) { *place = in; }
+  ~Landing() { *place = nullptr; }
+  const Inst** place;
+};
+
+}  // namespace
 
 void Machine::submit(BulkOp op) {
   bulk_.push_back(std::move(op));
@@ -15,7 +25,7 @@ void Machine::submit(BulkOp op) {
 void Machine::land(size_t index) {
   BulkOp& op = bulk_[index];
   ++progress;
-  landing_ = op.inst;
+  Landing scope(&landing_, op.inst);
   try {
     if (!op.has_read && op.read) op.read();
     op.has_read = true;
@@ -25,7 +35,6 @@ void Machine::land(size_t index) {
     record(f, op.warp, op.inst);
     return;
   }
-  landing_ = nullptr;
   if (op.group == ~0u || op.released) bulk_.erase(bulk_.begin() + static_cast<ptrdiff_t>(index));
 }
 
@@ -62,10 +71,9 @@ void Machine::land_copies_of(Warp& w) {
         break;
       }
   }
-  landing_ = in;
+  Landing scope(&landing_, in);
   try {
     front.land(w, up_to, lanes);
-    landing_ = nullptr;
   } catch (const Fault& f) {
     record(f, &w, in);
   }

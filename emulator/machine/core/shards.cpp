@@ -92,7 +92,7 @@ void Machine::begin_shard(const Machine& whole, const Launch& l, uint32_t index,
 }
 
 void Machine::run_shard(const std::function<bool()>& stopped) {
-  while (!launches_.front()->done() && !stopped() && step()) {
+  while (!failed() && !launches_.front()->done() && !stopped() && step()) {
   }
 }
 
@@ -101,7 +101,7 @@ void Machine::end_shard() {
   bulk_.clear();
   sectors.clear();
   report = Report{};
-  for (auto& [program, tally] : tallies_) std::fill(tally.begin(), tally.end(), InstCounters{});
+  tallies_.clear();
 }
 
 // The sum of what shards counted: a sector that several touched counts once.

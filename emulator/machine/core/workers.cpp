@@ -1,6 +1,6 @@
 #include "machine/core/workers.h"
 
-#include <thread>
+#include <algorithm>
 
 namespace l4k::emu {
 
@@ -10,20 +10,20 @@ void Workers::run(uint32_t threads, uint32_t count, const std::function<void(uin
   if (others) {
     std::lock_guard lock(mutex_);
     job_ = job;
-    // Never joined: they wait for the next job until the process ends.
-    for (; threads_ < others; ++threads_) std::thread([this] { join_jobs(); }).detach();
+    while (threads_.size() < others)
+      threads_.emplace_back([this](const std::stop_token& stop) { join_jobs(stop); });
     offered_.notify_all();
   }
   work(*job);
   for (uint32_t done; (done = job->done) != count;) job->done.wait(done);
 }
 
-void Workers::join_jobs() {
+void Workers::join_jobs(const std::stop_token& stop) {
   for (;;) {
     std::shared_ptr<Job> job;
     {
       std::unique_lock lock(mutex_);
-      offered_.wait(lock, [&] { return job_ && job_->seats; });
+      if (!offered_.wait(lock, stop, [&] { return job_ && job_->seats; })) return;
       --job_->seats;
       job = job_;
     }

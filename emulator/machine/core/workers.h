@@ -7,6 +7,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <thread>
+#include <vector>
 
 namespace l4k::emu {
 
@@ -23,13 +25,13 @@ class Workers {
     uint32_t seats;  // for threads that may still join
     std::atomic<uint32_t> next{0}, done{0};
   };
-  void join_jobs();
+  void join_jobs(const std::stop_token& stop);
   static void work(Job& job);
 
   std::mutex mutex_;
-  std::condition_variable offered_;
+  std::condition_variable_any offered_;
   std::shared_ptr<Job> job_;
-  uint32_t threads_ = 0;
+  std::vector<std::jthread> threads_;  // last: they end before what they use
 };
 
 }  // namespace l4k::emu
