@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <optional>
 
 #include "l4k_emulator.h"
 #include "runtime/registry.h"
@@ -62,22 +61,17 @@ py::dict counters() {
   return all;
 }
 
-void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
-               std::optional<uint32_t> sms, std::optional<bool> strict,
-               std::optional<std::string> fp8, std::optional<bool> perturb,
-               std::optional<uint64_t> limit, std::optional<uint32_t> threads) {
+// Settings by their names in L4K_EMU; None leaves one as it is.
+void configure(const py::kwargs& settings) {
   std::string text = "print=0";
-  auto item = [&](const char* key, const std::string& value) {
-    text += "," + std::string(key) + "=" + value;
-  };
-  if (mode) item("mode", *mode);
-  if (seed) item("seed", std::to_string(*seed));
-  if (sms) item("sms", std::to_string(*sms));
-  if (strict) item("strict", *strict ? "1" : "0");
-  if (fp8) item("fp8", *fp8);
-  if (perturb) item("perturb", *perturb ? "1" : "0");
-  if (limit) item("limit", std::to_string(*limit));
-  if (threads) item("threads", std::to_string(*threads));
+  for (auto [key, given] : settings) {
+    auto value = py::reinterpret_borrow<py::object>(given);
+    if (value.is_none()) continue;
+    std::string name = py::str(key);
+    if (name == "fp8_accumulation") name = "fp8";
+    if (py::isinstance<py::bool_>(value)) value = py::int_(value);
+    text += "," + name + "=" + std::string(py::str(value));
+  }
   if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
 }
 
@@ -126,12 +120,9 @@ struct PtxKernel {
 
 PYBIND11_MODULE(l4k_emulator_control, m) {
   m.doc() = "Control of the sm_90a emulator: settings, reports, counters.";
-  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(),
-        py::arg("seed") = py::none(), py::arg("sms") = py::none(), py::arg("strict") = py::none(),
-        py::arg("fp8_accumulation") = py::none(), py::arg("perturb") = py::none(),
-        py::arg("limit") = py::none(), py::arg("threads") = py::none(),
-        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
-        "'hopper'.");
+  m.def("configure", &configure,
+        "Changes settings, by keyword: those of L4K_EMU (see docs/emulator.md), of which fp8 is "
+        "also called fp8_accumulation.");
   py::class_<PtxKernel>(m, "PtxKernel",
                         "A kernel from PTX text, for code that comes without a host program.")
       .def(py::init<const std::string&, const std::string&>(), py::arg("text"), py::arg("entry"))

@@ -36,7 +36,8 @@ def emulated(
         seed: of the scheduler and of the random mode.
         sms: streaming multiprocessors of the emulated GPU.
         reference: names of ops that may run on their typed reference instead.
-        settings: further settings of the emulator (see docs/emulator.md).
+        settings: further settings of the emulator (see docs/emulator.md); threads is 1 unless
+            given, since tests run in several processes.
 
     Yields:
         The emulator's control module: counters, last report.
@@ -48,7 +49,7 @@ def emulated(
     unknown = set(reference) - set(OPS)
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
-    control.configure(mode=mode, seed=seed, sms=sms, **settings)
+    control.configure(mode=mode, seed=seed, sms=sms, **{"threads": 1} | settings)
     with dispatch("emulated", frozenset(reference)):
         yield control
 
