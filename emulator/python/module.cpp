@@ -64,13 +64,12 @@ py::dict counters() {
 // Settings by their names in L4K_EMU; None leaves one as it is.
 void configure(const py::kwargs& settings) {
   std::string text = "print=0";
-  for (auto [key, given] : settings) {
-    auto value = py::reinterpret_borrow<py::object>(given);
+  for (auto [key, value] : settings) {
     if (value.is_none()) continue;
-    std::string name = py::str(key);
+    std::string name = py::str(key), setting = py::str(value);
     if (name == "fp8_accumulation") name = "fp8";
-    if (py::isinstance<py::bool_>(value)) value = py::int_(value);
-    text += "," + name + "=" + std::string(py::str(value));
+    if (py::isinstance<py::bool_>(value)) setting = value.cast<bool>() ? "1" : "0";
+    text += "," + name + "=" + setting;
   }
   if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
 }
