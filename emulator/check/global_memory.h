@@ -10,6 +10,8 @@
 
 namespace l4k::emu {
 
+struct Inst;
+
 struct Range {
   uint64_t begin = 0, end = 0;
   bool owned = false;  // came from cudaMalloc
@@ -73,6 +75,7 @@ struct Sector {
   bool bulk_written = false;                  // by the copy engine, the last time
   uint32_t reader = 0, reading = 0;           // CTA + 1 and epoch of the last plain reader
   uint32_t last_read = 0, reading_bytes = 0;  // bytes of this CTA, of this epoch
+  uint32_t read = 0;                          // bytes read plainly by the launch reader_launch
   uint64_t read_time = 0;
   uint32_t unpublished = 0;                     // bytes in some CTA's store buffer
   uint32_t written = 0;                         // bytes written by the launch
@@ -81,6 +84,7 @@ struct Sector {
   uint64_t write_time = 0;
   uint32_t early_read = 0, nc_read = 0;      // bytes read before griddepcontrol.wait, through .nc
   uint16_t early_reader = 0, nc_reader = 0;  // by these launches
+  const Inst *write_at = nullptr, *read_at = nullptr;  // of the last writer and reader
 };
 
 class SectorTable {
@@ -93,6 +97,18 @@ class SectorTable {
     return (*c.sectors)[address >> 5 & 127];
   }
   void clear();
+  // Takes everything from another table: combine(address, mine, theirs) where both have a page.
+  template <typename F>
+  void absorb(SectorTable& other, F&& combine) {
+    for (auto& [number, theirs] : other.pages_) {
+      auto& mine = pages_[number];
+      if (!mine) std::swap(mine, theirs);
+      else
+        for (size_t i = 0; i < mine->size(); ++i)
+          combine(number << 12 | i << 5, (*mine)[i], (*theirs)[i]);
+    }
+    other.clear();
+  }
 
  private:
   using Page = std::array<Sector, 128>;

@@ -84,7 +84,6 @@ bool decode_any(Decoder& d) {
 void decode(Program& p, const Image& image) {
   const PtxFunction& f = *p.ptx;
   p.code.resize(f.code.size() + 1);
-  p.counters.resize(f.code.size() + 1);
   for (size_t i = 0; i < f.code.size(); ++i) {
     const PtxInstruction& in = f.code[i];
     Inst& out = p.code[i];
@@ -111,6 +110,19 @@ void decode(Program& p, const Image& image) {
   p.code.back().ptx = f.code.empty() ? nullptr : &f.code.back();
 }
 
+// A function communicates if one that it calls does.
+void find_communicating(const Image& image) {
+  auto calls_one = [](const Program& p) {
+    return std::any_of(p.code.begin(), p.code.end(),
+                       [](const Inst& in) { return in.callee && in.callee->communicates; });
+  };
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (auto& [name, p] : image.programs)
+      if (!p->communicates && calls_one(*p)) p->communicates = changed = true;
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<Image> load_image(const std::string& text) {
@@ -134,6 +146,7 @@ std::unique_ptr<Image> load_image(const std::string& text) {
     image->programs[name] = std::move(p);
   }
   for (auto& [name, p] : image->programs) decode(*p, *image);
+  find_communicating(*image);
   return image;
 }
 

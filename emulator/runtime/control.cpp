@@ -23,6 +23,7 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     else if (key == "mode" && value == "random") s->mode = Mode::random;
     else if (key == "seed" && numeric) s->seed = number;
     else if (key == "sms" && numeric && number) s->sms = static_cast<uint32_t>(number);
+    else if (key == "threads" && numeric && number) s->threads = static_cast<uint32_t>(number);
     else if (key == "strict" && numeric) s->strict = number != 0;
     else if (key == "perturb" && numeric) s->perturb = number != 0;
     else if (key == "limit" && numeric) s->max_instructions = number;
@@ -41,12 +42,6 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     if (!error->empty()) return false;
   }
   return true;
-}
-
-void add(InstCounters* to, const InstCounters& c) {
-  to->issued += c.issued, to->global_bytes += c.global_bytes, to->sectors += c.sectors;
-  to->bulk_bytes += c.bulk_bytes, to->conflicts += c.conflicts, to->flop += c.flop,
-      to->waits += c.waits;
 }
 
 const char* class_of(const std::string& opcode) {
@@ -82,13 +77,14 @@ std::vector<KernelCounters> Machine::counters() const {
     KernelCounters c = k;
     std::map<std::string, InstCounters> lines;
     const Program& p = *counted_programs.at(name);
+    const std::vector<InstCounters>& tally = tallies_.at(&p);
     for (size_t i = 0; i < p.code.size(); ++i) {
-      const InstCounters& n = p.counters[i];
+      const InstCounters& n = tally[i];
       if (!n.issued && !n.bulk_bytes) continue;
-      add(&c.total, n);
+      c.total += n;
       c.issued[class_of(p.code[i].ptx->opcode)] += n.issued;
       if (n.global_bytes || n.bulk_bytes || n.conflicts || n.flop || n.waits)
-        add(&lines[location(p, p.code[i])], n);
+        lines[location(p, p.code[i])] += n;
     }
     c.lines.assign(lines.begin(), lines.end());
     out.push_back(std::move(c));
@@ -96,9 +92,14 @@ std::vector<KernelCounters> Machine::counters() const {
   return out;
 }
 
+InstCounters* Machine::counters_of(const Program& p) {
+  auto& t = tallies_[&p];
+  if (t.size() != p.code.size()) t.assign(p.code.size(), {});  // or of a module that is gone
+  return t.data();
+}
+
 void Machine::reset_counters() {
-  for (auto& [name, p] : counted_programs)
-    std::fill(p->counters.begin(), p->counters.end(), InstCounters{});
+  for (auto& [p, tally] : tallies_) std::fill(tally.begin(), tally.end(), InstCounters{});
   kernel_counters.clear();
   counted_programs.clear();
 }

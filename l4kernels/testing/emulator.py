@@ -38,7 +38,8 @@ def emulated(
         sms: streaming multiprocessors of the emulated GPU.
         stop: the least severity of a report that ends a launch; "benign" is the strictest.
         reference: names of ops that may run on their typed reference instead.
-        settings: further settings of the emulator (see docs/emulator.md).
+        settings: further settings of the emulator (see docs/emulator.md); threads is 1 unless
+            given, since tests run in several processes.
 
     Yields:
         The emulator's control module: counters, last report.
@@ -50,6 +51,7 @@ def emulated(
     unknown = set(reference) - set(OPS)
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
+    settings = {"threads": 1} | settings
     control.configure(mode=mode, seed=seed, sms=sms, stop=stop, **settings)
     with dispatch("emulated", frozenset(reference)):
         yield control

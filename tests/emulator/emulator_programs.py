@@ -150,7 +150,7 @@ def build(target: str) -> None:
 def run(
     program: str, mutant: int = 0, mode: str = "late", seed: int = 0, timeout: float = 300
 ) -> Outcome:
-    environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4,stop=benign")
+    environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4,threads=1,stop=benign")
     done = subprocess.run(
         [str(PROGRAMS / program), str(mutant)],
         check=False,

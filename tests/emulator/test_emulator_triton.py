@@ -97,7 +97,7 @@ def run_attention() -> tuple[torch.Tensor, torch.Tensor, float]:
 @pytest.mark.parametrize("kernel", [run_softmax, run_layer_norm, run_matmul, run_attention])
 def test_triton(kernel: Callable[[], tuple[torch.Tensor, torch.Tensor, float]], mode: str) -> None:
     for seed in range(SEEDS):
-        emulator.configure(mode=mode, seed=seed, sms=4)
+        emulator.configure(mode=mode, seed=seed, sms=4, threads=1)
         emulator.reset()
         got, want, tolerance = kernel()
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)

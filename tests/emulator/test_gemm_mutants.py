@@ -140,7 +140,7 @@ def program(config: str, mutant: Mutant | None = None) -> Path:
 
 
 def run(binary: Path, mode: str, seed: int) -> Outcome:
-    environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4,stop=benign")
+    environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4,threads=1,stop=benign")
     done = subprocess.run(
         [str(binary)], check=False, capture_output=True, text=True, env=environment, timeout=300
     )

@@ -307,6 +307,7 @@ void decode_store(Decoder& d, BulkCopy& m, int dims) {
   m.direction = BulkCopy::store;
   d.take("bulk_group"), d.take("global");
   if (d.take_one("shared::cta shared::cluster") < 0) d.unsupported("state spaces");
+  d.program->communicates |= m.reduces;
   if (m.reduces) {
     int how = d.take_one("add min max inc dec and or xor");
     if (how < 0) d.unsupported("reduction");

@@ -18,7 +18,7 @@ constexpr u32 kMaxCount = (1 << 20) - 1;
 
 // Completes the phase when nothing is outstanding.
 void settle(Cta& cta, u32 offset, Mbarrier& b) {
-  Machine& m = Machine::get();
+  Machine& m = *cta.warps[0]->m;
   ++m.progress;
   if (b.pending || b.tx) return;
   ++b.phase;

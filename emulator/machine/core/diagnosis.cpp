@@ -69,22 +69,20 @@ void Machine::deadlock() {
     }
     if (table.size() < 64) table.push_back(describe_wait(w));
   });
-  record(f, first, at ? at : first ? &first->current() : nullptr, std::move(table));
+  record(f, {first, at ? at : first ? &first->current() : nullptr}, std::move(table));
 }
 
 void Machine::report_unused(Cta& cta) {
-  Position ends = at_;
   for (const auto& [inst, read] : cta.undefined_reads) {
     if (read.used) continue;
     Fault f{"uninitialised-unused",
             "reads shared memory that nobody wrote; nothing that the kernel does depends on it",
             read.lane, true, read.from.address};
-    at_ = {cta.warps[read.warp].get(), inst};
-    if (keep(f, false)) continue;
-    record(f, at_.warp, inst);
+    Where where(cta.warps[read.warp].get(), inst);
+    if (keep(f, where, false)) continue;
+    record(f, where);
     throw f;
   }
-  at_ = ends;
 }
 
 }  // namespace l4k::emu

@@ -29,6 +29,7 @@ class Tracker {
         epoch_(w.actor.epoch()),
         tag_(static_cast<uint16_t>(l_.id)),
         how_(how),
+        in_(m_.landing() ? m_.landing() : &w.current()),
         chained_(l_.programmatic || m_.followed(l_)),
         address_(address),
         lanes_(lanes),
@@ -53,6 +54,7 @@ class Tracker {
   uint32_t me_, epoch_;
   uint16_t tag_;
   Access how_;
+  const Inst* in_;
   bool chained_, buffered_ = false;
   const uint64_t* address_;
   uint32_t lanes_;
@@ -85,7 +87,7 @@ void Tracker::check_overlap(const Sector& s, uint64_t at, uint32_t mask) {
                " what an overlapping kernel wrote with no griddepcontrol.wait between",
            at, s.written & mask);
   if (!stores() && how_ != Access::atomic) return;
-  uint32_t last = overlaps(s.reader_launch) ? s.last_read & mask : 0;
+  uint32_t last = overlaps(s.reader_launch) ? s.read & mask : 0;
   bool others = s.early_reader != tag_ && m_.find_launch(s.early_reader);
   uint32_t early = others ? s.early_read & mask : 0;
   if (last | early)
@@ -151,9 +153,10 @@ void Tracker::note_read(Sector& s, uint32_t mask) {
     s.nc_reader = tag_;
   }
   bool same = s.reader == me_ && s.reader_launch == tag_ && l_.released[me_ - 1] <= s.read_time;
+  s.read = s.reader_launch == tag_ ? s.read | mask : mask;
   s.last_read = same ? s.last_read | mask : mask;
   s.reading_bytes = same && s.reading == epoch_ ? s.reading_bytes | mask : mask;
-  s.reading = epoch_;
+  s.reading = epoch_, s.read_at = in_;
   s.reader = me_, s.reader_launch = tag_, s.read_time = m_.instructions;
 }
 
@@ -168,7 +171,7 @@ void Tracker::note_write(Sector& s, uint64_t at, uint32_t mask) {
   s.writer = how_ == Access::atomic ? 0 : epoch_;
   s.written = s.launch == tag_ ? s.written | mask : mask;
   s.launch = tag_, s.owner = me_, s.write_time = m_.instructions;
-  s.bulk_written = how_ == Access::bulk_write;
+  s.bulk_written = how_ == Access::bulk_write, s.write_at = in_;
   if (how_ == Access::buffered_write) s.unpublished |= mask;
 }
 

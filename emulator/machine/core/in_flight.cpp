@@ -7,7 +7,6 @@
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
-
 void Machine::submit(BulkOp op) {
   bulk_.push_back(std::move(op));
   if (settings.mode == Mode::early) land(bulk_.size() - 1);
@@ -23,7 +22,7 @@ void Machine::land(size_t index) {
     if (!op.landed) op.land();
     op.landed = true;
   } catch (const Fault& f) {
-    if (!goes_on_without(f)) return record(f, op.warp, op.inst);
+    if (!goes_on_without(f)) return record(f, {op.warp, op.inst});
     op.has_read = op.landed = true;
   }
   at_ = before;
@@ -67,7 +66,7 @@ void Machine::land_copies_of(Warp& w) {
   try {
     front.land(w, up_to, lanes);
   } catch (const Fault& f) {
-    if (!goes_on_without(f)) return record(f, &w, in);
+    if (!goes_on_without(f)) return record(f, {&w, in});
   }
   at_ = before;
 }

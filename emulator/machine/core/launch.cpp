@@ -1,15 +1,18 @@
 // Settings and launches: what is made of a launch before its clusters are placed.
 #include <algorithm>
 #include <cstdlib>
+#include <thread>
 
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
 
+uint32_t default_threads() { return std::clamp(std::thread::hardware_concurrency(), 1u, 8u); }
+
 Machine& Machine::get() {
   // Never destroyed: fat binaries are unregistered and programs print reports during exit.
   static Machine* machine = [] {
-    auto* m = new Machine;
+    auto* m = new Machine(*new GlobalMemory);
     m->configure_from_environment();
     std::atexit([] { get().summarize(); });
     return m;
@@ -20,7 +23,7 @@ Machine& Machine::get() {
 void Machine::configure(const Settings& s) {
   synchronize();
   settings = s;
-  if (!settings.sms) settings.sms = 1;
+  settings.sms = std::max(settings.sms, 1u);
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);
 }
@@ -65,8 +68,11 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   ++counters.launches;
   counted_programs[p.ptx->name] = &p;
   bool overlaps = p.launches_dependents && late();
+  bool alone = launches_.empty() && !l->programmatic && !overlaps;
+  uint32_t shards = alone && !p.communicates ? shards_of(*l) : 1;
   launches_.push_back(std::move(l));
-  if (!overlaps) run_until_done(0);
+  if (shards > 1) run_shards(*launches_.front(), shards);
+  else if (!overlaps) run_until_done(0);
   return !failed();
 }
 

@@ -1,7 +1,10 @@
-// Schedules launches over the emulated SMs and owns everything that outlives a CTA.
+// Schedules launches over the emulated SMs and owns everything that outlives a CTA. A launch whose
+// CTAs cannot communicate is divided among shards: machines that have some of the SMs and the same
+// memory, run some of the clusters, and see nothing of one another (shards.cpp).
 #pragma once
 
 #include "machine/core/state.h"
+#include "machine/core/workers.h"
 
 namespace l4k::emu {
 
@@ -13,12 +16,26 @@ struct KernelCounters {
   std::vector<std::pair<std::string, InstCounters>> lines;  // by source line
 };
 
+// Where something happened.
+struct Where {
+  const Launch* launch = nullptr;
+  uint32_t cta[3] = {0, 0, 0};
+  int warp = -1;
+  const Inst* inst = nullptr;
+  Where() = default;
+  Where(const Launch& l, uint64_t cta_index, uint32_t warp_index, const Inst* in);
+  Where(const Warp* w, const Inst* in);  // nowhere without a warp
+};
+
+struct ShardConflict;
+
 class Machine final : public FaultListener {
  public:
+  explicit Machine(GlobalMemory& m) : memory(m) {}
   static Machine& get();
 
   Settings settings;
-  GlobalMemory memory;
+  GlobalMemory& memory;
   RangeCache ranges{memory};
   SectorTable sectors;
   Report report;                // the one that ended the run, since the last reset
@@ -43,6 +60,7 @@ class Machine final : public FaultListener {
 
   std::vector<KernelCounters> counters() const;
   void reset_counters();
+  InstCounters* counters_of(const Program& p);  // by instruction
 
   bool goes_on_after(const Fault& f) override;
 
@@ -62,15 +80,19 @@ class Machine final : public FaultListener {
   Launch* find_launch(uint32_t id);
   uint32_t next_launch() const { return next_launch_; }
   bool followed(const Launch& l) const { return launches_.back().get() != &l; }
+  uint32_t first_sm() const { return first_sm_; }
+  const Inst* landing() const { return at_.inst; }  // the copy that lands now, or null
 
  private:
   // Scheduling.
   void run_until_done(size_t keep);
+  void abandon_failed();
   bool step();
   void collect_ready();
   bool run_ready();
   bool run_warp(Warp& w, uint32_t quantum);
   bool check_progress();
+  void report_limit();
   bool wake_or_land();
   bool time_out_waits();
   template <typename F>
@@ -86,14 +108,26 @@ class Machine final : public FaultListener {
   void vacate(const Launch& l, uint32_t sm);
   void finish_cluster(Launch& l, size_t index);
   void finish_first_launch();
+  void drain_held(Launch& l);
+  // Shards.
+  uint32_t shards_of(const Launch& l) const;
+  void run_shards(Launch& l, uint32_t count);
+  void begin_shard(const Machine& whole, const Launch& l, uint32_t index, uint32_t count,
+                   uint64_t seed);
+  void run_shard(const std::function<bool()>& stopped);
+  void merge_shard(Launch& l, Machine& shard, ShardConflict* first);
+  void report_conflict(const Launch& l, const ShardConflict& c);
+  void end_shard();
   // Copies in flight.
   bool land_one();
   void land(size_t index);
   void land_copies_of(Warp& w);
   // Diagnosis.
   bool goes_on_without(const Fault& f);  // the instruction that `at_` names
-  bool keep(const Fault& f, bool left_out);
-  void record(const Fault& f, Warp* w, const Inst* in, std::vector<std::string> table = {});
+  bool keep(const Fault& f, const Where& where, bool left_out);
+  void record(const Fault& f, const Where& where, std::vector<std::string> table = {});
+  size_t add_report(Report r);
+  void take_reports(const Machine& shard);
   void print(const Report& r) const;
   void deadlock();
   std::string describe_wait(const Warp& w) const;
@@ -118,9 +152,15 @@ class Machine final : public FaultListener {
   std::vector<BulkOp> bulk_;
   uint32_t next_launch_ = 1, stuck_rounds_ = 0;
   uint64_t stuck_progress_ = 0;
+  std::unordered_map<const Program*, std::vector<InstCounters>> tallies_;
+  uint32_t first_sm_ = 0;
+  std::vector<std::unique_ptr<Machine>> shards_;
+  Workers workers_;
   friend struct Warp;
 };
 
+// The index-th of these, the first dimension running fastest.
+void unravel(uint64_t index, const uint32_t (&extent)[3], uint32_t (&at)[3]);
 uint32_t registers_per_thread(const Program& p, uint32_t threads);
 // CTAs of this shape that fit one SM; 0 when even one does not.
 uint32_t occupancy(const Program& p, uint32_t threads, uint32_t shared_bytes);

@@ -10,14 +10,7 @@ constexpr uint32_t kSmThreads = 2048, kSmShared = 228 * 1024, kSmCtas = 32, kSmR
 
 uint32_t product(const uint32_t (&extent)[3]) { return extent[0] * extent[1] * extent[2]; }
 
-// The index-th of these, the first dimension running fastest.
-void unravel(uint64_t index, const uint32_t (&extent)[3], uint32_t (&at)[3]) {
-  at[0] = static_cast<uint32_t>(index % extent[0]);
-  at[1] = static_cast<uint32_t>(index / extent[0] % extent[1]);
-  at[2] = static_cast<uint32_t>(index / extent[0] / extent[1]);
-}
-
-void set_special_registers(Warp& w, uint32_t sms) {
+void set_special_registers(Warp& w) {
   const Cta& cta = *w.cta;
   const Cluster& cluster = *cta.cluster;
   const Launch& l = *cluster.launch;
@@ -42,8 +35,8 @@ void set_special_registers(Warp& w, uint32_t sms) {
   set(kLaneid, [](uint32_t n) { return n; });
   all(kWarpid, w.index);
   all(kNwarpid, l.warps_per_cta());
-  all(kSmid, static_cast<uint32_t>(cta.sm));
-  all(kNsmid, sms);
+  all(kSmid, w.m->first_sm() + static_cast<uint32_t>(cta.sm));
+  all(kNsmid, w.m->settings.sms);
   all(kGridid, l.id);
   all(kClusterCtarank, cta.rank);
   all(kClusterNctarank, product(l.cluster));
@@ -75,7 +68,7 @@ std::unique_ptr<Warp> make_warp(Machine& m, Cta& cta, uint32_t index, uint32_t a
   w->dead = ~live;
   w->push_frame(l.program, live);
   w->bias[static_cast<int>(Bias::frame_params)] = l.param_base;
-  set_special_registers(*w, m.settings.sms);
+  set_special_registers(*w);
   return w;
 }
 
@@ -105,6 +98,12 @@ std::unique_ptr<Cta> make_cta(Machine& m, Cluster& cluster, uint32_t rank, uint3
 }
 
 }  // namespace
+
+void unravel(uint64_t index, const uint32_t (&extent)[3], uint32_t (&at)[3]) {
+  at[0] = static_cast<uint32_t>(index % extent[0]);
+  at[1] = static_cast<uint32_t>(index / extent[0] % extent[1]);
+  at[2] = static_cast<uint32_t>(index / extent[0] / extent[1]);
+}
 
 uint32_t registers_per_thread(const Program& p, uint32_t threads) {
   const PtxFunction& f = *p.ptx;
@@ -201,7 +200,7 @@ bool Machine::place_cluster(Launch& l) {
   cluster->launch = &l;
   uint32_t clusters[3];
   for (int d = 0; d < 3; ++d) clusters[d] = l.grid[d] / l.cluster[d];
-  unravel(l.next_cluster++, clusters, cluster->id);
+  unravel(l.first_cluster + l.next_cluster++ * l.cluster_stride, clusters, cluster->id);
   cluster->actors = product(l.cluster) * l.actors_per_cta();
   cluster->seen.assign(cluster->actors, 0);
   cluster->proxied = cluster->done_seen = cluster->done_proxied = cluster->seen;

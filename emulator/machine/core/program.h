@@ -98,6 +98,11 @@ struct Inst {
 struct InstCounters {
   uint64_t issued = 0, global_bytes = 0, sectors = 0, bulk_bytes = 0, conflicts = 0, flop = 0,
            waits = 0;
+  InstCounters& operator+=(const InstCounters& c) {
+    issued += c.issued, global_bytes += c.global_bytes, sectors += c.sectors;
+    bulk_bytes += c.bulk_bytes, conflicts += c.conflicts, flop += c.flop, waits += c.waits;
+    return *this;
+  }
 };
 
 struct Program {
@@ -110,7 +115,8 @@ struct Program {
   uint32_t static_shared_end = 1024;
   uint32_t dynamic_align = 16;
   bool launches_dependents = false, waits_for_dependency = false;
-  mutable std::vector<InstCounters> counters;
+  // Its CTAs may pass something on to those of other clusters, or to the host, while they run.
+  bool communicates = false;
 };
 
 // A loaded fat binary: programs by function name, device variables with their memory.

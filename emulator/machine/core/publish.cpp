@@ -89,10 +89,12 @@ void Machine::warp_exited(Warp& w) {
   report_unused(cta);
   note_trigger(cta, waited);
   if (!cta.stores.empty()) l.held.push_back(std::move(cta.stores));
-  if (l.held.size() > 4096) {
-    for (auto& b : l.held) drain_buffer(*this, b);
-    l.held.clear();
-  }
+  if (l.held.size() > 4096) drain_held(l);
+}
+
+void Machine::drain_held(Launch& l) {
+  for (auto& b : l.held) drain_buffer(*this, b);
+  l.held.clear();
 }
 
 void Machine::finish_cluster(Launch& l, size_t index) {
@@ -111,8 +113,7 @@ void Machine::finish_cluster(Launch& l, size_t index) {
 
 void Machine::finish_first_launch() {
   Launch& l = *launches_.front();
-  for (auto& b : l.held) drain_buffer(*this, b);
-  l.held.clear();
+  drain_held(l);
   auto& k = kernel_counters[l.program->ptx->name];
   k.distinct_read_bytes += l.distinct_read * 32;
   k.distinct_written_bytes += l.distinct_written * 32;

@@ -32,7 +32,7 @@ std::vector<SourcePlace> places_of(const Program& p, const Inst& in) {
   }
 }
 
-Report make_report(const Fault& f, const Warp* w, const Inst* in) {
+Report make_report(const Fault& f, const Where& where) {
   Report r;
   r.present = true;
   r.kind = &*f.kind;
@@ -40,18 +40,28 @@ Report make_report(const Fault& f, const Warp* w, const Inst* in) {
   r.lane = f.lane;
   r.has_address = f.has_address;
   r.address = f.address;
-  if (!w) return r;
-  r.kernel = w->cta->cluster->launch->program->ptx->name;
-  std::copy(w->cta->id, w->cta->id + 3, r.cta);
-  r.warp = static_cast<int>(w->index);
-  if (!in || !in->ptx) return r;
-  r.instruction = in->ptx->text();
-  r.ptx_line = in->ptx->line;
-  r.places = places_of(*w->program, *in);
+  if (!where.launch) return r;
+  const Program& p = *where.launch->program;
+  r.kernel = p.ptx->name;
+  std::copy_n(where.cta, 3, r.cta);
+  r.warp = where.warp;
+  if (!where.inst || !where.inst->ptx) return r;
+  r.instruction = where.inst->ptx->text();
+  r.ptx_line = where.inst->ptx->line;
+  r.places = places_of(p, *where.inst);
   return r;
 }
 
 }  // namespace
+
+Where::Where(const Launch& l, uint64_t cta_index, uint32_t warp_index, const Inst* in)
+    : launch(&l), warp(static_cast<int>(warp_index)), inst(in) {
+  unravel(cta_index, l.grid, cta);
+}
+
+Where::Where(const Warp* w, const Inst* in) {
+  if (w) *this = Where(*w->cta->cluster->launch, w->cta->linear, w->index, in);
+}
 
 std::string location(const Program& p, const Inst& in) {
   if (!in.ptx) return "?";
@@ -64,9 +74,9 @@ std::string location(const Program& p, const Inst& in) {
   return separator == ", " ? s + ")" : s;
 }
 
-void Machine::record(const Fault& f, Warp* w, const Inst* in, std::vector<std::string> table) {
+void Machine::record(const Fault& f, const Where& where, std::vector<std::string> table) {
   if (report.present) return;
-  report = make_report(f, w, in);
+  report = make_report(f, where);
   report.table = std::move(table);
   print(report);
 }
@@ -88,34 +98,28 @@ void Machine::summarize() {
   if (settings.print && !s.empty()) std::fprintf(stderr, "l4k emulator: %s\n", s.c_str());
 }
 
-bool Machine::goes_on_after(const Fault& f) { return keep(f, false); }
+static Where where_is(const Warp* w, const Inst* in) { return {w, in ? in : &w->current()}; }
+
+bool Machine::goes_on_after(const Fault& f) { return keep(f, where_is(at_.warp, at_.inst), false); }
 bool Machine::goes_on_without(const Fault& f) {
-  bool goes_on = keep(f, true);
+  bool goes_on = keep(f, where_is(at_.warp, at_.inst), true);
   tally.left_out += goes_on;
   return goes_on;
 }
 
 // A kind at an instruction is looked into once: unrolled loops have many of one source line.
-bool Machine::keep(const Fault& f, bool left_out) {
+bool Machine::keep(const Fault& f, const Where& where, bool left_out) {
   const FaultKind& kind = *f.kind;
-  const Inst* in = at_.inst ? at_.inst : &at_.warp->current();
-  auto it = kept_.find({&kind, in});
+  auto it = kept_.find({&kind, where.inst});
   if (it == kept_.end()) {
-    Report r = make_report(f, at_.warp, in);
+    Report r = make_report(f, where);
     size_t index = kIgnored;
     if (!settings.reports.ignores(kind, r.places)) {
       if (settings.reports.stops(kind)) return false;
       r.went_on = true, r.left_out = left_out, r.count = 0;
-      auto same = [&](const Report& other) { return r.same_place(other); };
-      auto found = std::find_if(went_on.begin(), went_on.end(), same);
-      index = static_cast<size_t>(found - went_on.begin());
-      if (found == went_on.end()) {
-        print(r);
-        ++tally.places;
-        went_on.push_back(std::move(r));
-      }
+      index = add_report(std::move(r));
     }
-    it = kept_.insert({{&kind, in}, index}).first;
+    it = kept_.insert({{&kind, where.inst}, index}).first;
   }
   if (it->second == kIgnored) {
     ++tally.ignored;
@@ -124,6 +128,26 @@ bool Machine::keep(const Fault& f, bool left_out) {
   ++went_on[it->second].count;
   ++tally.reports[static_cast<size_t>(kind.severity)];
   return true;
+}
+
+// Its index among those of its place.
+size_t Machine::add_report(Report r) {
+  for (size_t i = 0; i < went_on.size(); ++i)
+    if (r.same_place(went_on[i])) return went_on[i].count += r.count, i;
+  print(r);
+  ++tally.places;
+  went_on.push_back(std::move(r));
+  return went_on.size() - 1;
+}
+
+// Shards do not print: what they have to say comes in their order.
+void Machine::take_reports(const Machine& shard) {
+  for (const Report& r : shard.went_on) add_report(r);
+  for (size_t i = 0; i < std::size(tally.reports); ++i) tally.reports[i] += shard.tally.reports[i];
+  tally.ignored += shard.tally.ignored, tally.left_out += shard.tally.left_out;
+  if (!shard.failed() || failed()) return;
+  report = shard.report;
+  print(report);
 }
 
 }  // namespace l4k::emu

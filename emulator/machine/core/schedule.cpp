@@ -11,11 +11,13 @@ void Machine::run_until_done(size_t keep) {
     if (!step()) break;
     while (launches_.size() > keep && launches_.front()->done()) finish_first_launch();
   }
-  if (failed()) {
-    launches_.clear();
-    bulk_.clear();
-    sms_.assign(settings.sms, Sm{});
-  }
+  if (failed()) abandon_failed();
+}
+
+void Machine::abandon_failed() {
+  launches_.clear();
+  bulk_.clear();
+  sms_.assign(settings.sms, Sm{});
 }
 
 // False: nothing is left to do, or something is wrong.
@@ -24,15 +26,15 @@ bool Machine::step() {
   collect_ready();
   if (ready_.empty()) return wake_or_land();
   if (!check_progress() || !run_ready()) return false;
-  if (instructions > settings.max_instructions) {
-    record(Fault{"instruction-limit", "the instruction limit was reached", -1, false, 0}, nullptr,
-           nullptr);
-    return false;
-  }
+  if (instructions > settings.max_instructions) report_limit();
   for (auto& l : launches_)
     for (size_t i = l->resident.size(); i-- > 0;)
       if (!l->resident[i]->running) finish_cluster(*l, i);
   return !failed();
+}
+
+void Machine::report_limit() {
+  record(Fault{"instruction-limit", "the instruction limit was reached", -1, false, 0}, {});
 }
 
 // The warps that can run, the newest launch's first, and those that a change may wake.
@@ -74,7 +76,7 @@ bool Machine::run_warp(Warp& w, uint32_t quantum) {
       rest ? w.perform_rest(rest) : w.run(quantum);
       return true;
     } catch (const Fault& f) {
-      if (!goes_on_without(f)) return record(f, &w, &w.current()), false;
+      if (!goes_on_without(f)) return record(f, {&w, &w.current()}), false;
       rest = w.leave_out(f);
       idle_rounds_ += 20;  // a loop around it may have become endless
     }
@@ -90,8 +92,8 @@ bool Machine::check_progress() {
     land_one();
   }
   if (idle_rounds_ <= 1000000) return true;
-  record(Fault{"deadlock", "warps spin for ever and nothing changes", -1, false, 0}, ready_[0],
-         &ready_[0]->current());
+  record(Fault{"deadlock", "warps spin for ever and nothing changes", -1, false, 0},
+         {ready_[0], &ready_[0]->current()});
   return false;
 }
 

@@ -34,10 +34,13 @@ inline constexpr uint32_t kStarted = 1;  // a warp's clock before its first acce
 
 enum class Mode : uint8_t { late, early, random };
 
+uint32_t default_threads();  // the host's processors, 8 at most
+
 struct Settings {
   Mode mode = Mode::late;
   uint64_t seed = 1;
   uint32_t sms = 4;
+  uint32_t threads = default_threads();  // of the host; the outcome does not depend on them
   bool strict = false;
   Fp8Accumulation fp8 = Fp8Accumulation::hopper;
   ReportPolicy reports;
@@ -64,6 +67,7 @@ struct RegState {
 
 struct Frame {
   const Program* program = nullptr;
+  InstCounters* counters = nullptr;  // of the program, by instruction
   std::vector<uint8_t> registers;
   std::vector<RegState> states;
   std::vector<uint8_t> params;                   // 32 lanes, each ptx->param_bytes
@@ -138,6 +142,7 @@ struct Warp {
   uint32_t index = 0;
   // Execution.
   const Program* program = nullptr;
+  InstCounters* tally = nullptr;  // of the program, by instruction
   uint32_t pc = 0, mask = 0, active = 0, live = 0, join = ~0u, next = 0, dead = 0;
   uint32_t stalled = 0, gathering = 0;  // lanes that wait for something; for the rest of the warp
   uint32_t lane_pc[32] = {};
@@ -199,7 +204,7 @@ struct Warp {
     for (uint32_t l = active; l; l &= l - 1) reg<uint32_t>(r)[std::countr_zero(l)] = v;
   }
   const Inst& current() const { return program->code[pc]; }
-  InstCounters& counters() { return program->counters[pc]; }
+  InstCounters& counters() { return tally[pc]; }
   void run(uint32_t budget);
   void execute(const Inst& in, uint32_t lanes);  // and checks the registers' states
   // After a fault: the results of the lanes at fault are undefined. The lanes that are still to be
@@ -300,11 +305,23 @@ struct Cluster {
   std::map<uint64_t, std::pair<Clock, Clock>> flags;
 };
 
-struct Launch {
+// What is launched.
+struct LaunchShape {
   const Program* program = nullptr;
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false;
+  uint64_t param_base = 0;
+  uint64_t ctas() const { return uint64_t{grid[0]} * grid[1] * grid[2]; }
+  uint32_t ctas_per_cluster() const { return cluster[0] * cluster[1] * cluster[2]; }
+  uint32_t warps_per_cta() const { return (block[0] * block[1] * block[2] + 31) / 32; }
+  uint32_t warpgroups_per_cta() const { return (warps_per_cta() + 3) / 4; }
+  // Warps, the copy engine, the tensor cores of each warpgroup.
+  uint32_t actors_per_cta() const { return warps_per_cta() + 1 + warpgroups_per_cta(); }
+};
+
+// And how far it is. A shard runs every cluster_stride-th cluster.
+struct Launch : LaunchShape {
   // Dependent launches: every CTA had waited before it let the next launch start; launches before
   // `complete` have ended when this one starts.
   bool waits_first = true;
@@ -316,7 +333,7 @@ struct Launch {
   std::unordered_map<uint64_t, std::vector<uint64_t>> grid_flags;
   bool tracks_flags = false;
   std::vector<uint8_t> params;  // aligned block at param_base
-  uint64_t param_base = 0;
+  uint64_t first_cluster = 0, cluster_stride = 1;
   uint64_t next_cluster = 0, clusters = 0, triggered = 0, finished = 0;
   uint64_t distinct_read = 0, distinct_written = 0;  // sectors
   std::vector<std::unique_ptr<Cluster>> resident;
@@ -329,11 +346,6 @@ struct Launch {
         for (auto& w : cta->warps) f(*w);
   }
   uint32_t next_complete() const { return waits_first ? id : complete; }
-  uint64_t ctas() const { return uint64_t{grid[0]} * grid[1] * grid[2]; }
-  uint32_t warps_per_cta() const { return (block[0] * block[1] * block[2] + 31) / 32; }
-  uint32_t warpgroups_per_cta() const { return (warps_per_cta() + 3) / 4; }
-  // Warps, the copy engine, the tensor cores of each warpgroup.
-  uint32_t actors_per_cta() const { return warps_per_cta() + 1 + warpgroups_per_cta(); }
 };
 
 }  // namespace l4k::emu

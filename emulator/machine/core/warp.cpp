@@ -9,7 +9,7 @@ namespace l4k::emu {
 void Warp::execute(const Inst& in, uint32_t lanes) {
   active = lanes;
   ++m->instructions;
-  ++program->counters[pc].issued;
+  ++tally[pc].issued;
   if (in.checks_itself) return in.run(*this, in);
   uint32_t bad = 0, tags = 0;
   for (int i = 0; i < in.sources; ++i)
@@ -178,6 +178,7 @@ bool Warp::gather(uint32_t required, const char* what) {
 void Warp::use_frame() {
   Frame& f = *frames.back();
   program = f.program;
+  tally = f.counters;
   base[0] = f.registers.data();
   base[1] = const_cast<uint8_t*>(program->pool.data());
   state = f.states.data();
@@ -187,6 +188,7 @@ void Warp::use_frame() {
 void Warp::push_frame(const Program* callee, uint32_t lanes) {
   auto f = std::make_unique<Frame>();
   f->program = callee;
+  f->counters = m->counters_of(*callee);
   f->registers.resize(callee->register_bytes);
   f->states.resize(callee->offset.size());
   for (uint32_t i = 0; i < kSpecialCount; ++i) f->states[i].bad = 0;

@@ -201,6 +201,7 @@ bool decode_fence(Decoder& d) {
     int scope = d.take_one("cta gl sys");
     if (d.take("proxy")) d.unsupported();
     m.wide = scope > 0, m.cta = !m.wide;
+    d.program->communicates |= m.wide;
   } else if (d.take("mbarrier_init")) {
     d.take("release"), d.take("cluster");
     m.mbarrier_init = true;
@@ -214,7 +215,9 @@ bool decode_fence(Decoder& d) {
     d.take_one("acquire release"), d.take_one("cta cluster gpu sys");
   } else {
     d.take_one("sc acq_rel acquire release");
-    m.wide = d.take_one("cta cluster gpu sys") > 0, m.cta = !m.wide;
+    int scope = d.take_one("cta cluster gpu sys");
+    m.wide = scope > 0, m.cta = !m.wide;
+    d.program->communicates |= scope > 1;
     d.take_one("sync_restrict::shared::cta sync_restrict::shared::cluster");
   }
   d.finish();
@@ -268,6 +271,7 @@ bool decode_atomic(Decoder& d) {
   if (out.list.size() != m.count)
     throw PtxError(d.in->line, d.in->text() + ": wrong number of operands");
   if (m.op == kCas) d.add_list(d.operand(at++), m.bits, ListUse::read);
+  d.program->communicates |= m.space != Space::shared;
   out.modifiers.store(m);
   out.run = atomic;
   return true;

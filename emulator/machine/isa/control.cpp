@@ -199,6 +199,7 @@ bool decode_call(Decoder& d) {
   out.checks_itself = true;
   if (f.name == "vprintf" && m.arguments) {
     out.run = print;
+    d.program->communicates = true;
     return true;
   }
   if (f.name == "__assertfail" && m.arguments) {

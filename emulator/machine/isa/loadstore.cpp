@@ -339,6 +339,9 @@ bool decode_load_store(Decoder& d, bool is_load) {
   if (semantics == 2 && scope > 0) m.order = Order::acquire;
   // .cg on a store is a hint for the caches, not an order.
   if (!is_load && semantics < 1) m.order = Order::weak;
+  bool coherent = m.order == Order::coherent || m.order == Order::acquire;
+  if (coherent && (m.space == Space::global || m.space == Space::none))
+    d.program->communicates = true;
   if (semantics == 3) m.release = scope > 0 ? Release::wide : Release::cta;
   const PtxOperand& value = d.operand(is_load ? 0 : 1);
   m.reg = common_register_bytes(d, value, t);

@@ -185,6 +185,7 @@ bool decode_mov(Decoder& d) {
     if (s.name.rfind("%clock", 0) != 0 && s.name.rfind("%globaltimer", 0) != 0)
       throw PtxError(d.in->line, "'" + s.name + "' is not declared");
     out.run = clock;
+    d.program->communicates = true;  // compares what happens when
     out.modifiers.store(Width{static_cast<uint8_t>(register_bytes(t.bits))});
     return true;
   }
