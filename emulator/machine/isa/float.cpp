@@ -353,7 +353,7 @@ bool decode_float(Decoder& d) {
     decode_half(d, p, t, sources);
   }
   if (!out.run) d.unsupported();
-  d.add_target(0, t.bits);
+  d.add_target(0, op == "testp" ? 1 : t.bits);
   for (int i = 1; i <= sources; ++i)
     d.add_source(static_cast<size_t>(i), t.bits, t.kind == Kind::real);
   return true;
