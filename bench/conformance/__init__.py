@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import cuda_programs
+from tools import cuda_programs
 from tools.nvcc import ROOT
 
 from . import approximations, sums

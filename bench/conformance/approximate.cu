@@ -23,9 +23,31 @@
 namespace {
 
 const std::vector<uint32_t> kEdges = {
-    0x00000000, 0x80000000, 0x00000001, 0x807fffff, 0x00800000, 0x80800000, 0x3f800000, 0xbf800000,
-    0x3f7fffff, 0x3f800001, 0x40000000, 0x42fe0000, 0x43000000, 0xc3150000, 0xc2fc0000, 0x40c90fdb,
-    0x7e800000, 0x7e800001, 0x7f000000, 0x7f7fffff, 0xff7fffff, 0x7f800000, 0xff800000, 0x7fc00000};
+    0x00000000,  // 0
+    0x80000000,  // -0
+    0x00000001,  // 2^-149
+    0x807fffff,  // -1.17549421e-38
+    0x00800000,  // 2^-126
+    0x80800000,  // -2^-126
+    0x3f800000,  // 1
+    0xbf800000,  // -1
+    0x3f7fffff,  // 0.99999994
+    0x3f800001,  // 1.00000012
+    0x40000000,  // 2
+    0x42fe0000,  // 127
+    0x43000000,  // 128
+    0xc3150000,  // -149
+    0xc2fc0000,  // -126
+    0x40c90fdb,  // 6.28318548
+    0x7e800000,  // 2^126
+    0x7e800001,  // 8.50706019e+37
+    0x7f000000,  // 2^127
+    0x7f7fffff,  // 3.40282347e+38
+    0xff7fffff,  // -3.40282347e+38
+    0x7f800000,  // infinity
+    0xff800000,  // -infinity
+    0x7fc00000,  // NaN
+};
 
 std::vector<conformance::Row> rows() {
   std::vector<conformance::Row> rows = conformance::rows_of(conformance::words(kEdges), 400, 5);

@@ -8,26 +8,34 @@ struct Result {
   uint64_t returned, memory;
 };
 
-// clang-format off
 // A case: the registers' letter, the instruction, and whether it compares.
-#define BOTH(X, type, op) X(type, "atom.global." op, "l"(global)) X(type, "atom.shared." op, "r"(shared))
-#define CASES(X)                                                                              \
-  BOTH(X, W, "add.u32") BOTH(X, W, "min.u32") BOTH(X, W, "max.s32") BOTH(X, W, "inc.u32")     \
-  BOTH(X, W, "dec.u32") BOTH(X, W, "and.b32") BOTH(X, W, "or.b32") BOTH(X, W, "xor.b32")      \
-  BOTH(X, W, "exch.b32") BOTH(X, C, "cas.b32") BOTH(X, D, "add.u64") BOTH(X, D, "min.s64")    \
-  BOTH(X, D, "max.u64") BOTH(X, D, "and.b64") BOTH(X, D, "exch.b64") BOTH(X, CD, "cas.b64")   \
-  BOTH(X, H, "add.noftz.f16") BOTH(X, H, "add.noftz.bf16") BOTH(X, CH, "cas.b16")             \
-  BOTH(X, W, "add.noftz.f16x2") BOTH(X, W, "add.noftz.bf16x2") BOTH(X, W, "add.f32")          \
-  BOTH(X, D, "add.f64")
-#define ATOM(type, letter, op, place, ...) \
-  { type d; asm volatile(op " %0, [%1], " __VA_ARGS__ : "=" letter(d) : place, letter((type)in.b), letter((type)in.c) : "memory"); returned = d; }
+#define BOTH(X, type, op) \
+  X(type, "atom.global." op, "l"(global)) X(type, "atom.shared." op, "r"(shared))
+#define CASES(X)                                                                                  \
+  BOTH(X, W, "add.u32")                                                                           \
+  BOTH(X, W, "min.u32")                                                                           \
+  BOTH(X, W, "max.s32") BOTH(X, W, "inc.u32") BOTH(X, W, "dec.u32") BOTH(X, W, "and.b32")         \
+      BOTH(X, W, "or.b32") BOTH(X, W, "xor.b32") BOTH(X, W, "exch.b32") BOTH(X, C, "cas.b32")     \
+          BOTH(X, D, "add.u64") BOTH(X, D, "min.s64") BOTH(X, D, "max.u64") BOTH(X, D, "and.b64") \
+              BOTH(X, D, "exch.b64") BOTH(X, CD, "cas.b64") BOTH(X, H, "add.noftz.f16")           \
+                  BOTH(X, H, "add.noftz.bf16") BOTH(X, CH, "cas.b16")                             \
+                      BOTH(X, W, "add.noftz.f16x2") BOTH(X, W, "add.noftz.bf16x2")                \
+                          BOTH(X, W, "add.f32") BOTH(X, D, "add.f64")
+#define ATOM(type, letter, op, place, ...)                       \
+  {                                                              \
+    type d;                                                      \
+    asm volatile(op " %0, [%1], " __VA_ARGS__                    \
+                 : "=" letter(d)                                 \
+                 : place, letter((type)in.b), letter((type)in.c) \
+                 : "memory");                                    \
+    returned = d;                                                \
+  }
 #define W(op, place) ATOM(uint32_t, "r", op, place, "%2;")
 #define H(op, place) ATOM(uint16_t, "h", op, place, "%2;")
 #define D(op, place) ATOM(uint64_t, "l", op, place, "%2;")
 #define C(op, place) ATOM(uint32_t, "r", op, place, "%3, %2;")
 #define CH(op, place) ATOM(uint16_t, "h", op, place, "%3, %2;")
 #define CD(op, place) ATOM(uint64_t, "l", op, place, "%3, %2;")
-// clang-format on
 
 // The same value lies in shared and in global memory; the other one stays as it is.
 #define RUN(type, op, place)                                          \

@@ -100,35 +100,46 @@ inline void run(Kernel kernel, std::vector<std::string> cases, const std::vector
 // A list of cases is a macro `CASES(X)` of X(shape, instruction, tail): once expanded to code, once
 // to names. A shape says what registers an instruction takes: result, then operands, R of 32 bits, H
 // of 16, L of 64, P a predicate; `tail` is an immediate after them.
-// clang-format off
-#define CONFORMANCE_ASM(type, letter, text, ...) type d; asm(text : letter(d) : __VA_ARGS__)
-#define R_R(op, tail)    CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1" tail ";", "r"(a))
-#define R_RR(op, tail)   CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1, %2" tail ";", "r"(a), "r"(b))
-#define R_RRR(op, tail)  CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1, %2, %3" tail ";", "r"(a), "r"(b), "r"(c))
-#define R_RRRR(op, tail) CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1, %2, %3, %4" tail ";", "r"(a), "r"(b), "r"(c), "r"(e))
-#define R_H(op, tail)    CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1" tail ";", "h"(ah))
-#define R_L(op, tail)    CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1" tail ";", "l"(bl))
-#define H_R(op, tail)    CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1" tail ";", "r"(a))
-#define H_RR(op, tail)   CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1, %2" tail ";", "r"(a), "r"(b))
-#define H_L(op, tail)    CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1" tail ";", "l"(bl))
-#define H_H(op, tail)    CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1" tail ";", "h"(ah))
-#define H_HH(op, tail)   CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1, %2" tail ";", "h"(ah), "h"(bh))
-#define H_HHH(op, tail)  CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1, %2, %3" tail ";", "h"(ah), "h"(bh), "h"(ch))
-#define L_H(op, tail)    CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1" tail ";", "h"(ah))
-#define L_R(op, tail)    CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1" tail ";", "r"(a))
-#define L_RR(op, tail)   CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2" tail ";", "r"(a), "r"(b))
-#define L_RRL(op, tail)  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3" tail ";", "r"(a), "r"(b), "l"(cl))
-#define L_L(op, tail)    CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1" tail ";", "l"(bl))
-#define L_LL(op, tail)   CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2" tail ";", "l"(al), "l"(bl))
-#define L_LLL(op, tail)  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3" tail ";", "l"(al), "l"(bl), "l"(cl))
-#define L_LR(op, tail)   CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2" tail ";", "l"(al), "r"(c))
-#define L_LRR(op, tail)  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3" tail ";", "l"(al), "r"(c), "r"(e))
-#define L_LLRR(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3, %4" tail ";", "l"(al), "l"(bl), "r"(c), "r"(e))
+#define CONFORMANCE_ASM(type, letter, text, ...) \
+  type d;                                        \
+  asm(text : letter(d) : __VA_ARGS__)
+#define R_R(op, tail) CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1" tail ";", "r"(a))
+#define R_RR(op, tail) CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1, %2" tail ";", "r"(a), "r"(b))
+#define R_RRR(op, tail) \
+  CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1, %2, %3" tail ";", "r"(a), "r"(b), "r"(c))
+#define R_RRRR(op, tail) \
+  CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1, %2, %3, %4" tail ";", "r"(a), "r"(b), "r"(c), "r"(e))
+#define R_H(op, tail) CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1" tail ";", "h"(ah))
+#define R_L(op, tail) CONFORMANCE_ASM(uint32_t, "=r", op " %0, %1" tail ";", "l"(bl))
+#define H_R(op, tail) CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1" tail ";", "r"(a))
+#define H_RR(op, tail) CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1, %2" tail ";", "r"(a), "r"(b))
+#define H_L(op, tail) CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1" tail ";", "l"(bl))
+#define H_H(op, tail) CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1" tail ";", "h"(ah))
+#define H_HH(op, tail) CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1, %2" tail ";", "h"(ah), "h"(bh))
+#define H_HHH(op, tail) \
+  CONFORMANCE_ASM(uint16_t, "=h", op " %0, %1, %2, %3" tail ";", "h"(ah), "h"(bh), "h"(ch))
+#define L_H(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1" tail ";", "h"(ah))
+#define L_R(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1" tail ";", "r"(a))
+#define L_RR(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2" tail ";", "r"(a), "r"(b))
+#define L_RRL(op, tail) \
+  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3" tail ";", "r"(a), "r"(b), "l"(cl))
+#define L_L(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1" tail ";", "l"(bl))
+#define L_LL(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2" tail ";", "l"(al), "l"(bl))
+#define L_LLL(op, tail) \
+  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3" tail ";", "l"(al), "l"(bl), "l"(cl))
+#define L_LR(op, tail) CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2" tail ";", "l"(al), "r"(c))
+#define L_LRR(op, tail) \
+  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3" tail ";", "l"(al), "r"(c), "r"(e))
+#define L_LLRR(op, tail)                                                                       \
+  CONFORMANCE_ASM(uint64_t, "=l", op " %0, %1, %2, %3, %4" tail ";", "l"(al), "l"(bl), "r"(c), \
+                  "r"(e))
 #define CONFORMANCE_PREDICATE(text) "{ .reg .pred p; " text "; selp.u32 %0, 1, 0, p; }"
-#define P_R(op, tail)    CONFORMANCE_ASM(uint32_t, "=r", CONFORMANCE_PREDICATE(op " p, %1" tail), "r"(a))
-#define P_RR(op, tail)   CONFORMANCE_ASM(uint32_t, "=r", CONFORMANCE_PREDICATE(op " p, %1, %2" tail), "r"(a), "r"(b))
-#define P_HH(op, tail)   CONFORMANCE_ASM(uint32_t, "=r", CONFORMANCE_PREDICATE(op " p, %1, %2" tail), "h"(ah), "h"(bh))
-// clang-format on
+#define P_R(op, tail) \
+  CONFORMANCE_ASM(uint32_t, "=r", CONFORMANCE_PREDICATE(op " p, %1" tail), "r"(a))
+#define P_RR(op, tail) \
+  CONFORMANCE_ASM(uint32_t, "=r", CONFORMANCE_PREDICATE(op " p, %1, %2" tail), "r"(a), "r"(b))
+#define P_HH(op, tail) \
+  CONFORMANCE_ASM(uint32_t, "=r", CONFORMANCE_PREDICATE(op " p, %1, %2" tail), "h"(ah), "h"(bh))
 
 #define ROUNDED(X, shape, op, rest) \
   X(shape, op ".rn" rest, "")       \

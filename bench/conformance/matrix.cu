@@ -8,20 +8,21 @@ struct Lane {
   uint32_t data[4], row;  // sixteen bytes of shared memory, and the row whose address it passes
 };
 
-// clang-format off
-#define LOADED(X, trans)                                                                              \
-  X("ldmatrix.x1" trans, "ldmatrix.sync.aligned.m8n8.x1" trans ".shared.b16 {%0}, [%8];")             \
-  X("ldmatrix.x2" trans, "ldmatrix.sync.aligned.m8n8.x2" trans ".shared.b16 {%0, %1}, [%8];")         \
-  X("ldmatrix.x4" trans, "ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%8];")
-#define STORED(X, trans)                                                                              \
-  X("stmatrix.x1" trans, "stmatrix.sync.aligned.m8n8.x1" trans ".shared.b16 [%8], {%4};")             \
-  X("stmatrix.x2" trans, "stmatrix.sync.aligned.m8n8.x2" trans ".shared.b16 [%8], {%4, %5};")         \
-  X("stmatrix.x4" trans, "stmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 [%8], {%4, %5, %6, %7};")
-#define CASES(X)                          \
-  LOADED(X, "") LOADED(X, ".trans")       \
-  STORED(X, "") STORED(X, ".trans")       \
-  X("movmatrix.trans", "movmatrix.sync.aligned.m8n8.trans.b16 %0, %4;")
-// clang-format on
+#define LOADED(X, trans)                                                                      \
+  X("ldmatrix.x1" trans, "ldmatrix.sync.aligned.m8n8.x1" trans ".shared.b16 {%0}, [%8];")     \
+  X("ldmatrix.x2" trans, "ldmatrix.sync.aligned.m8n8.x2" trans ".shared.b16 {%0, %1}, [%8];") \
+  X("ldmatrix.x4" trans,                                                                      \
+    "ldmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 {%0, %1, %2, %3}, [%8];")
+#define STORED(X, trans)                                                                      \
+  X("stmatrix.x1" trans, "stmatrix.sync.aligned.m8n8.x1" trans ".shared.b16 [%8], {%4};")     \
+  X("stmatrix.x2" trans, "stmatrix.sync.aligned.m8n8.x2" trans ".shared.b16 [%8], {%4, %5};") \
+  X("stmatrix.x4" trans,                                                                      \
+    "stmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 [%8], {%4, %5, %6, %7};")
+#define CASES(X)                    \
+  LOADED(X, "")                     \
+  LOADED(X, ".trans")               \
+  STORED(X, "") STORED(X, ".trans") \
+      X("movmatrix.trans", "movmatrix.sync.aligned.m8n8.trans.b16 %0, %4;")
 
 // Registers start as zero and shared memory as the lanes' data; both are written out.
 #define RUN(name, text)                                                    \

@@ -11,7 +11,6 @@ struct Lane {
   uint32_t a[4], b[2], c[4];
 };
 
-// clang-format off
 #define D4 "{%0, %1, %2, %3}"
 #define D2 "{%0, %1}"
 #define A4 "{%4, %5, %6, %7}"
@@ -20,23 +19,22 @@ struct Lane {
 #define B1 "{%8}"
 #define C4 "{%10, %11, %12, %13}"
 #define C2 "{%10, %11}"
-#define CASES(X)                                                                \
-  X("m16n8k16.row.col.f32.f16.f16.f32", f16, f16, f32, D4, A4, B2, C4)          \
-  X("m16n8k16.row.col.f16.f16.f16.f16", f16, f16, f16, D2, A4, B2, C2)          \
-  X("m16n8k8.row.col.f32.f16.f16.f32", f16, f16, f32, D4, A2, B1, C4)           \
-  X("m16n8k8.row.col.f16.f16.f16.f16", f16, f16, f16, D2, A2, B1, C2)           \
-  X("m16n8k16.row.col.f32.bf16.bf16.f32", bf16, bf16, f32, D4, A4, B2, C4)      \
-  X("m16n8k8.row.col.f32.bf16.bf16.f32", bf16, bf16, f32, D4, A2, B1, C4)       \
-  X("m16n8k8.row.col.f32.tf32.tf32.f32", tf32, tf32, f32, D4, A4, B2, C4)       \
-  X("m16n8k4.row.col.f32.tf32.tf32.f32", tf32, tf32, f32, D4, A2, B1, C4)       \
-  X("m16n8k32.row.col.f32.e4m3.e4m3.f32", e4m3, e4m3, f32, D4, A4, B2, C4)      \
-  X("m16n8k32.row.col.f32.e4m3.e5m2.f32", e4m3, e5m2, f32, D4, A4, B2, C4)      \
-  X("m16n8k32.row.col.f32.e5m2.e5m2.f32", e5m2, e5m2, f32, D4, A4, B2, C4)      \
-  X("m16n8k32.row.col.s32.s8.s8.s32", s8, s8, s32, D4, A4, B2, C4)              \
-  X("m16n8k32.row.col.satfinite.s32.s8.u8.s32", s8, u8, s32, D4, A4, B2, C4)    \
-  X("m16n8k32.row.col.satfinite.s32.u8.u8.s32", u8, u8, s32, D4, A4, B2, C4)    \
+#define CASES(X)                                                             \
+  X("m16n8k16.row.col.f32.f16.f16.f32", f16, f16, f32, D4, A4, B2, C4)       \
+  X("m16n8k16.row.col.f16.f16.f16.f16", f16, f16, f16, D2, A4, B2, C2)       \
+  X("m16n8k8.row.col.f32.f16.f16.f32", f16, f16, f32, D4, A2, B1, C4)        \
+  X("m16n8k8.row.col.f16.f16.f16.f16", f16, f16, f16, D2, A2, B1, C2)        \
+  X("m16n8k16.row.col.f32.bf16.bf16.f32", bf16, bf16, f32, D4, A4, B2, C4)   \
+  X("m16n8k8.row.col.f32.bf16.bf16.f32", bf16, bf16, f32, D4, A2, B1, C4)    \
+  X("m16n8k8.row.col.f32.tf32.tf32.f32", tf32, tf32, f32, D4, A4, B2, C4)    \
+  X("m16n8k4.row.col.f32.tf32.tf32.f32", tf32, tf32, f32, D4, A2, B1, C4)    \
+  X("m16n8k32.row.col.f32.e4m3.e4m3.f32", e4m3, e4m3, f32, D4, A4, B2, C4)   \
+  X("m16n8k32.row.col.f32.e4m3.e5m2.f32", e4m3, e5m2, f32, D4, A4, B2, C4)   \
+  X("m16n8k32.row.col.f32.e5m2.e5m2.f32", e5m2, e5m2, f32, D4, A4, B2, C4)   \
+  X("m16n8k32.row.col.s32.s8.s8.s32", s8, s8, s32, D4, A4, B2, C4)           \
+  X("m16n8k32.row.col.satfinite.s32.s8.u8.s32", s8, u8, s32, D4, A4, B2, C4) \
+  X("m16n8k32.row.col.satfinite.s32.u8.u8.s32", u8, u8, s32, D4, A4, B2, C4) \
   X("m16n8k16.row.col.s32.u8.s8.s32", u8, s8, s32, D4, A2, B1, C4)
-// clang-format on
 
 #define RUN(name, ta, tb, tc, d_, a_, b_, c_)                                             \
   {                                                                                       \

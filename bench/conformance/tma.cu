@@ -9,17 +9,18 @@ constexpr int kWords = 1024;  // of the tensor, and of shared memory
 
 enum Op { kLoad, kStore, kAdd, kMin, kMax, kInc, kDec, kAnd, kOr, kXor };
 
+constexpr CUtensorMapSwizzle kNone = CU_TENSOR_MAP_SWIZZLE_NONE;
+
 struct Case {
-  std::string name;
+  std::string name;  // outside is NaN where it begins with `nan`
   Op op;
   CUtensorMapDataType type;
   int bytes, rank;
   cuuint64_t shape[5];
   cuuint32_t box[5];
   int at[5];
-  CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_NONE;
-  bool nan = false;
-  cuuint32_t step[5] = {1, 1, 1, 1, 1};
+  CUtensorMapSwizzle swizzle = kNone;
+  cuuint32_t step[5] = {};  // over elements; 0 is 1
 };
 
 struct Copy {
@@ -71,8 +72,9 @@ __device__ void perform(const CUtensorMap& map, const Copy& c, uint32_t smem, ui
     switch (c.op) {
       REDUCE(kAdd, "add")
       REDUCE(kMin, "min")
-      REDUCE(kMax, "max") REDUCE(kInc, "inc") REDUCE(kDec, "dec") REDUCE(kAnd, "and")
-          REDUCE(kOr, "or") REDUCE(kXor, "xor") default : break;
+      REDUCE(kMax, "max")
+      REDUCE(kInc, "inc")
+      REDUCE(kDec, "dec") REDUCE(kAnd, "and") REDUCE(kOr, "or") REDUCE(kXor, "xor") default : break;
     }
   }
   l4k::ptx::tma_store_commit();
@@ -96,8 +98,9 @@ __global__ __launch_bounds__(128) void family(const __grid_constant__ CUtensorMa
 }
 
 #define T(name) CU_TENSOR_MAP_DATA_TYPE_##name
-std::vector<Case> cases() {
-  std::vector<Case> found = {
+// Words of 4 bytes in 32 rows of as many, unless the case says otherwise.
+std::vector<Case> edge_cases() {
+  return {
       {"corner", kLoad, T(FLOAT32), 4, 2, {32, 32}, {8, 8}, {-3, -2}},
       {"other corner", kLoad, T(FLOAT32), 4, 2, {32, 32}, {8, 8}, {28, 29}},
       {"outside", kLoad, T(FLOAT32), 4, 2, {32, 32}, {8, 8}, {40, -9}},
@@ -113,84 +116,86 @@ std::vector<Case> cases() {
       {"three", kLoad, T(UINT16), 2, 3, {24, 5, 7}, {8, 3, 4}, {20, -1, 5}},
       {"four", kLoad, T(UINT32), 4, 4, {12, 3, 4, 5}, {4, 2, 3, 2}, {-2, 2, 2, 4}},
       {"five", kLoad, T(FLOAT32), 4, 5, {8, 3, 2, 3, 4}, {4, 2, 2, 2, 2}, {6, -1, 1, 2, -1}},
-      {"every second row", kLoad, T(FLOAT32), 4, 2, {32, 29}, {8, 16}, {2, 5}},
-      {"every third row", kLoad, T(FLOAT32), 4, 2, {32, 32}, {8, 16}, {-4, -4}},
+      {"every second row", kLoad, T(FLOAT32), 4, 2, {32, 29}, {8, 16}, {2, 5}, kNone, {1, 2}},
+      {"every third row", kLoad, T(FLOAT32), 4, 2, {32, 32}, {8, 16}, {-4, -4}, kNone, {1, 3}},
       {"store", kStore, T(FLOAT32), 4, 2, {32, 32}, {8, 8}, {3, 5}},
       {"store at a corner", kStore, T(FLOAT32), 4, 2, {29, 31}, {12, 5}, {22, 29}},
       {"store before", kStore, T(UINT16), 2, 2, {60, 30}, {16, 8}, {-5, -3}},
       {"store of one", kStore, T(UINT32), 4, 1, {1000}, {64}, {970}},
       {"store of three", kStore, T(UINT16), 2, 3, {24, 5, 7}, {8, 3, 4}, {20, -1, 5}},
-      {"store of five",
-       kStore,
-       T(FLOAT32),
-       4,
-       5,
-       {8, 3, 2, 3, 4},
-       {4, 2, 2, 2, 2},
-       {6, -1, 1, 2, -1}}};
-  for (Case& c : found) {
-    c.nan = c.name.starts_with("nan");
-    if (c.name == "every second row") c.step[1] = 2;
-    if (c.name == "every third row") c.step[1] = 3;
+      {"store of five", kStore, T(FLOAT32), 4, 5, {8, 3, 2, 3, 4}, {4, 2, 2, 2, 2}, {6, -1, 1, 2}}};
+}
+
+void add_swizzled(std::vector<Case>& found, const std::string& span, CUtensorMapSwizzle swizzle) {
+  const cuuint32_t words = std::stoi(span) / 4;
+  for (Op op : {kLoad, kStore}) {
+    const std::string name = (op == kLoad ? "load" : "store") + (" swizzled by " + span);
+    found.push_back({name, op, T(FLOAT32), 4, 2, {32, 32}, {words, 20}, {0, 3}, swizzle});
+    found.push_back({
+        .name = name + " at an edge",
+        .op = op,
+        .type = T(FLOAT32),
+        .bytes = 4,
+        .rank = 2,
+        .shape = {32, 30},
+        .box = {words, 17},
+        .at = {-5, 20},
+        .swizzle = swizzle,
+    });
+    found.push_back({
+        .name = name + " of halves",
+        .op = op,
+        .type = T(UINT16),
+        .bytes = 2,
+        .rank = 2,
+        .shape = {64, 32},
+        .box = {2 * words, 9},
+        .at = {50, -2},
+        .swizzle = swizzle,
+    });
   }
-  const struct {
-    const char* name;
-    CUtensorMapSwizzle swizzle;
-    cuuint32_t words;
-  } swizzles[] = {{"32", CU_TENSOR_MAP_SWIZZLE_32B, 8},
-                  {"64", CU_TENSOR_MAP_SWIZZLE_64B, 16},
-                  {"128", CU_TENSOR_MAP_SWIZZLE_128B, 32}};
-  for (const auto& s : swizzles)
-    for (Op op : {kLoad, kStore}) {
-      const std::string name =
-          (op == kLoad ? "load swizzled by " : "store swizzled by ") + std::string(s.name);
-      found.push_back({name, op, T(FLOAT32), 4, 2, {32, 32}, {s.words, 20}, {0, 3}, s.swizzle});
-      found.push_back({name + " at an edge",
-                       op,
-                       T(FLOAT32),
-                       4,
-                       2,
-                       {32, 30},
-                       {s.words, 17},
-                       {-5, 20},
-                       s.swizzle});
-      found.push_back({name + " of halves",
-                       op,
-                       T(UINT16),
-                       2,
-                       2,
-                       {64, 32},
-                       {2 * s.words, 9},
-                       {50, -2},
-                       s.swizzle});
-    }
-  const struct {
-    const char* name;
-    Op op;
-    CUtensorMapDataType type;
-    int bytes;
-  } reductions[] = {{"add.u32", kAdd, T(UINT32), 4},    {"add.s32", kAdd, T(INT32), 4},
-                    {"add.u64", kAdd, T(UINT64), 8},    {"add.f32", kAdd, T(FLOAT32), 4},
-                    {"add.f16", kAdd, T(FLOAT16), 2},   {"add.bf16", kAdd, T(BFLOAT16), 2},
-                    {"min.u32", kMin, T(UINT32), 4},    {"min.s32", kMin, T(INT32), 4},
-                    {"min.f16", kMin, T(FLOAT16), 2},   {"min.bf16", kMin, T(BFLOAT16), 2},
-                    {"max.s64", kMax, T(INT64), 8},     {"max.f16", kMax, T(FLOAT16), 2},
-                    {"max.bf16", kMax, T(BFLOAT16), 2}, {"inc.u32", kInc, T(UINT32), 4},
-                    {"dec.u32", kDec, T(UINT32), 4},    {"and.b32", kAnd, T(UINT32), 4},
-                    {"or.b32", kOr, T(UINT32), 4},      {"xor.b64", kXor, T(UINT64), 8}};
-  for (const auto& r : reductions) {
+}
+
+struct Reduction {
+  const char* name;
+  Op op;
+  CUtensorMapDataType type;
+  int bytes;
+};
+constexpr Reduction kReductions[] = {
+    {"add.u32", kAdd, T(UINT32), 4},    {"add.s32", kAdd, T(INT32), 4},
+    {"add.u64", kAdd, T(UINT64), 8},    {"add.f32", kAdd, T(FLOAT32), 4},
+    {"add.f16", kAdd, T(FLOAT16), 2},   {"add.bf16", kAdd, T(BFLOAT16), 2},
+    {"min.u32", kMin, T(UINT32), 4},    {"min.s32", kMin, T(INT32), 4},
+    {"min.f16", kMin, T(FLOAT16), 2},   {"min.bf16", kMin, T(BFLOAT16), 2},
+    {"max.s64", kMax, T(INT64), 8},     {"max.f16", kMax, T(FLOAT16), 2},
+    {"max.bf16", kMax, T(BFLOAT16), 2}, {"inc.u32", kInc, T(UINT32), 4},
+    {"dec.u32", kDec, T(UINT32), 4},    {"and.b32", kAnd, T(UINT32), 4},
+    {"or.b32", kOr, T(UINT32), 4},      {"xor.b64", kXor, T(UINT64), 8},
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> found = edge_cases();
+  add_swizzled(found, "32", CU_TENSOR_MAP_SWIZZLE_32B);
+  add_swizzled(found, "64", CU_TENSOR_MAP_SWIZZLE_64B);
+  add_swizzled(found, "128", CU_TENSOR_MAP_SWIZZLE_128B);
+  for (const Reduction& r : kReductions) {
     const cuuint32_t width = 128 / r.bytes;
-    found.push_back({std::string("reduce ") + r.name,
-                     r.op,
-                     r.type,
-                     r.bytes,
-                     2,
-                     {width, 30},
-                     {width / 2, 20},
-                     {int(width) / 2 + 2, 14}});
+    found.push_back({
+        .name = std::string("reduce ") + r.name,
+        .op = r.op,
+        .type = r.type,
+        .bytes = r.bytes,
+        .rank = 2,
+        .shape = {width, 30},
+        .box = {width / 2, 20},
+        .at = {int(width) / 2 + 2, 14},
+    });
   }
   return found;
 }
+
+int step_of(const Case& c, int dimension) { return std::max<int>(c.step[dimension], 1); }
 
 CUtensorMap map_of(const Case& c, void* base) {
   static const auto encode = [] {
@@ -203,12 +208,14 @@ CUtensorMap map_of(const Case& c, void* base) {
   cuuint64_t strides[4], stride = (c.shape[0] * c.bytes + 15) / 16 * 16;
   if (c.rank == 2) stride = 128;
   for (int i = 0; i < c.rank - 1; ++i) strides[i] = stride, stride *= c.shape[i + 1];
+  cuuint32_t steps[5];
+  for (int i = 0; i < 5; ++i) steps[i] = step_of(c, i);
+  const bool nan = c.name.starts_with("nan");
   CUtensorMap map;
-  const CUresult result =
-      encode(&map, c.type, c.rank, base, c.shape, strides, c.box, c.step,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, c.swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
-             c.nan ? CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA
-                   : CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(
+      &map, c.type, c.rank, base, c.shape, strides, c.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      c.swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+      nan ? CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA : CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   micro::expect(result == CUDA_SUCCESS, c.name + ": cuTensorMapEncodeTiled");
   return map;
 }
@@ -223,7 +230,7 @@ int main() {
   for (const Case& c : cases()) {
     const conformance::Buffer<uint32_t> in(words), tensor(words), out(kWords);
     Copy copy{c.op, c.rank, c.bytes, {}};
-    for (int i = 0; i < c.rank; ++i) copy.bytes *= (c.box[i] + c.step[i] - 1) / c.step[i];
+    for (int i = 0; i < c.rank; ++i) copy.bytes *= (c.box[i] + step_of(c, i) - 1) / step_of(c, i);
     std::copy(c.at, c.at + 5, copy.at);
     family<<<1, 128, 0, micro::stream()>>>(map_of(c, tensor.data), copy, in.data, out.data);
     const std::vector<uint32_t> result = (c.op == kLoad ? out : tensor).host();

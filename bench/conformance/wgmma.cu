@@ -31,41 +31,41 @@ constexpr Layout kRows128{0, 16, 1024, k128}, kRows128At32{32, 16, 1024, k128},
     kColumns128{0, 2048, 1024, k128}, kColumns64{0, 1024, 512, k64}, kColumns32{0, 512, 256, k32},
     kColumnsCores{0, 1024, 128, kNone}, kColumnsCoresSwapped{0, 128, 1024, kNone};
 
-// clang-format off
-#define CASES(X)                                                           \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, 1, 1, 0, 0", kRows128, kRows128)         \
-  X(k16, f32.f16.f16, f16, f16, f32, "p, 1, 1, 0, 0", kRows128At32, kRows128At64)     \
-  X(k16, f16.f16.f16, f16, f16, f16, "p, 1, 1, 0, 0", kRows128, kRows64)              \
-  X(k8, f32.tf32.tf32, tf32, tf32, f32, "p, 1, 1", kRows128, kRows128)                \
-  X(k32, f32.e4m3.e4m3, e4m3, e4m3, f32, "p, 1, 1", kRows128, kRows128)               \
-  X(k32, f32.e4m3.e5m2, e4m3, e5m2, f32, "p, 1, 1", kRows64At32, kRows32)             \
-  X(k32, f32.e5m2.e5m2, e5m2, e5m2, f32, "p, 1, 1", kRows128, kRows128)               \
-  X(k32, f16.e4m3.e4m3, e4m3, e4m3, f16, "p, 1, 1", kRows128, kRows128)               \
-  X(k32, s32.s8.s8, s8, s8, s32, "p", kRows128, kRows128)                             \
-  X(k32, s32.u8.s8.satfinite, u8, s8, s32, "p", kRows128, kRows64)                    \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, -1, 1, 0, 0", kRows64, kRows64At32)      \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, -1, -1, 0, 0", kRows32, kRows32)         \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "q, 1, -1, 0, 0", kCores, kCoresApart)       \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, 1, 1, 1, 0", kColumns128, kRows128)      \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, 1, 1, 0, 1", kRows128, kColumns128)      \
-  X(k16, f32.f16.f16, f16, f16, f32, "p, 1, 1, 1, 1", kColumns64, kColumns64)         \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, 1, 1, 1, 1", kColumns32, kColumns32)     \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, 1, 1, 1, 1", kColumnsCores, kColumnsCoresSwapped)
-#define REGISTER_CASES(X)                                                  \
-  X(k16, f32.bf16.bf16, bf16, bf16, f32, "p, 1, 1, 0", kRows128, kRows128) \
-  X(k16, f32.f16.f16, f16, f16, f32, "p, 1, -1, 1", kRows128, kColumns64)  \
-  X(k8, f32.tf32.tf32, tf32, tf32, f32, "p, 1, 1", kRows128, kRows128At32) \
-  X(k32, f32.e4m3.e4m3, e4m3, e4m3, f32, "p, 1, 1", kRows128, kRows32)     \
-  X(k32, s32.s8.u8, s8, u8, s32, "p", kRows128, kRows128)
-#define IN32 "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]), \
-  "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15])
-#define IN32_MORE "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), \
-  "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])
+#define CASES(X)                                                         \
+  X(k16, f32, bf16, bf16, "", "p, 1, 1, 0, 0", kRows128, kRows128)       \
+  X(k16, f32, f16, f16, "", "p, 1, 1, 0, 0", kRows128At32, kRows128At64) \
+  X(k16, f16, f16, f16, "", "p, 1, 1, 0, 0", kRows128, kRows64)          \
+  X(k8, f32, tf32, tf32, "", "p, 1, 1", kRows128, kRows128)              \
+  X(k32, f32, e4m3, e4m3, "", "p, 1, 1", kRows128, kRows128)             \
+  X(k32, f32, e4m3, e5m2, "", "p, 1, 1", kRows64At32, kRows32)           \
+  X(k32, f32, e5m2, e5m2, "", "p, 1, 1", kRows128, kRows128)             \
+  X(k32, f16, e4m3, e4m3, "", "p, 1, 1", kRows128, kRows128)             \
+  X(k32, s32, s8, s8, "", "p", kRows128, kRows128)                       \
+  X(k32, s32, u8, s8, ".satfinite", "p", kRows128, kRows64)              \
+  X(k16, f32, bf16, bf16, "", "p, -1, 1, 0, 0", kRows64, kRows64At32)    \
+  X(k16, f32, bf16, bf16, "", "p, -1, -1, 0, 0", kRows32, kRows32)       \
+  X(k16, f32, bf16, bf16, "", "q, 1, -1, 0, 0", kCores, kCoresApart)     \
+  X(k16, f32, bf16, bf16, "", "p, 1, 1, 1, 0", kColumns128, kRows128)    \
+  X(k16, f32, bf16, bf16, "", "p, 1, 1, 0, 1", kRows128, kColumns128)    \
+  X(k16, f32, f16, f16, "", "p, 1, 1, 1, 1", kColumns64, kColumns64)     \
+  X(k16, f32, bf16, bf16, "", "p, 1, 1, 1, 1", kColumns32, kColumns32)   \
+  X(k16, f32, bf16, bf16, "", "p, 1, 1, 1, 1", kColumnsCores, kColumnsCoresSwapped)
+#define REGISTER_CASES(X)                                        \
+  X(k16, f32, bf16, bf16, "", "p, 1, 1, 0", kRows128, kRows128)  \
+  X(k16, f32, f16, f16, "", "p, 1, -1, 1", kRows128, kColumns64) \
+  X(k8, f32, tf32, tf32, "", "p, 1, 1", kRows128, kRows128At32)  \
+  X(k32, f32, e4m3, e4m3, "", "p, 1, 1", kRows128, kRows32)      \
+  X(k32, s32, s8, u8, "", "p", kRows128, kRows128)
+#define D4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
 #define OUT16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
-#define OUT32 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
+#define OUT32                                                                                   \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, "                                                                                  \
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-#define PREDICATES "{ .reg .pred p, q; setp.eq.u32 p, 0, 0; setp.ne.u32 q, 0, 0; wgmma.mma_async.sync.aligned.m64n64"
-// clang-format on
+#define PREDICATES                                                \
+  "{ .reg .pred p, q; setp.eq.u32 p, 0, 0; setp.ne.u32 q, 0, 0; " \
+  "wgmma.mma_async.sync.aligned.m64n64"
 
 __device__ void load(const Thread& in, uint8_t* smem, uint32_t (&d)[32]) {
   for (int i = 0; i < 32; ++i) {
@@ -91,22 +91,24 @@ template <int kCase>
 struct Product;
 
 enum { kBefore = __COUNTER__ };
-#define PRODUCT(operands, out_, k, types, tail)                                           \
+#define PRODUCT(operands, out_, types, tail)                                              \
   template <>                                                                             \
   struct Product<__COUNTER__ - kBefore - 1> {                                             \
     static __device__ __forceinline__ void run(uint32_t (&d)[32], const uint32_t (&a)[4], \
                                                uint64_t in_a, uint64_t in_b) {            \
-      asm volatile(PREDICATES #k "." #types " " out_ ", " operands ", " tail "; }"        \
-                   : IN32, IN32_MORE                                                      \
+      asm volatile(PREDICATES types " " out_ ", " operands ", " tail "; }"                \
+                   : D16(0), D16(16)                                                      \
                    : "l"(in_a), "l"(in_b), "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]));   \
     }                                                                                     \
   };
 #define OUT_f32 OUT32
 #define OUT_s32 OUT32
 #define OUT_f16 OUT16
-#define SHARED(k, types, ta, tb, tc, tail, la, lb) PRODUCT("%32, %33", OUT_##tc, k, types, tail)
-#define REGISTER(k, types, ta, tb, tc, tail, la, lb) \
-  PRODUCT("{%34, %35, %36, %37}, %33", OUT_##tc, k, types, tail)
+#define TYPES(k, tc, ta, tb, rest) #k "." #tc "." #ta "." #tb rest
+#define SHARED(k, tc, ta, tb, rest, tail, la, lb) \
+  PRODUCT("%32, %33", OUT_##tc, TYPES(k, tc, ta, tb, rest), tail)
+#define REGISTER(k, tc, ta, tb, rest, tail, la, lb) \
+  PRODUCT("{%34, %35, %36, %37}, %33", OUT_##tc, TYPES(k, tc, ta, tb, rest), tail)
 CASES(SHARED)
 REGISTER_CASES(REGISTER)
 
@@ -135,10 +137,12 @@ struct Case {
            std::to_string(layout.stride) + "/" + std::to_string(layout.swizzle);
   }
 };
-#define NAMED(k, types, ta, tb, tc, tail, la, lb) \
-  {"wgmma.m64n64" #k "." #types, tail, false, Format::ta, Format::tb, Format::tc, la, lb},
-#define NAMED_REGISTER(k, types, ta, tb, tc, tail, la, lb) \
-  {"wgmma.m64n64" #k "." #types, tail, true, Format::ta, Format::tb, Format::tc, la, lb},
+#define NAMED_AS(registers, types, ta, tb, tc, tail, la, lb) \
+  {"wgmma.m64n64" types, tail, registers, Format::ta, Format::tb, Format::tc, la, lb},
+#define NAMED(k, tc, ta, tb, rest, tail, la, lb) \
+  NAMED_AS(false, TYPES(k, tc, ta, tb, rest), ta, tb, tc, tail, la, lb)
+#define NAMED_REGISTER(k, tc, ta, tb, rest, tail, la, lb) \
+  NAMED_AS(true, TYPES(k, tc, ta, tb, rest), ta, tb, tc, tail, la, lb)
 constexpr Case kCases[] = {CASES(NAMED) REGISTER_CASES(NAMED_REGISTER)};
 constexpr int kCount = sizeof(kCases) / sizeof(*kCases);
 
