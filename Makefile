@@ -81,9 +81,11 @@ kernel: venv
 gpu:
 	$(PYTHON) -m bench.gpu_suite --out $(OUT) --budget $(BUDGET) $(if $(PLAN),--plan $(if $(filter 1,$(PLAN)),h200,$(PLAN))) $(if $(ONLY),--only $(ONLY))
 
-# What `make gpu` takes along: the library, and the microbenchmarks beside it.
+# What `make gpu` takes along: the library, and beside it the microbenchmarks and the programs of
+# conformance with the emulator's results.
 gpu-files: build
 	$(run) $(bin)/python -m bench.micro build
+	$(run) $(bin)/python -m bench.conformance build
 
 size:
 	@$(PYTHON) -m tools.size $(SINCE)

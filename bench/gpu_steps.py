@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench import ceilings, decode_step, micro, profilers, tune
+from bench import ceilings, conformance, decode_step, micro, profilers, tune
 from bench.checks import gpu_checks
 from bench.checks.edges import EDGES
 from bench.checks.whole_model import CASES
@@ -36,6 +36,7 @@ WHOLE_MODELS = (  # model, format, batch, prompt, new tokens, layers (None: as m
 COSTS = {
     "smoke.": 0.2,
     "micro.": 4,
+    "conformance.": 1,
     "clocks.": 4,
     "ceiling.": 0.3,
     "tune.": 2,
@@ -75,6 +76,7 @@ def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)
     yield from micro.steps()
+    yield from conformance.steps()
     for form in ("bf16", "fp8_fast"):
         yield f"clocks.{form}", functools.partial(ceilings.clocks_under_load, form)
     yield "ceiling.copy", ceilings.copy

@@ -6,18 +6,15 @@ the loop that is asserted in machine code, and which values to disbelieve; `prog
 same as tables.
 """
 
-import hashlib
 import json
 import math
-import os
-import subprocess
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tools.nvcc import FLAGS, ROOT, nvcc, output_of
+from tools import cuda_programs
+from tools.nvcc import ROOT
 
 from .programs import PROGRAMS, Bounds, Code, Program
 
@@ -25,73 +22,22 @@ __all__ = ["PROGRAMS", "Bounds", "Code", "Program", "build", "build_emulated", "
 
 SOURCES = Path(__file__).parent
 FOLDER = ROOT / "l4kernels" / "lib" / "micro"
-JOBS = 2
-TIMEOUT_S = 20
 
 Row = dict[str, Any]
 
 
 def build(output: Path = FOLDER) -> list[Path]:
-    """Compiles every program for sm_90a, with the CUDA runtime inside."""
-    return _build_all(output, [*FLAGS, "--cudart=static"], None)
+    return cuda_programs.build(SOURCES, PROGRAMS, output)
 
 
-def build_emulated(output: Path, library: Path) -> list[Path]:
-    """The same for the emulator, whose `library` takes the runtime's place. The machine code is
-    beside the PTX, for a look at its loops."""
-    flags = [flag for flag in FLAGS if not flag.startswith("-gencode")]
-    flags += ["-gencode=arch=compute_90a,code=[compute_90a,sm_90a]", "--no-compress"]
-    return _build_all(output, [*flags, "--cudart=none", "-DL4K_EMULATED"], library)
-
-
-def _build_all(output: Path, flags: list[str], library: Path | None) -> list[Path]:
-    output.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(JOBS) as pool:
-        return list(pool.map(lambda name: _build(name, output, flags, library), PROGRAMS))
-
-
-def _build(name: str, output: Path, flags: list[str], library: Path | None) -> Path:
-    """Compiles a program unless it is up to date; ptxas may not serialise its products."""
-    compiler = nvcc()
-    if compiler is None:
-        raise RuntimeError("expected nvcc: a toolkit, or `make venv`")
-    headers = [p for p in (ROOT / "csrc").rglob("*.*h") if p.suffix in (".h", ".cuh")]
-    sources = [SOURCES / f"{name}.cu", *SOURCES.glob("*.*h"), *headers]
-    inputs = b"".join(path.read_bytes() for path in sorted(sources))
-    key = hashlib.sha256(inputs + str((flags, library, compiler)).encode()).hexdigest()
-    program, stamp = output / name, output / f"{name}.key"
-    if program.exists() and stamp.exists() and stamp.read_text() == key:
-        return program
-    source = str(SOURCES / f"{name}.cu")
-    if library is None:
-        log = output_of(compiler, *flags, source, "-o", str(program))
-    else:
-        log = output_of(compiler, *flags, "-c", source, "-o", f"{program}.o")
-        link = [f"-L{library.parent}", "-ll4k_emulator", f"-Wl,-rpath,{library.parent}"]
-        output_of("c++", f"{program}.o", "-o", str(program), *link)
-        Path(f"{program}.o").unlink()
-    if "(C75" in log:
-        raise RuntimeError(f"{name}: ptxas says\n{log}")
-    stamp.write_text(key)
-    return program
+def build_emulated(output: Path) -> list[Path]:
+    return cuda_programs.build_emulated(SOURCES, PROGRAMS, output)
 
 
 def run(name: str, folder: Path = FOLDER, *, small: bool = False, **environment: str) -> list[Row]:
     """The lines of a program; raises if it fails or its values were wrong."""
-    program = folder / name
-    if not os.access(program, os.X_OK):
-        program.chmod(0o755)
-    command = [str(program), *(["--small"] if small else [])]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | environment
-        )
-    except subprocess.TimeoutExpired as late:
-        raise RuntimeError(f"{name}: no end after {TIMEOUT_S} s: {late.stdout!r}") from None
-    if done.returncode:
-        said = done.stdout[-1500:] + done.stderr[-1000:]
-        raise RuntimeError(f"{name}: exit {done.returncode}\n{said}")
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    said = cuda_programs.run(folder / name, *(["--small"] if small else []), **environment)
+    rows = [json.loads(line) for line in said.decode().splitlines() if line.startswith("{")]
     return [judged(row, PROGRAMS[name].metrics) for row in rows]
 
 

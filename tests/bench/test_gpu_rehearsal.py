@@ -88,6 +88,7 @@ def keys():
         "test.model.",
         "test.graph.attention",
         "micro.",
+        "conformance.",
         "counters.",
         "compiled.",
     )

@@ -219,11 +219,13 @@ def test_two_commands_of_a_run_reach_what_matters():
         max(at for key, at in ends.items() if key.startswith("smoke.")) - gpu_suite.STARTS_S <= 20
     )
     assert sum(gpu_steps.cost(key) for key in ends if key.startswith("micro.")) <= 60
+    assert sum(gpu_steps.cost(key) for key in ends if key.startswith("conformance.")) <= 20
     assert sum(gpu_steps.cost(key) for key in ends if key.startswith("tune.")) <= 40
     tests = max(at for key, at in ends.items() if key.startswith("test."))
     assert tests < 330 + 240
     order = [key.split(".")[0] for key in ends]
-    wanted = ["smoke", "micro", "clocks", "tune", "bench", "step", "test", "peers", "sanitizer"]
+    wanted = ["smoke", "micro", "conformance", "clocks", "tune", "bench", "step", "test", "peers"]
+    wanted.append("sanitizer")
     assert sorted(wanted, key=order.index) == wanted
 
 

@@ -133,8 +133,9 @@ LoadTarget begin_target(Warp& w, const CopyPlan& plan, Cta& cta, const SharedPla
   for (const CopyRun& r : plan.runs) {
     check_no_mbarrier(cta, r.shared, r.bytes, lane);
     cta.shared->check_async_write(r.shared, r.bytes, w.actor);
-    cta.shared->begin_pending_write(r.shared, r.bytes);
   }
+  // Afterwards: where a tensor ends, two runs of one copy can meet inside one granule of the shadow.
+  for (const CopyRun& r : plan.runs) cta.shared->begin_pending_write(r.shared, r.bytes);
   LoadTarget target{&cta, cta.next_copy_epoch(*w.cta), barrier};
   find_copy_mbarrier(w, barrier, lane);
   return target;

@@ -113,6 +113,12 @@ struct RoundingScope {
   }
   ~RoundingScope() { std::fesetround(FE_TONEAREST); }
 };
+// One NaN, signalling or not, gives the other operand; -0 is less than +0.
+double f64_extreme(double a, double b, bool max) {
+  if (std::isnan(a) || std::isnan(b)) return std::isnan(a) ? b : a;
+  bool less = a == b ? std::signbit(a) && !std::signbit(b) : a < b;
+  return less == max ? b : a;
+}
 enum class F64 { add, sub, mul, fma, div, rcp, sqrt, min, max, neg, abs, rsqrt };
 template <F64 Op>
 [[gnu::optimize("rounding-math")]] void f64(Warp& w, const Inst& in) {
@@ -131,8 +137,8 @@ template <F64 Op>
     if constexpr (Op == F64::div) v = a / b;
     if constexpr (Op == F64::rcp) v = 1.0 / a;
     if constexpr (Op == F64::sqrt) v = std::sqrt(a);
-    if constexpr (Op == F64::min) v = std::fmin(a, b);
-    if constexpr (Op == F64::max) v = std::fmax(a, b);
+    if constexpr (Op == F64::min) v = f64_extreme(a, b, false);
+    if constexpr (Op == F64::max) v = f64_extreme(a, b, true);
     if constexpr (Op == F64::neg) v = -a;
     if constexpr (Op == F64::abs) v = std::fabs(a);
     if constexpr (Op == F64::rsqrt) v = 1.0 / std::sqrt(a);
@@ -353,7 +359,7 @@ bool decode_float(Decoder& d) {
     decode_half(d, p, t, sources);
   }
   if (!out.run) d.unsupported();
-  d.add_target(0, t.bits);
+  d.add_target(0, op == "testp" ? 1 : t.bits);
   for (int i = 1; i <= sources; ++i)
     d.add_source(static_cast<size_t>(i), t.bits, t.kind == Kind::real);
   return true;

@@ -1,0 +1,91 @@
+"""Small CUDA programs of one source each: compiled for a GPU or for the emulator, and run."""
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tools.nvcc import FLAGS, ROOT, nvcc, output_of
+
+JOBS = 2
+TIMEOUT_S = 20
+
+
+def build(sources: Path, names: Iterable[str], output: Path) -> list[Path]:
+    """Compiles `sources`/NAME.cu for sm_90a, with the CUDA runtime inside."""
+    return _build_all(sources, names, output, [*FLAGS, "--cudart=static"], None)
+
+
+def build_emulated(sources: Path, names: Iterable[str], output: Path) -> list[Path]:
+    """The same for the emulator, whose library takes the runtime's place. The machine code is
+    beside the PTX: ptxas has its say, and loops can be looked at."""
+    flags = [flag for flag in FLAGS if not flag.startswith("-gencode")]
+    flags += ["-gencode=arch=compute_90a,code=[compute_90a,sm_90a]", "--no-compress"]
+    flags += ["--cudart=none", "-DL4K_EMULATED"]
+    return _build_all(sources, names, output, flags, emulator())
+
+
+def emulator() -> Path:
+    """The newest libl4k_emulator.so of this checkout, or L4K_EMULATOR_LIBRARY."""
+    given = os.environ.get("L4K_EMULATOR_LIBRARY")
+    built = [Path(given)] if given else list((ROOT / "build").rglob("libl4k_emulator.so"))
+    if not built:
+        raise RuntimeError("expected a libl4k_emulator.so under build/: run `make build`")
+    return max(built, key=lambda path: path.stat().st_mtime)
+
+
+def _build_all(
+    sources: Path, names: Iterable[str], output: Path, flags: list[str], library: Path | None
+) -> list[Path]:
+    output.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(
+            pool.map(lambda name: _build(sources / f"{name}.cu", output, flags, library), names)
+        )
+
+
+def _build(source: Path, output: Path, flags: list[str], library: Path | None) -> Path:
+    """Compiles a program unless it is up to date; ptxas may not serialise its products."""
+    compiler = nvcc()
+    if compiler is None:
+        raise RuntimeError("expected nvcc: a toolkit, or `make venv`")
+    headers = [*(ROOT / "csrc").rglob("*.*h"), *(ROOT / "bench").glob("*/*.*h")]
+    inputs = b"".join(path.read_bytes() for path in sorted([source, *headers]))
+    key = hashlib.sha256(inputs + str((flags, library, compiler)).encode()).hexdigest()
+    program, stamp = output / source.stem, output / f"{source.stem}.key"
+    if program.exists() and stamp.exists() and stamp.read_text() == key:
+        return program
+    if library is None:
+        log = output_of(compiler, *flags, str(source), "-o", str(program))
+    else:
+        log = output_of(compiler, *flags, "-c", str(source), "-o", f"{program}.o")
+        link = [f"-L{library.parent}", "-ll4k_emulator", f"-Wl,-rpath,{library.parent}"]
+        output_of("c++", f"{program}.o", "-o", str(program), *link)
+        Path(f"{program}.o").unlink()
+    if "(C75" in log:
+        raise RuntimeError(f"{source.stem}: ptxas says\n{log}")
+    stamp.write_text(key)
+    return program
+
+
+def run(program: Path, *arguments: str, **environment: str) -> bytes:
+    """Standard output of a program; raises if it fails or does not end."""
+    if not os.access(program, os.X_OK):
+        program.chmod(0o755)
+    try:
+        done = subprocess.run(
+            [str(program), *arguments],
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            env=os.environ | environment,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise RuntimeError(
+            f"{program.name}: no end after {TIMEOUT_S} s: {(late.stdout or b'')[-500:]!r}"
+        ) from None
+    if done.returncode:
+        said = (done.stdout[-1500:] + done.stderr[-1000:]).decode(errors="replace")
+        raise RuntimeError(f"{program.name}: exit {done.returncode}\n{said}")
+    return done.stdout
