@@ -35,11 +35,11 @@ __global__ void owners(const int* x, int* y) {
   lanes[PICK(2, tid, tid ^ 1)] = static_cast<unsigned char>(sum + 1);  // @1 @2
   // A byte, a byte and a half for each pair of lanes.
   unsigned char* own = mixed + tid / 2 * 4;
-  if (tid % 2) own[0] = 3, own[1] = 4;  // @3
+  if (tid % 2) own[0] = 3, own[1] = 4;                                   // @3
   else *reinterpret_cast<unsigned short*>(own + PICK(3, 2, 0)) = 0x605;  // @3
   fence();
   ONLY(4) own[2] = static_cast<unsigned char>(tid);  // @4
-  ONLY(5) own[2] = 5;  // @5
+  ONLY(5) own[2] = 5;                                // @5
   // Warps: byte i of a word belongs to warp i.
   int mine = lane * 4 + warp;
   warps[mine] = static_cast<unsigned char>(tid);  // @6 @7 @8 @9
@@ -47,13 +47,16 @@ __global__ void owners(const int* x, int* y) {
   sum += warps[PICK(6, mine, mine ^ 1)];  // @6 @7
   fence();
   warps[PICK(7, mine, mine ^ 1)] = static_cast<unsigned char>(PICK(7, sum, 1));  // @6 @7
-  ONLY(8) if (lane == 0) warps[2] = static_cast<unsigned char>(warp);  // @8
-  ONLY(9) if (lane == 0) warps[2] = 7;  // @9
+  ONLY(8)
+    if (lane == 0) warps[2] = static_cast<unsigned char>(warp);  // @8
+  ONLY(9)
+    if (lane == 0) warps[2] = 7;  // @9
   // Halves, and a byte of one.
   int half = lane * 4 + (warp ^ 1);
   halves[half] = static_cast<unsigned short>(x[tid]);  // @12
   fence();
-  ONLY(12) if (warp == 0) sum += reinterpret_cast<unsigned char*>(halves)[lane * 8 + 1];  // @12
+  ONLY(12)
+    if (warp == 0) sum += reinterpret_cast<unsigned char*>(halves)[lane * 8 + 1];  // @12
   sum += halves[half];
   // Copies of a word each into chunks of four: each thread waits for its own.
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(smem_u32(copies + tid)),

@@ -51,56 +51,69 @@ DEVICE int both(float v, int p, bool first) {
   return r;
 }
 
+// The statement of mutant k, which the original has with data that is defined.
+#define TRY(k) if constexpr (MUTANT == 0 || MUTANT == (k))
+
+// Each of these adds 1 for every statement, where `s` holds 1.
 template <int MUTANT>
-__global__ void depend(const float* x, float* y) {
-  __shared__ alignas(16) float known[64], unknown[64], copy[64];
-  __shared__ alignas(16) uint16_t a[16][16], b[8][16], d[8][8];
-  int lane = threadIdx.x;
-  known[lane] = known[lane + 32] = x[lane];
-  for (int row = 0; row < 16; ++row)
-    if (lane < 16 && !((MUTANT == 8 || MUTANT == 19) && row == 9)) a[row][lane % 16] = 0x3f80;
-  for (int row = 0; row < 8; ++row)
-    if (lane < 16 && !(MUTANT == 9 && row == 2)) b[row][lane % 16] = 0x3f80;
-  __syncwarp();
-  constexpr bool kUnknown = MUTANT != 0;
-  const float* s = kUnknown ? unknown : known;
-  float out = x[lane];
-  ONLY(1) if (peek(s + lane) > 0) out += 1;  // @1
-  ONLY(2) out = x[static_cast<int>(peek(s + lane)) & 1];  // @2
-  ONLY(3) out += peek(s + lane) * 2;  // @3
-  ONLY(4) if (lane < 16) {
-      float v = lane == 3 ? peek(s) : out;  // @4
-      out = __shfl_xor_sync(0xffff, v, 1);
-    }
-  ONLY(5) copy[lane] = peek(s + lane), out = peek(copy + lane);  // @5
-  ONLY(6) {
-    float local[4] = {out, out, out, out};
+DEVICE float in_registers(float* s, const float* x) {
+  int lane = lane_id();
+  float out = 0;
+  TRY(1)
+  if (peek(s + lane) > 0) out += 1;                       // @1
+  TRY(2) out += x[static_cast<int>(peek(s + lane)) & 1];  // @2
+  TRY(3) out += peek(s + lane) * 2 - 1;                   // @3
+  TRY(4) {
+    float v = lane == 3 ? peek(s) : 1;  // @4
+    out += __shfl_xor_sync(0xffffffff, v, 1);
+  }
+  TRY(7) out += twice(peek(s + lane)) - 1;  // @7
+  TRY(15) {
+    float v = peek(s + lane), one = 1;  // @15
+    asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %2, 0;\nselp.f32 %0, %1, %0, p;\n}"
+                 : "+f"(one)
+                 : "f"(v), "r"(lane));
+    out += one;
+  }
+  TRY(16) out += both(peek(s + lane), lane < 0, true) + 1;   // @16
+  TRY(17) out += both(peek(s + lane), lane < 0, false) + 1;  // @17
+  TRY(18) {
+    uint32_t v = __float_as_uint(peek(s + lane)), mask = lane < 0 ? ~0u : 0;  // @18
+    asm volatile("and.b32 %0, %0, %1;" : "+r"(v) : "r"(mask));
+    out += static_cast<float>(v) + 1;
+  }
+  TRY(22) {
+    float v = lane == 3 ? peek(s) : 1;  // @22
+    v = __shfl_xor_sync(0xffffffff, v, 1);
+    out += lane == 2 ? 1 : v;
+  }
+  return out;
+}
+
+template <int MUTANT>
+DEVICE float in_memory(float* s, float* copy) {
+  __shared__ alignas(16) uint16_t d[8][8];
+  int lane = lane_id();
+  float out = 0;
+  TRY(5) copy[lane] = peek(s + lane), out += peek(copy + lane);  // @5
+  TRY(6) {
+    float local[4] = {1, 1, 1, 1};
     local[lane % 4] = peek(s + lane);  // @6
     asm volatile("" ::"l"(local) : "memory");
-    out = local[static_cast<int>(x[0]) & 3 ? 1 : 0] + local[lane % 4];
+    out += local[lane % 4];
   }
-  ONLY(7) out = twice(peek(s + lane));  // @7
-  if constexpr (MUTANT == 0 || MUTANT == 8 || MUTANT == 9 || MUTANT == 19) {
-    uint32_t fa[4], fb[2];
-    float acc[4] = {};
-    ldmatrix_x4(fa, &a[lane % 16][lane / 16 * 8]);     // @8 @19
-    ldmatrix_x2(fb, &b[lane % 8][lane / 8 % 2 * 8]);  // @9
-    mma_bf16(acc, fa, fb);
-    out += acc[0] + acc[1] + (MUTANT == 19 ? 32 : acc[2] + acc[3]);  // rows 0 to 7, 8 to 15
-    out -= 64;
-  }
-  ONLY(10) {
+  TRY(10) {
     uint32_t v = __float_as_uint(peek(s + lane));  // @10
-    asm volatile("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(
-                     smem_u32(d[lane % 8])),
-                 "r"(v)
-                 : "memory");
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%0], {%1};" ::"r"(smem_u32(d[lane % 8])), "r"(v)
+        : "memory");
     __syncwarp();
-    out = d[lane % 8][lane / 8];
+    out += static_cast<float>(d[lane % 8][lane / 8] & 1) + 1;
   }
-  ONLY(11) atomicAdd(&unknown[lane], 1.f);  // @11
-  ONLY(12) out = static_cast<volatile float*>(unknown)[lane];  // @12
-  if constexpr (MUTANT == 13 || MUTANT == 20) {
+  TRY(11) atomicAdd(&s[32 + lane], 1.f), out += 1;       // @11
+  TRY(12) out += static_cast<volatile float*>(s)[lane];  // @12
+  __syncwarp();
+  if constexpr (MUTANT == 0 || MUTANT == 13 || MUTANT == 20) {
     if (lane % 4 == 0) copy[lane + PICK(13, 2, 1)] = 1;
     __syncwarp();
     float v[4];
@@ -108,42 +121,58 @@ __global__ void depend(const float* x, float* y) {
                  : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
                  : "r"(smem_u32(copy + lane / 4 * 4))
                  : "memory");
-    out += v[2] - 1;
+    out += v[2];
   }
   ONLY(14) printf("%f\n", peek(s + lane));  // @14
-  ONLY(15) {
-    float v = peek(s + lane);  // @15
-    asm volatile("{\n.reg .pred p;\nsetp.lt.s32 p, %2, 0;\nselp.f32 %0, %1, %0, p;\n}"
-                 : "+f"(out)
-                 : "f"(v), "r"(lane));
-  }
-  ONLY(16) out += both(peek(s + lane), lane < 0, true);   // @16
-  ONLY(17) out += both(peek(s + lane), lane < 0, false);  // @17
-  ONLY(18) {
-    uint32_t v = __float_as_uint(peek(s + lane)), mask = lane < 0 ? ~0u : 0;  // @18
-    asm volatile("and.b32 %0, %0, %1;" : "+r"(v) : "r"(mask));
-    out += static_cast<float>(v);
-  }
-  ONLY(21) {
+  __syncwarp();
+  TRY(21) {
     copy[lane] = peek(s + lane);  // @21
     asm volatile("" ::: "memory");
-    copy[lane] = out;
-    out = peek(copy + lane);
+    copy[lane] = 1;
+    out += peek(copy + lane);
   }
-  ONLY(22) {
-    float v = lane == 3 ? peek(s) : out;  // @22
-    v = __shfl_xor_sync(0xffffffff, v, 1);
-    if (lane != 2) out = __shfl_xor_sync(0xfffffffb, v, 0) * 0 + out;
-  }
+  return out;
+}
+
+// Ones times ones; mutant 19 uses the first eight rows of the product only.
+template <int MUTANT>
+DEVICE float in_product() {
+  __shared__ alignas(16) uint16_t a[16][16], b[8][16];
+  int lane = lane_id();
+  for (int row = 0; row < 16; ++row)
+    if (lane < 16 && !((MUTANT == 8 || MUTANT == 19) && row == 9)) a[row][lane] = 0x3f80;
+  for (int row = 0; row < 8; ++row)
+    if (lane < 16 && !(MUTANT == 9 && row == 2)) b[row][lane] = 0x3f80;
+  __syncwarp();
+  uint32_t fa[4], fb[2];
+  float acc[4] = {};
+  ldmatrix_x4(fa, &a[lane % 16][lane / 16 * 8]);    // @8 @19
+  ldmatrix_x2(fb, &b[lane % 8][lane / 8 % 2 * 8]);  // @9
+  mma_bf16(acc, fa, fb);
+  return acc[0] + acc[1] - 32 + (MUTANT == 19 ? 0 : acc[2] + acc[3] - 32);
+}
+
+constexpr int kStatements = 17;
+
+template <int MUTANT>
+__global__ void depend(const float* x, float* y) {
+  __shared__ alignas(16) float known[64], unknown[64], copy[64];
+  int lane = lane_id();
+  known[lane] = known[lane + 32] = x[lane];
+  __syncwarp();
+  float* s = MUTANT == 0 ? known : unknown;
+  float out = in_registers<MUTANT>(s, x) + in_memory<MUTANT>(s, copy);
+  if constexpr (MUTANT == 0 || MUTANT == 8 || MUTANT == 9 || MUTANT == 19)
+    out += in_product<MUTANT>();
   y[lane] = out;
 }
 
 template <int MUTANT>
 int run() {
-  std::vector<float> x(32, 1);
+  std::vector<float> x(32, 1), want(32, kStatements);
   Buffer<float> dx(x), dy(32);
   launch(depend<MUTANT>, {.grid = 1, .block = 32}, dx.data, dy.data);
   CHECK(cudaDeviceSynchronize());
-  return verdict(dy.download(), x);
+  return verdict(dy.download(), want);
 }
 MAIN(22)

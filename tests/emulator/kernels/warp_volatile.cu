@@ -30,15 +30,17 @@ __global__ void reduce(const float* x, float* y) {
     for (int n = 16; n; n /= 2) {
       float sum;
       ONLY(3) sum = data[tid] + data[tid + n];  // @3
-      else sum = v[tid] + v[tid + n];  // @1 @2
-      UNLESS(1) UNLESS(2) __syncwarp();
+      else sum = v[tid] + v[tid + n];           // @1 @2
+      UNLESS(1)
+        UNLESS(2) __syncwarp();
       ONLY(3) data[tid] = sum;  // @3
-      else v[tid] = sum;  // @1 @2
-      UNLESS(1) UNLESS(3) __syncwarp();
+      else v[tid] = sum;        // @1 @2
+      UNLESS(1)
+        UNLESS(3) __syncwarp();
     }
     if (tid == 0) {
       ONLY(4) ready = 1;  // @4
-      total = v[0];  // @4
+      total = v[0];       // @4
       __threadfence_block();
       UNLESS(4) ready = 1;
     }
