@@ -10,46 +10,39 @@ void Actor::tick() {
 
 uint32_t Shadow::new_set() {
   if (free_sets_.empty()) {
-    read_sets_.emplace_back(actors_, 0);
-    return static_cast<uint32_t>(read_sets_.size() - 1);
+    read_sets_.resize(read_sets_.size() + actors_, 0);
+    return static_cast<uint32_t>(read_sets_.size() / actors_ - 1);
   }
   uint32_t index = free_sets_.back();
   free_sets_.pop_back();
-  read_sets_[index].assign(actors_, 0);
+  std::fill_n(set(index), actors_, 0);
   return index;
 }
 
 uint32_t Shadow::copy_set(uint32_t reader) {
-  uint32_t set = new_set();
-  read_sets_[set] = read_sets_[reader - kReadSet];
-  return kReadSet | set;
+  uint32_t copy = new_set();
+  std::copy_n(set(reader - kReadSet), actors_, set(copy));
+  return kReadSet | copy;
 }
 
-void Shadow::note_read(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
-  if (c.reader == mine) {
-    if (c.reader_lane != lane) c.reader_lane = kLanes;
-    return;
+void Shadow::add_to_set(Cell& c, uint32_t reader) {
+  if (c.reader < kReadSet) {
+    uint32_t index = new_set();
+    set(index)[epoch_actor(c.reader)] = epoch_clock(c.reader);
+    c.reader = kReadSet | index;
   }
-  c.reader_lane = lane;
-  uint32_t old = c.reader, id = epoch_actor(mine), clock = epoch_clock(mine);
-  if (old >= kReadSet) {
-    read_sets_[old - kReadSet][id] = clock;
-  } else if (!old || ordered(old, seen)) {
-    c.reader = mine;
-  } else {
-    uint32_t set = new_set();
-    read_sets_[set][epoch_actor(old)] = epoch_clock(old);
-    read_sets_[set][id] = clock;
-    c.reader = kReadSet | set;
-  }
+  set(c.reader - kReadSet)[epoch_actor(reader)] = epoch_clock(reader);
 }
 
 uint32_t Shadow::unordered_read(const Cell& c, const Clock& seen) const {
   if (c.reader < kReadSet) return c.reader && !ordered(c.reader, seen) ? c.reader : 0;
-  const Clock& set = read_sets_[c.reader - kReadSet];
-  for (uint32_t a = 0; a < actors_; ++a)
-    if (set[a] > seen[a]) return make_epoch(a, set[a]);
-  return 0;
+  const uint32_t* read = read_sets_.data() + size_t{c.reader - kReadSet} * actors_;
+  uint32_t any = 0;
+  for (uint32_t a = 0; a < actors_; ++a) any |= read[a] > seen[a];
+  if (!any) return 0;
+  uint32_t a = 0;
+  while (read[a] <= seen[a]) ++a;
+  return make_epoch(a, read[a]);
 }
 
 void Shadow::split(Cell& c, uint32_t step) {

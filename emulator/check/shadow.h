@@ -44,12 +44,41 @@ class Shadow {
       else f(c, address, 4u);
     }
   }
+  Cell& word(uint32_t address) { return cells_[address / 4]; }
   bool defined(uint32_t address) const {
     const Cell& c = cells_[address / 4];
     return c.step == 4 ? c.defined : parts_[c.writer][address & (4u - c.step)].defined;
   }
+  // The commonest access: a whole word that nothing in flight or unordered has touched. False: not so,
+  // and nothing was noted.
+  bool read_quietly(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
+    if (c.step != 4 || !c.defined) return false;
+    if (c.writer == mine ? c.writer_lane != lane && c.kind <= Writer::cp_async
+                         : !ordered(c.writer, seen))
+      return false;
+    note_read(c, mine, seen, lane);
+    return true;
+  }
+  bool write_quietly(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
+    if (c.step != 4) return false;
+    if (c.writer == mine ? c.writer_lane != lane : !ordered(c.writer, seen)) return false;
+    if (c.reader == mine ? c.reader_lane != lane : unordered_read(c, seen) != 0) return false;
+    c.writer = mine, c.writer_lane = lane;
+    forget_reads(c);
+    c.kind = Writer::generic, c.defined = true;
+    return true;
+  }
   // Reads. Those of several actors with no order among them are kept as a set.
-  void note_read(Cell& c, uint32_t epoch, const Clock& seen, uint8_t lane);
+  void note_read(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
+    if (c.reader == mine) {
+      if (c.reader_lane != lane) c.reader_lane = kLanes;
+      return;
+    }
+    c.reader_lane = lane;
+    if (c.reader < kReadSet && ordered(c.reader, seen)) c.reader = mine;
+    else if (c.reader < kReadSet) add_to_set(c, mine);
+    else set(c.reader - kReadSet)[epoch_actor(mine)] = epoch_clock(mine);
+  }
   void forget_reads(Cell& c) {
     if (c.reader >= kReadSet) free_sets_.push_back(c.reader - kReadSet);
     c.reader = 0;
@@ -78,12 +107,14 @@ class Shadow {
   }
   void split(Cell& c, uint32_t step);
   void unite(Cell& c);  // if its parts have the same users
+  uint32_t* set(uint32_t index) { return read_sets_.data() + size_t{index} * actors_; }
+  void add_to_set(Cell& c, uint32_t reader);
   uint32_t new_set();
   uint32_t copy_set(uint32_t reader);
 
   std::vector<Cell> cells_;
   std::vector<Parts> parts_;
-  std::vector<Clock> read_sets_;
+  std::vector<uint32_t> read_sets_;  // by set, the last clock at which each actor has read
   std::vector<uint32_t> free_parts_, free_sets_;
   uint32_t actors_;
 };

@@ -1,5 +1,6 @@
 #include "check/shared_memory.h"
 
+#include <bit>
 #include <cstring>
 
 #include "check/report.h"
@@ -95,6 +96,37 @@ uint32_t SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, 
     shadow_.note_read(c, mine, who.seen, static_cast<uint8_t>(lane));
   });
   return undefined;
+}
+
+// Whether these are whole words inside, and f(address of a word, lane) holds for each.
+template <typename F>
+bool SharedMemory::all_words(const uint64_t* address, uint32_t lanes, uint32_t bytes, F&& f) const {
+  if (bytes < 4) return false;
+  for (; lanes; lanes &= lanes - 1) {
+    uint32_t lane = static_cast<uint32_t>(std::countr_zero(lanes));
+    uint64_t at = address[lane], end = at + bytes;
+    if (at < 1024 || end > data_.size() || (at & (bytes - 1))) return false;
+    for (; at < end; at += 4)
+      if (!f(static_cast<uint32_t>(at), static_cast<uint8_t>(lane))) return false;
+  }
+  return true;
+}
+
+bool SharedMemory::read_lanes(const uint64_t* address, uint32_t lanes, uint32_t bytes,
+                              const Actor& who) {
+  uint32_t mine = who.epoch();
+  return all_words(address, lanes, bytes, [&](uint32_t at, uint8_t lane) {
+    return !pending_write_[at / 4] && shadow_.read_quietly(shadow_.word(at), mine, who.seen, lane);
+  });
+}
+
+bool SharedMemory::write_lanes(const uint64_t* address, uint32_t lanes, uint32_t bytes,
+                               const Actor& who) {
+  uint32_t mine = who.epoch();
+  return all_words(address, lanes, bytes, [&](uint32_t at, uint8_t lane) {
+    return !pending_write_[at / 4] && !pending_read_[at / 16] &&
+           shadow_.write_quietly(shadow_.word(at), mine, who.seen, lane);
+  });
 }
 
 // A store over another's with no order between them matters if it changes the value.

@@ -23,6 +23,10 @@ class SharedMemory {
   // Without `data`, what is written is not compared with what is there.
   void write(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind,
              const void* data = nullptr);
+  // Plain loads and stores of whole words by several lanes. False: something may be wrong with one of
+  // them; then all are to be made one by one, which finds out.
+  bool read_lanes(const uint64_t* address, uint32_t lanes, uint32_t bytes, const Actor& who);
+  bool write_lanes(const uint64_t* address, uint32_t lanes, uint32_t bytes, const Actor& who);
   // Atomic and volatile accesses may race with each other, not with plain ones; volatile accesses
   // not between the lanes of a warp.
   uint32_t strong_read(uint32_t address, uint32_t bytes, const Actor& who, int lane, Writer kind);
@@ -55,6 +59,8 @@ class SharedMemory {
   std::string name(uint32_t epoch, uint32_t own) const;
   void pend_read(uint32_t address, uint32_t bytes, int delta);
   void pend_write(uint32_t address, uint32_t bytes, int delta);
+  template <typename F>
+  bool all_words(const uint64_t* address, uint32_t lanes, uint32_t bytes, F&& f) const;
   bool is_read(uint32_t address, uint32_t bytes) const {  // by an operation in flight
     return any(pending_read_, address / 16, (address + bytes - 1) / 16);
   }

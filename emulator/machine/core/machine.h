@@ -49,7 +49,7 @@ class Machine final : public FaultListener {
   void publish(Cta& cta, Warp* w);  // global stores become visible to the grid
   void publish_warp(Warp& w);       // ... to the CTA
   void drain(Cta& cta, Warp* w);    // ... to memory, with no order to anything
-  void report_unused(Cta& cta);  // what it has read of undefined memory, to no effect
+  void report_unused(Cta& cta);     // what it has read of undefined memory, to no effect
   void note_trigger(Cta& cta, bool waited);
   bool dependency_done(const Launch& l) const;
   void warp_exited(Warp& w);

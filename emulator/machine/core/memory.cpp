@@ -110,11 +110,15 @@ void release_global(Warp& w, uint64_t address) {
   ++w.m->progress;
 }
 
+bool holds_mbarrier(const Cta& cta, uint64_t begin, uint64_t end) {
+  auto it = cta.mbarriers.lower_bound(static_cast<uint32_t>(begin < 7 ? 0 : begin - 7));
+  return it != cta.mbarriers.end() && it->first < end;
+}
+
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane) {
-  auto it = cta.mbarriers.lower_bound(offset < 7 ? 0 : offset - 7);
-  if (it != cta.mbarriers.end() && it->first < offset + bytes)
+  if (holds_mbarrier(cta, offset, offset + bytes))
     complain_at("mbarrier-overwritten", "writes over a live mbarrier; mbarrier.inval comes first",
-                lane, it->first);
+                lane, offset);
 }
 
 static Writer strong_writer(Order order) {
@@ -209,6 +213,14 @@ void write_undefined(Warp& w, int lane, Space space, uint64_t address, uint32_t 
 // 128 bytes per wavefront: 8-byte accesses go in two halves, 16-byte ones in four quarters. Lanes
 // that read the same word share it.
 void count_shared(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes) {
+  uint64_t low = ~uint64_t{0}, high = 0, run = 0;
+  auto first_lane = static_cast<uint64_t>(std::countr_zero(lanes));
+  for (uint32_t l = lanes; l; l &= l - 1) {
+    auto lane = static_cast<uint64_t>(std::countr_zero(l));
+    low = std::min(low, address[lane]), high = std::max(high, address[lane]);
+    run |= address[lane] - (address[first_lane] + (lane - first_lane) * bytes);
+  }
+  if (!run || low == high || (bytes <= 4 && high / 4 - low / 4 < 32)) return;  // no two in a bank
   uint32_t step = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, words = std::max(1u, bytes / 4);
   for (uint32_t first = 0; first < 32; first += step) {
     uint32_t bank[32][32], depth[32] = {}, deepest = 0;

@@ -42,6 +42,7 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
 // After that: the bytes are undefined nevertheless. In global memory that is an error.
 void write_undefined(Warp& w, int lane, Space space, uint64_t address, uint32_t bytes,
                      const Reg& value);
+bool holds_mbarrier(const Cta& cta, uint64_t begin, uint64_t end);  // any part of a live one
 void check_no_mbarrier(const Cta& cta, uint32_t offset, uint32_t bytes, int lane);
 void check_aligned(uint64_t address, uint32_t bytes, int lane);
 

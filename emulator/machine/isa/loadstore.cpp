@@ -39,8 +39,9 @@ Space common_space(Warp& w, Space space, u64* address) {
 
 void check_all_aligned(Warp& w, const u64* address, u32 bytes) {
   u64 all = 0;
-  for (u32 l = w.active; l; l &= l - 1) all |= address[std::countr_zero(l)];
-  if (all & (bytes - 1))
+  if (w.active == kAllLanes)
+    for (int i = 0; i < 32; ++i) all |= address[i];
+  if (w.active != kAllLanes || (all & (bytes - 1)))
     for (u32 l = w.active; l; l &= l - 1)
       check_aligned(address[std::countr_zero(l)], bytes, std::countr_zero(l));
 }
@@ -90,17 +91,41 @@ void collect(Warp& w, const Inst& in, const MemoryAccess& s, int lane, uint8_t* 
   }
 }
 
-// Elements as wide as their registers, straight from memory.
+// Elements as wide as their registers, straight from and to memory; false for others.
 template <typename T>
 void gather(Warp& w, const Inst& in, const u64* address) {
-  for (size_t k = 0; k < in.list.size(); ++k) {
-    T* d = w.reg<T>(in.list[k]);
-    each_lane<T>(w, d, [&](int i) {
+  for (size_t k = 0; k < in.list.size(); ++k)
+    each_lane<T>(w, w.reg<T>(in.list[k]), [&](int i) {
       T v;
       std::memcpy(&v, reinterpret_cast<const void*>(address[i] + k * sizeof v), sizeof v);
       return v;
     });
+}
+bool gather(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+  if (s.element != s.reg) return false;
+  if (s.element == 4) gather<u32>(w, in, address);
+  else if (s.element == 2) gather<uint16_t>(w, in, address);
+  else if (s.element == 8) gather<u64>(w, in, address);
+  else return false;
+  return true;
+}
+template <typename T>
+void scatter(Warp& w, const Inst& in, const u64* address) {
+  for (size_t k = 0; k < in.list.size(); ++k) {
+    const T* v = w.reg<T>(in.list[k]);
+    for (u32 l = w.active; l; l &= l - 1) {
+      int i = std::countr_zero(l);
+      std::memcpy(reinterpret_cast<void*>(address[i] + k * sizeof *v), &v[i], sizeof *v);
+    }
   }
+}
+bool scatter(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+  if (s.element != s.reg) return false;
+  if (s.element == 4) scatter<u32>(w, in, address);
+  else if (s.element == 2) scatter<uint16_t>(w, in, address);
+  else if (s.element == 8) scatter<u64>(w, in, address);
+  else return false;
+  return true;
 }
 
 void load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
@@ -109,17 +134,28 @@ void load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* addr
   if (is_coherent(s.order))
     for (u32 l = w.active; l; l &= l - 1) acquire_global(w, address[std::countr_zero(l)], s.order);
   bool buffered = touch_global(w, address, w.active, bytes, load_access(s.order));
-  if (!buffered && s.element == s.reg) {
-    if (s.element == 4) return gather<u32>(w, in, address);
-    if (s.element == 2) return gather<uint16_t>(w, in, address);
-    if (s.element == 8) return gather<u64>(w, in, address);
-  }
+  if (!buffered && gather(w, in, s, address)) return;
   alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     read_touched(w, address[i], data, bytes, buffered);
     spread(w, in, s, i, data);
   }
+}
+
+// A plain load from the CTA's own shared memory with nothing wrong, in one go; false: not so.
+bool load_shared(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+  SharedMemory& shared = *w.cta->shared;
+  if (s.order != Order::weak || !shared.read_lanes(address, w.active, s.bytes(), w.actor))
+    return false;
+  u64 host[32];
+  for (int i = 0; i < 32; ++i) host[i] = address[i] + reinterpret_cast<u64>(shared.data());
+  if (gather(w, in, s, host)) return true;
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    spread(w, in, s, i, reinterpret_cast<const uint8_t*>(host[i]));
+  }
+  return true;
 }
 
 void load(Warp& w, const Inst& in) {
@@ -129,7 +165,10 @@ void load(Warp& w, const Inst& in) {
   if (is_coherent(s.order) && polls(w, address)) return;
   Space space = common_space(w, s.space, address);
   if (space == Space::global) return load_global(w, in, s, address);
-  if (space == Space::shared) count_shared(w, address, w.active, s.bytes());
+  if (space == Space::shared) {
+    count_shared(w, address, w.active, s.bytes());
+    if (load_shared(w, in, s, address)) return;
+  }
   alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
@@ -162,6 +201,23 @@ void store_undefined(Warp& w, const Inst& in, const MemoryAccess& s, Space space
       write_undefined(w, lane, space, address + k * s.element, s.element, in.list[k]);
 }
 
+bool store_shared(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+  SharedMemory& shared = *w.cta->shared;
+  if (s.order != Order::weak || (w.undefined & w.active)) return false;
+  if (holds_mbarrier(*w.cta, *std::min_element(address, address + 32),
+                     *std::max_element(address, address + 32) + s.bytes()) ||
+      !shared.write_lanes(address, w.active, s.bytes(), w.actor))
+    return false;
+  u64 host[32];
+  for (int i = 0; i < 32; ++i) host[i] = address[i] + reinterpret_cast<u64>(shared.data());
+  if (scatter(w, in, s, host)) return true;
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    collect(w, in, s, i, reinterpret_cast<uint8_t*>(host[i]));
+  }
+  return true;
+}
+
 void store(Warp& w, const Inst& in) {
   const auto& s = in.modifiers.as<MemoryAccess>();
   u64 address[32];
@@ -173,8 +229,8 @@ void store(Warp& w, const Inst& in) {
     if (w.undefined)
       for (const Reg& r : in.list) w.use(r, w.active);
     store_global(w, in, s, address);
-  } else {
-    if (space == Space::shared) count_shared(w, address, w.active, s.bytes());
+  } else if (space != Space::shared ||
+             (count_shared(w, address, w.active, s.bytes()), !store_shared(w, in, s, address))) {
     alignas(16) uint8_t data[16];
     for (u32 l = w.active; l; l &= l - 1) {
       int i = std::countr_zero(l);
