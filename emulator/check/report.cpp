@@ -35,27 +35,6 @@ bool ReportPolicy::set_stop(const std::string& value) {
   return false;
 }
 
-std::string ReportPolicy::ignore(const std::string& name) {
-  if (name == "none") {
-    ignored.reset();
-    return "";
-  }
-  const FaultKind* one = find_fault_kind(name);
-  if (one && one->final) return "no launch can go on after " + name;
-  bool found = one != nullptr;
-  std::string known;
-  for (size_t i = 0; i < kFaultKindCount; ++i) {
-    const FaultKind& k = kFaultKinds[i];
-    bool named = &k == one || name == name_of(k.severity);
-    found = found || named;
-    if (named && !k.final) ignored.set(i);
-    known += std::string(known.empty() ? "" : ", ") + k.name;
-  }
-  if (found) return "";
-  return "no kind of report is called '" + name +
-         "'; expected benign, rule, error, none or one of " + known;
-}
-
 std::string hex(uint64_t v) {
   char s[24];
   std::snprintf(s, sizeof s, "0x%llx", static_cast<unsigned long long>(v));
@@ -64,10 +43,10 @@ std::string hex(uint64_t v) {
 
 std::string Report::text() const {
   if (!present) return "no report";
-  std::string s = kind + ": " + message;
+  std::string s = title();
   if (!kernel.empty()) s += "\n  kernel  " + readable(kernel);
-  if (!file.empty()) s += "\n  source  " + file + ":" + std::to_string(line);
-  for (const auto& place : inlined_at) s += "\n  inlined at " + place;
+  for (const SourcePlace& p : places)
+    s += (&p == &places[0] ? "\n  source  " : "\n  inlined at ") + p.text();
   if (ptx_line) s += "\n  PTX     line " + std::to_string(ptx_line) + ": " + instruction;
   if (warp >= 0) {
     s += "\n  where   CTA (" + std::to_string(cta[0]) + ", " + std::to_string(cta[1]) + ", " +
@@ -76,14 +55,32 @@ std::string Report::text() const {
   }
   if (has_address) s += "\n  address " + hex(address);
   for (const auto& row : table) s += "\n  " + row;
-  if (went_on || severity != Severity::error) {
-    static constexpr const char* kMeaning[] = {
-        "\n  benign  the value is not used, or is the same either way",
-        "\n  rule    breaks the documented rules, and works on today's hardware",
-        "\n  error   wrong on hardware"};
-    s += kMeaning[static_cast<size_t>(severity)];
-    if (went_on) s += left_out ? "; goes on without the instruction" : "; goes on";
-  }
+  if (!went_on && kind->severity == Severity::error) return s;
+  static constexpr const char* kMeanings[] = {
+      "\n  benign  the value is not used, or is the same either way",
+      "\n  rule    breaks the documented rules, and works on today's hardware",
+      "\n  error   wrong on hardware"};
+  s += kMeanings[static_cast<size_t>(kind->severity)];
+  if (went_on) s += left_out ? "; goes on without the instruction" : "; goes on";
+  return s;
+}
+
+bool Report::same_place(const Report& other) const {
+  if (kind != other.kind || places != other.places) return false;
+  return !places.empty() || (kernel == other.kernel && ptx_line == other.ptx_line);
+}
+
+std::string ReportTally::text() const {
+  std::string list;
+  for (size_t i = std::size(reports); i-- > 0;)
+    if (reports[i])
+      list += (list.empty() ? "" : ", ") + std::to_string(reports[i]) + " " + kSeverityNames[i];
+  if (list.empty() && !ignored) return "";
+  std::string s = "the run went on after reports";
+  if (places)
+    s += " at " + std::to_string(places) + (places == 1 ? " place (" : " places (") + list + ")";
+  if (ignored)
+    s += std::string(places ? " and" : "") + " that were ignored (" + std::to_string(ignored) + ")";
   return s;
 }
 

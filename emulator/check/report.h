@@ -1,12 +1,12 @@
 // Faults of a program, and the reports that are made of them.
 #pragma once
 
-#include <bitset>
 #include <cstdint>
+#include <iterator>
 #include <string>
 #include <vector>
 
-#include "check/kinds.h"
+#include "check/suppression.h"
 
 namespace l4k::emu {
 
@@ -50,29 +50,38 @@ inline void complain_at(KindName kind, std::string message, int lane, uint64_t a
 struct ReportPolicy {
   Severity stop = Severity::error;  // the least severity that ends it
   bool never_stops = false;         // but for what is `final`
-  std::bitset<kFaultKindCount> ignored;
+  KindSet ignored;
+  std::vector<Suppression> suppressions;
   bool stops(const FaultKind& k) const { return k.final || (!never_stops && k.severity >= stop); }
-  bool ignores(const FaultKind& k) const { return ignored[static_cast<size_t>(&k - kFaultKinds)]; }
-  // error, rule, benign, never; false for anything else.
+  bool ignores(const FaultKind& k, const std::vector<SourcePlace>& places) const {
+    return ignored[index_of(k)] || (!k.final && suppressed(k, places, suppressions));
+  }
+  // Of a setting: error, rule, benign, never; false for anything else.
   bool set_stop(const std::string& value);
-  // A kind, a severity (all its kinds), or `none`, which forgets those before. What is wrong, or "".
-  std::string ignore(const std::string& name);
 };
 
 struct Report {
   bool present = false;
-  std::string kind, message, kernel, instruction, file;
-  Severity severity = Severity::error;
+  const FaultKind* kind = nullptr;
+  std::string message, kernel, instruction;
+  std::vector<SourcePlace> places;         // in the source; the callers that it is inlined into
   bool went_on = false, left_out = false;  // the run went on; without the instruction
   uint64_t count = 1;                      // of the same kind at the same place
-  std::vector<std::string> inlined_at;     // file:line of the callers, up to the kernel
-  int ptx_line = 0, line = 0;
+  int ptx_line = 0;
   uint32_t cta[3] = {0, 0, 0};
   int warp = -1, lane = -1;
   bool has_address = false;
   uint64_t address = 0;
   std::vector<std::string> table;  // deadlock: who waits for what
   std::string text() const;
+  std::string title() const { return std::string(kind->name) + ": " + message; }
+  bool same_place(const Report& other) const;
+};
+
+// How often the run went on, since the process began.
+struct ReportTally {
+  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0, left_out = 0;
+  std::string text() const;  // "" when it never did
 };
 
 std::string hex(uint64_t v);

@@ -13,15 +13,21 @@ typedef enum { L4K_EMU_LATE = 0, L4K_EMU_EARLY = 1, L4K_EMU_RANDOM = 2 } l4k_emu
 
 // Waits for pending kernels, then changes mode, seed and number of SMs.
 void l4k_emu_configure(l4k_emu_mode mode, uint64_t seed, uint32_t sms);
-// "key=value,...": mode, seed, sms, strict (0/1), fp8 (exact/hopper), perturb (0/1), limit.
-// Returns 0, or -1 for a key or value it does not know.
+// "key=value,...", as in the environment variable (docs/emulator.md). Returns 0, or -1 for a key or
+// value it does not know; l4k_emu_refusal says why.
 int l4k_emu_configure_text(const char* text);
 // Forgets the error, its sticky state, pending work and counters. Allocations and settings stay.
 void l4k_emu_reset(void);
-// Text of the first error since the last reset ("" if none); valid until the next call.
+// Text of the report that ended the run, since the last reset ("" if none); valid until the next
+// call.
 const char* l4k_emu_report(void);
 // Its stable kind ("global-out-of-bounds"), "" if there is none.
 const char* l4k_emu_report_kind(void);
+// Reports since the last reset, each kind once per place: first those after which the run went on,
+// then the one that ended it.
+size_t l4k_emu_report_count(void);
+// Text of one of them, "" past the last; its first word is the kind. Valid until the next call.
+const char* l4k_emu_report_at(size_t index);
 // Why the last runtime call was refused, as a sentence ("" if none was).
 const char* l4k_emu_refusal(void);
 // Counters of every kernel launched since the last reset, as text.

@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <optional>
 
 #include "l4k_emulator.h"
 #include "runtime/registry.h"
@@ -15,16 +14,19 @@ namespace {
 
 py::dict report_dict(const Report& r) {
   py::dict d;
-  d["kind"] = r.kind;
-  d["severity"] = name_of(r.severity);
+  d["kind"] = r.kind->name;
+  d["severity"] = name_of(r.kind->severity);
   d["count"] = r.count;
   d["message"] = r.message;
   d["kernel"] = r.kernel;
   d["instruction"] = r.instruction;
   d["ptx_line"] = r.ptx_line;
-  d["file"] = r.file;
-  d["line"] = r.line;
-  d["inlined_at"] = r.inlined_at;
+  SourcePlace none, source = r.places.empty() ? none : r.places[0];
+  d["file"] = source.file;
+  d["line"] = source.line;
+  py::list callers;
+  for (size_t i = 1; i < r.places.size(); ++i) callers.append(r.places[i].text());
+  d["inlined_at"] = callers;
   d["cta"] = py::make_tuple(r.cta[0], r.cta[1], r.cta[2]);
   d["warp"] = r.warp;
   d["lane"] = r.lane;
@@ -41,9 +43,7 @@ py::object last_report() {
 
 py::list reports() {
   py::list all;
-  for (const Report& r : Machine::get().went_on) all.append(report_dict(r));
-  const Report& last = Machine::get().report;
-  if (last.present) all.append(report_dict(last));
+  for (const Report* r : Machine::get().reports()) all.append(report_dict(*r));
   return all;
 }
 
@@ -84,25 +84,25 @@ py::dict counters() {
   return all;
 }
 
-void configure(std::optional<std::string> mode, std::optional<uint64_t> seed,
-               std::optional<uint32_t> sms, std::optional<bool> strict,
-               std::optional<std::string> fp8, std::optional<bool> perturb,
-               std::optional<uint64_t> limit, std::optional<std::string> stop,
-               std::optional<std::vector<std::string>> ignore) {
+// Settings by the names that the environment variable has, too.
+void configure(const py::kwargs& settings) {
   std::string text = "print=0";
-  auto item = [&](const char* key, const std::string& value) {
-    text += "," + std::string(key) + "=" + value;
+  auto item = [&](const std::string& key, py::handle value) {
+    bool is_flag = py::isinstance<py::bool_>(value);
+    std::string v = is_flag ? std::to_string(value.cast<int>()) : std::string(py::str(value));
+    text += "," + key + "=" + v;
   };
-  if (mode) item("mode", *mode);
-  if (seed) item("seed", std::to_string(*seed));
-  if (sms) item("sms", std::to_string(*sms));
-  if (strict) item("strict", *strict ? "1" : "0");
-  if (fp8) item("fp8", *fp8);
-  if (perturb) item("perturb", *perturb ? "1" : "0");
-  if (limit) item("limit", std::to_string(*limit));
-  if (stop) item("stop", *stop);
-  if (ignore) item("ignore", "none");
-  for (const auto& kind : ignore.value_or(std::vector<std::string>{})) item("ignore", kind);
+  for (const auto& [key, value] : settings) {
+    std::string name = py::str(key);
+    if (value.is_none()) continue;
+    if (name == "fp8_accumulation") name = "fp8";
+    if (name != "ignore") {
+      item(name, value);
+      continue;
+    }
+    text += ",ignore=none";
+    for (py::handle kind : value) item(name, kind);
+  }
   if (l4k_emu_configure_text(text.c_str())) throw py::value_error(l4k_emu_refusal());
 }
 
@@ -151,12 +151,10 @@ struct PtxKernel {
 
 PYBIND11_MODULE(l4k_emulator_control, m) {
   m.doc() = "Control of the sm_90a emulator: settings, reports, counters.";
-  m.def("configure", &configure, py::kw_only(), py::arg("mode") = py::none(),
-        py::arg("seed") = py::none(), py::arg("sms") = py::none(), py::arg("strict") = py::none(),
-        py::arg("fp8_accumulation") = py::none(), py::arg("perturb") = py::none(),
-        py::arg("limit") = py::none(), py::arg("stop") = py::none(), py::arg("ignore") = py::none(),
-        "Changes settings; mode is 'late', 'early' or 'random', fp8_accumulation 'exact' or "
-        "'hopper', stop 'error', 'rule', 'benign' or 'never'; ignore lists kinds and severities.");
+  m.def(
+      "configure", &configure,
+      "Changes settings: mode, seed, sms, strict, fp8_accumulation, perturb, limit, stop, suppress "
+      "as docs/emulator.md has them; ignore is a list of kinds and severities.");
   py::class_<PtxKernel>(m, "PtxKernel",
                         "A kernel from PTX text, for code that comes without a host program.")
       .def(py::init<const std::string&, const std::string&>(), py::arg("text"), py::arg("entry"))

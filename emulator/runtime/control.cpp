@@ -31,13 +31,14 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
     else if (key == "stop" && s->reports.set_stop(value)) continue;
     else if (key == "continue" && eq >= end) s->reports.never_stops = true;
-    else if (key == "ignore") {
-      *error = s->reports.ignore(value);
-      if (!error->empty()) return false;
-    } else {
+    else if (key == "ignore" && value == "none") s->reports.ignored.reset();
+    else if (key == "ignore") *error = add_kinds(value, &s->reports.ignored);
+    else if (key == "suppress" && value.empty()) s->reports.suppressions.clear();
+    else if (key == "suppress") *error = read_suppressions(value, &s->reports.suppressions);
+    else {
       *error = "unknown setting '" + key + "=" + value + "'";
-      return false;
     }
+    if (!error->empty()) return false;
   }
   return true;
 }
@@ -69,7 +70,8 @@ void Machine::configure_from_environment() {
   std::string error;
   if (const char* text = std::getenv("L4K_EMU"); text && !parse_settings(text, &s, &error)) {
     std::fprintf(stderr, "L4K_EMU: %s\n", error.c_str());
-    std::exit(2);
+    std::fflush(nullptr);
+    std::_Exit(2);  // handlers of the exit need the machine, which there is not
   }
   configure(s);
 }
@@ -135,7 +137,16 @@ const char* l4k_emu_report(void) {
   text = Machine::get().failed() ? Machine::get().report.text() : "";
   return text.c_str();
 }
-const char* l4k_emu_report_kind(void) { return Machine::get().report.kind.c_str(); }
+const char* l4k_emu_report_kind(void) {
+  return Machine::get().failed() ? Machine::get().report.kind->name : "";
+}
+size_t l4k_emu_report_count(void) { return Machine::get().reports().size(); }
+const char* l4k_emu_report_at(size_t index) {
+  static std::string text;
+  auto all = Machine::get().reports();
+  text = index < all.size() ? all[index]->text() : "";
+  return text.c_str();
+}
 const char* l4k_emu_refusal(void) { return Registry::get().refusal.c_str(); }
 const char* l4k_emu_counters(void) {
   static std::string text;

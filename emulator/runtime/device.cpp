@@ -87,7 +87,7 @@ CUresult encode_tiled_entry(CUtensorMap* map, CUtensorMapDataType type, cuuint32
                             CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill) {
   EncodeResult r = encode_tiled(map, type, rank, address, dims, strides, box, element_strides,
                                 interleave, swizzle, promotion, fill);
-  if (r.code != EncodeCode::ok) Registry::get().refusal = "cuTensorMapEncodeTiled: " + r.reason;
+  if (r.code != EncodeCode::ok) note_refusal(r.reason);
   return static_cast<CUresult>(r.code);
 }
 CUresult error_string(CUresult e, const char** s) {
@@ -312,10 +312,12 @@ const char* cudaGetErrorName(cudaError_t e) {
   }
 }
 const char* cudaGetErrorString(cudaError_t e) {
-  // The reason is worth more than the name; it is kept until the next refusal.
+  // The reason is worth more than the name; it is kept until the next refusal. A report that has
+  // been printed is not printed again by programs that print this.
   static std::string text;
-  if (e == cudaErrorLaunchFailure && Machine::get().failed())
-    text = "emulator: " + Machine::get().report.text();
+  const Machine& m = Machine::get();
+  if (e == cudaErrorLaunchFailure && m.failed())
+    text = "emulator: " + (m.settings.print ? m.report.title() : m.report.text());
   else if (e != cudaSuccess && e == Registry::get().last && !Registry::get().refusal.empty())
     text = Registry::get().refusal;
   else return e == cudaSuccess ? "no error" : cudaGetErrorName(e);

@@ -1,6 +1,8 @@
 #include "runtime/registry.h"
 
+#include <cstdio>
 #include <cstring>
+#include <set>
 
 #include "machine/image.h"
 #include "ptx/ast.h"
@@ -12,11 +14,16 @@ Registry& Registry::get() {
   return *r;
 }
 
+void note_refusal(const std::string& why) {
+  static std::set<std::string> printed;
+  Registry::get().refusal = why;
+  if (Machine::get().settings.print && printed.insert(why).second)
+    std::fprintf(stderr, "l4k emulator refuses: %s\n", why.c_str());
+}
+
 cudaError_t refuse(cudaError_t error, const std::string& why) {
-  Registry& r = Registry::get();
-  r.last = error;
-  r.refusal = why;
-  return error;
+  note_refusal(why);
+  return Registry::get().last = error;
 }
 
 cudaError_t status() {

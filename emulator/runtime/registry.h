@@ -47,6 +47,8 @@ struct Registry {
   const Variable* variable(const void* symbol);
 };
 
+// Says why a call is refused, on stderr too, once: programs often print no more than a number.
+void note_refusal(const std::string& why);
 // Remembers the error (cudaGetLastError) and why; returns it.
 cudaError_t refuse(cudaError_t error, const std::string& why);
 // cudaSuccess, or the sticky error.

@@ -1,5 +1,6 @@
 // Single instructions and whole modules given as PTX text: results against values from the PTX
 // manual's definitions, and malformed text against an error with a line.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -22,6 +23,7 @@ void expect(bool ok, const std::string& what) {
   std::printf("FAILED: %s\n", what.c_str());
 }
 
+constexpr uint32_t kUnset = 0xeeeeeeee;  // a result that was not stored
 const char* const kHead = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
 // Runs `body` with 32 lanes: %a, %b, %c hold the lane's inputs (32 bits), %d is the result.
@@ -45,6 +47,7 @@ ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];
   auto* pi = static_cast<uint32_t*>(m.memory.allocate(32 * 12));
   auto* po = static_cast<uint32_t*>(m.memory.allocate(32 * 4));
   for (size_t i = 0; i < 96; ++i) pi[i] = in[i % in.size()];
+  std::fill(po, po + 32, kUnset);
   auto l = std::make_unique<Launch>();
   l->program = image->find("k");
   l->block[0] = lanes;
@@ -58,7 +61,7 @@ ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];
   m.memory.release(pi);
   m.memory.release(po);
   m.reset_counters();
-  return m.report.kind;
+  return m.failed() ? m.report.kind->name : "";
 }
 
 void value(const std::string& body, const std::vector<uint32_t>& in, uint32_t want) {
@@ -73,6 +76,22 @@ void value(const std::string& body, const std::vector<uint32_t>& in, uint32_t wa
 void report(const std::string& body, const std::string& kind, uint32_t lanes = 32) {
   std::string got = run(body, {1, 2, 3}, nullptr, lanes);
   expect(got == kind, body + ": reported '" + got + "', want '" + kind + "'");
+}
+
+// Under stop=never: the kinds reported after which the run goes on, then the one that ends it, and
+// the results by lane.
+void goes_on(const std::string& body, const std::string& kinds,
+             const std::function<uint32_t(uint32_t)>& want) {
+  std::vector<uint32_t> out(32);
+  run(body, {7, 8, 9}, &out);
+  std::string got;
+  for (const Report* r : Machine::get().reports())
+    got += (got.empty() ? "" : " ") + std::string(r->kind->name);
+  expect(got == kinds, body + ": reported '" + got + "', want '" + kinds + "'");
+  for (uint32_t lane = 0; lane < 32; ++lane) {
+    if (out[lane] == want(lane)) continue;
+    return expect(false, body + ": lane " + std::to_string(lane) + " has " + hex(out[lane]));
+  }
 }
 
 void malformed(const std::string& text) {
@@ -191,6 +210,84 @@ void reports() {
   report("mov.u32 %d, 0; mov.u32 %d, %d; bra E; E: bar.sync 0;", "", 20);
 }
 
+const std::string kLane3 = "setp.eq.u32 %p1, %t0, 3; mov.u64 %w1, ";
+const std::string kAway = "; @%p1 add.u64 %w1, %w1, 1000000; ";
+
+void lanes_left_out() {
+  auto but_lane_3 = [](auto value) {
+    return [=](uint32_t lane) { return lane == 3 ? kUnset : value(lane); };
+  };
+  auto seven = [](uint32_t) { return 7u; };
+  auto own = [](uint32_t lane) { return lane; };
+  goes_on(kLane3 + "%o" + kAway + "st.global.b32 [%w1], %t0; ld.global.b32 %d, [%o];",
+          "global-out-of-bounds", but_lane_3(own));
+  goes_on(kLane3 + "%i" + kAway + "ld.global.b32 %d, [%w1];",
+          "global-out-of-bounds uninitialised-register", but_lane_3(seven));
+  goes_on("setp.eq.u32 %p1, %t0, 3; @!%p1 mov.u32 %d, %a;", "uninitialised-register",
+          but_lane_3(seven));
+  // Each of the other lanes adds once.
+  goes_on(
+      ".shared .align 4 .b8 s[4]; setp.eq.u32 %p1, %t0, 3; setp.eq.u32 %p2, %t0, 0; mov.u32 %t1, "
+      "s; "
+      "@%p2 st.shared.u32 [s], 0; bar.warp.sync -1; @%p1 add.u32 %t1, %t1, 4096; "
+      "atom.shared.add.u32 %t2, [%t1], 1; bar.warp.sync -1; ld.shared.u32 %d, [s];",
+      "shared-out-of-bounds", [](uint32_t) { return 31u; });
+  // The copies of the other lanes land.
+  goes_on(".shared .align 4 .b8 s[128]; mov.u32 %t1, s; mad.lo.u32 %t1, %t0, 4, %t1; " + kLane3 +
+              "%i" + kAway +
+              "cp.async.ca.shared.global [%t1], [%w1], 4; cp.async.wait_all; "
+              "@%p1 st.shared.u32 [%t1], 5; ld.shared.u32 %d, [%t1];",
+          "global-out-of-bounds", [](uint32_t lane) { return lane == 3 ? 5u : 7u; });
+}
+
+void instructions_left_out() {
+  auto all = [](uint32_t value) { return [=](uint32_t) { return value; }; };
+  goes_on("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 redux.sync.add.u32 %d, %d, -1;",
+          "missing-lane uninitialised-register",
+          [](uint32_t lane) { return lane < 4 ? kUnset : 0; });
+  goes_on("mov.u32 %d, 1; setp.eq.u32 %p1, %t5, 0; @%p1 bra E; mov.u32 %d, 2; E:",
+          "uninitialised-register", all(2));
+  goes_on("mov.u32 %d, 1; setp.eq.u32 %p1, %t5, 0; @%p1 mov.u32 %d, 2;",
+          "uninitialised-register uninitialised-register", all(kUnset));
+  goes_on("mov.u32 %d, 3; bar.sync 1, 64;\nbar.sync 17;", "barrier-mismatch barrier-mismatch",
+          all(3));
+  goes_on("mov.u32 %d, 3; bar.red.popc.u32 %d, 17, %p0;",
+          "uninitialised-register uninitialised-register", all(kUnset));
+  // One report for all that an instruction does wrong, with its count.
+  goes_on(
+      "mov.u32 %t1, 0; L: st.global.b32 [%o+4000], %a; add.u32 %t1, %t1, 1; "
+      "setp.lt.u32 %p1, %t1, 3; @%p1 bra L; mov.u32 %d, 4;",
+      "global-out-of-bounds", all(4));
+  expect(Machine::get().went_on.at(0).count == 96, "96 stores out of bounds, one report");
+  goes_on("trap; mov.u32 %d, 0;", "trap", all(kUnset));
+  goes_on("mov.u32 %d, 0; tcgen05.mma.cta_group::1.kind::f16 [%d], %w0, %w0, %d, %p0;",
+          "not-implemented", all(kUnset));
+  // A wait that is left out for ever.
+  goes_on(
+      ".shared .align 8 .b8 s[16]; mov.u32 %d, 0; W: mbarrier.try_wait.parity.shared.b64 %p1, "
+      "[s], 0; @%p1 bra E; bra W; E:",
+      "mbarrier-uninitialised uninitialised-register deadlock", all(kUnset));
+}
+
+// What is wrong and can be performed is performed.
+void performed() {
+  const std::string race =
+      ".shared .align 4 .b8 s[128]; mov.u32 %t1, s; mad.lo.u32 %t1, %t0, 4, %t1; "
+      "st.shared.u32 [%t1], %t0; xor.b32 %t1, %t1, 4; ld.shared.u32 %d, [%t1];";
+  auto other = [](uint32_t lane) { return lane ^ 1; };
+  goes_on(race, "shared-race", other);
+  Machine& m = Machine::get();
+  const Settings before = m.settings;
+  Settings s = before;
+  s.reports.never_stops = false;
+  expect(add_kinds("shared-race", &s.reports.ignored).empty(), "shared-race can be ignored");
+  m.configure(s);
+  goes_on(race, "", other);
+  expect(!add_kinds("deadlock", &s.reports.ignored).empty(), "deadlock cannot be ignored");
+  expect(!add_kinds("no-such-kind", &s.reports.ignored).empty(), "kinds have names");
+  m.configure(before);
+}
+
 void parser() {
   malformed("");
   malformed("garbage");
@@ -265,8 +362,12 @@ int main() {
   s.perturb = false;
   for (Mode mode : {Mode::late, Mode::early, Mode::random}) {
     s.mode = mode;
+    s.reports.never_stops = false;
     Machine::get().configure(s);
     arithmetic(), floating(), warp(), reports();
+    s.reports.never_stops = true;
+    Machine::get().configure(s);
+    lanes_left_out(), instructions_left_out(), performed();
   }
   parser(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);

@@ -104,29 +104,41 @@ void issue_lane(Warp& w, const Inst& in, CpAsync& c, int i) {
   note_global(w, source, bytes, Access::read, i);
 }
 
+// The copies of the lanes in c.mask are in flight.
+void begin(Warp& w, const CpAsync& c) {
+  u64 destination[32] = {};
+  u32 reading = 0;
+  for (u32 l = c.mask; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    destination[i] = c.destination[i];
+    reading |= u32(c.source_bytes[i] != 0) << i;
+    w.cta->shared->begin_pending_write(c.destination[i], c.bytes);
+  }
+  if (reading) count_global(w, c.source, reading, c.bytes);
+  count_shared(w, destination, c.mask, c.bytes);
+  w.copies.push_back(c);
+  // Early: the data is there at once; whoever looks before the wait is still wrong, but gets it.
+  if (w.m->settings.mode == Mode::early) land_copies(w, w.copy_seq, c.mask);
+}
+
 void copy(Warp& w, const Inst& in) {
   CpAsync c;
-  c.mask = w.active;
   c.bytes = in.modifiers.as<CopyAsync>().bytes;
   c.group = w.copy_group;
   c.sequence = ++w.copy_seq;
   c.inst = &in;
   c.land = land_copies;
-  u64 destination[32] = {};
-  u32 reading = 0;
-  for (u32 l = w.active; l; l &= l - 1) {
-    int i = std::countr_zero(l);
-    issue_lane(w, in, c, i);
-    destination[i] = c.destination[i];
-    reading |= u32(c.source_bytes[i] != 0) << i;
+  try {
+    for (u32 l = w.active; l; l &= l - 1) {
+      int i = std::countr_zero(l);
+      issue_lane(w, in, c, i);
+      c.mask |= 1u << i;
+    }
+  } catch (const Fault&) {
+    if (c.mask) begin(w, c);
+    throw;
   }
-  if (reading) count_global(w, c.source, reading, c.bytes);
-  count_shared(w, destination, w.active, c.bytes);
-  for (u32 l = w.active; l; l &= l - 1)
-    w.cta->shared->begin_pending_write(c.destination[std::countr_zero(l)], c.bytes);
-  w.copies.push_back(c);
-  // Early: the data is there at once; whoever looks before the wait is still wrong, but gets it.
-  if (w.m->settings.mode == Mode::early) land_copies(w, w.copy_seq, w.active);
+  begin(w, c);
 }
 
 void commit(Warp& w, const Inst&) { ++w.copy_group; }

@@ -263,7 +263,7 @@ SharedPlace mbarrier_place(Warp& w, u64 address, bool shared_space, int lane) {
   if (!shared_space && generic_space(&address) != Space::shared)
     fault_at("shared-out-of-bounds", "an mbarrier must be in shared memory", lane, address);
   check_aligned(address, 8, lane);
-  SharedPlace at = shared_place(w, address, lane);
+  SharedPlace at = shared_place(w, address, lane, Use::mbarrier);
   at.cta->shared->check_bounds(at.offset, 8, lane);
   return at;
 }

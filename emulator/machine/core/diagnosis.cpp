@@ -1,6 +1,4 @@
-// What to say when a launch fails: where it happened, and who waits for what.
-#include <cstdio>
-
+// What to say when nothing can run: who waits for what.
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
@@ -71,92 +69,7 @@ void Machine::deadlock() {
     }
     if (table.size() < 64) table.push_back(describe_wait(w));
   });
-  record(f, first, at ? at : first ? &first->current() : nullptr);
-  report.table = std::move(table);
-}
-
-namespace {
-
-std::string file_name(const PtxModule& m, int file) {
-  auto it = m.files.find(file);
-  return it == m.files.end() ? "?" : it->second;
-}
-
-// The callers that a place was inlined into, innermost first: each names the place of an earlier
-// .loc, which has its own.
-std::vector<std::string> callers(const PtxModule& m, size_t at) {
-  std::vector<std::string> list;
-  for (;;) {
-    const SourceLocation& l = m.locations[at];
-    if (!l.outer_line) return list;
-    list.push_back(file_name(m, l.outer_file) + ":" + std::to_string(l.outer_line));
-    do {
-      if (!at--) return list;
-    } while (m.locations[at].file != l.outer_file || m.locations[at].line != l.outer_line ||
-             m.locations[at].column != l.outer_column);
-  }
-}
-
-}  // namespace
-
-std::string location(const Program& p, const Inst& in) {
-  if (!in.ptx) return "?";
-  auto at = static_cast<size_t>(in.ptx->location);
-  const SourceLocation& l = p.module->locations[at];
-  std::string s = file_name(*p.module, l.file) + ":" + std::to_string(l.line),
-              separator = " (inlined at ";
-  for (const auto& place : callers(*p.module, at)) {
-    s += separator + place;
-    separator = ", ";
-  }
-  return separator == ", " ? s + ")" : s;
-}
-
-static Report make_report(const Fault& f, Warp* w, const Inst* in) {
-  Report r;
-  r.present = true;
-  r.kind = f.kind->name;
-  r.severity = f.kind->severity;
-  r.message = f.message;
-  r.lane = f.lane;
-  r.has_address = f.has_address;
-  r.address = f.address;
-  if (!w) return r;
-  r.kernel = w->cta->cluster->launch->program->ptx->name;
-  for (int i = 0; i < 3; ++i) r.cta[i] = w->cta->id[i];
-  r.warp = static_cast<int>(w->index);
-  if (!in || !in->ptx) return r;
-  r.instruction = in->ptx->text();
-  r.ptx_line = in->ptx->line;
-  const PtxModule& mod = *w->program->module;
-  auto at = static_cast<size_t>(in->ptx->location);
-  const SourceLocation& l = mod.locations[at];
-  if (l.line) r.file = file_name(mod, l.file);
-  r.line = l.line;
-  r.inlined_at = callers(mod, at);
-  return r;
-}
-
-void Machine::record(const Fault& f, Warp* w, const Inst* in) {
-  if (!report.present) report = make_report(f, w, in);
-}
-
-bool Machine::goes_on_after(const Fault& f) { return keep(f, false); }
-bool Machine::goes_on_without(const Fault& f) { return keep(f, true); }
-
-bool Machine::keep(const Fault& f, bool left_out) {
-  const ReportPolicy& policy = settings.reports;
-  if (policy.ignores(*f.kind)) return true;
-  if (policy.stops(*f.kind)) return false;
-  const Inst* in = at_.inst ? at_.inst : &at_.warp->current();
-  auto [it, first] = kept_.try_emplace({&*f.kind, in}, went_on.size());
-  if (!first) return ++went_on[it->second].count, true;
-  Report r = make_report(f, at_.warp, in);
-  r.went_on = true;
-  r.left_out = left_out;
-  if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", r.text().c_str());
-  went_on.push_back(std::move(r));
-  return true;
+  record(f, first, at ? at : first ? &first->current() : nullptr, std::move(table));
 }
 
 void Machine::report_unused(Cta& cta) {

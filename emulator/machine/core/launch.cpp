@@ -1,5 +1,6 @@
 // Settings and launches: what is made of a launch before its clusters are placed.
 #include <algorithm>
+#include <cstdlib>
 
 #include "machine/core/machine.h"
 
@@ -10,6 +11,7 @@ Machine& Machine::get() {
   static Machine* machine = [] {
     auto* m = new Machine;
     m->configure_from_environment();
+    std::atexit([] { get().summarize(); });
     return m;
   }();
   return *machine;
@@ -42,7 +44,9 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
     if (failed()) return false;
   }
   const Program& p = *l->program;
+  kept_.clear();  // an earlier launch's program may be gone
   l->id = next_launch_++;
+  ++progress;
   if (!l->programmatic) sectors.clear();
   uint32_t threads = l->block[0] * l->block[1] * l->block[2];
   l->dynamic_base = (p.static_shared_end + p.dynamic_align - 1) / p.dynamic_align * p.dynamic_align;

@@ -23,13 +23,16 @@ class Machine final : public FaultListener {
   SectorTable sectors;
   Report report;                // the one that ended the run, since the last reset
   std::vector<Report> went_on;  // those after which it went on, each kind once per place
+  ReportTally tally;
   std::mt19937_64 random{1};
   uint64_t progress = 0;  // bumped by everything another warp might wait for
   uint64_t instructions = 0;
   bool failed() const { return report.present; }
+  std::vector<const Report*> reports() const;  // all of them, the one that ended the run last
 
   void configure(const Settings& s);
-  void reset();  // clears the report, settings stay
+  void summarize();  // at exit: prints what did not end the run
+  void reset();      // clears the report, settings stay
   void configure_from_environment();
   // Runs the launch; a kernel that can overlap a dependent one stays pending until `synchronize`.
   // False: an error, in `report`.
@@ -90,7 +93,8 @@ class Machine final : public FaultListener {
   // Diagnosis.
   bool goes_on_without(const Fault& f);  // the instruction that `at_` names
   bool keep(const Fault& f, bool left_out);
-  void record(const Fault& f, Warp* w, const Inst* in);
+  void record(const Fault& f, Warp* w, const Inst* in, std::vector<std::string> table = {});
+  void print(const Report& r) const;
   void deadlock();
   std::string describe_wait(const Warp& w) const;
 
@@ -100,7 +104,8 @@ class Machine final : public FaultListener {
     const Inst* inst = nullptr;
   };
   Position at_;
-  std::map<std::pair<const FaultKind*, const Inst*>, size_t> kept_;  // indices of `went_on`
+  // What became of a kind at an instruction: an index of `went_on`, or ignored.
+  std::map<std::pair<const FaultKind*, const Inst*>, size_t> kept_;
 
   struct Sm {
     uint32_t threads = 0, shared = 0, ctas = 0, registers = 0;

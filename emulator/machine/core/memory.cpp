@@ -6,7 +6,20 @@
 
 namespace l4k::emu {
 
-SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
+// Another CTA must not have ended, and must not end before the access.
+static void visit(Warp& w, Cta& cta, uint64_t address, int lane, Use use) {
+  bool arrives = use == Use::mbarrier;
+  if (!cta.running && !arrives)
+    fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane,
+             address);
+  if (!cta.running)
+    complain_at("arrival-at-exit", "arrives on an mbarrier of a CTA that has ended", lane, address);
+  auto& visits = arrives ? cta.arrivals : cta.accesses;
+  visits.resize(w.cta->cluster->actors);
+  visits[w.actor.id] = {w.actor.seen[w.actor.id], &w.current()};
+}
+
+SharedPlace shared_place(Warp& w, uint64_t address, int lane, Use use) {
   if (address >> 32)
     fault_at("shared-out-of-bounds", "a shared address has 32 bits", lane, address);
   uint32_t rank = static_cast<uint32_t>(address >> 24), offset = address & 0xffffff;
@@ -18,9 +31,6 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
                  " of a cluster of " + std::to_string(c.ctas.size()),
              lane, address);
   Cta* cta = c.ctas[rank - 1].get();
-  if (!cta->running)
-    fault_at("cluster-exited", "access to the shared memory of a CTA that has ended", lane,
-             address);
   if (cta == w.cta) return {cta, offset};
   if (std::none_of(cta->warps.begin(), cta->warps.end(),
                    [&](const auto& other) { return w.actor.seen[other->actor.id] >= kStarted; }))
@@ -28,8 +38,7 @@ SharedPlace shared_place(Warp& w, uint64_t address, int lane) {
                 "access to another CTA's shared memory with no cluster barrier before: the CTA may "
                 "not have started",
                 lane, address);
-  cta->visits.resize(c.actors);
-  cta->visits[w.actor.id] = {w.actor.seen[w.actor.id], &w.current()};
+  visit(w, *cta, address, lane, use);
   return {cta, offset};
 }
 

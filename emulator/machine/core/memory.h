@@ -14,7 +14,8 @@ struct SharedPlace {
   uint32_t offset;
 };
 // A 32-bit shared address: own CTA, or (rank + 1) << 24 | offset as mapa makes it.
-SharedPlace shared_place(Warp& w, uint64_t address, int lane);
+enum class Use : uint8_t { data, mbarrier };
+SharedPlace shared_place(Warp& w, uint64_t address, int lane, Use use = Use::data);
 inline uint64_t map_rank(uint32_t address, uint32_t rank) {
   return (uint64_t{rank} + 1) << 24 | (address & 0xffffff);
 }

@@ -12,6 +12,19 @@ void drain_buffer(Machine& m, StoreBuffer& buffer) {
   });
 }
 
+// Every use of the CTA's shared memory by another must be ordered before its end.
+void check_visits(const Cta& cta, const std::vector<Cta::Visit>& visits, KindName kind,
+                  const std::string& what) {
+  const Cluster& c = *cta.cluster;
+  uint32_t per_cta = c.actors / static_cast<uint32_t>(c.ctas.size());
+  for (uint32_t a = 0; a < visits.size(); ++a)
+    if (visits[a].clock > cta.left[a])
+      complain(kind, "the CTA ends with no barrier between that and " + what + " by warp " +
+                         std::to_string(a % per_cta) + " of CTA rank " +
+                         std::to_string(a / per_cta) + " at " +
+                         location(*c.launch->program, *visits[a].where));
+}
+
 }  // namespace
 
 void Machine::publish(Cta& cta, Warp* w) {
@@ -71,16 +84,8 @@ void Machine::warp_exited(Warp& w) {
     complain("copy-at-exit",
              "the CTA ends, and none of its threads has waited for a bulk copy into its shared "
              "memory");
-  for (uint32_t a = 0; a < cta.visits.size(); ++a) {
-    const auto& [clock, where] = cta.visits[a];
-    uint32_t per_cta = cta.cluster->actors / static_cast<uint32_t>(cta.cluster->ctas.size());
-    if (clock > cta.left[a])
-      complain("cluster-exited",
-               "the CTA ends with no barrier between that and an access to its shared "
-               "memory by warp " +
-                   std::to_string(a % per_cta) + " of CTA rank " + std::to_string(a / per_cta) +
-                   " at " + location(*l.program, *where));
-  }
+  check_visits(cta, cta.accesses, "cluster-exited", "an access to its shared memory");
+  check_visits(cta, cta.arrivals, "arrival-at-exit", "an arrival on its mbarrier");
   report_unused(cta);
   note_trigger(cta, waited);
   if (!cta.stores.empty()) l.held.push_back(std::move(cta.stores));

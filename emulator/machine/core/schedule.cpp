@@ -1,6 +1,5 @@
 // Which warp runs next, and what happens when none can.
 #include <algorithm>
-#include <cstdio>
 
 #include "machine/core/machine.h"
 
@@ -13,7 +12,6 @@ void Machine::run_until_done(size_t keep) {
     while (launches_.size() > keep && launches_.front()->done()) finish_first_launch();
   }
   if (failed()) {
-    if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", report.text().c_str());
     launches_.clear();
     bulk_.clear();
     sms_.assign(settings.sms, Sm{});

@@ -278,10 +278,12 @@ struct Cta {
   uint32_t free_registers = 0, running = 0;
   uint64_t fence_time = 0;          // last fence or release of gpu scope
   std::vector<uint64_t> grid_seen;  // by CTA: what it released and this CTA has acquired
-  // By actor: the clock of its last access from another CTA, and where. What those warps of this
-  // CTA had seen that have ended.
-  std::vector<std::pair<uint32_t, const Inst*>> visits;
-  Clock left;
+  struct Visit {
+    uint32_t clock = 0;
+    const Inst* where = nullptr;
+  };
+  std::vector<Visit> accesses, arrivals;  // by actor, its last from another CTA; of mbarriers
+  Clock left;                             // what those warps of this CTA had seen that have ended
   std::map<const Inst*, UndefinedRead> undefined_reads;
   bool triggered = false;  // griddepcontrol.launch_dependents, or ended
 };
