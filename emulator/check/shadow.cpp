@@ -19,6 +19,12 @@ uint32_t Shadow::new_set() {
   return index;
 }
 
+uint32_t Shadow::copy_set(uint32_t reader) {
+  uint32_t copy = new_set();
+  std::copy_n(set(reader - kReadSet), actors_, set(copy));
+  return kReadSet | copy;
+}
+
 void Shadow::add_to_set(Cell& c, uint32_t reader) {
   if (c.reader < kReadSet) {
     uint32_t index = new_set();
@@ -39,24 +45,22 @@ uint32_t Shadow::unordered_read(const Cell& c, const Clock& seen) const {
   return make_epoch(a, read[a]);
 }
 
-void Shadow::split(Cell& c) {
-  uint32_t index = static_cast<uint32_t>(parts_.size());
-  if (free_parts_.empty()) {
-    parts_.emplace_back();
-  } else {
-    index = free_parts_.back();
-    free_parts_.pop_back();
-  }
-  Parts& parts = parts_[index];
-  parts.fill(c);
-  if (c.reader >= kReadSet)
-    for (size_t i = 1; i < parts.size(); ++i) {
-      uint32_t copy = new_set();
-      std::copy_n(set(c.reader - kReadSet), actors_, set(copy));
-      parts[i].reader = kReadSet | copy;
+void Shadow::split(Cell& c, uint32_t step) {
+  if (c.step == 4) {
+    uint32_t index = static_cast<uint32_t>(parts_.size());
+    if (free_parts_.empty()) {
+      parts_.emplace_back();
+    } else {
+      index = free_parts_.back();
+      free_parts_.pop_back();
     }
-  c.writer = index;
-  c.split = true;
+    parts_[index][0] = c;
+    c.writer = index;
+  }
+  Parts& parts = parts_[c.writer];
+  for (uint32_t i = step; i < 4; i += step)
+    if (i % c.step) copy(parts[i / c.step * c.step], &parts[i]);
+  c.step = static_cast<uint8_t>(step);
 }
 
 void Shadow::unite(Cell& c) {
@@ -65,7 +69,8 @@ void Shadow::unite(Cell& c) {
   if (whole.reader >= kReadSet) return;
   // Whoever read the word after them ordered these writes: lanes do not matter to him any more.
   bool past = whole.reader && whole.writer != whole.reader && whole.kind < Writer::atomic;
-  for (const Cell& p : parts) {
+  for (size_t i = c.step; i < 4; i += c.step) {
+    const Cell& p = parts[i];
     if (p.writer != whole.writer || p.reader != whole.reader || p.kind != whole.kind ||
         p.defined != whole.defined || p.reader_lane != whole.reader_lane ||
         p.volatile_reader != whole.volatile_reader || p.volatile_lane != whole.volatile_lane)

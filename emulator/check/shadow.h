@@ -13,7 +13,7 @@ namespace l4k::emu {
 // Those from `atomic` on may race with each other.
 enum class Writer : uint8_t { generic, cp_async, async_proxy, atomic, volatile_ };
 
-// Of a word or, where its bytes have different users, of a byte.
+// Of a word or, where its bytes may have different users, of a half or a byte.
 struct Cell {
   uint32_t writer = 0;           // epoch of the last write, 0: none; of a split word: its bytes
   uint32_t reader = 0;           // epoch of the last plain read, or kReadSet | index of a set
@@ -21,7 +21,7 @@ struct Cell {
   uint8_t writer_lane, reader_lane, volatile_lane;
   Writer kind : 4 = Writer::generic;
   bool defined : 1 = false;
-  bool split : 1 = false;
+  uint8_t step : 3 = 4;  // of a word: the bytes that each of its cells stands for
 };
 static_assert(sizeof(Cell) == 16);
 
@@ -33,32 +33,26 @@ class Shadow {
       : cells_(bytes / 4,
                Cell{.writer_lane = kLanes, .reader_lane = kLanes, .volatile_lane = kLanes}),
         actors_(actors) {}
-  // Calls f(cell, address, bytes) for the cells of an access: words, and bytes of those words that
-  // have been accessed in parts.
+  // Calls f(cell, address, bytes) for the cells of an access: words, and halves or bytes of those
+  // words that have been accessed in parts.
   template <typename F>
   void visit(uint32_t address, uint32_t bytes, F&& f) {
-    uint32_t end = address + bytes;
-    for (uint32_t w = address / 4; w * 4 < end; ++w) {
-      Cell& c = cells_[w];
-      uint32_t low = std::max(address, w * 4), high = std::min(end, w * 4 + 4);
-      if (high - low == 4 && !c.split) {
-        f(c, low, 4u);
-        continue;
-      }
-      if (!c.split) split(c);
-      for (uint32_t at = low; at < high; ++at) f(parts_[c.writer][at & 3], at, 1u);
-      if (high - low == 4) unite(c);
+    if ((address | bytes) & 3) return visit_parts(address, bytes, f);
+    for (uint32_t end = address + bytes; address < end; address += 4) {
+      Cell& c = cells_[address / 4];
+      if (c.step != 4) visit_parts(address, 4, f);
+      else f(c, address, 4u);
     }
   }
   Cell& word(uint32_t address) { return cells_[address / 4]; }
   bool defined(uint32_t address) const {
     const Cell& c = cells_[address / 4];
-    return c.split ? parts_[c.writer][address & 3].defined : c.defined;
+    return c.step == 4 ? c.defined : parts_[c.writer][address & (4u - c.step)].defined;
   }
   // The commonest access: a whole word that nothing in flight or unordered has touched. False: not so,
   // and nothing was noted.
   bool read_quietly(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
-    if (c.split || !c.defined) return false;
+    if (c.step != 4 || !c.defined) return false;
     if (c.writer == mine ? c.writer_lane != lane && c.kind <= Writer::cp_async
                          : !ordered(c.writer, seen))
       return false;
@@ -66,7 +60,7 @@ class Shadow {
     return true;
   }
   bool write_quietly(Cell& c, uint32_t mine, const Clock& seen, uint8_t lane) {
-    if (c.split) return false;
+    if (c.step != 4) return false;
     if (c.writer == mine ? c.writer_lane != lane : !ordered(c.writer, seen)) return false;
     if (c.reader == mine ? c.reader_lane != lane : unordered_read(c, seen) != 0) return false;
     c.writer = mine, c.writer_lane = lane;
@@ -95,11 +89,28 @@ class Shadow {
  private:
   static constexpr uint32_t kReadSet = make_epoch(1023, 0);
   using Parts = std::array<Cell, 4>;
-  void split(Cell& c);
-  void unite(Cell& c);  // if its bytes have the same users
+  template <typename F>
+  void visit_parts(uint32_t address, uint32_t bytes, F& f) {
+    for (uint32_t end = address + bytes; address < end;) {
+      Cell& c = cells_[address / 4];
+      uint32_t next = std::min(end, (address & ~3u) + 4), step = (address | next) & 1 ? 1 : 2;
+      bool whole = next - address == 4;
+      if (step < c.step) split(c, step);
+      for (step = c.step; address < next; address += step)
+        f(parts_[c.writer][address & 3], address, step);
+      if (whole) unite(c);
+    }
+  }
+  void copy(const Cell& from, Cell* to) {
+    *to = from;
+    if (from.reader >= kReadSet) to->reader = copy_set(from.reader);
+  }
+  void split(Cell& c, uint32_t step);
+  void unite(Cell& c);  // if its parts have the same users
   uint32_t* set(uint32_t index) { return read_sets_.data() + size_t{index} * actors_; }
   void add_to_set(Cell& c, uint32_t reader);
   uint32_t new_set();
+  uint32_t copy_set(uint32_t reader);
 
   std::vector<Cell> cells_;
   std::vector<Parts> parts_;

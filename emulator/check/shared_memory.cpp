@@ -21,12 +21,11 @@ SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, ui
       per_cta_(per_cta),
       warps_(warps) {}
 
-void SharedMemory::check_bounds(uint32_t address, uint32_t bytes, int lane) const {
-  if (address < 1024 || address > data_.size() || bytes > data_.size() - address)
-    fault_at("shared-out-of-bounds",
-             std::to_string(bytes) + " bytes at shared address " + hex(address) +
-                 ", but the CTA's shared memory is [0x400, " + hex(data_.size()) + ")",
-             lane, address);
+void SharedMemory::out_of_bounds(uint32_t address, uint32_t bytes, int lane) const {
+  fault_at("shared-out-of-bounds",
+           std::to_string(bytes) + " bytes at shared address " + hex(address) +
+               ", but the CTA's shared memory is [0x400, " + hex(data_.size()) + ")",
+           lane, address);
 }
 
 // "warp 3", "the copy engine", and the CTA's rank when it is another one.
@@ -78,16 +77,6 @@ void SharedMemory::pend_read(uint32_t address, uint32_t bytes, int delta) {
 void SharedMemory::pend_write(uint32_t address, uint32_t bytes, int delta) {
   for (uint32_t w = address / 4; w <= (address + bytes - 1) / 4; ++w)
     pending_write_[w] = static_cast<uint16_t>(pending_write_[w] + delta);
-}
-bool SharedMemory::is_read(uint32_t address, uint32_t bytes) const {
-  uint32_t any = 0;
-  for (uint32_t c = address / 16; c <= (address + bytes - 1) / 16; ++c) any |= pending_read_[c];
-  return any;
-}
-bool SharedMemory::is_written(uint32_t address, uint32_t bytes) const {
-  uint32_t any = 0;
-  for (uint32_t w = address / 4; w <= (address + bytes - 1) / 4; ++w) any |= pending_write_[w];
-  return any;
 }
 
 uint32_t SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, int lane) {
@@ -172,9 +161,6 @@ void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int
     in_flight("writes shared memory that an asynchronous copy in flight will write", address, lane);
   uint32_t mine = who.epoch();
   shadow_.visit(address, bytes, [&](Cell& c, uint32_t at, uint32_t n) {
-    if (c.writer && (c.writer == mine ? c.writer_lane != lane : !ordered(c.writer, who.seen)))
-      check_overwrite(c, at, data ? static_cast<const uint8_t*>(data) + (at - address) : nullptr, n,
-                      who, lane);
     if (c.reader) {
       if (c.reader == mine && c.reader_lane != lane)
         warp_race("overwrites a word read by", at, c.reader_lane, lane);
@@ -182,6 +168,9 @@ void SharedMemory::write(uint32_t address, uint32_t bytes, const Actor& who, int
         race("overwrites a word read by", at, culprit, who, lane);
       shadow_.forget_reads(c);
     }
+    if (c.writer && (c.writer == mine ? c.writer_lane != lane : !ordered(c.writer, who.seen)))
+      check_overwrite(c, at, data ? static_cast<const uint8_t*>(data) + (at - address) : nullptr, n,
+                      who, lane);
     c.writer = mine, c.writer_lane = static_cast<uint8_t>(lane);
     c.kind = kind, c.defined = true;
   });

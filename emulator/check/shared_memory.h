@@ -50,7 +50,10 @@ class SharedMemory {
   bool defined(uint32_t address) const { return shadow_.defined(address); }
   // Where the undefined data among these bytes came from, if it was stored.
   Origin origin(uint32_t address, uint32_t bytes) const;
-  void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
+  void check_bounds(uint32_t address, uint32_t bytes, int lane) const {
+    if (address < 1024 || address > data_.size() || bytes > data_.size() - address)
+      out_of_bounds(address, bytes, lane);
+  }
 
  private:
   std::string name(uint32_t epoch, uint32_t own) const;
@@ -58,8 +61,17 @@ class SharedMemory {
   void pend_write(uint32_t address, uint32_t bytes, int delta);
   template <typename F>
   bool all_words(const uint64_t* address, uint32_t lanes, uint32_t bytes, F&& f) const;
-  bool is_read(uint32_t address, uint32_t bytes) const;  // by an operation in flight
-  bool is_written(uint32_t address, uint32_t bytes) const;
+  bool is_read(uint32_t address, uint32_t bytes) const {  // by an operation in flight
+    return any(pending_read_, address / 16, (address + bytes - 1) / 16);
+  }
+  bool is_written(uint32_t address, uint32_t bytes) const {
+    return any(pending_write_, address / 4, (address + bytes - 1) / 4);
+  }
+  static bool any(const std::vector<uint16_t>& counts, uint32_t first, uint32_t last) {
+    uint32_t sum = counts[first];
+    while (first < last) sum |= counts[++first];
+    return sum;
+  }
   [[gnu::cold]] void check_overwrite(const Cell& c, uint32_t address, const void* data,
                                      uint32_t bytes, const Actor& who, int lane) const;
   [[gnu::cold]] void race(const char* what, uint32_t address, uint32_t epoch, const Actor& who,
@@ -67,6 +79,7 @@ class SharedMemory {
   [[gnu::cold]] void warp_race(const char* what, uint32_t address, uint8_t other, int lane) const;
   [[gnu::cold]] void volatile_race(const char* what, uint32_t address, uint8_t other,
                                    int lane) const;
+  [[noreturn]] void out_of_bounds(uint32_t address, uint32_t bytes, int lane) const;
   [[gnu::cold]] void in_flight(const char* what, uint32_t address, int lane) const;
 
   std::vector<uint8_t> data_;

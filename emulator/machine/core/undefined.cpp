@@ -86,14 +86,14 @@ uint32_t Warp::bad_source(const Reg& s, uint32_t lanes, bool propagates) {
               " is an accumulator of a wgmma that has not been waited for",
           lane);
   if (propagates) return bad;
-  if (Origin from = origin(s))
-    use_undefined(from, "register " + register_name(s) + " is used and holds", lane);
-  else
-    complain("uninitialised-register",
-             "register " + register_name(s) + " is used and was never written" +
-                 (m->tally.left_out ? ", or is the result of an instruction that was left out"
-                                    : ""),
-             lane);
+  std::string what = "register " + register_name(s) + " is used and ";
+  if (Origin from = origin(s)) {
+    use_undefined(from, what + "holds", lane);
+  } else {
+    what += "was never written";
+    if (m->tally.left_out) what += ", or is the result of an instruction that was left out";
+    complain("uninitialised-register", what, lane);
+  }
   return 0;
 }
 
