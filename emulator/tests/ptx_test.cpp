@@ -213,6 +213,30 @@ void parser() {
   malformed(std::string(kHead) + ".global .b8 x[4] = {1, 2, 3, 4, 5};");
 }
 
+// What ptxas 13.0 compiles to; a setmaxnreg.inc below it would be a fault.
+void entry_registers() {
+  auto check = [](uint32_t threads, const std::string& body, uint32_t want) {
+    auto image = load_image(std::string(kHead) + ".visible .entry k() .maxntid " +
+                            std::to_string(threads) + ", 1, 1 { " + body + " ret; }");
+    uint32_t got = registers_per_thread(*image->find("k"), threads);
+    expect(got == want, body + " with " + std::to_string(threads) + " threads: " +
+                            std::to_string(got) + " registers, want " + std::to_string(want));
+  };
+  auto pair = [](int dec, int inc) {
+    return "setmaxnreg.dec.sync.aligned.u32 " + std::to_string(dec) +
+           "; setmaxnreg.inc.sync.aligned.u32 " + std::to_string(inc) + ";";
+  };
+  check(128, pair(40, 248), 248);
+  check(256, pair(40, 248), 248);
+  check(256, pair(40, 104), 104);
+  check(256, pair(40, 256), 255);
+  check(256, "setmaxnreg.dec.sync.aligned.u32 40;", 255);
+  check(320, pair(40, 232), 168);
+  check(320, pair(40, 104), 104);
+  check(384, pair(40, 240), 168);
+  check(512, pair(40, 248), 128);
+}
+
 // Every prefix and many corruptions of a real module: an error or success, never a crash.
 void fuzz() {
   std::string text = std::string(kHead) + R"(
@@ -268,7 +292,7 @@ int main() {
     Machine::get().configure(s);
     arithmetic(), floating(), warp(), reports();
   }
-  parser(), fuzz();
+  parser(), entry_registers(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
   return failures != 0;
 }
