@@ -120,6 +120,20 @@ void arithmetic() {
   value("cvt.s32.s8 %d, %a;", {0x1284, 0, 0}, 0xffffff84);
 }
 
+// Addresses in the parameter space fit 32 bits; cvta makes them generic and back.
+void parameter_addresses() {
+  const std::string same = "setp.eq.u64 %p1, %w1, %i; selp.u32 %d, 1, 0, %p1;";
+  const std::string generic = "cvta.param.u64 %w2, %w1; ld.b64 %w1, [%w2];";
+  const std::string entry = "ld.param.u64 %i, [in];";
+  value(entry + "mov.b32 %t1, in; cvt.u64.u32 %w1, %t1;" + generic + same, {0}, 1);
+  value(entry + "mov.b64 %w1, in;" + generic + same, {0}, 1);
+  value(entry + "mov.b32 %t1, in; ld.param.b64 %w1, [%t1];" + same, {0}, 1);
+  value(entry + "mov.b32 %t1, out; ld.param.b64 %w1, [%t1+-8];" + same, {0}, 1);
+  value(entry + "mov.b64 %w1, in; ld.param.b64 %w1, [%w1];" + same, {0}, 1);
+  value("mov.b64 %i, out; cvta.param.u64 %w1, %i; cvta.to.param.u64 %w1, %w1;" + same, {0}, 1);
+  value("mov.b64 %w1, out; mov.b64 %w2, in; sub.u64 %w1, %w1, %w2; mov.b64 %i, 8;" + same, {0}, 1);
+}
+
 void floating() {
   value("add.f32 %d, %a, %b;", {0x3f800000, 0x40000000, 0}, 0x40400000);
   value("fma.rn.f32 %d, %a, %b, %c;", {0x40000000, 0x40400000, 0x3f800000}, 0x40e00000);
@@ -290,7 +304,7 @@ int main() {
   for (Mode mode : {Mode::late, Mode::early, Mode::random}) {
     s.mode = mode;
     Machine::get().configure(s);
-    arithmetic(), floating(), warp(), reports();
+    arithmetic(), parameter_addresses(), floating(), warp(), reports();
   }
   parser(), entry_registers(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
