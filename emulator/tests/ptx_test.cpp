@@ -139,6 +139,20 @@ void arithmetic() {
   value("cvt.s32.s8 %d, %a;", {0x1284, 0, 0}, 0xffffff84);
 }
 
+// Addresses in the parameter space fit 32 bits; cvta makes them generic and back.
+void parameter_addresses() {
+  const std::string same = "setp.eq.u64 %p1, %w1, %i; selp.u32 %d, 1, 0, %p1;";
+  const std::string generic = "cvta.param.u64 %w2, %w1; ld.b64 %w1, [%w2];";
+  const std::string entry = "ld.param.u64 %i, [in];";
+  value(entry + "mov.b32 %t1, in; cvt.u64.u32 %w1, %t1;" + generic + same, {0}, 1);
+  value(entry + "mov.b64 %w1, in;" + generic + same, {0}, 1);
+  value(entry + "mov.b32 %t1, in; ld.param.b64 %w1, [%t1];" + same, {0}, 1);
+  value(entry + "mov.b32 %t1, out; ld.param.b64 %w1, [%t1+-8];" + same, {0}, 1);
+  value(entry + "mov.b64 %w1, in; ld.param.b64 %w1, [%w1];" + same, {0}, 1);
+  value("mov.b64 %i, out; cvta.param.u64 %w1, %i; cvta.to.param.u64 %w1, %w1;" + same, {0}, 1);
+  value("mov.b64 %w1, out; mov.b64 %w2, in; sub.u64 %w1, %w1, %w2; mov.b64 %i, 8;" + same, {0}, 1);
+}
+
 void floating() {
   value("add.f32 %d, %a, %b;", {0x3f800000, 0x40000000, 0}, 0x40400000);
   value("fma.rn.f32 %d, %a, %b, %c;", {0x40000000, 0x40400000, 0x3f800000}, 0x40e00000);
@@ -310,6 +324,30 @@ void parser() {
   malformed(std::string(kHead) + ".global .b8 x[4] = {1, 2, 3, 4, 5};");
 }
 
+// What ptxas 13.0 compiles to; a setmaxnreg.inc below it would be a fault.
+void entry_registers() {
+  auto check = [](uint32_t threads, const std::string& body, uint32_t want) {
+    auto image = load_image(std::string(kHead) + ".visible .entry k() .maxntid " +
+                            std::to_string(threads) + ", 1, 1 { " + body + " ret; }");
+    uint32_t got = registers_per_thread(*image->find("k"), threads);
+    expect(got == want, body + " with " + std::to_string(threads) + " threads: " +
+                            std::to_string(got) + " registers, want " + std::to_string(want));
+  };
+  auto pair = [](int dec, int inc) {
+    return "setmaxnreg.dec.sync.aligned.u32 " + std::to_string(dec) +
+           "; setmaxnreg.inc.sync.aligned.u32 " + std::to_string(inc) + ";";
+  };
+  check(128, pair(40, 248), 248);
+  check(256, pair(40, 248), 248);
+  check(256, pair(40, 104), 104);
+  check(256, pair(40, 256), 255);
+  check(256, "setmaxnreg.dec.sync.aligned.u32 40;", 255);
+  check(320, pair(40, 232), 168);
+  check(320, pair(40, 104), 104);
+  check(384, pair(40, 240), 168);
+  check(512, pair(40, 248), 128);
+}
+
 // Every prefix and many corruptions of a real module: an error or success, never a crash.
 void fuzz() {
   std::string text = std::string(kHead) + R"(
@@ -364,12 +402,12 @@ int main() {
     s.mode = mode;
     s.reports.never_stops = false;
     Machine::get().configure(s);
-    arithmetic(), floating(), warp(), reports();
+    arithmetic(), parameter_addresses(), floating(), warp(), reports();
     s.reports.never_stops = true;
     Machine::get().configure(s);
     lanes_left_out(), instructions_left_out(), performed();
   }
-  parser(), fuzz();
+  parser(), entry_registers(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
   return failures != 0;
 }

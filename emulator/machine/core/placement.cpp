@@ -111,7 +111,9 @@ uint32_t registers_per_thread(const Program& p, uint32_t threads) {
   if (f.max_registers) return f.max_registers;
   if (!bound) return std::max(16u, std::min(64u, kSmRegisters / std::max(threads, 32u) / 8 * 8));
   bound = (bound + 127) / 128 * 128;  // registers are handed out to four warps at a time
-  return std::min(255u, kSmRegisters / (bound * std::max(f.min_ctas, 1u)) / 8 * 8);
+  uint32_t most = std::min(255u, kSmRegisters / (bound * std::max(f.min_ctas, 1u)) / 8 * 8);
+  // ptxas compiles to no more than the largest setmaxnreg.inc, which may not lower the count.
+  return p.largest_setmaxnreg ? std::min(most, p.largest_setmaxnreg) : most;
 }
 
 uint32_t occupancy(const Program& p, uint32_t threads, uint32_t shared) {

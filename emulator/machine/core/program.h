@@ -114,6 +114,7 @@ struct Program {
   std::vector<uint8_t> pool;  // literals, each repeated for 32 lanes
   uint32_t static_shared_end = 1024;
   uint32_t dynamic_align = 16;
+  uint32_t largest_setmaxnreg = 0;  // of all .inc
   bool launches_dependents = false, waits_for_dependency = false;
   // Its CTAs may pass something on to those of other clusters, or to the host, while they run.
   bool communicates = false;

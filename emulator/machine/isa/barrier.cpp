@@ -1,4 +1,5 @@
 // Barriers of CTAs and clusters, dependent launches, the register pool.
+#include <algorithm>
 #include <bit>
 
 #include "machine/core/barriers.h"
@@ -210,6 +211,9 @@ bool decode_barrier(Decoder& d) {
     if (how < 0 || n < 24 || n > 256 || n % 8)
       throw PtxError(d.in->line, "setmaxnreg takes a multiple of 8 from 24 to 256");
     out.modifiers.store(SetRegisters{how == 0, static_cast<uint16_t>(n)});
+    if (how == 0)
+      d.program->largest_setmaxnreg =
+          std::max(d.program->largest_setmaxnreg, static_cast<uint32_t>(n));
     out.run = set_registers;
     return true;
   }

@@ -201,6 +201,7 @@ Address Decoder::address(const PtxOperand& o, Space space) {
                      in->text() + ": address register of " + std::to_string(bits) + " bits");
     a.bytes = bits / 8;
     a.base = source(base, bits);
+    if (space == Space::param) a.bias = Bias::frame_params;
     return a;
   }
   uint64_t v = 0, zero = 0;

@@ -64,19 +64,19 @@ inline void put_lane(Warp& w, const Reg& s, uint32_t bytes, int lane, uint64_t v
 inline uint64_t address_of(Warp& w, const Address& a, int lane) {
   w.use(a.base, 1u << lane);
   uint64_t base = a.bytes == 4 ? w.reg<uint32_t>(a.base)[lane] : w.reg<uint64_t>(a.base)[lane];
-  uint64_t v = base + static_cast<uint64_t>(a.offset) + w.bias[static_cast<int>(a.bias)];
-  return a.bytes == 4 ? static_cast<uint32_t>(v) : v;
+  uint64_t v = base + static_cast<uint64_t>(a.offset);
+  return (a.bytes == 4 ? static_cast<uint32_t>(v) : v) + w.bias[static_cast<int>(a.bias)];
 }
 // Addresses of the operand that add_address decoded.
 inline void addresses(Warp& w, const Inst& in, uint64_t (&out)[32]) {
-  uint64_t offset = static_cast<uint64_t>(in.imm) + w.bias[static_cast<int>(in.bias)];
-  if (in.base_bytes == 4) {
+  uint64_t offset = static_cast<uint64_t>(in.imm), bias = w.bias[static_cast<int>(in.bias)];
+  if (in.base_bytes == 4) {  // the address wraps within its space, whose place is the bias
     const auto* p = w.reg<uint32_t>(in.s[0]);
     for (int i = 0; i < 32; ++i)
-      out[i] = static_cast<uint32_t>(p[i] + static_cast<uint32_t>(offset));
+      out[i] = bias + static_cast<uint32_t>(p[i] + static_cast<uint32_t>(offset));
   } else {
     const auto* p = w.reg<uint64_t>(in.s[0]);
-    for (int i = 0; i < 32; ++i) out[i] = p[i] + offset;
+    for (int i = 0; i < 32; ++i) out[i] = p[i] + (offset + bias);
   }
 }
 

@@ -354,8 +354,8 @@ bool decode_load_store(Decoder& d, bool is_load) {
     if (d.bits_of(p) && register_bytes(d.bits_of(p)) != m.reg)
       throw PtxError(d.in->line, d.in->text() + ": registers of different widths");
   out.modifiers.store(m);
-  bool frame_param = m.space == Space::param && out.bias == Bias::frame_params &&
-                     !d.operand(is_load ? 1 : 0).parts[0].variable->kernel_param;
+  const Variable* variable = d.operand(is_load ? 1 : 0).parts[0].variable;
+  bool frame_param = m.space == Space::param && variable && !variable->kernel_param;
   if (frame_param) {
     out.propagates = true;
     out.run = is_load ? load_frame_param : store_frame_param;

@@ -82,9 +82,11 @@ void clock(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1)
     put_lane(w, in.d[0], bytes, std::countr_zero(l), w.m->instructions);
 }
-template <typename T>
-void offset_by(Warp& w, const Inst& in) {
-  map1<T, T>(w, in, [k = static_cast<u64>(in.imm)](T a) { return static_cast<T>(a + k); });
+template <typename T, bool kTo>  // cvta.to: out of the window, which is at imm
+void convert_address(Warp& w, const Inst& in) {
+  u64 window = static_cast<u64>(in.imm) + w.bias[static_cast<int>(in.bias)];
+  if (kTo) window = 0 - window;
+  map1<T, T>(w, in, [window](T a) { return static_cast<T>(a + window); });
 }
 struct NamedSpace {
   Space space;
@@ -142,10 +144,8 @@ bool decode_symbol(Decoder& d, const PtxOperand& o, uint64_t extra) {
   if (v.space == Space::shared && v.external) out.bias = Bias::dynamic_shared;
   else out.imm += static_cast<int64_t>(v.address);
   if (v.space == Space::local) out.bias = Bias::local_frame;
-  if (v.space == Space::param) {
-    if (!v.kernel_param) d.unsupported("address of a function's parameter");
-    out.bias = Bias::frame_params;
-  }
+  if (v.space == Space::param && !v.kernel_param)
+    d.unsupported("address of a function's parameter");
   if (v.space == Space::global && v.external) d.unsupported("external variable '" + v.name + "'");
   return true;
 }
@@ -215,13 +215,15 @@ bool decode_cvta(Decoder& d) {
   Type t = d.take_type();
   d.finish();
   u64 window = s == Space::shared ? kSharedWindow : s == Space::local ? kLocalWindow : 0;
-  if (to) window = 0 - window;
   d.add_target(0, t.bits);
-  if (d.operand(1).kind == PtxOperand::Kind::symbol) return decode_symbol(d, d.operand(1), window);
+  if (s == Space::param) out.bias = Bias::frame_params;
+  if (d.operand(1).kind == PtxOperand::Kind::symbol)
+    return decode_symbol(d, d.operand(1), to ? 0 - window : window);
   d.add_source(1, t.bits);
   out.propagates = true;
   out.imm = static_cast<int64_t>(window);
-  out.run = t.bits == 64 ? offset_by<u64> : offset_by<u32>;
+  if (t.bits == 64) out.run = to ? convert_address<u64, true> : convert_address<u64, false>;
+  else out.run = to ? convert_address<u32, true> : convert_address<u32, false>;
   return true;
 }
 
