@@ -162,17 +162,29 @@ void check_ctas(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t a
   Launch& l = *w.cta->cluster->launch;
   auto tag = static_cast<uint16_t>(l.id);
   uint32_t me = w.cta->linear + 1;
+  auto unreleased = [&](uint32_t other, uint64_t time) {
+    return l.released[other - 1] < time || (l.tracks_flags && w.cta->grid_seen[other - 1] < time);
+  };
   auto unordered = [&](uint32_t other, uint64_t time) {
-    return l.released[other - 1] < time || w.visibility.acquired < time ||
-           (l.tracks_flags && w.cta->grid_seen[other - 1] < time);
+    return unreleased(other, time) || w.visibility.acquired < time;
   };
   auto name = [](uint32_t cta) { return "CTA " + std::to_string(cta - 1) + " (linear index)"; };
   if (!writes && s.launch == tag && (s.last_written & mask) && s.owner != me &&
-      unordered(s.owner, s.write_time))
-    complain_at(
-        "stale-global-read",
-        "reads what " + name(s.owner) + " wrote, with no release there and acquire here between",
-        lane, address);
+      unordered(s.owner, s.write_time)) {
+    // Where only the reader's fence is missing, the value is old if this CTA's L1 had it before.
+    bool read_before = s.reader == me && s.reader_launch == tag && s.read_time < s.write_time;
+    bool observed = !unreleased(s.owner, s.write_time) && w.visibility.observed >= s.write_time;
+    if (observed && !read_before)
+      complain_at("acquire-fence-missing",
+                  "reads what " + name(s.owner) +
+                      " wrote and released, with no fence after the relaxed access that saw that",
+                  lane, address);
+    else
+      complain_at(
+          "stale-global-read",
+          "reads what " + name(s.owner) + " wrote, with no release there and acquire here between",
+          lane, address);
+  }
   if (writes && s.reader_launch == tag && (s.last_read & mask) && s.reader && s.reader != me &&
       unordered(s.reader, s.read_time))
     complain_at("stale-global-read",
