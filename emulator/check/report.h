@@ -38,5 +38,7 @@ struct Report {
 };
 
 std::string hex(uint64_t v);
+// Demangled, and short: CUTLASS's names run to kilobytes.
+std::string readable(const std::string& mangled);
 
 }  // namespace l4k::emu

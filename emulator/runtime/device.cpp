@@ -152,10 +152,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   p->textureAlignment = 512;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() {
-  Machine::get().synchronize();
-  return status();
-}
 cudaError_t cudaDeviceReset() {
   Machine::get().synchronize();
   Machine::get().reset();
@@ -231,47 +227,6 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* n, const void* f, const cudaLaun
   *n = 0;
   if (size == 0) return cudaSuccess;  // as on a GPU, where a launch without clusters gets no number
   *n = static_cast<int>(static_cast<unsigned>(per_sm) * Machine::get().settings.sms / size);
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamCreate(cudaStream_t* s) {
-  return *s = reinterpret_cast<cudaStream_t>(new char), cudaSuccess;
-}
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
-  return cudaStreamCreate(s);
-}
-cudaError_t cudaStreamDestroy(cudaStream_t s) {
-  Machine::get().synchronize();
-  delete reinterpret_cast<char*>(s);
-  return status();
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaStreamQuery(cudaStream_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return status(); }
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) {
-  return *s = cudaStreamCaptureStatusNone, cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* e) {
-  return *e = reinterpret_cast<cudaEvent_t>(new Event), cudaSuccess;
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
-cudaError_t cudaEventDestroy(cudaEvent_t e) {
-  return delete reinterpret_cast<Event*>(e), cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
-  Machine::get().synchronize();
-  reinterpret_cast<Event*>(e)->time = std::chrono::steady_clock::now();
-  return status();
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a,
-                                 cudaEvent_t b) {  // the emulator's own time
-  *ms = std::chrono::duration<float, std::milli>(reinterpret_cast<Event*>(b)->time -
-                                                 reinterpret_cast<Event*>(a)->time)
-            .count();
   return cudaSuccess;
 }
 

@@ -47,6 +47,8 @@ struct Registry {
   const Variable* variable(const void* symbol);
 };
 
+inline constexpr size_t kTotalMemory = size_t{141} << 30;  // an H200's
+
 // Remembers the error (cudaGetLastError) and why; returns it.
 cudaError_t refuse(cudaError_t error, const std::string& why);
 // cudaSuccess, or the sticky error.
@@ -54,6 +56,7 @@ cudaError_t status();
 // An entry of PTX text as a kernel to `run`; throws PtxError.
 Kernel* add_ptx_kernel(const std::string& text, const std::string& entry);
 cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
-                const cudaLaunchAttribute* attributes, unsigned count);
+                const cudaLaunchAttribute* attributes, unsigned count,
+                cudaStream_t stream = nullptr);
 
 }  // namespace l4k::emu

@@ -55,8 +55,8 @@ ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];
   m.launch(std::move(l));
   m.synchronize();
   if (out) out->assign(po, po + 32);
-  m.memory.release(pi);
-  m.memory.release(po);
+  m.memory.release(pi, m.next_launch(), "input");
+  m.memory.release(po, m.next_launch(), "output");
   m.reset_counters();
   return m.report.kind;
 }

@@ -1,4 +1,6 @@
 // What to say when a launch fails: where it happened, and who waits for what.
+#include <cstdio>
+
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
@@ -120,6 +122,11 @@ void Machine::record(const Fault& f, Warp* w, const Inst* in) {
   report.has_address = f.has_address;
   report.address = f.address;
   if (w) locate(w, in);
+}
+
+void Machine::fail(const Fault& f) {
+  record(f, nullptr, nullptr);
+  if (settings.print) std::fprintf(stderr, "l4k emulator: %s\n", report.text().c_str());
 }
 
 void Machine::locate(Warp* w, const Inst* in) {

@@ -28,6 +28,7 @@ void Machine::reset() {
   bulk_.clear();
   report = Report{};
   sectors.clear();
+  order.forget();
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);
 }
@@ -35,7 +36,9 @@ void Machine::reset() {
 bool Machine::launch(std::unique_ptr<Launch> l) {
   if (failed()) return false;
   if (sms_.size() != settings.sms) sms_.assign(settings.sms, Sm{});
-  if (!l->programmatic || settings.mode == Mode::early) {
+  bool same_stream = !launches_.empty() && l->operation && launches_.back()->operation &&
+                     l->operation->lane == launches_.back()->operation->lane;
+  if (!l->programmatic || !same_stream || settings.mode == Mode::early) {
     run_until_done(0);
     if (failed()) return false;
   }
@@ -53,7 +56,7 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   l->tracks_flags = l->ctas() <= 256;
   l->released.assign(l->ctas(), 0);
   l->proxied = l->released;
-  memory.add_range(l->params.data(), l->params.size(), true);
+  memory.add_range(l->params.data(), l->params.size(), Owner::parameters);
   auto& counters = kernel_counters[p.ptx->name];
   counters.kernel = p.ptx->name;
   ++counters.launches;

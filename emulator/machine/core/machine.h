@@ -20,6 +20,7 @@ class Machine {
   Settings settings;
   GlobalMemory memory;
   SectorTable sectors;
+  StreamOrder order;
   Report report;  // first error since the last reset
   std::mt19937_64 random{1};
   uint64_t progress = 0;  // bumped by everything another warp might wait for
@@ -33,6 +34,8 @@ class Machine {
   // False: an error, in `report`.
   bool launch(std::unique_ptr<Launch> l);
   bool synchronize();
+  // An error of an operation that is no kernel.
+  void fail(const Fault& f);
   std::map<std::string, KernelCounters> kernel_counters;
   std::map<std::string, const Program*> counted_programs;
 

@@ -182,6 +182,11 @@ void check_ctas(Warp& w, const Sector& s, uint32_t mask, bool writes, uint64_t a
              lane, address);
 }
 
+Touching touching(Access how) {
+  if (how == Access::atomic || how == Access::coherent_read) return Touching::atomic;
+  return how == Access::read ? Touching::read : Touching::write;
+}
+
 }  // namespace
 
 void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane) {
@@ -191,6 +196,8 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
   auto tag = static_cast<uint16_t>(l.id);
   bool stores = how == Access::write || how == Access::bulk_write, reads = !stores;
   bool writes = stores || how == Access::atomic, chained = l.programmatic || m.followed(l);
+  if (m.order.following() && l.operation)
+    m.order.note(l.operation, address, bytes, touching(how), lane);
   for (uint64_t at = address & ~uint64_t{31}; at < address + bytes; at += 32) {
     Sector& s = m.sectors.at(at);
     uint32_t mask = sector_mask(at, address, bytes);
@@ -237,7 +244,7 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
                  std::to_string(r->end - r->begin) +
                  " bytes that was freed before this kernel was launched",
              lane, address);
-  if (write && r->read_only)
+  if (write && r->read_only())
     fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
   return reinterpret_cast<uint8_t*>(address);
 }

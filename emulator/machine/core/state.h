@@ -15,6 +15,7 @@
 #include "check/global_memory.h"
 #include "check/report.h"
 #include "check/shared_memory.h"
+#include "check/stream_order.h"
 #include "machine/core/in_flight.h"
 #include "machine/core/program.h"
 #include "tensor/mma.h"
@@ -252,6 +253,7 @@ struct Cluster {
 
 struct Launch {
   const Program* program = nullptr;
+  StreamOperationPtr operation;  // its place among the operations of streams; null: alone
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false;
