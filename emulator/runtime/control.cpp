@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "l4k_emulator.h"
-#include "runtime/registry.h"
+#include "runtime/work.h"
 
 namespace l4k::emu {
 namespace {
@@ -156,6 +156,11 @@ const char* l4k_emu_counters(void) {
   return text.c_str();
 }
 void l4k_emu_register_range(const void* p, size_t n) { Machine::get().memory.add_range(p, n); }
+void l4k_emu_allocate_range(const void* p, size_t n, void* stream) {
+  Lock lock(runtime_mutex());
+  l4k_emu_register_range(p, n);
+  submit(static_cast<cudaStream_t>(stream), AllocationWork{const_cast<void*>(p), n});
+}
 void l4k_emu_unregister_range(const void* p, size_t n) {
   Machine::get().synchronize();
   Machine::get().memory.remove_range(p, n);

@@ -14,7 +14,7 @@ Registry& Registry::get() {
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
   Registry& r = Registry::get();
-  r.last = error;
+  r.last = r.refused = error;
   r.refusal = why;
   return error;
 }

@@ -39,7 +39,8 @@ struct Registry {
   std::vector<std::unique_ptr<FatBinary>> binaries;
   std::map<const void*, std::unique_ptr<Kernel>> kernels;  // by host function
   std::map<const void*, DeviceVariable> variables;
-  cudaError_t last = cudaSuccess;
+  cudaError_t last = cudaSuccess;     // cudaGetLastError
+  cudaError_t refused = cudaSuccess;  // the last call that was refused, and why
   std::string refusal;
   static Registry& get();
   // A host function, or a kernel handle that __cudaGetKernel returned.

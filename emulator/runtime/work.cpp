@@ -164,7 +164,7 @@ std::string name_of(const Work& work) {
     std::string operator()(const HostWork&) { return "a host function"; }
     std::string operator()(const RecordWork&) { return "an event's record"; }
     std::string operator()(const WaitWork&) { return "a wait for an event"; }
-    std::string operator()(const AllocationWork&) { return "cudaMallocAsync"; }
+    std::string operator()(const AllocationWork&) { return "an allocation"; }
     std::string operator()(const FreeWork&) { return "cudaFreeAsync"; }
     std::string operator()(const ChildWork&) { return "a graph"; }
   };
