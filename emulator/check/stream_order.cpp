@@ -123,20 +123,21 @@ void StreamOrder::note_page(Page& p, const StreamOperationPtr& op, Touching how,
                             int lane) {
   if (known(p.whole, op, kAll, how)) return;
   check(p.whole, op, kAll, how, address, lane);
-  for (auto& [sector, history] : p.parts) {
+  for (uint64_t sector = 0; p.sectors && sector < p.sectors->size(); ++sector) {
+    History& history = (*p.sectors)[sector];
     check(history, op, kAll, how, address + sector * kSector, lane);
     std::erase_if(history, [&](const Touch& t) {
       return op->follows(*t.op) &&
              (how == Touching::write || (how == Touching::read && !(t.written | t.atomic)));
     });
   }
-  std::erase_if(p.parts, [](const auto& part) { return part.second.empty(); });
   add(p.whole, op, kAll, how);
 }
 
 void StreamOrder::note_sector(Page& p, const StreamOperationPtr& op, uint32_t mask, Touching how,
                               uint64_t address, int lane) {
-  History& history = p.parts[static_cast<uint32_t>(address % kPage / kSector)];
+  if (!p.sectors) p.sectors = std::make_unique<std::array<History, 128>>();
+  History& history = (*p.sectors)[address % kPage / kSector];
   if (known(history, op, mask, how)) return;
   check(p.whole, op, kAll, how, address, lane);
   check(history, op, mask, how, address, lane);

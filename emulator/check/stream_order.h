@@ -2,6 +2,7 @@
 // them did to memory: two that touch the same bytes need an order between them.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -52,8 +53,8 @@ class StreamOrder {
   };
   using History = std::vector<Touch>;
   struct Page {
-    History whole;                                // touched all of it
-    std::unordered_map<uint32_t, History> parts;  // by sector of 32 bytes
+    History whole;  // touched all of it
+    std::unique_ptr<std::array<History, 128>> sectors;
   };
   Page& page(uint64_t number);
   void note_page(Page& p, const StreamOperationPtr& op, Touching how, uint64_t address, int lane);

@@ -42,6 +42,7 @@ struct Settings {
   bool strict = false;
   Fp8Accumulation fp8 = Fp8Accumulation::hopper;
   bool print = false;   // reports go to stderr as well
+  bool leaks = false;   // what is still allocated at exit goes to stderr
   bool perturb = true;  // move approximations inside their documented error
   uint64_t max_instructions = uint64_t{1} << 40;
 };
