@@ -191,7 +191,9 @@ cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t call
     return Streams::get().invalidate(
         *s->capture, cudaErrorStreamCaptureUnsupported,
         "cudaStreamAddCallback cannot be captured; cudaLaunchHostFunc can");
-  callback(stream, settle(), data);
+  cudaError_t e = settle();
+  InHostFunction scope;
+  callback(stream, e, data);
   return status();
 }
 

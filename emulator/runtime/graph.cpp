@@ -108,6 +108,16 @@ GraphExec* Graphs::find(cudaGraphExec_t handle) {
   return nullptr;
 }
 
+// Whether some of these nodes may run side by side.
+static bool branches(const std::vector<GraphNode*>& order) {
+  for (size_t i = 0; i < order.size(); ++i) {
+    const auto& before = order[i]->dependencies;
+    if (i ? before != std::vector{order[i - 1]} : !before.empty()) return true;
+    if (std::holds_alternative<ChildWork>(order[i]->work)) return true;
+  }
+  return false;
+}
+
 cudaError_t instantiate(cudaGraphExec_t* exec, cudaGraph_t handle, unsigned long long flags) {
   Graph* g = Graphs::get().find(handle);
   if (!g) return Registry::get().last;
@@ -118,8 +128,10 @@ cudaError_t instantiate(cudaGraphExec_t* exec, cudaGraph_t handle, unsigned long
     return refuse(cudaErrorInvalidValue,
                   "cudaGraphInstantiate: flags " + std::to_string(flags) +
                       " are not implemented by the emulator (launch from the device is not)");
-  if (g->order().size() != g->nodes.size())
+  const std::vector<GraphNode*> order = g->order();
+  if (order.size() != g->nodes.size())
     return refuse(cudaErrorInvalidValue, "cudaGraphInstantiate: the graph has a cycle");
+  if (branches(order)) Machine::get().order.follow();
   auto made = std::make_unique<GraphExec>();
   made->graph = g->clone();
   made->flags = flags;
@@ -182,11 +194,7 @@ class GraphLaunch {
   }
 
   uint32_t next_lane() {
-    StreamOrder& order = Machine::get().order;
-    if (used_ == exec_.lanes.size()) {
-      exec_.lanes.push_back(order.new_lane());
-      if (exec_.lanes.size() > 1) order.follow();
-    }
+    if (used_ == exec_.lanes.size()) exec_.lanes.push_back(Machine::get().order.new_lane());
     return exec_.lanes[used_++];
   }
   uint64_t& tick(uint32_t lane) {

@@ -57,6 +57,17 @@ T* work_of(cudaGraphNode_t node) {
   return work;
 }
 
+std::vector<cudaLaunchAttribute> attributes_of(const LaunchAttributes& asked) {
+  cudaLaunchAttribute cluster = {}, programmatic = {}, cooperative = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {asked.cluster.x, asked.cluster.y, asked.cluster.z};
+  programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  programmatic.val.programmaticStreamSerializationAllowed = asked.programmatic;
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = asked.cooperative;
+  return {cluster, programmatic, cooperative};
+}
+
 cudaError_t allocation_work(cudaMemAllocNodeParams* p, AllocationWork* work) {
   void* memory = p->bytesize ? Machine::get().memory.allocate(p->bytesize, Owner::graph) : nullptr;
   if (!memory)
@@ -222,15 +233,24 @@ cudaError_t cudaGraphKernelNodeSetAttribute(cudaGraphNode_t node, cudaLaunchAttr
   Lock lock(runtime_mutex());
   auto* w = work_of<KernelWork>(node);
   if (!w) return refused();
-  cudaLaunchAttribute attribute = {};
-  attribute.id = id;
-  attribute.val = *value;
+  std::vector<cudaLaunchAttribute> attributes = attributes_of(w->asked);
+  attributes.push_back({.id = id, .val = *value});
   KernelWork changed;
-  std::vector<void*> arguments = w->arguments;
-  if (cudaError_t e = prepare(&changed, w->kernel, w->grid, w->block, arguments.data(), w->shared,
-                              &attribute, 1))
+  if (cudaError_t e =
+          prepare(&changed, w->kernel, w->grid, w->block, w->arguments.data(), w->shared,
+                  attributes.data(), static_cast<unsigned>(attributes.size())))
     return e;
   *w = std::move(changed);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphKernelNodeGetAttribute(cudaGraphNode_t node, cudaLaunchAttributeID id,
+                                            cudaLaunchAttributeValue* value) {
+  Lock lock(runtime_mutex());
+  auto* w = work_of<KernelWork>(node);
+  if (!w) return refused();
+  *value = {};
+  for (const auto& a : attributes_of(w->asked))
+    if (a.id == id) *value = a.val;
   return cudaSuccess;
 }
 cudaError_t cudaGraphKernelNodeCopyAttributes(cudaGraphNode_t to, cudaGraphNode_t from) {

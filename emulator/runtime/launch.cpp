@@ -38,6 +38,8 @@ cudaError_t read_attributes(const Kernel& k, const PtxFunction& f,
         break;
       case cudaLaunchAttributeIgnore:
       case cudaLaunchAttributePriority:
+      case cudaLaunchAttributeSynchronizationPolicy:
+      case cudaLaunchAttributeMemSyncDomainMap:
       case cudaLaunchAttributeAccessPolicyWindow:
       case cudaLaunchAttributeMemSyncDomain:
       case cudaLaunchAttributePreferredSharedMemoryCarveout:

@@ -6,6 +6,7 @@ namespace l4k::emu {
 
 thread_local bool default_is_per_thread = false;
 thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
+thread_local int InHostFunction::depth = 0;
 
 std::recursive_mutex& runtime_mutex() {
   static auto* mutex = new std::recursive_mutex;
@@ -55,6 +56,10 @@ void Streams::destroy(Stream* s) {
 }
 
 Stream* Streams::find(cudaStream_t handle) {
+  if (InHostFunction::depth) {
+    refuse(cudaErrorNotPermitted, "a host function of a stream may not call the CUDA runtime");
+    return nullptr;
+  }
   bool per_thread = handle == cudaStreamPerThread || (!handle && default_is_per_thread);
   if (per_thread) {
     Stream*& mine = per_thread_[std::this_thread::get_id()];
@@ -140,6 +145,8 @@ cudaError_t Streams::invalidate(Capture& c, cudaError_t error, const std::string
 }
 
 cudaError_t Streams::unsafe_call(const char* name) {
+  if (InHostFunction::depth)
+    return refuse(cudaErrorNotPermitted, std::string(name) + " in a host function of a stream");
   if (capture_mode == cudaStreamCaptureModeRelaxed) return cudaSuccess;
   for (const auto& c : captures) {
     bool mine = c->thread == std::this_thread::get_id() && c->mode != cudaStreamCaptureModeRelaxed;
@@ -265,6 +272,10 @@ cudaError_t cudaStreamSetAttribute(cudaStream_t handle, cudaStreamAttrID,
                                    const cudaStreamAttrValue*) {
   Lock lock(runtime_mutex());
   return Streams::get().find(handle) ? cudaSuccess : Registry::get().last;
+}
+cudaError_t cudaStreamCopyAttributes(cudaStream_t to, cudaStream_t from) {
+  Lock lock(runtime_mutex());
+  return Streams::get().find(to) && Streams::get().find(from) ? cudaSuccess : Registry::get().last;
 }
 cudaError_t cudaStreamAttachMemAsync(cudaStream_t handle, void*, size_t, unsigned) {
   Lock lock(runtime_mutex());

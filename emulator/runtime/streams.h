@@ -102,6 +102,12 @@ cudaError_t not_ready();
 // Default streams of calls compiled with --default-stream per-thread.
 extern thread_local bool default_is_per_thread;
 extern thread_local cudaStreamCaptureMode capture_mode;
+// While one exists, the thread is in a host function of a stream, which may not call the runtime.
+struct InHostFunction {
+  InHostFunction() { ++depth; }
+  ~InHostFunction() { --depth; }
+  static thread_local int depth;
+};
 
 // Everything that looks at memory or at a result first lets pending kernels finish; the sticky error.
 cudaError_t settle();

@@ -191,7 +191,11 @@ cudaError_t perform(const Work& work, const StreamOperationPtr& op) {
     cudaError_t operator()(const FillWork& w) {
       return check(w) ? Registry::get().last : perform_fill(w, op);
     }
-    cudaError_t operator()(const HostWork& w) { return w.function(w.data), status(); }
+    cudaError_t operator()(const HostWork& w) {
+      InHostFunction scope;
+      w.function(w.data);
+      return status();
+    }
     cudaError_t operator()(const RecordWork& w) {
       Event* e = Streams::get().find_event(w.event);
       if (!e) return Registry::get().last;

@@ -8,6 +8,9 @@ extern "C" const char* l4k_emu_report_kind(void);  // as in l4k_emulator.h
 extern "C" void l4k_emu_reset(void);
 extern "C" int l4k_emu_configure_text(const char*);
 
+// The name of a call with --default-stream per-thread.
+extern "C" cudaError_t cudaStreamGetId_ptsz(cudaStream_t, unsigned long long*);
+
 static int failures = 0;
 static void expect(cudaError_t got, cudaError_t want, const char* call, int line) {
   if (got == want) return;
@@ -44,6 +47,11 @@ void streams() {
   OK(cudaStreamQuery(s));
   OK(cudaStreamSynchronize(cudaStreamPerThread));
   OK(cudaStreamSynchronize(cudaStreamLegacy));
+  unsigned long long legacy = 7, mine = 7, per_thread = 7;
+  OK(cudaStreamGetId(nullptr, &legacy));
+  OK(cudaStreamGetId(cudaStreamPerThread, &mine));
+  OK(cudaStreamGetId_ptsz(nullptr, &per_thread));
+  TRUE(legacy != mine && per_thread == mine);
   OK(cudaStreamDestroy(t));
   EXPECT(cudaErrorInvalidResourceHandle, cudaStreamSynchronize(t));
   EXPECT(cudaErrorInvalidResourceHandle, cudaStreamDestroy(t));
@@ -151,6 +159,13 @@ void captures() {
   OK(cudaStreamDestroy(s));
 }
 
+void count_call(void* calls) {
+  void* p;
+  EXPECT(cudaErrorNotPermitted, cudaMalloc(&p, 4));  // as every call from a host function
+  cudaGetLastError();
+  ++*static_cast<int*>(calls);
+}
+
 // What is captured is done when the graph is launched, not before.
 void captured_work() {
   Buffer<int> x(32);
@@ -161,7 +176,7 @@ void captured_work() {
   OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
   OK(cudaMemsetAsync(x.data, 0, 32 * 4, s));
   touch<<<1, 32, 0, s>>>(x.data);
-  OK(cudaLaunchHostFunc(s, [](void* n) { ++*static_cast<int*>(n); }, &called));
+  OK(cudaLaunchHostFunc(s, count_call, &called));
   OK(cudaStreamEndCapture(s, &graph));
   size_t nodes = 0, edges = 0, roots = 0;
   OK(cudaGraphGetNodes(graph, nullptr, &nodes));
