@@ -162,6 +162,99 @@ void warp() {
       {0}, 6);
 }
 
+// Every instruction with a member mask, with two sets of lanes: even ones and odd ones. They pass
+// their masks together, or come at different times, in either order.
+void member_sets() {
+  const char* const kMask =
+      "and.b32 %t1, %t0, 1; setp.eq.u32 %p1, %t1, 0; "
+      "selp.b32 %t2, 0x55555555, 0xaaaaaaaa, %p1; mov.u32 %d, 77; ";
+  struct Case {
+    const char* name;
+    std::string body;
+    std::function<uint32_t(uint32_t)> want;  // by lane
+  };
+  auto set = [](uint32_t lane) { return lane & 1 ? 0xaaaaaaaau : 0x55555555u; };
+  auto add = [&](const char* type, const char* value) {
+    return "redux.sync." + std::string(type) + " %d, " + value + ", %t2;";
+  };
+  const Case cases[] = {
+      {"redux.add", add("add.u32", "%t0"), [](uint32_t l) { return l & 1 ? 256u : 240u; }},
+      {"redux.min", add("min.s32", "%t0"), [](uint32_t l) { return l & 1; }},
+      {"redux.max", add("max.u32", "%t0"), [](uint32_t l) { return l & 1 ? 31u : 30u; }},
+      {"redux.and", add("and.b32", "%t0"), [](uint32_t l) { return l & 1; }},
+      {"redux.or", add("or.b32", "%t0"), [](uint32_t l) { return l & 1 ? 31u : 30u; }},
+      {"redux.xor", add("xor.b32", "%t1"), [](uint32_t) { return 0u; }},
+      {"ballot", "setp.gt.u32 %p2, %t0, 15; vote.sync.ballot.b32 %d, %p2, %t2;",
+       [&](uint32_t l) { return set(l) & 0xffff0000u; }},
+      {"vote.any",
+       "setp.eq.u32 %p2, %t0, 4; vote.sync.any.pred %p3, %p2, %t2; "
+       "selp.b32 %d, 1, 0, %p3;",
+       [](uint32_t l) { return uint32_t(l % 2 == 0); }},
+      {"vote.all",
+       "setp.ne.u32 %p2, %t0, 4; vote.sync.all.pred %p3, %p2, %t2; "
+       "selp.b32 %d, 1, 0, %p3;",
+       [](uint32_t l) { return l & 1; }},
+      {"vote.uni",
+       "setp.ne.u32 %p2, %t0, 5; vote.sync.uni.pred %p3, %p2, %t2; "
+       "selp.b32 %d, 1, 0, %p3;",
+       [](uint32_t l) { return uint32_t(l % 2 == 0); }},
+      {"match.any", "shr.u32 %t3, %t0, 3; match.any.sync.b32 %d, %t3, %t2;",
+       [&](uint32_t l) { return set(l) & 0xffu << (l & ~7u); }},
+      {"match.any.b64",
+       "shr.u32 %t3, %t0, 3; cvt.u64.u32 %w1, %t3; "
+       "match.any.sync.b64 %d, %w1, %t2;",
+       [&](uint32_t l) { return set(l) & 0xffu << (l & ~7u); }},
+      {"match.all",
+       "setp.eq.u32 %p2, %t0, 6; selp.b32 %t3, 1, 0, %p2; "
+       "match.all.sync.b32 %t4|%p3, %t3, %t2; selp.b32 %d, %t4, 5, %p3;",
+       [&](uint32_t l) { return l & 1 ? set(l) : 5u; }},
+      {"elect", "elect.sync %t4|%p3, %t2; selp.b32 %t3, 100, 0, %p3; add.u32 %d, %t4, %t3;",
+       [](uint32_t l) { return (l & 1) + (l < 2 ? 100u : 0u); }},
+      {"shfl.bfly", "shfl.sync.bfly.b32 %d, %t0, 2, 31, %t2;", [](uint32_t l) { return l ^ 2; }},
+      {"shfl.up", "shfl.sync.up.b32 %d, %t0, 2, 0, %t2;",
+       [](uint32_t l) { return l < 2 ? l : l - 2; }},
+      {"shfl.down", "shfl.sync.down.b32 %d, %t0, 2, 31, %t2;",
+       [](uint32_t l) { return l > 29 ? l : l + 2; }},
+      {"shfl.idx", "shfl.sync.idx.b32 %d, %t0, %t1, 31, %t2;", [](uint32_t l) { return l & 1; }},
+      {"bar.warp", "bar.warp.sync %t2; mov.u32 %d, %t0;", [](uint32_t l) { return l; }}};
+  for (const Case& c : cases) {
+    const std::string body = c.body;
+    const std::string ways[] = {
+        body,                                                                 // together
+        "@%p1 bra J; nanosleep.u32 1; J: " + body,                            // odd lanes later
+        "@!%p1 bra L; J: " + body + " bra E; L: nanosleep.u32 1; bra J; E:",  // even lanes first
+        // A quarter of the lanes comes late, from both sets.
+        "and.b32 %t5, %t0, 12; setp.eq.u32 %p3, %t5, 4; @%p3 bra L; J: " + body +
+            " bra E; L: nanosleep.u32 1; bra J; E:"};
+    for (const std::string& way : ways) {
+      std::vector<uint32_t> out;
+      std::string kind = run(kMask + way, {0}, &out);
+      bool right = kind.empty();
+      for (uint32_t l = 0; l < 32 && right; ++l) right = out[l] == c.want(l);
+      expect(right, std::string(c.name) + " of two sets " + kind + ": " + way);
+    }
+    // Lane 3 names all lanes, the others their set.
+    report(std::string(kMask) + "setp.eq.u32 %p2, %t0, 3; @%p2 mov.u32 %t2, 0xffffffff; " + body,
+           "missing-lane");
+    // A lane that its own mask leaves out, and one that waits elsewhere for those that need it.
+    report(std::string(kMask) + "xor.b32 %t2, %t2, 8; " + body, "missing-lane");
+    report(std::string(kMask) + "setp.eq.u32 %p2, %t0, 8; @%p2 bra L; " + body +
+               " bra E; L: bar.warp.sync -1; E:",
+           "missing-lane");
+  }
+  // Lanes 0 and 1 wait for 2, which waits for 3 elsewhere first: nobody waits in vain.
+  value(
+      "mov.u32 %t1, 7; mov.u32 %d, 0; setp.gt.u32 %p1, %t0, 3; @%p1 bra E; setp.gt.u32 %p1, %t0, "
+      "1; @%p1 bra L; J: redux.sync.add.u32 %d, %t0, %t1; bra E; L: setp.eq.u32 %p2, %t0, 3; @%p2 "
+      "bra M; N: bar.warp.sync 12; @%p2 bra E; bra J; M: nanosleep.u32 1; bra N; E:",
+      {0}, 3);
+  // 0 waits for 1 and 1 for 0, in different places.
+  report(
+      "mov.u32 %d, 0; setp.gt.u32 %p1, %t0, 1; @%p1 bra E; setp.eq.u32 %p1, %t0, 1; @%p1 bra L; "
+      "bar.warp.sync 3; bra E; L: vote.sync.any.pred %p2, %p1, 3; E:",
+      "missing-lane");
+}
+
 void reports() {
   report("add.u32 %d, %t5, 1;", "uninitialised-register");
   report("mov.u32 %d, 0; ld.global.b32 %d, [%o+128];", "global-out-of-bounds");
@@ -266,7 +359,7 @@ int main() {
   for (Mode mode : {Mode::late, Mode::early, Mode::random}) {
     s.mode = mode;
     Machine::get().configure(s);
-    arithmetic(), floating(), warp(), reports();
+    arithmetic(), floating(), warp(), member_sets(), reports();
   }
   parser(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
