@@ -2,78 +2,16 @@
 // manual's definitions, and malformed text against an error with a line.
 #include <cstdio>
 #include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "machine/core/machine.h"
 #include "machine/image.h"
 #include "ptx/ast.h"
+#include "ptx_run.h"
 
 using namespace l4k::emu;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-const char* const kHead = ".version 9.0\n.target sm_90a\n.address_size 64\n";
-
-// Runs `body` with 32 lanes: %a, %b, %c hold the lane's inputs (32 bits), %d is the result.
-std::string run(const std::string& body, const std::vector<uint32_t>& in,
-                std::vector<uint32_t>* out, uint32_t lanes = 32) {
-  std::string text = std::string(kHead) + R"(
-.visible .entry k(.param .u64 in, .param .u64 out) {
-.reg .b32 %a, %b, %c, %d, %t<8>; .reg .b64 %i, %o, %w<8>; .reg .pred %p<4>; .reg .b16 %h<4>;
-ld.param.u64 %i, [in]; ld.param.u64 %o, [out];
-mov.u32 %t0, %tid.x; mul.wide.u32 %w0, %t0, 12; add.u64 %i, %i, %w0; mul.wide.u32 %w0, %t0, 4; add.u64 %o, %o, %w0;
-ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];
-)" + body + "\nst.global.b32 [%o], %d;\nret;\n}\n";
-  Machine& m = Machine::get();
-  m.reset();
-  std::unique_ptr<Image> image;
-  try {
-    image = load_image(text);
-  } catch (const PtxError& e) {
-    return e.what();
-  }
-  auto* pi = static_cast<uint32_t*>(m.memory.allocate(32 * 12));
-  auto* po = static_cast<uint32_t*>(m.memory.allocate(32 * 4));
-  for (size_t i = 0; i < 96; ++i) pi[i] = in[i % in.size()];
-  auto l = std::make_unique<Launch>();
-  l->program = image->find("k");
-  l->block[0] = lanes;
-  l->params.resize(256);
-  l->param_base = reinterpret_cast<uint64_t>(l->params.data());
-  std::memcpy(l->params.data(), &pi, 8);
-  std::memcpy(l->params.data() + 8, &po, 8);
-  m.launch(std::move(l));
-  m.synchronize();
-  if (out) out->assign(po, po + 32);
-  m.memory.release(pi);
-  m.memory.release(po);
-  m.reset_counters();
-  return m.report.kind;
-}
-
-void value(const std::string& body, const std::vector<uint32_t>& in, uint32_t want) {
-  std::vector<uint32_t> out;
-  std::string kind = run(body, in, &out);
-  char got[96];
-  std::snprintf(got, sizeof got, ": got 0x%x, want 0x%x %s", out.empty() ? 0 : out[0], want,
-                kind.c_str());
-  expect(kind.empty() && !out.empty() && out[0] == want, body + got);
-}
-
-void report(const std::string& body, const std::string& kind, uint32_t lanes = 32) {
-  std::string got = run(body, {1, 2, 3}, nullptr, lanes);
-  expect(got == kind, body + ": reported '" + got + "', want '" + kind + "'");
-}
 
 void malformed(const std::string& text) {
   try {
@@ -160,99 +98,6 @@ void warp() {
       "{ .reg .b32 %x; mov.u32 %x, 5; bra D; D: mov.u32 %d, %x; } { .reg .b32 %x; add.u32 %x, %d, "
       "1; bra D; D: mov.u32 %d, %x; }",
       {0}, 6);
-}
-
-// Every instruction with a member mask, with two sets of lanes: even ones and odd ones. They pass
-// their masks together, or come at different times, in either order.
-void member_sets() {
-  const char* const kMask =
-      "and.b32 %t1, %t0, 1; setp.eq.u32 %p1, %t1, 0; "
-      "selp.b32 %t2, 0x55555555, 0xaaaaaaaa, %p1; mov.u32 %d, 77; ";
-  struct Case {
-    const char* name;
-    std::string body;
-    std::function<uint32_t(uint32_t)> want;  // by lane
-  };
-  auto set = [](uint32_t lane) { return lane & 1 ? 0xaaaaaaaau : 0x55555555u; };
-  auto add = [&](const char* type, const char* value) {
-    return "redux.sync." + std::string(type) + " %d, " + value + ", %t2;";
-  };
-  const Case cases[] = {
-      {"redux.add", add("add.u32", "%t0"), [](uint32_t l) { return l & 1 ? 256u : 240u; }},
-      {"redux.min", add("min.s32", "%t0"), [](uint32_t l) { return l & 1; }},
-      {"redux.max", add("max.u32", "%t0"), [](uint32_t l) { return l & 1 ? 31u : 30u; }},
-      {"redux.and", add("and.b32", "%t0"), [](uint32_t l) { return l & 1; }},
-      {"redux.or", add("or.b32", "%t0"), [](uint32_t l) { return l & 1 ? 31u : 30u; }},
-      {"redux.xor", add("xor.b32", "%t1"), [](uint32_t) { return 0u; }},
-      {"ballot", "setp.gt.u32 %p2, %t0, 15; vote.sync.ballot.b32 %d, %p2, %t2;",
-       [&](uint32_t l) { return set(l) & 0xffff0000u; }},
-      {"vote.any",
-       "setp.eq.u32 %p2, %t0, 4; vote.sync.any.pred %p3, %p2, %t2; "
-       "selp.b32 %d, 1, 0, %p3;",
-       [](uint32_t l) { return uint32_t(l % 2 == 0); }},
-      {"vote.all",
-       "setp.ne.u32 %p2, %t0, 4; vote.sync.all.pred %p3, %p2, %t2; "
-       "selp.b32 %d, 1, 0, %p3;",
-       [](uint32_t l) { return l & 1; }},
-      {"vote.uni",
-       "setp.ne.u32 %p2, %t0, 5; vote.sync.uni.pred %p3, %p2, %t2; "
-       "selp.b32 %d, 1, 0, %p3;",
-       [](uint32_t l) { return uint32_t(l % 2 == 0); }},
-      {"match.any", "shr.u32 %t3, %t0, 3; match.any.sync.b32 %d, %t3, %t2;",
-       [&](uint32_t l) { return set(l) & 0xffu << (l & ~7u); }},
-      {"match.any.b64",
-       "shr.u32 %t3, %t0, 3; cvt.u64.u32 %w1, %t3; "
-       "match.any.sync.b64 %d, %w1, %t2;",
-       [&](uint32_t l) { return set(l) & 0xffu << (l & ~7u); }},
-      {"match.all",
-       "setp.eq.u32 %p2, %t0, 6; selp.b32 %t3, 1, 0, %p2; "
-       "match.all.sync.b32 %t4|%p3, %t3, %t2; selp.b32 %d, %t4, 5, %p3;",
-       [&](uint32_t l) { return l & 1 ? set(l) : 5u; }},
-      {"elect", "elect.sync %t4|%p3, %t2; selp.b32 %t3, 100, 0, %p3; add.u32 %d, %t4, %t3;",
-       [](uint32_t l) { return (l & 1) + (l < 2 ? 100u : 0u); }},
-      {"shfl.bfly", "shfl.sync.bfly.b32 %d, %t0, 2, 31, %t2;", [](uint32_t l) { return l ^ 2; }},
-      {"shfl.up", "shfl.sync.up.b32 %d, %t0, 2, 0, %t2;",
-       [](uint32_t l) { return l < 2 ? l : l - 2; }},
-      {"shfl.down", "shfl.sync.down.b32 %d, %t0, 2, 31, %t2;",
-       [](uint32_t l) { return l > 29 ? l : l + 2; }},
-      {"shfl.idx", "shfl.sync.idx.b32 %d, %t0, %t1, 31, %t2;", [](uint32_t l) { return l & 1; }},
-      {"bar.warp", "bar.warp.sync %t2; mov.u32 %d, %t0;", [](uint32_t l) { return l; }}};
-  for (const Case& c : cases) {
-    const std::string body = c.body;
-    const std::string ways[] = {
-        body,                                                                 // together
-        "@%p1 bra J; nanosleep.u32 1; J: " + body,                            // odd lanes later
-        "@!%p1 bra L; J: " + body + " bra E; L: nanosleep.u32 1; bra J; E:",  // even lanes first
-        // A quarter of the lanes comes late, from both sets.
-        "and.b32 %t5, %t0, 12; setp.eq.u32 %p3, %t5, 4; @%p3 bra L; J: " + body +
-            " bra E; L: nanosleep.u32 1; bra J; E:"};
-    for (const std::string& way : ways) {
-      std::vector<uint32_t> out;
-      std::string kind = run(kMask + way, {0}, &out);
-      bool right = kind.empty();
-      for (uint32_t l = 0; l < 32 && right; ++l) right = out[l] == c.want(l);
-      expect(right, std::string(c.name) + " of two sets " + kind + ": " + way);
-    }
-    // Lane 3 names all lanes, the others their set.
-    report(std::string(kMask) + "setp.eq.u32 %p2, %t0, 3; @%p2 mov.u32 %t2, 0xffffffff; " + body,
-           "missing-lane");
-    // A lane that its own mask leaves out, and one that waits elsewhere for those that need it.
-    report(std::string(kMask) + "xor.b32 %t2, %t2, 8; " + body, "missing-lane");
-    report(std::string(kMask) + "setp.eq.u32 %p2, %t0, 8; @%p2 bra L; " + body +
-               " bra E; L: bar.warp.sync -1; E:",
-           "missing-lane");
-  }
-  // Lanes 0 and 1 wait for 2, which waits for 3 elsewhere first: nobody waits in vain.
-  value(
-      "mov.u32 %t1, 7; mov.u32 %d, 0; setp.gt.u32 %p1, %t0, 3; @%p1 bra E; setp.gt.u32 %p1, %t0, "
-      "1; @%p1 bra L; J: redux.sync.add.u32 %d, %t0, %t1; bra E; L: setp.eq.u32 %p2, %t0, 3; @%p2 "
-      "bra M; N: bar.warp.sync 12; @%p2 bra E; bra J; M: nanosleep.u32 1; bra N; E:",
-      {0}, 3);
-  // 0 waits for 1 and 1 for 0, in different places.
-  report(
-      "mov.u32 %d, 0; setp.gt.u32 %p1, %t0, 1; @%p1 bra E; setp.eq.u32 %p1, %t0, 1; @%p1 bra L; "
-      "bar.warp.sync 3; bra E; L: vote.sync.any.pred %p2, %p1, 3; E:",
-      "missing-lane");
 }
 
 void reports() {
@@ -354,13 +199,7 @@ L: st.global.v2.b32 [%d1+8], {%r1, %r2}; ret; }
 }  // namespace
 
 int main() {
-  Settings s;
-  s.perturb = false;
-  for (Mode mode : {Mode::late, Mode::early, Mode::random}) {
-    s.mode = mode;
-    Machine::get().configure(s);
-    arithmetic(), floating(), warp(), member_sets(), reports();
-  }
+  in_all_modes([] { arithmetic(), floating(), warp(), reports(); });
   parser(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
   return failures != 0;

@@ -185,6 +185,7 @@ bool decode_convert(Decoder& d) {
   if (!simple(to) || !simple(from)) d.unsupported();
   const PtxOperand& src = d.operand(1);
   u32 have = d.bits_of(src), to_bits = d.bits_of(d.operand(0));
+  if (d.operand(0).kind == PtxOperand::Kind::sink) to_bits = to.bits;
   if (have && have < from.bits)
     throw PtxError(d.in->line, "cvt: the source register is too narrow");
   if (to_bits < to.bits) throw PtxError(d.in->line, "cvt: the destination register is too narrow");

@@ -17,5 +17,6 @@ bool decode_control(Decoder& d);
 bool decode_warp(Decoder& d);
 bool decode_barrier(Decoder& d);
 bool decode_mma(Decoder& d);
+bool decode_wmma(Decoder& d);
 
 }  // namespace l4k::emu

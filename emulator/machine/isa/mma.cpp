@@ -1,7 +1,8 @@
 // mma.sync, ldmatrix, stmatrix, movmatrix.
 #include "machine/isa/mma.h"
 
-#include <bit>
+#include <algorithm>
+#include <cstdio>
 
 #include "machine/core/memory.h"
 #include "machine/isa/families.h"
@@ -12,13 +13,6 @@ namespace {
 
 using u32 = uint32_t;
 using u64 = uint64_t;
-
-bool whole_warp(Warp& w, const Inst& in) {
-  if (!w.gather(~w.dead, in.ptx->text().c_str())) return false;
-  if (w.live != kAllLanes)
-    fault("missing-lane", in.ptx->text() + " needs all 32 lanes of the warp");
-  return true;
-}
 
 struct Mma {
   MmaType a, b;
@@ -45,6 +39,43 @@ void mma(Warp& w, const Inst& in) {
   if (why) fault("not-implemented", in.ptx->text() + ": " + why);
   for (size_t i = 0; i < nd; ++i) w.written(in.list[i], kAllLanes);
   w.counters().flop += 2ull * 16 * 8 * m.k;
+}
+
+// f(index, lane, register) for every element of an m x 8 accumulator.
+template <typename F>
+void for_accumulators(const ElementProduct& p, F f) {
+  for (u32 i = 0; i < p.m; ++i)
+    for (u32 j = 0; j < 8; ++j) f(i * 8 + j, i % 8 * 4 + j / 2, i / 8 * 2 + j % 2);
+}
+// The other shapes. Four neighbouring lanes hold a row of A (a column of B) in turns of one register,
+// and a second group of eight rows is in registers between those of the first.
+void mma_elements(Warp& w, const Inst& in) {
+  if (!whole_warp(w, in)) return;
+  const auto& p = in.modifiers.as<ElementProduct>();
+  const u32 width = element_bits(p.a), bytes = width == 64 ? 8 : 4, per = bytes * 8 / width;
+  const u32 groups = p.m / 8u, na = groups * p.k / (4 * per), nb = p.k / (4 * per), nc = groups * 2;
+  const Reg *d = in.list.data(), *a = d + nc, *b = a + na, *c = b + nb;
+  for (size_t i = nc; i < in.list.size(); ++i) w.use(in.list[i], kAllLanes);
+  auto element = [&](const Reg& r, u32 lane, u32 k) {
+    u64 v = get_lane(w, r, bytes, static_cast<int>(lane)) >> (k % per * width);
+    return width == 64 ? v : v & ((u64{1} << width) - 1);
+  };
+  std::vector<u64> ma(p.m * p.k), mb(p.k * p.n), mc(p.m * p.n);
+  for (u32 k = 0; k < p.k; ++k) {
+    u32 turn = k / per;
+    for (u32 i = 0; i < p.m; ++i)
+      ma[i * p.k + k] = element(a[turn / 4 * groups + i / 8], i % 8 * 4 + turn % 4, k);
+    for (u32 j = 0; j < p.n; ++j) mb[k * p.n + j] = element(b[turn / 4], j * 4 + turn % 4, k);
+  }
+  for_accumulators(p, [&](u32 i, u32 lane, u32 reg) {
+    mc[i] = get_lane(w, c[reg], bytes, static_cast<int>(lane));
+  });
+  multiply_elements(p, ma.data(), mb.data(), mc.data());
+  for_accumulators(p, [&](u32 i, u32 lane, u32 reg) {
+    put_lane(w, d[reg], bytes, static_cast<int>(lane), mc[i]);
+  });
+  for (u32 i = 0; i < nc; ++i) w.written(d[i], kAllLanes);
+  w.counters().flop += 2ull * p.m * p.n * p.k;
 }
 
 struct MatrixCopy {
@@ -120,7 +151,80 @@ bool decode_matrix_copy(Decoder& d, bool is_load) {
   return true;
 }
 
+struct Operands {  // of mma.sync, as PTX orders them
+  Type d, a, b, c;
+};
+
+// The shapes of which tensor/mma.h knows; false: others.
+bool decode_common_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
+  u32 k_bits = shape.k * t.a.bits;
+  bool small = t.a.bits == 4 || t.a.bits == 1;
+  if (shape.m != 16 || (k_bits != 128 && k_bits != 256) || small || t.a.bits == 64) return false;
+  Mma m{};
+  m.k = static_cast<uint8_t>(shape.k);
+  m.satfinite = d.take("satfinite");
+  m.a = mma_operand_type(d, t.a), m.b = mma_operand_type(d, t.b);
+  m.accumulator = t.d.name == "f32" ? MmaAcc::f32 : t.d.name == "f16" ? MmaAcc::f16 : MmaAcc::s32;
+  d.out->modifiers.store(m);
+  size_t registers[] = {m.acc_registers(), m.a_registers(), m.b_registers(), m.acc_registers()};
+  for (size_t i = 0; i < 4; ++i) add_matrix(d, i, 32, i == 0, registers[i]);
+  d.out->run = mma;
+  return true;
+}
+
+void decode_other_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
+  static constexpr struct {
+    u32 bits;
+    MatrixShape shape;
+  } kShapes[] = {{64, {8, 8, 4}},  {64, {16, 8, 4}},  {64, {16, 8, 8}}, {64, {16, 8, 16}},
+                 {8, {8, 8, 16}},  {4, {8, 8, 32}},   {4, {16, 8, 32}}, {4, {16, 8, 64}},
+                 {1, {8, 8, 128}}, {1, {16, 8, 128}}, {1, {16, 8, 256}}};
+  if (std::none_of(std::begin(kShapes), std::end(kShapes), [&](const auto& s) {
+        return s.bits == t.a.bits && s.shape.m == shape.m && s.shape.n == shape.n &&
+               s.shape.k == shape.k;
+      }))
+    d.unsupported("shape of this type");
+  ElementProduct p{shape.m,
+                   shape.n,
+                   shape.k,
+                   matrix_type(d, t.a),
+                   matrix_type(d, t.b),
+                   matrix_type(d, t.c),
+                   matrix_type(d, t.d),
+                   BitOp::none,
+                   d.take("satfinite")};
+  if (t.a.bits == 1) p.bit_op = take_bit_op(d);
+  if (t.a.bits == 64) d.take("rn");
+  d.out->modifiers.store(p);
+  const u32 bits = t.a.bits == 64 ? 64 : 32, groups = shape.m / 8u,
+            nb = shape.k * t.a.bits / (4 * bits);
+  const size_t registers[] = {groups * 2, groups * nb, nb, groups * 2};
+  for (size_t i = 0; i < 4; ++i) add_matrix(d, i, bits, i == 0, registers[i]);
+  d.out->run = mma_elements;
+}
+
+bool decode_mma_sync(Decoder& d) {
+  if (d.take_one("sp sp::ordered_metadata") >= 0) d.unsupported("sparse matrices");
+  d.take("sync"), d.take("aligned");
+  MatrixShape shape = take_shape(d);
+  if (!d.take("row") || !d.take("col")) d.unsupported("layout");
+  Operands t;
+  t.d = d.take_type(), t.a = d.take_type(), t.b = d.take_type(), t.c = d.take_type();
+  if (t.d.name != t.c.name) d.unsupported("different types of C and D");
+  if (!decode_common_mma(d, shape, t)) decode_other_mma(d, shape, t);
+  d.finish();
+  d.out->checks_itself = true;
+  return true;
+}
+
 }  // namespace
+
+bool whole_warp(Warp& w, const Inst& in) {
+  if (!w.gather(~w.dead, in.ptx->text().c_str())) return false;
+  if (w.live != kAllLanes)
+    fault("missing-lane", in.ptx->text() + " needs all 32 lanes of the warp");
+  return true;
+}
 
 MmaType mma_operand_type(const Decoder& d, const Type& t) {
   static constexpr struct {
@@ -134,6 +238,46 @@ MmaType mma_operand_type(const Decoder& d, const Type& t) {
   d.unsupported("operand type");
 }
 
+ElementType matrix_type(const Decoder& d, const Type& t) {
+  static constexpr const char* kNames[] = {"f16", "bf16", "tf32", "s8",  "u8", "s4",
+                                           "u4",  "b1",   "f64",  "f32", "s32"};
+  for (u32 i = 0; i < std::size(kNames); ++i)
+    if (t.name == kNames[i]) return static_cast<ElementType>(i);
+  d.unsupported("operand type");
+}
+
+MatrixShape take_shape(Decoder& d) {
+  for (const std::string& mod : d.in->mods) {
+    unsigned m, n, k;
+    char end;
+    if (std::sscanf(mod.c_str(), "m%3un%3uk%3u%c", &m, &n, &k, &end) != 3) continue;
+    d.take(mod.c_str());
+    return {static_cast<uint16_t>(m), static_cast<uint16_t>(n), static_cast<uint16_t>(k)};
+  }
+  d.unsupported("no shape");
+}
+
+BitOp take_bit_op(Decoder& d) {
+  int op = d.take_one("xor and");
+  if (op < 0 || !d.take("popc")) d.unsupported("operation on bits");
+  return op == 0 ? BitOp::xor_ : BitOp::and_;
+}
+
+void add_matrix(Decoder& d, size_t i, uint32_t bits, bool written, size_t registers) {
+  const PtxOperand& o = d.operand(i);
+  auto add = [&](const PtxOperand& p) {
+    d.out->list.push_back(written ? d.target(p, bits) : d.source(p, bits));
+  };
+  size_t before = d.out->list.size();
+  if (o.kind == PtxOperand::Kind::group)
+    for (const auto& p : o.parts) add(p);
+  else add(o);
+  if (d.out->list.size() - before != registers)
+    throw PtxError(d.in->line, d.in->text() + ": operand " + std::to_string(i) + " has " +
+                                   std::to_string(d.out->list.size() - before) +
+                                   " registers, expected " + std::to_string(registers));
+}
+
 bool decode_mma(Decoder& d) {
   const std::string& op = d.in->opcode;
   Inst& out = *d.out;
@@ -145,35 +289,7 @@ bool decode_mma(Decoder& d) {
     out.run = transpose;
     return true;
   }
-  if (op != "mma") return false;
-  d.take("sync"), d.take("aligned");
-  int shape = d.take_one("m16n8k4 m16n8k8 m16n8k16 m16n8k32");
-  if (shape < 0) d.unsupported("shape");
-  Mma m{};
-  m.k = static_cast<uint8_t>(4 << shape);
-  if (!d.take("row") || !d.take("col")) d.unsupported("layout");
-  m.satfinite = d.take("satfinite");
-  Type acc = d.take_type(), at = d.take_type(), bt = d.take_type(), ct = d.take_type();
-  d.finish();
-  if (acc.name != ct.name) d.unsupported("different types of C and D");
-  m.a = mma_operand_type(d, at), m.b = mma_operand_type(d, bt);
-  m.accumulator = acc.name == "f32" ? MmaAcc::f32 : acc.name == "f16" ? MmaAcc::f16 : MmaAcc::s32;
-  if (m.a_bytes() != 16 && m.a_bytes() != 32) d.unsupported("shape");
-  out.modifiers.store(m);
-  size_t expected[] = {m.acc_registers(), m.a_registers(), m.b_registers(), m.acc_registers()};
-  for (size_t i = 0; i < 4; ++i) {
-    size_t before = out.list.size();
-    d.add_list(d.operand(i), 32, ListUse::read);
-    if (out.list.size() - before != expected[i])
-      throw PtxError(d.in->line,
-                     d.in->text() + ": wrong number of registers in operand " + std::to_string(i));
-  }
-  const PtxOperand& dst = d.operand(0);
-  if (dst.kind == PtxOperand::Kind::group)
-    for (const auto& p : dst.parts) d.target(p, 32);
-  out.checks_itself = true;
-  out.run = mma;
-  return true;
+  return op == "mma" && decode_mma_sync(d);
 }
 
 }  // namespace l4k::emu

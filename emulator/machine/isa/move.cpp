@@ -68,6 +68,16 @@ void unpack_bytes(Warp& w, const Inst& in) {  // mov.b32 {b0, b1, b2, b3}: parts
     for (size_t k = 0; k < in.list.size(); ++k) put_lane(w, in.list[k], 2, i, v >> (8 * k) & 255);
   }
 }
+void pack_bytes(Warp& w, const Inst& in) {
+  u32 total = in.modifiers.as<Group>().total;
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    u64 v = 0;
+    for (size_t k = 0; k < in.list.size(); ++k)
+      v |= (get_lane(w, in.list[k], 2, i) & 255) << (8 * k);
+    put_lane(w, in.d[0], total, i, v);
+  }
+}
 struct Width {
   uint8_t bytes;  // of the destination register
 };
@@ -161,8 +171,7 @@ bool decode_vector_move(Decoder& d, u32 bits) {
   if (packing) {
     d.add_target(0, bits);
     d.add_list(group, bits / n, ListUse::read);
-    if (m.part == 1) d.unsupported("packing bytes");
-    out.run = pack;
+    out.run = m.part == 1 ? pack_bytes : pack;
   } else {
     d.add_source(1, bits);
     d.add_list(group, bits / n, ListUse::written);
