@@ -21,8 +21,14 @@ SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, ui
   pending_write_.assign(data_.size() / 16, 0);
 }
 
+void SharedMemory::open_reserved(uint32_t bytes) {
+  std::fill_n(data_.begin() + (first_ - bytes), bytes, uint8_t{0});
+  std::fill_n(init_.begin() + (first_ - bytes) / 4, bytes / 4, uint8_t{0xf});
+  first_ -= bytes;
+}
+
 void SharedMemory::check_bounds(uint32_t address, uint32_t bytes, int lane) const {
-  if (address < 1024 || address > data_.size() || bytes > data_.size() - address)
+  if (address < first_ || address > data_.size() || bytes > data_.size() - address)
     fault_at("shared-out-of-bounds",
              std::to_string(bytes) + " bytes at shared address " + hex(address) +
                  ", but the CTA's shared memory is [0x400, " + hex(data_.size()) + ")",

@@ -84,6 +84,7 @@ class SharedMemory {
   }
   void forget(uint32_t address, uint32_t bytes);  // whole words: uninitialised again
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const;
+  void open_reserved(uint32_t bytes);  // zeros below the CTA's own memory
 
  private:
   std::string name(uint32_t epoch, uint32_t own) const;
@@ -106,7 +107,7 @@ class SharedMemory {
   std::vector<uint16_t> pending_read_, pending_write_;
   std::vector<Clock> read_sets_;
   std::vector<uint32_t> free_sets_;
-  uint32_t actors_, per_cta_, warps_;
+  uint32_t actors_, per_cta_, warps_, first_ = 1024;
 };
 
 }  // namespace l4k::emu

@@ -92,8 +92,10 @@ struct InstCounters {
            waits = 0;
 };
 
+struct Image;
 struct Program {
   const PtxFunction* ptx = nullptr;
+  const Image* image = nullptr;
   const PtxModule* module = nullptr;
   std::vector<Inst> code;
   std::vector<uint32_t> offset;  // register -> byte offset in the register file
@@ -101,6 +103,8 @@ struct Program {
   std::vector<uint8_t> pool;  // literals, each repeated for 32 lanes
   uint32_t static_shared_end = 1024;
   uint32_t dynamic_align = 16;
+  // Of a kernel and what it calls: %reserved_smem_offset_1, %envreg1 and 2.
+  bool uses_group_scratch = false, uses_grid_workspace = false;
   bool launches_dependents = false, waits_for_dependency = false;
   mutable std::vector<InstCounters> counters;
 };
@@ -113,5 +117,8 @@ struct Image {
     auto it = programs.find(name);
     return it == programs.end() ? nullptr : it->second.get();
   }
+  // Functions by address: what pointers to them hold.
+  std::unordered_map<uint64_t, std::string> function_names;
+  uint64_t address_of(const std::string& function);  // 0: there is none of this name
 };
 }  // namespace l4k::emu

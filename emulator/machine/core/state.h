@@ -127,7 +127,7 @@ struct Warp {
   uint32_t pc = 0, mask = 0, active = 0, live = 0, join = ~0u, next = 0, dead = 0;
   uint32_t stalled = 0, gathering = 0;  // lanes that wait for something; for the rest of the warp
   uint32_t lane_pc[32] = {};
-  uint32_t lacking[32] = {};  // of a lane that gathers: whom it waits for
+  uint32_t lacking[32] = {};              // of a lane that gathers: whom it waits for
   uint8_t* base[2] = {nullptr, nullptr};  // registers, constant pool
   RegState* state = nullptr;
   std::vector<std::unique_ptr<Frame>> frames;
@@ -261,6 +261,7 @@ struct Launch {
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false;
+  std::vector<uint32_t> grid_workspace;  // of a cooperative launch: its size and the grid's barrier
   // Dependent launches: every CTA had waited before it let the next launch start; launches before
   // `complete` have ended when this one starts.
   bool waits_first = true;

@@ -143,11 +143,16 @@ void cta_rank(Warp& w, const Inst& in) {
 
 bool decode_symbol(Decoder& d, const PtxOperand& o, uint64_t extra) {
   Inst& out = *d.out;
-  if (!o.variable) d.unsupported("address of '" + o.name + "'");
-  const Variable& v = *o.variable;
   out.run = address_of_variable;
   out.modifiers.store(Width{static_cast<uint8_t>(register_bytes(d.bits_of(d.operand(0))))});
   out.imm = static_cast<int64_t>(o.value + extra);
+  if (!o.variable) {
+    u64 function = d.image->address_of(o.name);
+    if (!function) d.unsupported("address of '" + o.name + "'");
+    out.imm += static_cast<int64_t>(function);
+    return true;
+  }
+  const Variable& v = *o.variable;
   if (v.space == Space::shared && v.external) out.bias = Bias::dynamic_shared;
   else out.imm += static_cast<int64_t>(v.address);
   if (v.space == Space::local) out.bias = Bias::local_frame;
