@@ -180,10 +180,42 @@ constexpr Operation kOperations[] = {
     {"clz", {1, Width::word}, L4K_32_64_BITS(clz)},
     {"bfind", {1, Width::word}, L4K_32_64(bfind)}};
 
+// d|p: p is whether the result has a bit, combined with another predicate.
+struct Lop3Predicate {
+  uint8_t table;
+  bool conjunction, negated;  // negated: the other predicate
+};
+void lop3_predicate(Warp& w, const Inst& in) {
+  const auto m = in.modifiers.as<Lop3Predicate>();
+  u32 other = *w.reg<u32>(in.s[3]), any = 0;
+  if (m.negated) other = ~other;
+  const u32 *a = w.reg<u32>(in.s[0]), *b = w.reg<u32>(in.s[1]), *c = w.reg<u32>(in.s[2]);
+  each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) {
+    u32 v = lop3_value(a[i], b[i], c[i], m.table);
+    any |= u32(v != 0) << i;
+    return v;
+  });
+  w.set_predicate(in.d[1], m.conjunction ? any & other : any | other);
+}
+bool decode_lop3_predicate(Decoder& d, bool conjunction) {
+  Inst& out = *d.out;
+  d.finish();
+  const PtxOperand& to = d.operand(0);
+  if (to.kind != PtxOperand::Kind::pair) d.unsupported("no predicate result");
+  out.d[out.targets++] = d.target(to.parts[0], 32);
+  out.d[out.targets++] = d.target(to.parts[1], 1);
+  for (size_t i = 1; i <= 3; ++i) d.add_source(i, 32);
+  out.modifiers.store(
+      Lop3Predicate{static_cast<uint8_t>(d.literal(4)), conjunction, d.add_predicate(5)});
+  out.run = lop3_predicate;
+  return true;
+}
+
 bool decode_lop3(Decoder& d) {
   d.take("b32");
-  if (d.take("or") || d.take("and")) d.unsupported("predicate result");
+  int combine = d.take_one("or and");
   d.out->modifiers.store(Lop3{static_cast<uint8_t>(d.literal(4))});
+  if (combine >= 0) return decode_lop3_predicate(d, combine == 1);
   return finish_operation(d, lop3, kB32, {3});
 }
 

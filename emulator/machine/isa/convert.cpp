@@ -155,7 +155,6 @@ Handler scalar_handler(const Type& to, const Type& from, bool modified) {
 bool decode_convert(Decoder& d) {
   if (d.in->opcode != "cvt") return false;
   Inst& out = *d.out;
-  if (d.take("pack")) d.unsupported();
   int round = d.take_one("rn rz rm rp rna"), integral = d.take_one("rni rzi rmi rpi");
   if (round < 0 && integral >= 0) round = integral;
   Conversion m{};

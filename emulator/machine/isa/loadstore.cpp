@@ -215,8 +215,8 @@ bool decode_load_store(Decoder& d, bool is_load) {
 bool decode_memory(Decoder& d) {
   const std::string& op = d.in->opcode;
   Inst& out = *d.out;
-  if (op == "discard") d.unsupported();
-  if (op == "prefetch" || op == "prefetchu" || op == "applypriority") {
+  // discard: what the lines hold is undefined until they are written; here it stays.
+  if (op == "discard" || op == "prefetch" || op == "prefetchu" || op == "applypriority") {
     out.run = nothing;
     return true;
   }

@@ -214,9 +214,9 @@ bool decode_mov(Decoder& d) {
 }
 
 NamedSpace named_space(Decoder& d) {
-  int s = d.take_one("global shared shared::cta shared::cluster local const param");
+  int s = d.take_one("global shared shared::cta shared::cluster local const param param::entry");
   static constexpr Space kSpaces[] = {Space::global, Space::shared,   Space::shared, Space::shared,
-                                      Space::local,  Space::constant, Space::param};
+                                      Space::local,  Space::constant, Space::param,  Space::param};
   return {s < 0 ? Space::none : kSpaces[s], s == 3};
 }
 
@@ -255,7 +255,7 @@ bool decode_cluster_address(Decoder& d, bool is_mapa) {
   const PtxOperand& a = d.operand(1);
   m.bytes = static_cast<uint8_t>(register_bytes(is_mapa ? t.bits : std::max(32u, d.bits_of(a))));
   out.modifiers.store(m);
-  d.add_target(0, t.bits);
+  d.add_target(0, is_mapa ? t.bits : 32);
   if (a.kind == PtxOperand::Kind::symbol && a.variable && a.variable->external) {
     u64 zero = 0;
     out.bias = Bias::dynamic_shared;

@@ -4,7 +4,7 @@
 // mutant | report | what
 // 1 | trap | a grid that synchronises, launched as an ordinary kernel
 // 2 | stale-global-read | no grid.sync() between writing and reading
-// 3 | shared-race uninitialised-shared-read | no wait for the group's copy
+// 3 | shared-in-flight shared-race uninitialised-shared-read | no wait for the group's copy
 #include <cooperative_groups.h>
 #include <cooperative_groups/memcpy_async.h>
 #include <cooperative_groups/reduce.h>
