@@ -48,7 +48,7 @@ void packed_integers() {
       "setp.eq.u32 %p2, %a, 6; lop3.and.b32 _|%p1, %a, %b, %c, 0x80, !%p2; selp.u32 %d, 1, 99, "
       "%p1;",
       {6, 3, 2}, 99);
-  value("mov.f64 %x1, 0d7ff0000000000000; testp.infinite.f64 %p1, %x1; selp.u32 %d, 1, 2, %p1;",
+  value("mov.f64 %e1, 0d7ff0000000000000; testp.infinite.f64 %p1, %e1; selp.u32 %d, 1, 2, %p1;",
         {0}, 1);
 }
 

@@ -20,7 +20,7 @@ std::string run(const std::string& body, const std::vector<uint32_t>& in,
                 std::vector<uint32_t>* out, uint32_t lanes, const std::string& module) {
   std::string text = kHead + module + R"(
 .visible .entry k(.param .u64 in, .param .u64 out) {
-.reg .b32 %a, %b, %c, %d, %t<8>; .reg .b64 %i, %o, %w<8>; .reg .pred %p<4>; .reg .b16 %h<4>; .reg .f64 %x<4>;
+.reg .b32 %a, %b, %c, %d, %t<8>; .reg .b64 %i, %o, %w<8>; .reg .pred %p<4>; .reg .b16 %h<4>; .reg .f64 %e<4>;
 ld.param.u64 %i, [in]; ld.param.u64 %o, [out];
 mov.u32 %t0, %tid.x; mul.wide.u32 %w0, %t0, 12; add.u64 %i, %i, %w0; mul.wide.u32 %w0, %t0, 4; add.u64 %o, %o, %w0;
 ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];

@@ -13,20 +13,20 @@ namespace {
 
 // Every instruction with a member mask, with two sets of lanes: even ones and odd ones. They pass
 // their masks together, or come at different times, in either order.
-void member_sets() {
-  const char* const kMask =
-      "and.b32 %t1, %t0, 1; setp.eq.u32 %p1, %t1, 0; "
-      "selp.b32 %t2, 0x55555555, 0xaaaaaaaa, %p1; mov.u32 %d, 77; ";
-  struct Case {
-    const char* name;
-    std::string body;
-    std::function<uint32_t(uint32_t)> want;  // by lane
-  };
+struct Case {
+  const char* name;
+  std::string body;
+  std::function<uint32_t(uint32_t)> want;  // by lane
+};
+const char* const kMask =
+    "and.b32 %t1, %t0, 1; setp.eq.u32 %p1, %t1, 0; "
+    "selp.b32 %t2, 0x55555555, 0xaaaaaaaa, %p1; mov.u32 %d, 77; ";
+std::vector<Case> member_cases() {
   auto set = [](uint32_t lane) { return lane & 1 ? 0xaaaaaaaau : 0x55555555u; };
   auto add = [&](const char* type, const char* value) {
     return "redux.sync." + std::string(type) + " %d, " + value + ", %t2;";
   };
-  const Case cases[] = {
+  return {
       {"redux.add", add("add.u32", "%t0"), [](uint32_t l) { return l & 1 ? 256u : 240u; }},
       {"redux.min", add("min.s32", "%t0"), [](uint32_t l) { return l & 1; }},
       {"redux.max", add("max.u32", "%t0"), [](uint32_t l) { return l & 1 ? 31u : 30u; }},
@@ -66,7 +66,10 @@ void member_sets() {
        [](uint32_t l) { return l > 29 ? l : l + 2; }},
       {"shfl.idx", "shfl.sync.idx.b32 %d, %t0, %t1, 31, %t2;", [](uint32_t l) { return l & 1; }},
       {"bar.warp", "bar.warp.sync %t2; mov.u32 %d, %t0;", [](uint32_t l) { return l; }}};
-  for (const Case& c : cases) {
+}
+
+void member_sets() {
+  for (const Case& c : member_cases()) {
     const std::string body = c.body;
     const std::string ways[] = {
         body,                                                                 // together

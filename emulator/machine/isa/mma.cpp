@@ -7,6 +7,7 @@
 #include "machine/core/memory.h"
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
+#include "tensor/wmma.h"
 
 namespace l4k::emu {
 namespace {
@@ -41,40 +42,10 @@ void mma(Warp& w, const Inst& in) {
   w.counters().flop += 2ull * 16 * 8 * m.k;
 }
 
-// f(index, lane, register) for every element of an m x 8 accumulator.
-template <typename F>
-void for_accumulators(const ElementProduct& p, F f) {
-  for (u32 i = 0; i < p.m; ++i)
-    for (u32 j = 0; j < 8; ++j) f(i * 8 + j, i % 8 * 4 + j / 2, i / 8 * 2 + j % 2);
-}
-// The other shapes. Four neighbouring lanes hold a row of A (a column of B) in turns of one register,
-// and a second group of eight rows is in registers between those of the first.
+// The other shapes.
 void mma_elements(Warp& w, const Inst& in) {
-  if (!whole_warp(w, in)) return;
   const auto& p = in.modifiers.as<ElementProduct>();
-  const u32 width = element_bits(p.a), bytes = width == 64 ? 8 : 4, per = bytes * 8 / width;
-  const u32 groups = p.m / 8u, na = groups * p.k / (4 * per), nb = p.k / (4 * per), nc = groups * 2;
-  const Reg *d = in.list.data(), *a = d + nc, *b = a + na, *c = b + nb;
-  for (size_t i = nc; i < in.list.size(); ++i) w.use(in.list[i], kAllLanes);
-  auto element = [&](const Reg& r, u32 lane, u32 k) {
-    u64 v = get_lane(w, r, bytes, static_cast<int>(lane)) >> (k % per * width);
-    return width == 64 ? v : v & ((u64{1} << width) - 1);
-  };
-  std::vector<u64> ma(p.m * p.k), mb(p.k * p.n), mc(p.m * p.n);
-  for (u32 k = 0; k < p.k; ++k) {
-    u32 turn = k / per;
-    for (u32 i = 0; i < p.m; ++i)
-      ma[i * p.k + k] = element(a[turn / 4 * groups + i / 8], i % 8 * 4 + turn % 4, k);
-    for (u32 j = 0; j < p.n; ++j) mb[k * p.n + j] = element(b[turn / 4], j * 4 + turn % 4, k);
-  }
-  for_accumulators(p, [&](u32 i, u32 lane, u32 reg) {
-    mc[i] = get_lane(w, c[reg], bytes, static_cast<int>(lane));
-  });
-  multiply_elements(p, ma.data(), mb.data(), mc.data());
-  for_accumulators(p, [&](u32 i, u32 lane, u32 reg) {
-    put_lane(w, d[reg], bytes, static_cast<int>(lane), mc[i]);
-  });
-  for (u32 i = 0; i < nc; ++i) w.written(d[i], kAllLanes);
+  multiply_registers(w, in, mma_registers(p).d, [&](uint8_t* const* r) { mma_multiply(p, r); });
   w.counters().flop += 2ull * p.m * p.n * p.k;
 }
 
@@ -196,9 +167,9 @@ void decode_other_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
   if (t.a.bits == 1) p.bit_op = take_bit_op(d);
   if (t.a.bits == 64) d.take("rn");
   d.out->modifiers.store(p);
-  const u32 bits = t.a.bits == 64 ? 64 : 32, groups = shape.m / 8u,
-            nb = shape.k * t.a.bits / (4 * bits);
-  const size_t registers[] = {groups * 2, groups * nb, nb, groups * 2};
+  const u32 bits = t.a.bits == 64 ? 64 : 32;
+  const MmaRegisters count = mma_registers(p);
+  const size_t registers[] = {count.d, count.a, count.b, count.d};
   for (size_t i = 0; i < 4; ++i) add_matrix(d, i, bits, i == 0, registers[i]);
   d.out->run = mma_elements;
 }

@@ -5,6 +5,7 @@
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
 #include "machine/isa/mma.h"
+#include "tensor/wmma.h"
 
 namespace l4k::emu {
 namespace {
@@ -12,35 +13,8 @@ namespace {
 using u32 = uint32_t;
 using u64 = uint64_t;
 
-// A matrix in fragments. Of A and B a lane holds consecutive elements in the order of memory;
-// f16's are always 16 to a lane, so that a small matrix is there several times. An accumulator is made of
-// blocks of eight by eight, of which a lane holds two neighbours of a row, in any type: programs
-// convert accumulators element by element.
-struct Matrix {
-  uint8_t rows, cols;
-  ElementType type;
-  bool column_major, accumulator;
-  u32 bits() const { return element_bits(type); }
-  u32 register_bits() const { return bits() == 64 ? 64 : 32; }
-  u32 register_elements() const { return register_bits() / bits(); }
-  u32 size() const { return u32{rows} * cols; }
-  u32 leading() const { return column_major ? rows : cols; }
-};
-struct At {
-  u32 row, col;
-};
-// Where element `e` of a lane that has `count` is.
-At place(const Matrix& m, u32 count, u32 lane, u32 e) {
-  if (m.accumulator) {
-    u32 block = e / 2, down = m.rows / 8u;
-    return {block % down * 8 + lane / 4, block / down * 8 + lane % 4 * 2 + e % 2};
-  }
-  u32 i = (lane * count + e) % m.size(), major = i / m.leading(), minor = i % m.leading();
-  return m.column_major ? At{minor, major} : At{major, minor};
-}
-
 struct Access {
-  Matrix matrix;
+  WmmaMatrix matrix;
   Space space;
   bool has_stride;
 };
@@ -50,7 +24,7 @@ struct Access {
 template <typename F>
 void for_each_access(Warp& w, const Inst& in, F f) {
   const auto& m = in.modifiers.as<Access>();
-  const Matrix& x = m.matrix;
+  const WmmaMatrix& x = m.matrix;
   u64 base[32];
   addresses(w, in, base);
   u32 count = static_cast<u32>(in.list.size()) * x.register_elements();
@@ -62,7 +36,7 @@ void for_each_access(Warp& w, const Inst& in, F f) {
       if (base[lane] != base[0] || (m.has_stride && stride != w.reg<u32>(in.s[1])[0]))
         fault("bad-operand", "the lanes of a warp pass different addresses or strides",
               static_cast<int>(lane));
-      At at = place(x, count, lane, e);
+      RowColumn at = wmma_place(x, count, lane, e);
       u64 index = x.column_major ? u64{at.col} * stride + at.row : u64{at.row} * stride + at.col;
       address[lane] = base[lane] + index * x.bits() / 8;
     }
@@ -97,70 +71,11 @@ void store(Warp& w, const Inst& in) {
   });
 }
 
-struct Product {
-  ElementProduct product;
-  bool a_column_major, b_column_major;
-};
-// D, A, B and C: the matrices, and how many registers hold them.
-struct Part {
-  Matrix matrix;
-  size_t registers;
-};
-void parts_of(const Product& x, Part (&parts)[4]) {
-  const ElementProduct& p = x.product;
-  auto byte = [](u32 v) { return static_cast<uint8_t>(v); };
-  parts[0].matrix = {byte(p.m), byte(p.n), p.d, false, true};
-  parts[1].matrix = {byte(p.m), byte(p.k), p.a, x.a_column_major, false};
-  parts[2].matrix = {byte(p.k), byte(p.n), p.b, x.b_column_major, false};
-  parts[3].matrix = parts[0].matrix, parts[3].matrix.type = p.c;
-  for (Part& part : parts) {
-    const Matrix& m = part.matrix;
-    u32 copies = m.type == ElementType::f16 && !m.accumulator ? 512 / m.size() : 1;
-    part.registers = m.size() * copies * m.bits() / (32 * m.register_bits());
-  }
-}
-
-std::vector<u64> read_fragment(Warp& w, const Part& part, const Reg* registers) {
-  const Matrix& m = part.matrix;
-  std::vector<u64> v(m.size());
-  u32 per = m.register_elements(), count = static_cast<u32>(part.registers) * per;
-  for (u32 lane = 32; lane-- > 0;)
-    for (u32 e = count; e-- > 0;) {
-      u64 bits = get_lane(w, registers[e / per], m.register_bits() / 8, static_cast<int>(lane));
-      At at = place(m, count, lane, e);
-      u64 mask = ~u64{0} >> (64 - m.bits());
-      v[at.row * m.cols + at.col] = bits >> (e % per * m.bits()) & mask;
-    }
-  return v;
-}
-
-void write_fragment(Warp& w, const Part& part, const Reg* registers, const std::vector<u64>& v) {
-  const Matrix& m = part.matrix;
-  u32 per = m.register_elements(), count = static_cast<u32>(part.registers) * per;
-  for (u32 lane = 0; lane < 32; ++lane)
-    for (u32 r = 0; r < part.registers; ++r) {
-      u64 bits = 0;
-      for (u32 i = 0; i < per; ++i) {
-        At at = place(m, count, lane, r * per + i);
-        bits |= v[at.row * m.cols + at.col] << (i * m.bits());
-      }
-      put_lane(w, registers[r], m.register_bits() / 8, static_cast<int>(lane), bits);
-    }
-}
-
 void multiply(Warp& w, const Inst& in) {
-  if (!whole_warp(w, in)) return;
-  const auto& m = in.modifiers.as<Product>();
-  Part parts[4];
-  parts_of(m, parts);
-  const Reg *d = in.list.data(), *a = d + parts[0].registers, *b = a + parts[1].registers,
-            *c = b + parts[2].registers;
-  for (size_t i = parts[0].registers; i < in.list.size(); ++i) w.use(in.list[i], kAllLanes);
-  std::vector<u64> x = read_fragment(w, parts[1], a), y = read_fragment(w, parts[2], b),
-                   sum = read_fragment(w, parts[3], c);
-  multiply_elements(m.product, x.data(), y.data(), sum.data());
-  write_fragment(w, parts[0], d, sum);
-  for (size_t i = 0; i < parts[0].registers; ++i) w.written(d[i], kAllLanes);
+  const auto& m = in.modifiers.as<WmmaProduct>();
+  WmmaMatrix dabc[4];
+  m.matrices(dabc);
+  multiply_registers(w, in, dabc[0].registers(), [&](uint8_t* const* r) { wmma_multiply(m, r); });
   w.counters().flop += 2ull * m.product.m * m.product.n * m.product.k;
 }
 
@@ -204,7 +119,7 @@ void decode_access(Decoder& d, bool is_load) {
 }
 
 void decode_multiply(Decoder& d) {
-  Product m{};
+  WmmaProduct m{};
   ElementProduct& p = m.product;
   if (d.in->has("popc")) p.bit_op = take_bit_op(d);
   d.take("sync"), d.take("aligned");
@@ -222,10 +137,10 @@ void decode_multiply(Decoder& d) {
   if (types.size() != 4) d.unsupported("types");
   p.d = types[0], p.a = types[1], p.b = types[2], p.c = types[3];
   d.out->modifiers.store(m);
-  Part parts[4];
-  parts_of(m, parts);
+  WmmaMatrix dabc[4];
+  m.matrices(dabc);
   for (size_t i = 0; i < 4; ++i)
-    add_matrix(d, i, parts[i].matrix.register_bits(), i == 0, parts[i].registers);
+    add_matrix(d, i, dabc[i].register_bits(), i == 0, dabc[i].registers());
   d.out->checks_itself = true;
   d.out->run = multiply;
 }
