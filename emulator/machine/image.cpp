@@ -51,12 +51,12 @@ void fell_off(Warp&, const Inst&) { fault("trap", "execution ran past the end of
 
 bool decode_any(Decoder& d) {
   static constexpr bool (*kDecoders[])(Decoder&) = {
-      decode_refused, decode_packed_integer, decode_move,      decode_memory,
-      decode_control, decode_mbarrier,       decode_bulk,      decode_store_async,
-      decode_copy,    decode_wgmma,          decode_tensormap, decode_mma,
-      decode_wmma,    decode_warp,           decode_barrier,   decode_atomic,
-      decode_compare, decode_convert,        decode_bits,      decode_integer,
-      decode_float};
+      decode_packed_integer, decode_move,      decode_memory,      decode_control,
+      decode_mbarrier,       decode_bulk,      decode_store_async, decode_copy,
+      decode_wgmma,          decode_tensormap, decode_mma,         decode_wmma,
+      decode_warp,           decode_barrier,   decode_atomic,      decode_compare,
+      decode_convert,        decode_bits,      decode_integer,     decode_float,
+      decode_refused};
   return std::any_of(std::begin(kDecoders), std::end(kDecoders), [&](auto* f) { return f(d); });
 }
 

@@ -4,6 +4,7 @@
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
 #include "machine/isa/operations.h"
+#include "tensor/packed.h"
 
 namespace l4k::emu {
 namespace {
@@ -82,28 +83,6 @@ void shf(Warp& w, const Inst& in) {
                              u64 v = u64{b} << 32 | a;
                              return Left ? u32(v << n >> 32) : u32(v >> n);
                            });
-}
-// prmt: a selector of nibbles, or one of the modes that its last two bits choose from.
-enum class Permute : uint8_t { selector, f4e, b4e, rc8, ecl, ecr, rc16 };
-u32 prmt_value(u32 a, u32 b, u32 c, Permute mode) {
-  u64 bytes = u64{b} << 32 | a;
-  u32 n = c & 3, d = 0;
-  static constexpr uint8_t kTables[7][4][4] = {
-      {},
-      {{0, 1, 2, 3}, {1, 2, 3, 4}, {2, 3, 4, 5}, {3, 4, 5, 6}},   // f4e
-      {{0, 7, 6, 5}, {1, 0, 7, 6}, {2, 1, 0, 7}, {3, 2, 1, 0}},   // b4e
-      {{0, 0, 0, 0}, {1, 1, 1, 1}, {2, 2, 2, 2}, {3, 3, 3, 3}},   // rc8
-      {{0, 1, 2, 3}, {1, 1, 2, 3}, {2, 2, 2, 3}, {3, 3, 3, 3}},   // ecl
-      {{0, 0, 0, 0}, {0, 1, 1, 1}, {0, 1, 2, 2}, {0, 1, 2, 3}},   // ecr
-      {{0, 1, 0, 1}, {2, 3, 2, 3}, {0, 1, 0, 1}, {2, 3, 2, 3}}};  // rc16
-  for (u32 i = 0; i < 4; ++i) {
-    u32 select =
-        mode == Permute::selector ? c >> (4 * i) & 15 : kTables[static_cast<u32>(mode)][n][i];
-    u32 byte = u32(bytes >> (8 * (select & 7))) & 0xff;
-    if (select & 8) byte = byte & 0x80 ? 0xff : 0;
-    d |= byte << (8 * i);
-  }
-  return d;
 }
 void prmt(Warp& w, const Inst& in) {
   map3<u32, u32, u32, u32>(w, in, [m = in.modifiers.as<Permute>()](u32 a, u32 b, u32 c) {

@@ -1,7 +1,7 @@
 // mma.sync, ldmatrix, stmatrix, movmatrix.
 #include "machine/isa/mma.h"
 
-#include <algorithm>
+#include <bit>
 #include <cstdio>
 
 #include "machine/core/memory.h"
@@ -144,17 +144,12 @@ bool decode_common_mma(Decoder& d, const MatrixShape& shape, const Operands& t) 
 }
 
 void decode_other_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
-  static constexpr struct {
-    u32 bits;
-    MatrixShape shape;
-  } kShapes[] = {{64, {8, 8, 4}},  {64, {16, 8, 4}},  {64, {16, 8, 8}}, {64, {16, 8, 16}},
-                 {8, {8, 8, 16}},  {4, {8, 8, 32}},   {4, {16, 8, 32}}, {4, {16, 8, 64}},
-                 {1, {8, 8, 128}}, {1, {16, 8, 128}}, {1, {16, 8, 256}}};
-  if (std::none_of(std::begin(kShapes), std::end(kShapes), [&](const auto& s) {
-        return s.bits == t.a.bits && s.shape.m == shape.m && s.shape.n == shape.n &&
-               s.shape.k == shape.k;
-      }))
-    d.unsupported("shape of this type");
+  // Of f64 four elements of K are one step, of the others 128 bits; 16 rows may take more steps.
+  const u32 step = t.a.bits == 64 ? 4 : 128 / t.a.bits, steps = shape.k / step;
+  const u32 most = shape.m == 8 ? 1 : t.a.bits == 64 ? 4 : 2;
+  bool exists = shape.n == 8 && (shape.m == 8 || shape.m == 16) && std::has_single_bit(steps) &&
+                steps <= most && steps * step == shape.k && (t.a.bits <= 8 || t.a.bits == 64);
+  if (!exists) d.unsupported("shape of this type");
   ElementProduct p{shape.m,
                    shape.n,
                    shape.k,

@@ -1,11 +1,11 @@
 // The less common integer instructions: 24-bit products, carries of products, saturation, bit masks,
 // packing, two or four integers in a register.
 #include <bit>
-#include <limits>
 
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
 #include "machine/isa/operations.h"
+#include "tensor/packed.h"
 
 namespace l4k::emu {
 namespace {
@@ -14,23 +14,13 @@ using u32 = uint32_t;
 using u64 = uint64_t;
 using s64 = int64_t;
 
-s64 extend(u32 v, u32 bits, bool is_signed) {
-  u64 low = u64{v} & ((u64{1} << bits) - 1);
-  return is_signed && low >> (bits - 1) ? static_cast<s64>(low) - (s64{1} << bits)
-                                        : static_cast<s64>(low);
-}
-s64 clamp(s64 v, u32 bits, bool is_signed) {
-  s64 low = is_signed ? -(s64{1} << (bits - 1)) : 0, high = (s64{1} << (bits - is_signed)) - 1;
-  return v < low ? low : v > high ? high : v;
-}
-
 struct Product24 {
   bool is_signed, high;
 };
 void product24(Warp& w, const Inst& in) {
   const auto m = in.modifiers.as<Product24>();
   auto f = [m](u32 a, u32 b) {
-    s64 v = extend(a, 24, m.is_signed) * extend(b, 24, m.is_signed);
+    s64 v = extend_from(a, 24, m.is_signed) * extend_from(b, 24, m.is_signed);
     return static_cast<u32>(m.high ? v >> 16 : v);
   };
   if (in.sources == 2) return map2<u32, u32, u32>(w, in, f);
@@ -44,8 +34,8 @@ void dp2a(Warp& w, const Inst& in) {
   map3<u32, u32, u32, u32>(w, in, [m = in.modifiers.as<DotProduct2>()](u32 a, u32 b, u32 c) {
     s64 sum = c;
     for (u32 i = 0; i < 2; ++i)
-      sum += extend(a >> (16 * i), 16, m.a_signed) *
-             extend(b >> (8 * i + (m.high ? 16 : 0)), 8, m.b_signed);
+      sum += extend_from(a >> (16 * i), 16, m.a_signed) *
+             extend_from(b >> (8 * i + (m.high ? 16 : 0)), 8, m.b_signed);
     return static_cast<u32>(sum);
   });
 }
@@ -56,11 +46,11 @@ void saturated(Warp& w, const Inst& in) {
   auto wide = [](u32 x) { return s64{static_cast<int32_t>(x)}; };
   if (op == Saturated::mad_hi)
     return map3<u32, u32, u32, u32>(w, in, [wide](u32 a, u32 b, u32 c) {
-      return static_cast<u32>(clamp((wide(a) * wide(b) >> 32) + wide(c), 32, true));
+      return static_cast<u32>(clamp_to((wide(a) * wide(b) >> 32) + wide(c), 32, true));
     });
   map2<u32, u32, u32>(w, in, [op, wide](u32 a, u32 b) {
     s64 v = op == Saturated::add ? wide(a) + wide(b) : wide(a) - wide(b);
-    return static_cast<u32>(clamp(v, 32, true));
+    return static_cast<u32>(clamp_to(v, 32, true));
   });
 }
 
@@ -91,7 +81,7 @@ struct Clamps {
 void extend_bits(Warp& w, const Inst& in) {  // szext
   map2<u32, u32, u32>(w, in, [m = in.modifiers.as<Clamps>()](u32 a, u32 b) -> u32 {
     u32 n = m.clamp ? std::min(b, 32u) : b & 31;
-    return n ? static_cast<u32>(extend(a, n, m.is_signed)) : 0;
+    return n ? static_cast<u32>(extend_from(a, n, m.is_signed)) : 0;
   });
 }
 void bit_mask(Warp& w, const Inst& in) {  // bmsk
@@ -119,7 +109,7 @@ void pack(Warp& w, const Inst& in) {  // cvt.pack: c, a, b from the top
   const auto m = in.modifiers.as<Pack>();
   auto f = [m](u32 a, u32 b) {
     auto part = [m](u32 x) {
-      return static_cast<u32>(clamp(static_cast<int32_t>(x), m.bits, m.is_signed)) &
+      return static_cast<u32>(clamp_to(static_cast<int32_t>(x), m.bits, m.is_signed)) &
              ((1u << m.bits) - 1);
     };
     return part(a) << m.bits | part(b);
@@ -129,41 +119,6 @@ void pack(Warp& w, const Inst& in) {  // cvt.pack: c, a, b from the top
                            [f, m](u32 a, u32 b, u32 c) { return c << (2 * m.bits) | f(a, b); });
 }
 
-// add, min and max of .u16x2, and the video instructions on two or four integers.
-struct Simd {
-  enum Op : uint8_t { add, sub, min, max, absdiff } op;
-  uint8_t bits;
-  bool a_signed, b_signed, d_signed, saturates, relu;
-  bool sums;  // video's .add: the sum of the results and of the third operand
-};
-u32 simd_value(const Simd& m, u32 a, u32 b, u32 c) {
-  u32 packed = 0, sum = c;
-  for (u32 at = 0; at < 32; at += m.bits) {
-    s64 x = extend(a >> at, m.bits, m.a_signed), y = extend(b >> at, m.bits, m.b_signed), v = 0;
-    switch (m.op) {
-      case Simd::add:
-        v = x + y;
-        break;
-      case Simd::sub:
-        v = x - y;
-        break;
-      case Simd::min:
-        v = std::min(x, y);
-        break;
-      case Simd::max:
-        v = std::max(x, y);
-        break;
-      case Simd::absdiff:
-        v = x > y ? x - y : y - x;
-        break;
-    }
-    if (m.relu && v < 0) v = 0;
-    if (m.saturates) v = clamp(v, m.bits, m.d_signed);
-    packed |= (static_cast<u32>(v) & ((1u << m.bits) - 1)) << at;
-    sum += static_cast<u32>(v);
-  }
-  return m.sums ? sum : packed;
-}
 void simd(Warp& w, const Inst& in) {
   const auto m = in.modifiers.as<Simd>();
   if (in.sources == 2)

@@ -1,4 +1,5 @@
-// Whole families that the emulator does not implement, each with its name for the report.
+// Whole families that the emulator does not implement, each with its name for the report. Comes after
+// all other decoders.
 #include "machine/isa/families.h"
 
 namespace l4k::emu {
@@ -16,18 +17,10 @@ bool decode_refused(Decoder& d) {
                   {"suq", "surfaces are not implemented"},
                   {"multimem", "memory of several devices is not implemented"},
                   {"tcgen05", "it is of sm_100, not of sm_90a"},
-                  {"clusterlaunchcontrol", "it is of sm_100, not of sm_90a"},
-                  {"vadd", "scalar video instructions are not implemented"},
-                  {"vsub", "scalar video instructions are not implemented"},
-                  {"vabsdiff", "scalar video instructions are not implemented"},
-                  {"vmin", "scalar video instructions are not implemented"},
-                  {"vmax", "scalar video instructions are not implemented"},
-                  {"vshl", "scalar video instructions are not implemented"},
-                  {"vshr", "scalar video instructions are not implemented"},
-                  {"vmad", "scalar video instructions are not implemented"},
-                  {"vset", "scalar video instructions are not implemented"}};
+                  {"clusterlaunchcontrol", "it is of sm_100, not of sm_90a"}};
   for (const auto& r : kRefused)
     if (d.in->opcode == r.opcode) d.unsupported(r.why);
+  if (d.in->opcode[0] == 'v') d.unsupported("scalar video instructions are not implemented");
   if (d.in->opcode == "st" && d.in->has("bulk")) d.unsupported("it is of sm_100, not of sm_90a");
   return false;
 }
