@@ -1,5 +1,6 @@
 #include "tensor/wmma.h"
 
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -84,6 +85,14 @@ void wmma_multiply(const WmmaProduct& p, uint8_t* const* registers) {
   }
   multiply_elements(p.product, values[1].data(), values[2].data(), values[3].data());
   write(dabc[0], registers, values[3]);
+}
+
+// Of f64 four elements of K are one step, of integers 128 bits; 16 rows may take more steps.
+bool mma_exists(const ElementProduct& p) {
+  uint32_t bits = element_bits(p.a), step = bits == 64 ? 4 : 128 / bits, steps = p.k / step;
+  uint32_t most = p.m == 8 ? 1 : bits == 64 ? 4 : 2;
+  return (bits <= 8 || bits == 64) && p.n == 8 && (p.m == 8 || p.m == 16) && steps * step == p.k &&
+         std::has_single_bit(steps) && steps <= most;
 }
 
 MmaRegisters mma_registers(const ElementProduct& p) {

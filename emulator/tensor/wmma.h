@@ -8,6 +8,9 @@
 
 namespace l4k::emu {
 
+struct RowColumn {
+  uint32_t row, col;
+};
 // A matrix in fragments of wmma. Of A and B a lane holds consecutive elements in the order of memory;
 // f16's are always 16 to a lane, so that a small matrix is there several times. An accumulator is made
 // of blocks of eight by eight, of which a lane holds two neighbours of a row, in any type: programs
@@ -22,9 +25,10 @@ struct WmmaMatrix {
   uint32_t size() const { return uint32_t{rows} * cols; }
   uint32_t leading() const { return column_major ? rows : cols; }
   uint32_t registers() const;
-};
-struct RowColumn {
-  uint32_t row, col;
+  // Of an element in memory, counted in elements.
+  uint64_t offset(RowColumn at, uint64_t stride) const {
+    return column_major ? at.col * stride + at.row : at.row * stride + at.col;
+  }
 };
 // Where element `e` of a lane that has `count` is.
 RowColumn wmma_place(const WmmaMatrix& m, uint32_t count, uint32_t lane, uint32_t e);
@@ -40,6 +44,7 @@ struct WmmaProduct {
 void wmma_multiply(const WmmaProduct& p, uint8_t* const* registers);
 
 // mma.sync: how many registers D, A, B and C have, and the product of these.
+bool mma_exists(const ElementProduct& p);  // in this shape
 struct MmaRegisters {
   uint32_t d, a, b;
 };

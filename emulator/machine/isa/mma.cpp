@@ -144,12 +144,6 @@ bool decode_common_mma(Decoder& d, const MatrixShape& shape, const Operands& t) 
 }
 
 void decode_other_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
-  // Of f64 four elements of K are one step, of the others 128 bits; 16 rows may take more steps.
-  const u32 step = t.a.bits == 64 ? 4 : 128 / t.a.bits, steps = shape.k / step;
-  const u32 most = shape.m == 8 ? 1 : t.a.bits == 64 ? 4 : 2;
-  bool exists = shape.n == 8 && (shape.m == 8 || shape.m == 16) && std::has_single_bit(steps) &&
-                steps <= most && steps * step == shape.k && (t.a.bits <= 8 || t.a.bits == 64);
-  if (!exists) d.unsupported("shape of this type");
   ElementProduct p{shape.m,
                    shape.n,
                    shape.k,
@@ -159,6 +153,7 @@ void decode_other_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
                    matrix_type(d, t.d),
                    BitOp::none,
                    d.take("satfinite")};
+  if (!mma_exists(p)) d.unsupported("shape of this type");
   if (t.a.bits == 1) p.bit_op = take_bit_op(d);
   if (t.a.bits == 64) d.take("rn");
   d.out->modifiers.store(p);

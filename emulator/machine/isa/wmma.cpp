@@ -36,8 +36,7 @@ void for_each_access(Warp& w, const Inst& in, F f) {
       if (base[lane] != base[0] || (m.has_stride && stride != w.reg<u32>(in.s[1])[0]))
         fault("bad-operand", "the lanes of a warp pass different addresses or strides",
               static_cast<int>(lane));
-      RowColumn at = wmma_place(x, count, lane, e);
-      u64 index = x.column_major ? u64{at.col} * stride + at.row : u64{at.row} * stride + at.col;
+      u64 index = x.offset(wmma_place(x, count, lane, e), stride);
       address[lane] = base[lane] + index * x.bits() / 8;
     }
     u64 first = address[0];
