@@ -61,7 +61,8 @@ inline constexpr FaultKind kFaultKinds[] = {
     {"warpgroup-divergence", Severity::error,
      "the four warps of a warpgroup disagree about a wgmma or `setmaxnreg`"},
     {"missing-lane", Severity::error,
-     "lanes or warps that a `.sync` or `.aligned` instruction needs do not come"},
+     "lanes or warps that a `.sync` or `.aligned` instruction needs do not come, or pass another "
+     "member mask"},
     {"divergent-barrier", Severity::error, "`bar.sync` by part of a warp"},
     {"barrier-mismatch", Severity::error, "a barrier's counts differ, or are impossible"},
     {"cluster-barrier", Severity::error, "arrive and wait out of turn"},
@@ -90,7 +91,7 @@ inline constexpr FaultKind kFaultKinds[] = {
      "a CTA of a dependent launch that ends without one"},
     {"setmaxnreg-pool", Severity::error, "more registers than the CTA's pool holds"},
     {"bad-branch-index", Severity::error, "`brx.idx` past its table"},
-    {"bad-call", Severity::error, "a call with too few arguments", true},
+    {"bad-call", Severity::error, "too few arguments, or a pointer that holds no function of these parameters", true},
     {"stack-overflow", Severity::error, "calls nested more than 200 deep", true},
     {"assertion", Severity::error, "a failed `assert`", true},
     {"trap", Severity::error, "the kernel executed `trap`, or ran past its end", true},

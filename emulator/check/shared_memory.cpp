@@ -21,6 +21,12 @@ SharedMemory::SharedMemory(uint32_t bytes, uint32_t actors, uint32_t per_cta, ui
       per_cta_(per_cta),
       warps_(warps) {}
 
+void SharedMemory::open_reserved(uint32_t bytes) {
+  first_ -= bytes;
+  std::fill_n(data_.begin() + first_, bytes, uint8_t{0});
+  shadow_.visit(first_, bytes, [](Cell& c, uint32_t, uint32_t) { c.defined = true; });
+}
+
 void SharedMemory::out_of_bounds(uint32_t address, uint32_t bytes, int lane) const {
   fault_at("shared-out-of-bounds",
            std::to_string(bytes) + " bytes at shared address " + hex(address) +
@@ -105,7 +111,7 @@ bool SharedMemory::all_words(const uint64_t* address, uint32_t lanes, uint32_t b
   for (; lanes; lanes &= lanes - 1) {
     uint32_t lane = static_cast<uint32_t>(std::countr_zero(lanes));
     uint64_t at = address[lane], end = at + bytes;
-    if (at < 1024 || end > data_.size() || (at & (bytes - 1))) return false;
+    if (at < first_ || end > data_.size() || (at & (bytes - 1))) return false;
     for (; at < end; at += 4)
       if (!f(static_cast<uint32_t>(at), static_cast<uint8_t>(lane))) return false;
   }

@@ -51,9 +51,10 @@ class SharedMemory {
   // Where the undefined data among these bytes came from, if it was stored.
   Origin origin(uint32_t address, uint32_t bytes) const;
   void check_bounds(uint32_t address, uint32_t bytes, int lane) const {
-    if (address < 1024 || address > data_.size() || bytes > data_.size() - address)
+    if (address < first_ || address > data_.size() || bytes > data_.size() - address)
       out_of_bounds(address, bytes, lane);
   }
+  void open_reserved(uint32_t bytes);  // zeros below the CTA's own memory
 
  private:
   std::string name(uint32_t epoch, uint32_t own) const;
@@ -86,7 +87,7 @@ class SharedMemory {
   Shadow shadow_;
   UndefinedBytes undefined_;
   std::vector<uint16_t> pending_read_, pending_write_;
-  uint32_t per_cta_, warps_;
+  uint32_t per_cta_, warps_, first_ = 1024;
 };
 
 }  // namespace l4k::emu

@@ -6,13 +6,12 @@
 #include "machine/async/families.h"
 #include "machine/core/machine.h"
 #include "machine/isa/families.h"
+#include "machine/shared_layout.h"
 
 namespace l4k::emu {
 namespace {
 
-uint64_t round_up(uint64_t v, uint64_t to) { return (v + to - 1) / to * to; }
-
-void place_variables(PtxModule& module) {
+void place_variables(PtxModule& module, Image& image) {
   GlobalMemory& memory = Machine::get().memory;
   for (auto& v : module.variables) {
     if (v->space == Space::shared || v->external) continue;
@@ -27,37 +26,15 @@ void place_variables(PtxModule& module) {
   for (auto& v : module.variables)
     for (const auto& ref : v->references) {
       const Variable* target = module.find_variable(ref.symbol);
-      if (!target || !target->address)
+      uint64_t a = target ? target->address : image.address_of(ref.symbol);
+      if (!a)
         throw PtxError(
             0, "initialiser of '" + v->name + "' names '" + ref.symbol + "', which has no address");
       if (ref.offset + 8 > v->bytes)
         throw PtxError(0, "initialiser of '" + v->name + "' is too long");
-      uint64_t a = target->address + static_cast<uint64_t>(ref.addend);
+      a += static_cast<uint64_t>(ref.addend);
       std::memcpy(reinterpret_cast<uint8_t*>(v->address) + ref.offset, &a, 8);
     }
-}
-
-// Shared variables of the module and of device functions come first, then each kernel's own.
-void place_shared(PtxModule& module, std::map<const PtxFunction*, uint32_t>* ends) {
-  uint64_t common = 1024;
-  auto place = [](uint64_t* end, Variable& v) {
-    v.address = round_up(*end, v.align);
-    *end = v.address + v.bytes;
-  };
-  for (auto& v : module.variables)
-    if (v->space == Space::shared && !v->external) place(&common, *v);
-  for (auto& [name, f] : module.functions)
-    if (!f->entry)
-      for (auto& v : f->variables)
-        if (v->space == Space::shared) place(&common, *v);
-  for (auto& [name, f] : module.functions) {
-    uint64_t end = common;
-    if (f->entry)
-      for (auto& v : f->variables)
-        if (v->space == Space::shared) place(&end, *v);
-    if (end > 16 * 1024 * 1024) throw PtxError(0, "'" + name + "' declares too much shared memory");
-    (*ends)[f.get()] = static_cast<uint32_t>(end);
-  }
 }
 
 void layout_registers(Program& p) {
@@ -75,14 +52,16 @@ void fell_off(Warp&, const Inst&) { fault("trap", "execution ran past the end of
 
 bool decode_any(Decoder& d) {
   static constexpr bool (*kDecoders[])(Decoder&) = {
-      decode_move,        decode_memory,  decode_control, decode_mbarrier,  decode_bulk,
-      decode_store_async, decode_copy,    decode_wgmma,   decode_tensormap, decode_mma,
-      decode_warp,        decode_barrier, decode_atomic,  decode_compare,   decode_convert,
-      decode_bits,        decode_integer, decode_float};
+      decode_packed_integer, decode_move,      decode_memory,      decode_control,
+      decode_mbarrier,       decode_bulk,      decode_store_async, decode_copy,
+      decode_wgmma,          decode_tensormap, decode_mma,         decode_wmma,
+      decode_warp,           decode_barrier,   decode_atomic,      decode_compare,
+      decode_convert,        decode_bits,      decode_integer,     decode_float,
+      decode_refused};
   return std::any_of(std::begin(kDecoders), std::end(kDecoders), [&](auto* f) { return f(d); });
 }
 
-void decode(Program& p, const Image& image) {
+void decode(Program& p, Image& image) {
   const PtxFunction& f = *p.ptx;
   p.code.resize(f.code.size() + 1);
   for (size_t i = 0; i < f.code.size(); ++i) {
@@ -126,13 +105,21 @@ void find_communicating(const Image& image) {
 
 }  // namespace
 
+uint64_t Image::address_of(const std::string& function) {
+  auto it = module->functions.find(function);
+  if (it == module->functions.end()) return 0;
+  // No memory is there: a pointer to a function is for calls only.
+  auto address = reinterpret_cast<uint64_t>(it->second.get());
+  function_names[address] = function;
+  return address;
+}
+
 std::unique_ptr<Image> load_image(const std::string& text) {
   auto image = std::make_unique<Image>();
   image->module = parse_ptx(text);
   PtxModule& module = *image->module;
-  place_variables(module);
-  std::map<const PtxFunction*, uint32_t> ends;
-  place_shared(module, &ends);
+  place_variables(module, *image);
+  SharedLayout layout(module);
   uint32_t dynamic_align = 16;
   for (const auto& v : module.variables)
     if (v->space == Space::shared && v->external) dynamic_align = std::max(dynamic_align, v->align);
@@ -140,13 +127,16 @@ std::unique_ptr<Image> load_image(const std::string& text) {
     if (!f->defined) continue;
     auto p = std::make_unique<Program>();
     p->ptx = f.get();
+    p->image = image.get();
     p->module = &module;
-    p->static_shared_end = ends[f.get()];
     p->dynamic_align = dynamic_align;
     layout_registers(*p);
     image->programs[name] = std::move(p);
   }
-  for (auto& [name, p] : image->programs) decode(*p, *image);
+  for (auto& [name, p] : image->programs) {
+    if (p->ptx->entry) layout.place(*p);
+    decode(*p, *image);
+  }
   find_communicating(*image);
   return image;
 }

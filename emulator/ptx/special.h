@@ -48,8 +48,20 @@ enum Special : uint32_t {
   kDynamicSmemSize,
   kTotalSmemSize,
   kIsExplicitCluster,
+  kEnvReg0,
+  kEnvReg1,
+  kEnvReg2,
+  kReservedSmemBegin,
+  kReservedSmemEnd,
+  kReservedSmemCap,
+  kReservedSmem0,
+  kReservedSmem1,
   kSpecialCount
 };
+
+// The first KiB of a CTA's shared memory belongs to the system; the end of it is what cooperative
+// groups of several warps meet in, at %reserved_smem_offset_1.
+inline constexpr uint32_t kReservedShared = 1024, kGroupScratch = 288;
 
 inline constexpr const char* kSpecialNames[kSpecialCount] = {"",
                                                              "%tid.x",
@@ -91,6 +103,14 @@ inline constexpr const char* kSpecialNames[kSpecialCount] = {"",
                                                              "%lanemask_gt",
                                                              "%dynamic_smem_size",
                                                              "%total_smem_size",
-                                                             "%is_explicit_cluster"};
+                                                             "%is_explicit_cluster",
+                                                             "%envreg0",
+                                                             "%envreg1",
+                                                             "%envreg2",
+                                                             "%reserved_smem_offset_begin",
+                                                             "%reserved_smem_offset_end",
+                                                             "%reserved_smem_offset_cap",
+                                                             "%reserved_smem_offset_0",
+                                                             "%reserved_smem_offset_1"};
 
 }  // namespace l4k::emu

@@ -74,8 +74,12 @@ cudaError_t check_shape(const Kernel& k, const PtxFunction& f, dim3 grid, dim3 b
 }
 
 cudaError_t check_shared(const Kernel& k, uint64_t fixed, uint64_t dynamic) {
-  uint64_t limit =
-      k.dynamic_set ? k.max_dynamic_shared : 48 * 1024 - std::min<uint64_t>(fixed, 48 * 1024);
+  if (fixed > 48 * 1024)
+    return refuse(cudaErrorInvalidPtx,
+                  k.name + ": " + std::to_string(fixed) +
+                      " bytes of static shared memory; ptxas allows 49152 (use "
+                      "dynamic shared memory for more)");
+  uint64_t limit = k.dynamic_set ? k.max_dynamic_shared : 48 * 1024 - fixed;
   if (dynamic > limit)
     return refuse(cudaErrorInvalidValue, k.name + ": " + std::to_string(dynamic) +
                                              " bytes of dynamic shared memory; allowed are " +
@@ -160,6 +164,7 @@ cudaError_t launch(const KernelWork& work, const StreamOperationPtr& operation) 
   l->program = work.kernel->program;
   l->operation = operation;
   l->programmatic = work.asked.programmatic;
+  if (work.asked.cooperative) l->grid_workspace = {8, 0};
   const dim3* shapes[] = {&work.grid, &work.block, &work.asked.cluster};
   uint32_t* into[] = {l->grid, l->block, l->cluster};
   for (int i = 0; i < 3; ++i)

@@ -155,8 +155,8 @@ std::string read_tensor_map(const void* p, TensorMap* out) {
   }
   bool sane = out->rank >= 1 && out->rank <= 5 && out->type <= TensorType::bf16 &&
               out->swizzle <= Swizzle::b128;
-  for (int d = 0; d < 5; ++d) {
-    sane = sane && out->box[d] >= 1 && out->box[d] <= 256 && out->element_strides[d] >= 1 &&
+  for (int d = 0; sane && d < out->rank; ++d) {
+    sane = out->box[d] >= 1 && out->box[d] <= 256 && out->element_strides[d] >= 1 &&
            out->element_strides[d] <= 8;
   }
   uint32_t inner = sane ? out->box[0] * out->element_bytes() : 0;
@@ -168,9 +168,12 @@ std::string read_tensor_map(const void* p, TensorMap* out) {
 std::string replace_field(void* p, MapField field, int ordinal, uint64_t value) {
   TensorMap m;
   std::memcpy(&m, p, sizeof m);
+  const auto* bytes = static_cast<const uint8_t*>(p);
+  if (std::all_of(bytes, bytes + sizeof m, [](uint8_t b) { return b == 0; }))
+    m.magic = kTensorMapMagic;
   if (m.magic != kTensorMapMagic) {
     return "tensormap.replace: expected a tensor map at this address, got other contents; copy all "
-           "128 bytes of an encoded map there first";
+           "128 bytes of an encoded map there first, or zeros and replace every field";
   }
   auto wrong = [&](const char* expected) {
     return std::string("tensormap.replace: expected ") + expected + ", got " + number(value) +

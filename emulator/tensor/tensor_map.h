@@ -1,6 +1,8 @@
 // Tensor maps: what cuTensorMapEncodeTiled makes and cp.async.bulk.tensor reads.
 //
-// The 128 bytes of a CUtensorMap are opaque to programs; these are the emulator's own contents.
+// The 128 bytes of a CUtensorMap are opaque to programs; these are the emulator's own contents. But
+// CUTLASS and Triton clear bit 21 of its second 64-bit word, which a driver may set, for tensors below
+// 128 KB. So the emulator keeps nothing there.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +33,8 @@ uint32_t tensor_type_bytes(TensorType t);
 const char* tensor_type_name(TensorType t);
 
 struct alignas(64) TensorMap {
-  uint64_t magic;       // kTensorMapMagic, or the map was never encoded
+  uint32_t magic;       // kTensorMapMagic, or the map was never encoded
+  uint32_t unused[3];   // whatever programs change there means nothing
   uint64_t address;     // global address of element (0, ..., 0)
   uint64_t strides[4];  // bytes, dimensions 1..4
   uint64_t dims[5];     // extents in elements, 1 beyond the rank; 0 only through replace_field
@@ -42,7 +45,7 @@ struct alignas(64) TensorMap {
   Swizzle swizzle;
   uint8_t l2_promotion;
   bool nan_fill;  // out-of-bounds elements are NaN instead of zero
-  uint8_t reserved[18];
+  uint8_t reserved[10];
 
   uint32_t element_bytes() const { return tensor_type_bytes(type); }
   // Elements of the box in shared memory along d: element strides thin the box out.
@@ -51,7 +54,7 @@ struct alignas(64) TensorMap {
   }
 };
 static_assert(sizeof(TensorMap) == 128);
-inline constexpr uint64_t kTensorMapMagic = 0x31764d546b346cull;  // "l4kTMv1"
+inline constexpr uint32_t kTensorMapMagic = 0x4d54346c;  // "l4TM"
 
 // Codes equal CUresult.
 enum class EncodeCode : int { ok = 0, invalid_value = 1, not_supported = 801 };
@@ -73,7 +76,8 @@ std::string read_tensor_map(const void* p, TensorMap* out);
 
 // tensormap.replace.tile.<field>: changes one field of the map at `p`. `ordinal` is for box_dim,
 // global_dim, global_stride (0 is dimension 1) and element_stride. Values are PTX's, not the
-// driver's: rank minus one, PTX's element type codes, strides in bytes (as since CUDA 12.5).
+// driver's: rank minus one, PTX's element type codes, strides in bytes (as since CUDA 12.5). On 128
+// bytes of zeros it begins a new map, which is complete when all its fields have been replaced.
 // Returns "" or what is wrong.
 enum class MapField : uint8_t {
   global_address,

@@ -10,73 +10,11 @@
 #include "machine/core/machine.h"
 #include "machine/image.h"
 #include "ptx/ast.h"
+#include "ptx_run.h"
 
 using namespace l4k::emu;
 
 namespace {
-
-int failures = 0;
-
-void expect(bool ok, const std::string& what) {
-  if (ok) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-constexpr uint32_t kUnset = 0xeeeeeeee;  // a result that was not stored
-const char* const kHead = ".version 9.0\n.target sm_90a\n.address_size 64\n";
-
-// Runs `body` with 32 lanes: %a, %b, %c hold the lane's inputs (32 bits), %d is the result.
-std::string run(const std::string& body, const std::vector<uint32_t>& in,
-                std::vector<uint32_t>* out, uint32_t lanes = 32) {
-  std::string text = std::string(kHead) + R"(
-.visible .entry k(.param .u64 in, .param .u64 out) {
-.reg .b32 %a, %b, %c, %d, %t<8>; .reg .b64 %i, %o, %w<8>; .reg .pred %p<4>; .reg .b16 %h<4>;
-ld.param.u64 %i, [in]; ld.param.u64 %o, [out];
-mov.u32 %t0, %tid.x; mul.wide.u32 %w0, %t0, 12; add.u64 %i, %i, %w0; mul.wide.u32 %w0, %t0, 4; add.u64 %o, %o, %w0;
-ld.global.b32 %a, [%i]; ld.global.b32 %b, [%i+4]; ld.global.b32 %c, [%i+8];
-)" + body + "\nst.global.b32 [%o], %d;\nret;\n}\n";
-  Machine& m = Machine::get();
-  m.reset();
-  std::unique_ptr<Image> image;
-  try {
-    image = load_image(text);
-  } catch (const PtxError& e) {
-    return e.what();
-  }
-  auto* pi = static_cast<uint32_t*>(m.memory.allocate(32 * 12));
-  auto* po = static_cast<uint32_t*>(m.memory.allocate(32 * 4));
-  for (size_t i = 0; i < 96; ++i) pi[i] = in[i % in.size()];
-  std::fill(po, po + 32, kUnset);
-  auto l = std::make_unique<Launch>();
-  l->program = image->find("k");
-  l->block[0] = lanes;
-  l->params.resize(256);
-  l->param_base = reinterpret_cast<uint64_t>(l->params.data());
-  std::memcpy(l->params.data(), &pi, 8);
-  std::memcpy(l->params.data() + 8, &po, 8);
-  m.launch(std::move(l));
-  m.synchronize();
-  if (out) out->assign(po, po + 32);
-  m.memory.release(pi, m.next_launch(), "input");
-  m.memory.release(po, m.next_launch(), "output");
-  m.reset_counters();
-  return m.failed() ? m.report.kind->name : "";
-}
-
-void value(const std::string& body, const std::vector<uint32_t>& in, uint32_t want) {
-  std::vector<uint32_t> out;
-  std::string kind = run(body, in, &out);
-  char got[96];
-  std::snprintf(got, sizeof got, ": got 0x%x, want 0x%x %s", out.empty() ? 0 : out[0], want,
-                kind.c_str());
-  expect(kind.empty() && !out.empty() && out[0] == want, body + got);
-}
-
-void report(const std::string& body, const std::string& kind, uint32_t lanes = 32) {
-  std::string got = run(body, {1, 2, 3}, nullptr, lanes);
-  expect(got == kind, body + ": reported '" + got + "', want '" + kind + "'");
-}
 
 // Under stop=never: the kinds reported after which the run goes on, then the one that ends it, and
 // the results by lane.
@@ -397,17 +335,13 @@ L: st.global.v2.b32 [%d1+8], {%r1, %r2}; ret; }
 }  // namespace
 
 int main() {
-  Settings s;
-  s.perturb = false;
-  for (Mode mode : {Mode::late, Mode::early, Mode::random}) {
-    s.mode = mode;
-    s.reports.never_stops = false;
-    Machine::get().configure(s);
+  in_all_modes([] {
     arithmetic(), parameter_addresses(), floating(), warp(), reports();
+    Settings s = Machine::get().settings;
     s.reports.never_stops = true;
     Machine::get().configure(s);
     lanes_left_out(), instructions_left_out(), performed();
-  }
+  });
   parser(), entry_registers(), fuzz();
   std::printf(failures ? "%d failures\n" : "ok\n", failures);
   return failures != 0;

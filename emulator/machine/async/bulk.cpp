@@ -64,7 +64,7 @@ void load_runs(const CopyPlan& p, SharedMemory& to, u32 epoch) {
 void check_global_source(Warp& w, const CopyPlan& plan, int lane) {
   for (const CopyRun& r : plan.runs) {
     if (!r.in_bounds) continue;
-    note_global(w, r.global, r.bytes, Access::read, lane);
+    note_global(w, r.global, r.bytes, Access::copy_read, lane);
     check_stored(w, r.global, r.bytes, lane);
     w.counters().bulk_bytes += r.bytes;
   }

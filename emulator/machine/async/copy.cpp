@@ -101,7 +101,7 @@ void issue_lane(Warp& w, const Inst& in, CpAsync& c, int i) {
     fault_at("global-out-of-bounds", "cp.async reads global memory only", i, source);
   check_aligned(source, c.bytes, i);
   global_pointer(w, i, source, bytes, false);
-  note_global(w, source, bytes, Access::read, i);
+  note_global(w, source, bytes, Access::copy_read, i);
 }
 
 // The copies of the lanes in c.mask are in flight.

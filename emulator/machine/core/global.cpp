@@ -214,7 +214,7 @@ void Tracker::note(uint64_t at, uint32_t mask) {
   if (how_ == Access::nc_read && s.launch == tag_ && (s.written & mask))
     report("nc-read-of-written", "ld.global.nc of memory that this kernel writes", at,
            s.written & mask);
-  if (how_ == Access::read && (s.unpublished & mask) && lanes_)
+  if (how_ == Access::read && (s.unpublished & mask))
     for (uint32_t b = s.unpublished & mask; b; b &= b - 1)
       check_published(w_, at + static_cast<uint32_t>(std::countr_zero(b)), 1, "reads", lane_);
   buffered_ |= (s.unpublished & mask) != 0;
@@ -286,10 +286,11 @@ void count_sectors(Warp& w, uint64_t sectors, uint32_t lanes, uint32_t bytes) {
 
 }  // namespace
 
-void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane) {
+bool note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane) {
   Tracker tracker(w, how, &address, 0, bytes, lane);
   for (uint64_t at = address & ~uint64_t{31}; at < address + bytes; at += 32)
     tracker.note(at, sector_mask(at, address, bytes));
+  return tracker.buffered();
 }
 
 uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write) {

@@ -5,8 +5,10 @@
 
 namespace l4k::emu {
 
-// buffered_write: a plain store where such stores stay invisible to other CTAs for a while.
+// copy_read: by a copy, which does not look into store buffers. buffered_write: a plain store where
+// such stores stay invisible to other CTAs for a while.
 enum class Access : uint8_t {
+  copy_read,
   read,
   nc_read,
   coherent_read,
@@ -18,18 +20,18 @@ enum class Access : uint8_t {
 
 // Host pointer to `bytes` of global memory; faults outside.
 uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, bool write);
-// Bookkeeping of an access by one lane, or by the copy engine for it.
-void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane);
+// Bookkeeping of an access by one lane, or by the copy engine for it. Whether store buffers hold newer
+// bytes than memory.
+bool note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane);
 // Faults if another CTA holds one of these bytes in its store buffer.
 void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 
 // Whether all lanes' accesses are aligned, inside live allocations, and allowed. Else they go lane by
 // lane, which finds the first at fault.
 bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, bool write);
-// A load or store by several lanes: `bytes` at each lane's address. Counts and notes the access, sector
-// by sector. Whether store buffers hold newer bytes than memory.
+// The same by several lanes, `bytes` at each one's address; counted, too.
 bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how);
-// After that, the values of one lane.
+// After either, the values of one lane.
 void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, bool buffered);
 void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, Access how);
 // Traffic for the counters, of what does not go through touch_global.

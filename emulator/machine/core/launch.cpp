@@ -66,6 +66,8 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   l->released.assign(l->ctas(), 0);
   l->proxied = l->released;
   memory.add_range(l->params.data(), l->params.size(), Owner::parameters);
+  if (!l->grid_workspace.empty())
+    memory.add_range(l->grid_workspace.data(), l->grid_workspace.size() * 4);
   auto& counters = kernel_counters[p.ptx->name];
   counters.kernel = p.ptx->name;
   ++counters.launches;

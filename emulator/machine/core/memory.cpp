@@ -138,7 +138,6 @@ uint32_t read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t 
                      Order order, Origin* from) {
   if (space == Space::none) space = generic_space(&address);
   check_aligned(address, bytes, lane);
-  uint64_t lanes[32];
   bool buffered;
   uint32_t undefined = 0;
   switch (space) {
@@ -159,10 +158,9 @@ uint32_t read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t 
       std::memcpy(out, w.local_memory(lane, address, bytes), bytes);
       return w.undefined_local.find(lane_byte(lane, address), bytes, from);
     case Space::global:
-      lanes[lane] = address;
       global_pointer(w, lane, address, bytes, false);
       if (is_coherent(order)) acquire_global(w, address, order);
-      buffered = touch_global(w, lanes, 1u << lane, bytes, load_access(order));
+      buffered = note_global(w, address, bytes, load_access(order), lane);
       read_touched(w, address, out, bytes, buffered);
       return 0;
     default:
@@ -175,7 +173,6 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
                   const void* data, Order order) {
   if (space == Space::none) space = generic_space(&address);
   check_aligned(address, bytes, lane);
-  uint64_t lanes[32];
   switch (space) {
     case Space::shared: {
       SharedPlace at = shared_place(w, address, lane);
@@ -195,9 +192,8 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
       w.undefined_local.clear(lane_byte(lane, address), bytes);
       return;
     case Space::global:
-      lanes[lane] = address;
       global_pointer(w, lane, address, bytes, true);
-      touch_global(w, lanes, 1u << lane, bytes, store_access(w, order));
+      note_global(w, address, bytes, store_access(w, order), lane);
       write_touched(w, address, data, bytes, store_access(w, order));
       if (is_coherent(order)) release_global(w, address);
       return;

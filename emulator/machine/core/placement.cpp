@@ -48,6 +48,16 @@ void set_special_registers(Warp& w) {
   all(kDynamicSmemSize, l.dynamic_shared);
   all(kTotalSmemSize, l.shared_end - 1024);
   all(kIsExplicitCluster, product(l.cluster) > 1);
+  // The driver's workspace for cooperative_groups::this_grid(): null in other launches.
+  auto workspace = reinterpret_cast<uint64_t>(l.grid_workspace.data());
+  all(kEnvReg0, 0);
+  all(kEnvReg1, static_cast<uint32_t>(workspace >> 32));
+  all(kEnvReg2, static_cast<uint32_t>(workspace));
+  all(kReservedSmemBegin, 0);
+  all(kReservedSmemEnd, kReservedShared);
+  all(kReservedSmemCap, kReservedShared);
+  all(kReservedSmem0, 0);
+  all(kReservedSmem1, kReservedShared - kGroupScratch);
 }
 
 std::unique_ptr<Warp> make_warp(Machine& m, Cta& cta, uint32_t index, uint32_t actor) {
@@ -84,6 +94,7 @@ std::unique_ptr<Cta> make_cta(Machine& m, Cluster& cluster, uint32_t rank, uint3
   cta->linear = cta->id[0] + l.grid[0] * (cta->id[1] + l.grid[1] * cta->id[2]);
   cta->sm = static_cast<int>(sm);
   cta->shared = std::make_unique<SharedMemory>(l.shared_end, cluster.actors, actors, warps);
+  if (l.program->uses_group_scratch) cta->shared->open_reserved(kGroupScratch);
   cta->copy_engine = rank * actors + warps;
   cta->tensor_clock.assign(l.warpgroups_per_cta(), 0);
   cta->running = warps;

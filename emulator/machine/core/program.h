@@ -105,8 +105,10 @@ struct InstCounters {
   }
 };
 
+struct Image;
 struct Program {
   const PtxFunction* ptx = nullptr;
+  const Image* image = nullptr;
   const PtxModule* module = nullptr;
   std::vector<Inst> code;
   std::vector<uint32_t> offset;  // register -> byte offset in the register file
@@ -115,6 +117,8 @@ struct Program {
   uint32_t static_shared_end = 1024;
   uint32_t dynamic_align = 16;
   uint32_t largest_setmaxnreg = 0;  // of all .inc
+  // Of a kernel and what it calls: %reserved_smem_offset_1, %envreg1 and 2.
+  bool uses_group_scratch = false, uses_grid_workspace = false;
   bool launches_dependents = false, waits_for_dependency = false;
   // Its CTAs may pass something on to those of other clusters, or to the host, while they run.
   bool communicates = false;
@@ -128,5 +132,8 @@ struct Image {
     auto it = programs.find(name);
     return it == programs.end() ? nullptr : it->second.get();
   }
+  // Functions by address: what pointers to them hold.
+  std::unordered_map<uint64_t, std::string> function_names;
+  uint64_t address_of(const std::string& function);  // 0: there is none of this name
 };
 }  // namespace l4k::emu

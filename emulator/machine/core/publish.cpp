@@ -119,6 +119,8 @@ void Machine::finish_first_launch() {
   k.distinct_written_bytes += l.distinct_written * 32;
   last_complete_ = l.next_complete();
   memory.remove_range(l.params.data(), l.params.size());
+  if (!l.grid_workspace.empty())
+    memory.remove_range(l.grid_workspace.data(), l.grid_workspace.size() * 4);
   launches_.erase(launches_.begin());
   ++progress;
 }

@@ -149,6 +149,7 @@ struct Warp {
   uint32_t pc = 0, mask = 0, active = 0, live = 0, join = ~0u, next = 0, dead = 0;
   uint32_t stalled = 0, gathering = 0;  // lanes that wait for something; for the rest of the warp
   uint32_t lane_pc[32] = {};
+  uint32_t lacking[32] = {};              // of a lane that gathers: whom it waits for
   uint8_t* base[2] = {nullptr, nullptr};  // registers, constant pool
   RegState* state = nullptr;
   std::vector<std::unique_ptr<Frame>> frames;
@@ -224,6 +225,9 @@ struct Warp {
   // True when the lanes in `required` are all here; else lets the missing lanes run first, and
   // reports missing-lane when they cannot come.
   bool gather(uint32_t required, const char* what);
+  // The same for sets of lanes: those that pass the same member mask need each other only. False
+  // when a set is incomplete; the complete ones then repeat the instruction by themselves.
+  bool gather_sets(const uint32_t* masks, const char* what);
   void use(const Reg& s, uint32_t lanes) {  // reports an undefined or in-flight register
     if (state[s.index].bad & lanes) bad_source(s, lanes, false);
   }
@@ -254,6 +258,8 @@ struct Warp {
   const std::string& register_name(const Reg& r) const {
     return program->ptx->registers[r.index].name;
   }
+  void check_missing(uint32_t set, uint32_t missing, const char* what);
+  void hold(uint32_t lanes);  // until others come
   void branch(uint32_t taken, uint32_t target);
   void exit_lanes(uint32_t lanes);
   void push_frame(const Program* callee, uint32_t lanes);
@@ -326,6 +332,7 @@ struct LaunchShape {
 
 // And how far it is. A shard runs every cluster_stride-th cluster.
 struct Launch : LaunchShape {
+  std::vector<uint32_t> grid_workspace;  // of a cooperative launch: its size and the grid's barrier
   // Dependent launches: every CTA had waited before it let the next launch start; launches before
   // `complete` have ended when this one starts.
   bool waits_first = true;

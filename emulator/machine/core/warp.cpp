@@ -149,32 +149,6 @@ void Warp::wake() {
   if (mask != live) regroup();
 }
 
-bool Warp::gather(uint32_t required, const char* what) {
-  uint32_t missing = required & ~active;
-  if (!missing) return true;
-  std::string who = std::string(what) + " needs lanes " + hex(required) + ", but only " +
-                    hex(active) + " execute it";
-  if (missing & (mask | ~live)) fault("missing-lane", who, std::countr_zero(missing));
-  if (!(missing & ~gathering)) {
-    int lane = std::countr_zero(missing);
-    fault("missing-lane",
-          who + "; lane " + std::to_string(lane) + " waits at " +
-              location(*program, program->code[lane_pc[lane]]),
-          lane);
-  }
-  for (uint32_t l = mask; l; l &= l - 1) lane_pc[std::countr_zero(l)] = pc;
-  stalled |= mask;
-  gathering |= mask;
-  regrouped = true;
-  if (live & ~stalled) {
-    regroup();
-  } else {
-    wait = Wait::poll;
-    wait_progress = m->progress;
-  }
-  return false;
-}
-
 void Warp::use_frame() {
   Frame& f = *frames.back();
   program = f.program;

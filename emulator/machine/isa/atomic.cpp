@@ -199,15 +199,18 @@ bool decode_fence(Decoder& d) {
   Fence m{};
   if (d.in->opcode == "membar") {
     int scope = d.take_one("cta gl sys");
-    if (d.take("proxy")) d.unsupported();
+    if (d.take("proxy")) d.take("alias");  // between names of one place in memory
     m.wide = scope > 0, m.cta = !m.wide;
     d.program->communicates |= m.wide;
   } else if (d.take("mbarrier_init")) {
     d.take("release"), d.take("cluster");
     m.mbarrier_init = true;
   } else if (d.take("proxy")) {
-    int which = d.take_one("async tensormap::generic");
+    int which = d.take_one("async tensormap::generic alias async::generic");
     if (which < 0) d.unsupported();
+    // One direction of async is taken for both.
+    if (which == 3)
+      which = 0, d.take_one("sync_restrict::shared::cta sync_restrict::shared::cluster");
     int space = which ? -1 : d.take_one("global shared::cta shared::cluster");
     m.wide = which == 1;
     m.global_proxy = which == 0 && space <= 0;

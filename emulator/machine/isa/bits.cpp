@@ -4,6 +4,7 @@
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
 #include "machine/isa/operations.h"
+#include "tensor/packed.h"
 
 namespace l4k::emu {
 namespace {
@@ -83,28 +84,6 @@ void shf(Warp& w, const Inst& in) {
                              return Left ? u32(v << n >> 32) : u32(v >> n);
                            });
 }
-// prmt: a selector of nibbles, or one of the modes that its last two bits choose from.
-enum class Permute : uint8_t { selector, f4e, b4e, rc8, ecl, ecr, rc16 };
-u32 prmt_value(u32 a, u32 b, u32 c, Permute mode) {
-  u64 bytes = u64{b} << 32 | a;
-  u32 n = c & 3, d = 0;
-  static constexpr uint8_t kTables[7][4][4] = {
-      {},
-      {{0, 1, 2, 3}, {1, 2, 3, 4}, {2, 3, 4, 5}, {3, 4, 5, 6}},   // f4e
-      {{0, 7, 6, 5}, {1, 0, 7, 6}, {2, 1, 0, 7}, {3, 2, 1, 0}},   // b4e
-      {{0, 0, 0, 0}, {1, 1, 1, 1}, {2, 2, 2, 2}, {3, 3, 3, 3}},   // rc8
-      {{0, 1, 2, 3}, {1, 1, 2, 3}, {2, 2, 2, 3}, {3, 3, 3, 3}},   // ecl
-      {{0, 0, 0, 0}, {0, 1, 1, 1}, {0, 1, 2, 2}, {0, 1, 2, 3}},   // ecr
-      {{0, 1, 0, 1}, {2, 3, 2, 3}, {0, 1, 0, 1}, {2, 3, 2, 3}}};  // rc16
-  for (u32 i = 0; i < 4; ++i) {
-    u32 select =
-        mode == Permute::selector ? c >> (4 * i) & 15 : kTables[static_cast<u32>(mode)][n][i];
-    u32 byte = u32(bytes >> (8 * (select & 7))) & 0xff;
-    if (select & 8) byte = byte & 0x80 ? 0xff : 0;
-    d |= byte << (8 * i);
-  }
-  return d;
-}
 void prmt(Warp& w, const Inst& in) {
   map3<u32, u32, u32, u32>(w, in, [m = in.modifiers.as<Permute>()](u32 a, u32 b, u32 c) {
     return prmt_value(a, b, c, m);
@@ -180,10 +159,42 @@ constexpr Operation kOperations[] = {
     {"clz", {1, Width::word}, L4K_32_64_BITS(clz)},
     {"bfind", {1, Width::word}, L4K_32_64(bfind)}};
 
+// d|p: p is whether the result has a bit, combined with another predicate.
+struct Lop3Predicate {
+  uint8_t table;
+  bool conjunction, negated;  // negated: the other predicate
+};
+void lop3_predicate(Warp& w, const Inst& in) {
+  const auto m = in.modifiers.as<Lop3Predicate>();
+  u32 other = *w.reg<u32>(in.s[3]), any = 0;
+  if (m.negated) other = ~other;
+  const u32 *a = w.reg<u32>(in.s[0]), *b = w.reg<u32>(in.s[1]), *c = w.reg<u32>(in.s[2]);
+  each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) {
+    u32 v = lop3_value(a[i], b[i], c[i], m.table);
+    any |= u32(v != 0) << i;
+    return v;
+  });
+  w.set_predicate(in.d[1], m.conjunction ? any & other : any | other);
+}
+bool decode_lop3_predicate(Decoder& d, bool conjunction) {
+  Inst& out = *d.out;
+  d.finish();
+  const PtxOperand& to = d.operand(0);
+  if (to.kind != PtxOperand::Kind::pair) d.unsupported("no predicate result");
+  out.d[out.targets++] = d.target(to.parts[0], 32);
+  out.d[out.targets++] = d.target(to.parts[1], 1);
+  for (size_t i = 1; i <= 3; ++i) d.add_source(i, 32);
+  out.modifiers.store(
+      Lop3Predicate{static_cast<uint8_t>(d.literal(4)), conjunction, d.add_predicate(5)});
+  out.run = lop3_predicate;
+  return true;
+}
+
 bool decode_lop3(Decoder& d) {
   d.take("b32");
-  if (d.take("or") || d.take("and")) d.unsupported("predicate result");
+  int combine = d.take_one("or and");
   d.out->modifiers.store(Lop3{static_cast<uint8_t>(d.literal(4))});
+  if (combine >= 0) return decode_lop3_predicate(d, combine == 1);
   return finish_operation(d, lop3, kB32, {3});
 }
 

@@ -5,6 +5,7 @@
 
 #include "machine/core/memory.h"
 #include "machine/isa/families.h"
+#include "machine/isa/lanes.h"
 
 namespace l4k::emu {
 namespace {
@@ -68,15 +69,60 @@ struct Call {
   const PtxOperand *arguments, *results;
 };
 
-void call(Warp& w, const Inst& in) {
+void call_function(Warp& w, const Inst& in, const Program* function, u32 lanes) {
   Frame& caller = *w.frames.back();
   if (caller.params.empty()) caller.params.resize(caller.program->ptx->param_bytes * 32);
-  u32 lanes = w.active;
-  w.push_frame(in.callee, lanes);
+  w.push_frame(function, lanes);
   Frame& callee = *w.frames.back();
   callee.call = &in;
   if (const auto* list = in.modifiers.as<Call>().arguments)
-    copy_params(callee, constant(in.callee->ptx->params), caller, variables(*list), lanes);
+    copy_params(callee, constant(function->ptx->params), caller, variables(*list), lanes);
+}
+void call(Warp& w, const Inst& in) { call_function(w, in, in.callee, w.active); }
+
+// The bytes of parameters, for comparison.
+template <typename List>
+std::string sizes(const List& list) {
+  std::string s;
+  for (const Variable* v : list) s += (s.empty() ? "" : ", ") + std::to_string(v->bytes);
+  return "(" + s + ")";
+}
+const Program* pointed_at(Warp& w, const Inst& in, u64 address, int lane) {
+  const Image& image = *w.program->image;
+  auto it = image.function_names.find(address);
+  const Program* f = it == image.function_names.end() ? nullptr : image.find(it->second);
+  if (!f || f->ptx->entry)
+    fault_at("bad-call",
+             it == image.function_names.end()
+                 ? "a call through a pointer that holds no function of this module"
+                 : "a call of '" + it->second + "', which this module does not define",
+             lane, address);
+  auto check = [&](const char* what, const PtxOperand* list, const std::vector<Variable*>& has) {
+    std::string passed = list ? sizes(variables(*list)) : "()", expected = sizes(has);
+    if (passed != expected)
+      fault_at("bad-call",
+               "'" + it->second + "' has " + what + " of " + expected +
+                   " bytes, but the call through a pointer passes " + passed,
+               lane, address);
+  };
+  const auto& m = in.modifiers.as<Call>();
+  check("parameters", m.arguments, f->ptx->params);
+  check("results", m.results, f->ptx->results);
+  return f;
+}
+// Lanes that hold the first one's pointer call; the others repeat the instruction afterwards.
+void call_pointer(Warp& w, const Inst& in) {
+  w.use(in.s[0], w.active);
+  const u64* pointer = w.reg<u64>(in.s[0]);
+  int first = std::countr_zero(w.active);
+  u32 lanes = 0, later = 0;
+  for (u32 l = w.active; l; l &= l - 1) {
+    bool same = pointer[std::countr_zero(l)] == pointer[first];
+    (same ? lanes : later) |= l & (0 - l);
+  }
+  u32 pc = w.pc;
+  call_function(w, in, pointed_at(w, in, pointer[first], first), lanes);
+  for (u32 l = later; l; l &= l - 1) w.frames.back()->lane_pc[std::countr_zero(l)] = pc;
 }
 
 void give_back(Warp& w, const Inst&) {
@@ -85,7 +131,7 @@ void give_back(Warp& w, const Inst&) {
   Frame& caller = *w.frames[w.frames.size() - 2];
   const Inst& in = *callee.call;
   if (const auto* list = in.modifiers.as<Call>().results)
-    copy_params(caller, variables(*list), callee, constant(in.callee->ptx->results), w.active);
+    copy_params(caller, variables(*list), callee, constant(callee.program->ptx->results), w.active);
   w.pop_frame(w.active);
 }
 
@@ -160,7 +206,57 @@ void assert_failed(Warp& w, const Inst& in) {
 }
 
 void trap(Warp& w, const Inst&) {
-  fault("trap", "the kernel executed trap", std::countr_zero(w.active));
+  const Launch& l = *w.cta->cluster->launch;
+  // cooperative_groups checks for the workspace itself, and traps without a word.
+  bool synchronises = l.program->uses_grid_workspace && l.grid_workspace.empty();
+  fault("trap",
+        std::string("the kernel executed trap") +
+            (synchronises
+                 ? "; it uses this_grid() of cooperative groups, whose sync() needs a launch "
+                   "by cudaLaunchCooperativeKernel or with cudaLaunchAttributeCooperative"
+                 : ""),
+        std::countr_zero(w.active));
+}
+
+// Local memory that a function allocates while it runs: for all lanes as much as the greediest asks
+// for. It is free again when the function returns, or all lanes go back to an earlier top.
+void allocate(Warp& w, const Inst& in) {
+  const u32 align = static_cast<u32>(in.imm);
+  u64 most = 0, at = (w.local_top + align - 1) / align * align;
+  for (u32 l = w.active; l; l &= l - 1)
+    most = std::max(most, get_lane(w, in.s[0], in.base_bytes, std::countr_zero(l)));
+  if (most > (u64{1} << 24))
+    fault("stack-overflow", "alloca of " + std::to_string(most) + " bytes");
+  w.local_top = at + most;
+  for (u32 l = w.active; l; l &= l - 1)
+    put_lane(w, in.d[0], in.base_bytes, std::countr_zero(l), at);
+}
+void save_stack(Warp& w, const Inst& in) {
+  for (u32 l = w.active; l; l &= l - 1)
+    put_lane(w, in.d[0], in.base_bytes, std::countr_zero(l), w.local_top);
+}
+void restore_stack(Warp& w, const Inst& in) {
+  u64 top = get_lane(w, in.s[0], in.base_bytes, std::countr_zero(w.active));
+  const Frame& f = *w.frames.back();
+  bool own = top >= f.local_base + f.program->ptx->local_bytes && top <= w.local_top;
+  if (!own) fault("bad-operand", "stackrestore of what stacksave did not return");
+  if (w.active == w.live) w.local_top = top;
+}
+bool decode_stack(Decoder& d) {
+  const std::string& op = d.in->opcode;
+  Inst& out = *d.out;
+  Type t = d.take_type();
+  d.finish();
+  out.base_bytes = static_cast<uint8_t>(t.bits / 8);
+  if (op == "stackrestore") d.add_source(0, t.bits);
+  else d.add_target(0, t.bits);
+  if (op == "alloca") {
+    d.add_source(1, t.bits);
+    out.imm = d.operands() > 2 ? static_cast<int64_t>(d.literal(2)) : 16;
+    if (out.imm < 16) out.imm = 16;
+  }
+  out.run = op == "alloca" ? allocate : op == "stacksave" ? save_stack : restore_stack;
+  return true;
 }
 
 void sleep(Warp& w, const Inst&) {  // lets everybody else run
@@ -188,7 +284,9 @@ bool decode_call(Decoder& d) {
   m.results = list_at(0);
   size_t at = m.results ? 1 : 0;
   const PtxOperand& f = d.operand(at);
-  if (f.kind != PtxOperand::Kind::symbol) d.unsupported("indirect call");
+  bool pointer = f.kind == PtxOperand::Kind::reg;
+  if (pointer) d.add_source(at, 64);
+  else if (f.kind != PtxOperand::Kind::symbol) d.unsupported("callee");
   m.arguments = list_at(at + 1);
   for (const PtxOperand* list : {m.arguments, m.results})
     if (list)
@@ -197,6 +295,11 @@ bool decode_call(Decoder& d) {
           d.unsupported("argument that is no .param variable");
   out.modifiers.store(m);
   out.checks_itself = true;
+  if (pointer) {
+    out.run = call_pointer;
+    d.program->communicates = true;  // what it calls may
+    return true;
+  }
   if (f.name == "vprintf" && m.arguments) {
     out.run = print;
     d.program->communicates = true;
@@ -239,6 +342,7 @@ bool decode_control(Decoder& d) {
     return true;
   }
   if (op == "call") return decode_call(d);
+  if (op == "alloca" || op == "stacksave" || op == "stackrestore") return decode_stack(d);
   if (op == "ret" || op == "exit") {
     d.take("uni");
     d.finish();

@@ -155,7 +155,6 @@ Handler scalar_handler(const Type& to, const Type& from, bool modified) {
 bool decode_convert(Decoder& d) {
   if (d.in->opcode != "cvt") return false;
   Inst& out = *d.out;
-  if (d.take("pack")) d.unsupported();
   int round = d.take_one("rn rz rm rp rna"), integral = d.take_one("rni rzi rmi rpi");
   if (round < 0 && integral >= 0) round = integral;
   Conversion m{};
@@ -185,6 +184,7 @@ bool decode_convert(Decoder& d) {
   if (!simple(to) || !simple(from)) d.unsupported();
   const PtxOperand& src = d.operand(1);
   u32 have = d.bits_of(src), to_bits = d.bits_of(d.operand(0));
+  if (d.operand(0).kind == PtxOperand::Kind::sink) to_bits = to.bits;
   if (have && have < from.bits)
     throw PtxError(d.in->line, "cvt: the source register is too narrow");
   if (to_bits < to.bits) throw PtxError(d.in->line, "cvt: the destination register is too narrow");

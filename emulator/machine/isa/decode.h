@@ -26,11 +26,11 @@ struct Type {
 
 class Decoder {
  public:
-  Decoder(Program* p, const Image* image, const PtxInstruction* in, Inst* out)
+  Decoder(Program* p, Image* image, const PtxInstruction* in, Inst* out)
       : program(p), image(image), in(in), out(out), left_(in->mods) {}
 
   Program* program;
-  const Image* image;
+  Image* image;
   const PtxInstruction* in;
   Inst* out;
 

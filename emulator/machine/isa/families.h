@@ -6,6 +6,8 @@
 namespace l4k::emu {
 
 bool decode_integer(Decoder& d);  // and not its floating-point namesakes
+bool decode_packed_integer(Decoder& d);
+bool decode_refused(Decoder& d);
 bool decode_bits(Decoder& d);
 bool decode_float(Decoder& d);
 bool decode_compare(Decoder& d);
@@ -17,5 +19,6 @@ bool decode_control(Decoder& d);
 bool decode_warp(Decoder& d);
 bool decode_barrier(Decoder& d);
 bool decode_mma(Decoder& d);
+bool decode_wmma(Decoder& d);
 
 }  // namespace l4k::emu

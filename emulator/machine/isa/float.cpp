@@ -195,8 +195,9 @@ void half_approx(Warp& w, const Inst& in) {
 }
 
 enum class Property : uint8_t { finite, infinite, number, not_a_number, normal, subnormal };
+template <typename T>
 void testp(Warp& w, const Inst& in) {
-  const float* a = w.reg<float>(in.s[0]);
+  const T* a = w.reg<T>(in.s[0]);
   u32 v = 0;
   for (int i = 0; i < 32; ++i) {
     int c = std::fpclassify(a[i]);
@@ -348,9 +349,9 @@ bool decode_float(Decoder& d) {
   out.propagates = true;
   if ((op == "min" || op == "max") && d.operands() == 4) sources = 3;
   if (op == "testp") {
-    if (t.bits != 32 || test < 0) d.unsupported();
+    if (t.bits < 32 || test < 0) d.unsupported();
     out.modifiers.store(static_cast<Property>(test));
-    out.run = testp;
+    out.run = t.bits == 64 ? testp<double> : testp<float>;
   } else if (t.kind == Kind::real && t.bits == 32) {
     decode_f32(d, p);
   } else if (t.kind == Kind::real && t.bits == 64) {

@@ -198,7 +198,6 @@ bool decode_dp4a(Decoder& d) {
 bool decode_integer(Decoder& d) {
   const std::string& op = d.in->opcode;
   if (op == "dp4a") return decode_dp4a(d);
-  if (op == "mul24" || op == "mad24") d.unsupported();
   bool with_carry = op == "addc" || op == "subc", has_part = op == "mul" || op == "mad";
   if (!find_operation(kOperations, has_part ? op + ".lo" : op) && !with_carry) return false;
   if (d.peek_type().is_float()) return false;
@@ -208,9 +207,7 @@ bool decode_integer(Decoder& d) {
   if (op == "min" || op == "max") d.out->modifiers.store(MinMax{d.take("relu")});
   Type t = d.take_type();
   if (sat || t.bits == 128) d.unsupported("sat");
-  if (d.take_one("u16x2 s16x2") >= 0) d.unsupported();
   if (carry_out || with_carry) {
-    if (op == "mad") d.unsupported("carry");
     d.out->modifiers.store(Carry{op[0] == 's', with_carry, carry_out});
     return finish_operation(d, kCarry.handler(t), t, kCarry.form);
   }

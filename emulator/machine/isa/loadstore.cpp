@@ -156,7 +156,10 @@ void load(Warp& w, const Inst& in) {
   addresses(w, in, address);
   if (is_coherent(s.order) && polls(w, address)) return;
   Space space = common_space(w, s.space, address);
-  if (space == Space::global && load_global(w, in, s, address)) return;
+  if (space == Space::global) {
+    if (load_global(w, in, s, address)) return;
+    count_global(w, address, w.active, s.bytes());
+  }
   if (space == Space::shared) {
     count_shared(w, address, w.active, s.bytes());
     if (load_shared(w, in, s, address)) return;
@@ -223,6 +226,7 @@ void store(Warp& w, const Inst& in) {
     if (w.undefined)
       for (const Reg& r : in.list) w.use(r, w.active);
     all = store_global(w, in, s, address);
+    if (!all) count_global(w, address, w.active, s.bytes());
   } else if (space == Space::shared) {
     count_shared(w, address, w.active, s.bytes());
     all = store_shared(w, in, s, address);
@@ -368,8 +372,8 @@ bool decode_load_store(Decoder& d, bool is_load) {
 bool decode_memory(Decoder& d) {
   const std::string& op = d.in->opcode;
   Inst& out = *d.out;
-  if (op == "discard") d.unsupported();
-  if (op == "prefetch" || op == "prefetchu" || op == "applypriority") {
+  // discard: what the lines hold is undefined until they are written; here it stays.
+  if (op == "discard" || op == "prefetch" || op == "prefetchu" || op == "applypriority") {
     out.run = nothing;
     return true;
   }

@@ -2,23 +2,18 @@
 #include "machine/isa/mma.h"
 
 #include <bit>
+#include <cstdio>
 
 #include "machine/core/memory.h"
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
+#include "tensor/wmma.h"
 
 namespace l4k::emu {
 namespace {
 
 using u32 = uint32_t;
 using u64 = uint64_t;
-
-bool whole_warp(Warp& w, const Inst& in) {
-  if (!w.gather(~w.dead, in.ptx->text().c_str())) return false;
-  if (w.live != kAllLanes)
-    fault("missing-lane", in.ptx->text() + " needs all 32 lanes of the warp");
-  return true;
-}
 
 struct Mma {
   MmaType a, b;
@@ -75,6 +70,13 @@ void mma(Warp& w, const Inst& in) {
     if (bad) w.set_origin(in.list[i], from);
   }
   w.counters().flop += 2ull * 16 * 8 * m.k;
+}
+
+// The other shapes.
+void mma_elements(Warp& w, const Inst& in) {
+  const auto& p = in.modifiers.as<ElementProduct>();
+  multiply_registers(w, in, mma_registers(p).d, [&](uint8_t* const* r) { mma_multiply(p, r); });
+  w.counters().flop += 2ull * p.m * p.n * p.k;
 }
 
 struct MatrixCopy {
@@ -206,7 +208,70 @@ bool decode_matrix_copy(Decoder& d, bool is_load) {
   return true;
 }
 
+struct Operands {  // of mma.sync, as PTX orders them
+  Type d, a, b, c;
+};
+
+// The shapes of which tensor/mma.h knows; false: others.
+bool decode_common_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
+  u32 k_bits = shape.k * t.a.bits;
+  bool small = t.a.bits == 4 || t.a.bits == 1;
+  if (shape.m != 16 || (k_bits != 128 && k_bits != 256) || small || t.a.bits == 64) return false;
+  Mma m{};
+  m.k = static_cast<uint8_t>(shape.k);
+  m.satfinite = d.take("satfinite");
+  m.a = mma_operand_type(d, t.a), m.b = mma_operand_type(d, t.b);
+  m.accumulator = t.d.name == "f32" ? MmaAcc::f32 : t.d.name == "f16" ? MmaAcc::f16 : MmaAcc::s32;
+  d.out->modifiers.store(m);
+  size_t registers[] = {m.acc_registers(), m.a_registers(), m.b_registers(), m.acc_registers()};
+  for (size_t i = 0; i < 4; ++i) add_matrix(d, i, 32, i == 0, registers[i]);
+  d.out->run = mma;
+  return true;
+}
+
+void decode_other_mma(Decoder& d, const MatrixShape& shape, const Operands& t) {
+  ElementProduct p{shape.m,
+                   shape.n,
+                   shape.k,
+                   matrix_type(d, t.a),
+                   matrix_type(d, t.b),
+                   matrix_type(d, t.c),
+                   matrix_type(d, t.d),
+                   BitOp::none,
+                   d.take("satfinite")};
+  if (!mma_exists(p)) d.unsupported("shape of this type");
+  if (t.a.bits == 1) p.bit_op = take_bit_op(d);
+  if (t.a.bits == 64) d.take("rn");
+  d.out->modifiers.store(p);
+  const u32 bits = t.a.bits == 64 ? 64 : 32;
+  const MmaRegisters count = mma_registers(p);
+  const size_t registers[] = {count.d, count.a, count.b, count.d};
+  for (size_t i = 0; i < 4; ++i) add_matrix(d, i, bits, i == 0, registers[i]);
+  d.out->run = mma_elements;
+}
+
+bool decode_mma_sync(Decoder& d) {
+  if (d.take_one("sp sp::ordered_metadata") >= 0) d.unsupported("sparse matrices");
+  d.take("sync"), d.take("aligned");
+  MatrixShape shape = take_shape(d);
+  if (!d.take("row") || !d.take("col")) d.unsupported("layout");
+  Operands t;
+  t.d = d.take_type(), t.a = d.take_type(), t.b = d.take_type(), t.c = d.take_type();
+  if (t.d.name != t.c.name) d.unsupported("different types of C and D");
+  if (!decode_common_mma(d, shape, t)) decode_other_mma(d, shape, t);
+  d.finish();
+  d.out->checks_itself = true;
+  return true;
+}
+
 }  // namespace
+
+bool whole_warp(Warp& w, const Inst& in) {
+  if (!w.gather(~w.dead, in.ptx->text().c_str())) return false;
+  if (w.live != kAllLanes)
+    fault("missing-lane", in.ptx->text() + " needs all 32 lanes of the warp");
+  return true;
+}
 
 MmaType mma_operand_type(const Decoder& d, const Type& t) {
   static constexpr struct {
@@ -218,6 +283,46 @@ MmaType mma_operand_type(const Decoder& d, const Type& t) {
   for (const auto& k : kTypes)
     if (t.name == k.name) return k.type;
   d.unsupported("operand type");
+}
+
+ElementType matrix_type(const Decoder& d, const Type& t) {
+  static constexpr const char* kNames[] = {"f16", "bf16", "tf32", "s8",  "u8", "s4",
+                                           "u4",  "b1",   "f64",  "f32", "s32"};
+  for (u32 i = 0; i < std::size(kNames); ++i)
+    if (t.name == kNames[i]) return static_cast<ElementType>(i);
+  d.unsupported("operand type");
+}
+
+MatrixShape take_shape(Decoder& d) {
+  for (const std::string& mod : d.in->mods) {
+    unsigned m, n, k;
+    char end;
+    if (std::sscanf(mod.c_str(), "m%3un%3uk%3u%c", &m, &n, &k, &end) != 3) continue;
+    d.take(mod.c_str());
+    return {static_cast<uint16_t>(m), static_cast<uint16_t>(n), static_cast<uint16_t>(k)};
+  }
+  d.unsupported("no shape");
+}
+
+BitOp take_bit_op(Decoder& d) {
+  int op = d.take_one("xor and");
+  if (op < 0 || !d.take("popc")) d.unsupported("operation on bits");
+  return op == 0 ? BitOp::xor_ : BitOp::and_;
+}
+
+void add_matrix(Decoder& d, size_t i, uint32_t bits, bool written, size_t registers) {
+  const PtxOperand& o = d.operand(i);
+  auto add = [&](const PtxOperand& p) {
+    d.out->list.push_back(written ? d.target(p, bits) : d.source(p, bits));
+  };
+  size_t before = d.out->list.size();
+  if (o.kind == PtxOperand::Kind::group)
+    for (const auto& p : o.parts) add(p);
+  else add(o);
+  if (d.out->list.size() - before != registers)
+    throw PtxError(d.in->line, d.in->text() + ": operand " + std::to_string(i) + " has " +
+                                   std::to_string(d.out->list.size() - before) +
+                                   " registers, expected " + std::to_string(registers));
 }
 
 bool decode_mma(Decoder& d) {
@@ -232,35 +337,7 @@ bool decode_mma(Decoder& d) {
     out.run = transpose;
     return true;
   }
-  if (op != "mma") return false;
-  d.take("sync"), d.take("aligned");
-  int shape = d.take_one("m16n8k4 m16n8k8 m16n8k16 m16n8k32");
-  if (shape < 0) d.unsupported("shape");
-  Mma m{};
-  m.k = static_cast<uint8_t>(4 << shape);
-  if (!d.take("row") || !d.take("col")) d.unsupported("layout");
-  m.satfinite = d.take("satfinite");
-  Type acc = d.take_type(), at = d.take_type(), bt = d.take_type(), ct = d.take_type();
-  d.finish();
-  if (acc.name != ct.name) d.unsupported("different types of C and D");
-  m.a = mma_operand_type(d, at), m.b = mma_operand_type(d, bt);
-  m.accumulator = acc.name == "f32" ? MmaAcc::f32 : acc.name == "f16" ? MmaAcc::f16 : MmaAcc::s32;
-  if (m.a_bytes() != 16 && m.a_bytes() != 32) d.unsupported("shape");
-  out.modifiers.store(m);
-  size_t expected[] = {m.acc_registers(), m.a_registers(), m.b_registers(), m.acc_registers()};
-  for (size_t i = 0; i < 4; ++i) {
-    size_t before = out.list.size();
-    d.add_list(d.operand(i), 32, ListUse::read);
-    if (out.list.size() - before != expected[i])
-      throw PtxError(d.in->line,
-                     d.in->text() + ": wrong number of registers in operand " + std::to_string(i));
-  }
-  const PtxOperand& dst = d.operand(0);
-  if (dst.kind == PtxOperand::Kind::group)
-    for (const auto& p : dst.parts) d.target(p, 32);
-  out.checks_itself = true;
-  out.run = mma;
-  return true;
+  return op == "mma" && decode_mma_sync(d);
 }
 
 }  // namespace l4k::emu

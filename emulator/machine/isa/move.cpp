@@ -69,6 +69,16 @@ void unpack_bytes(Warp& w, const Inst& in) {  // mov.b32 {b0, b1, b2, b3}: parts
     for (size_t k = 0; k < in.list.size(); ++k) put_lane(w, in.list[k], 2, i, v >> (8 * k) & 255);
   }
 }
+void pack_bytes(Warp& w, const Inst& in) {
+  u32 total = in.modifiers.as<Group>().total;
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    u64 v = 0;
+    for (size_t k = 0; k < in.list.size(); ++k)
+      v |= (get_lane(w, in.list[k], 2, i) & 255) << (8 * k);
+    put_lane(w, in.d[0], total, i, v);
+  }
+}
 struct Width {
   uint8_t bytes;  // of the destination register
 };
@@ -136,11 +146,16 @@ void cta_rank(Warp& w, const Inst& in) {
 
 bool decode_symbol(Decoder& d, const PtxOperand& o, uint64_t extra) {
   Inst& out = *d.out;
-  if (!o.variable) d.unsupported("address of '" + o.name + "'");
-  const Variable& v = *o.variable;
   out.run = address_of_variable;
   out.modifiers.store(Width{static_cast<uint8_t>(register_bytes(d.bits_of(d.operand(0))))});
   out.imm = static_cast<int64_t>(o.value + extra);
+  if (!o.variable) {
+    u64 function = d.image->address_of(o.name);
+    if (!function) d.unsupported("address of '" + o.name + "'");
+    out.imm += static_cast<int64_t>(function);
+    return true;
+  }
+  const Variable& v = *o.variable;
   if (v.space == Space::shared && v.external) out.bias = Bias::dynamic_shared;
   else out.imm += static_cast<int64_t>(v.address);
   if (v.space == Space::local) out.bias = Bias::local_frame;
@@ -162,8 +177,7 @@ bool decode_vector_move(Decoder& d, u32 bits) {
   if (packing) {
     d.add_target(0, bits);
     d.add_list(group, bits / n, ListUse::read);
-    if (m.part == 1) d.unsupported("packing bytes");
-    out.run = pack;
+    out.run = m.part == 1 ? pack_bytes : pack;
   } else {
     d.add_source(1, bits);
     d.add_list(group, bits / n, ListUse::written);
@@ -202,9 +216,9 @@ bool decode_mov(Decoder& d) {
 }
 
 NamedSpace named_space(Decoder& d) {
-  int s = d.take_one("global shared shared::cta shared::cluster local const param");
+  int s = d.take_one("global shared shared::cta shared::cluster local const param param::entry");
   static constexpr Space kSpaces[] = {Space::global, Space::shared,   Space::shared, Space::shared,
-                                      Space::local,  Space::constant, Space::param};
+                                      Space::local,  Space::constant, Space::param,  Space::param};
   return {s < 0 ? Space::none : kSpaces[s], s == 3};
 }
 
@@ -245,7 +259,7 @@ bool decode_cluster_address(Decoder& d, bool is_mapa) {
   const PtxOperand& a = d.operand(1);
   m.bytes = static_cast<uint8_t>(register_bytes(is_mapa ? t.bits : std::max(32u, d.bits_of(a))));
   out.modifiers.store(m);
-  d.add_target(0, t.bits);
+  d.add_target(0, is_mapa ? t.bits : 32);
   if (a.kind == PtxOperand::Kind::symbol && a.variable && a.variable->external) {
     u64 zero = 0;
     out.bias = Bias::dynamic_shared;

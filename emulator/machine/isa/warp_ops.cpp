@@ -1,6 +1,5 @@
 // Instructions among the lanes of a warp: shfl, vote, match, redux, elect.
 #include <bit>
-#include <cstring>
 
 #include "machine/isa/families.h"
 #include "machine/isa/lanes.h"
@@ -11,22 +10,22 @@ namespace {
 using u32 = uint32_t;
 using u64 = uint64_t;
 
-u32 member_mask(Warp& w, const Reg& s) { return w.reg<u32>(s)[std::countr_zero(w.active)]; }
-
-bool members(Warp& w, const Inst& in, const Reg& s) {
-  u32 mask = member_mask(w, s);
+// Calls f(set) for each set of lanes that passes the same member mask, with just these active.
+template <typename F>
+void each_set(Warp& w, const Inst& in, const Reg& s, F f) {
   const u32* masks = w.reg<u32>(s);
-  for (u32 l = w.active; l; l &= l - 1) {
-    int i = std::countr_zero(l);
-    if (!(masks[i] >> i & 1))
-      fault("missing-lane", "the lane is not in its own member mask " + hex(masks[i]), i);
+  if (!w.gather_sets(masks, in.ptx->text().c_str())) return;
+  u32 all = w.active;
+  for (u32 rest = all; rest; rest &= ~w.active) {
+    u32 members = masks[std::countr_zero(rest)];
+    w.active = rest & members;
+    f(w.active);
   }
-  return w.gather(mask & ~w.dead, in.ptx->text().c_str());
+  w.active = all;
 }
 
 enum class Shuffle : uint8_t { up, down, bfly, idx };
-void shuffle(Warp& w, const Inst& in) {
-  if (!members(w, in, in.s[3])) return;
+void shuffle_set(Warp& w, const Inst& in) {
   const u32 *a = w.reg<u32>(in.s[0]), *b = w.reg<u32>(in.s[1]), *c = w.reg<u32>(in.s[2]);
   u32 out[32], valid = 0, undefined = 0;
   for (u32 l = w.active; l; l &= l - 1) {
@@ -65,35 +64,39 @@ void shuffle(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) d[std::countr_zero(l)] = out[std::countr_zero(l)];
   if (in.targets > 1) w.set_predicate(in.d[1], valid);
 }
+void shuffle(Warp& w, const Inst& in) {
+  each_set(w, in, in.s[3], [&](u32) { shuffle_set(w, in); });
+}
 struct Vote {
   enum Op : uint8_t { all, any, uni, ballot } op;
   bool negated;  // the predicate
 };
 void vote(Warp& w, const Inst& in) {
-  if (!members(w, in, in.s[1])) return;
   const auto& m = in.modifiers.as<Vote>();
-  u32 mask = member_mask(w, in.s[1]), p = *w.reg<u32>(in.s[0]);
+  u32 p = *w.reg<u32>(in.s[0]);
   if (m.negated) p = ~p;
-  p &= mask;
-  if (m.op == Vote::ballot) return w.broadcast(in.d[0], p);
-  bool v = m.op == Vote::all ? p == mask : m.op == Vote::any ? p != 0 : p == mask || p == 0;
-  w.set_predicate(in.d[0], v ? kAllLanes : 0);
+  each_set(w, in, in.s[1], [&](u32 set) {
+    u32 yes = p & set;
+    if (m.op == Vote::ballot) return w.broadcast(in.d[0], yes);
+    bool all = yes == set, v = m.op == Vote::all ? all : m.op == Vote::any ? yes : all || !yes;
+    w.set_predicate(in.d[0], v ? kAllLanes : 0);
+  });
 }
 template <typename T, bool All>
 void match(Warp& w, const Inst& in) {
-  if (!members(w, in, in.s[1])) return;
-  const T* a = w.reg<T>(in.s[0]);
-  u32 mask = member_mask(w, in.s[1]), same = 0, out[32] = {};
-  for (u32 l = mask; l; l &= l - 1) {
-    int i = std::countr_zero(l);
-    for (u32 k = mask; k; k &= k - 1)
-      if (std::memcmp(&a[i], &a[std::countr_zero(k)], sizeof(T)) == 0)
-        out[i] |= 1u << std::countr_zero(k);
-    same |= u32(out[i] == mask) << i;
-  }
-  bool all = same == mask;
-  each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) { return All ? (all ? mask : 0) : out[i]; });
-  if (in.targets > 1) w.set_predicate(in.d[1], all ? kAllLanes : 0);
+  u32 equal[32] = {};
+  each_set(w, in, in.s[1], [&](u32 set) {
+    const T* a = w.reg<T>(in.s[0]);
+    bool all = true;
+    for (u32 l = set; l; l &= l - 1) {
+      int i = std::countr_zero(l);
+      for (u32 k = set; k; k &= k - 1)
+        if (a[i] == a[std::countr_zero(k)]) equal[i] |= k & (0 - k);
+      all &= equal[i] == set;
+    }
+    each_lane<u32>(w, w.reg<u32>(in.d[0]), [&](int i) { return All ? all ? set : 0 : equal[i]; });
+    if (in.targets > 1) w.set_predicate(in.d[1], all ? kAllLanes : 0);
+  });
 }
 struct Reduction {
   enum Op : uint8_t { add, min, max, and_, or_, xor_ } op;
@@ -117,23 +120,24 @@ u32 reduce_pair(const Reduction& m, u32 v, u32 x) {
   }
 }
 void reduce(Warp& w, const Inst& in) {
-  if (!members(w, in, in.s[1])) return;
-  const u32* a = w.reg<u32>(in.s[0]);
-  u32 mask = member_mask(w, in.s[1]), v = a[std::countr_zero(mask)];
-  for (u32 l = mask & (mask - 1); l; l &= l - 1)
-    v = reduce_pair(in.modifiers.as<Reduction>(), v, a[std::countr_zero(l)]);
-  w.broadcast(in.d[0], v);
+  const auto& m = in.modifiers.as<Reduction>();
+  each_set(w, in, in.s[1], [&](u32 set) {
+    const u32* a = w.reg<u32>(in.s[0]);
+    u32 v = a[std::countr_zero(set)];
+    for (u32 l = set & (set - 1); l; l &= l - 1) v = reduce_pair(m, v, a[std::countr_zero(l)]);
+    w.broadcast(in.d[0], v);
+  });
 }
 void active_mask(Warp& w, const Inst& in) { w.broadcast(in.d[0], w.active); }
 void elect(Warp& w, const Inst& in) {
-  if (!members(w, in, in.s[0])) return;
   // PTX leaves the choice open; CUTLASS counts on the lowest lane, as the hardware chooses.
-  u32 leader = static_cast<u32>(std::countr_zero(member_mask(w, in.s[0])));
-  w.broadcast(in.d[0], leader);
-  w.set_predicate(in.d[1], 1u << leader);
+  each_set(w, in, in.s[0], [&](u32 set) {
+    w.broadcast(in.d[0], static_cast<u32>(std::countr_zero(set)));
+    w.set_predicate(in.d[1], set & (0 - set));
+  });
 }
 void warp_barrier(Warp& w, const Inst& in) {
-  if (members(w, in, in.s[0])) w.release();
+  if (w.gather_sets(w.reg<u32>(in.s[0]), in.ptx->text().c_str())) w.release();
 }
 
 // d or d|p

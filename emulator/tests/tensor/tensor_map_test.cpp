@@ -252,10 +252,51 @@ void refusals() {
   check(!read_tensor_map(a.map, &m).empty(), "zeros are no map");
 }
 
+// A map that a kernel makes out of zeros, as Triton's do.
+void begin_from_zeros(const Arguments& like) {
+  TensorMap want, got;
+  read_tensor_map(like.map, &want);
+  alignas(64) uint8_t made[128] = {};
+  auto set = [&](MapField f, int ordinal, uint64_t v) {
+    check(replace_field(made, f, ordinal, v).empty(), "replace in a map made of zeros");
+  };
+  set(MapField::global_address, 0, want.address), set(MapField::rank, 0, want.rank - 1u);
+  check(!read_tensor_map(made, &got).empty(), "a map without its boxes is none");
+  for (int d = 0; d < want.rank; ++d) {
+    set(MapField::box_dim, d, want.box[d]), set(MapField::global_dim, d, want.dims[d]);
+    set(MapField::element_stride, d, want.element_strides[d]);
+    if (d) set(MapField::global_stride, d - 1, want.strides[d - 1]);
+  }
+  set(MapField::elemtype, 0, 10), set(MapField::interleave_layout, 0, 0);
+  set(MapField::swizzle_mode, 0, 2), set(MapField::fill_mode, 0, 1);
+  check(read_tensor_map(made, &got).empty(), "a map made of zeros");
+  check(box_bytes(got) == box_bytes(want) && got.address == want.address, "its box and address");
+}
+
+// CUTLASS and Triton clear this bit of small tensors' maps: nothing changes, whatever the address.
+void clear_bit_85(const Arguments& like) {
+  for (uint64_t address : {uint64_t{0x7fff12345670}, ~uint64_t{0} << 48 >> 8, uint64_t{1} << 21}) {
+    alignas(64) uint8_t map[128];
+    std::memcpy(map, like.map, sizeof map);
+    check(replace_field(map, MapField::global_address, 0, address).empty(), "an address");
+    TensorMap before, after;
+    read_tensor_map(map, &before);
+    uint64_t word;
+    std::memcpy(&word, map + 8, 8);
+    for (uint64_t patched : {word & ~(uint64_t{1} << 21), word | uint64_t{1} << 21}) {
+      std::memcpy(map + 8, &patched, 8);
+      check(read_tensor_map(map, &after).empty() && after.address == before.address &&
+                box_bytes(after) == box_bytes(before) && after.swizzle == before.swizzle,
+            "a map with bit 85 changed");
+    }
+  }
+}
+
 void replacements() {
   alignas(16) static uint8_t data[4096];
   Arguments a;
-  check(!replace_field(a.map, MapField::rank, 0, 1).empty(), "zeros are no map");
+  a.map[3] = 1;
+  check(!replace_field(a.map, MapField::rank, 0, 1).empty(), "other contents are no map");
   a.address = data, a.rank = 1;
   a.encode();
   auto set = [&](MapField f, int ordinal, uint64_t v) {
@@ -273,6 +314,8 @@ void replacements() {
   b.swizzle = 2, b.oob = 1;
   check(b.encode().code == EncodeCode::ok, "the same by encoding");
   check(std::memcmp(a.map, b.map, 128) == 0, "replaced fields equal encoded ones");
+  begin_from_zeros(b);
+  clear_bit_85(b);
   check(!replace_field(a.map, MapField::global_address, 0, 8).empty(), "unaligned address");
   check(!replace_field(a.map, MapField::global_stride, 0, 8).empty(), "unaligned stride");
   check(!replace_field(a.map, MapField::global_stride, 4, 16).empty(), "stride ordinal");
