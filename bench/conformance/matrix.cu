@@ -18,11 +18,11 @@ struct Lane {
   X("stmatrix.x2" trans, "stmatrix.sync.aligned.m8n8.x2" trans ".shared.b16 [%8], {%4, %5};") \
   X("stmatrix.x4" trans,                                                                      \
     "stmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 [%8], {%4, %5, %6, %7};")
-#define CASES(X)                    \
-  LOADED(X, "")                     \
-  LOADED(X, ".trans")               \
-  STORED(X, "") STORED(X, ".trans") \
-      X("movmatrix.trans", "movmatrix.sync.aligned.m8n8.trans.b16 %0, %4;")
+#define CASES(X)      \
+  LOADED(X, "")       \
+  LOADED(X, ".trans") \
+  STORED(X, "")       \
+  STORED(X, ".trans") X("movmatrix.trans", "movmatrix.sync.aligned.m8n8.trans.b16 %0, %4;")
 
 // Registers start as zero and shared memory as the lanes' data; both are written out.
 #define RUN(name, text)                                                    \

@@ -19,8 +19,9 @@ struct Lane {
 #define CASES(X)                                                                                \
   SHUFFLED(X, "up", "%4", "%9")                                                                 \
   SHUFFLED(X, "down", "%4", "%6")                                                               \
-  SHUFFLED(X, "bfly", "%4", "%6") SHUFFLED(X, "idx", "%5", "%6") VOTED(X, "all", "")            \
-      VOTED(X, "any", "") VOTED(X, "uni", "") VOTED(X, "all", "!")                              \
+  SHUFFLED(X, "bfly", "%4", "%6")                                                               \
+  SHUFFLED(X, "idx", "%5", "%6") VOTED(X, "all", "") VOTED(X, "any", "") VOTED(X, "uni", "")    \
+      VOTED(X, "all", "!")                                                                      \
           X("vote.sync.ballot.b32",                                                             \
             "setp.ne.u32 q, %8, 0; vote.sync.ballot.b32 d, q, %7; setp.ne.u32 p, 0, 0;")        \
               X("match.any.sync.b32", "match.any.sync.b32 d, %2, %7; setp.ne.u32 p, 0, 0;")     \

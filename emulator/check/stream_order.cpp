@@ -10,25 +10,27 @@ namespace {
 constexpr uint64_t kPage = 4096, kSector = 32;
 constexpr uint32_t kAll = 0xffffffffu;
 
-void race(const StreamOperation& earlier, const StreamOperation& later, Touching how,
-                       bool wrote, uint64_t address, int lane) {
+void race(const StreamOperation& earlier, const StreamOperation& later, Touching how, bool wrote,
+          uint64_t address, int lane) {
   using Kind = StreamOperation::Kind;
   const std::string between = ", and no event or synchronisation orders the two";
   const char* verb = how == Touching::read    ? "reads "
                      : how == Touching::write ? "writes "
                                               : "updates ";
   if (later.kind == Kind::free)
-    return complain_at("use-after-free",
-             later.name + " frees memory that " + earlier.name + " may still use" + between, lane,
-             address);
+    return complain_at(
+        "use-after-free",
+        later.name + " frees memory that " + earlier.name + " may still use" + between, lane,
+        address);
   if (earlier.kind == Kind::free)
     return complain_at("use-after-free",
-             later.name + " " + verb + "memory that " + earlier.name + " frees" + between, lane,
-             address);
+                       later.name + " " + verb + "memory that " + earlier.name + " frees" + between,
+                       lane, address);
   if (earlier.kind == Kind::allocation)
-    return complain_at("use-before-allocation",
-             later.name + " " + verb + "memory that " + earlier.name + " allocates" + between, lane,
-             address);
+    return complain_at(
+        "use-before-allocation",
+        later.name + " " + verb + "memory that " + earlier.name + " allocates" + between, lane,
+        address);
   complain_at(
       "stream-race",
       later.name + " " + verb + "what " + earlier.name + (wrote ? " writes" : " reads") + between,

@@ -196,12 +196,11 @@ void lanes_left_out() {
 void instructions_left_out() {
   auto all = [](uint32_t value) { return [=](uint32_t) { return value; }; };
   goes_on("mov.u32 %d, 0; setp.lt.u32 %p1, %t0, 4; @%p1 redux.sync.add.u32 %d, %d, -1;",
-          "missing-lane uninitialised-register",
-          all(0));
+          "missing-lane uninitialised-register", all(0));
   goes_on("mov.u32 %d, 1; setp.eq.u32 %p1, %t5, 0; @%p1 bra E; mov.u32 %d, 2; E:",
           "uninitialised-register", all(1));
-  goes_on("mov.u32 %d, 1; setp.eq.u32 %p1, %t5, 0; @%p1 mov.u32 %d, 2;",
-          "uninitialised-register", all(2));
+  goes_on("mov.u32 %d, 1; setp.eq.u32 %p1, %t5, 0; @%p1 mov.u32 %d, 2;", "uninitialised-register",
+          all(2));
   goes_on("mov.u32 %d, 3; bar.sync 1, 64;\nbar.sync 17;", "barrier-mismatch barrier-mismatch",
           all(3));
   goes_on("mov.u32 %d, 3; bar.red.popc.u32 %d, 17, %p0;",

@@ -134,8 +134,7 @@ void Tracker::check_ctas(const Sector& s, uint64_t at, uint32_t mask) {
   if (!writes && stale && unordered(s.owner, s.write_time)) {
     // Where only the reader's fence is missing, the value is old if this CTA's L1 had it before.
     bool read_before = s.reader == me_ && s.reader_launch == tag_ && s.read_time < s.write_time;
-    bool observed =
-        !unreleased(s.owner, s.write_time) && w_.visibility.observed >= s.write_time;
+    bool observed = !unreleased(s.owner, s.write_time) && w_.visibility.observed >= s.write_time;
     if (observed && !read_before)
       report("acquire-fence-missing",
              "reads what " + name_cta(s.owner) +
@@ -193,8 +192,8 @@ void Tracker::note_write(Sector& s, uint64_t at, uint32_t mask) {
 // Operations of several streams: what each touches is compared, too.
 void Tracker::note_operation(uint64_t at, uint32_t mask) {
   Touching how = how_ == Access::atomic || how_ == Access::coherent_read ? Touching::atomic
-                 : stores()                                                ? Touching::write
-                                                                           : Touching::read;
+                 : stores()                                              ? Touching::write
+                                                                         : Touching::read;
   while (mask) {
     auto begin = static_cast<uint32_t>(std::countr_zero(mask)),
          n = static_cast<uint32_t>(std::countr_one(mask >> begin));

@@ -98,9 +98,7 @@ void Machine::summarize() {
   if (settings.print && !s.empty()) std::fprintf(stderr, "l4k emulator: %s\n", s.c_str());
 }
 
-static Where where_is(const Warp* w, const Inst* in) {
-  return {w, in || !w ? in : &w->current()};
-}
+static Where where_is(const Warp* w, const Inst* in) { return {w, in || !w ? in : &w->current()}; }
 
 void Machine::perform(const std::function<void()>& operation) {
   FaultListener::current = this;

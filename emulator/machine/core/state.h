@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "check/global_memory.h"
-#include "check/sectors.h"
 #include "check/report.h"
+#include "check/sectors.h"
 #include "check/shared_memory.h"
 #include "check/stream_order.h"
 #include "machine/core/in_flight.h"
@@ -299,7 +299,7 @@ struct Cta {
   std::vector<Visit> accesses, arrivals;  // by actor, its last from another CTA; of mbarriers
   Clock left;                             // what those warps of this CTA had seen that have ended
   std::map<const Inst*, UndefinedRead> undefined_reads;
-  bool triggered = false;                 // griddepcontrol.launch_dependents, or ended
+  bool triggered = false;  // griddepcontrol.launch_dependents, or ended
 };
 
 struct Cluster {

@@ -237,7 +237,8 @@ void store(Warp& w, const Inst& in) {
       int i = std::countr_zero(l);
       collect(w, in, s, i, data);
       write_memory(w, i, space, address[i], s.bytes(), data, s.order);
-      if (space != Space::global && (w.undefined >> i & 1)) store_undefined(w, in, s, space, address[i], i);
+      if (space != Space::global && (w.undefined >> i & 1))
+        store_undefined(w, in, s, space, address[i], i);
     }
   }
   if (s.order == Order::volatile_) w.actor.tick();  // orders nothing among the warp's lanes

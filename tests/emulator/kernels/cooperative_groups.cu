@@ -26,7 +26,7 @@ template <int MUTANT>
 __global__ void rotate(int* data, int* out) {
   auto grid = cg::this_grid();
   int rank = static_cast<int>(grid.thread_rank());
-  data[rank] = rank * 3;  // @2
+  data[rank] = rank * 3;                       // @2
   UNLESS(2) grid.sync();                       // @1
   int v = data[(rank + kBlock + 5) % kCount];  // @2
   UNLESS(2) grid.sync();
