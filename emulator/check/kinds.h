@@ -77,6 +77,8 @@ inline constexpr FaultKind kFaultKinds[] = {
      "global memory read or overwritten by two warps of a CTA with no order between them"},
     {"stale-global-read", Severity::error,
      "global memory read and written by two CTAs with no release and acquire between"},
+    {"acquire-fence-missing", Severity::rule,
+     "read of what a CTA released, with no fence after the relaxed access that saw the release"},
     {"nc-read-of-written", Severity::error, "`ld.global.nc` of memory that the same kernel writes"},
     {"dependency-race", Severity::error,
      "what a kernel that may still run touches, before `griddepcontrol.wait`"},

@@ -121,17 +121,31 @@ void Tracker::check_warps(const Sector& s, uint64_t at, uint32_t mask) {
 // CTAs of one launch: an access conflicts with another CTA's unless that one released something to
 // the grid after its access and this warp acquired something later still.
 void Tracker::check_ctas(const Sector& s, uint64_t at, uint32_t mask) {
-  auto unordered = [&](uint32_t other, uint64_t time) {
-    return l_.released[other - 1] < time || w_.visibility.acquired < time ||
+  auto unreleased = [&](uint32_t other, uint64_t time) {
+    return l_.released[other - 1] < time ||
            (l_.tracks_flags && w_.cta->grid_seen[other - 1] < time);
   };
+  auto unordered = [&](uint32_t other, uint64_t time) {
+    return unreleased(other, time) || w_.visibility.acquired < time;
+  };
   bool writes = stores();
-  if (!writes && s.launch == tag_ && (s.last_written & mask) && s.owner != me_ &&
-      unordered(s.owner, s.write_time))
-    report("stale-global-read",
-           "reads what " + name_cta(s.owner) +
-               " wrote, with no release there and acquire here between",
-           at, s.last_written & mask);
+  uint32_t stale = s.launch == tag_ && s.owner != me_ ? s.last_written & mask : 0;
+  if (!writes && stale && unordered(s.owner, s.write_time)) {
+    // Where only the reader's fence is missing, the value is old if this CTA's L1 had it before.
+    bool read_before = s.reader == me_ && s.reader_launch == tag_ && s.read_time < s.write_time;
+    bool observed =
+        !unreleased(s.owner, s.write_time) && w_.visibility.observed >= s.write_time;
+    if (observed && !read_before)
+      report("acquire-fence-missing",
+             "reads what " + name_cta(s.owner) +
+                 " wrote and released, with no fence after the relaxed access that saw that",
+             at, stale);
+    else
+      report("stale-global-read",
+             "reads what " + name_cta(s.owner) +
+                 " wrote, with no release there and acquire here between",
+             at, stale);
+  }
   if (writes && s.reader_launch == tag_ && (s.last_read & mask) && s.reader && s.reader != me_ &&
       unordered(s.reader, s.read_time))
     report("stale-global-read",

@@ -9,6 +9,8 @@
 // 5 | stale-global-read | no grid barrier
 // 6 | stale-global-read | the other threads of the block do not wait for the one that polls
 // 7 | stale-global-read deadlock | the arrival is a plain increment
+// 8 | acquire-fence-missing | the poll is relaxed
+// 9 | stale-global-read | the poll is relaxed before values that the block has read older ones of
 #include "device.cuh"
 #include "host.h"
 
@@ -24,9 +26,11 @@ DEVICE void arrive(unsigned* counter) {
   else asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 template <int MUTANT>
-DEVICE unsigned poll(const unsigned* counter) {
+DEVICE unsigned poll(const unsigned* counter, int round) {
   unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  if (MUTANT == 8 || (MUTANT == 9 && round == 1))
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
+  else asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
   return value;
 }
 
@@ -37,11 +41,11 @@ __global__ void rounds(float* ping, float* pong, unsigned* counter) {
     const float* from = round % 2 ? pong : ping;
     float* to = round % 2 ? ping : pong;
     to[block * kThreads + i] =
-        from[(block + 1) % kBlocks * kThreads + i] + 1.0f;  // @1 @2 @3 @5 @6 @7
+        from[(block + 1) % kBlocks * kThreads + i] + 1.0f;  // @1 @2 @3 @5 @6 @7 @8 @9
     UNLESS(3) __syncthreads();
     if (threadIdx.x == 0 && MUTANT != 5) {
       arrive<MUTANT>(counter);
-      while (poll<MUTANT>(counter) < (round + 1) * (kBlocks + PICK(4, 0, 1))) {  // @4 @7
+      while (poll<MUTANT>(counter, round) < (round + 1) * (kBlocks + PICK(4, 0, 1))) {  // @4 @7
       }
     }
     UNLESS(6) __syncthreads();  // @4 @7
@@ -64,4 +68,4 @@ int run() {
     want[i] = x[(i + kRounds * kThreads) % (kBlocks * kThreads)] + kRounds;
   return verdict(pong.download(), want);
 }
-MAIN(7)
+MAIN(9)

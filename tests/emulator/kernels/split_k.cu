@@ -8,7 +8,7 @@
 // 5 | shared-race uninitialised-shared-read | no barrier between the flag and its readers
 // 6 | stale-global-read | the counter is a plain increment
 // 7 | global-out-of-bounds | the last block reads one slice too many
-// 8 | stale-global-read | no fence between the counter and the other blocks' partial sums
+// 8 | acquire-fence-missing | no fence between the counter and the other blocks' partial sums
 #include "device.cuh"
 #include "host.h"
 
