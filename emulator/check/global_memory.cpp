@@ -1,7 +1,6 @@
 #include "check/global_memory.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,59 +10,96 @@ namespace l4k::emu {
 namespace {
 constexpr uint64_t kAlign = 512;                     // guard zone on both sides, and alignment
 constexpr uint64_t kFillLimit = uint64_t{16} << 20;  // fresh memory up to this size is all NaN
+constexpr size_t kQuarantineBlocks = 16384;
+constexpr uint64_t kQuarantine = uint64_t{256} << 20;  // freed memory whose addresses stay unused
 }  // namespace
 
 GlobalMemory::~GlobalMemory() {
   for (auto& [a, p] : blocks_) std::free(p);
 }
 
-void* GlobalMemory::allocate(uint64_t bytes) {
-  uint64_t size = (bytes + kAlign - 1) / kAlign * kAlign + 2 * kAlign;
+GlobalMemory::Ranges::iterator GlobalMemory::add(const Range& r) {
+  ++generation_;
+  longest_ = std::max(longest_, r.bytes());
+  return ranges_.emplace(r.begin, r);
+}
+
+void* GlobalMemory::allocate(uint64_t bytes, Owner owner, unsigned flags) {
   if (bytes > (uint64_t{1} << 46)) return nullptr;
+  uint64_t size = (bytes + kAlign - 1) / kAlign * kAlign + 2 * kAlign;
   void* block = std::aligned_alloc(kAlign, size);
   if (!block) return nullptr;
   uint64_t begin = reinterpret_cast<uint64_t>(block) + kAlign;
   if (bytes <= kFillLimit) std::memset(reinterpret_cast<void*>(begin), 0xff, bytes);
   blocks_[begin] = block;
-  ranges_.push_back({begin, begin + bytes, true, false, 1});
-  ++generation_;
+  add({.begin = begin, .end = begin + bytes, .owner = owner, .flags = flags});
   in_use_ += bytes;
   return reinterpret_cast<void*>(begin);
 }
 
-bool GlobalMemory::release(void* p) {
-  auto it = blocks_.find(reinterpret_cast<uint64_t>(p));
-  if (it == blocks_.end()) return false;
-  std::erase_if(ranges_, [&](const Range& r) {
-    bool mine = r.owned && r.begin == it->first;
-    if (mine) in_use_ -= r.end - r.begin;
-    return mine;
-  });
-  std::free(it->second);
-  blocks_.erase(it);
-  ++generation_;
-  return true;
+void GlobalMemory::release(void* p, uint32_t launch, const char* name) {
+  auto begin = reinterpret_cast<uint64_t>(p);
+  auto [first, last] = ranges_.equal_range(begin);
+  for (; first != last; ++first) {
+    Range& r = first->second;
+    if (!r.allocated() || r.ended) continue;
+    r.ended = launch, r.name = name;
+    ++generation_;
+    in_use_ -= r.bytes();
+    if (r.owner == Owner::graph) return;  // keeps its addresses
+    quarantined_ += r.bytes();
+    quarantine_.push_back(first);
+    evict();
+    return;
+  }
 }
 
-void GlobalMemory::add_range(const void* p, uint64_t bytes, bool read_only) {
-  auto begin = reinterpret_cast<uint64_t>(p);
-  for (auto& r : ranges_) {
-    if (r.begin == begin && r.end == begin + bytes && !r.owned) {
-      ++r.references;
-      return;
-    }
+void GlobalMemory::revive(void* p) {
+  auto [first, last] = ranges_.equal_range(reinterpret_cast<uint64_t>(p));
+  for (; first != last; ++first) {
+    Range& r = first->second;
+    if (r.owner != Owner::graph || !r.ended) continue;
+    r.ended = 0;
+    ++generation_;
+    in_use_ += r.bytes();
   }
-  ranges_.push_back({begin, begin + bytes, false, read_only, 1});
-  ++generation_;
+}
+
+// The oldest blocks that were freed go back to the host; the newest stays in any case.
+void GlobalMemory::evict() {
+  while (quarantine_.size() > 1 &&
+         (quarantined_ > kQuarantine || quarantine_.size() > kQuarantineBlocks)) {
+    auto freed = quarantine_.front();
+    quarantine_.pop_front();
+    quarantined_ -= freed->second.bytes();
+    auto block = blocks_.find(freed->first);
+    std::free(block->second);
+    blocks_.erase(block);
+    ranges_.erase(freed);
+    ++generation_;
+  }
+}
+
+void GlobalMemory::add_range(const void* p, uint64_t bytes, Owner owner, unsigned flags) {
+  auto begin = reinterpret_cast<uint64_t>(p);
+  auto [first, last] = ranges_.equal_range(begin);
+  for (; first != last; ++first) {
+    Range& r = first->second;
+    if (r.end != begin + bytes || r.owner != owner || r.ended) continue;
+    ++r.references;
+    return;
+  }
+  add({.begin = begin, .end = begin + bytes, .owner = owner, .flags = flags});
 }
 
 bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
   auto begin = reinterpret_cast<uint64_t>(p);
-  for (size_t i = 0; i < ranges_.size(); ++i) {
-    Range& r = ranges_[i];
-    if (r.begin != begin || r.end != begin + bytes || r.owned) continue;
-    if (--r.references == 0) ranges_.erase(ranges_.begin() + static_cast<ptrdiff_t>(i));
+  auto [first, last] = ranges_.equal_range(begin);
+  for (; first != last; ++first) {
+    Range& r = first->second;
+    if (r.end != begin + bytes || r.allocated()) continue;
     ++generation_;
+    if (--r.references == 0) ranges_.erase(first);
     return true;
   }
   return false;
@@ -71,21 +107,45 @@ bool GlobalMemory::remove_range(const void* p, uint64_t bytes) {
 
 void GlobalMemory::end_range(const void* p, uint64_t bytes, uint32_t launch, const char* name) {
   const Range all{reinterpret_cast<uint64_t>(p), reinterpret_cast<uint64_t>(p) + bytes};
-  for (auto& r : ranges_)
-    if (!r.owned && !r.ended && all.holds(r.begin, r.end - r.begin))
+  for (auto at = ranges_.lower_bound(all.begin); at != ranges_.end() && at->first <= all.end;
+       ++at) {
+    Range& r = at->second;
+    if (r.owner == Owner::registered && !r.ended && all.holds(r.begin, r.bytes()))
       r.ended = launch, r.name = name;
+  }
+  ++generation_;
 }
 
 const Range* GlobalMemory::find(uint64_t address, uint64_t bytes) const {
-  for (const Range& r : ranges_)
-    if (r.holds(address, bytes)) return &r;
-  return nullptr;
+  const Range* found = nullptr;
+  for (auto at = ranges_.upper_bound(address); at != ranges_.begin();) {
+    --at;
+    if (address - at->first > longest_) break;
+    if (!at->second.holds(address, bytes)) continue;
+    if (!found || found->ended) found = &at->second;
+    if (!found->ended) break;
+  }
+  return found;
+}
+
+const Range* GlobalMemory::find_live(uint64_t address, uint64_t bytes) const {
+  const Range* r = find(address, bytes);
+  return r && !r->ended ? r : nullptr;
+}
+
+const Range* GlobalMemory::begins(const void* p) const {
+  const Range* found = nullptr;
+  auto [first, last] = ranges_.equal_range(reinterpret_cast<uint64_t>(p));
+  for (; first != last; ++first)
+    if (!found || found->ended) found = &first->second;
+  return found;
 }
 
 std::string GlobalMemory::describe(uint64_t address) const {
   const Range* best = nullptr;
   uint64_t distance = ~uint64_t{0};
-  for (const auto& r : ranges_) {
+  for (const auto& [begin, r] : ranges_) {
+    if (r.ended) continue;
     uint64_t d = address < r.begin ? r.begin - address : address >= r.end ? address - r.end + 1 : 0;
     if (d < distance) distance = d, best = &r;
   }
@@ -105,107 +165,6 @@ const Range* RangeCache::search(uint64_t address, uint64_t bytes) {
   const Range* r = memory_.find(address, bytes);
   if (r) recent_[next_++ % recent_.size()] = r;
   return r;
-}
-
-void SectorTable::lookup(uint64_t page, Cached* c) {
-  auto& slot = pages_[page];
-  if (!slot) slot = std::make_unique<Page>();
-  *c = {page, slot.get()};
-}
-
-void SectorTable::clear() {
-  pages_.clear();
-  forget();
-}
-
-namespace {
-
-// Calls f(sector, offset in it, bytes, bytes done before) for each part of an access.
-template <typename F>
-void by_sector(uint64_t address, uint32_t bytes, F&& f) {
-  for (uint32_t done = 0; done < bytes;) {
-    uint32_t offset = (address + done) & 31, n = std::min(32 - offset, bytes - done);
-    f((address + done) >> 5, offset, n, done);
-    done += n;
-  }
-}
-
-uint32_t byte_mask(uint32_t offset, uint32_t n) {
-  return static_cast<uint32_t>(((uint64_t{1} << n) - 1) << offset);
-}
-
-}  // namespace
-
-void copy_sector(uint8_t* to, const uint8_t* from, uint32_t mask) {
-  if (mask == ~0u) std::memcpy(to, from, 32);
-  else
-    for (; mask; mask &= mask - 1) to[std::countr_zero(mask)] = from[std::countr_zero(mask)];
-}
-
-void StoreBuffer::grow() {
-  size_t size = std::max<size_t>(16, slots_.size() * 2);
-  slots_.assign(size, 0);
-  shift_ = 64 - static_cast<uint32_t>(std::countr_zero(size));
-  for (size_t i = 0; i < chunks_.size(); ++i)
-    slots_[slot(chunks_[i].sector)] = static_cast<uint32_t>(i + 1);
-}
-
-void StoreBuffer::clear() {
-  chunks_.clear();
-  // A buffer that was large once must not cost its size at every release.
-  if (slots_.size() > 64) slots_.clear();
-  else std::fill(slots_.begin(), slots_.end(), 0);
-}
-
-StoreBuffer::Chunk& StoreBuffer::chunk(uint64_t sector) {
-  if (chunks_.size() * 2 >= slots_.size()) grow();
-  uint32_t& index = slots_[slot(sector)];
-  if (!index) {
-    chunks_.push_back({sector, 0, {}});
-    index = static_cast<uint32_t>(chunks_.size());
-  }
-  return chunks_[index - 1];
-}
-
-const StoreBuffer::Chunk* StoreBuffer::find(uint64_t sector) const {
-  if (chunks_.empty()) return nullptr;
-  uint32_t index = slots_[slot(sector)];
-  return index ? &chunks_[index - 1] : nullptr;
-}
-
-void StoreBuffer::write(uint64_t address, const void* data, uint32_t bytes) {
-  by_sector(address, bytes, [&](uint64_t sector, uint32_t offset, uint32_t n, uint32_t done) {
-    Chunk& c = chunk(sector);
-    std::memcpy(c.data + offset, static_cast<const uint8_t*>(data) + done, n);
-    c.mask |= byte_mask(offset, n);
-  });
-}
-
-void StoreBuffer::read(uint64_t address, void* data, uint32_t bytes) const {
-  by_sector(address, bytes, [&](uint64_t sector, uint32_t offset, uint32_t n, uint32_t done) {
-    if (const Chunk* c = find(sector))
-      copy_sector(static_cast<uint8_t*>(data) + done, c->data + offset,
-                  (c->mask & byte_mask(offset, n)) >> offset);
-  });
-}
-
-bool StoreBuffer::holds(uint64_t address) const {
-  const Chunk* c = find(address >> 5);
-  return c && (c->mask >> (address & 31) & 1);
-}
-
-void StoreBuffer::erase(uint64_t address, uint32_t bytes) {
-  by_sector(address, bytes, [&](uint64_t sector, uint32_t offset, uint32_t n, uint32_t) {
-    if (find(sector)) chunk(sector).mask &= ~byte_mask(offset, n);
-  });
-}
-
-void StoreBuffer::merge_into(StoreBuffer* other) {
-  drain([&](uint64_t address, const uint8_t* data, uint32_t mask) {
-    Chunk& c = other->chunk(address >> 5);
-    copy_sector(c.data, data, mask);
-    c.mask |= mask;
-  });
 }
 
 }  // namespace l4k::emu

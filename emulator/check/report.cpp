@@ -8,8 +8,7 @@
 
 namespace l4k::emu {
 
-// Demangled, and short: CUTLASS's names run to kilobytes.
-static std::string readable(const std::string& mangled) {
+std::string readable(const std::string& mangled) {
   int status = 0;
   char* p = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
   std::string s = status == 0 ? p : mangled;

@@ -85,5 +85,7 @@ struct ReportTally {
 };
 
 std::string hex(uint64_t v);
+// Demangled, and short: CUTLASS's names run to kilobytes.
+std::string readable(const std::string& mangled);
 
 }  // namespace l4k::emu

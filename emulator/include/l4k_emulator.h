@@ -36,6 +36,10 @@ const char* l4k_emu_counters(void);
 // first waits for pending kernels.
 void l4k_emu_register_range(const void* pointer, size_t bytes);
 void l4k_emu_unregister_range(const void* pointer, size_t bytes);
+// The same, for a caching allocator that hands out a block on a cudaStream_t: another stream that
+// touches it is reported ("use-before-allocation") unless it is ordered after this one, and so is
+// the new owner, if it touches what another stream may still use from before ("stream-race").
+void l4k_emu_allocate_range(const void* pointer, size_t bytes, void* stream);
 // The owner has freed registered memory in stream order: kernels launched before may still use it,
 // and must find it there; one launched from here on that does is reported ("use-after-free"), with
 // `name`, which must outlive the range. Until it is unregistered.

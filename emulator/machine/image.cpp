@@ -18,7 +18,8 @@ void place_variables(PtxModule& module) {
     if (v->space == Space::shared || v->external) continue;
     if (v->bytes > (uint64_t{1} << 30))
       throw PtxError(0, "variable '" + v->name + "' is larger than 1 GiB");
-    v->address = reinterpret_cast<uint64_t>(memory.allocate(std::max<uint64_t>(v->bytes, 1)));
+    v->address = reinterpret_cast<uint64_t>(
+        memory.allocate(std::max<uint64_t>(v->bytes, 1), Owner::variable));
     auto* p = reinterpret_cast<uint8_t*>(v->address);
     std::memset(p, 0, v->bytes);
     if (!v->init.empty()) std::memcpy(p, v->init.data(), v->init.size());

@@ -119,7 +119,7 @@ struct PtxKernel {
   }
   size_t parameters() const { return kernel->program->ptx->params.size(); }
   void launch(Triple grid, Triple block, Triple cluster, size_t shared,
-              const std::vector<std::string>& arguments) {
+              const std::vector<std::string>& arguments, std::optional<uintptr_t> stream) {
     const auto& params = kernel->program->ptx->params;
     if (arguments.size() != params.size())
       throw py::value_error(kernel->name + " takes " + std::to_string(params.size()) +
@@ -136,10 +136,11 @@ struct PtxKernel {
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {cluster[0], cluster[1], cluster[2]};
     bool clustered = cluster[0] * cluster[1] * cluster[2] > 1;
-    cudaError_t error =
-        run(kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]),
-            pointers.data(), shared, &attribute, clustered ? 1 : 0);
-    if (error == cudaSuccess && l4k_emu_synchronize() != 0) error = cudaErrorLaunchFailure;
+    cudaError_t error = run(kernel, dim3(grid[0], grid[1], grid[2]),
+                            dim3(block[0], block[1], block[2]), pointers.data(), shared, &attribute,
+                            clustered ? 1 : 0, reinterpret_cast<cudaStream_t>(stream.value_or(0)));
+    if (error == cudaSuccess && !stream && l4k_emu_synchronize() != 0)
+      error = cudaErrorLaunchFailure;
     if (error == cudaSuccess) return;
     const Report& r = Machine::get().report;
     throw std::runtime_error(r.present ? r.text() : Registry::get().refusal);
@@ -162,9 +163,9 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
                              "How many parameters the entry has.")
       .def("launch", &PtxKernel::launch, py::arg("grid"), py::arg("block"),
            py::arg("cluster") = Triple{1, 1, 1}, py::arg("shared_bytes") = 0,
-           py::arg("arguments") = std::vector<std::string>{},
+           py::arg("arguments") = std::vector<std::string>{}, py::arg("stream") = py::none(),
            "Runs to the end; `arguments` are the bytes of each parameter. Raises RuntimeError with "
-           "the report.");
+           "the report. On a stream, the host does not wait for it.");
   m.def("reset", &l4k_emu_reset, "Forgets the report and the counters.");
   m.def("reset_counters", [] { Machine::get().reset_counters(); });
   m.def(
@@ -185,6 +186,22 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
       [](uintptr_t p, size_t n) { l4k_emu_register_range(reinterpret_cast<void*>(p), n); },
       py::arg("address"), py::arg("bytes"),
       "Makes host memory usable by kernels, with its exact extent.");
+  m.def(
+      "allocate_range",
+      [](uintptr_t p, size_t n, uintptr_t stream) {
+        l4k_emu_allocate_range(reinterpret_cast<void*>(p), n, reinterpret_cast<void*>(stream));
+      },
+      py::arg("address"), py::arg("bytes"), py::arg("stream"),
+      "The same, for an allocator that hands out memory on a stream.");
+  m.def(
+      "create_stream",
+      [] {
+        cudaStream_t stream = nullptr;
+        if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess)
+          throw std::runtime_error(Registry::get().refusal);
+        return reinterpret_cast<uintptr_t>(stream);
+      },
+      "A non-blocking stream.");
   m.def(
       "unregister_range",
       [](uintptr_t p, size_t n) { l4k_emu_unregister_range(reinterpret_cast<void*>(p), n); },

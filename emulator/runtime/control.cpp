@@ -1,10 +1,11 @@
 // The C interface of include/l4k_emulator.h, settings from text, counters as text.
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #include "l4k_emulator.h"
-#include "runtime/registry.h"
+#include "runtime/work.h"
 
 namespace l4k::emu {
 namespace {
@@ -28,6 +29,7 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     else if (key == "perturb" && numeric) s->perturb = number != 0;
     else if (key == "limit" && numeric) s->max_instructions = number;
     else if (key == "print" && numeric) s->print = number != 0;
+    else if (key == "leaks" && numeric) s->leaks = number != 0;
     else if (key == "fp8" && value == "exact") s->fp8 = Fp8Accumulation::exact;
     else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
     else if (key == "stop" && s->reports.set_stop(value)) continue;
@@ -57,9 +59,20 @@ const char* class_of(const std::string& opcode) {
   return "arithmetic";
 }
 
+void print_leaks() {
+  const Machine& m = Machine::get();
+  if (!m.settings.leaks) return;
+  m.memory.for_each_live([](const Range& r) {
+    if (!r.allocated() || r.owner == Owner::variable) return;
+    std::fprintf(stderr, "l4k emulator: leak: %llu bytes at %s were never freed\n",
+                 static_cast<unsigned long long>(r.bytes()), hex(r.begin).c_str());
+  });
+}
+
 }  // namespace
 
 void Machine::configure_from_environment() {
+  std::atexit(print_leaks);
   Settings s;
   s.print = true;
   std::string error;
@@ -173,13 +186,22 @@ const char* l4k_emu_counters(void) {
   return text.c_str();
 }
 void l4k_emu_register_range(const void* p, size_t n) { Machine::get().memory.add_range(p, n); }
+void l4k_emu_allocate_range(const void* p, size_t n, void* stream) {
+  Lock lock(runtime_mutex());
+  l4k_emu_register_range(p, n);
+  submit(static_cast<cudaStream_t>(stream), AllocationWork{const_cast<void*>(p), n});
+}
 void l4k_emu_unregister_range(const void* p, size_t n) {
-  Machine::get().synchronize();
+  l4k_emu_synchronize();
   Machine::get().memory.remove_range(p, n);
 }
 void l4k_emu_end_range(const void* p, size_t n, const char* name) {
   Machine::get().memory.end_range(p, n, Machine::get().next_launch(), name);
 }
-int l4k_emu_synchronize(void) { return Machine::get().synchronize() ? 0 : -1; }
+int l4k_emu_synchronize(void) {
+  Lock lock(runtime_mutex());
+  Streams::get().host_waits_for_all();
+  return Machine::get().synchronize() ? 0 : -1;
+}
 
 }  // extern "C"

@@ -1,84 +1,18 @@
-// Devices, functions, occupancy, streams, events, errors.
+// Functions, occupancy, and the driver's entry points.
 #include <cuda.h>
 
-#include <chrono>
+#include <dlfcn.h>
+
 #include <cstring>
 
-#include "runtime/registry.h"
+#include "runtime/streams.h"
 #include "tensor/tensor_map.h"
 
 using namespace l4k::emu;
 
 namespace {
 
-int attribute(cudaDeviceAttr a, bool* known) {
-  int sms = static_cast<int>(Machine::get().settings.sms);
-  switch (a) {
-    case cudaDevAttrMaxThreadsPerBlock:
-      return 1024;
-    case cudaDevAttrMaxBlockDimX:
-    case cudaDevAttrMaxBlockDimY:
-      return 1024;
-    case cudaDevAttrMaxBlockDimZ:
-      return 64;
-    case cudaDevAttrMaxGridDimX:
-      return 0x7fffffff;
-    case cudaDevAttrMaxGridDimY:
-    case cudaDevAttrMaxGridDimZ:
-      return 65535;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      return 48 * 1024;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return 227 * 1024;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      return 228 * 1024;
-    case cudaDevAttrReservedSharedMemoryPerBlock:
-      return 1024;
-    case cudaDevAttrTotalConstantMemory:
-      return 65536;
-    case cudaDevAttrWarpSize:
-      return 32;
-    case cudaDevAttrMaxRegistersPerBlock:
-    case cudaDevAttrMaxRegistersPerMultiprocessor:
-      return 65536;
-    case cudaDevAttrClockRate:
-      return 1980000;
-    case cudaDevAttrMemoryClockRate:
-      return 2619000;
-    case cudaDevAttrGlobalMemoryBusWidth:
-      return 6144;
-    case cudaDevAttrMultiProcessorCount:
-      return sms;
-    case cudaDevAttrL2CacheSize:
-      return 50 * 1024 * 1024;
-    case cudaDevAttrMaxThreadsPerMultiProcessor:
-      return 2048;
-    case cudaDevAttrMaxBlocksPerMultiprocessor:
-      return 32;
-    case cudaDevAttrComputeCapabilityMajor:
-      return 9;
-    case cudaDevAttrComputeCapabilityMinor:
-      return 0;
-    case cudaDevAttrCooperativeLaunch:
-    case cudaDevAttrUnifiedAddressing:
-    case cudaDevAttrManagedMemory:
-    case cudaDevAttrConcurrentKernels:
-    case cudaDevAttrMemoryPoolsSupported:
-    case cudaDevAttrStreamPrioritiesSupported:
-      return 1;
-    case cudaDevAttrTextureAlignment:
-      return 512;
-    default:
-      *known = false;
-      return 0;
-  }
-}
-
 uint32_t static_shared(const Program& p) { return p.static_shared_end - 1024; }
-
-struct Event {
-  std::chrono::steady_clock::time_point time;
-};
 
 CUresult encode_tiled_entry(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank,
                             void* address, const cuuint64_t* dims, const cuuint64_t* strides,
@@ -90,29 +24,25 @@ CUresult encode_tiled_entry(CUtensorMap* map, CUtensorMapDataType type, cuuint32
   if (r.code != EncodeCode::ok) note_refusal(r.reason);
   return static_cast<CUresult>(r.code);
 }
-CUresult error_string(CUresult e, const char** s) {
-  *s = e == CUDA_SUCCESS               ? "no error"
-       : e == CUDA_ERROR_INVALID_VALUE ? "invalid argument"
-                                       : "error";
-  return CUDA_SUCCESS;
-}
-CUresult error_name(CUresult e, const char** s) {
-  *s = e == CUDA_SUCCESS               ? "CUDA_SUCCESS"
-       : e == CUDA_ERROR_INVALID_VALUE ? "CUDA_ERROR_INVALID_VALUE"
-                                       : "CUDA_ERROR";
-  return CUDA_SUCCESS;
+// The newest version of a driver function that this library has; null: it has none.
+void* driver_function(const std::string& name) {
+  static void* library = [] {
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(&encode_tiled_entry), &info);
+    return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  }();
+  if (name.rfind("cu", 0) != 0 || name.rfind("cuda", 0) == 0 || !library) return nullptr;
+  for (const char* version : {"_v4", "_v3", "_v2", ""})
+    if (void* f = dlsym(library, (name + version).c_str())) return f;
+  return nullptr;
 }
 
 cudaError_t entry_point(const char* name, void** f, cudaDriverEntryPointQueryResult* result) {
-  std::string n = name;
-  *f = n == "cuTensorMapEncodeTiled" ? reinterpret_cast<void*>(encode_tiled_entry)
-       : n == "cuGetErrorString"     ? reinterpret_cast<void*>(error_string)
-       : n == "cuGetErrorName"       ? reinterpret_cast<void*>(error_name)
-                                     : nullptr;
+  *f = driver_function(name);
   if (result) *result = *f ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   if (!*f)
-    return refuse(cudaErrorNotSupported,
-                  "driver entry point " + n + " is not implemented by the emulator");
+    return refuse(cudaErrorNotSupported, std::string("driver entry point ") + name +
+                                             " is not implemented by the emulator");
   return cudaSuccess;
 }
 
@@ -120,48 +50,12 @@ cudaError_t entry_point(const char* name, void** f, cudaDriverEntryPointQueryRes
 
 extern "C" {
 
-cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* d) { return *d = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int d) {
-  return d == 0 ? cudaSuccess : refuse(cudaErrorInvalidDevice, "the emulator has device 0 only");
-}
-cudaError_t cudaDriverGetVersion(int* v) { return *v = 13000, cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int* v) { return *v = 13000, cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) {
-  bool known = true;
-  *v = attribute(a, &known);
-  return known ? cudaSuccess
-               : refuse(cudaErrorNotSupported,
-                        "device attribute " + std::to_string(int(a)) + " is not implemented");
-}
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  std::memset(p, 0, sizeof *p);
-  std::strcpy(p->name, "l4k emulator (sm_90a)");
-  p->totalGlobalMem = size_t{141} << 30;
-  p->sharedMemPerBlock = 48 * 1024, p->sharedMemPerBlockOptin = 227 * 1024;
-  p->sharedMemPerMultiprocessor = 228 * 1024, p->reservedSharedMemPerBlock = 1024;
-  p->regsPerBlock = p->regsPerMultiprocessor = 65536;
-  p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048;
-  p->maxBlocksPerMultiProcessor = 32;
-  p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
-  p->maxGridSize[0] = 0x7fffffff, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
-  p->totalConstMem = 65536, p->major = 9, p->minor = 0;
-  p->multiProcessorCount = static_cast<int>(Machine::get().settings.sms);
-  p->l2CacheSize = 50 * 1024 * 1024, p->memoryBusWidth = 6144;
-  p->cooperativeLaunch = p->unifiedAddressing = p->managedMemory = p->concurrentKernels = 1;
-  p->textureAlignment = 512;
-  return cudaSuccess;
-}
-cudaError_t cudaDeviceSynchronize() {
-  Machine::get().synchronize();
-  return status();
-}
 cudaError_t cudaDeviceReset() {
+  Lock lock(runtime_mutex());
   Machine::get().synchronize();
   Machine::get().reset();
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSetLimit(cudaLimit, size_t) { return cudaSuccess; }
 
 cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) {
   Kernel* k = Registry::get().find(f);
@@ -182,6 +76,7 @@ cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) {
       k->non_portable_cluster = v != 0;
       return cudaSuccess;
     case cudaFuncAttributePreferredSharedMemoryCarveout:
+    case cudaFuncAttributeClusterSchedulingPolicyPreference:
       return cudaSuccess;
     default:
       return refuse(cudaErrorInvalidValue,
@@ -234,94 +129,41 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* n, const void* f, const cudaLaun
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamCreate(cudaStream_t* s) {
-  return *s = reinterpret_cast<cudaStream_t>(new char), cudaSuccess;
+cudaError_t cudaOccupancyMaxPotentialClusterSize(int* size, const void* f,
+                                                 const cudaLaunchConfig_t*) {
+  Kernel* k = Registry::get().find(f);
+  if (!k) return Registry::get().last;
+  return *size = k->non_portable_cluster ? 16 : 8, cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) {
-  return cudaStreamCreate(s);
+cudaError_t cudaOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, const void* f, int ctas, int) {
+  Kernel* k = Registry::get().find(f);
+  const Program* p = k ? k->load() : nullptr;
+  if (!p) return Registry::get().last;
+  if (ctas < 1) return refuse(cudaErrorInvalidValue, "cudaOccupancyAvailableDynamicSMemPerBlock");
+  size_t each = std::min<size_t>(228 * 1024 / static_cast<size_t>(ctas) - 1024, 227 * 1024);
+  return *bytes = each > static_shared(*p) ? each - static_shared(*p) : 0, cudaSuccess;
 }
-cudaError_t cudaStreamDestroy(cudaStream_t s) {
-  Machine::get().synchronize();
-  delete reinterpret_cast<char*>(s);
-  return status();
+cudaError_t cudaGetFuncBySymbol(cudaFunction_t* function, const void* symbol) {
+  *function = reinterpret_cast<cudaFunction_t>(Registry::get().find(symbol));
+  return *function ? cudaSuccess : Registry::get().last;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaStreamQuery(cudaStream_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return status(); }
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) {
-  return *s = cudaStreamCaptureStatusNone, cudaSuccess;
+cudaError_t cudaGetKernel(cudaKernel_t* kernel, const void* symbol) {
+  *kernel = reinterpret_cast<cudaKernel_t>(Registry::get().find(symbol));
+  return *kernel ? cudaSuccess : Registry::get().last;
 }
-cudaError_t cudaEventCreate(cudaEvent_t* e) {
-  return *e = reinterpret_cast<cudaEvent_t>(new Event), cudaSuccess;
+cudaError_t cudaFuncGetName(const char** name, const void* f) {
+  Kernel* k = Registry::get().find(f);
+  return k ? (*name = k->name.c_str(), cudaSuccess) : Registry::get().last;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return cudaEventCreate(e); }
-cudaError_t cudaEventDestroy(cudaEvent_t e) {
-  return delete reinterpret_cast<Event*>(e), cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t) {
-  Machine::get().synchronize();
-  reinterpret_cast<Event*>(e)->time = std::chrono::steady_clock::now();
-  return status();
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaDeviceSynchronize(); }
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a,
-                                 cudaEvent_t b) {  // the emulator's own time
-  *ms = std::chrono::duration<float, std::milli>(reinterpret_cast<Event*>(b)->time -
-                                                 reinterpret_cast<Event*>(a)->time)
-            .count();
+cudaError_t cudaFuncGetParamInfo(const void* f, size_t index, size_t* offset, size_t* bytes) {
+  Kernel* k = Registry::get().find(f);
+  const Program* p = k ? k->load() : nullptr;
+  if (!p) return Registry::get().last;
+  if (index >= p->ptx->params.size())
+    return refuse(cudaErrorInvalidValue, k->name + " has no parameter " + std::to_string(index));
+  *offset = p->ptx->params[index]->address;
+  if (bytes) *bytes = p->ptx->params[index]->bytes;
   return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError() {
-  cudaError_t e = Registry::get().last;
-  if (!Machine::get().failed()) Registry::get().last = cudaSuccess;
-  return e;
-}
-cudaError_t cudaPeekAtLastError() { return Registry::get().last; }
-const char* cudaGetErrorName(cudaError_t e) {
-  switch (e) {
-    case cudaSuccess:
-      return "cudaSuccess";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration:
-      return "cudaErrorInvalidConfiguration";
-    case cudaErrorInvalidDeviceFunction:
-      return "cudaErrorInvalidDeviceFunction";
-    case cudaErrorInvalidPtx:
-      return "cudaErrorInvalidPtx";
-    case cudaErrorNoKernelImageForDevice:
-      return "cudaErrorNoKernelImageForDevice";
-    case cudaErrorLaunchOutOfResources:
-      return "cudaErrorLaunchOutOfResources";
-    case cudaErrorLaunchFailure:
-      return "cudaErrorLaunchFailure";
-    case cudaErrorCooperativeLaunchTooLarge:
-      return "cudaErrorCooperativeLaunchTooLarge";
-    case cudaErrorInvalidClusterSize:
-      return "cudaErrorInvalidClusterSize";
-    case cudaErrorNotSupported:
-      return "cudaErrorNotSupported";
-    default:
-      return "cudaError";
-  }
-}
-const char* cudaGetErrorString(cudaError_t e) {
-  // The reason is worth more than the name; it is kept until the next refusal. A report that has
-  // been printed is not printed again by programs that print this.
-  static std::string text;
-  const Machine& m = Machine::get();
-  if (e == cudaErrorLaunchFailure && m.failed())
-    text = "emulator: " + (m.settings.print ? m.report.title() : m.report.text());
-  else if (e != cudaSuccess && e == Registry::get().last && !Registry::get().refusal.empty())
-    text = Registry::get().refusal;
-  else return e == cudaSuccess ? "no error" : cudaGetErrorName(e);
-  return text.c_str();
 }
 
 cudaError_t cudaGetDriverEntryPoint(const char* name, void** f, unsigned long long,

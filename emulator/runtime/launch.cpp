@@ -1,7 +1,7 @@
 // A launch: what the driver would refuse is refused, then the machine runs it.
 #include <cstring>
 
-#include "runtime/registry.h"
+#include "runtime/graph.h"
 
 namespace l4k::emu {
 namespace {
@@ -14,16 +14,10 @@ std::string triple(dim3 d) {
 
 uint64_t volume(dim3 d) { return uint64_t{d.x} * d.y * d.z; }
 
-// What the launch attributes ask for.
-struct Attributes {
-  dim3 cluster{1, 1, 1};
-  bool programmatic = false, cooperative = false;
-};
-
 // cudaSuccess, or refused as the driver would; so do the checks below.
 cudaError_t read_attributes(const Kernel& k, const PtxFunction& f,
                             const cudaLaunchAttribute* attributes, unsigned count,
-                            Attributes* out) {
+                            LaunchAttributes* out) {
   if (f.cluster[0]) out->cluster = dim3(f.cluster[0], f.cluster[1], f.cluster[2]);
   for (unsigned i = 0; i < count; ++i) {
     const cudaLaunchAttribute& a = attributes[i];
@@ -44,6 +38,8 @@ cudaError_t read_attributes(const Kernel& k, const PtxFunction& f,
         break;
       case cudaLaunchAttributeIgnore:
       case cudaLaunchAttributePriority:
+      case cudaLaunchAttributeSynchronizationPolicy:
+      case cudaLaunchAttributeMemSyncDomainMap:
       case cudaLaunchAttributeAccessPolicyWindow:
       case cudaLaunchAttributeMemSyncDomain:
       case cudaLaunchAttributePreferredSharedMemoryCarveout:
@@ -117,28 +113,21 @@ cudaError_t check_occupancy(const Kernel& k, uint64_t ctas, uint64_t threads, ui
   return cudaSuccess;
 }
 
-void copy_arguments(const PtxFunction& f, void** args, Launch* l) {
-  // Tensor maps in the block must keep their 64-byte alignment.
-  l->params.assign(f.param_bytes + 256, 0);
-  auto base = reinterpret_cast<uint64_t>(l->params.data());
-  l->param_base = (base + 127) / 128 * 128;
-  for (size_t i = 0; i < f.params.size(); ++i)
-    std::memcpy(reinterpret_cast<void*>(l->param_base + f.params[i]->address), args[i],
-                f.params[i]->bytes);
-}
+cudaError_t refused() { return Registry::get().last; }
 
 }  // namespace
 
-cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
-                const cudaLaunchAttribute* attributes, unsigned count) {
+cudaError_t prepare(KernelWork* work, const void* function, dim3 grid, dim3 block, void** args,
+                    size_t shared, const cudaLaunchAttribute* attributes, unsigned count) {
   if (Machine::get().failed()) return status();
   Kernel* k = Registry::get().find(function);
-  if (!k) return Registry::get().last;
-  const Program* p = k->load();
-  if (!p) return Registry::get().last;
+  const Program* p = k ? k->load() : nullptr;
+  if (!p) return refused();
   const PtxFunction& f = *p->ptx;
+  if (!args && !f.params.empty())
+    return refuse(cudaErrorInvalidValue, k->name + ": no arguments, but it has parameters");
   uint64_t fixed = p->static_shared_end - 1024;
-  Attributes asked;
+  LaunchAttributes asked;
   cudaError_t e = read_attributes(*k, f, attributes, count, &asked);
   if (e == cudaSuccess) e = check_shape(*k, f, grid, block);
   if (e == cudaSuccess) e = check_shared(*k, fixed, shared);
@@ -146,17 +135,51 @@ cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t
   if (e == cudaSuccess)
     e = check_occupancy(*k, volume(grid), volume(block), fixed + shared, asked.cooperative);
   if (e != cudaSuccess) return e;
+  *work = {k, grid, block, shared, asked, std::vector<uint8_t>(f.param_bytes), {}};
+  for (size_t i = 0; i < f.params.size(); ++i) {
+    work->arguments.push_back(work->params.data() + f.params[i]->address);
+    std::memcpy(work->arguments.back(), args[i], f.params[i]->bytes);
+  }
+  return cudaSuccess;
+}
+
+cudaError_t prepare_packed(KernelWork* work, const void* function, dim3 grid, dim3 block,
+                           const void* params, size_t bytes, size_t shared) {
+  Kernel* k = Registry::get().find(function);
+  const Program* p = k ? k->load() : nullptr;
+  if (!p) return refused();
+  std::vector<uint8_t> block_of_params(p->ptx->param_bytes);
+  std::memcpy(block_of_params.data(), params, std::min(bytes, block_of_params.size()));
+  std::vector<void*> args;
+  for (const auto& param : p->ptx->params) args.push_back(block_of_params.data() + param->address);
+  return prepare(work, function, grid, block, args.data(), shared, nullptr, 0);
+}
+
+cudaError_t launch(const KernelWork& work, const StreamOperationPtr& operation) {
   auto l = std::make_unique<Launch>();
-  l->program = p;
-  l->programmatic = asked.programmatic;
-  const dim3* shapes[] = {&grid, &block, &asked.cluster};
+  l->program = work.kernel->program;
+  l->operation = operation;
+  l->programmatic = work.asked.programmatic;
+  const dim3* shapes[] = {&work.grid, &work.block, &work.asked.cluster};
   uint32_t* into[] = {l->grid, l->block, l->cluster};
   for (int i = 0; i < 3; ++i)
     into[i][0] = shapes[i]->x, into[i][1] = shapes[i]->y, into[i][2] = shapes[i]->z;
-  l->dynamic_shared = static_cast<uint32_t>(shared);
-  copy_arguments(f, args, l.get());
+  l->dynamic_shared = static_cast<uint32_t>(work.shared);
+  // Tensor maps in the block must keep their 64-byte alignment.
+  l->params.assign(work.params.size() + 256, 0);
+  l->param_base = (reinterpret_cast<uint64_t>(l->params.data()) + 127) / 128 * 128;
+  std::memcpy(reinterpret_cast<void*>(l->param_base), work.params.data(), work.params.size());
   Machine::get().launch(std::move(l));
   return status();
+}
+
+cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
+                const cudaLaunchAttribute* attributes, unsigned count, cudaStream_t stream) {
+  Lock lock(runtime_mutex());
+  KernelWork work;
+  if (cudaError_t e = prepare(&work, function, grid, block, args, shared, attributes, count))
+    return e;
+  return submit(stream, std::move(work));
 }
 
 }  // namespace l4k::emu

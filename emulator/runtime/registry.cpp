@@ -23,7 +23,8 @@ void note_refusal(const std::string& why) {
 
 cudaError_t refuse(cudaError_t error, const std::string& why) {
   note_refusal(why);
-  return Registry::get().last = error;
+  Registry& r = Registry::get();
+  return r.last = r.refused = error;
 }
 
 cudaError_t status() {
@@ -165,28 +166,25 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
   return *kernel ? cudaSuccess : Registry::get().last;
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** args,
-                               size_t shared, cudaStream_t) {
-  return run(kernel, grid, block, args, shared, nullptr, 0);
-}
-cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 block, void** args,
-                                    size_t shared, cudaStream_t) {
-  return run(kernel, grid, block, args, shared, nullptr, 0);
+                               size_t shared, cudaStream_t stream) {
+  return run(kernel, grid, block, args, shared, nullptr, 0, stream);
 }
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** args,
-                             size_t shared, cudaStream_t) {
-  return run(function, grid, block, args, shared, nullptr, 0);
+                             size_t shared, cudaStream_t stream) {
+  return run(function, grid, block, args, shared, nullptr, 0, stream);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** args) {
   if (!c) return refuse(cudaErrorInvalidValue, "cudaLaunchKernelExC without a configuration");
-  return run(function, c->gridDim, c->blockDim, args, c->dynamicSmemBytes, c->attrs, c->numAttrs);
+  return run(function, c->gridDim, c->blockDim, args, c->dynamicSmemBytes, c->attrs, c->numAttrs,
+             c->stream);
 }
 cudaError_t cudaLaunchCooperativeKernel(const void* function, dim3 grid, dim3 block, void** args,
-                                        size_t shared, cudaStream_t) {
+                                        size_t shared, cudaStream_t stream) {
   cudaLaunchAttribute a;
   std::memset(&a, 0, sizeof a);
   a.id = cudaLaunchAttributeCooperative;
   a.val.cooperative = 1;
-  return run(function, grid, block, args, shared, &a, 1);
+  return run(function, grid, block, args, shared, &a, 1, stream);
 }
 
 }  // extern "C"

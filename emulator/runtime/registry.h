@@ -39,13 +39,16 @@ struct Registry {
   std::vector<std::unique_ptr<FatBinary>> binaries;
   std::map<const void*, std::unique_ptr<Kernel>> kernels;  // by host function
   std::map<const void*, DeviceVariable> variables;
-  cudaError_t last = cudaSuccess;
+  cudaError_t last = cudaSuccess;     // cudaGetLastError
+  cudaError_t refused = cudaSuccess;  // the last call that was refused, and why
   std::string refusal;
   static Registry& get();
   // A host function, or a kernel handle that __cudaGetKernel returned.
   Kernel* find(const void* function);
   const Variable* variable(const void* symbol);
 };
+
+inline constexpr size_t kTotalMemory = size_t{141} << 30;  // an H200's
 
 // Says why a call is refused, on stderr too, once: programs often print no more than a number.
 void note_refusal(const std::string& why);
@@ -56,6 +59,7 @@ cudaError_t status();
 // An entry of PTX text as a kernel to `run`; throws PtxError.
 Kernel* add_ptx_kernel(const std::string& text, const std::string& entry);
 cudaError_t run(const void* function, dim3 grid, dim3 block, void** args, size_t shared,
-                const cudaLaunchAttribute* attributes, unsigned count);
+                const cudaLaunchAttribute* attributes, unsigned count,
+                cudaStream_t stream = nullptr);
 
 }  // namespace l4k::emu

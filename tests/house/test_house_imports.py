@@ -42,7 +42,7 @@ COMING = {  # rooms that nobody has moved into
     "l4kernels.server",
 }
 
-SYSTEM = r"[a-z_]+|(cxxabi|immintrin|link|stddef|stdint)\.h"  # of C++ and of Linux
+SYSTEM = r"[a-z_]+|(cxxabi|dlfcn|immintrin|link|stddef|stdint)\.h"  # of C++ and of Linux
 
 # A file under the prefix may include what matches; the first prefix that fits decides.
 INCLUDES = [

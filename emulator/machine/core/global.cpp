@@ -44,6 +44,7 @@ class Tracker {
   void check_overlap(const Sector& s, uint64_t at, uint32_t mask);
   void check_warps(const Sector& s, uint64_t at, uint32_t mask);
   void check_ctas(const Sector& s, uint64_t at, uint32_t mask);
+  void note_operation(uint64_t at, uint32_t mask);
   void note_read(Sector& s, uint32_t mask);
   void note_write(Sector& s, uint64_t at, uint32_t mask);
   void report(KindName kind, std::string what, uint64_t at, uint32_t mask) const;
@@ -189,7 +190,21 @@ void Tracker::note_write(Sector& s, uint64_t at, uint32_t mask) {
   if (how_ == Access::buffered_write) s.unpublished |= mask;
 }
 
+// Operations of several streams: what each touches is compared, too.
+void Tracker::note_operation(uint64_t at, uint32_t mask) {
+  Touching how = how_ == Access::atomic || how_ == Access::coherent_read ? Touching::atomic
+                 : stores()                                                ? Touching::write
+                                                                           : Touching::read;
+  while (mask) {
+    auto begin = static_cast<uint32_t>(std::countr_zero(mask)),
+         n = static_cast<uint32_t>(std::countr_one(mask >> begin));
+    m_.order.note(l_.operation, at + begin, n, how, lane_);
+    mask &= ~static_cast<uint32_t>(((uint64_t{1} << n) - 1) << begin);
+  }
+}
+
 void Tracker::note(uint64_t at, uint32_t mask) {
+  if (m_.order.following() && l_.operation) note_operation(at, mask);
   Sector& s = m_.sectors.at(at);
   // Most loads read what no kernel that runs has written.
   if (!chained_ && plain() && s.launch != tag_) return note_read(s, mask);
@@ -290,7 +305,7 @@ uint8_t* global_pointer(Warp& w, int lane, uint64_t address, uint64_t bytes, boo
                     std::to_string(r->end - r->begin) +
                     " bytes that was freed before this kernel was launched",
                 lane, address);
-  if (write && r->read_only)
+  if (write && r->read_only())
     fault_at("global-read-only", "writes a kernel parameter or constant", lane, address);
   return reinterpret_cast<uint8_t*>(address);
 }
@@ -312,19 +327,24 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
   }
 }
 
+bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, bool write) {
+  auto allowed = [&](uint64_t at, uint64_t n) {
+    const Range* r = w.m->ranges.find(at, n);
+    return r && !r->ended && !(write && r->read_only());
+  };
+  uint64_t all = 0;
+  for (uint32_t l = lanes; l; l &= l - 1) all |= address[std::countr_zero(l)];
+  if (all & (bytes - 1)) return false;
+  Extent e = extent_of(address, lanes, bytes);
+  if (allowed(e.low, e.high - e.low)) return true;
+  for (; lanes; lanes &= lanes - 1)
+    if (!allowed(address[std::countr_zero(lanes)], bytes)) return false;
+  return true;
+}
+
 bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how) {
   Extent e = extent_of(address, lanes, bytes);
-  bool write = how >= Access::write;
-  int first = std::countr_zero(lanes);
-  if (w.m->ranges.find(e.low, e.high - e.low)) {
-    global_pointer(w, first, e.low, e.high - e.low, write);  // what else may be wrong with it
-  } else {
-    for (uint32_t l = lanes; l; l &= l - 1) {
-      int lane = std::countr_zero(l);
-      global_pointer(w, lane, address[lane], bytes, write);
-    }
-  }
-  Tracker tracker(w, how, address, lanes, bytes, first);
+  Tracker tracker(w, how, address, lanes, bytes, std::countr_zero(lanes));
   uint64_t sectors = for_each_sector(e, address, lanes, bytes,
                                      [&](uint64_t at, uint32_t mask) { tracker.note(at, mask); });
   count_sectors(w, sectors, lanes, bytes);

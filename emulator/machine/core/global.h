@@ -23,8 +23,11 @@ void note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
 // Faults if another CTA holds one of these bytes in its store buffer.
 void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 
-// A load or store by several lanes: `bytes` at each lane's address, aligned. Checks bounds, counts and
-// notes the access, sector by sector. Whether store buffers hold newer bytes than memory.
+// Whether all lanes' accesses are aligned, inside live allocations, and allowed. Else they go lane by
+// lane, which finds the first at fault.
+bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, bool write);
+// A load or store by several lanes: `bytes` at each lane's address. Counts and notes the access, sector
+// by sector. Whether store buffers hold newer bytes than memory.
 bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how);
 // After that, the values of one lane.
 void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, bool buffered);

@@ -35,6 +35,7 @@ void Machine::reset() {
   went_on.clear();
   kept_.clear();
   sectors.clear();
+  order.forget();
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);
 }
@@ -42,7 +43,9 @@ void Machine::reset() {
 bool Machine::launch(std::unique_ptr<Launch> l) {
   if (failed()) return false;
   if (sms_.size() != settings.sms) sms_.assign(settings.sms, Sm{});
-  if (!l->programmatic || settings.mode == Mode::early) {
+  bool same_stream = !launches_.empty() && l->operation && launches_.back()->operation &&
+                     l->operation->lane == launches_.back()->operation->lane;
+  if (!l->programmatic || !same_stream || settings.mode == Mode::early) {
     run_until_done(0);
     if (failed()) return false;
   }
@@ -62,13 +65,13 @@ bool Machine::launch(std::unique_ptr<Launch> l) {
   l->tracks_flags = l->ctas() <= 256;
   l->released.assign(l->ctas(), 0);
   l->proxied = l->released;
-  memory.add_range(l->params.data(), l->params.size(), true);
+  memory.add_range(l->params.data(), l->params.size(), Owner::parameters);
   auto& counters = kernel_counters[p.ptx->name];
   counters.kernel = p.ptx->name;
   ++counters.launches;
   counted_programs[p.ptx->name] = &p;
   bool overlaps = p.launches_dependents && late();
-  bool alone = launches_.empty() && !l->programmatic && !overlaps;
+  bool alone = launches_.empty() && !l->programmatic && !overlaps && !order.following();
   uint32_t shards = alone && !p.communicates ? shards_of(*l) : 1;
   launches_.push_back(std::move(l));
   if (shards > 1) run_shards(*launches_.front(), shards);

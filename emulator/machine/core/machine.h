@@ -38,6 +38,7 @@ class Machine final : public FaultListener {
   GlobalMemory& memory;
   RangeCache ranges{memory};
   SectorTable sectors;
+  StreamOrder order;
   Report report;                // the one that ended the run, since the last reset
   std::vector<Report> went_on;  // those after which it went on, each kind once per place
   ReportTally tally;
@@ -55,6 +56,7 @@ class Machine final : public FaultListener {
   // False: an error, in `report`.
   bool launch(std::unique_ptr<Launch> l);
   bool synchronize();
+  void perform(const std::function<void()>& operation);  // one that is no kernel; its faults
   std::map<std::string, KernelCounters> kernel_counters;
   std::map<std::string, const Program*> counted_programs;
 

@@ -160,6 +160,7 @@ uint32_t read_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t 
       return w.undefined_local.find(lane_byte(lane, address), bytes, from);
     case Space::global:
       lanes[lane] = address;
+      global_pointer(w, lane, address, bytes, false);
       if (is_coherent(order)) acquire_global(w, address, order);
       buffered = touch_global(w, lanes, 1u << lane, bytes, load_access(order));
       read_touched(w, address, out, bytes, buffered);
@@ -195,6 +196,7 @@ void write_memory(Warp& w, int lane, Space space, uint64_t address, uint32_t byt
       return;
     case Space::global:
       lanes[lane] = address;
+      global_pointer(w, lane, address, bytes, true);
       touch_global(w, lanes, 1u << lane, bytes, store_access(w, order));
       write_touched(w, address, data, bytes, store_access(w, order));
       if (is_coherent(order)) release_global(w, address);

@@ -98,7 +98,19 @@ void Machine::summarize() {
   if (settings.print && !s.empty()) std::fprintf(stderr, "l4k emulator: %s\n", s.c_str());
 }
 
-static Where where_is(const Warp* w, const Inst* in) { return {w, in ? in : &w->current()}; }
+static Where where_is(const Warp* w, const Inst* in) {
+  return {w, in || !w ? in : &w->current()};
+}
+
+void Machine::perform(const std::function<void()>& operation) {
+  FaultListener::current = this;
+  at_ = {};
+  try {
+    operation();
+  } catch (const Fault& f) {
+    record(f, {});
+  }
+}
 
 bool Machine::goes_on_after(const Fault& f) { return keep(f, where_is(at_.warp, at_.inst), false); }
 bool Machine::goes_on_without(const Fault& f) {
@@ -111,7 +123,7 @@ bool Machine::goes_on_without(const Fault& f) {
 bool Machine::keep(const Fault& f, const Where& where, bool left_out) {
   const FaultKind& kind = *f.kind;
   auto it = kept_.find({&kind, where.inst});
-  if (it == kept_.end()) {
+  if (it == kept_.end() || !where.inst) {
     Report r = make_report(f, where);
     size_t index = kIgnored;
     if (!settings.reports.ignores(kind, r.places)) {
@@ -119,7 +131,7 @@ bool Machine::keep(const Fault& f, const Where& where, bool left_out) {
       r.went_on = true, r.left_out = left_out, r.count = 0;
       index = add_report(std::move(r));
     }
-    it = kept_.insert({{&kind, where.inst}, index}).first;
+    it = kept_.insert_or_assign({&kind, where.inst}, index).first;
   }
   if (it->second == kIgnored) {
     ++tally.ignored;

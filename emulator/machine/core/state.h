@@ -13,8 +13,10 @@
 #include <vector>
 
 #include "check/global_memory.h"
+#include "check/sectors.h"
 #include "check/report.h"
 #include "check/shared_memory.h"
+#include "check/stream_order.h"
 #include "machine/core/in_flight.h"
 #include "machine/core/program.h"
 #include "tensor/mma.h"
@@ -45,6 +47,7 @@ struct Settings {
   Fp8Accumulation fp8 = Fp8Accumulation::hopper;
   ReportPolicy reports;
   bool print = false;   // reports go to stderr as well
+  bool leaks = false;   // what is still allocated at exit goes to stderr
   bool perturb = true;  // move approximations inside their documented error
   uint64_t max_instructions = uint64_t{1} << 40;
 };
@@ -308,6 +311,7 @@ struct Cluster {
 // What is launched.
 struct LaunchShape {
   const Program* program = nullptr;
+  StreamOperationPtr operation;  // its place among the operations of streams; null: alone
   uint32_t grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, cluster[3] = {1, 1, 1};
   uint32_t dynamic_shared = 0, dynamic_base = 0, shared_end = 0, entry_registers = 0, id = 0;
   bool programmatic = false;

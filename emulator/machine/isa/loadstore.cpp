@@ -37,15 +37,6 @@ Space common_space(Warp& w, Space space, u64* address) {
   return Space::shared;
 }
 
-void check_all_aligned(Warp& w, const u64* address, u32 bytes) {
-  u64 all = 0;
-  if (w.active == kAllLanes)
-    for (int i = 0; i < 32; ++i) all |= address[i];
-  if (w.active != kAllLanes || (all & (bytes - 1)))
-    for (u32 l = w.active; l; l &= l - 1)
-      check_aligned(address[std::countr_zero(l)], bytes, std::countr_zero(l));
-}
-
 // A load that polls: the same place, the same addresses, nothing has changed since.
 bool polls(Warp& w, const u64* address) {
   u64 key = w.active;
@@ -128,19 +119,20 @@ bool scatter(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address)
   return true;
 }
 
-void load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+bool load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
   u32 bytes = s.bytes();
-  check_all_aligned(w, address, bytes);
+  if (!accessible(w, address, w.active, bytes, false)) return false;
   if (is_coherent(s.order))
     for (u32 l = w.active; l; l &= l - 1) acquire_global(w, address[std::countr_zero(l)], s.order);
   bool buffered = touch_global(w, address, w.active, bytes, load_access(s.order));
-  if (!buffered && gather(w, in, s, address)) return;
+  if (!buffered && gather(w, in, s, address)) return true;
   alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     read_touched(w, address[i], data, bytes, buffered);
     spread(w, in, s, i, data);
   }
+  return true;
 }
 
 // A plain load from the CTA's own shared memory with nothing wrong, in one go; false: not so.
@@ -164,7 +156,7 @@ void load(Warp& w, const Inst& in) {
   addresses(w, in, address);
   if (is_coherent(s.order) && polls(w, address)) return;
   Space space = common_space(w, s.space, address);
-  if (space == Space::global) return load_global(w, in, s, address);
+  if (space == Space::global && load_global(w, in, s, address)) return;
   if (space == Space::shared) {
     count_shared(w, address, w.active, s.bytes());
     if (load_shared(w, in, s, address)) return;
@@ -179,9 +171,9 @@ void load(Warp& w, const Inst& in) {
   }
 }
 
-void store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+bool store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
   u32 bytes = s.bytes();
-  check_all_aligned(w, address, bytes);
+  if (!accessible(w, address, w.active, bytes, true)) return false;
   Access how = store_access(w, s.order);
   touch_global(w, address, w.active, bytes, how);
   alignas(16) uint8_t data[16];
@@ -191,6 +183,7 @@ void store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* add
     write_touched(w, address[i], data, bytes, how);
     if (is_coherent(s.order)) release_global(w, address[i]);
   }
+  return true;
 }
 
 // Values of one lane that are undefined, which has been stored.
@@ -225,18 +218,22 @@ void store(Warp& w, const Inst& in) {
   if (s.release == Release::wide) w.m->publish(*w.cta, &w);
   else if (s.release == Release::cta) w.m->publish_warp(w);
   Space space = common_space(w, s.space, address);
+  bool all = false;
   if (space == Space::global) {
     if (w.undefined)
       for (const Reg& r : in.list) w.use(r, w.active);
-    store_global(w, in, s, address);
-  } else if (space != Space::shared ||
-             (count_shared(w, address, w.active, s.bytes()), !store_shared(w, in, s, address))) {
+    all = store_global(w, in, s, address);
+  } else if (space == Space::shared) {
+    count_shared(w, address, w.active, s.bytes());
+    all = store_shared(w, in, s, address);
+  }
+  if (!all) {
     alignas(16) uint8_t data[16];
     for (u32 l = w.active; l; l &= l - 1) {
       int i = std::countr_zero(l);
       collect(w, in, s, i, data);
       write_memory(w, i, space, address[i], s.bytes(), data, s.order);
-      if (w.undefined >> i & 1) store_undefined(w, in, s, space, address[i], i);
+      if (space != Space::global && (w.undefined >> i & 1)) store_undefined(w, in, s, space, address[i], i);
     }
   }
   if (s.order == Order::volatile_) w.actor.tick();  // orders nothing among the warp's lanes
