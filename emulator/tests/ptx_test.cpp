@@ -155,6 +155,14 @@ void reports() {
       "mbarrier.init.shared.b64 [s], 1; "
       "W: mbarrier.try_wait.parity.shared.b64 %p1, [s], 0; @!%p1 bra W;",
       "deadlock");
+  const std::string init =
+      ".shared .align 8 .b8 s[16]; mov.u32 %d, 0; setp.eq.u32 %p1, %t0, 1; setp.eq.u32 %p2, %t0, "
+      "0; @%p1 mbarrier.init.shared.b64 [s], 1; bar.sync 0; ";
+  const std::string arrive = "@%p1 mbarrier.arrive.shared.b64 %w1, [s]; ";
+  const std::string inval = "@%p2 mbarrier.inval.shared.b64 [s];";
+  report(init + inval, "");  // by another lane, and nobody has used it
+  report(init + arrive + "bar.sync 0; " + inval, "");
+  report(init + "mbarrier.test_wait.parity.shared.b64 %p3, [s], 0; " + inval, "shared-race");
   report("trap; mov.u32 %d, 0;", "trap");
   report("mov.u32 %d, 0; tcgen05.mma.cta_group::1.kind::f16 [%d], %w0, %w0, %d, %p0;",
          "not-implemented");

@@ -71,11 +71,24 @@ void init(Warp& w, const Inst& in) {
   ++w.m->progress;
 }
 
+// Without a read noted: mbarrier.inval is a write only.
+Mbarrier& live_mbarrier(Warp& w, const SharedPlace& at, int lane) {
+  auto it = at.cta->mbarriers.find(at.offset);
+  if (it == at.cta->mbarriers.end())
+    fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
+  int64_t fenced = it->second.fenced_phase;  // then a relaxed cluster barrier is enough
+  if (!ordered(it->second.init_epoch, w.actor.seen) && (fenced < 0 || w.cluster_passed < fenced))
+    complain_at("shared-race",
+                "uses an mbarrier with no barrier between its initialisation and here", lane,
+                at.offset);
+  return it->second;
+}
+
 void invalidate(Warp& w, const Inst& in) {
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     SharedPlace at = own_place_of(w, in, in.modifiers.as<MbarrierAddress>().shared, i);
-    find_mbarrier(w, at, i);
+    live_mbarrier(w, at, i);
     at.cta->mbarriers.erase(at.offset);
     at.cta->shared->write(at.offset, 8, w.actor, i, Writer::generic);  // after its other users
     at.cta->shared->forget(at.offset, 8);
@@ -269,16 +282,9 @@ SharedPlace mbarrier_place(Warp& w, u64 address, bool shared_space, int lane) {
 }
 
 Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
-  auto it = at.cta->mbarriers.find(at.offset);
-  if (it == at.cta->mbarriers.end())
-    fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
-  int64_t fenced = it->second.fenced_phase;  // then a relaxed cluster barrier is enough
-  if (!ordered(it->second.init_epoch, w.actor.seen) && (fenced < 0 || w.cluster_passed < fenced))
-    complain_at("shared-race",
-                "uses an mbarrier with no barrier between its initialisation and here", lane,
-                at.offset);
+  Mbarrier& b = live_mbarrier(w, at, lane);
   at.cta->shared->note_read(at.offset, 8, w.actor);
-  return it->second;
+  return b;
 }
 
 void find_copy_mbarrier(Warp& w, const SharedPlace& at, int lane) {
