@@ -82,41 +82,42 @@ void collect(Warp& w, const Inst& in, const MemoryAccess& s, int lane, uint8_t* 
   }
 }
 
-// Elements as wide as their registers, straight from and to memory; false for others.
-template <typename T>
-void gather(Warp& w, const Inst& in, const u64* address) {
-  for (size_t k = 0; k < in.list.size(); ++k)
-    each_lane<T>(w, w.reg<T>(in.list[k]), [&](int i) {
-      T v;
-      std::memcpy(&v, reinterpret_cast<const void*>(address[i] + k * sizeof v), sizeof v);
-      return v;
-    });
-}
-bool gather(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+// Calls f with the type of the elements where it is their registers' too; whether it is.
+template <typename F>
+bool with_type(const MemoryAccess& s, F&& f) {
   if (s.element != s.reg) return false;
-  if (s.element == 4) gather<u32>(w, in, address);
-  else if (s.element == 2) gather<uint16_t>(w, in, address);
-  else if (s.element == 8) gather<u64>(w, in, address);
-  else return false;
-  return true;
-}
-template <typename T>
-void scatter(Warp& w, const Inst& in, const u64* address) {
-  for (size_t k = 0; k < in.list.size(); ++k) {
-    const T* v = w.reg<T>(in.list[k]);
-    for (u32 l = w.active; l; l &= l - 1) {
-      int i = std::countr_zero(l);
-      std::memcpy(reinterpret_cast<void*>(address[i] + k * sizeof *v), &v[i], sizeof *v);
-    }
+  switch (s.element) {
+    case 2:
+      return f(uint16_t{}), true;
+    case 4:
+      return f(u32{}), true;
+    case 8:
+      return f(u64{}), true;
+    default:
+      return false;
   }
 }
+
+// All lanes at once, from host memory.
+bool gather(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
+  return with_type(s, [&](auto v) {
+    using T = decltype(v);
+    for (size_t k = 0; k < in.list.size(); ++k)
+      each_lane<T>(w, w.reg<T>(in.list[k]), [&](int i) {
+        std::memcpy(&v, reinterpret_cast<const void*>(address[i] + k * sizeof v), sizeof v);
+        return v;
+      });
+  });
+}
 bool scatter(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
-  if (s.element != s.reg) return false;
-  if (s.element == 4) scatter<u32>(w, in, address);
-  else if (s.element == 2) scatter<uint16_t>(w, in, address);
-  else if (s.element == 8) scatter<u64>(w, in, address);
-  else return false;
-  return true;
+  return with_type(s, [&](auto v) {
+    for (size_t k = 0; k < in.list.size(); ++k)
+      for (u32 l = w.active; l; l &= l - 1) {
+        int i = std::countr_zero(l);
+        v = w.reg<decltype(v)>(in.list[k])[i];
+        std::memcpy(reinterpret_cast<void*>(address[i] + k * sizeof v), &v, sizeof v);
+      }
+  });
 }
 
 bool load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
