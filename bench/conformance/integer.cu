@@ -54,6 +54,24 @@
   SIGNED(X, R_R, "bfind.shiftamt") \
   LONG(X, R_L, "bfind")
 
+#define SATURATED(X)              \
+  X(R_RR, "add.sat.s32", "")      \
+  X(R_RR, "sub.sat.s32", "")      \
+  X(R_RRR, "mad.hi.sat.s32", "")  \
+  SIGNED(X, R_RR, "mul24.lo")     \
+  SIGNED(X, R_RR, "mul24.hi")     \
+  SIGNED(X, R_RRR, "mad24.lo")    \
+  X(R_RR, "bmsk.clamp.b32", "")   \
+  X(R_RR, "bmsk.wrap.b32", "")    \
+  X(R_RR, "szext.clamp.s32", "")  \
+  X(R_RR, "szext.wrap.u32", "")   \
+  X(R_RRR, "fns.b32", "")         \
+  X(R_RRR, "dp2a.lo.s32.s32", "") \
+  X(R_RRR, "dp2a.hi.u32.u32", "") \
+  X(R_RR, "min.s16x2", "")        \
+  X(R_RR, "max.u16x2", "")        \
+  X(R_RR, "add.s16x2", "")
+
 #define CASES(X)               \
   X(R_RR, "add.u32", "")       \
   X(L_LL, "sub.u64", "")       \
@@ -80,7 +98,8 @@
   DOT(X, "dp4a")               \
   SHIFTS(X)                    \
   FIELDS(X)                    \
-  BITS(X)
+  BITS(X)                      \
+  SATURATED(X)
 
 namespace {
 

@@ -131,9 +131,35 @@ def _simple_integer(name: str) -> Scalar | None:
         "prmt.b32": lambda a, b, c: _permuted(_funnel(a, b), c),
         "lop3.b32, 0x96": lambda a, b, c: (a ^ b ^ c) & word,
         "lop3.b32, 0xe8": lambda a, b, c: (a & b | a & c | b & c) & word,
+        "add.sat.s32": lambda a, b, c: _saturated(_signed(a) + _signed(b)),
+        "sub.sat.s32": lambda a, b, c: _saturated(_signed(a) - _signed(b)),
+        "mad.hi.sat.s32": lambda a, b, c: _saturated((_signed(a) * _signed(b) >> 32) + _signed(c)),
+        "mul24.lo.u32": lambda a, b, c: (a & 2**24 - 1) * (b & 2**24 - 1) & word,
+        "mul24.hi.u32": lambda a, b, c: (a & 2**24 - 1) * (b & 2**24 - 1) >> 16 & word,
+        "mul24.lo.s32": lambda a, b, c: _signed(a, 24) * _signed(b, 24) & word,
+        "mul24.hi.s32": lambda a, b, c: _signed(a, 24) * _signed(b, 24) >> 16 & word,
+        "mad24.lo.s32": lambda a, b, c: _signed(a, 24) * _signed(b, 24) + c & word,
+        "bmsk.wrap.b32": lambda a, b, c: (1 << (b & 31)) - 1 << (a & 31) & word,
+        "min.s16x2": lambda a, b, c: _halves(min, a, b),
+        "add.s16x2": lambda a, b, c: _halves(int.__add__, a, b),
+        "dp2a.lo.s32.s32": lambda a, b, c: sum(
+            _signed(a >> 16 * i, 16) * _signed(b >> 8 * i, 8) for i in (0, 1)) + c & word,
         "bfind.u32": lambda a, b, c: (a & word).bit_length() - 1 & word,
     }  # fmt: skip
     return table.get(name) or _dot(name)
+
+
+def _signed(a: int, width: int = 32) -> int:
+    return numbers.integer(a, width, True)
+
+
+def _saturated(x: int) -> int:
+    return max(-(2**31), min(x, 2**31 - 1)) & 0xFFFFFFFF
+
+
+def _halves(op: Callable[[int, int], int], a: int, b: int) -> int:
+    low, high = (op(_signed(a >> s, 16), _signed(b >> s, 16)) & 0xFFFF for s in (0, 16))
+    return high << 16 | low
 
 
 def _funnel(a: int, b: int) -> int:
@@ -346,6 +372,6 @@ def _cases() -> Iterator[tuple[str, Callable[[str, Any], Any]]]:
 
 
 _OF_FAMILY = dict(_cases())
-FAMILIES = {"float32": 80, "half": 30, "integer": 40, "convert": 90, "mma": 15, "wgmma": 23,
-            "warp": 23, "atomic": 30}  # fmt: skip
+FAMILIES = {"float32": 80, "half": 30, "integer": 52, "convert": 90, "mma": 15, "wgmma": 23,
+            "warp": 23, "warp_divided": 23, "atomic": 30}  # fmt: skip
 """Families that have a reference, and how many of their cases at least."""

