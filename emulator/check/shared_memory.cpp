@@ -110,9 +110,9 @@ bool SharedMemory::all_words(const uint64_t* address, uint32_t lanes, uint32_t b
   if (bytes < 4) return false;
   for (; lanes; lanes &= lanes - 1) {
     uint32_t lane = static_cast<uint32_t>(std::countr_zero(lanes));
-    uint64_t at = address[lane], end = at + bytes;
-    if (at < first_ || end > data_.size() || (at & (bytes - 1))) return false;
-    for (; at < end; at += 4)
+    uint64_t at = address[lane];
+    if (at < first_ || at > data_.size() - bytes || (at & (bytes - 1))) return false;
+    for (uint64_t end = at + bytes; at < end; at += 4)
       if (!f(static_cast<uint32_t>(at), static_cast<uint8_t>(lane))) return false;
   }
   return true;

@@ -146,6 +146,15 @@ void reports() {
   report(".shared .align 4 .b8 s[16]; ld.shared.b32 %d, [s];", "uninitialised-shared-read");
   report(".shared .align 4 .b8 s[16]; st.shared.b32 [s+16], %a; mov.u32 %d, 0;",
          "shared-out-of-bounds");
+  for (const char* access :
+       {"st.shared.b32 [%w1], %a;", "ld.shared.b32 %d, [%w1];"})  // ends at 2^64
+    report(std::string(".shared .b32 s[4]; mov.u64 %w1, -4; mov.u32 %d, 0; ") + access,
+           "shared-out-of-bounds");
+  report(
+      ".shared .b64 s; mov.u32 %d, 0; setp.eq.u32 %p1, %t0, 0; @%p1 mbarrier.init.shared.b64 [s], "
+      "1; "
+      "bar.warp.sync -1; mov.u64 %w1, -4; @%p1 mov.u64 %w1, s; @%p1 st.shared.b32 [%w1], %a;",
+      "mbarrier-overwritten");
   report(
       ".shared .align 8 .b8 s[16]; mov.u32 %d, 0; W: mbarrier.try_wait.parity.shared.b64 %p1, [s], "
       "0; @!%p1 bra W;",

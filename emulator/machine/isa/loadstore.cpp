@@ -203,11 +203,21 @@ void store_undefined(Warp& w, const Inst& in, const MemoryAccess& s, Space space
       write_undefined(w, lane, space, address + k * s.element, s.element, in.list[k]);
 }
 
+// Whether a live mbarrier lies between the lowest and the highest address.
+bool may_hit_mbarrier(const Warp& w, const u64* address, u32 bytes) {
+  if (w.cta->mbarriers.empty()) return false;
+  u64 low = ~u64{0}, high = 0;
+  for (u32 l = w.active; l; l &= l - 1) {
+    u64 a = address[std::countr_zero(l)];
+    low = std::min(low, a), high = std::max(high, a);
+  }
+  return holds_mbarrier(*w.cta, low, high + bytes);
+}
+
 bool store_shared(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
   SharedMemory& shared = *w.cta->shared;
   if (s.order != Order::weak || (w.undefined & w.active)) return false;
-  if (holds_mbarrier(*w.cta, *std::min_element(address, address + 32),
-                     *std::max_element(address, address + 32) + s.bytes()) ||
+  if (may_hit_mbarrier(w, address, s.bytes()) ||
       !shared.write_lanes(address, w.active, s.bytes(), w.actor))
     return false;
   u64 host[32];
