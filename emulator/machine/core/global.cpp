@@ -162,7 +162,7 @@ void Tracker::check_ctas(const Sector& s, uint64_t at, uint32_t mask) {
 static void read_stored(const Launch& l, uint32_t cta, uint32_t writer, uint64_t at,
                         uint8_t (&bytes)[32]) {
   std::memcpy(bytes, reinterpret_cast<const void*>(at), 32);
-  for (const StoreBuffer& b : l.held) b.read(at, bytes, 32);
+  l.held.read(at, bytes, 32);
   for (const auto& cluster : l.resident)
     for (const auto& c : cluster->ctas) {
       if (c->linear != cta) continue;
@@ -409,7 +409,7 @@ void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, b
 
 void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, Access how) {
   if (how == Access::buffered_write) return w.stores.write(address, data, bytes);
-  if (w.m->late()) {
+  if (w.m->buffers_stores()) {
     w.stores.erase(address, bytes);
     w.cta->stores.erase(address, bytes);
   }

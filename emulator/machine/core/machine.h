@@ -78,6 +78,8 @@ class Machine final : public FaultListener {
   void warp_exited(Warp& w);
   uint64_t approximation_seed() const { return settings.perturb ? settings.seed : 0; }
   bool late() const { return settings.mode != Mode::early; }
+  // Plain stores stay with their CTA: in shards, too, so that no thread's timing decides a value.
+  bool buffers_stores() const { return late() || is_shard_; }
   bool chance(uint32_t one_in) { return random() % one_in == 0; }
   Launch* find_launch(uint32_t id);
   uint32_t next_launch() const { return next_launch_; }
@@ -110,7 +112,6 @@ class Machine final : public FaultListener {
   void vacate(const Launch& l, uint32_t sm);
   void finish_cluster(Launch& l, size_t index);
   void finish_first_launch();
-  void drain_held(Launch& l);
   // Shards.
   uint32_t shards_of(const Launch& l) const;
   void run_shards(Launch& l, uint32_t count);
@@ -156,6 +157,7 @@ class Machine final : public FaultListener {
   uint64_t stuck_progress_ = 0;
   std::unordered_map<const Program*, std::vector<InstCounters>> tallies_;
   uint32_t first_sm_ = 0;
+  bool is_shard_ = false;
   std::vector<std::unique_ptr<Machine>> shards_;
   Workers workers_;
   friend struct Warp;

@@ -29,7 +29,7 @@ inline Access load_access(Order order) {
                               : Access::read;
 }
 inline Access store_access(const Warp& w, Order order) {
-  return order == Order::weak && w.m->late() ? Access::buffered_write : Access::write;
+  return order == Order::weak && w.m->buffers_stores() ? Access::buffered_write : Access::write;
 }
 // What a coherent access passes on, before the load and after the store.
 void acquire_global(Warp& w, uint64_t address, Order order);

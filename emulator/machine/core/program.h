@@ -63,9 +63,18 @@ class Modifiers {
 };
 
 // Which undefined sources make the result of an instruction that propagates undefined: every one;
-// the one that the last source chooses; none where a source decides a conjunction or disjunction
+// the one that the last source chooses, a predicate or (slct) a number's sign; none where a source decides a conjunction or disjunction
 // whatever the other is (*_not: the last source is a negated predicate).
-enum class Flow : uint8_t { any, choice, conjunction, disjunction, and_not, or_not };
+enum class Flow : uint8_t {
+  any,
+  choice,
+  sign,
+  real_sign,
+  conjunction,
+  disjunction,
+  and_not,
+  or_not
+};
 
 // What the handler does with a vector operand.
 enum class ListUse : uint8_t { none, read, written };

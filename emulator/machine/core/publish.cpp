@@ -88,13 +88,7 @@ void Machine::warp_exited(Warp& w) {
   check_visits(cta, cta.arrivals, "arrival-at-exit", "an arrival on its mbarrier");
   report_unused(cta);
   note_trigger(cta, waited);
-  if (!cta.stores.empty()) l.held.push_back(std::move(cta.stores));
-  if (l.held.size() > 4096) drain_held(l);
-}
-
-void Machine::drain_held(Launch& l) {
-  for (auto& b : l.held) drain_buffer(*this, b);
-  l.held.clear();
+  if (!cta.stores.empty()) cta.stores.merge_into(&l.held);
 }
 
 void Machine::finish_cluster(Launch& l, size_t index) {
@@ -113,7 +107,7 @@ void Machine::finish_cluster(Launch& l, size_t index) {
 
 void Machine::finish_first_launch() {
   Launch& l = *launches_.front();
-  drain_held(l);
+  drain_buffer(*this, l.held);
   auto& k = kernel_counters[l.program->ptx->name];
   k.distinct_read_bytes += l.distinct_read * 32;
   k.distinct_written_bytes += l.distinct_written * 32;

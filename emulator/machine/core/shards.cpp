@@ -35,21 +35,20 @@ struct ShardConflict {
 
 namespace {
 
-// The bytes of a sector that differ between memory, where earlier shards have stored, and the stores
-// that a shard still holds.
-uint32_t differing(uint64_t address, const StoreBuffer& held) {
+// The bytes of a sector to which the later stores give another value.
+uint32_t differing(uint64_t address, const StoreBuffer& earlier, const StoreBuffer& later) {
   uint8_t old[32], now[32];
   std::memcpy(old, reinterpret_cast<const void*>(address), 32);
+  earlier.read(address, old, 32);
   std::memcpy(now, old, 32);
-  held.read(address, now, 32);
+  later.read(address, now, 32);
   uint32_t differ = 0;
   for (uint32_t i = 0; i < 32; ++i) differ |= uint32_t{old[i] != now[i]} << i;
   return differ;
 }
 
-// Without `held`, values of stores cannot be compared.
 void find_conflict(uint64_t address, const Sector& earlier, const Sector& later,
-                   const std::function<const StoreBuffer&()>& held, ShardConflict* first) {
+                   const StoreBuffer& stored, const StoreBuffer& stores, ShardConflict* first) {
   using What = ShardConflict::What;
   auto consider = [&](What what, uint32_t bytes, uint32_t attributed) {
     if (!bytes) return;
@@ -62,8 +61,8 @@ void find_conflict(uint64_t address, const Sector& earlier, const Sector& later,
   consider(What::writes, earlier.read & later.written,
            earlier.last_read & later.last_written & earlier.read & later.written);
   uint32_t both = earlier.written & later.written;
-  if (!held || !both || !earlier.plainly_written || !later.plainly_written) return;
-  uint32_t differ = both & differing(address, held()),
+  if (!both || !earlier.plainly_written || !later.plainly_written) return;
+  uint32_t differ = both & differing(address, stored, stores),
            attributed = earlier.last_written & later.last_written;
   if (differ) consider(What::overwrites, differ, differ & attributed);
   else consider(What::repeats, both, both & attributed);
@@ -104,6 +103,7 @@ void Machine::begin_shard(const Machine& whole, const Launch& l, uint32_t index,
                           uint64_t seed) {
   settings = whole.settings;
   settings.print = false;
+  is_shard_ = true;
   settings.max_instructions -= std::min(settings.max_instructions, whole.instructions);
   random.seed(seed);
   instructions = 0;
@@ -144,22 +144,15 @@ void Machine::merge_shard(Launch& l, Machine& shard, ShardConflict* first) {
     for (size_t i = 0; i < counted.size(); ++i) total[i] += counted[i];
   }
   take_reports(shard);
-  StoreBuffer all;
-  std::function<const StoreBuffer&()> held = [&]() -> const StoreBuffer& {
-    if (all.empty())
-      for (StoreBuffer b : part.held) b.merge_into(&all);
-    return all;
-  };
-  if (!late()) held = nullptr;
   l.distinct_read += part.distinct_read;
   l.distinct_written += part.distinct_written;
   sectors.absorb(shard.sectors, [&](uint64_t address, Sector& mine, const Sector& theirs) {
-    find_conflict(address, mine, theirs, held, first);
+    find_conflict(address, mine, theirs, l.held, part.held, first);
     if (mine.counted_read && theirs.counted_read) --l.distinct_read;
     if (mine.written && theirs.written) --l.distinct_written;
     combine(mine, theirs);
   });
-  shard.drain_held(part);
+  part.held.merge_into(&l.held);
 }
 
 void Machine::report_conflict(const Launch& l, const ShardConflict& c) {

@@ -348,7 +348,7 @@ struct Launch : LaunchShape {
   uint64_t next_cluster = 0, clusters = 0, triggered = 0, finished = 0;
   uint64_t distinct_read = 0, distinct_written = 0;  // sectors
   std::vector<std::unique_ptr<Cluster>> resident;
-  std::vector<StoreBuffer> held;  // late mode: what ended CTAs stored without a fence
+  StoreBuffer held;  // what ended CTAs stored without a fence, where stores are buffered
   bool done() const { return finished == clusters; }
   template <typename F>
   void for_each_warp(F&& f) {

@@ -17,6 +17,17 @@ uint32_t lanes_with(Warp& w, const Reg& r, uint32_t bits, uint64_t value) {
   return lanes;
 }
 
+// Lanes in which a selection takes its first source.
+uint32_t chosen_first(Warp& w, const Inst& in) {
+  const Reg& by = in.s[in.sources - 1];
+  uint32_t first = 0;
+  if (in.flow == Flow::choice) return *w.reg<uint32_t>(by);
+  for (uint32_t i = 0; i < 32; ++i)
+    first |= uint32_t{in.flow == Flow::sign ? w.reg<int32_t>(by)[i] >= 0 : w.reg<float>(by)[i] >= 0}
+             << i;
+  return first;
+}
+
 }  // namespace
 
 // Lanes whose result depends on an undefined source, of those that have one.
@@ -24,8 +35,8 @@ uint32_t Warp::depends(const Inst& in, uint32_t bad) {
   auto undefined_in = [&](int i) { return state[in.s[i].index].bad; };
   int last = in.sources - 1;
   if (in.flow == Flow::any) return bad;
-  if (in.flow == Flow::choice) {
-    uint32_t first = *reg<uint32_t>(in.s[last]);
+  if (in.flow <= Flow::real_sign) {
+    uint32_t first = chosen_first(*this, in);
     return bad & (undefined_in(last) | (first & undefined_in(0)) | (~first & undefined_in(1)));
   }
   bool negated = in.flow == Flow::and_not || in.flow == Flow::or_not;

@@ -93,12 +93,12 @@ Target shared_target(Warp& w, const Atomic& m, u64 address, int lane) {
 
 Target global_target(Warp& w, const Atomic& m, u64 address, int lane) {
   uint8_t* p = global_pointer(w, lane, address, m.bytes(), true);
-  if (w.m->late()) check_published(w, address, m.bytes(), "an atomic access to", lane);
+  if (w.m->buffers_stores()) check_published(w, address, m.bytes(), "an atomic access to", lane);
   note_global(w, address, m.bytes(), Access::atomic, lane);
   acquire_flag(w, address);
   acquire_from_grid(w, address, m.acquire && m.wide);
   release_to_grid(w, address, m.release && m.wide);
-  if (w.m->late() && !(w.stores.empty() && w.cta->stores.empty())) {
+  if (w.m->buffers_stores() && !(w.stores.empty() && w.cta->stores.empty())) {
     // The thread's own earlier store to the same place comes first.
     w.cta->stores.read(address, p, m.bytes());
     w.stores.read(address, p, m.bytes());

@@ -170,6 +170,7 @@ bool decode_slct(Decoder& d) {
   Type t = d.take_type(), c = d.take_type();
   d.finish();
   bool f = c.kind == Kind::real;
+  d.out->flow = f ? Flow::real_sign : Flow::sign;
   d.out->run = t.bits == 32   ? (f ? slct<u32, true> : slct<u32, false>)
                : t.bits == 64 ? (f ? slct<uint64_t, true> : slct<uint64_t, false>)
                               : nullptr;
