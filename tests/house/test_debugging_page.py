@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.nvcc import ROOT, nvcc
+from l4kernels.emulation.toolchain import nvcc
+from tools.nvcc import ROOT
 
 PAGE = (ROOT / "docs" / "debugging.md").read_text()
 PROGRAM = re.search(r"^```cuda\n(.*?)^```$", PAGE, re.M | re.S)[1]
