@@ -1,5 +1,6 @@
 """What the emulator writes when a program ends: how many reports there were, and the counters."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def table(kernel: Kernel) -> Iterator[str]:
     shown = [key for key in COLUMNS if any(counts.get(key) for _, counts in kernel.lines)]
     if shown:
         yield "  " + "".join(f"{COLUMNS[key]:>12}" for key in shown) + "  at"
+    here = f"{os.getcwd()}/"
     for where, counts in kernel.lines:
         values = (f"{counts[key]:,}" if key in counts else "" for key in shown)
-        yield "  " + "".join(f"{value:>12}" for value in values) + f"  {where}"
+        yield "  " + "".join(f"{value:>12}" for value in values) + f"  {where.replace(here, '')}"
