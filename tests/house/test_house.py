@@ -61,9 +61,7 @@ def test_the_product_reads_three_environment_variables():
     """And `l4k emulate` two more, of the emulator's."""
     asked = {True: set(), False: set()}
     for path in [*sources("csrc", "l4kernels"), ROOT / "setup.py"]:
-        found = re.findall(
-            r"(?:getenv|environ(?:\.get)?)[(\[]\s*[\"'](L4K_\w+)", path.read_text()
-        )
+        found = re.findall(r"(?:getenv|environ(?:\.get)?)[(\[]\s*[\"'](L4K_\w+)", path.read_text())
         asked["emulation" in path.parts].update(found)
     assert asked[False] <= {"L4K_LOG", "L4K_CHECK", "L4K_BUILD_CUDA"}, asked
     assert asked[True] <= {"L4K_EMU", "L4K_EMULATOR_LIBRARY"}, asked
