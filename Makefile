@@ -5,6 +5,7 @@
 #   make fmt     formats Python and C++                     make size    lines and density by room
 #   make sanitize   the emulator's and the host tests under ASan and UBSan
 #   make kernel K=silu_mul   compile one kernel, print its report
+#   make emulate F=FILE.cu ARGS="--mode all"   run a CUDA program without a GPU (docs/emulating.md)
 #   make size SINCE=HEAD     ... and what the working tree adds to a revision
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +22,7 @@ nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command
 environment = $(PYTHON) -m tools.environment $(VENV) \
   $(if $(filter-out file,$(origin PYTHON)),--exact) --requirements
 
-.PHONY: venv demo-venv build demo test sanitize parity check check-format check-types check-house fmt kernel \
+.PHONY: venv demo-venv build demo test sanitize parity check check-format check-types check-house fmt kernel emulate \
   gpu gpu-files size clean
 
 venv:
@@ -75,6 +76,13 @@ fmt: venv
 
 kernel: venv
 	$(run) $(bin)/python -m tools.budget $(K)
+
+# Needs g++, CMake and nvcc, and nothing of Python's packages; `make venv` brings the last two.
+emulate:
+	@$(run) sh -c 'command -v cmake >/dev/null || { echo "make emulate: expected cmake on the PATH (make venv brings one)"; exit 2; }; \
+	  { cmake -S emulator -B build/emulator && cmake --build build/emulator --target l4k_emulator; } >build/emulator.log 2>&1 \
+	  || { tail -n 20 build/emulator.log; exit 2; }'
+	@$(run) $(PYTHON) -m l4kernels.emulation $(F) $(ARGS)
 
 # On a machine with a Hopper GPU and a library built elsewhere (l4kernels/lib): nothing is compiled
 # and nothing is installed, so this uses the python of that machine.

@@ -29,10 +29,10 @@ __all__ = [
 
 
 def _is_l4k() -> bool:
-    """Whether this process is `l4k`, under whatever name, or `python -m l4kernels`."""
+    """Whether this process is `l4k`, under whatever name, or what runs a verb of it as a module."""
     program = sys.argv[0] if getattr(sys, "argv", None) else ""
     if program == "-m":  # its name while the module is looked for
-        return "l4kernels" in sys.orig_argv
+        return not {"l4kernels", "l4kernels.emulation"}.isdisjoint(sys.orig_argv)
     with contextlib.suppress(OSError):
         if os.path.isfile(program):  # and not "-c", or a pipe
             with open(program, "rb") as script:

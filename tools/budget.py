@@ -21,8 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from l4kernels.emulation.toolchain import nvcc
 from tools.gemm_configs import gemm_configs
-from tools.nvcc import FLAGS, ROOT, cuobjdump, nvcc, output_of
+from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
 
 try:
     import tomllib

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools.nvcc import FLAGS, ROOT, nvcc, output_of
+from l4kernels.emulation import toolchain
+from tools.nvcc import FLAGS, ROOT, output_of
 
 JOBS = 2
 TIMEOUT_S = 20
@@ -22,18 +23,8 @@ def build_emulated(sources: Path, names: Iterable[str], output: Path) -> list[Pa
     """The same for the emulator, whose library takes the runtime's place. The machine code is
     beside the PTX: ptxas has its say, and loops can be looked at."""
     flags = [flag for flag in FLAGS if not flag.startswith("-gencode")]
-    flags += ["-gencode=arch=compute_90a,code=[compute_90a,sm_90a]", "--no-compress"]
-    flags += ["--cudart=none", "-DL4K_EMULATED"]
-    return _build_all(sources, names, output, flags, emulator())
-
-
-def emulator() -> Path:
-    """The newest libl4k_emulator.so of this checkout, or L4K_EMULATOR_LIBRARY."""
-    given = os.environ.get("L4K_EMULATOR_LIBRARY")
-    built = [Path(given)] if given else list((ROOT / "build").rglob("libl4k_emulator.so"))
-    if not built:
-        raise RuntimeError("expected a libl4k_emulator.so under build/: run `make build`")
-    return max(built, key=lambda path: path.stat().st_mtime)
+    flags += ["-gencode=arch=compute_90a,code=[compute_90a,sm_90a]", *toolchain.READABLE]
+    return _build_all(sources, names, output, [*flags, "-DL4K_EMULATED"], toolchain.library())
 
 
 def _build_all(
@@ -48,9 +39,7 @@ def _build_all(
 
 def _build(source: Path, output: Path, flags: list[str], library: Path | None) -> Path:
     """Compiles a program unless it is up to date; ptxas may not serialise its products."""
-    compiler = nvcc()
-    if compiler is None:
-        raise RuntimeError("expected nvcc: a toolkit, or `make venv`")
+    compiler = toolchain.need_nvcc()
     headers = [*(ROOT / "csrc").rglob("*.*h"), *(ROOT / "bench").glob("*/*.*h")]
     inputs = b"".join(path.read_bytes() for path in sorted([source, *headers]))
     key = hashlib.sha256(inputs + str((flags, library, compiler)).encode()).hexdigest()
@@ -61,7 +50,7 @@ def _build(source: Path, output: Path, flags: list[str], library: Path | None) -
         log = output_of(compiler, *flags, str(source), "-o", str(program))
     else:
         log = output_of(compiler, *flags, "-c", str(source), "-o", f"{program}.o")
-        link = [f"-L{library.parent}", "-ll4k_emulator", f"-Wl,-rpath,{library.parent}"]
+        link = toolchain.linked_with(library)
         output_of("c++", f"{program}.o", "-o", str(program), *link)
         Path(f"{program}.o").unlink()
     if "(C75" in log:

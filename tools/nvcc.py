@@ -1,6 +1,5 @@
 """The CUDA programs that the tools and tests run: compiler and disassembler."""
 
-import os
 import shutil
 import subprocess
 import sysconfig
@@ -8,16 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c++20", "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-lineinfo", "-I", "csrc"]
-
-
-def nvcc() -> str | None:
-    """CUDACXX, CUDA_HOME, PATH, then the PyPI wheels: the order of setup.py."""
-    home = os.environ.get("CUDA_HOME")
-    for candidate in (os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc"):
-        if candidate and (found := shutil.which(candidate)):
-            return found
-    wheel = Path(sysconfig.get_path("purelib"), "nvidia", "cu13", "bin", "nvcc")
-    return str(wheel) if wheel.exists() else None
 
 
 def cuobjdump() -> str | None:

@@ -78,9 +78,9 @@ struct Report {
   bool same_place(const Report& other) const;
 };
 
-// How often the run went on, since the process began.
+// How often the run went on, and how often it ended, since the process began.
 struct ReportTally {
-  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0, left_out = 0;
+  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0, left_out = 0, ended = 0;
   std::string text() const;  // "" when it never did
 };
 

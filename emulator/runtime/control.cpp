@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 
 #include "l4k_emulator.h"
 #include "runtime/work.h"
@@ -30,6 +31,7 @@ bool parse_settings(const std::string& text, Settings* s, std::string* error) {
     else if (key == "limit" && numeric) s->max_instructions = number;
     else if (key == "print" && numeric) s->print = number != 0;
     else if (key == "leaks" && numeric) s->leaks = number != 0;
+    else if (key == "results") s->results = value;
     else if (key == "fp8" && value == "exact") s->fp8 = Fp8Accumulation::exact;
     else if (key == "fp8" && value == "hopper") s->fp8 = Fp8Accumulation::hopper;
     else if (key == "stop" && s->reports.set_stop(value)) continue;
@@ -69,9 +71,22 @@ void print_leaks() {
   });
 }
 
+// One line of how often there were reports, then the counters: for whoever runs the program.
+void write_results() {
+  const Machine& m = Machine::get();
+  if (m.settings.results.empty()) return;
+  std::ofstream file(m.settings.results);
+  for (size_t i = 0; i < std::size(kSeverityNames); ++i)
+    file << kSeverityNames[i] << "=" << m.tally.reports[i] << " ";
+  file << "ended=" << m.tally.ended << "\n" << l4k_emu_counters();
+  if (!file.flush())
+    std::fprintf(stderr, "l4k emulator: results: cannot write %s\n", m.settings.results.c_str());
+}
+
 }  // namespace
 
 void Machine::configure_from_environment() {
+  std::atexit(write_results);
   std::atexit(print_leaks);
   Settings s;
   s.print = true;
@@ -176,7 +191,7 @@ const char* l4k_emu_counters(void) {
     return s + "\n";
   };
   for (const auto& k : Machine::get().counters()) {
-    text += k.kernel + " launches=" + std::to_string(k.launches) +
+    text += readable(k.kernel) + " launches=" + std::to_string(k.launches) +
             " distinct_read=" + std::to_string(k.distinct_read_bytes) +
             " distinct_written=" + std::to_string(k.distinct_written_bytes);
     for (const auto& [name, n] : k.issued) text += " issued_" + name + "=" + std::to_string(n);

@@ -11,10 +11,10 @@ import torch
 
 from l4kernels import STATUS
 from l4kernels.bench.measure import line, measure
-from l4kernels.bench.parser import Parser
 from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels.bench.timing import Timing
+from l4kernels.inputs.parser import Parser
 from l4kernels.planning.gpus import with_peaks
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.bench.parser import Parser
 from l4kernels.bench.rows import Rows, current_gpu
 from l4kernels.engine.kv_cache import KVCache
+from l4kernels.inputs.parser import Parser
 from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.footprint import active_params, blocks
 from l4kernels.planning.gpus import GPUS

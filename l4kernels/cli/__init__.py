@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 
 from l4kernels.cli.interrupts import exit_code, interruptible
 from l4kernels.cli.streams import OutputError, guarded, json_line
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `l4k`; returns the exit code: 0, 2 for any error, 128 + the number of the signal that
     ended it (130: Ctrl-C, 141: nobody reads the output any more)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in arguments
+    as_json = "--json" in takewhile("--".__ne__, arguments)
     closed = sys.stdout is None
     with guarded(), interruptible():
         try:

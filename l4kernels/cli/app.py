@@ -191,3 +191,18 @@ def bench(context: typer.Context) -> None:
     verb = _verb("bench")
 
     raise typer.Exit(verb.run(context.args))
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,  # or the -- before the program's arguments is lost
+    },
+    add_help_option=False,
+)
+def emulate(context: typer.Context) -> None:
+    """Run a CUDA program without a GPU, on the emulator that looks for its mistakes."""
+    verb = _verb("emulate")
+
+    raise typer.Exit(verb.run(context.args))

@@ -10,8 +10,9 @@ from filelock import FileLock
 from bench import conformance
 from bench.conformance import FAMILIES, Expected, Table, products, sums
 from bench.conformance.compare import compare, exact, summary
+from l4kernels.emulation.toolchain import nvcc
 from tests.bench import conformance_reference
-from tools.nvcc import ROOT, nvcc
+from tools.nvcc import ROOT
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
 

@@ -9,7 +9,8 @@ from filelock import FileLock
 from bench import micro
 from bench.micro import PROGRAMS, sass
 from bench.micro.programs import Code
-from tools.nvcc import ROOT, cuobjdump, nvcc, output_of
+from l4kernels.emulation.toolchain import nvcc
+from tools.nvcc import ROOT, cuobjdump, output_of
 
 pytestmark = pytest.mark.skipif(
     nvcc() is None or cuobjdump() is None, reason="needs nvcc and cuobjdump"

@@ -359,11 +359,13 @@ def test_version_and_help(l4k):
     assert l4k("--version") == (0, l4kernels.__version__ + "\n", "")
     for arguments in ((), ("--help",)):
         code, out, _ = l4k(*arguments)
-        assert code == 0 and all(verb in out for verb in ("demo", "generate", "plan", "env"))
+        assert code == 0 and all(verb in out for verb in ("demo", "plan", "env", "emulate"))
     assert l4k("fly")[0] == 2
 
 
-@pytest.mark.parametrize("verb", ["demo", "generate", "plan", "env", "bench", "bench e2e"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "generate", "plan", "env", "bench", "bench e2e", "emulate"]
+)
 def test_help_of_a_verb(l4k, verb):
     for option in ("-h", "--help"):
         code, out, err = l4k(*verb.split(), option)

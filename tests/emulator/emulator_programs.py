@@ -10,8 +10,8 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+from l4kernels.emulation.toolchain import PTX, READABLE, library, need_nvcc
 from tools import build_folder
-from tools.nvcc import nvcc
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -110,22 +110,12 @@ def cutlass_directory() -> Path | None:
     return source if (source / "include" / "cutlass").is_dir() else None
 
 
-def find_library() -> Path:
-    """The stand-in runtime as `make build` leaves it."""
-    found = sorted((ROOT / "build").rglob("libl4k_emulator.so"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"no libl4k_emulator.so under {ROOT / 'build'}: run `make build`")
-    return found[-1]
-
-
 @cache
 def control() -> ModuleType:
     """The emulator's control module, built beside its library."""
-    path = next(find_library().parent.glob("l4k_emulator_control*.so"), None)
+    path = next(library().parent.glob("l4k_emulator_control*.so"), None)
     if path is None:
-        raise FileNotFoundError(
-            f"no l4k_emulator_control beside {find_library()}: run `make build`"
-        )
+        raise FileNotFoundError(f"no l4k_emulator_control beside {library()}: run `make build`")
     spec = spec_from_file_location("l4k_emulator_control", path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -136,10 +126,9 @@ def control() -> ModuleType:
 @cache
 def build(target: str) -> None:
     """Compiles what is out of date; `target` is a program, `kernels` or `cutlass`."""
-    compiler = nvcc()
-    if compiler is None:
-        raise FileNotFoundError("no nvcc: `make venv` brings one")
-    options = {"NVCC": compiler, "L4K_EMULATOR_LIBRARY": find_library()}
+    compiler = need_nvcc()
+    options = {"NVCC": compiler, "L4K_EMULATOR_LIBRARY": library()}
+    options["EMULATED_FLAGS"] = ";".join((PTX, *READABLE))
     options["CUTLASS_DIR"] = cutlass_directory() or ""
     with build_folder.locked(BUILD):  # test processes build one at a time
         facts = build_folder.made_with(compiler)

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from l4kernels.emulation import toolchain
 from tests.emulator.emulator_programs import (
     BUILD,
     HERE,
     MODES,
     ROOT,
     Outcome,
-    find_library,
     read_outcome,
 )
 from tools.gemm_configs import gemm_config
@@ -113,7 +113,7 @@ def program(config: str, mutant: Mutant | None = None) -> Path:
         assert sources[at].count(mutant.old) == 1, f"{mutant}: not once in {at}: {mutant.old}"
         sources[at] = sources[at].replace(mutant.old, mutant.new)
     driver = HERE / "gemm" / "chain.cu"
-    text = f"{config}{sorted(sources.items())}{driver.read_text()}{find_library()}"
+    text = f"{config}{sorted(sources.items())}{driver.read_text()}{toolchain.library()}"
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     binary = BUILD / "gemm" / name
     if binary.exists():
@@ -122,15 +122,12 @@ def program(config: str, mutant: Mutant | None = None) -> Path:
     for path, content in sources.items():
         (copy / path).parent.mkdir(parents=True, exist_ok=True)
         (copy / path).write_text(content)
-    compiler = shutil.which("nvcc")
-    assert compiler is not None, "expected nvcc on the PATH; `make venv` brings one"
-    flags = "-std=c++20 -O2 -gencode=arch=compute_90a,code=compute_90a --no-compress -lineinfo"
+    flags = ("-std=c++20", "-O2", toolchain.PTX, *toolchain.READABLE)
     made = f"{copy}/chain.o"
     for command in (
-        [compiler, *flags.split(), "--cudart=none", f"-DCONFIG={gemm_config(config).number}",
+        [toolchain.need_nvcc(), *flags, f"-DCONFIG={gemm_config(config).number}",
          "-I", str(copy), "-c", str(driver), "-o", made],
-        ["c++", made, "-o", f"{copy}/chain", f"-L{find_library().parent}", "-ll4k_emulator",
-         f"-Wl,-rpath,{find_library().parent}"],
+        ["c++", made, "-o", f"{copy}/chain", *toolchain.linked_with(toolchain.library())],
     ):  # fmt: skip
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]

@@ -58,9 +58,13 @@ def test_a_binding_exists_for_every_kernel():
 
 
 def test_the_product_reads_three_environment_variables():
-    text = "".join(p.read_text() for p in [*sources("csrc", "l4kernels"), ROOT / "setup.py"])
-    asked = set(re.findall(r"(?:getenv|environ(?:\.get)?)[(\[]\s*[\"'](L4K_\w+)", text))
-    assert asked <= {"L4K_LOG", "L4K_CHECK", "L4K_BUILD_CUDA"}, asked
+    """And `l4k emulate` two more, of the emulator's."""
+    asked = {True: set(), False: set()}
+    for path in [*sources("csrc", "l4kernels"), ROOT / "setup.py"]:
+        found = re.findall(r"(?:getenv|environ(?:\.get)?)[(\[]\s*[\"'](L4K_\w+)", path.read_text())
+        asked["emulation" in path.parts].update(found)
+    assert asked[False] <= {"L4K_LOG", "L4K_CHECK", "L4K_BUILD_CUDA"}, asked
+    assert asked[True] <= {"L4K_EMU", "L4K_EMULATOR_LIBRARY"}, asked
 
 
 def test_no_pickle_in_the_product():

@@ -10,6 +10,7 @@ import torch
 from bench.checks.inputs import FP8, I32, Maker
 from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, ops
+from l4kernels.emulation import toolchain
 from l4kernels.testing import assert_close, emulated, relative_error
 from tests.support import naive
 from tests.support.tensors import i32
@@ -330,11 +331,11 @@ def test_the_compiler_keeps_softmax_beside_the_products():
     """No register of a product in flight is touched; and between issuing both products and waiting
     for the second lie the 64 exponentials of a thread. ptxas moves that wait up in front of them if
     the loop is written another way."""
-    if nvcc.nvcc() is None or nvcc.cuobjdump() is None:
+    if toolchain.nvcc() is None or nvcc.cuobjdump() is None:
         pytest.skip("needs nvcc and cuobjdump")
     cubin = nvcc.ROOT / "build" / "flash_prefill.cubin"
     source = "csrc/kernels/flash_prefill/flash_prefill.cu"
-    nvcc.output_of(nvcc.nvcc(), *nvcc.FLAGS, "-cubin", source, "-o", str(cubin))
+    nvcc.output_of(toolchain.nvcc(), *nvcc.FLAGS, "-cubin", source, "-o", str(cubin))
     functions = nvcc.output_of(nvcc.cuobjdump(), "-sass", str(cubin)).split("Function : ")[1:]
     kernels = [f for f in functions if "plan" not in f.splitlines()[0]]
     assert len(kernels) == 2

@@ -78,6 +78,7 @@ void Machine::record(const Fault& f, const Where& where, std::vector<std::string
   if (report.present) return;
   report = make_report(f, where);
   report.table = std::move(table);
+  ++tally.ended;
   print(report);
 }
 
@@ -157,6 +158,7 @@ void Machine::take_reports(const Machine& shard) {
   tally.ignored += shard.tally.ignored, tally.left_out += shard.tally.left_out;
   if (!shard.failed() || failed()) return;
   report = shard.report;
+  ++tally.ended;
   print(report);
 }
 

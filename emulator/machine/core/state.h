@@ -48,6 +48,7 @@ struct Settings {
   ReportPolicy reports;
   bool print = false;   // reports go to stderr as well
   bool leaks = false;   // what is still allocated at exit goes to stderr
+  std::string results;  // file for how many reports there were, and the counters, at exit
   bool perturb = true;  // move approximations inside their documented error
   uint64_t max_instructions = uint64_t{1} << 40;
 };

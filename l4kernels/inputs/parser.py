@@ -1,4 +1,4 @@
-"""How the bench reads its arguments."""
+"""Arguments of verbs that read their own."""
 
 import argparse
 from typing import NoReturn
