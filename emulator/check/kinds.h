@@ -87,6 +87,9 @@ inline constexpr FaultKind kFaultKinds[] = {
     {"nc-read-of-written", Severity::error, "`ld.global.nc` of memory that the same kernel writes"},
     {"dependency-race", Severity::error,
      "what a kernel that may still run touches, before `griddepcontrol.wait`"},
+    {"dependency-wait-late", Severity::rule,
+     "what a kernel wrote that ended without `griddepcontrol.launch_dependents`, touched by the "
+     "next before its `griddepcontrol.wait`"},
     {"dependency-wait-missing", Severity::rule,
      "a CTA of a dependent launch that ends without one"},
     {"setmaxnreg-pool", Severity::error, "more registers than the CTA's pool holds"},

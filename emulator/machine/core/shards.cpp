@@ -119,6 +119,7 @@ void Machine::merge_shard(Launch& l, Machine& shard, ShardConflict* first) {
   }
   take_reports(shard);
   shard.drain_held(part);
+  l.triggers_early |= part.triggers_early;
   l.distinct_read += part.distinct_read;
   l.distinct_written += part.distinct_written;
   sectors.absorb(shard.sectors, [&](uint64_t address, Sector& mine, const Sector& theirs) {
