@@ -17,6 +17,7 @@ struct Sector {
   uint16_t launch = 0, reader_launch = 0;     // low bits of the last writer's and reader's launch
   uint16_t counted_read = 0;                  // for this launch
   bool bulk_written = false;                  // by the copy engine, the last time
+  bool plainly_written = false;               // by a store whose value the race check knows
   uint32_t reader = 0, reading = 0;           // CTA + 1 and epoch of the last plain reader
   uint32_t last_read = 0, reading_bytes = 0;  // bytes of this CTA, of this epoch
   uint32_t read = 0;                          // bytes read plainly by the launch reader_launch

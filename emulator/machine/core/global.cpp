@@ -37,6 +37,7 @@ class Tracker {
         lane_(lane) {}
   void note(uint64_t at, uint32_t mask);
   bool buffered() const { return buffered_; }
+  const LaneValues* values = nullptr;  // of a plain store
 
  private:
   bool stores() const { return how_ >= Access::write && how_ <= Access::bulk_write; }
@@ -44,6 +45,19 @@ class Tracker {
   void check_overlap(const Sector& s, uint64_t at, uint32_t mask);
   void check_warps(const Sector& s, uint64_t at, uint32_t mask);
   void check_ctas(const Sector& s, uint64_t at, uint32_t mask);
+  void check_overwrite(const Sector& s, uint64_t at, uint32_t mask);
+  uint32_t changed(const uint8_t (&old)[32], uint64_t at, uint32_t mask) const;
+  // That warp of this CTA, or that other CTA, has no order between its access then and this one.
+  bool unordered_warp(uint32_t epoch, uint64_t time) const {
+    return !ordered(epoch, w_.actor.seen) &&
+           (l_.released[me_ - 1] < time || w_.visibility.acquired < time);
+  }
+  bool unreleased(uint32_t cta, uint64_t time) const {
+    return l_.released[cta - 1] < time || (l_.tracks_flags && w_.cta->grid_seen[cta - 1] < time);
+  }
+  bool unordered_cta(uint32_t cta, uint64_t time) const {
+    return unreleased(cta, time) || w_.visibility.acquired < time;
+  }
   void note_operation(uint64_t at, uint32_t mask);
   void note_read(Sector& s, uint32_t mask);
   void note_write(Sector& s, uint64_t at, uint32_t mask);
@@ -113,10 +127,6 @@ void Tracker::check_overlap(const Sector& s, uint64_t at, uint32_t mask) {
 // Warps of one CTA: an access conflicts with another warp's unless a barrier orders them, or a
 // detour through the grid does.
 void Tracker::check_warps(const Sector& s, uint64_t at, uint32_t mask) {
-  auto unordered = [&](uint32_t epoch, uint64_t time) {
-    return !ordered(epoch, w_.actor.seen) &&
-           (l_.released[me_ - 1] < time || w_.visibility.acquired < time);
-  };
   auto race = [&](const char* what, uint32_t epoch, const char* did, uint32_t bytes) {
     report("global-race",
            what + std::to_string(epoch_actor(epoch) - w_.cta->warps[0]->actor.id) +
@@ -125,26 +135,19 @@ void Tracker::check_warps(const Sector& s, uint64_t at, uint32_t mask) {
   };
   bool writes = stores();
   if (!writes && s.launch == tag_ && s.owner == me_ && (s.writer_bytes & mask) &&
-      unordered(s.writer, s.write_time))
+      unordered_warp(s.writer, s.write_time))
     race("reads what warp ", s.writer, "wrote", s.writer_bytes & mask);
   if (writes && s.reader_launch == tag_ && s.reader == me_ && (s.reading_bytes & mask) &&
-      unordered(s.reading, s.read_time))
+      unordered_warp(s.reading, s.read_time))
     race("writes what warp ", s.reading, "has read", s.reading_bytes & mask);
 }
 
 // CTAs of one launch: an access conflicts with another CTA's unless that one released something to
 // the grid after its access and this warp acquired something later still.
 void Tracker::check_ctas(const Sector& s, uint64_t at, uint32_t mask) {
-  auto unreleased = [&](uint32_t other, uint64_t time) {
-    return l_.released[other - 1] < time ||
-           (l_.tracks_flags && w_.cta->grid_seen[other - 1] < time);
-  };
-  auto unordered = [&](uint32_t other, uint64_t time) {
-    return unreleased(other, time) || w_.visibility.acquired < time;
-  };
   bool writes = stores();
   uint32_t stale = s.launch == tag_ && s.owner != me_ ? s.last_written & mask : 0;
-  if (!writes && stale && unordered(s.owner, s.write_time)) {
+  if (!writes && stale && unordered_cta(s.owner, s.write_time)) {
     // Where only the reader's fence is missing, the value is old if this CTA's L1 had it before.
     bool read_before = s.reader == me_ && s.reader_launch == tag_ && s.read_time < s.write_time;
     bool observed = !unreleased(s.owner, s.write_time) && w_.visibility.observed >= s.write_time;
@@ -160,12 +163,61 @@ void Tracker::check_ctas(const Sector& s, uint64_t at, uint32_t mask) {
              at, stale);
   }
   if (writes && s.reader_launch == tag_ && (s.last_read & mask) && s.reader && s.reader != me_ &&
-      unordered(s.reader, s.read_time))
+      unordered_cta(s.reader, s.read_time))
     report("stale-global-read",
            "writes what " + name_cta(s.reader) +
                " has read, with no release there and acquire here "
                "between: the read may come before or after",
            at, s.last_read & mask);
+}
+
+// What a CTA has left in a sector, published or not.
+static void read_stored(const Launch& l, uint32_t cta, uint32_t writer, uint64_t at,
+                        uint8_t (&bytes)[32]) {
+  std::memcpy(bytes, reinterpret_cast<const void*>(at), 32);
+  for (const StoreBuffer& b : l.held) b.read(at, bytes, 32);
+  for (const auto& cluster : l.resident)
+    for (const auto& c : cluster->ctas) {
+      if (c->linear != cta) continue;
+      c->stores.read(at, bytes, 32);
+      for (const auto& w : c->warps)
+        if (w->actor.id == epoch_actor(writer)) w->stores.read(at, bytes, 32);
+    }
+}
+
+// Of these bytes, those to which this store gives another value.
+uint32_t Tracker::changed(const uint8_t (&old)[32], uint64_t at, uint32_t mask) const {
+  uint32_t differ = 0;
+  for (uint32_t l = lanes_; l; l &= l - 1) {
+    int lane = std::countr_zero(l);
+    uint64_t a = address_[lane];
+    if (a < at || a >= at + 32) continue;
+    for (uint32_t b = 0; b < bytes_; ++b)
+      differ |= uint32_t{(*values)[lane][b] != old[a - at + b]} << (a - at + b);
+  }
+  return differ & mask;
+}
+
+// A plain store over another's with no order between them matters if it changes the value.
+void Tracker::check_overwrite(const Sector& s, uint64_t at, uint32_t mask) {
+  if (s.launch != tag_ || !s.plainly_written) return;
+  bool own = s.owner == me_;
+  uint32_t over = mask & (own ? s.writer_bytes : s.last_written);
+  if (!over ||
+      !(own ? unordered_warp(s.writer, s.write_time) : unordered_cta(s.owner, s.write_time)))
+    return;
+  uint8_t old[32];
+  read_stored(l_, s.owner - 1, s.writer, at, old);
+  uint32_t differ = changed(old, at, over);
+  uint32_t warp = epoch_actor(s.writer) % l_.actors_per_cta();
+  std::string who = own ? "warp " + std::to_string(warp) + " of this CTA" : name_cta(s.owner);
+  if (differ)
+    report("global-race",
+           "stores another value than " + who + " has stored there, in no order with it", at,
+           differ);
+  else
+    report("same-value-race", "stores what " + who + " has stored there, in no order with it", at,
+           over);
 }
 
 void Tracker::note_read(Sector& s, uint32_t mask) {
@@ -191,6 +243,7 @@ void Tracker::note_write(Sector& s, uint64_t at, uint32_t mask) {
   if ((s.nc_read & mask) && s.nc_reader == tag_)
     report("nc-read-of-written", "writes what this kernel has read through ld.global.nc", at,
            s.nc_read & mask);
+  if (values) check_overwrite(s, at, mask);
   if (!s.written || s.launch != tag_) ++l_.distinct_written;
   bool same = s.owner == me_ && s.launch == tag_ && l_.released[me_ - 1] <= s.write_time;
   s.last_written = same ? s.last_written | mask : mask;
@@ -199,6 +252,7 @@ void Tracker::note_write(Sector& s, uint64_t at, uint32_t mask) {
   s.written = s.launch == tag_ ? s.written | mask : mask;
   s.launch = tag_, s.owner = me_, s.write_time = m_.instructions;
   s.bulk_written = how_ == Access::bulk_write, s.write_at = in_;
+  s.plainly_written = values != nullptr;
   if (how_ == Access::buffered_write) s.unpublished |= mask;
 }
 
@@ -355,9 +409,11 @@ bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes
   return true;
 }
 
-bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how) {
+bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how,
+                  const LaneValues* values) {
   Extent e = extent_of(address, lanes, bytes);
   Tracker tracker(w, how, address, lanes, bytes, std::countr_zero(lanes));
+  tracker.values = values;
   uint64_t sectors = for_each_sector(e, address, lanes, bytes,
                                      [&](uint64_t at, uint32_t mask) { tracker.note(at, mask); });
   count_sectors(w, sectors, lanes, bytes);

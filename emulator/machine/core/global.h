@@ -1,6 +1,8 @@
 // Global memory on behalf of a warp: bounds, traffic, and races between warps, CTAs and kernels.
 #pragma once
 
+#include <array>
+
 #include "machine/core/machine.h"
 
 namespace l4k::emu {
@@ -30,7 +32,10 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
 // lane, which finds the first at fault.
 bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, bool write);
 // The same by several lanes, `bytes` at each one's address; counted, too.
-bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how);
+// `values`: of a plain store, by lane.
+using LaneValues = std::array<uint8_t, 16>[32];
+bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how,
+                  const LaneValues* values = nullptr);
 // After either, the values of one lane.
 void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, bool buffered);
 void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, Access how);

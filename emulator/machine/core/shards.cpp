@@ -4,6 +4,7 @@
 // touched are found afterwards.
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "machine/core/machine.h"
 
@@ -14,14 +15,19 @@ constexpr uint32_t kMaxShards = 16;  // each has tables of its own
 
 }  // namespace
 
-// One byte or more that an earlier shard wrote and a later one read, or the other way round.
+// One byte or more that two shards touched, in no order: what the later one did. `repeats` stores what
+// the earlier had stored.
 struct ShardConflict {
+  enum class What : uint8_t { reads, writes, overwrites, repeats };
   uint64_t address = ~uint64_t{0};
   bool attributed = false;  // the sectors still name the two accesses
-  bool reads = false;       // the later shard reads
+  What what = What::reads;
   Sector earlier, later;
-  // Of several conflicts, one that can be attributed, and then the lowest address.
+  // Of several conflicts, a harmful one, one that can be attributed, and then the lowest address.
   bool better_than(const ShardConflict& other) const {
+    if (!~other.address) return true;
+    bool harms = what != What::repeats, other_harms = other.what != What::repeats;
+    if (harms != other_harms) return harms;
     if (attributed != other.attributed) return attributed;
     return address < other.address;
   }
@@ -29,18 +35,38 @@ struct ShardConflict {
 
 namespace {
 
+// The bytes of a sector that differ between memory, where earlier shards have stored, and the stores
+// that a shard still holds.
+uint32_t differing(uint64_t address, const StoreBuffer& held) {
+  uint8_t old[32], now[32];
+  std::memcpy(old, reinterpret_cast<const void*>(address), 32);
+  std::memcpy(now, old, 32);
+  held.read(address, now, 32);
+  uint32_t differ = 0;
+  for (uint32_t i = 0; i < 32; ++i) differ |= uint32_t{old[i] != now[i]} << i;
+  return differ;
+}
+
+// Without `held`, values of stores cannot be compared.
 void find_conflict(uint64_t address, const Sector& earlier, const Sector& later,
-                   ShardConflict* first) {
-  auto consider = [&](bool reads, uint32_t bytes, uint32_t attributed) {
+                   const std::function<const StoreBuffer&()>& held, ShardConflict* first) {
+  using What = ShardConflict::What;
+  auto consider = [&](What what, uint32_t bytes, uint32_t attributed) {
     if (!bytes) return;
-    ShardConflict c{address, attributed != 0, reads, earlier, later};
+    ShardConflict c{address, attributed != 0, what, earlier, later};
     c.address += static_cast<uint32_t>(std::countr_zero(attributed ? attributed : bytes));
     if (c.better_than(*first)) *first = c;
   };
-  consider(true, earlier.written & later.read,
+  consider(What::reads, earlier.written & later.read,
            earlier.last_written & later.last_read & earlier.written & later.read);
-  consider(false, earlier.read & later.written,
+  consider(What::writes, earlier.read & later.written,
            earlier.last_read & later.last_written & earlier.read & later.written);
+  uint32_t both = earlier.written & later.written;
+  if (!held || !both || !earlier.plainly_written || !later.plainly_written) return;
+  uint32_t differ = both & differing(address, held()),
+           attributed = earlier.last_written & later.last_written;
+  if (differ) consider(What::overwrites, differ, differ & attributed);
+  else consider(What::repeats, both, both & attributed);
 }
 
 // What both shards did to a sector, and the later's as the last access.
@@ -52,7 +78,7 @@ void combine(Sector& earlier, const Sector& later) {
     merged.launch = later.launch, merged.owner = later.owner, merged.writer = later.writer;
     merged.last_written = later.last_written, merged.write_time = later.write_time;
     merged.writer_bytes = later.writer_bytes, merged.bulk_written = later.bulk_written;
-    merged.write_at = later.write_at;
+    merged.write_at = later.write_at, merged.plainly_written = later.plainly_written;
   }
   if (later.reader_launch) {
     merged.reader_launch = later.reader_launch, merged.reader = later.reader;
@@ -118,30 +144,48 @@ void Machine::merge_shard(Launch& l, Machine& shard, ShardConflict* first) {
     for (size_t i = 0; i < counted.size(); ++i) total[i] += counted[i];
   }
   take_reports(shard);
-  shard.drain_held(part);
   l.triggers_early |= part.triggers_early;
+  StoreBuffer all;
+  std::function<const StoreBuffer&()> held = [&]() -> const StoreBuffer& {
+    if (all.empty())
+      for (StoreBuffer b : part.held) b.merge_into(&all);
+    return all;
+  };
+  if (!late()) held = nullptr;
   l.distinct_read += part.distinct_read;
   l.distinct_written += part.distinct_written;
   sectors.absorb(shard.sectors, [&](uint64_t address, Sector& mine, const Sector& theirs) {
-    find_conflict(address, mine, theirs, first);
+    find_conflict(address, mine, theirs, held, first);
     if (mine.counted_read && theirs.counted_read) --l.distinct_read;
     if (mine.written && theirs.written) --l.distinct_written;
     combine(mine, theirs);
   });
+  shard.drain_held(part);
 }
 
 void Machine::report_conflict(const Launch& l, const ShardConflict& c) {
+  using What = ShardConflict::What;
+  static constexpr struct {
+    KindName kind;
+    const char *did, *done, *why;
+  } kTexts[] = {
+      {"stale-global-read", "reads what ", " wrote",
+       ", with no release there and acquire here between: the read may come before or after"},
+      {"stale-global-read", "writes what ", " has read",
+       ", with no release there and acquire here between: the read may come before or after"},
+      {"global-race", "stores another value than ", " has stored there", ", in no order with it"},
+      {"same-value-race", "stores what ", " has stored there", ", in no order with it"}};
+  const auto& text = kTexts[static_cast<size_t>(c.what)];
   const Sector &e = c.earlier, &s = c.later;
-  uint32_t other = c.reads ? e.owner : e.reader, me = c.reads ? s.reader : s.owner;
-  const Inst *there = c.reads ? e.write_at : e.read_at, *here = c.reads ? s.read_at : s.write_at;
-  std::string what = "CTA " + std::to_string(other - 1) + " (linear index)";
-  if (!c.attributed) what = "another CTA";
-  std::string message =
-      c.reads ? "reads what " + what + " wrote" : "writes what " + what + " has read";
+  bool reads = c.what == What::reads, read_before = c.what == What::writes;
+  uint32_t other = read_before ? e.reader : e.owner, me = reads ? s.reader : s.owner;
+  const Inst *there = read_before ? e.read_at : e.write_at, *here = reads ? s.read_at : s.write_at;
+  std::string who =
+      c.attributed ? "CTA " + std::to_string(other - 1) + " (linear index)" : "another CTA";
+  std::string message = text.did + who + text.done;
   if (c.attributed) message += " at " + location(*l.program, *there);
-  message += ", with no release there and acquire here between: the read may come before or after";
-  Fault f{"stale-global-read", message, -1, true, c.address};
-  uint32_t warp = epoch_actor(c.reads ? s.reading : s.writer) % l.actors_per_cta();
+  Fault f{text.kind, message + text.why, -1, true, c.address};
+  uint32_t warp = epoch_actor(reads ? s.reading : s.writer) % l.actors_per_cta();
   Where where(l, me - 1, warp, here);
   if (!keep(f, where, false)) record(f, where);
 }

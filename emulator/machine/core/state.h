@@ -96,8 +96,8 @@ struct Mbarrier {
   uint32_t count = 0, pending = 0;
   int64_t tx = 0;
   uint64_t phase = 0;
-  uint32_t init_epoch = 0;
-  int64_t fenced_phase = -1;  // of the cluster barrier, at fence.mbarrier_init
+  std::vector<uint32_t> init_epochs;  // several where it was initialised again, in no order
+  int64_t fenced_phase = -1;          // of the cluster barrier, at fence.mbarrier_init
   Visibility next_visibility, done_visibility;
   Clock next_seen, next_proxied, done_seen, done_proxied;
 };

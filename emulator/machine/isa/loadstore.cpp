@@ -179,12 +179,15 @@ bool store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* add
   u32 bytes = s.bytes();
   if (!accessible(w, address, w.active, bytes, true)) return false;
   Access how = store_access(w, s.order);
-  touch_global(w, address, w.active, bytes, how);
-  alignas(16) uint8_t data[16];
+  alignas(16) LaneValues values;
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
-    collect(w, in, s, i, data);
-    write_touched(w, address[i], data, bytes, how);
+    collect(w, in, s, i, values[i].data());
+  }
+  touch_global(w, address, w.active, bytes, how, s.order == Order::weak ? &values : nullptr);
+  for (u32 l = w.active; l; l &= l - 1) {
+    int i = std::countr_zero(l);
+    write_touched(w, address[i], values[i].data(), bytes, how);
     if (is_coherent(s.order)) release_global(w, address[i]);
   }
   return true;

@@ -86,7 +86,7 @@ int run() {
     want[i] = i + i + x[i] + x[i];
   }
   Buffer<int> dx(x), dy(kThreads);
-  launch(owners<MUTANT>, {.grid = 2, .block = kThreads}, dx.data, dy.data);
+  launch(owners<MUTANT>, {.grid = 1, .block = kThreads}, dx.data, dy.data);
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
