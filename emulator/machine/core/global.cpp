@@ -288,46 +288,22 @@ void Tracker::note(uint64_t at, uint32_t mask) {
   if (stores() || how_ == Access::atomic) note_write(s, at, mask);
 }
 
-// How the addresses of a warp lie.
-struct Extent {
-  uint64_t low, high;  // high: past the last byte
-  bool dense;          // every byte between is accessed: one run, or one place
-};
-Extent extent_of(const uint64_t* address, uint32_t lanes, uint32_t bytes) {
-  if (lanes == kAllLanes) {
-    uint64_t run = 0, differ = 0;
-    for (uint64_t i = 0; i < 32; ++i) {
-      run |= address[i] - (address[0] + i * bytes);
-      differ |= address[i] ^ address[0];
-    }
-    if (!run) return {address[0], address[0] + uint64_t{32} * bytes, true};
-    if (!differ) return {address[0], address[0] + bytes, true};
-  }
-  uint64_t low = ~uint64_t{0}, high = 0;
-  for (uint32_t l = lanes; l; l &= l - 1) {
-    uint64_t a = address[std::countr_zero(l)];
-    low = std::min(low, a), high = std::max(high, a);
-  }
-  return {low, high + bytes, high == low};
-}
-
 // Calls f(sector's address, bytes in it) for each sector that the lanes touch: once where they are
 // near each other, else once a lane. How many there are.
 template <typename F>
-uint64_t for_each_sector(const Extent& e, const uint64_t* address, uint32_t lanes, uint32_t bytes,
-                         F&& f) {
+uint64_t for_each_sector(const LaneAccess& a, F&& f) {
   constexpr uint64_t kSpan = 64;
-  uint64_t first = e.low & ~uint64_t{31}, span = (e.high - 1 - first) / 32 + 1, count = 0;
-  if (e.dense) {
-    for (uint64_t at = first; at < e.high; at += 32) f(at, sector_mask(at, e.low, e.high - e.low));
+  uint64_t first = a.low & ~uint64_t{31}, span = (a.high - 1 - first) / 32 + 1, count = 0;
+  if (a.dense) {
+    for (uint64_t at = first; at < a.high; at += 32) f(at, sector_mask(at, a.low, a.high - a.low));
     return span;
   }
   if (span <= kSpan) {
     uint32_t masks[kSpan];
     std::fill_n(masks, span, 0);
-    auto one = static_cast<uint32_t>((uint64_t{1} << bytes) - 1);
-    for (uint32_t l = lanes; l; l &= l - 1) {
-      uint64_t offset = address[std::countr_zero(l)] - first;
+    auto one = static_cast<uint32_t>((uint64_t{1} << a.bytes) - 1);
+    for (uint32_t l = a.lanes; l; l &= l - 1) {
+      uint64_t offset = a.address[std::countr_zero(l)] - first;
       masks[offset / 32] |= one << offset % 32;
     }
     for (uint64_t i = 0; i < span; ++i)
@@ -335,19 +311,19 @@ uint64_t for_each_sector(const Extent& e, const uint64_t* address, uint32_t lane
     return count;
   }
   uint64_t list[32];
-  for (uint32_t l = lanes; l; l &= l - 1) {
-    uint64_t a = address[std::countr_zero(l)], at = a & ~uint64_t{31};
-    f(at, sector_mask(at, a, bytes));
+  for (uint32_t l = a.lanes; l; l &= l - 1) {
+    uint64_t address = a.address[std::countr_zero(l)], at = address & ~uint64_t{31};
+    f(at, sector_mask(at, address, a.bytes));
     list[count++] = at;
   }
   std::sort(list, list + count);
   return static_cast<uint64_t>(std::unique(list, list + count) - list);
 }
 
-void count_sectors(Warp& w, uint64_t sectors, uint32_t lanes, uint32_t bytes) {
+void count_sectors(Warp& w, const LaneAccess& a, uint64_t sectors) {
   InstCounters& c = w.counters();
   c.sectors += sectors;
-  c.global_bytes += static_cast<uint64_t>(std::popcount(lanes)) * bytes;
+  c.global_bytes += static_cast<uint64_t>(std::popcount(a.lanes)) * a.bytes;
 }
 
 }  // namespace
@@ -394,29 +370,46 @@ void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what
   }
 }
 
-bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, bool write) {
+LaneAccess::LaneAccess(const uint64_t* address, uint32_t lanes, uint32_t bytes)
+    : address(address), lanes(lanes), bytes(bytes), low(~uint64_t{0}), high(0) {
+  if (lanes == kAllLanes) {
+    uint64_t run = 0, differ = 0;
+    for (uint64_t i = 0; i < 32; ++i) {
+      run |= address[i] - (address[0] + i * bytes);
+      differ |= address[i] ^ address[0];
+    }
+    dense = !run || !differ;
+    low = address[0], high = address[run ? 0 : 31] + bytes;
+    if (dense) return;
+  }
+  for (uint32_t l = lanes; l; l &= l - 1) {
+    uint64_t a = address[std::countr_zero(l)];
+    low = std::min(low, a), high = std::max(high, a + bytes);
+  }
+  dense = high - low == bytes;
+}
+
+bool accessible(Warp& w, const LaneAccess& a, bool write) {
   auto allowed = [&](uint64_t at, uint64_t n) {
     const Range* r = w.m->ranges.find(at, n);
     return r && !r->ended && !(write && r->read_only());
   };
-  uint64_t all = 0;
-  for (uint32_t l = lanes; l; l &= l - 1) all |= address[std::countr_zero(l)];
-  if (all & (bytes - 1)) return false;
-  Extent e = extent_of(address, lanes, bytes);
-  if (allowed(e.low, e.high - e.low)) return true;
-  for (; lanes; lanes &= lanes - 1)
-    if (!allowed(address[std::countr_zero(lanes)], bytes)) return false;
+  uint64_t all = a.low;
+  if (!a.dense)
+    for (uint32_t l = a.lanes; l; l &= l - 1) all |= a.address[std::countr_zero(l)];
+  if (all & (a.bytes - 1)) return false;
+  if (allowed(a.low, a.high - a.low)) return true;
+  for (uint32_t l = a.lanes; l; l &= l - 1)
+    if (!allowed(a.address[std::countr_zero(l)], a.bytes)) return false;
   return true;
 }
 
-bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how,
-                  const LaneValues* values) {
-  Extent e = extent_of(address, lanes, bytes);
-  Tracker tracker(w, how, address, lanes, bytes, std::countr_zero(lanes));
+bool touch_global(Warp& w, const LaneAccess& a, Access how, const LaneValues* values) {
+  Tracker tracker(w, how, a.address, a.lanes, a.bytes, std::countr_zero(a.lanes));
   tracker.values = values;
-  uint64_t sectors = for_each_sector(e, address, lanes, bytes,
-                                     [&](uint64_t at, uint32_t mask) { tracker.note(at, mask); });
-  count_sectors(w, sectors, lanes, bytes);
+  uint64_t sectors =
+      for_each_sector(a, [&](uint64_t at, uint32_t mask) { tracker.note(at, mask); });
+  count_sectors(w, a, sectors);
   return tracker.buffered();
 }
 
@@ -437,9 +430,8 @@ void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, 
 }
 
 void count_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes) {
-  Extent e = extent_of(address, lanes, bytes);
-  count_sectors(w, for_each_sector(e, address, lanes, bytes, [](uint64_t, uint32_t) {}), lanes,
-                bytes);
+  LaneAccess a(address, lanes, bytes);
+  count_sectors(w, a, for_each_sector(a, [](uint64_t, uint32_t) {}));
 }
 
 }  // namespace l4k::emu

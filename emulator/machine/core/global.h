@@ -28,14 +28,20 @@ bool note_global(Warp& w, uint64_t address, uint64_t bytes, Access how, int lane
 // Faults if another CTA holds one of these bytes in its store buffer.
 void check_published(Warp& w, uint64_t address, uint64_t bytes, const char* what, int lane);
 
-// Whether all lanes' accesses are aligned, inside live allocations, and allowed. Else they go lane by
-// lane, which finds the first at fault.
-bool accessible(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, bool write);
-// The same by several lanes, `bytes` at each one's address; counted, too.
-// `values`: of a plain store, by lane.
+// The same by several lanes of a warp, `bytes` at each one's address.
+struct LaneAccess {
+  const uint64_t* address;  // by lane
+  uint32_t lanes, bytes;
+  uint64_t low, high;  // high: past the last byte
+  bool dense;          // every byte between is accessed: one run, or one place
+  LaneAccess(const uint64_t* address, uint32_t lanes, uint32_t bytes);
+};
+// Whether all are aligned, inside live allocations, and allowed. Else they go lane by lane, which finds
+// the first at fault.
+bool accessible(Warp& w, const LaneAccess& a, bool write);
+// Counts and notes the access. `values`: of a plain store, by lane.
 using LaneValues = std::array<uint8_t, 16>[32];
-bool touch_global(Warp& w, const uint64_t* address, uint32_t lanes, uint32_t bytes, Access how,
-                  const LaneValues* values = nullptr);
+bool touch_global(Warp& w, const LaneAccess& a, Access how, const LaneValues* values = nullptr);
 // After either, the values of one lane.
 void read_touched(const Warp& w, uint64_t address, void* data, uint32_t bytes, bool buffered);
 void write_touched(Warp& w, uint64_t address, const void* data, uint32_t bytes, Access how);

@@ -122,10 +122,11 @@ bool scatter(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address)
 
 bool load_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
   u32 bytes = s.bytes();
-  if (!accessible(w, address, w.active, bytes, false)) return false;
+  LaneAccess access(address, w.active, bytes);
+  if (!accessible(w, access, false)) return false;
   if (is_coherent(s.order))
     for (u32 l = w.active; l; l &= l - 1) acquire_global(w, address[std::countr_zero(l)], s.order);
-  bool buffered = touch_global(w, address, w.active, bytes, load_access(s.order));
+  bool buffered = touch_global(w, access, load_access(s.order));
   if (!buffered && gather(w, in, s, address)) return true;
   alignas(16) uint8_t data[16];
   for (u32 l = w.active; l; l &= l - 1) {
@@ -177,14 +178,15 @@ void load(Warp& w, const Inst& in) {
 
 bool store_global(Warp& w, const Inst& in, const MemoryAccess& s, const u64* address) {
   u32 bytes = s.bytes();
-  if (!accessible(w, address, w.active, bytes, true)) return false;
+  LaneAccess access(address, w.active, bytes);
+  if (!accessible(w, access, true)) return false;
   Access how = store_access(w, s.order);
   alignas(16) LaneValues values;
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     collect(w, in, s, i, values[i].data());
   }
-  touch_global(w, address, w.active, bytes, how, s.order == Order::weak ? &values : nullptr);
+  touch_global(w, access, how, s.order == Order::weak ? &values : nullptr);
   for (u32 l = w.active; l; l &= l - 1) {
     int i = std::countr_zero(l);
     write_touched(w, address[i], values[i].data(), bytes, how);
