@@ -156,27 +156,6 @@ void captures() {
   OK(cudaStreamWaitEvent(t, e, 0));
   touch<<<1, 32, 0, t>>>(x.data);
   EXPECT(cudaErrorStreamCaptureUnjoined, cudaStreamEndCapture(s, &graph));
-  for (bool joined : {false, true}) {  // a fork whose stream is destroyed meanwhile
-    cudaStream_t forked;
-    OK(cudaStreamCreate(&forked));
-    begin();
-    OK(cudaEventRecord(e, s));
-    OK(cudaStreamWaitEvent(forked, e, 0));
-    touch<<<1, 32, 0, forked>>>(x.data);
-    OK(cudaEventRecord(e, forked));
-    if (joined) OK(cudaStreamWaitEvent(s, e, 0));
-    OK(cudaStreamDestroy(forked));
-    EXPECT(joined ? cudaSuccess : cudaErrorStreamCaptureUnjoined, cudaStreamEndCapture(s, &graph));
-    if (joined) OK(cudaGraphDestroy(graph));
-  }
-  cudaStream_t origin;  // the one on which the capture was begun is
-  OK(cudaStreamCreate(&origin));
-  OK(cudaStreamBeginCapture(origin, cudaStreamCaptureModeGlobal));
-  OK(cudaEventRecord(e, origin));
-  OK(cudaStreamWaitEvent(t, e, 0));
-  OK(cudaStreamDestroy(origin));
-  OK(cudaStreamIsCapturing(t, &state));
-  TRUE(state == cudaStreamCaptureStatusNone);
   begin();  // work of the legacy stream would wait for a blocking stream that captures
   OK(cudaEventRecord(e, s));
   OK(cudaStreamWaitEvent(t, e, 0));
@@ -195,6 +174,37 @@ void count_call(void* calls) {
   EXPECT(cudaErrorNotPermitted, cudaMalloc(&p, 4));  // as every call from a host function
   cudaGetLastError();
   ++*static_cast<int*>(calls);
+}
+
+void destroyed_while_capturing() {
+  Buffer<int> x(32);
+  cudaStream_t s, t, origin;
+  cudaEvent_t e;
+  cudaGraph_t graph;
+  cudaStreamCaptureStatus state;
+  OK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+  OK(cudaStreamCreateWithFlags(&t, cudaStreamNonBlocking));
+  OK(cudaEventCreate(&e));
+  for (bool joined : {false, true}) {  // a fork whose stream is destroyed meanwhile
+    cudaStream_t forked;
+    OK(cudaStreamCreate(&forked));
+    OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal));
+    OK(cudaEventRecord(e, s));
+    OK(cudaStreamWaitEvent(forked, e, 0));
+    touch<<<1, 32, 0, forked>>>(x.data);
+    OK(cudaEventRecord(e, forked));
+    if (joined) OK(cudaStreamWaitEvent(s, e, 0));
+    OK(cudaStreamDestroy(forked));
+    EXPECT(joined ? cudaSuccess : cudaErrorStreamCaptureUnjoined, cudaStreamEndCapture(s, &graph));
+    if (joined) OK(cudaGraphDestroy(graph));
+  }
+  OK(cudaStreamCreate(&origin));  // the one on which the capture was begun
+  OK(cudaStreamBeginCapture(origin, cudaStreamCaptureModeGlobal));
+  OK(cudaEventRecord(e, origin));
+  OK(cudaStreamWaitEvent(t, e, 0));
+  OK(cudaStreamDestroy(origin));
+  OK(cudaStreamIsCapturing(t, &state));
+  TRUE(state == cudaStreamCaptureStatusNone);
 }
 
 // What is captured is done when the graph is launched, not before.
@@ -424,6 +434,7 @@ int run() {
   streams();
   events();
   captures();
+  destroyed_while_capturing();
   captured_work();
   graphs();
   memory();
