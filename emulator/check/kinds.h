@@ -73,6 +73,8 @@ inline constexpr FaultKind kFaultKinds[] = {
     {"mbarrier-uninitialised", Severity::error, "no mbarrier was initialised there"},
     {"mbarrier-init-fence-missing", Severity::rule,
      "a bulk copy completes on an mbarrier that no `fence.mbarrier_init` has shown to it"},
+    {"mbarrier-initialised-again", Severity::rule,
+     "a live mbarrier initialised to what it is, before its first use"},
     {"mbarrier-overwritten", Severity::error, "a live mbarrier stored over or initialised again"},
     {"mbarrier-over-arrival", Severity::error, "more arrivals than the phase expects"},
     {"mbarrier-tx-overflow", Severity::error, "more bytes than the phase expects"},
@@ -87,6 +89,9 @@ inline constexpr FaultKind kFaultKinds[] = {
     {"nc-read-of-written", Severity::error, "`ld.global.nc` of memory that the same kernel writes"},
     {"dependency-race", Severity::error,
      "what a kernel that may still run touches, before `griddepcontrol.wait`"},
+    {"dependency-wait-late", Severity::rule,
+     "what a kernel wrote that ended without `griddepcontrol.launch_dependents`, touched by the "
+     "next before its `griddepcontrol.wait`"},
     {"dependency-wait-missing", Severity::rule,
      "a CTA of a dependent launch that ends without one"},
     {"setmaxnreg-pool", Severity::error, "more registers than the CTA's pool holds"},

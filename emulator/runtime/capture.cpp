@@ -103,6 +103,8 @@ cudaError_t end(Stream& s, cudaGraph_t* graph) {
   if (c->mode != cudaStreamCaptureModeRelaxed && c->thread != std::this_thread::get_id())
     return refuse(cudaErrorStreamCaptureWrongThread, "the capture was begun by another thread");
   std::string unjoined;
+  for (const GraphNode* n : c->orphans)
+    if (!joined(n, s.tails)) unjoined = "a stream that has been destroyed";
   for (Stream* other : c->streams) {
     for (const GraphNode* n : other->tails)
       if (!joined(n, s.tails)) unjoined = other->name();

@@ -220,7 +220,7 @@ const char* cudaGetErrorString(cudaError_t code) {
   const Registry& r = Registry::get();
   const Machine& m = Machine::get();
   const Error* e = find(code);
-  if (code == cudaErrorLaunchFailure && m.failed())
+  if (m.failed() && code == failure())
     text = "emulator: " + (m.settings.print ? m.report.title() : m.report.text());
   else if (code != cudaSuccess && code == r.refused && !r.refusal.empty()) text = r.refusal;
   else return e ? e->meaning : "unrecognized error code";

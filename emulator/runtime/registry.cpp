@@ -27,10 +27,14 @@ cudaError_t refuse(cudaError_t error, const std::string& why) {
   return r.last = r.refused = error;
 }
 
+cudaError_t failure() {
+  bool asserted = Machine::get().report.kind == &*KindName("assertion");
+  return asserted ? cudaErrorAssert : cudaErrorLaunchFailure;
+}
+
 cudaError_t status() {
   if (!Machine::get().failed()) return cudaSuccess;
-  Registry::get().last = cudaErrorLaunchFailure;
-  return cudaErrorLaunchFailure;
+  return Registry::get().last = failure();
 }
 
 void FatBinary::load() {

@@ -55,6 +55,7 @@ void note_refusal(const std::string& why);
 // Remembers the error (cudaGetLastError) and why; returns it.
 cudaError_t refuse(cudaError_t error, const std::string& why);
 // cudaSuccess, or the sticky error.
+cudaError_t failure();  // the error of a launch that a report has ended
 cudaError_t status();
 // An entry of PTX text as a kernel to `run`; throws PtxError.
 Kernel* add_ptx_kernel(const std::string& text, const std::string& entry);

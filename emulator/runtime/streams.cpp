@@ -144,6 +144,12 @@ cudaError_t Streams::invalidate(Capture& c, cudaError_t error, const std::string
   return refuse(error, why);
 }
 
+void Streams::abandon(Capture& c) {
+  c.ended = true;
+  for (Stream* s : c.streams) s->tails.clear(), s->capture = nullptr;
+  std::erase_if(captures, [&](const auto& other) { return other.get() == &c; });
+}
+
 cudaError_t Streams::unsafe_call(const char* name) {
   if (InHostFunction::depth)
     return refuse(cudaErrorNotPermitted, std::string(name) + " in a host function of a stream");
@@ -198,8 +204,11 @@ cudaError_t cudaStreamDestroy(cudaStream_t handle) {
   Stream* s = Streams::get().find(handle);
   if (!s) return Registry::get().last;
   if (s->capture) {
-    s->capture->invalid = true;
-    std::erase(s->capture->streams, s);
+    std::shared_ptr<Capture> held = s->capture;
+    Capture& c = *held;
+    std::erase(c.streams, s);
+    c.orphans.insert(c.orphans.end(), s->tails.begin(), s->tails.end());
+    if (c.origin == s) Streams::get().abandon(c);
   }
   cudaError_t e = settle();
   Streams::get().destroy(s);

@@ -25,6 +25,7 @@ struct Capture {
   bool invalid = false, ended = false;
   std::string why;  // invalid
   std::vector<Stream*> streams;
+  std::vector<GraphNode*> orphans;  // the last nodes of forked streams that have been destroyed
 };
 
 // What a cudaStream_t points to.
@@ -81,6 +82,7 @@ class Streams {
   std::vector<std::shared_ptr<Capture>> captures;
   // cudaSuccess, or a call that a capture in progress forbids, which ends the capture.
   cudaError_t unsafe_call(const char* name);
+  void abandon(Capture& c);  // nobody can end it
   cudaError_t invalidate(Capture& c, cudaError_t error, const std::string& why);
   // For a call that waits for all streams, or implies an order with the legacy default stream.
   cudaError_t forbidden_while_capturing(const char* name, cudaError_t error, bool blocking_only);

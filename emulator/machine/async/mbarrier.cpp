@@ -1,6 +1,7 @@
 // mbarrier: init, arrive, expect, test, wait.
 #include "machine/async/mbarrier.h"
 
+#include <algorithm>
 #include <bit>
 #include <optional>
 #include <utility>
@@ -49,6 +50,25 @@ SharedPlace own_place_of(Warp& w, const Inst& in, bool shared, int lane) {
   return at;
 }
 
+bool initialised_before(const Mbarrier& b, const Clock& seen) {
+  return std::all_of(b.init_epochs.begin(), b.init_epochs.end(),
+                     [&](u32 epoch) { return ordered(epoch, seen); });
+}
+
+// An mbarrier.init that stores what is there, before anything else has happened to the mbarrier.
+bool initialise_again(Warp& w, Mbarrier& b, u32 count, int lane, u32 offset) {
+  if (b.count != count || b.pending != count || b.tx || b.phase) return false;
+  if (b.init_epochs.back() != w.actor.epoch()) {
+    if (initialised_before(b, w.actor.seen)) b.init_epochs.clear();
+    b.init_epochs.push_back(w.actor.epoch());
+  }
+  b.fenced_phase = -1;
+  complain_at("mbarrier-initialised-again",
+              "mbarrier.init of a live mbarrier, which has this count and has not been used", lane,
+              offset);
+  return true;
+}
+
 void init(Warp& w, const Inst& in) {
   const u32* count = w.reg<u32>(in.s[0]);
   for (u32 l = w.active; l; l &= l - 1) {
@@ -57,13 +77,15 @@ void init(Warp& w, const Inst& in) {
     if (!count[i] || count[i] > kMaxCount)
       fault_at("mbarrier-count", "mbarrier.init with a count of " + std::to_string(count[i]), i,
                at.offset);
-    if (at.cta->mbarriers.count(at.offset))
+    if (auto it = at.cta->mbarriers.find(at.offset); it != at.cta->mbarriers.end()) {
+      if (initialise_again(w, it->second, count[i], i, at.offset)) continue;
       complain_at("mbarrier-overwritten",
                   "mbarrier.init of a live mbarrier; mbarrier.inval comes first", i, at.offset);
+    }
     at.cta->shared->write(at.offset, 8, w.actor, i, Writer::generic);
     Mbarrier b;
     b.count = b.pending = count[i];
-    b.init_epoch = w.actor.epoch();
+    b.init_epochs = {w.actor.epoch()};
     b.next_seen.assign(w.actor.seen.size(), 0);
     b.next_proxied = b.done_seen = b.done_proxied = b.next_seen;
     at.cta->mbarriers[at.offset] = std::move(b);
@@ -77,7 +99,7 @@ Mbarrier& live_mbarrier(Warp& w, const SharedPlace& at, int lane) {
   if (it == at.cta->mbarriers.end())
     fault_at("mbarrier-uninitialised", "no mbarrier was initialised here", lane, at.offset);
   int64_t fenced = it->second.fenced_phase;  // then a relaxed cluster barrier is enough
-  if (!ordered(it->second.init_epoch, w.actor.seen) && (fenced < 0 || w.cluster_passed < fenced))
+  if (!initialised_before(it->second, w.actor.seen) && (fenced < 0 || w.cluster_passed < fenced))
     complain_at("shared-race",
                 "uses an mbarrier with no barrier between its initialisation and here", lane,
                 at.offset);
@@ -289,7 +311,7 @@ Mbarrier& find_mbarrier(Warp& w, const SharedPlace& at, int lane) {
 
 void find_copy_mbarrier(Warp& w, const SharedPlace& at, int lane) {
   const Mbarrier& b = find_mbarrier(w, at, lane);
-  if (b.fenced_phase < 0 && !ordered(b.init_epoch, w.actor.proxied))
+  if (b.fenced_phase < 0 && !initialised_before(b, w.actor.proxied))
     complain_at(
         "mbarrier-init-fence-missing",
         "a bulk copy completes on an mbarrier with no fence.mbarrier_init or fence.proxy.async "

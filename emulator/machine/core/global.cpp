@@ -91,18 +91,31 @@ void Tracker::report(KindName kind, std::string what, uint64_t at, uint32_t mask
 // Dependent launches: before its wait, a kernel may touch nothing that a launch touches which may
 // still run, and before its end nothing that the next one has touched.
 void Tracker::check_overlap(const Sector& s, uint64_t at, uint32_t mask) {
+  auto not_before = [&](uint16_t other, uint32_t launch) {
+    return static_cast<uint16_t>(other - launch) < 0x8000;
+  };
   auto overlaps = [&](uint16_t other) {
     if (!other || other == tag_) return false;
-    if (static_cast<uint16_t>(other - tag_) < 0x8000) return true;
-    return !w_.has_waited() && static_cast<uint16_t>(other - l_.complete) < 0x8000;
+    return not_before(other, tag_) ||
+           (!w_.has_waited() && not_before(other, l_.precedence.complete));
   };
-  if ((s.written & mask) && overlaps(s.launch))
-    report("dependency-race",
-           std::string(stores() ? "writes" : "reads") +
-               " what an overlapping kernel wrote with no griddepcontrol.wait between",
-           at, s.written & mask);
+  if ((s.written & mask) && overlaps(s.launch)) {
+    std::string what = stores() ? "writes" : "reads";
+    if (not_before(s.launch, l_.precedence.ended))
+      report("dependency-race",
+             what + " what an overlapping kernel wrote with no griddepcontrol.wait between", at,
+             s.written & mask);
+    else
+      report("dependency-wait-late",
+             what +
+                 " before griddepcontrol.wait what the kernel before it wrote, which has ended "
+                 "but may not have been made visible",
+             at, s.written & mask);
+  }
   if (!stores() && how_ != Access::atomic) return;
-  uint32_t last = overlaps(s.reader_launch) ? s.read & mask : 0;
+  uint32_t last = overlaps(s.reader_launch) && not_before(s.reader_launch, l_.precedence.ended)
+                      ? s.read & mask
+                      : 0;
   bool others = s.early_reader != tag_ && m_.find_launch(s.early_reader);
   uint32_t early = others ? s.early_read & mask : 0;
   if (last | early)

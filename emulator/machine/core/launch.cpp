@@ -87,12 +87,22 @@ bool Machine::synchronize() {
   return !failed();
 }
 
-void Machine::note_trigger(Cta& cta, bool waited) {
+void Machine::note_trigger(Cta& cta, bool waited, bool early) {
   if (cta.triggered) return;
   cta.triggered = true;
-  if (cta.cluster->launch->programmatic) cta.cluster->launch->waits_first &= waited;
-  ++cta.cluster->launch->triggered;
+  Launch& l = *cta.cluster->launch;
+  if (l.programmatic) l.waits_first &= waited;
+  l.triggers_early |= early;
+  ++l.triggered;
   ++progress;
+}
+
+// A launch without an early trigger is followed only when all of its CTAs have ended, which says
+// nothing of the launches before it unless it waited for them.
+Precedence Launch::of_next() const {
+  Precedence next = waits_first ? Precedence{id, id} : precedence;
+  if (next.ended == id && !triggers_early) ++next.ended;
+  return next;
 }
 
 bool Machine::dependency_done(const Launch& l) const {

@@ -73,7 +73,7 @@ class Machine final : public FaultListener {
   void publish_warp(Warp& w);       // ... to the CTA
   void drain(Cta& cta, Warp* w);    // ... to memory, with no order to anything
   void report_unused(Cta& cta);     // what it has read of undefined memory, to no effect
-  void note_trigger(Cta& cta, bool waited);
+  void note_trigger(Cta& cta, bool waited, bool early);  // early: before the CTA's end
   bool dependency_done(const Launch& l) const;
   void warp_exited(Warp& w);
   uint64_t approximation_seed() const { return settings.perturb ? settings.seed : 0; }
@@ -149,7 +149,7 @@ class Machine final : public FaultListener {
   };
   std::vector<Sm> sms_;
   std::vector<std::unique_ptr<Launch>> launches_;  // in stream order; the first is the oldest
-  uint32_t last_complete_ = 0;  // `complete` of a launch that starts after all others have ended
+  Precedence last_;  // of a launch that starts after all others have ended
   std::vector<Warp*> ready_, waiting_;
   uint64_t idle_progress_ = 0, idle_rounds_ = 0;
   std::vector<BulkOp> bulk_;

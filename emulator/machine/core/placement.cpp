@@ -149,7 +149,7 @@ bool Machine::place_clusters() {
     }
     if (!l.next_cluster) {
       const Launch* before = i ? launches_[i - 1].get() : nullptr;
-      l.complete = !l.programmatic ? l.id : before ? before->next_complete() : last_complete_;
+      l.precedence = !l.programmatic ? Precedence{l.id, l.id} : before ? before->of_next() : last_;
     }
     while (l.next_cluster < l.clusters && place_cluster(l)) placed = true;
     if (l.next_cluster < l.clusters) break;

@@ -87,7 +87,7 @@ void Machine::warp_exited(Warp& w) {
   check_visits(cta, cta.accesses, "cluster-exited", "an access to its shared memory");
   check_visits(cta, cta.arrivals, "arrival-at-exit", "an arrival on its mbarrier");
   report_unused(cta);
-  note_trigger(cta, waited);
+  note_trigger(cta, waited, false);
   if (!cta.stores.empty()) cta.stores.merge_into(&l.held);
 }
 
@@ -111,7 +111,7 @@ void Machine::finish_first_launch() {
   auto& k = kernel_counters[l.program->ptx->name];
   k.distinct_read_bytes += l.distinct_read * 32;
   k.distinct_written_bytes += l.distinct_written * 32;
-  last_complete_ = l.next_complete();
+  last_ = l.of_next();
   memory.remove_range(l.params.data(), l.params.size());
   if (!l.grid_workspace.empty())
     memory.remove_range(l.grid_workspace.data(), l.grid_workspace.size() * 4);

@@ -144,6 +144,7 @@ void Machine::merge_shard(Launch& l, Machine& shard, ShardConflict* first) {
     for (size_t i = 0; i < counted.size(); ++i) total[i] += counted[i];
   }
   take_reports(shard);
+  l.triggers_early |= part.triggers_early;
   l.distinct_read += part.distinct_read;
   l.distinct_written += part.distinct_written;
   sectors.absorb(shard.sectors, [&](uint64_t address, Sector& mine, const Sector& theirs) {

@@ -97,8 +97,8 @@ struct Mbarrier {
   uint32_t count = 0, pending = 0;
   int64_t tx = 0;
   uint64_t phase = 0;
-  uint32_t init_epoch = 0;
-  int64_t fenced_phase = -1;  // of the cluster barrier, at fence.mbarrier_init
+  std::vector<uint32_t> init_epochs;  // several where it was initialised again, in no order
+  int64_t fenced_phase = -1;          // of the cluster barrier, at fence.mbarrier_init
   Visibility next_visibility, done_visibility;
   Clock next_seen, next_proxied, done_seen, done_proxied;
 };
@@ -315,6 +315,12 @@ struct Cluster {
   std::map<uint64_t, std::pair<Clock, Clock>> flags;
 };
 
+// What a dependent launch can rely on before its wait: launches before `complete` have ended and
+// their results are visible; those before `ended` have ended.
+struct Precedence {
+  uint32_t complete = 0, ended = 0;
+};
+
 // What is launched.
 struct LaunchShape {
   const Program* program = nullptr;
@@ -334,10 +340,10 @@ struct LaunchShape {
 // And how far it is. A shard runs every cluster_stride-th cluster.
 struct Launch : LaunchShape {
   std::vector<uint32_t> grid_workspace;  // of a cooperative launch: its size and the grid's barrier
-  // Dependent launches: every CTA had waited before it let the next launch start; launches before
-  // `complete` have ended when this one starts.
-  bool waits_first = true;
-  uint32_t complete = 0;
+  // Dependent launches: every CTA had waited before it let the next launch start; one of them
+  // executed griddepcontrol.launch_dependents, so that this launch and the next may overlap.
+  bool waits_first = true, triggers_early = false;
+  Precedence precedence;
   std::vector<uint64_t> released;  // by CTA: when it last released anything to the grid
   std::vector<uint64_t> proxied;   // by CTA: its last proxy fence that covers global memory
   // What atomic and volatile accesses pass on, by address; up to 4096 addresses and 256 CTAs, and
@@ -357,7 +363,7 @@ struct Launch : LaunchShape {
       for (auto& cta : cluster->ctas)
         for (auto& w : cta->warps) f(*w);
   }
-  uint32_t next_complete() const { return waits_first ? id : complete; }
+  Precedence of_next() const;
 };
 
 }  // namespace l4k::emu

@@ -78,15 +78,25 @@ struct Target {
   u64 key;  // of the flag that passes clocks on
 };
 
-Target shared_target(Warp& w, const Atomic& m, u64 address, int lane) {
+// An exchange depends on nothing that it replaces; its result is what was there.
+void meet_undefined(Warp& w, const Inst& in, const Atomic& m, u32 undefined, const Origin& from,
+                    int lane) {
+  if (m.op != kExch) return w.use_undefined(from, "an atomic operation on", lane);
+  u32 element = (1u << m.element()) - 1;
+  for (u32 k = 0; k < m.count; ++k)
+    if (undefined >> k * m.element() & element)
+      w.undefined_results.push_back({in.d[k], 1u << lane, from});
+}
+
+Target shared_target(Warp& w, const Inst& in, const Atomic& m, u64 address, int lane) {
   SharedPlace place = shared_place(w, address, lane);
   u64 key = u64{place.cta->rank} << 32 | place.offset;
   acquire_flag(w, key);
   check_no_mbarrier(*place.cta, place.offset, m.bytes(), lane);
   SharedMemory& shared = *place.cta->shared;
-  if (shared.strong_read(place.offset, m.bytes(), w.actor, lane, Writer::atomic))
-    w.use_undefined(w.read_undefined(shared, place.offset, m.bytes(), lane),
-                    "an atomic operation on", lane);
+  if (u32 undefined = shared.strong_read(place.offset, m.bytes(), w.actor, lane, Writer::atomic))
+    meet_undefined(w, in, m, undefined, w.read_undefined(shared, place.offset, m.bytes(), lane),
+                   lane);
   shared.strong_write(place.offset, m.bytes(), w.actor, lane, Writer::atomic);
   return {shared.data() + place.offset, key};
 }
@@ -162,11 +172,16 @@ void atomic(Warp& w, const Inst& in) {
     u64 at = address[i];
     Space s = m.space == Space::none ? generic_space(&at) : m.space;
     check_aligned(at, m.bytes(), i);
-    Target target = s == Space::shared ? shared_target(w, m, at, i) : global_target(w, m, at, i);
+    Target target =
+        s == Space::shared ? shared_target(w, in, m, at, i) : global_target(w, m, at, i);
     changed |= update(w, in, m, target.data, i);
     release_flag(w, target.key);
   }
   w.release();
+  if (m.op == kExch && m.returns) {
+    for (u32 k = 0; k < m.count; ++k) w.written(in.d[k], w.active);
+    w.settle_loads();
+  }
   note_poll(w, in, m, changed);
 }
 
@@ -276,6 +291,7 @@ bool decode_atomic(Decoder& d) {
   if (m.op == kCas) d.add_list(d.operand(at++), m.bits, ListUse::read);
   d.program->communicates |= m.space != Space::shared;
   out.modifiers.store(m);
+  if (m.op == kExch) out.targets = 0;  // it says itself which lanes of them are defined
   out.run = atomic;
   return true;
 }

@@ -122,7 +122,7 @@ void cluster_wait(Warp& w, const Inst&) {
   w.actor.acquire(c.done_seen, c.done_proxied);
 }
 
-void launch_dependents(Warp& w, const Inst&) { w.m->note_trigger(*w.cta, w.has_waited()); }
+void launch_dependents(Warp& w, const Inst&) { w.m->note_trigger(*w.cta, w.has_waited(), true); }
 void wait_dependency(Warp& w, const Inst&) {
   if (!w.m->dependency_done(*w.cta->cluster->launch)) return w.park(Wait::grid);
   if (!w.dependency_waited) w.cta->cluster->dependency_waits.push_back(w.actor.epoch());

@@ -13,6 +13,10 @@
 // 9 | mbarrier-overwritten | the bulk copy lands on a live mbarrier
 // 10 | mbarrier-count | an arrival of zero threads
 // 11 | bad-operand | a wait for the other block's mbarrier
+// 12 | mbarrier-initialised-again | two lanes initialise an mbarrier to the same count
+// 13 | mbarrier-initialised-again | two warps do
+// 14 | mbarrier-overwritten | ... to different counts
+// 15 | shared-race mbarrier-overwritten | one of the two warps uses the mbarrier without waiting for the other
 #include "device.cuh"
 #include "host.h"
 
@@ -40,8 +44,13 @@ __global__ __cluster_dims__(2, 1, 1) void letters(const float* x, float* y) {
   __shared__ __align__(16) uint64_t mail[2];
   __shared__ __align__(16) uint64_t loaded;
   int rank = static_cast<int>(cluster_rank()), i = static_cast<int>(threadIdx.x);
+  int also = MUTANT == 12 ? 1 : MUTANT >= 13 ? 32 : 0;  // the thread that initialises it, too
+  if (i == 0 || i == also) {
+    int count = MUTANT == 14 && i == also ? kThreads - 1 : kThreads;
+    mbar_init(&mail[0], PICK(3, count, kThreads / 2));  // @12 @13 @14 @15
+    ONLY(15) mbar_arrive_count(&mail[0], 1);            // @15
+  }
   if (i == 0) {
-    mbar_init(&mail[0], PICK(3, kThreads, kThreads / 2));
     mbar_init(&loaded, 1);
     fence_mbar_init();
     ONLY(10) mbar_arrive_count(&loaded, 0);  // @10
@@ -90,4 +99,4 @@ int run() {
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
-MAIN(11)
+MAIN(15)

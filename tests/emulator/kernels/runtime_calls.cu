@@ -1,4 +1,5 @@
 // What calls of the runtime return, right and wrong ones, as CUDA's documentation has it.
+#include <cassert>
 #include <string>
 
 #include "device.cuh"
@@ -29,6 +30,15 @@ static void expect(cudaError_t got, cudaError_t want, const char* call, int line
   l4k_emu_reset()
 
 __global__ void touch(int* p) { p[threadIdx.x] += 1; }
+__global__ void claim(int* p) { assert(p[threadIdx.x] < 0); }
+
+void assertions() {
+  Buffer<int> x(std::vector<int>(32, 1));
+  claim<<<1, 32>>>(x.data);
+  EXPECT(cudaErrorAssert, cudaDeviceSynchronize());
+  TRUE(l4k_emu_report_kind() == std::string("assertion"));
+  l4k_emu_reset();
+}
 
 void streams() {
   cudaStream_t s, t;
@@ -164,6 +174,37 @@ void count_call(void* calls) {
   EXPECT(cudaErrorNotPermitted, cudaMalloc(&p, 4));  // as every call from a host function
   cudaGetLastError();
   ++*static_cast<int*>(calls);
+}
+
+void destroyed_while_capturing() {
+  Buffer<int> x(32);
+  cudaStream_t s, t, origin;
+  cudaEvent_t e;
+  cudaGraph_t graph;
+  cudaStreamCaptureStatus state;
+  OK(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+  OK(cudaStreamCreateWithFlags(&t, cudaStreamNonBlocking));
+  OK(cudaEventCreate(&e));
+  for (bool joined : {false, true}) {  // a fork whose stream is destroyed meanwhile
+    cudaStream_t forked;
+    OK(cudaStreamCreate(&forked));
+    OK(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal));
+    OK(cudaEventRecord(e, s));
+    OK(cudaStreamWaitEvent(forked, e, 0));
+    touch<<<1, 32, 0, forked>>>(x.data);
+    OK(cudaEventRecord(e, forked));
+    if (joined) OK(cudaStreamWaitEvent(s, e, 0));
+    OK(cudaStreamDestroy(forked));
+    EXPECT(joined ? cudaSuccess : cudaErrorStreamCaptureUnjoined, cudaStreamEndCapture(s, &graph));
+    if (joined) OK(cudaGraphDestroy(graph));
+  }
+  OK(cudaStreamCreate(&origin));  // the one on which the capture was begun
+  OK(cudaStreamBeginCapture(origin, cudaStreamCaptureModeGlobal));
+  OK(cudaEventRecord(e, origin));
+  OK(cudaStreamWaitEvent(t, e, 0));
+  OK(cudaStreamDestroy(origin));
+  OK(cudaStreamIsCapturing(t, &state));
+  TRUE(state == cudaStreamCaptureStatusNone);
 }
 
 // What is captured is done when the graph is launched, not before.
@@ -393,12 +434,14 @@ int run() {
   streams();
   events();
   captures();
+  destroyed_while_capturing();
   captured_work();
   graphs();
   memory();
   pools();
   device();
   driver();
+  assertions();
   if (!failures) std::printf("PASS\n");
   return failures != 0;
 }

@@ -23,6 +23,8 @@
 // 20 | uninitialised-unused | another element of the vector is used
 // 21 | uninitialised-unused | what it was copied to is overwritten
 // 22 | uninitialised-unused | a shuffle gives it to lanes that do not use it
+// 23 | uninitialised-unused | an exchange puts a value in its place
+// 24 | uninitialised-shared-read | ... and what was there is used
 #include "device.cuh"
 #include "host.h"
 
@@ -112,6 +114,8 @@ DEVICE float in_memory(float* s, float* copy) {
   }
   TRY(11) atomicAdd(&s[32 + lane], 1.f), out += 1;       // @11
   TRY(12) out += static_cast<volatile float*>(s)[lane];  // @12
+  TRY(23) atomicExch(&s[32 + lane], 1.f), out += 1;      // @23
+  TRY(24) out += atomicExch(&s[32 + lane], 1.f);         // @24
   __syncwarp();
   if constexpr (MUTANT == 0 || MUTANT == 13 || MUTANT == 20) {
     if (lane % 4 == 0) copy[lane + PICK(13, 2, 1)] = 1;
@@ -152,7 +156,7 @@ DEVICE float in_product() {
   return acc[0] + acc[1] - 32 + (MUTANT == 19 ? 0 : acc[2] + acc[3] - 32);
 }
 
-constexpr int kStatements = 17;
+constexpr int kStatements = 19;
 
 template <int MUTANT>
 __global__ void depend(const float* x, float* y) {
@@ -175,4 +179,4 @@ int run() {
   CHECK(cudaDeviceSynchronize());
   return verdict(dy.download(), want);
 }
-MAIN(22)
+MAIN(24)
