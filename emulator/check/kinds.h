@@ -81,7 +81,8 @@ inline constexpr FaultKind kFaultKinds[] = {
     {"mbarrier-count", Severity::error, "a count outside its range"},
     {"mbarrier-parity", Severity::error, "a parity that is neither 0 nor 1"},
     {"global-race", Severity::error,
-     "global memory that two warps of a CTA, or stores of two CTAs, use with no order between them"},
+     "global memory that two warps of a CTA, or stores of two CTAs, use with no order between "
+     "them"},
     {"stale-global-read", Severity::error,
      "global memory read and written by two CTAs with no release and acquire between"},
     {"acquire-fence-missing", Severity::rule,

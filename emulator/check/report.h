@@ -80,7 +80,8 @@ struct Report {
 
 // How often the run went on, and how often it ended, since the process began.
 struct ReportTally {
-  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0, left_out = 0, ended = 0;
+  uint64_t reports[std::size(kSeverityNames)] = {}, places = 0, ignored = 0, left_out = 0,
+           ended = 0;
   std::string text() const;  // "" when it never did
 };
 
