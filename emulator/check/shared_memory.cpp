@@ -94,8 +94,9 @@ uint32_t SharedMemory::read(uint32_t address, uint32_t bytes, const Actor& who, 
   shadow_.visit(address, bytes, [&](Cell& c, uint32_t at, uint32_t n) {
     if (!c.defined) undefined |= ((1u << n) - 1) << (at - address);
     if (c.writer && !ordered(c.writer, who.seen))
-      race(c.kind == Writer::generic ? "read of a word written by"
-                                     : "read of a word copied asynchronously by",
+      race(c.kind == Writer::cp_async || c.kind == Writer::async_proxy
+               ? "read of a word copied asynchronously by"
+               : "read of a word written by",
            at, c.writer, who, lane);
     if (c.writer == mine && c.writer_lane != lane && c.kind <= Writer::cp_async)
       warp_race("read of a word written by", at, c.writer_lane, lane);

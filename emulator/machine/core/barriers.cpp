@@ -14,6 +14,10 @@ void write_reduction(Warp& w, const BarrierWaiter& waiter, const NamedBarrier& b
   w.written(waiter.result, w.active);
 }
 
+void join_ended(NamedBarrier& b, const Cta& cta) {
+  if (!b.expected && !cta.left.empty()) join(b.seen, cta.left);
+}
+
 void complete_barrier(NamedBarrier& b) {
   for (const BarrierWaiter& waiter : b.waiting) {
     Warp& w = *waiter.warp;
@@ -42,7 +46,10 @@ void complete_cluster_barrier(Cluster& c) {
 
 void retry_barriers(Cta& cta) {
   for (auto& b : cta.barriers)
-    if (!b.waiting.empty() && !b.expected && b.arrived >= cta.running * 32) complete_barrier(b);
+    if (!b.waiting.empty() && !b.expected && b.arrived >= cta.running * 32) {
+      join_ended(b, cta);
+      complete_barrier(b);
+    }
   Cluster& c = *cta.cluster;
   if (c.barrier_arrived && c.barrier_arrived >= c.running) complete_cluster_barrier(c);
 }

@@ -5,6 +5,8 @@
 
 namespace l4k::emu {
 
+// What ended warps did comes before the end of a barrier of the whole CTA, which waits for them.
+void join_ended(NamedBarrier& b, const Cta& cta);
 // Lets the waiting warps go and makes the barrier ready for its next phase.
 void complete_barrier(NamedBarrier& b);
 void complete_cluster_barrier(Cluster& c);

@@ -64,6 +64,7 @@ void barrier(Warp& w, const Inst& in) {
   ++w.m->progress;
   b.arrived += 32;
   bool last = b.arrived >= (b.expected ? b.expected : w.cta->running * 32);
+  if (last) join_ended(b, *w.cta);
   if (m.arrives_only) {
     if (last) complete_barrier(b);
     return;

@@ -10,6 +10,7 @@
 // 7 | shared-out-of-bounds | a partial sum is written past the array
 // 8 | uninitialised-shared-read | the reader takes twice as many partial sums as were written
 // 9 | deadlock barrier-mismatch divergent-barrier | one warp waits at another barrier than the rest
+// 10 | shared-race | sums of warps that end, read with no barrier
 #include "device.cuh"
 #include "host.h"
 
@@ -44,14 +45,32 @@ __global__ void row_sums(const float* x, float* sums) {
   }
 }
 
+// The last warps end before the barrier, which waits for that.
+template <int MUTANT>
+__global__ void block_sum(const float* x, float* sum) {
+  __shared__ float partial[kWarps];
+  int warp = threadIdx.x / 32;
+  if (lane_id() == 0) partial[warp] = 0;
+  __syncwarp();
+  atomicAdd(&partial[warp], x[threadIdx.x]);  // @10
+  if (warp >= kWarps / 2) return;
+  UNLESS(10) __syncthreads();
+  float total = 0;
+  for (float p : partial) total += p;  // @10
+  if (threadIdx.x == 0) *sum = total;
+}
+
 template <int MUTANT>
 int run() {
   auto x = small_floats(kRows * kColumns);
-  Buffer<float> dx(x), dsums(kRows);
+  Buffer<float> dx(x), dsums(kRows), dsum(1);
   std::vector<float> want(kRows);
   for (int i = 0; i < kRows * kColumns; ++i) want[i / kColumns] += x[i];
   launch(row_sums<MUTANT>, {.grid = 2, .block = kThreads}, dx.data, dsums.data);
+  launch(block_sum<MUTANT>, {.grid = 1, .block = kThreads}, dx.data, dsum.data);
   CHECK(cudaDeviceSynchronize());
-  return verdict(dsums.download(), want);
+  float block = 0;
+  for (int i = 0; i < kThreads; ++i) block += x[i];
+  return verdict(dsums.download(), want) | verdict(dsum.download(), {block});
 }
-MAIN(9)
+MAIN(10)
