@@ -109,24 +109,29 @@ inline constexpr FaultKind kFaultKinds[] = {
 };
 inline constexpr size_t kFaultKindCount = sizeof kFaultKinds / sizeof *kFaultKinds;
 
-// Null for a name that is in no row.
-constexpr const FaultKind* find_fault_kind(std::string_view name) {
-  for (const FaultKind& k : kFaultKinds)
-    if (name == k.name) return &k;
-  return nullptr;
+// Its row, or kFaultKindCount for a name that is in none.
+constexpr size_t fault_kind_index(std::string_view name) {
+  size_t i = 0;
+  while (i < kFaultKindCount && name != kFaultKinds[i].name) ++i;
+  return i;
+}
+inline const FaultKind* find_fault_kind(std::string_view name) {
+  size_t i = fault_kind_index(name);
+  return i < kFaultKindCount ? &kFaultKinds[i] : nullptr;
 }
 
-// A kind by its name, looked up when the emulator is compiled.
+// A kind by its name, looked up when the emulator is compiled. (An index: with UBSan, GCC does not take
+// pointers into the table for constants.)
 class KindName {
  public:
-  consteval KindName(const char* name) : kind_(find_fault_kind(name)) {
-    if (!kind_) throw "no such kind: add it to kFaultKinds";
+  consteval KindName(const char* name) : index_(fault_kind_index(name)) {
+    if (index_ == kFaultKindCount) throw "no such kind: add it to kFaultKinds";
   }
-  const FaultKind& operator*() const { return *kind_; }
-  const FaultKind* operator->() const { return kind_; }
+  const FaultKind& operator*() const { return kFaultKinds[index_]; }
+  const FaultKind* operator->() const { return &kFaultKinds[index_]; }
 
  private:
-  const FaultKind* kind_;
+  size_t index_;
 };
 
 }  // namespace l4k::emu

@@ -260,9 +260,7 @@ void SharedMemory::forget(uint32_t address, uint32_t bytes, const Origin& from) 
 }
 
 Origin SharedMemory::origin(uint32_t address, uint32_t bytes) const {
-  Origin from;
-  undefined_.find(address, bytes, &from);
-  return from;
+  return undefined_.origin(address, bytes);
 }
 
 void SharedMemory::note_engine_read(uint32_t address, uint32_t epoch, const Clock& seen) {

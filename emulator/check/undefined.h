@@ -37,15 +37,19 @@ class UndefinedBytes {
         bytes_[at + i] = it->second;
     }
   }
-  // Which of the bytes they are, a bit each; where the first of them came from.
+  // Where the first of these bytes came from.
+  Origin origin(uint64_t at, uint32_t bytes) const {
+    if (!bytes_.empty())
+      for (uint32_t i = 0; i < bytes; ++i)
+        if (auto it = bytes_.find(at + i); it != bytes_.end()) return it->second;
+    return {};
+  }
+  // Which of up to 32 bytes they are, a bit each; where the first of them came from.
   uint32_t find(uint64_t at, uint32_t bytes, Origin* from) const {
     uint32_t mask = 0;
-    if (!bytes_.empty())
-      for (uint32_t i = bytes; i-- > 0;)
-        if (auto it = bytes_.find(at + i); it != bytes_.end()) {
-          mask |= 1u << i;
-          *from = it->second;
-        }
+    if (bytes_.empty()) return mask;
+    for (uint32_t i = 0; i < bytes; ++i) mask |= uint32_t{bytes_.contains(at + i)} << i;
+    if (mask) *from = origin(at, bytes);
     return mask;
   }
 
