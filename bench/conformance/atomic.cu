@@ -11,17 +11,18 @@ struct Result {
 // A case: the registers' letter, the instruction, and whether it compares.
 #define BOTH(X, type, op) \
   X(type, "atom.global." op, "l"(global)) X(type, "atom.shared." op, "r"(shared))
-#define CASES(X)                                                                               \
-  BOTH(X, W, "add.u32")                                                                        \
-  BOTH(X, W, "min.u32")                                                                        \
-  BOTH(X, W, "max.s32")                                                                        \
-  BOTH(X, W, "inc.u32")                                                                        \
-  BOTH(X, W, "dec.u32") BOTH(X, W, "and.b32") BOTH(X, W, "or.b32") BOTH(X, W, "xor.b32")       \
-      BOTH(X, W, "exch.b32") BOTH(X, C, "cas.b32") BOTH(X, D, "add.u64") BOTH(X, D, "min.s64") \
-          BOTH(X, D, "max.u64") BOTH(X, D, "and.b64") BOTH(X, D, "exch.b64")                   \
-              BOTH(X, CD, "cas.b64") BOTH(X, H, "add.noftz.f16") BOTH(X, H, "add.noftz.bf16")  \
-                  BOTH(X, CH, "cas.b16") BOTH(X, W, "add.noftz.f16x2")                         \
-                      BOTH(X, W, "add.noftz.bf16x2") BOTH(X, W, "add.f32") BOTH(X, D, "add.f64")
+// clang-format off: it finds no end with a table like this
+#define CASES(X)                                                        \
+  BOTH(X, W, "add.u32") BOTH(X, W, "min.u32") BOTH(X, W, "max.s32")     \
+  BOTH(X, W, "inc.u32") BOTH(X, W, "dec.u32") BOTH(X, W, "and.b32")     \
+  BOTH(X, W, "or.b32") BOTH(X, W, "xor.b32") BOTH(X, W, "exch.b32")     \
+  BOTH(X, C, "cas.b32") BOTH(X, D, "add.u64") BOTH(X, D, "min.s64")     \
+  BOTH(X, D, "max.u64") BOTH(X, D, "and.b64") BOTH(X, D, "exch.b64")    \
+  BOTH(X, CD, "cas.b64") BOTH(X, H, "add.noftz.f16")                    \
+  BOTH(X, H, "add.noftz.bf16") BOTH(X, CH, "cas.b16")                   \
+  BOTH(X, W, "add.noftz.f16x2") BOTH(X, W, "add.noftz.bf16x2")          \
+  BOTH(X, W, "add.f32") BOTH(X, D, "add.f64")
+// clang-format on
 #define ATOM(type, letter, op, place, ...)                       \
   {                                                              \
     type d;                                                      \

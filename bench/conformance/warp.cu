@@ -16,22 +16,24 @@ struct Lane {
   X("vote.sync." how ".pred " sign "p", \
     "setp.ne.u32 q, %8, 0; vote.sync." how ".pred p, " sign "q, %7; mov.u32 d, 0;")
 #define REDUCED(X, how) X("redux.sync." how, "redux.sync." how " d, %2, %7; setp.ne.u32 p, 0, 0;")
-#define CASES(X)                                                                                   \
-  SHUFFLED(X, "up", "%4", "%9")                                                                    \
-  SHUFFLED(X, "down", "%4", "%6")                                                                  \
-  SHUFFLED(X, "bfly", "%4", "%6")                                                                  \
-  SHUFFLED(X, "idx", "%5", "%6")                                                                   \
-  VOTED(X, "all", "") VOTED(X, "any", "") VOTED(X, "uni", "") VOTED(X, "all", "!")                 \
-      X("vote.sync.ballot.b32",                                                                    \
-        "setp.ne.u32 q, %8, 0; vote.sync.ballot.b32 d, q, %7; setp.ne.u32 p, 0, 0;")               \
-          X("match.any.sync.b32", "match.any.sync.b32 d, %2, %7; setp.ne.u32 p, 0, 0;")            \
-              X("match.any.sync.b64", "match.any.sync.b64 d, %3, %7; setp.ne.u32 p, 0, 0;")        \
-                  X("match.all.sync.b32", "match.all.sync.b32 d|p, %2, %7;")                       \
-                      X("match.all.sync.b64", "match.all.sync.b64 d|p, %3, %7;")                   \
-                          REDUCED(X, "add.u32") REDUCED(X, "add.s32") REDUCED(X, "min.u32")        \
-                              REDUCED(X, "min.s32") REDUCED(X, "max.u32") REDUCED(X, "max.s32")    \
-                                  REDUCED(X, "and.b32") REDUCED(X, "or.b32") REDUCED(X, "xor.b32") \
-                                      X("elect.sync", "elect.sync d|p, %7;")
+// clang-format off: it finds no end with a table like this
+#define CASES(X)                                                                   \
+  SHUFFLED(X, "up", "%4", "%9")                                                    \
+  SHUFFLED(X, "down", "%4", "%6")                                                  \
+  SHUFFLED(X, "bfly", "%4", "%6")                                                  \
+  SHUFFLED(X, "idx", "%5", "%6")                                                   \
+  VOTED(X, "all", "") VOTED(X, "any", "") VOTED(X, "uni", "") VOTED(X, "all", "!") \
+  X("vote.sync.ballot.b32",                                                        \
+    "setp.ne.u32 q, %8, 0; vote.sync.ballot.b32 d, q, %7; setp.ne.u32 p, 0, 0;")   \
+  X("match.any.sync.b32", "match.any.sync.b32 d, %2, %7; setp.ne.u32 p, 0, 0;")    \
+  X("match.any.sync.b64", "match.any.sync.b64 d, %3, %7; setp.ne.u32 p, 0, 0;")    \
+  X("match.all.sync.b32", "match.all.sync.b32 d|p, %2, %7;")                       \
+  X("match.all.sync.b64", "match.all.sync.b64 d|p, %3, %7;")                       \
+  REDUCED(X, "add.u32") REDUCED(X, "add.s32") REDUCED(X, "min.u32")                \
+  REDUCED(X, "min.s32") REDUCED(X, "max.u32") REDUCED(X, "max.s32")                \
+  REDUCED(X, "and.b32") REDUCED(X, "or.b32") REDUCED(X, "xor.b32")                 \
+  X("elect.sync", "elect.sync d|p, %7;")
+// clang-format on
 
 #define RUN(name, text)                                                                            \
   if (in.mask >> lane & 1) {                                                                       \
