@@ -6,6 +6,9 @@
 
 using namespace l4k::emu;
 
+// Old names are in the list, too: programs that were compiled with them still call them.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+
 namespace {
 
 template <auto function>
