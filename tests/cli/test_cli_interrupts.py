@@ -15,6 +15,14 @@ from l4kernels.demo import CHECKPOINT
 from tests.support.terminals import ENVIRONMENT, L4K, Terminal
 
 
+@pytest.fixture(autouse=True)
+def heeds_signals():
+    """A shell without job control starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """Makes the fourth token of a generation come with a signal."""
