@@ -5,16 +5,17 @@
 
 namespace l4k::emu {
 
-// weak: may see a stale value. coherent: relaxed, .cg. acquire: of a scope wider than the CTA. nc:
-// read-only cache.
+// weak: may see a stale value. coherent: relaxed, .cg. volatile_: coherent, and orders nothing among the
+// lanes of a warp. acquire: of a scope wider than the CTA. nc: read-only cache.
 enum class Order : uint8_t { weak, coherent, volatile_, acquire, nc };
 
 struct SharedPlace {
   Cta* cta;
   uint32_t offset;
 };
-// A 32-bit shared address: own CTA, or (rank + 1) << 24 | offset as mapa makes it.
+// What a shared address is used for: an arrival at a CTA that may have ended is a rule of its own.
 enum class Use : uint8_t { data, mbarrier };
+// A 32-bit shared address: own CTA, or (rank + 1) << 24 | offset as mapa makes it.
 SharedPlace shared_place(Warp& w, uint64_t address, int lane, Use use = Use::data);
 inline uint64_t map_rank(uint32_t address, uint32_t rank) {
   return (uint64_t{rank} + 1) << 24 | (address & 0xffffff);
