@@ -45,6 +45,7 @@ struct Setup {
   uint32_t threads = 1, sms = 4;
   uint64_t seed = 1, limit = uint64_t{1} << 40;
   uint32_t cluster = 1;
+  bool goes_on = false;
 };
 
 struct Outcome {
@@ -68,6 +69,7 @@ Outcome run(const std::string& body, uint32_t ctas, const Setup& setup) {
   Settings s;
   s.mode = setup.mode, s.threads = setup.threads, s.sms = setup.sms, s.seed = setup.seed;
   s.max_instructions = setup.limit;
+  s.reports.never_stops = setup.goes_on;
   m.instructions = 0;
   m.configure(s);
   alignas(32) static uint32_t data[64 * 32];  // at one place, which reports name
@@ -163,6 +165,22 @@ void races() {
       Outcome o = same(what, body, 23, setup);
       expect(o.kind == "stale-global-read", std::string("reads ") + what + ": '" + o.report + "'");
     });
+}
+
+// All CTAs store to one row. What memory holds is the same for any number of threads, even where the
+// run goes on after other values.
+void overwrites() {
+  const std::string other =
+      "mul.wide.u32 %w1, %t, 4; add.u64 %w1, %w1, %b; st.global.u32 [%w1], %i;";
+  each_setup([&](Setup setup) {
+    Outcome o = same("other values", other, 23, setup);
+    expect(o.kind == "global-race", "stores other values: '" + o.report + "'");
+    o = same("the same values", "mov.u32 %v, 5; st.global.u32 [%b], %v;", 23, setup);
+    expect(o.kind.empty() && o.data[0] == 5, "stores the same: '" + o.report + "'");
+    setup.goes_on = true;
+    o = same("other values, going on", other, 23, setup);
+    expect(o.kind.empty(), "goes on: '" + o.report + "'");
+  });
 }
 
 // Neighbours share sectors and no bytes.
@@ -293,6 +311,7 @@ int main() {
   independent();
   distinct();
   races();
+  overwrites();
   no_race();
   clusters();
   dependent();
