@@ -43,7 +43,7 @@ def _check_tiles(contract: Contract, blocks: int) -> None:
         packed.dim() in (3, 4)
         and packed.shape[-3] > 0
         and packed.shape[-2] == blocks
-        and packed.shape[-1] in TILE_FORMATS,
+        and packed.shape[-1] in tuple(TILE_FORMATS)  # by ==, which a symbolic size has,
         f"expected packed without scales to be {tiles_shape(blocks=blocks)}, "
         f"got {describe(packed)}",
     )
