@@ -92,16 +92,16 @@ void check_optional_scales(const Call& call, const OptionalTensor& sfa, const Op
 }
 
 void check_activation(const Call& call, const std::string& activation, GemmParams& p) {
-  if (activation == "none") p.activation = GemmActivation::kNone;
-  else if (activation == "gelu") p.activation = GemmActivation::kGelu;
-  else if (activation == "swiglu") p.activation = GemmActivation::kSwiglu;
+  if (activation == "none") p.activation = Activation::kNone;
+  else if (activation == "gelu") p.activation = Activation::kGelu;
+  else if (activation == "swiglu") p.activation = Activation::kSwiglu;
   else call.fail("expected activation to be none, gelu or swiglu, got ", activation);
-  call.require(p.n % (p.activation == GemmActivation::kSwiglu ? 16 : 8) == 0,
+  call.require(p.n % (p.activation == Activation::kSwiglu ? 16 : 8) == 0,
                "expected N (rows of b) to be a multiple of 8 (16 for swiglu), got ", p.n);
 }
 
 int64_t result_columns(const GemmParams& p) {
-  return p.activation == GemmActivation::kSwiglu ? p.n / 2 : p.n;
+  return p.activation == Activation::kSwiglu ? p.n / 2 : p.n;
 }
 
 void check_epilogue(const Call& call, const OptionalTensor& bias, const OptionalTensor& residual,

@@ -10,6 +10,7 @@
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
+#include "tile/activation.cuh"
 #include "tile/fp8.cuh"
 #include "tile/schedule.h"
 #include "tile/swizzle.h"
@@ -67,11 +68,8 @@ __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const G
 template <int kRegisters>
 __device__ __forceinline__ void gelu(float (&acc)[kRegisters]) {
 #pragma unroll
-  for (int r = 0; r < kRegisters; ++r)
-    acc[r] = 0.5f * acc[r] * (1.f + erff(acc[r] * 0.7071067811865476f));
+  for (int r = 0; r < kRegisters; ++r) acc[r] = gelu(acc[r]);
 }
-
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 
 // Blocks of 8 columns alternate between gate and up, so both factors of an output are in this
 // thread; the results move into the first half of the registers.
@@ -260,7 +258,7 @@ __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParam
                                        const RaggedTile& tile, const GemmPlace& at, int barrier,
                                        int first_row) {
   scale_and_bias(acc, p, tile, at);
-  if (!kGelu && p.activation == GemmActivation::kSwiglu) {
+  if (!kGelu && p.activation == Activation::kSwiglu) {
     swiglu(acc);
     store<kRegisters / 2>(acc, p, map_d, staging, tile, at, barrier, first_row);
     return;

@@ -347,7 +347,7 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
 
 // Rows that no expert owns come out as zeros, with scale 1. By the consumers.
 __device__ __forceinline__ void clear_tail(const GemmParams& p, int first_row) {
-  const int columns = p.activation == GemmActivation::kSwiglu ? p.n / 2 : p.n;
+  const int columns = p.activation == Activation::kSwiglu ? p.n / 2 : p.n;
   const bool fp8 = p.d_scale != nullptr;
   const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.out_float32 ? 4 : 2);
   const int64_t first = int64_t{blockIdx.x} * kGemmConsumers + threadIdx.x - 128;

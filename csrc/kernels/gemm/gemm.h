@@ -5,10 +5,9 @@
 #include <cstdint>
 
 #include "kernels/gemm/choose.h"
+#include "tile/epilogue.h"
 
 namespace l4k {
-
-enum class GemmActivation : int { kNone, kGelu, kSwiglu };
 
 // How e4m3 operands are scaled. A: per matrix, per row, per row and 128 of K. B: per matrix, per
 // output channel, per 128 x 128 block.
@@ -30,7 +29,7 @@ struct GemmParams {
   const void* bias;                   // [N] bf16; null: 0
   const void* residual;               // [M, N'] bf16; null: 0
   int64_t a_stride, residual_stride;  // elements between rows
-  GemmActivation activation;
+  Activation activation;
   bool out_float32;
   bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
   GemmChoice asked;   // or one of GemmChoice's constants: choose by shape
@@ -46,7 +45,7 @@ inline GemmProblem problem_of(const GemmParams& p) {
           .num_experts = p.num_experts,
           .fp8 = p.fp8,
           .fast_accum = p.fast_accum,
-          .gelu = p.activation == GemmActivation::kGelu,
+          .gelu = p.activation == Activation::kGelu,
           .block_scales = p.scale_a == GemmScale::kBlock || p.scale_b == GemmScale::kBlock,
           .fp8_out = p.d_scale != nullptr};
 }

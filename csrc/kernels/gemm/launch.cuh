@@ -20,7 +20,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const uint64_t element = C.fp8 ? 1 : 2;
   const auto type = C.fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const auto k = static_cast<uint64_t>(p.k), n = static_cast<uint64_t>(p.n);
-  const uint64_t columns = p.activation == GemmActivation::kSwiglu ? n / 2 : n;
+  const uint64_t columns = p.activation == Activation::kSwiglu ? n / 2 : n;
   const auto m = static_cast<uint64_t>(p.m), experts = static_cast<uint64_t>(p.num_experts);
   const uint32_t block_k = C.block_k();
   // CTAs that share a box load a slice each.

@@ -82,7 +82,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
                                                int consumer) {
   constexpr GemmConfig C = kGemmConfigs[I];
   auto* staging = reinterpret_cast<float*>(smem.staging);
-  const bool swiglu = p.activation == GemmActivation::kSwiglu, fp8 = p.d_scale != nullptr;
+  const bool swiglu = p.activation == Activation::kSwiglu, fp8 = p.d_scale != nullptr;
   const int thread = threadIdx.x - 128, lane = thread % 32, warp = thread / 32 % 4;
   // Eight gate channels and the eight up channels of the same results are registers h = 0 and 1 of
   // one thread: gates go to the first half of a row, ups to the second, so that four neighbouring
@@ -122,7 +122,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
 #pragma unroll
       for (int i = 0; i < 4; ++i) result[i] = silu(result[i]) * up[i];
       column = tile.column / 2 + 4 * v;
-    } else if (p.activation == GemmActivation::kGelu) {
+    } else if (p.activation == Activation::kGelu) {
       gelu(result);
     }
     if (fp8) {

@@ -77,7 +77,7 @@ int main() {
   l4k::GemmParams p = product(a.data, b.data, first.data, one.data, kK, 2);
   int k = kN;
   if constexpr (kConfig.fp8) {
-    p.activation = l4k::GemmActivation::kSwiglu;
+    p.activation = l4k::Activation::kSwiglu;
     p.d_scale = scale.data;
     k = kN / 2;
   }

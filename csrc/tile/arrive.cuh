@@ -1,0 +1,35 @@
+// Who is the last of several CTAs that each hold a part of a sum. Nobody waits: kernels on two streams
+// that waited for CTAs of their own could keep each other out for ever.
+#pragma once
+#include <cstdint>
+
+namespace l4k {
+
+// Counts finished partial results; true for the last. The workspace is uninitialised: a count is
+// valid only with this launch's nonce, and the last arrival clears it for the next replay.
+__device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_t nonce,
+                                            int expected_count) {
+  __threadfence();  // partial results before the count
+  unsigned long long seen = __ldcg(counter), expected, count;
+  do {
+    expected = seen;
+    count = (expected >> 16 == nonce ? expected & 0xffff : 0) + 1;
+    seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
+  } while (seen != expected);
+  if (count != static_cast<unsigned long long>(expected_count)) return false;
+  *counter = 0;
+  __threadfence();  // the count before the others' partial results
+  return true;
+}
+
+// Whether all others have arrived: the caller is then the last, and need not store its own part.
+__device__ __forceinline__ bool is_last(unsigned long long* counter, uint64_t nonce,
+                                        int expected_count) {
+  const auto others = static_cast<unsigned long long>(nonce << 16 | (expected_count - 1));
+  if (__ldcg(counter) != others) return false;
+  *counter = 0;
+  __threadfence();  // the count before the others' partial results
+  return true;
+}
+
+}  // namespace l4k
