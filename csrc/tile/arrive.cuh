@@ -17,8 +17,8 @@ __device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_
     seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
   } while (seen != expected);
   if (count != static_cast<unsigned long long>(expected_count)) return false;
+  __threadfence();  // the count before the others' partial results, and before it is cleared
   *counter = 0;
-  __threadfence();  // the count before the others' partial results
   return true;
 }
 
@@ -27,8 +27,8 @@ __device__ __forceinline__ bool is_last(unsigned long long* counter, uint64_t no
                                         int expected_count) {
   const auto others = static_cast<unsigned long long>(nonce << 16 | (expected_count - 1));
   if (__ldcg(counter) != others) return false;
+  __threadfence();  // the count before the others' partial results, and before it is cleared
   *counter = 0;
-  __threadfence();  // the count before the others' partial results
   return true;
 }
 

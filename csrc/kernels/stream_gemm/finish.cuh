@@ -55,6 +55,7 @@ __device__ __forceinline__ bool meet(float4 (&sums)[kTiles], const StreamSchedul
     last = __shfl_sync(0xffffffff, last, 0);
     if (!last) return false;
   }
+  __syncwarp();  // what lane 0 has seen is there for all lanes: a shuffle orders no memory
   // In the order of K, whoever is the last.
   float4 total[kTiles] = {};
   schedule.for_each_run(run.item, run.tile, [&](int slot) {
