@@ -1,4 +1,5 @@
 // A tile of int4 weights has a place for every code, scale and zero point, and no other.
+#include <cmath>
 #include <vector>
 
 #include "expect.h"
@@ -43,6 +44,22 @@ void lanes_hold_what_a_product_takes() {
     }
 }
 
+// Codes under the masks of tile/int4.cuh are bf16 that stand at equal distances, so that one
+// multiply-add makes (code - zero) / 64 of them, or a quarter in the row eight below: exact.
+void codes_are_linear_as_bf16() {
+  const auto bf16 = [](int bits) {  // without sign
+    const int exponent = bits >> 7, fraction = bits & 0x7f;
+    return exponent == 0 ? std::ldexp(fraction, -133) : std::ldexp(128 + fraction, exponent - 134);
+  };
+  for (int code = 0; code < 16; ++code)
+    for (int zero = 0; zero < 16; ++zero)
+      for (int shift : {0, 4}) {
+        const double factor = shift == 0 ? 64 : 4;
+        const double value = std::ldexp(bf16(code << shift), 127) - zero / factor;
+        EXPECT(value * factor == code - zero, code << " - " << zero << " at bit " << shift);
+      }
+}
+
 }  // namespace
 
 int main() {
@@ -55,6 +72,8 @@ int main() {
     ++formats;
   }
   EXPECT(formats == 6, formats << " kinds of tile");
+  EXPECT(Int4Tile::of_words((int64_t{1} << 32) + 264).groups == 0, "64 bits");
   lanes_hold_what_a_product_takes();
+  codes_are_linear_as_bf16();
   return 0;
 }
