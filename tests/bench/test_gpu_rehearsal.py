@@ -26,7 +26,7 @@ SMALL = {
     "TOKENS": 150,
     "WIDTH": 256,
     "SAMPLED": (150, 512),
-    "ROUTED": ((70, 16, 2),),
+    "ROUTED": ((70, 16, 2, True),),
     "ROPE_HEADS": 1,
     "ROPE_PAGES": 3,
     "LONG_PREFILL": (1024, 4),
