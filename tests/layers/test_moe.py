@@ -1,4 +1,4 @@
-"""The MoE layer against loops over its tokens: the shared expert is expert E of the same products."""
+"""The MoE layer against loops over its tokens; the shared expert is the last of its products."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def layer(experts: int, top_k: int, dtype: torch.dtype = torch.float32, weights:
 
 
 def by_loops(x, router, gate_up, down, top_k):
-    """As transformers computes it: the score scales an expert's input; the shared one is unscaled."""
+    """The score scales an expert's input; that of the shared one, which is the last, stays."""
     out = torch.empty_like(x)
     for t, row in enumerate(x):
         scores, chosen = (router @ row).topk(top_k)
