@@ -259,7 +259,7 @@ def moe_combine(
         y: `[T * top_k, D]` float32, bfloat16 or float16, rows in permuted order.
         inverse: int32 `[T * top_k]` of `moe_route`.
         top_k: rows per token, 1 to 9; a shared expert that `moe_route` sorted in has one of them.
-        shared: `[T, D]`, the shared expert's output.
+        shared: `[T, D]`, the output of a shared expert that is not among the rows of `y`.
         residual: `[T, D]`, the residual stream.
 
     Returns:
