@@ -1,9 +1,8 @@
-#include <atomic>
 #include <cmath>
-#include <random>
 
 #include "bindings/arguments.h"
 #include "bindings/registry.h"
+#include "host/nonce.h"
 #include "kernels/flash_decode/flash_decode.h"
 #include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/merge_attention_states/merge_attention_states.h"
@@ -70,16 +69,6 @@ void check_softmax(const Call& call, double softmax_scale, int64_t chunk) {
                "expected softmax_scale to be positive and finite, got ", softmax_scale);
   call.require(chunk >= 0 && chunk < kIntLimit, "expected chunk to be 0 (off) or positive, got ",
                chunk);
-}
-
-// 48 bits that no other launch of this or another process on the device is likely to have.
-uint64_t launch_nonce() {
-  static std::random_device seed;
-  static std::atomic<uint64_t> next = seed() | uint64_t{seed()} << 32;
-  uint64_t z = next.fetch_add(0x9e3779b97f4a7c15);  // splitmix64
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-  z = (z ^ z >> 27) * 0x94d049bb133111eb;
-  return (z ^ z >> 31) >> 16 | 1;
 }
 
 }  // namespace

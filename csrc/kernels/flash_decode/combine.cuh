@@ -2,26 +2,10 @@
 #pragma once
 #include "kernels/flash_decode/item.cuh"
 #include "ptx/arithmetic.cuh"
+#include "tile/arrive.cuh"
 #include "tile/vector.cuh"
 
 namespace l4k {
-
-// Counts finished partial results; true for the last. The workspace is uninitialised: a count is
-// valid only with this launch's nonce, and the last arrival clears it for the next replay.
-__device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_t nonce,
-                                            int expected_count) {
-  __threadfence();  // partial results before the count
-  unsigned long long seen = __ldcg(counter), expected, count;
-  do {
-    expected = seen;
-    count = (expected >> 16 == nonce ? expected & 0xffff : 0) + 1;
-    seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
-  } while (seen != expected);
-  if (count != static_cast<unsigned long long>(expected_count)) return false;
-  *counter = 0;
-  __threadfence();  // the count before the others' partial results
-  return true;
-}
 
 // Partial results of an item: `count` (at most 32) of them, from split `first` on, `step` apart.
 struct CombineGroup {
