@@ -164,8 +164,8 @@ def _check(function: Callable[..., dict[str, Any]], *args: Any) -> Step:
 def logits_to_rows(tokens: int) -> Result:
     two, sizes = ("moe_route", "moe_permute_fp8"), {"decode": (tokens,)}
     pair = [next(calls(op, ("scout",), ("decode",), sizes)) for op in two]
-    ((logits, top_k), _), ((x, *_), _) = (case.make("cuda") for case in pair)
+    (routing, _), ((x, _, choices), _) = (case.make("cuda") for case in pair)
     timing = time_graph(
-        [lambda: ops.moe_permute_fp8(x, ops.moe_route(logits, top_k).permutation, top_k)], chain=100
+        [lambda: ops.moe_permute_fp8(x, ops.moe_route(*routing).permutation, choices)], chain=100
     )
     return timing, {"bytes": sum(case.work().bytes for case in pair)}

@@ -39,7 +39,7 @@ CHAINED = 4096, 16_384
 # More rows than a grid has CTAs along y or z, and more than 2^31 elements.
 TOKENS, WIDTH = 1_000_000, 2304
 SAMPLED = 10_700, 202_048  # 2^31 elements are 10,628.6 rows
-ROUTED = (400_000, 128, 1), (TOKENS, 16, 2), (8_500_000, 256, 1)
+ROUTED = (400_000, 128, 1, True), (TOKENS, 16, 2, True), (8_500_000, 256, 1, False)
 ROPE_HEADS, ROPE_PAGES = 8, 33_000
 LONG_PREFILL = 1 << 20, 64  # keys, queries
 SLAB = 1024, 4096  # rows of a weight that are quantised at a time
@@ -398,9 +398,9 @@ def large(op: str) -> dict[str, Any]:
 
 
 def large_routing() -> dict[str, Any]:
-    for tokens, experts, top_k in ROUTED:
+    for tokens, experts, *options in ROUTED:
         logits = _random(tokens, experts)
-        got, expected = ops.moe_route(logits, top_k), ops.moe_route.reference(logits, top_k)
+        got, expected = ops.moe_route(logits, *options), ops.moe_route.reference(logits, *options)
         for name, a, e in zip(got._fields, got, expected, strict=True):
             close = torch.equal(a, e) if e.dtype == I32 else torch.allclose(a, e, rtol=1e-5)
             assert close, f"moe_route of {tokens} tokens: {name} differs"
