@@ -196,7 +196,7 @@ def test_more_slices_than_items_are_refused_and_fewer_are_right():
     """128 rows of 263 blocks of K would be 136 items, and there is room for 128."""
     make, k = maker(), 263 * 128
     a, b = rows(make, 128, k), weights(make, 16, k)
-    with emulated(), pytest.raises(RuntimeError, match="config 0 .* fewer rows"):
+    with emulated(), pytest.raises(RuntimeError, match=r"config 0 .* fewer rows"):
         w4_gemm(a, b, **STREAM)
     with emulated():
         got = w4_gemm(a[:80], b, out_dtype=F32, **STREAM)
