@@ -176,6 +176,17 @@ def test_rows_may_be_apart_but_not_misaligned():
     assert_close(one, w4_gemm.reference(wide[:1, 8:264], b), 3e-3)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_the_result_may_take_the_place_of_the_residual(mode):
+    """Runs that meet: one CTA alone reads and writes each result."""
+    make, m, k = maker(5), 8, 2560
+    a, b, residual = rows(make, m, k), weights(make, 80, k), rows(make, m, 80)
+    expected = w4_gemm.reference(a, b, residual=residual)
+    with emulated(mode=mode, seed=4, sms=7):
+        w4_gemm(a, b, residual=residual, out=residual, **STREAM)
+    assert_close(residual, expected, 3e-3)
+
+
 def test_operands_beyond_2_gib():
     """Sparse buffers whose last expert begins past 2^31 bytes, the last rows past 2^31 elements."""
     make, experts, n, k, m = maker(), 256, 256, 65_536, 3
@@ -193,14 +204,14 @@ def test_operands_beyond_2_gib():
 
 
 def test_more_slices_than_items_are_refused_and_fewer_are_right():
-    """128 rows of 263 blocks of K would be 136 items, and there is room for 128."""
-    make, k = maker(), 263 * 128
+    """128 rows of 512 blocks of K would be 168 items, and there is room for 128."""
+    make, k = maker(), 512 * 128
     a, b = rows(make, 128, k), weights(make, 16, k)
     with emulated(), pytest.raises(RuntimeError, match=r"config 0 .* fewer rows"):
         w4_gemm(a, b, **STREAM)
     with emulated():
-        got = w4_gemm(a[:80], b, out_dtype=F32, **STREAM)
-    assert torch.equal(got, w4_gemm.reference(a[:80], b, out_dtype=F32))
+        got = w4_gemm(a[:48], b, out_dtype=F32, **STREAM)
+    assert torch.equal(got, w4_gemm.reference(a[:48], b, out_dtype=F32))
 
 
 # ---- Launches that overlap ----------------------------------------------------------------------
