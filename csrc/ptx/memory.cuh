@@ -6,6 +6,13 @@
 
 namespace l4k::ptx {
 
+// PTX ISA: createpolicy. For data that is read once and should leave L2 first.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // PTX ISA: ld.global. Data that is read once: 16 bytes, not kept in L1. Not ld.global.nc, although
 // that would say "read-only": a kernel is resident while its predecessor still writes what this
 // one reads, and then .nc promises what is not so.

@@ -11,6 +11,27 @@ __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+// PTX ISA: cp.async.bulk, global to shared: contiguous bytes, a multiple of 16 from an address that is
+// one, too.
+__device__ __forceinline__ void bulk_load(void* smem, const void* source, uint32_t bytes,
+                                          uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem_address(smem)),
+      "l"(source), "r"(bytes), "r"(smem_address(barrier))
+      : "memory");
+}
+
+// The same for data that is read once and should leave L2 first (evict_first_policy()).
+__device__ __forceinline__ void bulk_load(void* smem, const void* source, uint32_t bytes,
+                                          uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1], %2, [%3], %4;" ::"r"(smem_address(smem)),
+      "l"(source), "r"(bytes), "r"(smem_address(barrier)), "l"(policy)
+      : "memory");
+}
+
 // PTX ISA: cp.async.bulk.tensor, global to shared. Coordinates run from the innermost dimension;
 // what lies outside the tensor arrives as zeros and still counts towards expect_tx.
 __device__ __forceinline__ void tma_load_2d(void* smem, const CUtensorMap* map, uint64_t* barrier,

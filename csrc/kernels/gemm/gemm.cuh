@@ -30,41 +30,28 @@
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
+#include "tile/experts.cuh"
 #include "tile/pipeline.cuh"
-#include "tile/reduce.cuh"
-#include "tile/report.cuh"
 #include "tile/schedule.h"
 
 namespace l4k {
 
 constexpr int kGemmRaster = 8;
 
-// Running totals of rows and tiles per expert, by one warp. Offsets that do not ascend within
-// [0, M] are clamped, so that nothing outside is touched, and reported.
+// Running totals of rows and tiles per expert, by one warp.
 __device__ __forceinline__ void scan_experts(const GemmParams& p, const RaggedSchedule& schedule,
                                              int* row_ends, int* tile_ends) {
-  const int lane = threadIdx.x % 32;
   int rows = 0, tiles = 0;  // totals before this round
   for (int base = 0; base < p.num_experts; base += 32) {
-    const int e = base + lane;
-    int end = p.m;
-    if (p.expert_offsets != nullptr && e < p.num_experts) end = p.expert_offsets[e + 1];
-    // A running maximum makes invalid offsets ascend; valid ones it leaves as they are.
-    const int given = end;
-    end = min(max(end, rows), p.m);
-    end = warp_running_max(end);
-    const bool starts = e > 0 || p.expert_offsets == nullptr || p.expert_offsets[0] == 0;
-    if (e < p.num_experts && (end != given || !starts))
-      report_error(p.error, DeviceError::kGemmExpertOffsets);
-    int start = __shfl_up_sync(0xffffffff, end, 1);
-    if (lane == 0) start = rows;
-    const int own = e < p.num_experts ? schedule.tiles(end - start) : 0;
-    const int total = tiles + warp_running_sum(own);
+    const int e = base + threadIdx.x % 32;
+    const ExpertRows own = expert_rows(p.expert_offsets, p.num_experts, p.m, e, rows, p.error,
+                                       DeviceError::kGemmExpertOffsets);
+    const int count = e < p.num_experts ? schedule.tiles(own.end - own.begin) : 0;
+    const int total = tiles + warp_running_sum(count);
     if (e < p.num_experts) {
-      row_ends[e] = end;
+      row_ends[e] = own.end;
       tile_ends[e] = total;
     }
-    rows = __shfl_sync(0xffffffff, end, 31);
     tiles = __shfl_sync(0xffffffff, total, 31);
   }
 }
@@ -347,12 +334,12 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
 
 // Rows that no expert owns come out as zeros, with scale 1. By the consumers.
 __device__ __forceinline__ void clear_tail(const GemmParams& p, int first_row) {
-  const int columns = p.activation == Activation::kSwiglu ? p.n / 2 : p.n;
+  const int columns = p.epilogue.activation == Activation::kSwiglu ? p.n / 2 : p.n;
   const bool fp8 = p.d_scale != nullptr;
-  const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.out_float32 ? 4 : 2);
+  const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.epilogue.out_float32 ? 4 : 2);
   const int64_t first = int64_t{blockIdx.x} * kGemmConsumers + threadIdx.x - 128;
   const int64_t step = int64_t{gridDim.x} * kGemmConsumers;
-  auto* words = static_cast<uint2*>(p.d);  // N' is a multiple of 8
+  auto* words = static_cast<uint2*>(p.epilogue.d);  // N' is a multiple of 8
   for (int64_t i = first_row * row_bytes / 8 + first; i < p.m * row_bytes / 8; i += step)
     words[i] = make_uint2(0, 0);
   if (!fp8) return;
