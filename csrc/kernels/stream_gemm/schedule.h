@@ -89,13 +89,13 @@ struct StreamSchedule {
     return items[r.item].slices == 1 && r.end - r.begin == items[r.item].blocks;
   }
 
-  // Calls `visit(slot)` for each run of the row tile, in the order of K.
+  // Calls `visit(slot)` for each run of the row tile, from the end of K to its start.
   template <typename Visit>
   L4K_HD void for_each_run(int item, int tile, Visit visit) const {
     const int first_item = item - items[item].slice;
-    for (int i = first_item; i < first_item + items[item].slices; ++i) {
+    for (int i = first_item + items[item].slices - 1; i >= first_item; --i) {
       const int begin = first_unit(i, tile), end = begin + items[i].blocks;
-      for (int cta = shares.owner(begin); cta <= shares.owner(end - 1); ++cta)
+      for (int cta = shares.owner(end - 1); cta >= shares.owner(begin); --cta)
         visit(slot(i, tile, cta));
     }
   }
