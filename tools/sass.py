@@ -1,9 +1,9 @@
 """A kernel's machine code: its instructions, its loops, and the way a warp takes around one.
 
-`hot_loop` finds the innermost loop with tensor-core products and tells what every turn issues from
-what a turn issues now and then (a retried wait, the end of a row). The hot way is the shortest of
-those that pass the most products: a turn cannot issue less. What the loop holds besides is counted
-as `rare`, so that neither number can shrink by moving work from one to the other.
+`hot_loop` finds the loop of tensor-core products and tells what every turn issues from what a turn
+issues now and then (a retried wait, the end of a row). The hot way is the shortest of those that
+pass the most products: a turn cannot issue less. What the loop holds besides is counted as `rare`,
+so that neither number can shrink by moving work from one to the other.
 """
 
 import re
@@ -144,31 +144,24 @@ def ends_block(i: Instruction) -> bool:
 
 
 def hot_loop(code: list[Instruction]) -> HotLoop | None:
-    """The innermost loop with products; of several the one with the most, then the longest turn."""
+    """Of every loop's turns that stay out of the loops of products inside it, the one with the most
+    products; of several the longest."""
     if not any(i.opcode.startswith(PRODUCT) for i in code):
         return None
     flow = Flow(code)
     loops = {h: body for h, body in flow.loops().items() if any(map(flow.products, body))}
-    innermost = [
-        header
-        for header, body in loops.items()
-        if not any(h in body for h in loops.keys() - {header})
-    ]
-    turns = [_turn(flow, header, loops[header]) for header in innermost]
+    turns = []
+    for header, body in loops.items():
+        inside = [loops[h] for h in loops.keys() & body - {header}]
+        if (turn := _turn(flow, header, body, body.difference(*inside))) and turn.products:
+            turns.append(turn)
     return max(turns, key=lambda t: (t.products, len(t.opcodes)), default=None)
 
 
-def _turn(flow: Flow, header: int, body: set[int]) -> HotLoop:
+def _turn(flow: Flow, header: int, body: set[int], allowed: set[int]) -> HotLoop | None:
     """The way from the header back to it: most products, then fewest instructions."""
-    for inner, blocks in flow.loops().items():
-        names = [i.opcode for at in blocks for i in flow.blocks[at]]
-        if inner in body - {header} and not any(name.startswith(WAITS) for name in names):
-            raise ValueError(
-                f"a loop at {inner:#x} inside the one of products at {header:#x} waits for "
-                "nothing: how often it turns is not known; unroll it"
-            )
     best: dict[int, tuple[int, int, list[int]]] = {}
-    for at in reversed([b for b in flow.order if b in body]):
+    for at in reversed([b for b in flow.order if b in allowed]):
         ways = flow.successors[at]
         ends = [(0, 0, [])] if header in ways else []
         ends += [best[w] for w in ways if w in best and not flow.is_back(at, w)]
@@ -176,9 +169,22 @@ def _turn(flow: Flow, header: int, body: set[int]) -> HotLoop:
             products, cost, path = max(ends, key=lambda e: e[:2])
             own = flow.blocks[at]
             best[at] = (products + flow.products(at), cost - len(own), [at, *path])
+    if header not in best:
+        return None
     path = best[header][2]
     hot = [i for at in path for i in flow.blocks[at]]
     if unclear := [i for i in hot if i.name in (*UNKNOWN_WAY, "CALL")]:
         raise ValueError(f"{unclear[0].opcode} at {unclear[0].at:#x} in the loop of products")
+    _refuse_loops(flow, header, allowed)
     every = sum(len(flow.blocks[at]) for at in body)
     return HotLoop([i.opcode for i in hot], every - len(hot))
+
+
+def _refuse_loops(flow: Flow, header: int, allowed: set[int]) -> None:
+    for inner, blocks in flow.loops().items():
+        names = [i.opcode for at in blocks for i in flow.blocks[at]]
+        if inner in allowed - {header} and not any(name.startswith(WAITS) for name in names):
+            raise ValueError(
+                f"a loop at {inner:#x} inside the one of products at {header:#x} waits for "
+                "nothing: how often it turns is not known; unroll it"
+            )

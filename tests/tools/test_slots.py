@@ -149,6 +149,25 @@ def test_the_innermost_loop_with_the_most_products_is_taken():
     assert hot_loop(sass("HMMA.16816.F32.BF16 R4, R8, R12, R4", "EXIT")) is None
 
 
+def test_a_slow_way_with_a_loop_of_its_own_is_rare():
+    """Two units at once, or one by one where a row ends: the outer loop is the hot one."""
+    code = sass(
+        "MOV R0, R1",  # the stage loop
+        "@!P0 BRA 0x60",
+        "HMMA.16816.F32.BF16 R4, R8, R12, R4",
+        "HMMA.16816.F32.BF16 R4, R8, R12, R4",
+        "BRA 0x80",
+        "NOP",
+        "HMMA.16816.F32.BF16 R4, R8, R12, R4",  # 0x60
+        "@P1 BRA 0x60",
+        "SYNCS.ARRIVE RZ, [R0]",  # 0x80
+        "@P2 BRA 0x0",
+        "EXIT",
+    )
+    loop = hot_loop(code)
+    assert (loop.products, len(loop.opcodes), loop.rare) == (2, 7, 2)
+
+
 def test_a_call_inside_a_turn_is_refused():
     code = sass(
         "HMMA.16816.F32.BF16 R4, R8, R12, R4", "CALL.REL.NOINC 0x40", "BRA 0x0", "NOP", "RET"

@@ -1,9 +1,9 @@
-"""Kernels that read weights once, as the memory sees them: a chain of dependent launches on all SMs.
+"""Kernels that read weights once, as the memory sees them: dependent launches on all SMs.
 
-Every CTA is simulated: it comes when its SM has room and the launch before has been triggered, fills
-its ring (before `griddepcontrol.wait`, if weights are static), waits for its predecessor, reads
-activations from L2, consumes stages, and hands the sums of each run to the warps that finish it.
-Nothing about values; arithmetic is a number of cycles for each byte, counted in SASS.
+Every CTA is simulated: it comes when its SM has room and the launch before has been triggered,
+fills its ring (before `griddepcontrol.wait`, if weights are static), waits for its predecessor,
+reads activations from L2, consumes stages, and hands the sums of each run to the warps that finish
+it. Nothing about values; arithmetic is a number of cycles for each stage, counted in SASS.
 """
 
 from collections import defaultdict

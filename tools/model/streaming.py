@@ -1,4 +1,4 @@
-"""The kernels that `stream` simulates: stream_gemm, the swapped GEMM beside it, and what is measured.
+"""The kernels that `stream` simulates: stream_gemm, the swapped GEMM, and what is measured.
 
 `python -m tools.model stream` says what it predicts for Llama 4 Scout; `--check` how far the same
 simulation is from rows of bench/results/h200: of micro.launch_cost, on which three of its constants
