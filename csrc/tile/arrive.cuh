@@ -19,8 +19,8 @@ __device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_
     seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
   } while (seen != expected);
   if (count != static_cast<unsigned long long>(expected_count)) return false;
+  __threadfence();  // the count before the others' partial results, and before it is cleared
   *counter = 0;
-  __threadfence();  // the count before the others' partial results
   return true;
 }
 
