@@ -1,8 +1,7 @@
 """The kernels that `stream` simulates: stream_gemm, the swapped GEMM, and what is measured.
 
-`python -m tools.model stream` says what it predicts for Llama 4 Scout; `--check` how far the same
-simulation is from rows of bench/results/h200: of micro.launch_cost, on which three of its constants
-are fitted, and of the swapped GEMM, which is held out.
+`check` compares the simulation with rows of bench/results/h200: of micro.launch_cost, on which three
+of its constants are fitted, and of the swapped GEMM, which is held out.
 """
 
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from . import headers
 from .engine import Machine
 from .stream import Answer, Kernel, Runs, simulate
 
+RESULTS = ROOT / "bench" / "results" / "h200"
 KB = 1024
 ROW_TILE = 16
 SMEM_OF_SM = 228 * KB
@@ -31,7 +31,7 @@ class Format:
     unit_k: int
     stage_units: int
     slots: tuple[float, float]  # issue slots a pair of weights, up to 8 tokens and up to 16
-    swapped: str | None  # what the GEMM calls it
+    swapped: str  # what the GEMM calls it, if it has it
 
     @property
     def unit(self) -> int:
@@ -39,7 +39,7 @@ class Format:
 
 
 FORMATS = {
-    "int4": Format(1056 / 2048, 128, 16, (3.6, 4.25), None),  # slots: the budget
+    "int4": Format(1056 / 2048, 128, 16, (3.44, 3.94), ""),  # slots: its page, from SASS
     "bf16": Format(2, 64, 8, (1.0, 1.25), "bf16"),  # assumed: no conversion
     "e4m3": Format(1, 128, 8, (2.0, 2.25), "fp8"),  # assumed: a conversion a pair
 }
@@ -70,50 +70,56 @@ def products() -> Iterator[Product]:
     yield Product("head", 202048, 5120)
 
 
-def stream_gemm(form: Format, product: Product, m: int, machine: Machine, **more: float) -> Kernel:
-    """One item an expert, or one for each slice of the rows along K that shared memory needs."""
-    tokens = 8 if m <= 8 else 16
+def stream_gemm(
+    form: Format, product: Product, m: int, machine: Machine, room: int = ROWS_ROOM
+) -> Kernel:
+    """One item an expert, or one for each slice of the rows along K that shared memory needs.
+
+    With experts nothing is known before the wait.
+    """
+    tiles = 1 if m <= 8 else 2  # of tokens
     blocks, row_tiles = product.k // form.unit_k, product.n // ROW_TILE * product.experts
     pitch = form.unit_k * 2  # of a block of a bf16 row
-    slices = ceil(m * blocks * pitch / ROWS_ROOM)
+    slices = ceil(blocks / ((room // m - 16) // pitch))
     runs = [blocks * (i + 1) // slices - blocks * i // slices for i in range(slices)]
     shares = shares_of([units for units in runs for _ in range(row_tiles)], slices > 1, machine)
     rows_bytes = m * max(runs) * pitch
-    ring = STAGES * form.stage_units * form.unit
-    smem = ring + FINISHERS * 8 * tokens * 64 + 5 * KB + rows_bytes
+    smem = STAGES * form.stage_units * form.unit + tiles * 8 * KB + 5 * KB + rows_bytes
     pairs = form.stage_units * ROW_TILE * form.unit_k / 2
-    slots = form.slots[m > 8]
     return Kernel(
         tuple(tuple((units * form.unit, cycles) for units, cycles in runs) for runs in shares),
         form.stage_units * form.unit,
         STAGES,
-        stage_cycles=pairs * slots / (128 * machine.issue_share),
+        stage_cycles=pairs * form.slots[tiles - 1] / (128 * machine.issue_share),
         run_change=machine.run_change,
         finishers=FINISHERS,
-        per_sm=max(1, SMEM_OF_SM // (smem + KB)),
-        static=True,
+        per_sm=2 if tiles == 1 and 2 * (smem + KB) <= SMEM_OF_SM else 1,
+        static=product.experts == 1,
         activations=rows_bytes,
-        **more,
     )
 
 
-def shares_of(runs: list[int], meet: bool, machine: Machine) -> list[Runs]:
-    """Runs of units, one after the other, as csrc/tile/shares.h deals them to CTAs."""
+def shares_of(runs: list[int], sliced: bool, machine: Machine) -> list[Runs]:
+    """Runs of units, one after the other, as csrc/tile/shares.h deals them to CTAs.
+
+    A run that is all of a row tile is stored; others meet. The one at the start of K, with which a
+    share ends, finds the rest, which its neighbour multiplied first.
+    """
     units = sum(runs)
     ctas = max(1, min(machine.sms, units // MIN_UNITS))
     found: list[Runs] = []
-    position, left, whole = 0, 0, True
-    todo = iter(runs)
+    todo, run, left = iter(runs), 0, 0
     for cta in range(ctas):
-        end, own = units * (cta + 1) // ctas, []
-        while position < end:
+        own: list[tuple[int, float]] = []
+        share = units * (cta + 1) // ctas - units * cta // ctas
+        while share:
             if left == 0:
-                left, whole = next(todo), True
-            part = min(left, end - position)
-            whole &= part == left
-            left, position = left - part, position + part
-            cycles = machine.run_finish + (machine.run_meet if meet or not whole else 0)
-            own.append((part, cycles))
+                run = left = next(todo)
+            part = min(left, share)
+            found_rest = left == run and part == share and own
+            alone = not sliced and (part == run or found_rest)
+            own.append((part, machine.run_store if alone else machine.run_meet))
+            left, share = left - part, share - part
         found.append(tuple(own))
     return found
 
@@ -183,17 +189,20 @@ class Comparison:
 
 def check(machine: Machine) -> Iterator[Comparison]:
     """The simulation beside the newest rows."""
-    found = {row["key"]: row for row in rows.load([ROOT / "bench" / "results" / "h200"])}
+    found = {row["key"]: row for row in rows.load([RESULTS])}
     metrics = {m["name"]: m["value"] for m in found["micro.launch_cost"]["metrics"]}
     for name, kernel in MICRO.items():
         yield Comparison(name, metrics[name], simulate(kernel, machine))
     late = Machine(**vars(machine) | {"hand_over": machine.hand_over + machine.swap_start})
     for key, product in measured_products():
         for form in ("bf16", "fp8"):
-            row = found[f"bench.gemm.scout.{key}.{form + '_row' * (form == 'fp8')}"]
-            m = int(key.split(".")[0])
-            answer = simulate(swapped(form, product, m, late), late)
-            yield Comparison(f"swapped {key} {form}", row["median"], answer)
+            answer = simulate(swapped(form, product, int(key.split(".")[0]), late), late)
+            measured = found[row_key(key, form)]["median"]
+            yield Comparison(f"swapped {key} {form}", measured, answer)
+
+
+def row_key(key: str, form: str) -> str:
+    return f"bench.gemm.scout.{key}.{form}" + "_row" * (form == "fp8")
 
 
 def measured_products() -> Iterator[tuple[str, Product]]:
@@ -209,3 +218,57 @@ def as_swapped(kernel: Kernel, machine: Machine) -> tuple[Kernel, Machine]:
     """With the swapped GEMM's start and end, of which the reason is not known."""
     slow = Machine(**vars(machine) | {"cta_start": machine.cta_start + machine.swap_start})
     return replace(kernel, end=kernel.end + machine.swap_end), slow
+
+
+What = tuple[str, dict[str, float], dict[str, object], int]
+WHAT_IF: list[What] = [
+    ("as it stands", {}, {}, ROWS_ROOM),
+    ("triggered by the last copy", {}, {"trigger": "loaded"}, ROWS_ROOM),
+    ("one CTA an SM", {}, {"per_sm": 1}, ROWS_ROOM),
+    ("two, four stages each", {}, {"per_sm": 2, "stages": 4, "trigger": "loaded"}, ROWS_ROOM),
+    ("two, three stages each", {}, {"per_sm": 2, "stages": 3, "trigger": "loaded"}, ROWS_ROOM),
+    ("rows take up to 120 KB", {}, {}, 120 * KB),
+    ("four warps finish runs", {}, {"finishers": 4}, ROWS_ROOM),
+    ("copies at 3.95 TB/s", {"stream_rate": 3.95}, {}, ROWS_ROOM),
+    ("copies at 4.54 TB/s", {"stream_rate": 4.54}, {}, ROWS_ROOM),
+    ("half of the issue slots used", {"issue_share": 0.5}, {}, ROWS_ROOM),
+    ("all issue slots used", {"issue_share": 1.0}, {}, ROWS_ROOM),
+    ("a grid's end passed on in 0.25 us", {"hand_over": 495}, {}, ROWS_ROOM),
+    ("sums meet in half the time", {"run_meet": 1350}, {}, ROWS_ROOM),
+    ("a change of runs costs 150 cycles", {"run_change": 150}, {}, ROWS_ROOM),
+]
+"""What one may change: constants, the kernel, room for rows."""
+
+
+@dataclass(frozen=True)
+class Versus:
+    """The swapped GEMM as it was measured, and streaming as the model has it."""
+
+    format: str
+    m: int
+    product: str
+    swapped_us: float
+    streaming_us: float
+    slow_us: float  # with the swapped GEMM's start and end
+
+    @property
+    def verdict(self) -> str:
+        """Under 10 % either way nothing is decided."""
+        if self.slow_us < self.swapped_us / 1.1:
+            return "streaming"
+        return "swapped" if self.streaming_us > 1.1 * self.swapped_us else "undecided"
+
+
+def versus(machine: Machine, trigger: str) -> Iterator[Versus]:
+    found = {row["key"]: row for row in rows.load([RESULTS])}
+    for form in ("bf16", "e4m3"):
+        for key, product in measured_products():
+            m = int(key.split(".")[0])
+            kernel = stream_gemm(FORMATS[form], product, m, machine)
+            if "experts" in key:
+                kernel = replace(kernel, static=False)
+            kernel = replace(kernel, trigger=trigger)
+            us = simulate(kernel, machine).chained_us
+            slow = simulate(*as_swapped(kernel, machine)).chained_us
+            measured = found[row_key(key, FORMATS[form].swapped)]["median"]
+            yield Versus(form, m, key.split(".")[1], measured, us, slow)
