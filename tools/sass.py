@@ -150,16 +150,24 @@ def hot_loop(code: list[Instruction]) -> HotLoop | None:
         return None
     flow = Flow(code)
     loops = {h: body for h, body in flow.loops().items() if any(map(flow.products, body))}
-    turns = []
+    ways = []
     for header, body in loops.items():
-        inside = [loops[h] for h in loops.keys() & body - {header}]
-        if (turn := _turn(flow, header, body, body.difference(*inside))) and turn.products:
-            turns.append(turn)
-    return max(turns, key=lambda t: (t.products, len(t.opcodes)), default=None)
+        allowed = body.difference(*(loops[h] for h in loops.keys() & body - {header}))
+        if (way := _way_around(flow, header, allowed)) and any(map(flow.products, way)):
+            hot = [i for at in way for i in flow.blocks[at]]
+            ways.append((sum(map(flow.products, way)), len(hot), header, hot, allowed))
+    if not ways:
+        return None
+    _, _, header, hot, allowed = max(ways, key=lambda w: w[:2])
+    _refuse_loops(flow, header, allowed)
+    if unclear := [i for i in hot if i.name in (*UNKNOWN_WAY, "CALL")]:
+        raise ValueError(f"{unclear[0].opcode} at {unclear[0].at:#x} in the loop of products")
+    every = sum(len(flow.blocks[at]) for at in loops[header])
+    return HotLoop([i.opcode for i in hot], every - len(hot))
 
 
-def _turn(flow: Flow, header: int, body: set[int], allowed: set[int]) -> HotLoop | None:
-    """The way from the header back to it: most products, then fewest instructions."""
+def _way_around(flow: Flow, header: int, allowed: set[int]) -> list[int]:
+    """From the header back to it: most products, then fewest instructions. Empty if none is."""
     best: dict[int, tuple[int, int, list[int]]] = {}
     for at in reversed([b for b in flow.order if b in allowed]):
         ways = flow.successors[at]
@@ -169,15 +177,7 @@ def _turn(flow: Flow, header: int, body: set[int], allowed: set[int]) -> HotLoop
             products, cost, path = max(ends, key=lambda e: e[:2])
             own = flow.blocks[at]
             best[at] = (products + flow.products(at), cost - len(own), [at, *path])
-    if header not in best:
-        return None
-    path = best[header][2]
-    hot = [i for at in path for i in flow.blocks[at]]
-    if unclear := [i for i in hot if i.name in (*UNKNOWN_WAY, "CALL")]:
-        raise ValueError(f"{unclear[0].opcode} at {unclear[0].at:#x} in the loop of products")
-    _refuse_loops(flow, header, allowed)
-    every = sum(len(flow.blocks[at]) for at in body)
-    return HotLoop([i.opcode for i in hot], every - len(hot))
+    return best[header][2] if header in best else []
 
 
 def _refuse_loops(flow: Flow, header: int, allowed: set[int]) -> None:

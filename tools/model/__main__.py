@@ -1,8 +1,9 @@
-"""`python -m tools.model gemm|attention|stream|rates`: what the timing model says. Nothing is measured."""
+"""`python -m tools.model COMMAND`: what the timing model says. Nothing is measured."""
 
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
@@ -60,7 +61,7 @@ def report_attention(options: argparse.Namespace) -> None:
 
 
 def report_stream(options: argparse.Namespace) -> None:
-    """The streaming kernel at Scout's matrices, beside the floor of its bytes at the read ceiling."""
+    """The streaming kernel at Scout's matrices, beside its bytes at the read ceiling."""
     board, form = stream.machine(), streaming.FORMATS[options.format]
     found = [p for p in streaming.products() if p.name in options.products or not options.products]
     say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} weights, {options.m} tokens")
@@ -80,7 +81,7 @@ def report_stream(options: argparse.Namespace) -> None:
 
 def report_what_if(options: argparse.Namespace) -> None:
     """How much each constant and choice decides, in us of a chained launch."""
-    board, form = stream.machine(), streaming.FORMATS[options.format]
+    form = streaming.FORMATS[options.format]
     names = options.products or ["QKV", "O", "gate-up", "down"]
     found = [p for p in streaming.products() if p.name in names]
     say("| change | " + " | ".join(p.name for p in found) + " |")
@@ -100,7 +101,7 @@ def report_check(options: argparse.Namespace) -> None:
     board = stream.machine()
     say("| row | measured us | model us | error |")
     say("| --- | --- | --- | --- |")
-    for c in streaming.check(board):
+    for c in chain(streaming.check_micro(board), streaming.check_swapped(board)):
         model = c.answer.chained_us
         say(f"| {c.name} | {c.measured_us:.2f} | {model:.2f} | {c.error:+.1%} |")
     say("| weights | M | product | swapped, measured | streaming, model | slow start and end | |")
