@@ -30,8 +30,7 @@ from l4kernels.planning.plan import plan
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="l4k bench e2e", description=__doc__)
     parser.add_argument("--model", choices=["scout", "maverick", "demo"], default="demo")
-    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
-    parser.add_argument("--format", choices=runnable, default="bf16")
+    parser.add_argument("--format", choices=list(FORMATS), default="bf16")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to generate, at least 2")
