@@ -55,9 +55,9 @@ void check_scales(const Call& call, const Argument& sfa, const Argument& sfb, Ge
   }
   const int64_t blocks = ceil_div(p.k, 128), rows = ceil_div(p.n, 128), experts = p.num_experts;
   const bool grouped = p.expert_offsets != nullptr;
-  if (fits(sfa.sizes, {p.m, blocks}) && p.k % 128 == 0) p.scale_a = GemmScale::kBlock;
-  if (fits(sfa.sizes, {p.m})) p.scale_a = GemmScale::kRow;
-  if (fits(sfa.sizes, {1})) p.scale_a = GemmScale::kTensor;
+  if (fits(sfa.sizes, {p.m, blocks}) && p.k % 128 == 0) p.scales.kind_a = GemmScale::kBlock;
+  if (fits(sfa.sizes, {p.m})) p.scales.kind_a = GemmScale::kRow;
+  if (fits(sfa.sizes, {1})) p.scales.kind_a = GemmScale::kTensor;
   const auto fits_b = [&](Shape dense, Shape per_expert) {
     return fits(sfb.sizes, grouped ? per_expert : dense);
   };
@@ -65,23 +65,23 @@ void check_scales(const Call& call, const Argument& sfa, const Argument& sfb, Ge
   const bool per_channel = fits_b({p.n}, {experts, p.n});
   const bool per_tensor = fits_b({1}, {experts, 1});
   // The legal pairs; with M = 1 a scale [1] of A may be both per tensor and per row.
-  if (p.scale_a == GemmScale::kBlock && per_block) {
-    p.scale_b = GemmScale::kBlock;
-  } else if (per_channel && p.scale_a != GemmScale::kNone &&
-             (p.scale_a != GemmScale::kTensor || p.m == 1)) {
-    p.scale_b = GemmScale::kRow;
-  } else if (p.scale_a == GemmScale::kTensor && per_tensor) {
-    p.scale_b = GemmScale::kTensor;
+  if (p.scales.kind_a == GemmScale::kBlock && per_block) {
+    p.scales.kind_b = GemmScale::kBlock;
+  } else if (per_channel && p.scales.kind_a != GemmScale::kNone &&
+             (p.scales.kind_a != GemmScale::kTensor || p.m == 1)) {
+    p.scales.kind_b = GemmScale::kRow;
+  } else if (p.scales.kind_a == GemmScale::kTensor && per_tensor) {
+    p.scales.kind_b = GemmScale::kTensor;
   } else {
     call.fail("expected scales per tensor, per row and channel, 1x128 and 128x128, 1x128 and ",
               "channel, got sfa ", sfa, ", sfb ", sfb);
   }
-  p.sfa = static_cast<const float*>(call.address(sfa, sizeof(float)));
+  p.scales.a = static_cast<const float*>(call.address(sfa, sizeof(float)));
   // By channel they are read in vectors.
-  const void* factors = p.scale_b == GemmScale::kRow
+  const void* factors = p.scales.kind_b == GemmScale::kRow
                             ? call.address({"sfb of channels", sfb.tensor}, 16)
                             : call.address(sfb, sizeof(float));
-  p.sfb = static_cast<const float*>(factors);
+  p.scales.b = static_cast<const float*>(factors);
 }
 
 void check_optional_scales(const Call& call, const OptionalTensor& sfa, const OptionalTensor& sfb,
