@@ -11,7 +11,9 @@ namespace l4k::binding {
 
 namespace {
 
-constexpr int64_t kStreamRows = 32;  // of A: beyond them the product of many tokens is faster
+// Rows of A for which weights stream: one tile of tokens when dense; with experts the rows of sixteen
+// tokens and, for each, of the shared one.
+constexpr int kStreamRows = 16, kStreamRaggedRows = 32;
 
 // The operands of a product with tiles; the rest of the parameters is zero.
 StreamGemmParams check_operands(const Call& call, const Argument& a, const Argument& tiles,
@@ -69,8 +71,9 @@ StreamGemmParams check_product(const Call& call, const W4Arguments& w,
   p.static_weights = w.static_weights;
   call.require(w.config >= -1 && w.config < 1 + kNumW4GemmConfigs, "expected config to be -1, 0 ",
                "(streaming) or 1 to ", kNumW4GemmConfigs, ", got ", w.config);
-  call.require(w.config != 0 || can_stream(p), "expected config 0 with at most ", kStreamRows,
-               " rows of a, got ", Argument("a", w.a));
+  call.require(w.config != 0 || can_stream(p),
+               "expected config 0 (streaming) with fewer rows of a ", "or a smaller K, got ",
+               Argument("a", w.a));
   return p;
 }
 
@@ -94,7 +97,8 @@ W4GemmParams many_tokens(const StreamGemmParams& p, int64_t config) {
 
 void launch(const Call& call, StreamGemmParams p, int64_t config) {
   if (p.m == 0) return;
-  if (config == 0 || (config < 0 && p.m <= kStreamRows && can_stream(p))) {
+  const int rows = p.expert_offsets == nullptr ? kStreamRows : kStreamRaggedRows;
+  if (config == 0 || (config < 0 && p.m <= rows && can_stream(p))) {
     Tensor workspace = call.workspace(stream_gemm_workspace(p));
     p.workspace = pointer(workspace);
     p.nonce = launch_nonce();

@@ -24,6 +24,19 @@ __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
   return v;
 }
 
+// PTX ISA: atom.acquire.cas. Returns what was there; what another thread of the GPU released with it is
+// visible afterwards.
+__device__ __forceinline__ unsigned long long compare_and_swap_acquire(unsigned long long* pointer,
+                                                                       unsigned long long expected,
+                                                                       unsigned long long value) {
+  unsigned long long seen;
+  asm volatile("atom.acquire.gpu.global.cas.b64 %0, [%1], %2, %3;"
+               : "=l"(seen)
+               : "l"(pointer), "l"(expected), "l"(value)
+               : "memory");
+  return seen;
+}
+
 // PTX ISA: st.global. 16 bytes, not kept in L1.
 __device__ __forceinline__ void store_streaming(void* pointer, uint4 v) {
   asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.x),

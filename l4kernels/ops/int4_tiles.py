@@ -17,12 +17,14 @@ TILE_ROWS = 16
 _HALF = TILE_ROWS // 2
 _CODE_WORDS = TILE_ROWS * BLOCK // 8
 
-TILE_FORMATS = {
-    _CODE_WORDS + groups * (12 if zeros else 8): (groups, zeros)
-    for groups in (1, 2, 4)
-    for zeros in (False, True)
-}
-"""Groups along the 128 of K of a tile, and whether it holds zero points, by its words."""
+
+def tile_words(groups: int = 1, zeros: bool = False) -> int:
+    """Of a tile with that many groups along its 128 of K, with or without zero points."""
+    return _CODE_WORDS + groups * (12 if zeros else 8)
+
+
+TILE_FORMATS = {tile_words(g, zeros): (g, zeros) for g in (1, 2, 4) for zeros in (False, True)}
+"""Groups along K of a tile, and whether it holds zero points, by its words."""
 
 
 class Int4WithZeros(NamedTuple):
@@ -66,8 +68,7 @@ def tile_int4(packed: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Te
     )
     if zeros is not None and zeros.numel() and zeros.max() > 15:
         check.fail(f"expected zeros from 0 to 15, got {int(zeros.max())}")
-    size = _CODE_WORDS + BLOCK // group * (8 if zeros is None else 12)
-    blocks = words * 8 // BLOCK
+    blocks, size = words * 8 // BLOCK, tile_words(BLOCK // group, zeros is not None)
     tiles = packed.new_empty((*experts, n // TILE_ROWS, blocks, size))
     _exchange(_words_of_rows(packed), _words_of_tiles(tiles))
     for values, place in zip((scales, zeros), _per_group(tiles), strict=True):

@@ -39,11 +39,12 @@ def _check_w4_gemm(args: Bound) -> None:
 
 def _check_tiles(contract: Contract, blocks: int) -> None:
     packed = contract.args.packed
+    # A tuple, because a symbolic size has no hash.
     contract.require(
         packed.dim() in (3, 4)
         and packed.shape[-3] > 0
         and packed.shape[-2] == blocks
-        and packed.shape[-1] in TILE_FORMATS,
+        and packed.shape[-1] in tuple(TILE_FORMATS),
         f"expected packed without scales to be {tiles_shape(blocks=blocks)}, "
         f"got {describe(packed)}",
     )

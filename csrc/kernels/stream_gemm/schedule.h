@@ -17,6 +17,9 @@ namespace l4k {
 constexpr int kStreamMaxItems = 128;
 // A share is not smaller than that: sums that meet cost more than a few units.
 constexpr int kStreamMinUnits = 8;
+// Rows of A take this much shared memory of a CTA; more rows are sliced along K. With the ring it
+// leaves an SM to one CTA; the few rows of a single user leave room for the next kernel's.
+constexpr int kStreamMaxRowBytes = 66 * 1024;
 
 struct StreamItem {
   int expert;
@@ -43,11 +46,29 @@ struct StreamRows {
     return blocks * block_bytes + 16;
   }
 
+  // For items of at most `rows` rows.
+  static L4K_HD constexpr StreamRows of(int rows, int k_blocks, int block_bytes) {
+    const int most = kStreamMaxRowBytes / block_bytes;  // of K, for one row
+    const int all = rows * pitch(k_blocks < most ? k_blocks : most, block_bytes);
+    return {all < kStreamMaxRowBytes ? all : kStreamMaxRowBytes, k_blocks, block_bytes};
+  }
+
   // Blocks of K for which so many rows have room, at least 1 if the launcher allowed the problem.
   L4K_HD constexpr int room(int rows) const { return (capacity / rows - 16) / block_bytes; }
   L4K_HD constexpr int slices(int rows) const { return ceil_div(k_blocks, room(rows)); }
   L4K_HD constexpr int first_block(int slice, int slices) const {
     return k_blocks * slice / slices;
+  }
+
+  // The most items, or sliced ones, that `m` rows make, however many of them an expert has.
+  L4K_HD constexpr int64_t most_items(int m, int tokens, bool sliced) const {
+    int64_t most = 0;
+    for (int rows = 1; rows <= tokens && rows <= m; ++rows) {
+      const int count = slices(rows);
+      const int64_t items = int64_t{m} * count / rows;  // if all have as many as these
+      if ((count > 1 || !sliced) && items > most) most = items;
+    }
+    return most;
   }
 };
 
@@ -89,13 +110,13 @@ struct StreamSchedule {
     return items[r.item].slices == 1 && r.end - r.begin == items[r.item].blocks;
   }
 
-  // Calls `visit(slot)` for each run of the row tile, in the order of K.
+  // Calls `visit(slot)` for each run of the row tile, from the end of K to its start.
   template <typename Visit>
   L4K_HD void for_each_run(int item, int tile, Visit visit) const {
     const int first_item = item - items[item].slice;
-    for (int i = first_item; i < first_item + items[item].slices; ++i) {
+    for (int i = first_item + items[item].slices - 1; i >= first_item; --i) {
       const int begin = first_unit(i, tile), end = begin + items[i].blocks;
-      for (int cta = shares.owner(begin); cta <= shares.owner(end - 1); ++cta)
+      for (int cta = shares.owner(end - 1); cta >= shares.owner(begin); --cta)
         visit(slot(i, tile, cta));
     }
   }

@@ -118,18 +118,25 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
     row_addresses(smem, schedule.items[run.item], rows);
     ptx::mbarrier_wait(&smem.rows_full, phase ^= 1);
   };
+  // `kUnits` of the run from `unit` on.
+  const auto multiply = [&]<int kUnits>(int unit, const char* units) {
+    uint32_t at[kTiles];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) at[j] = rows[j] + (unit - tile_begin) * Weights::kRowBytes;
+    Weights::template multiply<kUnits>(acc, units, at, p);
+  };
   for (int base = begin; base < end; base += kStreamStageUnits, stage.advance()) {
     smem.stages.wait_full(stage);
-    const char* unit_data = smem.ring[stage.index] + warp * kStreamWarpUnits * bytes;
-    int unit = base + warp * kStreamWarpUnits;
-#pragma unroll
-    for (int i = 0; i < kStreamWarpUnits; ++i, ++unit, unit_data += bytes) {
-      if (unit >= end) break;
-      while (unit >= run.end) next_run();
-      uint32_t at[kTiles];
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) at[j] = rows[j] + (unit - tile_begin) * Weights::kRowBytes;
-      Weights::multiply(acc, unit_data, at, p);
+    const char* units = smem.ring[stage.index] + warp * kStreamWarpUnits * bytes;
+    const int unit = base + warp * kStreamWarpUnits;
+    if (unit + kStreamWarpUnits <= run.end) {
+      multiply.template operator()<kStreamWarpUnits>(unit, units);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kStreamWarpUnits && unit + i < end; ++i) {
+        while (unit + i >= run.end) next_run();
+        multiply.template operator()<1>(unit + i, units + i * bytes);
+      }
     }
     __syncwarp();
     if (lane == 0) smem.stages.release(stage.index);
@@ -139,7 +146,7 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
 }
 
 template <typename Weights, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? Weights::kCtasPerSm : 1)
     stream_gemm_kernel(const __grid_constant__ StreamGemmParams p, int slots) {
   extern __shared__ __align__(128) char dynamic_smem[];
   auto& smem = *reinterpret_cast<StreamSmem<Weights, kTiles>*>(dynamic_smem);
