@@ -2,7 +2,9 @@
 
 #include "bindings/epilogue.h"
 #include "bindings/registry.h"
+#include "host/nonce.h"
 #include "kernels/gemm/configs.h"
+#include "kernels/stream_gemm/stream_gemm.h"
 #include "tile/schedule.h"
 
 namespace l4k::binding {
@@ -93,18 +95,46 @@ void check_optional_scales(const Call& call, const OptionalTensor& sfa, const Op
 
 // `p` is complete but for what it computes with.
 void check_config(const Call& call, int64_t config, GemmParams& p) {
-  call.require(config >= -2 && config <= kMaxSplits * 100 + 99 &&
+  call.require(config > GemmChoice::kNone && config <= kMaxSplits * 100 + 99 &&
                    GemmChoice::of(static_cast<int>(config)).config < kNumGemmConfigs,
-               "expected config to be -1, a row of 0 to ", kNumGemmConfigs - 1,
-               ", or that and 100 times a number of splits up to ", kMaxSplits, ", got ", config);
-  p.asked = GemmChoice::of(static_cast<int>(config));
-  call.require(config < 0 || can_run(p.asked, problem_of(p)),
+               "expected config to be -1, ", GemmChoice::kStream, " (streaming), a row of 0 to ",
+               kNumGemmConfigs - 1, ", or that and 100 times a number of splits up to ", kMaxSplits,
+               ", got ", config);
+  p.choice = GemmChoice::of(static_cast<int>(config));
+  const bool chosen = config >= 0 || config == GemmChoice::kStream;
+  call.require(!chosen || can_run(p.choice, problem_of(p)),
                "expected config to be a row for these operands, scales and activation, or -1, got ",
                config);
 }
 
-void launch(const Call& call, const GemmParams& p) {
-  if (p.m > 0 && p.n > 0) call.launch(l4k::gemm, p);
+void launch_stream(const Call& call, const GemmParams& p) {
+  StreamGemmParams q{.m = p.m,
+                     .n = p.n,
+                     .k = p.k,
+                     .num_experts = p.num_experts,
+                     .format = p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16,
+                     .a = p.a,
+                     .a_stride = p.a_stride,
+                     .weights = p.b,
+                     .tile = {},
+                     .scales = p.scales,
+                     .expert_offsets = p.expert_offsets,
+                     .epilogue = p.epilogue,
+                     .static_weights = false,
+                     .workspace = nullptr,
+                     .nonce = launch_nonce(),
+                     .activation_bytes = 0,
+                     .error = p.error};
+  Tensor workspace = call.workspace(stream_gemm_workspace(q));
+  q.workspace = pointer(workspace);
+  call.launch(stream_gemm, q);
+}
+
+void launch(const Call& call, GemmParams p) {
+  if (p.m == 0 || p.n == 0) return;
+  p.choice = choose_gemm(p);
+  if (p.choice.config == GemmChoice::kStream) return launch_stream(call, p);
+  call.launch(l4k::gemm, p);
 }
 
 // All but the result.

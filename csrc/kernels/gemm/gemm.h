@@ -22,7 +22,7 @@ struct GemmParams {
   int64_t a_stride;  // elements between rows
   Epilogue epilogue;
   bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
-  GemmChoice asked;   // or one of GemmChoice's constants: choose by shape
+  GemmChoice choice;  // of a configuration; what is asked for until choose_gemm has answered
   int ctas_per_tile;  // set by the launcher, as is
   int max_clusters;   // how many of them run at once
   uint32_t* error;    // sticky error word
@@ -40,6 +40,8 @@ inline GemmProblem problem_of(const GemmParams& p) {
           .fp8_out = p.d_scale != nullptr};
 }
 
+// What computes it on this device: a configuration, or GemmChoice::kStream.
+GemmChoice choose_gemm(const GemmParams& params);
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream);
 
 }  // namespace l4k
