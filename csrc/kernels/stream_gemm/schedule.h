@@ -17,21 +17,22 @@ namespace l4k {
 // What the weights are: int4 in tiles (tile/int4.h), or rows of bf16 or e4m3.
 enum class StreamFormat : int { kInt4, kBf16, kFp8 };
 
-// A unit's K, and the bytes of a row of A in it.
-struct StreamUnit {
-  int k, row_bytes;
-};
-L4K_HD constexpr StreamUnit stream_unit(StreamFormat format) {
-  return format == StreamFormat::kBf16 ? StreamUnit{64, 128}
-                                       : StreamUnit{128, format == StreamFormat::kFp8 ? 128 : 256};
-}
-
 constexpr int kStreamMaxItems = 128;
 // A share is not smaller than that: sums that meet cost more than a few units.
 constexpr int kStreamMinUnits = 8;
 // Rows of A take this much shared memory of a CTA; more rows are sliced along K. With the ring it
 // leaves an SM to one CTA; the few rows of a single user leave room for the next kernel's.
 constexpr int kStreamMaxRowBytes = 66 * 1024;
+
+// A unit's K, the bytes of a row of A in it, and the most of all rows: larger weights outweigh more.
+struct StreamUnit {
+  int k, row_bytes;
+  int max_row_bytes = 88 * 1024;
+};
+L4K_HD constexpr StreamUnit stream_unit(StreamFormat format) {
+  if (format == StreamFormat::kInt4) return {128, 256, kStreamMaxRowBytes};
+  return {format == StreamFormat::kBf16 ? 64 : 128, 128};
+}
 
 struct StreamItem {
   int expert;
@@ -59,10 +60,11 @@ struct StreamRows {
   }
 
   // For items of at most `rows` rows.
-  static L4K_HD constexpr StreamRows of(int rows, int k_blocks, int block_bytes) {
-    const int most = kStreamMaxRowBytes / block_bytes;  // of K, for one row
+  static L4K_HD constexpr StreamRows of(int rows, int k_blocks, int block_bytes,
+                                        int max_bytes = kStreamMaxRowBytes) {
+    const int most = max_bytes / block_bytes;  // of K, for one row
     const int all = rows * pitch(k_blocks < most ? k_blocks : most, block_bytes);
-    return {all < kStreamMaxRowBytes ? all : kStreamMaxRowBytes, k_blocks, block_bytes};
+    return {all < max_bytes ? all : max_bytes, k_blocks, block_bytes};
   }
 
   // Blocks of K for which so many rows have room, at least 1 if the launcher allowed the problem.
@@ -89,7 +91,8 @@ L4K_HD constexpr int stream_tokens(int m) { return m <= 8 ? 8 : 16; }
 L4K_HD constexpr StreamRows stream_rows(StreamFormat format, int m, int k) {
   const StreamUnit unit = stream_unit(format);
   const int tokens = stream_tokens(m);
-  return StreamRows::of(m < tokens ? m : tokens, ceil_div(k, unit.k), unit.row_bytes);
+  return StreamRows::of(m < tokens ? m : tokens, ceil_div(k, unit.k), unit.row_bytes,
+                        unit.max_row_bytes);
 }
 L4K_HD constexpr bool can_stream(StreamFormat format, int m, int k) {
   return m == 0 ||

@@ -132,7 +132,7 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
     smem.stages.wait_full(stage);
     const char* units = smem.ring[stage.index] + warp * Weights::kWarpUnits * bytes;
     const int unit = base + warp * Weights::kWarpUnits;
-    if (unit + Weights::kWarpUnits <= run.end) {
+    if (Weights::kWarpUnits > 1 && unit + Weights::kWarpUnits <= run.end) {
       multiply.template operator()<Weights::kWarpUnits>(unit, units);
     } else {
 #pragma unroll 1
