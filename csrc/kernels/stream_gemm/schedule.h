@@ -20,9 +20,9 @@ enum class StreamFormat : int { kInt4, kBf16, kFp8 };
 constexpr int kStreamMaxItems = 128;
 // A share is not smaller than that: sums that meet cost more than a few units.
 constexpr int kStreamMinUnits = 8;
-// Rows of A take this much shared memory of a CTA; more rows are sliced along K. With the ring it
-// leaves an SM to one CTA; the few rows of a single user leave room for the next kernel's.
-constexpr int kStreamMaxRowBytes = 66 * 1024;
+// Rows of A take this much shared memory of a CTA at most, which with the largest ring is all of an
+// SM's; more rows are sliced along K. The few rows of a single user leave room for the next kernel.
+constexpr int kStreamMaxRowBytes = 104 * 1024;
 
 // A unit's K, the bytes of a row of A in it, and the most of all rows: larger weights outweigh more.
 struct StreamUnit {
