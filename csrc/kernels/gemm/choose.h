@@ -163,7 +163,9 @@ constexpr GemmChoice choose_config(const GemmProblem& p, GemmChoice asked,
   for (int i = 0; i < kNumGemmConfigs; ++i) {
     const GemmConfig& c = kGemmConfigs[i];
     if (!can_run(c, p) || (asked.config >= 0 && i != asked.config)) continue;
-    if (asked.config < 0 && p.fp8 && c.promote == (p.fast_accum && !p.block_scales)) continue;
+    // The tile for 16 tokens is always promoted: beside it fast accumulation was under 1 % faster.
+    const bool other = c.right() > 16 && c.promote == (p.fast_accum && !p.block_scales);
+    if (asked.config < 0 && p.fp8 && other) continue;
     for (int splits = 1; splits <= max_splits(c, p); ++splits) {
       if (asked.splits > 0 && splits != asked.splits) continue;
       const int64_t cost = modelled_cost(c, p, splits, machine);
@@ -188,10 +190,10 @@ constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
       break;
     }
   }
-  const bool streams =
-      asked.config == GemmChoice::kStream || (asked.config < 0 && p.m <= streamed_rows(p));
-  if (streams && can_stream(p)) return {GemmChoice::kStream, 1};
-  return choose_config(p, asked, machine);
+  const bool stream = asked.config == GemmChoice::kStream;
+  const bool few = asked.config < 0 && p.m <= streamed_rows(p);
+  if ((stream || few) && can_stream(p)) return {GemmChoice::kStream, 1};
+  return stream ? GemmChoice{GemmChoice::kNone, 1} : choose_config(p, asked, machine);
 }
 
 }  // namespace l4k
