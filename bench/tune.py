@@ -19,7 +19,7 @@ from l4kernels.bench.rows import load
 from l4kernels.bench.timing import time_calls, time_graph
 from tools.gemm_configs import CSRC, STREAM, gemm_configs, max_splits, streamed_rows
 
-ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
+TOKENS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
 OPERANDS = ("bf16", "fp8_row", "fp8_fast")
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
 COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
@@ -70,14 +70,15 @@ def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
     shape = (experts, n, k) if experts else (n, k)
     weights = [make.fp8(*shape) if fp8 else make.normal(*shape) for _ in range(copies(shape, fp8))]
     found = {}
-    for m in ROWS:
-        a = make.fp8(m, k) if fp8 else make.normal(m, k)
+    for tokens in TOKENS:
         options: dict[str, Any] = {"fast_accum": form == "fp8_fast"}
+        m = tokens
+        if experts:
+            m *= shapes.CHOICES
+            options["expert_offsets"] = make.numbers(shapes.expert_offsets(experts, tokens))
         if fp8:
             options |= {"sfa": make.full(1.0, m), "sfb": make.full(1.0, *shape[:-1])}
-        if experts:
-            ends = torch.bincount(make.integers(experts, m, dtype=torch.int64), minlength=experts)
-            options["expert_offsets"] = torch.nn.functional.pad(ends.cumsum(0), (1, 0)).int()
+        a = make.fp8(m, k) if fp8 else make.normal(m, k)
         found[m] = candidates(a, weights, options)
     return {
         "op": None,
