@@ -77,6 +77,7 @@ __device__ __forceinline__ void load_rows(StreamSmem<Weights, kTiles>& smem,
     const int pitch = StreamRows::pitch(i.blocks, Weights::kRowBytes);
     ptx::mbarrier_wait(&smem.rows_empty, phase ^ 1);
     for (int at = bytes + 16 * lane; at < padded; at += 512)
+#pragma unroll 1
       for (int row = 0; row < i.rows; ++row)
         *reinterpret_cast<uint4*>(smem.rows() + row * pitch + at) = make_uint4(0, 0, 0, 0);
     __syncwarp();

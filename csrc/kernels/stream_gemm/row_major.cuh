@@ -66,6 +66,7 @@ struct RowMajorWeights {
   }
   static __device__ __forceinline__ void prefetch(const StreamGemmParams&, const Source& map,
                                                   const StreamSpan& span) {
+#pragma unroll 1
     for (int i = 0; i < span.units; ++i)
       ptx::tma_prefetch_3d(&map, (span.block + i) * kUnitK, span.tile * kUnitRows, span.expert);
   }

@@ -24,13 +24,12 @@ constexpr int kStreamMinUnits = 8;
 // SM's; more rows are sliced along K. The few rows of a single user leave room for the next kernel.
 constexpr int kStreamMaxRowBytes = 104 * 1024;
 
-// A unit's K, the bytes of a row of A in it, and the most of all rows: larger weights outweigh more.
+// A unit's K, and the bytes of a row of A in it.
 struct StreamUnit {
   int k, row_bytes;
-  int max_row_bytes = 88 * 1024;
 };
 L4K_HD constexpr StreamUnit stream_unit(StreamFormat format) {
-  if (format == StreamFormat::kInt4) return {128, 256, kStreamMaxRowBytes};
+  if (format == StreamFormat::kInt4) return {128, 256};
   return {format == StreamFormat::kBf16 ? 64 : 128, 128};
 }
 
@@ -60,11 +59,10 @@ struct StreamRows {
   }
 
   // For items of at most `rows` rows.
-  static L4K_HD constexpr StreamRows of(int rows, int k_blocks, int block_bytes,
-                                        int max_bytes = kStreamMaxRowBytes) {
-    const int most = max_bytes / block_bytes;  // of K, for one row
+  static L4K_HD constexpr StreamRows of(int rows, int k_blocks, int block_bytes) {
+    const int most = kStreamMaxRowBytes / block_bytes;  // of K, for one row
     const int all = rows * pitch(k_blocks < most ? k_blocks : most, block_bytes);
-    return {all < max_bytes ? all : max_bytes, k_blocks, block_bytes};
+    return {all < kStreamMaxRowBytes ? all : kStreamMaxRowBytes, k_blocks, block_bytes};
   }
 
   // Blocks of K for which so many rows have room, at least 1 if the launcher allowed the problem.
@@ -91,8 +89,7 @@ L4K_HD constexpr int stream_tokens(int m) { return m <= 8 ? 8 : 16; }
 L4K_HD constexpr StreamRows stream_rows(StreamFormat format, int m, int k) {
   const StreamUnit unit = stream_unit(format);
   const int tokens = stream_tokens(m);
-  return StreamRows::of(m < tokens ? m : tokens, ceil_div(k, unit.k), unit.row_bytes,
-                        unit.max_row_bytes);
+  return StreamRows::of(m < tokens ? m : tokens, ceil_div(k, unit.k), unit.row_bytes);
 }
 L4K_HD constexpr bool can_stream(StreamFormat format, int m, int k) {
   return m == 0 ||
