@@ -8,13 +8,15 @@ from typing import Any
 from tools.nvcc import ROOT
 
 CSRC = ROOT / "csrc"
+STREAM = -3
+"""The `config` of no entry: the kernel of csrc/kernels/stream_gemm."""
 ENTRY = re.compile(r'\{\.name = "(\w+)"(.*?)\}', re.S)
 FIELD = re.compile(r"\.(\w+) = (\w+)")
 
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """An entry of `kGemmConfigs`; its number is its place, by which callers and rows count."""
+    """An entry of `kGemmConfigs`; its number is its place, by which callers ask for it."""
 
     number: int
     name: str
@@ -57,8 +59,16 @@ def max_splits(csrc: Path = CSRC) -> int:
     return int(re.search(r"kMaxSplits = (\d+)", _header(csrc)).group(1))
 
 
-def _header(csrc: Path) -> str:
-    return (csrc / "kernels" / "gemm" / "configs.h").read_text()
+def streamed_rows(experts: int, csrc: Path = CSRC) -> int:
+    """Up to how many rows of A a product streams, unless measurements say otherwise."""
+    dense, grouped = re.search(
+        r"p\.num_experts == 1 \? (\d+) : (\d+)", _header(csrc, "choose.h")
+    ).groups()
+    return int(dense if experts == 1 else grouped)
+
+
+def _header(csrc: Path, name: str = "configs.h") -> str:
+    return (csrc / "kernels" / "gemm" / name).read_text()
 
 
 def _value(text: str) -> Any:

@@ -104,7 +104,7 @@ def program(config: str, mutant: Mutant | None = None) -> Path:
     """Compiles a copy of the sources, unless the same one has been compiled before."""
     sources = {
         path.relative_to(ROOT / "csrc"): path.read_text()
-        for folder in ("ptx", "tile", "host", "kernels/gemm")
+        for folder in ("ptx", "tile", "host", "kernels/gemm", "kernels/stream_gemm")
         for path in sorted((ROOT / "csrc" / folder).iterdir())
         if path.suffix in (".h", ".cuh")
     }
