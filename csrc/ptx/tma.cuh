@@ -1,4 +1,4 @@
-// The Tensor Memory Accelerator: boxes between global tensors and shared memory.
+// The Tensor Memory Accelerator: runs of bytes, and boxes of tensors, to and from shared memory.
 #pragma once
 #include <cuda.h>
 
@@ -9,6 +9,16 @@ namespace l4k::ptx {
 // PTX ISA: prefetch.tensormap
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// PTX ISA: cp.async.bulk, global to shared. Contiguous bytes, a multiple of 16 at addresses that are.
+__device__ __forceinline__ void bulk_load(void* smem, const void* global, uint32_t bytes,
+                                          uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1], %2, [%3];" ::"r"(smem_address(smem)),
+      "l"(global), "r"(bytes), "r"(smem_address(barrier))
+      : "memory");
 }
 
 // PTX ISA: cp.async.bulk.tensor, global to shared. Coordinates run from the innermost dimension;

@@ -20,6 +20,7 @@ enum class DeviceError : uint32_t {
   kFlashPrefillOffsets,
   kFlashPrefillPages,
   kFlashPrefillSeqlens,
+  kW4GemmExpertOffsets,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -37,6 +38,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "flash_prefill: cu_seqlens_q or max_seqlen_q",
     "flash_prefill: block_table",
     "flash_prefill: seqlens_k",
+    "w4_gemm: expert_offsets",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

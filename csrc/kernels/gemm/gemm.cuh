@@ -30,44 +30,13 @@
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
+#include "tile/experts.cuh"
 #include "tile/pipeline.cuh"
-#include "tile/reduce.cuh"
-#include "tile/report.cuh"
 #include "tile/schedule.h"
 
 namespace l4k {
 
 constexpr int kGemmRaster = 8;
-
-// Running totals of rows and tiles per expert, by one warp. Offsets that do not ascend within
-// [0, M] are clamped, so that nothing outside is touched, and reported.
-__device__ __forceinline__ void scan_experts(const GemmParams& p, const RaggedSchedule& schedule,
-                                             int* row_ends, int* tile_ends) {
-  const int lane = threadIdx.x % 32;
-  int rows = 0, tiles = 0;  // totals before this round
-  for (int base = 0; base < p.num_experts; base += 32) {
-    const int e = base + lane;
-    int end = p.m;
-    if (p.expert_offsets != nullptr && e < p.num_experts) end = p.expert_offsets[e + 1];
-    // A running maximum makes invalid offsets ascend; valid ones it leaves as they are.
-    const int given = end;
-    end = min(max(end, rows), p.m);
-    end = warp_running_max(end);
-    const bool starts = e > 0 || p.expert_offsets == nullptr || p.expert_offsets[0] == 0;
-    if (e < p.num_experts && (end != given || !starts))
-      report_error(p.error, DeviceError::kGemmExpertOffsets);
-    int start = __shfl_up_sync(0xffffffff, end, 1);
-    if (lane == 0) start = rows;
-    const int own = e < p.num_experts ? schedule.tiles(end - start) : 0;
-    const int total = tiles + warp_running_sum(own);
-    if (e < p.num_experts) {
-      row_ends[e] = end;
-      tile_ends[e] = total;
-    }
-    rows = __shfl_sync(0xffffffff, end, 31);
-    tiles = __shfl_sync(0xffffffff, total, 31);
-  }
-}
 
 // What one CTA does of a tile: its own tile within the cluster's, and its K blocks.
 struct GemmShare {
@@ -388,7 +357,8 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
                                 .tail_tiles = C.cluster_m > 1,
                                 .row_ends = smem.row_ends,
                                 .tile_ends = smem.tile_ends};
-  if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
+  const ExpertOffsets offsets{p.expert_offsets, p.m, p.error, DeviceError::kGemmExpertOffsets};
+  if (threadIdx.x < 32) scan_experts(offsets, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);
     smem.schedule = schedule;

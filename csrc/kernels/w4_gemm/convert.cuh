@@ -1,0 +1,96 @@
+// From codes in shared memory to the left operand of wgmma: (code - zero) * scale / 64 for rows g,
+// (code - zero) * scale / 4 for rows g + 8, rounded to bf16 once. Sums get the powers of two back.
+#pragma once
+#include <cuda_bf16.h>
+
+#include "tile/int4.h"
+
+namespace l4k {
+
+// What sums of rows g and g + 8 are multiplied by in the end.
+__device__ __forceinline__ constexpr float w4_sum_factor(int h) { return h == 0 ? 64.f : 4.f; }
+
+// 16 rows x 64 of K of a tile, as a lane loads them: a word a k16, scales and zero points of rows g and
+// g + 8 for each 32 of K. kPlain: one group of 128 and no zero points, so one pair of scales a tile.
+template <bool kPlain>
+struct W4Codes {
+  static constexpr int kQuarters = kPlain ? 1 : 2;
+  uint4 words;
+  uint32_t scales[kQuarters], zeros[kQuarters];
+
+  __device__ __forceinline__ void load(const char* tile, const Int4Tile& layout, int half) {
+    const int lane = threadIdx.x % 32, g = lane / 4;
+    words = *reinterpret_cast<const uint4*>(tile + half * (2 * kInt4CodeWords) + 16 * lane);
+    if (kPlain) {
+      if (half == 0) scales[0] = *reinterpret_cast<const uint32_t*>(tile + Int4Tile{}.scales(0) + 4 * g);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kQuarters; ++i) {
+      const int group = static_cast<unsigned>((2 * half + i) * layout.groups) / 4;
+      scales[i] = *reinterpret_cast<const uint32_t*>(tile + layout.scales(group) + 4 * g);
+      zeros[i] = 0x0808;
+      if (layout.zeros)
+        zeros[i] = *reinterpret_cast<const uint16_t*>(tile + layout.zero_points(group) + 2 * g);
+    }
+  }
+};
+
+__device__ __forceinline__ __nv_bfloat162 as_pair(uint32_t bits) {
+  return reinterpret_cast<const __nv_bfloat162&>(bits);
+}
+__device__ __forceinline__ uint32_t as_bits(__nv_bfloat162 pair) {
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// What makes weights of the codes of rows g and g + 8 in one group. bf16's subnormals and first binade
+// have one spacing, 2^-133: codes in the lowest bits of a half word are code * 2^-133, 4 bits further
+// up code * 2^-129. 2^127 is the greatest power there is, so that 1 / 64 and 1 / 4 remain.
+struct W4Factors {
+  uint32_t offsets[2] = {0xbe00be00, 0xc000c000};  // -zero / 64, -zero / 4; zero 8
+  uint32_t scales[2];
+
+  __device__ __forceinline__ void set_scales(uint32_t bits) {
+    scales[0] = __byte_perm(bits, 0, 0x1010);
+    scales[1] = __byte_perm(bits, 0, 0x3232);
+  }
+  __device__ __forceinline__ void set_zeros(uint32_t bytes) {
+    const uint32_t biased[2] = {__byte_perm(bytes, 0x4300, 0x5050),  // 128 + zero
+                                __byte_perm(bytes, 0x4300, 0x5151)};
+    offsets[0] = as_bits(__hfma2(as_pair(biased[0]), as_pair(0xbc80bc80), as_pair(0x40004000)));
+    offsets[1] = as_bits(__hfma2(as_pair(biased[1]), as_pair(0xbe80be80), as_pair(0x42004200)));
+  }
+  __device__ __forceinline__ uint32_t weights(uint32_t word, int h) const {
+    const uint32_t codes = word & (0x000f000f << 4 * h);
+    const __nv_bfloat162 difference =
+        __hfma2(as_pair(codes), as_pair(0x7f007f00), as_pair(offsets[h]));
+    return as_bits(__hmul2_rn(difference, as_pair(scales[h])));
+  }
+};
+
+// Converts what lanes load, 64 of K after 64 of K.
+template <bool kPlain>
+struct W4Converter {
+  static constexpr int kQuarters = W4Codes<kPlain>::kQuarters;
+  W4Factors factors[kQuarters];
+
+  // The operands of four products of k16.
+  __device__ __forceinline__ void convert(const W4Codes<kPlain>& codes, int half,
+                                          uint32_t (&a)[4][4]) {
+#pragma unroll
+    for (int i = 0; i < kQuarters; ++i) {
+      if (!kPlain) factors[i].set_zeros(codes.zeros[i]);
+      if (!kPlain || half == 0) factors[i].set_scales(codes.scales[i]);
+    }
+    const uint32_t words[4] = {codes.words.x, codes.words.y, codes.words.z, codes.words.w};
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair)  // rows g, g + 8, and the same at k + 8 and on
+        a[step][pair] =
+            factors[step * kQuarters / 4].weights(words[step] >> pair / 2 * 8, pair % 2);
+    }
+  }
+};
+
+}  // namespace l4k
