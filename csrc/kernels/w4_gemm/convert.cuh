@@ -21,16 +21,14 @@ struct W4Codes {
   __device__ __forceinline__ void load(const char* tile, const Int4Tile& layout, int half) {
     const int lane = threadIdx.x % 32, g = lane / 4;
     words = *reinterpret_cast<const uint4*>(tile + half * (2 * kInt4CodeWords) + 16 * lane);
-    if (kPlain) {
-      if (half == 0) scales[0] = *reinterpret_cast<const uint32_t*>(tile + Int4Tile{}.scales(0) + 4 * g);
-      return;
-    }
 #pragma unroll
     for (int i = 0; i < kQuarters; ++i) {
-      const int group = static_cast<unsigned>((2 * half + i) * layout.groups) / 4;
-      scales[i] = *reinterpret_cast<const uint32_t*>(tile + layout.scales(group) + 4 * g);
+      const int group =
+          kPlain ? 0 : static_cast<unsigned>((2 * half + i) * layout.groups) / 4;
+      if (!kPlain || half == 0)
+        scales[i] = *reinterpret_cast<const uint32_t*>(tile + layout.scales(group) + 4 * g);
       zeros[i] = 0x0808;
-      if (layout.zeros)
+      if (!kPlain && layout.zeros)
         zeros[i] = *reinterpret_cast<const uint16_t*>(tile + layout.zero_points(group) + 2 * g);
     }
   }

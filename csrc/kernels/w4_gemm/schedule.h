@@ -2,8 +2,8 @@
 //
 // Tiles are dealt out whole, in turn. Those of the last round or two may be split: their K blocks are
 // one list, in the order of tiles, that all CTAs share evenly, and a tile that several CTAs hold is
-// summed up by the last of them to come. A CTA has at most two such tiles: the first and the last of
-// its share.
+// summed up by the last of them to come. Of two such tiles at most does a CTA hold a part: one that
+// begins before its share, and one that ends after it.
 #pragma once
 #include "tile/shares.h"
 
@@ -15,11 +15,13 @@ struct W4Piece {
   L4K_HD constexpr bool empty() const { return first == end; }
 };
 
-// The CTAs that sum a tile: first ... last.
+// The CTAs that sum a tile, `first` ... `last`. Each has two slots to leave its sums in: the first of a
+// tile's leaves them in its second.
 struct W4Holders {
   int first, last;
 
   L4K_HD constexpr int count() const { return last - first + 1; }
+  L4K_HD constexpr int slot(int cta) const { return 2 * cta + (cta == first); }
 };
 
 struct W4Schedule {
@@ -41,39 +43,47 @@ struct W4Schedule {
     return {tiles, k_blocks, ctas, whole, {units, sharing}};
   }
 
-  L4K_HD constexpr W4Piece first(int cta) const {
-    return cta < whole ? W4Piece{cta, 0, k_blocks} : shared(cta, 0);
-  }
-  // An empty piece comes after the last.
-  L4K_HD constexpr W4Piece next(int cta, const W4Piece& piece) const {
-    if (piece.tile >= whole) return shared(cta, (piece.tile - whole) * k_blocks + piece.end);
-    const int tile = piece.tile + ctas;
-    return tile < whole ? W4Piece{tile, 0, k_blocks} : shared(cta, 0);
-  }
-
   L4K_HD constexpr bool split(const W4Piece& piece) const {
     return piece.end - piece.first < k_blocks;
   }
-  // Of a tile that is split.
+  // Of a tile that is split, and which of the counters is the tile's.
   L4K_HD constexpr W4Holders holders(int tile) const {
     const int unit = (tile - whole) * k_blocks;
     return {rest.owner(unit), rest.owner(unit + k_blocks - 1)};
   }
-  // Where a CTA keeps its sums of a tile: it has two slots.
-  L4K_HD constexpr int slot(int cta, int tile) const {
-    return 2 * cta + (rest.first(cta) / k_blocks + whole != tile);
-  }
   L4K_HD constexpr int counter(int tile) const { return tile - whole; }
+  // There are no more tiles that may be split.
+  static L4K_HD constexpr int most_counters(int ctas) { return 2 * ctas; }
+};
+
+// The pieces of one CTA.
+struct W4Turn {
+  W4Schedule schedule;
+  int cta;
+  int start, end;  // its share
+
+  static L4K_HD constexpr W4Turn of(const W4Schedule& schedule, int cta) {
+    if (cta >= schedule.rest.ctas) return {schedule, cta, 0, 0};
+    return {schedule, cta, schedule.rest.first(cta), schedule.rest.first(cta + 1)};
+  }
+
+  L4K_HD constexpr W4Piece first() const { return of_tile(cta); }
+  // An empty piece comes after the last.
+  L4K_HD constexpr W4Piece next(const W4Piece& piece) const {
+    if (piece.tile < schedule.whole) return of_tile(piece.tile + schedule.ctas);
+    return from((piece.tile - schedule.whole) * schedule.k_blocks + piece.end);
+  }
 
  private:
-  // What the CTA's share holds of a tile, from `unit` on or from its start.
-  L4K_HD constexpr W4Piece shared(int cta, int unit) const {
-    if (cta >= rest.ctas) return {tiles, 0, 0};
-    const int start = rest.first(cta), end = rest.first(cta + 1);
-    if (unit < start) unit = start;
-    if (unit >= end) return {tiles, 0, 0};
-    const int tile = unit / k_blocks, first = unit % k_blocks, left = end - unit;
-    return {whole + tile, first, left < k_blocks - first ? first + left : k_blocks};
+  L4K_HD constexpr W4Piece of_tile(int tile) const {
+    return tile < schedule.whole ? W4Piece{tile, 0, schedule.k_blocks} : from(start);
+  }
+  // What the share holds of a tile from `unit` on.
+  L4K_HD constexpr W4Piece from(int unit) const {
+    if (unit >= end) return {schedule.tiles, 0, 0};
+    const int tile = unit / schedule.k_blocks, first = unit - tile * schedule.k_blocks;
+    const int left = end - unit, most = schedule.k_blocks - first;
+    return {schedule.whole + tile, first, first + (left < most ? left : most)};
   }
 };
 

@@ -25,7 +25,7 @@ struct W4GemmSmem {
   int row_ends[kMaxExperts], tile_ends[kMaxExperts];
   // Read again for every tile rather than kept in registers through the products.
   RaggedSchedule tiles;
-  W4Schedule schedule;
+  W4Turn turn;
   Pipeline<C.stages> ring;
   bool is_last;  // of the CTAs that sum a tile
 };

@@ -79,8 +79,7 @@ __device__ __forceinline__ void consume(W4GemmSmem<I>& smem, const W4GemmParams&
                                         int consumer) {
   constexpr W4GemmConfig C = kW4GemmConfigs[I];
   Stage<C.stages> stage;
-  for (W4Piece piece = smem.schedule.first(blockIdx.x); !piece.empty();
-       piece = smem.schedule.next(blockIdx.x, piece)) {
+  for (W4Piece piece = smem.turn.first(); !piece.empty(); piece = smem.turn.next(piece)) {
     float sums[C.sub_tiles()][C.block_m / 2] = {};
     {
       const RaggedTile tile = smem.tiles.at(piece.tile);
@@ -93,7 +92,7 @@ __device__ __forceinline__ void consume(W4GemmSmem<I>& smem, const W4GemmParams&
         accumulate<I, true>(sums, smem, p.tile, piece, row_tile, stage);
       else accumulate<I, false>(sums, smem, p.tile, piece, row_tile, stage);
     }
-    if (smem.schedule.split(piece) &&
+    if (smem.turn.schedule.split(piece) &&
         !meet<I>(reinterpret_cast<float(&)[C.sums()]>(sums), smem, p, piece.tile))
       continue;
     const RaggedTile tile = smem.tiles.at(piece.tile);
@@ -134,8 +133,9 @@ __global__ void __launch_bounds__(kW4Threads, kW4GemmConfigs[I].ctas_per_sm())
     __syncwarp();
     if (threadIdx.x == 0) {
       smem.tiles = tiles;
-      smem.schedule = W4Schedule::of(tiles.num_tiles(), p.k / kInt4TileK, gridDim.x,
-                                     C.may_split(p.m));
+      smem.turn = W4Turn::of(W4Schedule::of(tiles.num_tiles(), p.k / kInt4TileK, gridDim.x,
+                                            C.may_split(p.m)),
+                             blockIdx.x);
     }
   }
   __syncthreads();
