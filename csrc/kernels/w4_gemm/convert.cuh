@@ -10,30 +10,6 @@ namespace l4k {
 // What sums of rows g and g + 8 are multiplied by in the end.
 __device__ __forceinline__ constexpr float w4_sum_factor(int h) { return h == 0 ? 64.f : 4.f; }
 
-// 16 rows x 64 of K of a tile, as a lane loads them: a word a k16, scales and zero points of rows g and
-// g + 8 for each 32 of K. kPlain: one group of 128 and no zero points, so one pair of scales a tile.
-template <bool kPlain>
-struct W4Codes {
-  static constexpr int kQuarters = kPlain ? 1 : 2;
-  uint4 words;
-  uint32_t scales[kQuarters], zeros[kQuarters];
-
-  __device__ __forceinline__ void load(const char* tile, const Int4Tile& layout, int half) {
-    const int lane = threadIdx.x % 32, g = lane / 4;
-    words = *reinterpret_cast<const uint4*>(tile + half * (2 * kInt4CodeWords) + 16 * lane);
-#pragma unroll
-    for (int i = 0; i < kQuarters; ++i) {
-      const int group =
-          kPlain ? 0 : static_cast<unsigned>((2 * half + i) * layout.groups) / 4;
-      if (!kPlain || half == 0)
-        scales[i] = *reinterpret_cast<const uint32_t*>(tile + layout.scales(group) + 4 * g);
-      zeros[i] = 0x0808;
-      if (!kPlain && layout.zeros)
-        zeros[i] = *reinterpret_cast<const uint16_t*>(tile + layout.zero_points(group) + 2 * g);
-    }
-  }
-};
-
 __device__ __forceinline__ __nv_bfloat162 as_pair(uint32_t bits) {
   return reinterpret_cast<const __nv_bfloat162&>(bits);
 }
@@ -66,27 +42,46 @@ struct W4Factors {
   }
 };
 
-// Converts what lanes load, 64 of K after 64 of K.
-template <bool kPlain>
+// Converts tiles, 64 of K after 64 of K. `plain`: one group of 128 and no zero points, so that factors are
+// set once a tile.
 struct W4Converter {
-  static constexpr int kQuarters = W4Codes<kPlain>::kQuarters;
-  W4Factors factors[kQuarters];
+  const Int4Tile& layout;
+  bool plain;
+  W4Factors factors[2];  // of each 32 of K
+
+  __device__ __forceinline__ explicit W4Converter(const Int4Tile& layout)
+      : layout(layout), plain(layout.groups == 1 && !layout.zeros) {}
+
+  // What one lane wants of 16 rows x 64 of K: a word a k16.
+  static __device__ __forceinline__ uint4 load(const char* tile, int half) {
+    return *reinterpret_cast<const uint4*>(tile + half * (2 * kInt4CodeWords) +
+                                           16 * (threadIdx.x % 32));
+  }
 
   // The operands of four products of k16.
-  __device__ __forceinline__ void convert(const W4Codes<kPlain>& codes, int half,
+  __device__ __forceinline__ void convert(const uint4& codes, const char* tile, int half,
                                           uint32_t (&a)[4][4]) {
-#pragma unroll
-    for (int i = 0; i < kQuarters; ++i) {
-      if (!kPlain) factors[i].set_zeros(codes.zeros[i]);
-      if (!kPlain || half == 0) factors[i].set_scales(codes.scales[i]);
-    }
-    const uint32_t words[4] = {codes.words.x, codes.words.y, codes.words.z, codes.words.w};
+    if (half == 0 || !plain) set_factors(tile, half);
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
 #pragma unroll
       for (int pair = 0; pair < 4; ++pair)  // rows g, g + 8, and the same at k + 8 and on
-        a[step][pair] =
-            factors[step * kQuarters / 4].weights(words[step] >> pair / 2 * 8, pair % 2);
+        a[step][pair] = factors[step / 2].weights(words[step] >> pair / 2 * 8, pair % 2);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void set_factors(const char* tile, int half) {
+    const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int group = static_cast<unsigned>((2 * half + i) * layout.groups) / 4;
+      factors[i].set_scales(
+          *reinterpret_cast<const uint32_t*>(tile + layout.scales(group) + 4 * g));
+      if (layout.zeros)
+        factors[i].set_zeros(
+            *reinterpret_cast<const uint16_t*>(tile + layout.zero_points(group) + 2 * g));
     }
   }
 };
