@@ -213,18 +213,58 @@ def _gemm_swiglu_fp8(make: Maker, name: str) -> Iterator[Case]:
 
 @_of("w4_gemm")
 def _w4_gemm(make: Maker, name: str) -> Iterator[Case]:
-    for m, n, k in ((0, 16, 128), (1, 128, 1024), (7, 200, 256), (65, 64, 128)):
-        yield Case(f"{m}x{n}x{k}", (make.randn(m, k), *make.int4(n, k)))
-    a, (packed, scales) = make.randn(21, 256), make.int4(96, 256)
-    scale = make.uniform(21)
-    yield Case("swiglu", (a, packed, scales), {"activation": "swiglu", "row_scale": scale})
-    yield Case("float32 scales", (a, packed, scales.float()), {"residual": make.randn(21, 96)})
-    yield Case("bias gelu", (a, packed, scales), {"bias": make.randn(96), "activation": "gelu"})
-    yield Case("negative scales", (a, packed, -scales), {"out_dtype": torch.float32})
-    for label, counts, rows in _ragged():
-        a = make.randn(rows, 256)
-        packed, scales = make.int4(len(counts), 32, 256)
-        yield Case(f"ragged {label}", (a, packed, scales), {"expert_offsets": make.offsets(counts)})
+    for m, n, k in _W4_SHAPES:
+        yield Case(f"{m}x{n}x{k}", (make.randn(m, k), make.tiles(n, k)))
+    for m in (5, 33):
+        yield from _w4_options(make, m, 96, 256)
+    for label, counts, rows in (*_ragged(), ("wide", [40, 0, 23], 63)):
+        a, b = make.randn(rows, 256), make.tiles(len(counts), 48, 256)
+        experts = {"expert_offsets": make.offsets(counts)}
+        yield Case(f"ragged {label}", (a, b), experts)
+        routed = {"activation": "swiglu", "row_scale": make.uniform(rows), "static_weights": True}
+        yield Case(f"ragged {label} swiglu", (a, b), {**experts, **routed})
+        odd = make.tiles(len(counts), 32, 128, group=32, zeros=True)
+        yield Case(
+            f"ragged {label} zeros of 32",
+            (make.randn(rows, 128), odd),
+            {**experts, "residual": make.randn(rows, 32), "out_dtype": torch.float32},
+        )
+
+
+# Rows on either side of what a tensor core's product and a kernel take; a few tiles, and a row of
+# tiles that is longer than any ring.
+_W4_SHAPES = (
+    (0, 16, 128), (1, 16, 128), (7, 48, 256), (2, 32, 5120), (8, 144, 384), (9, 64, 1024),
+    (15, 16, 256), (16, 80, 640), (17, 32, 5120), (65, 208, 384),
+)  # fmt: skip
+
+
+def _w4_options(make: Maker, m: int, n: int, k: int) -> Iterator[Case]:
+    """Every epilogue, and every kind of tile."""
+    a, weight, scale = make.randn(m, k), make.int4(n, k), make.uniform(m)
+    b = ops.tile_int4(*weight)
+    epilogues: dict[str, dict[str, Any]] = {
+        "swiglu": {"activation": "swiglu", "row_scale": scale},
+        "swiglu bias residual": {
+            "activation": "swiglu",
+            "bias": make.randn(n),
+            "residual": make.randn(m, n // 2),
+        },
+        "bias gelu": {"bias": make.randn(n), "activation": "gelu"},
+        "residual": {"residual": make.randn(m, n), "static_weights": True},
+        "float32 result": {"out_dtype": torch.float32, "row_scale": scale},
+    }
+    for label, options in epilogues.items():
+        yield Case(f"{m} rows {label}", (a, b), options)
+    yield Case(f"{m} strided rows", (make.randn(m, 3 * k)[:, k : 2 * k], b))
+    for group in (128, 64, 32):
+        for zeros in (False, True)[group == 128 :]:
+            label = f"{m} rows groups of {group}{' zeros' * zeros}"
+            yield Case(label, (a, make.tiles(32, k, group=group, zeros=zeros)))
+    signs = make.integers(*weight.scales.shape, high=2) * 2 - 1
+    for label, factor in (("scales of both signs", signs), ("tiny", 2.0**-100), ("huge", 2.0**110)):
+        tiles = ops.tile_int4(weight.packed, (weight.scales * factor).bfloat16())
+        yield Case(f"{m} rows {label}", (a, tiles))
 
 
 @_of("quantize_fp8")

@@ -66,6 +66,13 @@ class Maker:
         values = self.randn(*shape, dtype=torch.float32)
         return ops.quantize_fp8.reference(values, scaling)
 
-    def int4(self, *shape: int) -> tuple[Tensor, Tensor]:
-        weight = self.randn(*shape, scale=0.05, dtype=torch.float32)
-        return ops.quantize_int4.reference(weight, search=False)
+    def int4(self, *shape: int, group: int = 128, zeros: bool = False) -> ops.Int4WithZeros:
+        """Weights `[..., N, K]` that give products near 1: every code, positive scales."""
+        *rows, k = shape
+        packed = ops.pack_int4(self.integers(*shape, low=-8, high=8))
+        scales = self.uniform(*rows, k // group, low=0.1, high=0.4).mul_(k**-0.5).bfloat16()
+        points = self.integers(*scales.shape, high=16, dtype=torch.uint8) if zeros else None
+        return ops.Int4WithZeros(packed, scales, points)
+
+    def tiles(self, *shape: int, group: int = 128, zeros: bool = False) -> Tensor:
+        return ops.tile_int4(*self.int4(*shape, group=group, zeros=zeros))

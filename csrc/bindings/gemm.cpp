@@ -1,6 +1,6 @@
 #include "kernels/gemm/gemm.h"
 
-#include "bindings/arguments.h"
+#include "bindings/epilogue.h"
 #include "bindings/registry.h"
 #include "kernels/gemm/configs.h"
 #include "tile/schedule.h"
@@ -91,29 +91,6 @@ void check_optional_scales(const Call& call, const OptionalTensor& sfa, const Op
   if (p.fp8) check_scales(call, {"sfa", *sfa}, {"sfb", *sfb}, p);
 }
 
-void check_activation(const Call& call, const std::string& activation, GemmParams& p) {
-  if (activation == "none") p.activation = Activation::kNone;
-  else if (activation == "gelu") p.activation = Activation::kGelu;
-  else if (activation == "swiglu") p.activation = Activation::kSwiglu;
-  else call.fail("expected activation to be none, gelu or swiglu, got ", activation);
-  call.require(p.n % (p.activation == Activation::kSwiglu ? 16 : 8) == 0,
-               "expected N (rows of b) to be a multiple of 8 (16 for swiglu), got ", p.n);
-}
-
-int64_t result_columns(const GemmParams& p) {
-  return p.activation == Activation::kSwiglu ? p.n / 2 : p.n;
-}
-
-void check_epilogue(const Call& call, const OptionalTensor& bias, const OptionalTensor& residual,
-                    const OptionalTensor& row_scale, GemmParams& p) {
-  p.bias = check_optional_rows(call, {"bias", bias}, ScalarType::BFloat16, {p.n}).data;
-  const Rows rows = check_optional_rows(call, {"residual", residual}, ScalarType::BFloat16,
-                                        {p.m, result_columns(p)});
-  p.residual = rows.data;
-  p.residual_stride = rows.stride;
-  p.row_scale = check_optional_list<float>(call, {"row_scale", row_scale}, {p.m});
-}
-
 // `p` is complete but for what it computes with.
 void check_config(const Call& call, int64_t config, GemmParams& p) {
   call.require(config >= -2 && config <= kMaxSplits * 100 + 99 &&
@@ -126,30 +103,21 @@ void check_config(const Call& call, int64_t config, GemmParams& p) {
                config);
 }
 
-ScalarType check_out_dtype(const Call& call, const std::optional<ScalarType>& out_dtype) {
-  const ScalarType dtype = out_dtype.value_or(ScalarType::BFloat16);
-  call.require(dtype == ScalarType::BFloat16 || dtype == ScalarType::Float,
-               "expected out_dtype to be BFloat16 or Float, got ",
-               torch::headeronly::toString(dtype));
-  return dtype;
-}
-
-void* check_out(const Call& call, const Argument& out, ScalarType dtype, const GemmParams& p) {
-  call.require(out.dtype == dtype, "expected out in the dtype that out_dtype asks for, got ", out);
-  call.require_shape(out, {p.m, result_columns(p)});
-  call.require_contiguous(out);
-  return check_vectors(call, out);
-}
-
-// A tile of the result is written while others still read the inputs.
-void require_apart(const Call& call, const Argument& out, const Tensor& input) {
-  call.require(!Extent(out).overlaps(Extent({"", input})),
-               "expected out to share no memory with an input, except to be residual itself, ",
-               "got an out in the memory of ", input);
-}
-
 void launch(const Call& call, const GemmParams& p) {
   if (p.m > 0 && p.n > 0) call.launch(l4k::gemm, p);
+}
+
+// All but the result.
+GemmParams check_product(const Call& call, const Tensor& a, const Tensor& b,
+                         const OptionalTensor& expert_offsets, const OptionalTensor& sfa,
+                         const OptionalTensor& sfb, const EpilogueArguments& epilogue,
+                         bool fast_accum, int64_t config) {
+  GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
+  check_optional_scales(call, sfa, sfb, p);
+  p.epilogue = check_epilogue(call, epilogue, p.m, p.n);
+  p.fast_accum = fast_accum;
+  check_config(call, config, p);
+  return p;
 }
 
 }  // namespace
@@ -160,16 +128,11 @@ Tensor gemm(const Tensor& a, const Tensor& b, const OptionalTensor& expert_offse
             const std::string& activation, const std::optional<ScalarType>& out_dtype,
             bool fast_accum, int64_t config) {
   const Call call("gemm", {"a", a});
-  GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
-  check_optional_scales(call, sfa, sfb, p);
-  check_activation(call, activation, p);
-  check_epilogue(call, bias, residual, row_scale, p);
-  const ScalarType dtype = check_out_dtype(call, out_dtype);
-  p.out_float32 = dtype == ScalarType::Float;
-  p.fast_accum = fast_accum;
-  check_config(call, config, p);
-  Tensor out = call.empty({p.m, result_columns(p)}, dtype);
-  p.d = pointer(out);
+  GemmParams p =
+      check_product(call, a, b, expert_offsets, sfa, sfb,
+                    {bias, residual, row_scale, activation, out_dtype}, fast_accum, config);
+  Tensor out = call.empty({p.m, result_columns(p.epilogue, p.n)}, result_dtype(p.epilogue));
+  p.epilogue.d = pointer(out);
   launch(call, p);
   return out;
 }
@@ -180,22 +143,11 @@ Tensor gemm_out(const Tensor& a, const Tensor& b, const OptionalTensor& expert_o
                 const std::string& activation, const std::optional<ScalarType>& out_dtype,
                 bool fast_accum, int64_t config, Tensor out) {
   const Call call("gemm", {"a", a});
-  GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
-  check_optional_scales(call, sfa, sfb, p);
-  check_activation(call, activation, p);
-  check_epilogue(call, bias, residual, row_scale, p);
-  const ScalarType dtype = check_out_dtype(call, out_dtype);
-  p.out_float32 = dtype == ScalarType::Float;
-  p.fast_accum = fast_accum;
-  check_config(call, config, p);
-  p.d = check_out(call, {"out", out}, dtype, p);
-  for (const Tensor* t : {&a, &b}) require_apart(call, {"out", out}, *t);
-  for (const OptionalTensor* t : {&expert_offsets, &sfa, &sfb, &bias, &row_scale})
-    if (*t) require_apart(call, {"out", out}, **t);
-  // Of the residual each tile reads just what it writes. The stride of a single row says nothing.
-  const bool same_rows = p.m == 1 || p.residual_stride == out.stride(0);
-  const bool in_place = p.residual == p.d && same_rows;
-  if (residual && !in_place) require_apart(call, {"out", out}, *residual);
+  GemmParams p =
+      check_product(call, a, b, expert_offsets, sfa, sfb,
+                    {bias, residual, row_scale, activation, out_dtype}, fast_accum, config);
+  p.epilogue.d = check_out(call, {"out", out}, p.epilogue, p.m, p.n, {&a, &b},
+                           {&expert_offsets, &sfa, &sfb, &bias, &row_scale}, residual);
   launch(call, p);
   return out;
 }
@@ -207,12 +159,12 @@ std::tuple<Tensor, Tensor> gemm_swiglu_fp8(const Tensor& a, const Tensor& b, con
   call.require_dtype({"a", a}, {ScalarType::Float8_e4m3fn});
   GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
   check_scales(call, {"sfa", sfa}, {"sfb", sfb}, p);
-  check_activation(call, "swiglu", p);
-  p.row_scale = check_optional_list<float>(call, {"row_scale", row_scale}, {p.m});
+  p.epilogue.activation = check_activation(call, "swiglu", p.n);
+  p.epilogue.row_scale = check_optional_list<float>(call, {"row_scale", row_scale}, {p.m});
   call.require(p.n % 256 == 0, "expected N (rows of b) to be a multiple of 256, got ", p.n);
   Tensor q = call.empty({p.m, p.n / 2}, ScalarType::Float8_e4m3fn);
   Tensor scale = call.empty({p.m, p.n / 256}, ScalarType::Float);
-  p.d = pointer(q);
+  p.epilogue.d = pointer(q);
   p.d_scale = pointer<float>(scale);
   check_config(call, config, p);
   launch(call, p);

@@ -3,15 +3,9 @@
 #include <cstdint>
 
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
 
 namespace l4k::ptx {
-
-// PTX ISA: createpolicy. For data that is read once and should leave L2 first.
-__device__ __forceinline__ uint64_t evict_first_policy() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
 
 // PTX ISA: cp.async. 16 bytes, or 16 zeros and nothing read.
 __device__ __forceinline__ void copy_16_or_zeros(uint32_t smem, const void* source, bool read,

@@ -6,6 +6,13 @@
 
 namespace l4k::ptx {
 
+// PTX ISA: createpolicy. For data that is read once and should leave L2 first.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // PTX ISA: ld.global. Data that is read once: 16 bytes, not kept in L1. Not ld.global.nc, although
 // that would say "read-only": a kernel is resident while its predecessor still writes what this
 // one reads, and then .nc promises what is not so.
@@ -15,6 +22,19 @@ __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(pointer));
   return v;
+}
+
+// PTX ISA: atom.acquire.cas. Returns what was there; what another thread of the GPU released with it is
+// visible afterwards.
+__device__ __forceinline__ unsigned long long compare_and_swap_acquire(unsigned long long* pointer,
+                                                                       unsigned long long expected,
+                                                                       unsigned long long value) {
+  unsigned long long seen;
+  asm volatile("atom.acquire.gpu.global.cas.b64 %0, [%1], %2, %3;"
+               : "=l"(seen)
+               : "l"(pointer), "l"(expected), "l"(value)
+               : "memory");
+  return seen;
 }
 
 // PTX ISA: st.global. 16 bytes, not kept in L1.

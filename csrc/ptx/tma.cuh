@@ -1,4 +1,4 @@
-// The Tensor Memory Accelerator: runs of bytes, and boxes of tensors, to and from shared memory.
+// The Tensor Memory Accelerator: boxes between global tensors and shared memory.
 #pragma once
 #include <cuda.h>
 
@@ -11,13 +11,24 @@ __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// PTX ISA: cp.async.bulk, global to shared. Contiguous bytes, a multiple of 16 at addresses that are.
-__device__ __forceinline__ void bulk_load(void* smem, const void* global, uint32_t bytes,
+// PTX ISA: cp.async.bulk, global to shared: contiguous bytes, a multiple of 16 from an address that is
+// one, too.
+__device__ __forceinline__ void bulk_load(void* smem, const void* source, uint32_t bytes,
                                           uint64_t* barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1], %2, [%3];" ::"r"(smem_address(smem)),
-      "l"(global), "r"(bytes), "r"(smem_address(barrier))
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(smem_address(smem)),
+      "l"(source), "r"(bytes), "r"(smem_address(barrier))
+      : "memory");
+}
+
+// The same for data that is read once and should leave L2 first (evict_first_policy()).
+__device__ __forceinline__ void bulk_load(void* smem, const void* source, uint32_t bytes,
+                                          uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1], %2, [%3], %4;" ::"r"(smem_address(smem)),
+      "l"(source), "r"(bytes), "r"(smem_address(barrier)), "l"(policy)
       : "memory");
 }
 

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "ptx/memory.cuh"
+
 namespace l4k {
 
 // Counts finished partial results; true for the last. The workspace is uninitialised: a count is
@@ -17,19 +19,17 @@ __device__ __forceinline__ bool arrive_last(unsigned long long* counter, uint64_
     seen = atomicCAS(counter, expected, static_cast<unsigned long long>(nonce << 16 | count));
   } while (seen != expected);
   if (count != static_cast<unsigned long long>(expected_count)) return false;
+  __threadfence();  // the count before the others' partial results, and before it is cleared
   *counter = 0;
-  __threadfence();  // the count before the others' partial results
   return true;
 }
 
-// Whether all others have arrived: the caller is then the last, and need not store its own part.
+// Whether all others have arrived: the caller is then the last, need not store its
+// own part, and may read theirs.
 __device__ __forceinline__ bool is_last(unsigned long long* counter, uint64_t nonce,
                                         int expected_count) {
   const auto others = static_cast<unsigned long long>(nonce << 16 | (expected_count - 1));
-  if (__ldcg(counter) != others) return false;
-  *counter = 0;
-  __threadfence();  // the count before the others' partial results
-  return true;
+  return ptx::compare_and_swap_acquire(counter, others, 0) == others;
 }
 
 }  // namespace l4k

@@ -39,7 +39,7 @@ def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | N
         raise ValueError(f"expected progress to be a function, got {shown(progress)}")
     tensors = source.tensors(model.embedding.dtype)
     fill(model, source.slots, _reporting(tensors, source.checkpoint, progress))
-    _tie(model, source.slots)
+    _finish(model, source.slots)
 
 
 def load_random(model: Llama4Model, seed: int) -> None:
@@ -47,7 +47,7 @@ def load_random(model: Llama4Model, seed: int) -> None:
     seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
     slots = layout(model.config)
     fill(model, slots, random_tensors(slots, model.device, seed))
-    _tie(model, slots)
+    _finish(model, slots)
 
 
 def fill(model: Llama4Model, slots: dict[str, Slot], tensors: Iterable[NamedTensor]) -> None:
@@ -73,12 +73,15 @@ def _find(model: nn.Module, path: str) -> Any:
     return model
 
 
-def _tie(model: Llama4Model, slots: dict[str, Slot]) -> None:
+def _finish(model: Llama4Model, slots: dict[str, Slot]) -> None:
     """Gives lm_head the embedding's weights where the config ties them; a head of its own that
-    the checkpoint holds all the same stays, as it does in transformers."""
+    the checkpoint holds all the same stays, as it does in transformers. Then nothing writes weights
+    any more: kernels may read them while others run."""
     if model.config.tie_word_embeddings:
         own_head = any(slot.target == "lm_head" for slot in slots.values())
         model.lm_head.tie(model.embedding, filled=own_head)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 def random_tensors(

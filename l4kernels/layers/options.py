@@ -62,12 +62,15 @@ class ModelOptions:
         if weights is not None:
             options = replace(self, weights=weights)
             return options.linear(in_features, out_features, experts=experts, bias=bias)
-        if in_features % self.format.k_multiple:
-            raise ValueError(
-                f'weights="{self.weights}" needs input sizes that are multiples of '
-                f"{self.format.k_multiple}, got {in_features}; "
-                f'load this model with weights="bf16"'
-            )
+        for kind, size, multiple in (
+            ("input", in_features, self.format.k_multiple),
+            ("output", out_features, self.format.n_multiple),
+        ):
+            if size % multiple:
+                raise ValueError(
+                    f'weights="{self.weights}" needs {kind} sizes that are multiples of '
+                    f'{multiple}, got {size}; load this model with weights="bf16"'
+                )
         return self.linear_class(
             in_features,
             out_features,

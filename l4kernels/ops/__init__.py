@@ -6,6 +6,7 @@ from l4kernels.ops.dispatch import reference
 from l4kernels.ops.embed import embed
 from l4kernels.ops.epilogue import deinterleave_gate_up, interleave_gate_up
 from l4kernels.ops.gemm import gemm, gemm_swiglu_fp8
+from l4kernels.ops.int4_tiles import Int4WithZeros, tile_int4, untile_int4
 from l4kernels.ops.merge import merge_attention_states
 from l4kernels.ops.mma_tile import mma_tile
 from l4kernels.ops.moe import Routing, moe_combine, moe_permute, moe_permute_fp8, moe_route
@@ -31,6 +32,7 @@ __all__ = [
     "AddRmsNorm",
     "Attention",
     "Int4",
+    "Int4WithZeros",
     "Op",
     "OpWithOut",
     "Quantized",
@@ -66,7 +68,9 @@ __all__ = [
     "sample",
     "silu_mul",
     "silu_mul_fp8",
+    "tile_int4",
     "unpack_int4",
+    "untile_int4",
     "w4_gemm",
     "word_sum",
 ]

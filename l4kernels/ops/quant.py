@@ -1,5 +1,6 @@
-"""Quantisation: float8 e4m3 with four scale layouts, and int4 in groups of 128."""
+"""Quantisation: float8 e4m3 with four scale layouts, and int4 in groups along K."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,10 @@ from l4kernels.ops.contract import Contract
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
 BLOCK = 128
-"""Elements along K that share a scale: one int4 group, one 1x128 or 128x128 block."""
+"""Elements along K that share a scale: a group of `quantize_int4`, a 1x128 or 128x128 block."""
+
+INT4_GROUPS = (128, 64, 32)
+"""Elements along K that may share an int4 scale. Which do is read off the shape of the scales."""
 
 FP8_MAX = 448.0
 FP8_SCALINGS = ("tensor", "row", "1x128", "128x128")
@@ -39,7 +43,7 @@ class Quantized(NamedTuple):
 
 
 class Int4(NamedTuple):
-    """Packed int4 weights and the scales of their groups of 128."""
+    """Packed int4 weights and the scales of their groups along K."""
 
     packed: Tensor
     scales: Tensor
@@ -334,28 +338,62 @@ def unpack_int4(packed: Tensor) -> Tensor:
     check = Checker("unpack_int4")
     check.dtype("packed", packed, (torch.int32,))
     check.require(packed.dim() > 0, f"expected packed to be [..., K / 8], got {describe(packed)}")
-    return _codes_of(packed).to(torch.int8)
+    return _nibbles(packed).sub_(8).to(torch.int8)
 
 
-def _codes_of(packed: Tensor) -> Tensor:
-    return (packed.unsqueeze(-1) >> _shifts(packed.device)).bitwise_and_(15).sub_(8).flatten(-2)
+def _nibbles(packed: Tensor) -> Tensor:
+    return (packed.unsqueeze(-1) >> _shifts(packed.device)).bitwise_and_(15).flatten(-2)
 
 
-def dequantize_int4(packed: Tensor, scales: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The values `[..., K]` of packed codes `[..., K / 8]` and scales `[..., K / 128]`.
+def dequantize_int4(
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The values `[..., K]` of int4 weights, `(nibble - zero) * scale` in float32.
+
+    Args:
+        packed: int32 `[..., K / 8]`, see `pack_int4`; K is a multiple of 128.
+        scales: `[..., K / group]` float32, bfloat16 or float16; the group is 128, 64 or 32.
+        zeros: uint8 zero points, the shape of `scales`; without them all are 8.
+        dtype: of the result, rounded once.
+
+    Raises:
+        TypeError, ValueError: tensors of other dtypes or shapes.
 
     >>> packed = pack_int4(torch.arange(128) % 16 - 8)
     >>> dequantize_int4(packed, torch.tensor([0.5]))[:4]
     tensor([-4.0000, -3.5000, -3.0000, -2.5000])
     """
     check = Checker("dequantize_int4")
+    group = check_int4(check, packed, scales, zeros, FLOATS)
+    nibbles = _nibbles(packed).float().unflatten(-1, (-1, group))
+    nibbles.sub_(8 if zeros is None else zeros.unsqueeze(-1))
+    return nibbles.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
+
+
+def check_int4(
+    check: Checker,
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    dtypes: Sequence[torch.dtype],
+) -> int:
+    """The group of packed weights with scales of one of `dtypes`: elements that share one."""
     check.dtype("packed", packed, (torch.int32,))
     words = packed.shape[-1] if packed.dim() else 0
     check.require(
-        words > 0 and words % 16 == 0,
-        f"expected packed to be [..., K / 8] with K a multiple of 128, got {describe(packed)}",
+        words > 0 and words * 8 % BLOCK == 0,
+        f"expected packed to be [..., K / 8] with K a multiple of {BLOCK}, got {describe(packed)}",
     )
-    check.dtype("scales", scales, FLOATS)
-    check.shape("scales", scales, [*packed.shape[:-1], words // 16])
-    groups = _codes_of(packed).float().unflatten(-1, (-1, BLOCK))
-    return groups.mul_(scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
+    check.dtype("scales", scales, dtypes)
+    shapes = {group: [*packed.shape[:-1], words * 8 // group] for group in INT4_GROUPS}
+    group = next((g for g, shape in shapes.items() if shape == list(scales.shape)), None)
+    if group is None:
+        expected = ", ".join(f"{shape} (groups of {g})" for g, shape in shapes.items())
+        check.fail(f"expected scales to be {expected}, got {describe(scales)}")
+    if zeros is not None:
+        check.dtype("zeros", zeros, (torch.uint8,))
+        check.shape("zeros", zeros, list(scales.shape))
+    return group

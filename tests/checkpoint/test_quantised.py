@@ -1,10 +1,13 @@
 """fp8 and int4: what is quantised, how, and that the quantised model computes the same function."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from l4kernels import Llama4, Llama4Config, ops
 from l4kernels.layers.options import ModelOptions
+from l4kernels.layers.weights import linear as linear_module
 from l4kernels.layers.weights.linear import Linear
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
 
@@ -45,7 +48,7 @@ def test_what_is_quantised(tensors, tmp_path, weights):
 def weights_of(linear):
     """The float32 values that a quantised weight stands for, `[(E,) N, K]`."""
     if linear.name == "int4":
-        return ops.dequantize_int4(linear.packed, linear.scales, torch.float32)
+        return ops.dequantize_int4(*ops.untile_int4(linear.tiles))
     if linear.name == "fp8":
         return linear.weight.float() * linear.scale.unsqueeze(-1)
     return linear.weight.float()
@@ -75,19 +78,34 @@ def test_gate_and_up_alternate_in_blocks_of_eight(tensors, tmp_path):
 
 @pytest.mark.parametrize("weights", ["fp8", "int4"])
 @pytest.mark.parametrize("rows", [slice(0, 640), "all", "gate_up"])
-def test_storing_in_pieces_equals_quantising_at_once(weights, rows):
+def test_storing_in_pieces_equals_quantising_at_once(weights, rows, monkeypatch):
+    monkeypatch.setattr(linear_module, "_MIN_PART", 24 * 256)
+    monkeypatch.setattr(linear_module, "_MAX_PART", 24 * 256)
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(640, 256, generator=generator)
     linear = ModelOptions(torch.float32, torch.device("cpu"), weights).linear(256, 640, experts=2)
     linear.store(weight, rows, expert=1)
     whole = ops.interleave_gate_up(*weight.chunk(2)) if rows == "gate_up" else weight
     if weights == "int4":
-        packed, scales = ops.quantize_int4(whole)
-        assert torch.equal(linear.packed[1], packed) and torch.equal(linear.scales[1], scales)
+        assert torch.equal(linear.tiles[1], ops.tile_int4(*ops.quantize_int4(whole)))
     else:
         q, scale = ops.quantize_fp8(whole, "row")
         assert torch.equal(linear.weight[1].float(), q.float())
         assert torch.equal(linear.scale[1], scale)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("cuts", [(5, 48), (8, 16), (16, 33), (47,)])
+def test_rows_that_arrive_apart_lie_side_by_side(weights, cuts):
+    """Also where they share a tile with others."""
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    options = ModelOptions(torch.float32, torch.device("cpu"), weights)
+    whole, apart = (options.linear(128, 64) for _ in range(2))
+    whole.store(weight)
+    for first, end in reversed([*pairwise((0, *cuts, 64))]):
+        apart.store(weight[first:end], slice(first, end))
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(apart.get_parameter(name).view(torch.uint8), parameter.view(torch.uint8))
 
 
 def dequantised(model, tensors, folder):

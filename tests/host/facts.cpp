@@ -2,6 +2,8 @@
 //
 //   gemm m n k experts fp8 fast config sms    the configuration chosen, its splits, its schedule
 //   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
+//   int4 groups zeros                         a tile's bytes, and its codes' (row by row), scales'
+//                                             and zero points' (group by group) first bits
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -10,6 +12,7 @@
 
 #include "kernels/flash_prefill/schedule.h"
 #include "kernels/gemm/choose.h"
+#include "tile/int4.h"
 #include "tile/schedule.h"
 
 namespace {
@@ -89,12 +92,40 @@ bool answer_prefill() {
              best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas) > 0;
 }
 
+template <typename Value>
+void print_list(const char* name, int count, Value value) {
+  std::printf("\"%s\": [", name);
+  for (int i = 0; i < count; ++i) std::printf("%s%d", i == 0 ? "" : ", ", value(i));
+  std::printf("], ");
+}
+
+bool answer_int4() {
+  int groups, zeros;
+  if (std::scanf("%d %d", &groups, &zeros) != 2) return false;
+  const Int4Tile tile{groups, zeros != 0};
+  std::printf("{");
+  print_list("codes", kInt4TileRows * kInt4TileK, [](int i) {
+    const Int4Place place = int4_place(i / kInt4TileK, i % kInt4TileK);
+    return 32 * place.word + 4 * place.field;
+  });
+  const int factors = kInt4TileRows * groups;
+  print_list("scales", factors, [&](int i) {
+    return 8 * tile.scales(i / kInt4TileRows) + 16 * int4_row_slot(i % kInt4TileRows);
+  });
+  print_list("zeros", tile.zeros ? factors : 0, [&](int i) {
+    return 8 * (tile.zero_points(i / kInt4TileRows) + int4_row_slot(i % kInt4TileRows));
+  });
+  return std::printf("\"bytes\": %d}\n", tile.bytes()) > 0;
+}
+
 }  // namespace
 
 int main() {
   char kind[16];
   while (std::scanf("%15s", kind) == 1) {
-    const bool answered = std::strcmp(kind, "gemm") == 0 ? answer_gemm() : answer_prefill();
+    const bool answered = std::strcmp(kind, "gemm") == 0   ? answer_gemm()
+                          : std::strcmp(kind, "int4") == 0 ? answer_int4()
+                                                           : answer_prefill();
     if (!answered) return 1;
   }
   return 0;

@@ -27,10 +27,10 @@ class Int8Linear(Linear):
         self.codes = self.empty(*rows, self.in_features, dtype=torch.int8)
         self.scale = self.empty(*rows, dtype=torch.float32)
 
-    def quantise(self, weight):
+    def write(self, weight, place):
         scale = weight.float().abs().amax(-1).clamp(min=1e-12) / 127
-        codes = (weight.float() / scale[:, None]).round().to(torch.int8)
-        return [(self.codes, codes), (self.scale, scale)]
+        place.fill(self.codes, (weight.float() / scale[:, None]).round().to(torch.int8))
+        place.fill(self.scale, scale)
 
     def multiply(self, x, epilogue: dict[str, Any]):
         weight = (self.codes.float() * self.scale.unsqueeze(-1)).to(self.dtype)
@@ -54,9 +54,16 @@ def int8(monkeypatch):
 @pytest.mark.parametrize("name", [*FORMATS, "int8"])
 @pytest.mark.parametrize("experts", [None, 3])
 def test_a_format_takes_the_memory_that_it_says(int8, name, experts):
-    layer = ModelOptions(torch.bfloat16, CPU, name).linear(256, 40, experts=experts)
+    layer = ModelOptions(torch.bfloat16, CPU, name).linear(256, 48, experts=experts)
     got = sum(parameter.nbytes for parameter in layer.parameters())
-    assert got == FORMATS[name].bytes(40, 256, experts or 1)
+    assert got == FORMATS[name].bytes(48, 256, experts or 1)
+
+
+def test_sizes_that_a_format_cannot_hold_are_refused_by_name():
+    options = ModelOptions(torch.bfloat16, CPU, "int4")
+    for sizes, kind in (((100, 48), "input .* 128, got 100"), ((128, 40), "output .* 16, got 40")):
+        with pytest.raises(ValueError, match=f'weights="int4" needs {kind}.*weights="bf16"'):
+            options.linear(*sizes)
 
 
 def test_entries_of_the_table_fit_their_classes_and_one_another():

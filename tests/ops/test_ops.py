@@ -60,6 +60,8 @@ def test_op_equals_naive_loops(name, dtype):
     for case in cases(name, dtype=DTYPES[dtype]):
         if name == "quantize_int4" and case.args[1]:
             continue  # the search has properties of its own: test_ops_quant.py
+        if case.name.endswith(("tiny", "huge")):
+            continue  # for absolute errors; test_ops_int4_tiles.py
         own = case.copy()
         exact = getattr(naive, name)(*own.args, **own.kwargs)
         results = run(ops.OPS[name], case)

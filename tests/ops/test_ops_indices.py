@@ -35,7 +35,7 @@ KEYS = MAKE.randn(10, 1, 128)
 EXPERTS = MAKE.randn(2, 64, 128)
 CODES, SCALES = MAKE.fp8(4, 128, scaling="row")
 CODED, CODED_SCALES = MAKE.fp8(2, 256, 128, scaling="row")
-PACKED, PACKED_SCALES = MAKE.int4(2, 64, 128)
+TILES = MAKE.tiles(2, 64, 128)
 GOOD = {
     "permutation": i32(7, 1, 0, 3, 2, 5, 4, 6), "positions": i64(0, 9), "slot_mapping": i64(3, -1),
     "cu_seqlens_q": i32(0, 3, 10), "seqlens_k": i32(20, 30),
@@ -139,7 +139,7 @@ ARGUMENTS = {
         OFFSETS, "gemm_swiglu_fp8: expected expert_offsets to ascend", "gemm: expert_offsets",
     ),
     "w4_gemm expert_offsets": Argument(
-        lambda v: ops.w4_gemm(X, PACKED, PACKED_SCALES, expert_offsets=v), OFFSETS,
+        lambda v: ops.w4_gemm(X, TILES, expert_offsets=v), OFFSETS,
         "w4_gemm: expected expert_offsets to ascend from 0 to at most 4", None,
     ),
     "flash_prefill cu_seqlens_q": Argument(

@@ -304,8 +304,9 @@ def gemm_swiglu_fp8(a, b, **options):
 def w4_gemm(
     a,
     packed,
-    scales,
+    scales=None,
     *,
+    zeros=None,
     expert_offsets=None,
     bias=None,
     residual=None,
@@ -313,18 +314,13 @@ def w4_gemm(
     activation="none",
     **_,
 ):
-    words, scale = packed.numpy().view(np.uint32), f64(scales)
-    weights = np.zeros((*packed.shape[:-1], a.shape[1]))
-    for nibble, element in enumerate(NIBBLE_ORDER):
-        weights[..., element::8] = ((words >> (4 * nibble)) & 15).astype(np.int64) - 8
-    for group in range(scale.shape[-1]):
-        weights[..., 128 * group : 128 * group + 128] *= scale[..., group : group + 1]
+    weights = int4_tiles(packed) if scales is None else int4_rows(packed, scales, zeros)
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
             f64(a),
             lambda e: weights if e is None else weights[e],
-            packed.shape[-2],
+            weights.shape[-2],
             offsets,
             bias,
             residual,
@@ -332,6 +328,45 @@ def w4_gemm(
             activation,
         ),
     )
+
+
+def int4_rows(packed, scales, zeros):
+    """The weights [..., N, K] in nibbles of rows, with scales and zero points beside them."""
+    words, scale = packed.numpy().view(np.uint32), f64(scales)
+    zero = np.full(scale.shape, 8.0) if zeros is None else f64(zeros)
+    weights = np.zeros((*packed.shape[:-1], 8 * packed.shape[-1]))
+    for nibble, element in enumerate(NIBBLE_ORDER):
+        weights[..., element::8] = words >> (4 * nibble) & 15
+    group = weights.shape[-1] // scale.shape[-1]
+    for i in range(scale.shape[-1]):
+        own = weights[..., group * i : group * i + group]
+        own -= zero[..., i : i + 1]
+        own *= scale[..., i : i + 1]
+    return weights
+
+
+def int4_tiles(tiles):
+    """The weights [..., N, K] in tiles of 16 rows by 128 of K, word by word."""
+    groups, zeros = {264: (1, 0), 268: (1, 1), 272: (2, 0), 280: (2, 1), 288: (4, 0), 304: (4, 1)}[
+        tiles.shape[-1]
+    ]
+    words = tiles.contiguous().numpy().view(np.uint32)
+    halves = words[..., 256 : 256 + 8 * groups].copy().view(np.uint16).astype(np.uint32) << 16
+    scale, zero = halves.view(np.float32).astype(float), np.full(halves.shape, 8.0)
+    if zeros:
+        zero = words[..., 256 + 8 * groups :].copy().view(np.uint8).astype(float)
+    tile = np.zeros((*tiles.shape[:-1], 16, 128))
+    for word, field in np.ndindex(256, 8):
+        half, lane, step = word // 128, word // 4 % 32, word % 4
+        row, k = lane // 4, 64 * half + 16 * step + 2 * (lane % 4)
+        # Four bits after four: the row, eight rows below, then both eight columns on; the upper
+        # half of the word is one column on.
+        row, k = row + 8 * (field % 2), k + 8 * (field // 2 % 2) + field // 4
+        at = 16 * (k * groups // 128) + 2 * (row % 8) + row // 8
+        code = words[..., word] >> (4 * field) & 15
+        tile[..., row, k] = (code - zero[..., at]) * scale[..., at]
+    *lead, rows, blocks, _, _ = tile.shape
+    return np.moveaxis(tile, -2, -3).reshape(*lead, 16 * rows, 128 * blocks)
 
 
 def visible(position, num_keys, chunk):

@@ -33,7 +33,7 @@ __device__ __forceinline__ float2 load_pair(const void* base, int64_t index) {
 
 // The scales of a row of A that do not depend on K, and those of the whole matrices.
 __device__ __forceinline__ float row_factor(const GemmParams& p, int row, int expert) {
-  float factor = p.row_scale != nullptr ? p.row_scale[row] : 1.f;
+  float factor = p.epilogue.row_scale != nullptr ? p.epilogue.row_scale[row] : 1.f;
   if (p.scale_a == GemmScale::kTensor) factor *= p.sfa[0];
   if (p.scale_a == GemmScale::kRow) factor *= p.sfa[row];
   if (p.scale_b == GemmScale::kTensor) factor *= p.sfb[expert];
@@ -55,7 +55,7 @@ __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const G
     float2 factor = {1.f, 1.f}, offset = {0.f, 0.f};
     if (column < p.n) {
       if (channel != nullptr) factor = *reinterpret_cast<const float2*>(channel + column);
-      if (p.bias != nullptr) offset = load_pair(p.bias, column);
+      if (p.epilogue.bias != nullptr) offset = load_pair(p.epilogue.bias, column);
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -98,10 +98,10 @@ __device__ __forceinline__ void store_direct(const float (&acc)[kRegisters], con
       if (!at.valid[h]) continue;
       const float2 value = {acc[4 * j + 2 * h], acc[4 * j + 2 * h + 1]};
       const int64_t index = int64_t{at.row[h]} * columns + c;
-      if (p.out_float32) {
-        *reinterpret_cast<float2*>(static_cast<float*>(p.d) + index) = value;
+      if (p.epilogue.out_float32) {
+        *reinterpret_cast<float2*>(static_cast<float*>(p.epilogue.d) + index) = value;
       } else {
-        *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.d) + index) =
+        *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.epilogue.d) + index) =
             __float22bfloat162_rn(value);
       }
     }
@@ -117,7 +117,8 @@ __device__ __forceinline__ void add_residual(float (&acc)[kRegisters], const Gem
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       if (!at.valid[h] || c >= columns) continue;
-      const float2 value = load_pair(p.residual, at.row[h] * p.residual_stride + c);
+      const float2 value =
+          load_pair(p.epilogue.residual, at.row[h] * p.epilogue.residual_stride + c);
       acc[4 * j + 2 * h] += value.x;
       acc[4 * j + 2 * h + 1] += value.y;
     }
@@ -226,7 +227,7 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
       }
       const uint2 block =
           transpose_quad(pairs[0] | pairs[1] << 16, pairs[2] | pairs[3] << 16, at.lane);
-      auto* q = static_cast<char*>(p.d) + index + 32 * j + at.lane % 4 * 8;
+      auto* q = static_cast<char*>(p.epilogue.d) + index + 32 * j + at.lane % 4 * 8;
       if (at.valid[h]) *reinterpret_cast<uint2*>(q) = block;
     }
     if (at.valid[h] && at.lane % 4 == 0 && index % kScaleBlock == 0)
@@ -243,8 +244,8 @@ __device__ __forceinline__ void store(float (&acc)[kRegisters], const GemmParams
   constexpr int kHalves = kRegisters / kCount;  // SwiGLU leaves half of the columns
   const int columns = p.n / kHalves, first_column = tile.column / kHalves;
   const int column = first_column + 2 * (at.lane % 4);
-  if (p.residual != nullptr) add_residual<kCount>(acc, p, at, column, columns);
-  if (first_row + 64 <= tile.row_end && !p.out_float32) {
+  if (p.epilogue.residual != nullptr) add_residual<kCount>(acc, p, at, column, columns);
+  if (first_row + 64 <= tile.row_end && !p.epilogue.out_float32) {
     store_staged<kCount>(acc, map_d, staging, at, barrier, first_row, first_column);
   } else {
     store_direct<kCount>(acc, p, at, column, columns);
@@ -258,7 +259,7 @@ __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParam
                                        const RaggedTile& tile, const GemmPlace& at, int barrier,
                                        int first_row) {
   scale_and_bias(acc, p, tile, at);
-  if (!kGelu && p.activation == Activation::kSwiglu) {
+  if (!kGelu && p.epilogue.activation == Activation::kSwiglu) {
     swiglu(acc);
     store<kRegisters / 2>(acc, p, map_d, staging, tile, at, barrier, first_row);
     return;

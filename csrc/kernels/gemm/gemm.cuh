@@ -316,12 +316,12 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
 
 // Rows that no expert owns come out as zeros, with scale 1. By the consumers.
 __device__ __forceinline__ void clear_tail(const GemmParams& p, int first_row) {
-  const int columns = p.activation == Activation::kSwiglu ? p.n / 2 : p.n;
+  const int columns = p.epilogue.activation == Activation::kSwiglu ? p.n / 2 : p.n;
   const bool fp8 = p.d_scale != nullptr;
-  const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.out_float32 ? 4 : 2);
+  const int64_t row_bytes = int64_t{columns} * (fp8 ? 1 : p.epilogue.out_float32 ? 4 : 2);
   const int64_t first = int64_t{blockIdx.x} * kGemmConsumers + threadIdx.x - 128;
   const int64_t step = int64_t{gridDim.x} * kGemmConsumers;
-  auto* words = static_cast<uint2*>(p.d);  // N' is a multiple of 8
+  auto* words = static_cast<uint2*>(p.epilogue.d);  // N' is a multiple of 8
   for (int64_t i = first_row * row_bytes / 8 + first; i < p.m * row_bytes / 8; i += step)
     words[i] = make_uint2(0, 0);
   if (!fp8) return;
@@ -357,8 +357,8 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
                                 .tail_tiles = C.cluster_m > 1,
                                 .row_ends = smem.row_ends,
                                 .tile_ends = smem.tile_ends};
-  const ExpertOffsets offsets{p.expert_offsets, p.m, p.error, DeviceError::kGemmExpertOffsets};
-  if (threadIdx.x < 32) scan_experts(offsets, schedule, smem.row_ends, smem.tile_ends);
+  if (threadIdx.x < 32)
+    scan_experts(p, DeviceError::kGemmExpertOffsets, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);
     smem.schedule = schedule;

@@ -19,18 +19,13 @@ struct GemmParams {
   bool fp8;         // e4m3 operands, else bf16
   const void* a;    // [M, K]
   const void* b;    // [E, N, K], contiguous
-  void* d;          // [M, N'] bf16 or float32, contiguous; N' = N / 2 for SwiGLU
-  float* d_scale;   // [M, N' / 128]: d is e4m3 with 1x128 scales (SwiGLU only); null: it is not
+  float* d_scale;   // [M, N' / 128]: D is e4m3 with 1x128 scales (SwiGLU only); null: it is not
   const int* expert_offsets;  // [E + 1], null when dense
   GemmScale scale_a, scale_b;
-  const float* sfa;                   // [1], [M] or [M, K / 128]
-  const float* sfb;                   // [E, 1], [E, N] or [E, N / 128, K / 128]
-  const float* row_scale;             // [M], multiplied into the accumulators; null: 1
-  const void* bias;                   // [N] bf16; null: 0
-  const void* residual;               // [M, N'] bf16; null: 0
-  int64_t a_stride, residual_stride;  // elements between rows
-  Activation activation;
-  bool out_float32;
+  const float* sfa;  // [1], [M] or [M, K / 128]
+  const float* sfb;  // [E, 1], [E, N] or [E, N / 128, K / 128]
+  int64_t a_stride;  // elements between rows
+  Epilogue epilogue;
   bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
   GemmChoice asked;   // or one of GemmChoice's constants: choose by shape
   int ctas_per_tile;  // set by the launcher, as is
@@ -45,7 +40,7 @@ inline GemmProblem problem_of(const GemmParams& p) {
           .num_experts = p.num_experts,
           .fp8 = p.fp8,
           .fast_accum = p.fast_accum,
-          .gelu = p.activation == Activation::kGelu,
+          .gelu = p.epilogue.activation == Activation::kGelu,
           .block_scales = p.scale_a == GemmScale::kBlock || p.scale_b == GemmScale::kBlock,
           .fp8_out = p.d_scale != nullptr};
 }

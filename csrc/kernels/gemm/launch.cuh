@@ -20,7 +20,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const uint64_t element = C.fp8 ? 1 : 2;
   const auto type = C.fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const auto k = static_cast<uint64_t>(p.k), n = static_cast<uint64_t>(p.n);
-  const uint64_t columns = p.activation == Activation::kSwiglu ? n / 2 : n;
+  const uint64_t columns = p.epilogue.activation == Activation::kSwiglu ? n / 2 : n;
   const auto m = static_cast<uint64_t>(p.m), experts = static_cast<uint64_t>(p.num_experts);
   const uint32_t block_k = C.block_k();
   // CTAs that share a box load a slice each.
@@ -39,7 +39,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
                              .box = {block_k, slice_n, 1}};
   const TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                              .rank = 2,
-                             .base = p.d,
+                             .base = p.epilogue.d,
                              .shape = {columns, m},
                              .strides = {columns * 2},
                              .box = {64, 64}};
@@ -47,7 +47,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
   // Only whole bf16 tiles leave by TMA.
-  if (error == cudaSuccess && !C.swap && !p.out_float32 && p.d_scale == nullptr)
+  if (error == cudaSuccess && !C.swap && !p.epilogue.out_float32 && p.d_scale == nullptr)
     error = make_tensor_map(spec_d, &d);
   if (error != cudaSuccess) return error;
   const int ctas = p.ctas_per_tile;

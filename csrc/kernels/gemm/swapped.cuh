@@ -47,17 +47,18 @@ __device__ __forceinline__ void scale_four(float (&v)[4], float4 sums, const Gem
   v[1] = sums.y * (row * factor.y);
   v[2] = sums.z * (row * factor.z);
   v[3] = sums.w * (row * factor.w);
-  if (p.bias != nullptr) add_four(v, p.bias, channel);
+  if (p.epilogue.bias != nullptr) add_four(v, p.epilogue.bias, channel);
 }
 
 __device__ __forceinline__ void store_four(const float (&v)[4], const GemmParams& p,
                                            int64_t index) {
-  if (p.out_float32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(p.d) + index) = {v[0], v[1], v[2], v[3]};
+  if (p.epilogue.out_float32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(p.epilogue.d) + index) = {v[0], v[1], v[2],
+                                                                             v[3]};
   } else {
     __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(v[0], v[1]),
                                __floats2bfloat162_rn(v[2], v[3])};
-    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.d) + index) =
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(p.epilogue.d) + index) =
         reinterpret_cast<uint2&>(pairs);
   }
 }
@@ -70,7 +71,7 @@ __device__ __forceinline__ void store_four_fp8(const float (&v)[4], const GemmPa
   for (int i = 0; i < 4; ++i) amax = max(amax, __float_as_uint(v[i]) & 0x7fffffff);
   const Fp8Scale scale = fp8_scale(__uint_as_float(warp_max(amax)));
   const int64_t columns = p.n / 2;
-  *reinterpret_cast<uint32_t*>(static_cast<char*>(p.d) + row * columns + column) =
+  *reinterpret_cast<uint32_t*>(static_cast<char*>(p.epilogue.d) + row * columns + column) =
       fp8_pair(v[0], v[1], scale.inverse) | fp8_pair(v[2], v[3], scale.inverse) << 16;
   if (column % kScaleBlock == 0) p.d_scale[(row * columns + column) / kScaleBlock] = scale.scale;
 }
@@ -82,7 +83,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
                                                int consumer) {
   constexpr GemmConfig C = kGemmConfigs[I];
   auto* staging = reinterpret_cast<float*>(smem.staging);
-  const bool swiglu = p.activation == Activation::kSwiglu, fp8 = p.d_scale != nullptr;
+  const bool swiglu = p.epilogue.activation == Activation::kSwiglu, fp8 = p.d_scale != nullptr;
   const int thread = threadIdx.x - 128, lane = thread % 32, warp = thread / 32 % 4;
   // Eight gate channels and the eight up channels of the same results are registers h = 0 and 1 of
   // one thread: gates go to the first half of a row, ups to the second, so that four neighbouring
@@ -122,14 +123,15 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
 #pragma unroll
       for (int i = 0; i < 4; ++i) result[i] = silu(result[i]) * up[i];
       column = tile.column / 2 + 4 * v;
-    } else if (p.activation == Activation::kGelu) {
+    } else if (p.epilogue.activation == Activation::kGelu) {
       gelu(result);
     }
     if (fp8) {
       store_four_fp8(result, p, row, column);
       continue;
     }
-    if (p.residual != nullptr) add_four(result, p.residual, row * p.residual_stride + column);
+    if (p.epilogue.residual != nullptr)
+      add_four(result, p.epilogue.residual, row * p.epilogue.residual_stride + column);
     store_four(result, p, int64_t{row} * columns + column);
   }
   smem.cluster_barrier.template arrive<false>(kBarrierConsumers, kGemmConsumers, thread,

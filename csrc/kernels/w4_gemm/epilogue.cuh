@@ -8,13 +8,13 @@
 #pragma once
 #include <cuda_bf16.h>
 
-#include "kernels/w4_gemm/convert.cuh"
 #include "kernels/w4_gemm/smem.cuh"
 #include "kernels/w4_gemm/w4_gemm.h"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
 #include "ptx/sync.cuh"
 #include "tile/activation.cuh"
+#include "tile/int4.cuh"
 #include "tile/swizzle.h"
 #include "tile/vector.cuh"
 
@@ -38,6 +38,7 @@ struct W4Place {
 template <int kSums>
 __device__ __forceinline__ void scale_and_bias(float (&sums)[kSums], const W4GemmParams& p,
                                                const W4Place& at) {
+  constexpr float factors[2] = {kInt4Factors[0], kInt4Factors[1]};
   const W4Lane lane;
   const int channel = at.first_row + 16 * lane.warp + lane.g, row = at.tile.row + 2 * lane.c;
   const auto* biases = static_cast<const __nv_bfloat16*>(p.epilogue.bias);
@@ -56,7 +57,7 @@ __device__ __forceinline__ void scale_and_bias(float (&sums)[kSums], const W4Gem
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float& sum = sums[r + 2 * h + i];
-        sum = sum * (scale * w4_sum_factor(h)) + bias[h];
+        sum = sum * (scale * factors[h]) + bias[h];
       }
     }
   }
@@ -148,7 +149,7 @@ struct W4Rounds {
         ptx::ldmatrix_x4<true>(pairs, ptx::smem_address(rows + 2048 * quad));
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float2 pair = __bfloat1622float2(as_pair(pairs[i]));
+          const float2 pair = __bfloat1622float2(reinterpret_cast<__nv_bfloat162&>(pairs[i]));
           sums[8 * (first + quad) + 2 * i] += pair.x;
           sums[8 * (first + quad) + 2 * i + 1] += pair.y;
         }

@@ -122,8 +122,7 @@ __global__ void __launch_bounds__(kW4Threads, kW4GemmConfigs[I].ctas_per_sm())
                                .tail_tiles = false,
                                .row_ends = smem.row_ends,
                                .tile_ends = smem.tile_ends};
-    const ExpertOffsets offsets{p.expert_offsets, p.m, p.error, DeviceError::kW4GemmExpertOffsets};
-    scan_experts(offsets, tiles, smem.row_ends, smem.tile_ends);
+    scan_experts(p, DeviceError::kW4GemmExpertOffsets, tiles, smem.row_ends, smem.tile_ends);
     __syncwarp();
     if (threadIdx.x == 0) {
       smem.tiles = tiles;

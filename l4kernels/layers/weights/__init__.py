@@ -21,6 +21,8 @@ class WeightFormat:
     """The format of lm_head in a model of this one."""
     k_multiple: int = 1
     """What divides the input size."""
+    n_multiple: int = 1
+    """What divides the output size."""
     fp8_products: bool = False
     """Whether its GEMMs multiply e4m3 by e4m3, at twice the rate of bfloat16."""
     fp8_cache: bool = False
@@ -55,6 +57,7 @@ FORMATS = {
             bytes_per_weight=0.5 + 2 / 128,
             head="fp8",  # the one place where an error of int4 is not averaged away
             k_multiple=128,
+            n_multiple=16,
             fp8_cache=True,
             own_ops=("w4_gemm", "quantize_int4"),
             without_kernels=("w4_gemm", "quantize_int4"),

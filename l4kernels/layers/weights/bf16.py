@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.layers.weights.linear import Activations, Linear, unquantised
+from l4kernels.layers.weights.linear import Activations, Linear, Place, unquantised
 
 
 class Bf16Linear(Linear):
@@ -17,8 +17,8 @@ class Bf16Linear(Linear):
     def allocate(self, *rows: int) -> None:
         self.weight = self.empty(*rows, self.in_features)
 
-    def quantise(self, weight: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        return [(self.weight, weight)]
+    def write(self, weight: Tensor, place: Place) -> None:
+        place.fill(self.weight, weight)
 
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor:
         return ops.gemm(unquantised(x), self.weight, **epilogue)

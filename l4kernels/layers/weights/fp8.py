@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l4kernels import ops
-from l4kernels.layers.weights.linear import Activations, Linear, unquantised
+from l4kernels.layers.weights.linear import Activations, Linear, Place, unquantised
 from l4kernels.ops.check import FP8
 
 
@@ -23,10 +23,11 @@ class Fp8Linear(Linear):
         self.weight = self.empty(*rows, self.in_features, dtype=FP8)
         self.scale = self.empty(*rows, dtype=torch.float32)
 
-    def quantise(self, weight: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    def write(self, weight: Tensor, place: Place) -> None:
         # What the unquantised model would hold; also what the kernel takes.
         q, scale = ops.quantize_fp8(weight.to(self.dtype).contiguous(), "row")
-        return [(self.weight, q), (self.scale, scale)]
+        place.fill(self.weight, q)
+        place.fill(self.scale, scale)
 
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
         q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)

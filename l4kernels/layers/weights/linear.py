@@ -1,7 +1,7 @@
 """A linear layer, whatever the format of its weight: where rows lie, bias, what GEMMs are asked."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,27 @@ Activations = Tensor | ops.Quantized | ops.RmsNormFp8
 _MIN_PART, _MAX_PART = 1 << 18, 1 << 22
 """Elements of a part. A weight is written in 16 parts within these bounds: quantising needs float32
 copies, which should not decide how much memory loading takes; nor should calls decide the time."""
+
+
+class Place(NamedTuple):
+    """Rows of a layer's weight; of a half, the first 8 of every 16 (gate) or the last 8 (up)."""
+
+    first: int
+    end: int
+    half: int | None = None
+    expert: int | None = None
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The matrix of a parameter in which the rows lie."""
+        return parameter if self.expert is None else parameter[self.expert]
+
+    def fill(self, parameter: Tensor, value: Tensor) -> None:
+        """Copies what became of the rows to where they belong."""
+        rows = self.of(parameter)[self.first : self.end]
+        if self.half is not None:
+            rows = rows.unflatten(0, (-1, 2, INTERLEAVE))[:, self.half]
+            value = value.unflatten(0, (-1, INTERLEAVE))
+        rows.copy_(value)
 
 
 class Linear(nn.Module, ABC):
@@ -49,11 +70,11 @@ class Linear(nn.Module, ABC):
 
     @abstractmethod
     def allocate(self, *rows: int) -> None:
-        """Makes the parameters, each `[*rows]` or `[*rows, ...]`; rows are `[N]` or `[E, N]`."""
+        """Makes the parameters for rows `[N]` or `[E, N]`."""
 
     @abstractmethod
-    def quantise(self, weight: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        """The parameters, each with what rows `[n, K]` of a weight become in it."""
+    def write(self, weight: Tensor, place: Place) -> None:
+        """Quantises rows `[n, K]` of a weight into their place in the parameters."""
 
     @abstractmethod
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
@@ -97,8 +118,8 @@ class Linear(nn.Module, ABC):
             self.store(gate, "gate", expert)
             self.store(up, "up", expert)
             return
-        blocked = rows in ("gate", "up")
-        pad_n = -weight.shape[0] % INTERLEAVE if blocked else 0
+        half = ("gate", "up").index(rows) if rows in ("gate", "up") else None
+        pad_n = 0 if half is None else -weight.shape[0] % INTERLEAVE
         if rows == "all":
             pad_n = self.out_features - weight.shape[0]
         pad_k = self.in_features - weight.shape[1]
@@ -106,12 +127,12 @@ class Linear(nn.Module, ABC):
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
         part = min(_MAX_PART, max(_MIN_PART, weight.numel() // 16))
         step = max(INTERLEAVE, part // self.in_features // INTERLEAVE * INTERLEAVE)
+        first = rows.start if isinstance(rows, slice) else 0
+        stride = 1 if half is None else 2
         for start in range(0, weight.shape[0], step):
-            for parameter, value in self.quantise(weight[start : start + step].to(self.device)):
-                target = _rows(parameter if expert is None else parameter[expert], rows)
-                unit = INTERLEAVE if blocked else 1
-                view = target[start // unit : (start + step) // unit]
-                view.copy_(value.unflatten(0, (-1, INTERLEAVE)) if blocked else value)
+            own = weight[start : start + step].to(self.device)
+            begin = first + stride * start
+            self.write(own, Place(begin, begin + stride * own.shape[0], half, expert))
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
@@ -125,12 +146,3 @@ def unquantised(x: Activations) -> Tensor:
     if isinstance(x, ops.RmsNormFp8):
         return x.y
     raise TypeError("expected unquantised activations, got e4m3 rows that were not kept")
-
-
-def _rows(target: Tensor, rows: slice | str) -> Tensor:
-    if isinstance(rows, slice):
-        return target[rows]
-    if rows == "all":
-        return target
-    blocks = target.view(-1, 2, INTERLEAVE, *target.shape[1:])
-    return blocks[:, 0 if rows == "gate" else 1]

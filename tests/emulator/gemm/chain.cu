@@ -28,7 +28,7 @@ l4k::GemmParams product(const void* a, const void* b, void* d, const float* one,
   p.fp8 = kConfig.fp8;
   p.a = a;
   p.b = b;
-  p.d = d;
+  p.epilogue.d = d;
   p.a_stride = k;
   if (p.fp8) {
     p.scale_a = p.scale_b = l4k::GemmScale::kTensor;
@@ -77,7 +77,7 @@ int main() {
   l4k::GemmParams p = product(a.data, b.data, first.data, one.data, kK, 2);
   int k = kN;
   if constexpr (kConfig.fp8) {
-    p.activation = l4k::Activation::kSwiglu;
+    p.epilogue.activation = l4k::Activation::kSwiglu;
     p.d_scale = scale.data;
     k = kN / 2;
   }

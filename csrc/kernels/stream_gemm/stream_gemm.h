@@ -1,0 +1,34 @@
+// D[m, :] = act(row_scale[m] * (A[m, :] W[e(m)]^T) + bias) + residual[m, :], ragged by expert, for few
+// tokens: the weights stream through every SM once, at the speed of memory.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "tile/epilogue.h"
+#include "tile/int4.h"
+
+namespace l4k {
+
+struct StreamGemmParams {
+  int m, n, k;                // n: rows of one expert's weight, a multiple of 16; k: of 128
+  int num_experts;            // 1 when dense
+  const void* a;              // [M, K] bf16
+  int64_t a_stride;           // elements between rows
+  const void* weights;        // [E, N / 16, K / 128] tiles
+  Int4Tile tile;              // what each holds
+  const int* expert_offsets;  // [E + 1], null when dense
+  Epilogue epilogue;
+  bool static_weights;   // no kernel just launched wrote the weights: read them before its end
+  void* workspace;       // stream_gemm_workspace(params) words, uninitialised
+  uint64_t nonce;        // 48 bits that no other launch has
+  int activation_bytes;  // shared memory for rows of A; set by the launcher
+  uint32_t* error;       // sticky error word
+};
+
+// Whether the kernel computes the problem at all.
+bool can_stream(const StreamGemmParams& params);
+int64_t stream_gemm_workspace(const StreamGemmParams& params);
+cudaError_t stream_gemm(const StreamGemmParams& params, cudaStream_t stream);
+
+}  // namespace l4k
