@@ -6,7 +6,7 @@
 //
 // barrier    arrives                          waits       promises
 // full[s]    producer, and its copies' bytes  consumers   stage s holds W and A of one K block of 128
-// empty[s]   one thread of each consumer      producer    nobody reads stage s any more
+// empty[s]   a thread of each consumer warp   producer    nobody reads stage s any more
 // named 1, 2 a consumer warpgroup             itself      its staging buffer is free / written
 // named 3    both consumers                   both        their sums are stored; who is the last
 //
@@ -42,6 +42,11 @@ __device__ __forceinline__ void accumulate(float (&sums)[kSubTiles][kSums], W4Ge
   const uint64_t tokens = ptx::smem_descriptor_sw128(smem.a[0][0]);
   W4Converter converter(layout);
   uint32_t a[2][4][4];
+  // Each warp has read codes of its own.
+  const auto release = [&](int index) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) smem.ring.release(index);
+  };
   int previous = 0;
 #pragma unroll 1
   for (int block = piece.first; block < piece.end; ++block, stage.advance()) {
@@ -62,12 +67,12 @@ __device__ __forceinline__ void accumulate(float (&sums)[kSubTiles][kSums], W4Ge
                                                            b + 2 * step, true);
       ptx::wgmma_commit();
       ptx::wgmma_wait<1>();  // the part before: its registers may change
-      if (part == 0 && block > piece.first && threadIdx.x % 128 == 0) smem.ring.release(previous);
+      if (part == 0 && block > piece.first) release(previous);
     }
     previous = stage.index;
   }
   ptx::wgmma_wait<0>();
-  if (threadIdx.x % 128 == 0) smem.ring.release(previous);
+  release(previous);
 }
 
 template <int I>
@@ -109,7 +114,7 @@ __global__ void __launch_bounds__(kW4Threads, kW4GemmConfigs[I].ctas_per_sm())
 
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&map_a);
-    smem.ring.init(2);
+    smem.ring.init(kW4Consumers / 32);
   }
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
