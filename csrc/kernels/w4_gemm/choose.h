@@ -23,7 +23,7 @@ constexpr int w4_gemm_ctas(const W4GemmConfig& c, const W4GemmProblem& p, int sm
 
 // Cycles, from what one SM can do in one: multiply 64 x 8 x 16 in 4, take 40 bytes from L2 and 17 from
 // HBM, issue 4 instructions, of which converting 16 rows x 64 of K takes a warp 75. The longest of
-// these is a K block. Sums that meet are written at 24 bytes a cycle and read at 40.
+// these is a K block, and the others get a little in its way. Sums that meet are written at 24 bytes a cycle and read at 40.
 constexpr int64_t modelled_cost(const W4GemmConfig& c, const W4GemmProblem& p, int sms) {
   const int64_t active = p.m < p.num_experts ? p.m : p.num_experts;
   int64_t row_tiles = ceil_div(p.m, c.block_m) + (p.num_experts > 1 ? active / 2 : 0);
@@ -31,22 +31,24 @@ constexpr int64_t modelled_cost(const W4GemmConfig& c, const W4GemmProblem& p, i
   const auto tiles = static_cast<int>(row_tiles * ceil_div(p.n, c.block_n));
   const int k_blocks = p.k / kInt4TileK;
 
-  int64_t block = int64_t{c.block_m} * c.block_n / 16;
-  const auto at_least = [&](int64_t cycles) { block = block > cycles ? block : cycles; };
-  at_least((c.token_bytes() + c.row_tiles() * Int4Tile{}.bytes()) / 40);
-  at_least(c.row_tiles() * 75 / 2);
+  const int64_t products = int64_t{c.block_m} * c.block_n / 16;
+  const int64_t copies = (c.token_bytes() + c.row_tiles() * Int4Tile{}.bytes()) / 40;
+  const int64_t conversions = c.row_tiles() * 75 / 2;
+  int64_t longest = products > copies ? products : copies;
+  if (longest < conversions) longest = conversions;
+  const int64_t block = longest + (products + copies + conversions - longest) / 16;
 
   const W4Schedule schedule = W4Schedule::of(tiles, k_blocks, sms, c.may_split(p.m));
-  int64_t blocks = int64_t{ceil_div(schedule.whole, sms)} * k_blocks;
-  int64_t meeting = 0;
+  const int rounds = ceil_div(schedule.whole, sms);
+  int64_t blocks = int64_t{rounds} * k_blocks, meeting = 0;
   if (schedule.rest.units > 0) {
     const int share = ceil_div(schedule.rest.units, schedule.rest.ctas);
     const int64_t sums = int64_t{c.block_m} * c.block_n * 4, others = ceil_div(k_blocks, share);
     blocks += share;
     meeting = 2000 + sums / 24 + others * sums / 40;
   }
-  const int64_t finish = int64_t{c.block_m} * c.block_n / 8;
-  const int64_t compute = blocks * block + meeting + finish;
+  const int64_t finish = 600 + int64_t{c.block_m} * c.block_n / 8;
+  const int64_t compute = blocks * block + meeting + (rounds + (meeting > 0)) * finish;
   const int64_t bytes = active * p.n * k_blocks * Int4Tile{}.bytes() / kInt4TileRows +
                         int64_t{2} * p.m * (int64_t{p.k} + p.n);
   const int64_t memory = bytes / (17 * sms) + meeting + finish;
