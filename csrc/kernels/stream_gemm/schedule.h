@@ -17,9 +17,9 @@ namespace l4k {
 constexpr int kStreamMaxItems = 128;
 // A share is not smaller than that: sums that meet cost more than a few units.
 constexpr int kStreamMinUnits = 8;
-// Rows of A take this much shared memory of a CTA; more rows are sliced along K. With the ring it
-// leaves an SM to one CTA; the few rows of a single user leave room for the next kernel's.
-constexpr int kStreamMaxRowBytes = 66 * 1024;
+// Rows of A take this much shared memory of a CTA at most, which with the largest ring is all of an
+// SM's; more rows are sliced along K. The few rows of a single user leave room for the next kernel.
+constexpr int kStreamMaxRowBytes = 104 * 1024;
 
 struct StreamItem {
   int expert;
