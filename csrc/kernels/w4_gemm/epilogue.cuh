@@ -104,8 +104,8 @@ struct W4Rounds {
   __device__ __forceinline__ int quads() const { return kMostQuads >> halved; }
   __device__ __forceinline__ int columns() const { return p.n >> halved; }
 
-  // Calls `move(chunk in the round, row, column)` for those of a thread's chunks of 16 bytes that D
-  // has, in a round that begins with a quad.
+  // Calls `move(chunk in the round, row, column, D has it)` for a thread's chunks of 16 bytes, in a
+  // round that begins with a quad.
   template <int kElements, typename Move>
   __device__ __forceinline__ void each(int first_quad, Move move) const {
     const int log_chunks = (kElements == 8 ? 3 : 4) - halved;  // of a token
@@ -115,7 +115,7 @@ struct W4Rounds {
       const int row = first_token + (chunk >> log_chunks);
       const int within = (chunk & ((1 << log_chunks) - 1)) * kElements;
       const int column = (at.first_row >> halved) + within;
-      if (row < at.tile.row_end && column < columns()) move(chunk, row, column);
+      move(chunk, row, column, row < at.tile.row_end && column < columns());
     }
   }
 
@@ -137,9 +137,12 @@ struct W4Rounds {
     for (int first = 0; first < kMostQuads; first += kRound) {
       if (first >= quads()) break;
       at.sync();  // what was there before has left
-      each<8>(first, [&](int chunk, int row, int column) {
-        *reinterpret_cast<uint4*>(at.staging + swizzle_128(16 * chunk)) =
-            *reinterpret_cast<const uint4*>(residual + row * p.epilogue.residual_stride + column);
+      each<8>(first, [&](int chunk, int row, int column, bool exists) {
+        uint4 values = {};
+        if (exists)
+          values = *reinterpret_cast<const uint4*>(residual + row * p.epilogue.residual_stride +
+                                                   column);
+        *reinterpret_cast<uint4*>(at.staging + swizzle_128(16 * chunk)) = values;
       });
       at.sync();
 #pragma unroll
@@ -176,7 +179,8 @@ struct W4Rounds {
         ptx::stmatrix_x4<true>(rows + 2048 * quad, pairs[0], pairs[1], pairs[2], pairs[3]);
       }
       at.sync();
-      each<8>(first, [&](int chunk, int row, int column) {
+      each<8>(first, [&](int chunk, int row, int column, bool exists) {
+        if (!exists) return;
         *reinterpret_cast<uint4*>(d + int64_t{row} * columns() + column) =
             *reinterpret_cast<const uint4*>(at.staging + swizzle_128(16 * chunk));
       });
@@ -212,7 +216,8 @@ struct W4Rounds {
         }
       }
       at.sync();
-      each<4>(first, [&](int chunk, int row, int column) {
+      each<4>(first, [&](int chunk, int row, int column, bool exists) {
+        if (!exists) return;
         const int token = chunk >> (4 - halved), channel = 4 * chunk & (pitch - 1);
         *reinterpret_cast<float4*>(d + int64_t{row} * columns() + column) =
             *reinterpret_cast<const float4*>(staged + token * pitch +
