@@ -33,15 +33,17 @@ constexpr int kW4Raster = 16;
 // The sums of a piece. A block of 128 of K is made of parts of 64 weight rows x 64 of K a warpgroup: four
 // products of k16 each. While a part is multiplied, the next is converted, into the other of two sets
 // of registers: products in flight read theirs.
-template <int I, int kSubTiles, int kSums>
+template <int I, bool kPlain, int kSubTiles, int kSums>
 __device__ __forceinline__ void accumulate(float (&sums)[kSubTiles][kSums], W4GemmSmem<I>& smem,
                                            const Int4Tile& layout, const W4Piece& piece,
                                            const int (&row_tile)[kSubTiles],
                                            Stage<kW4GemmConfigs[I].stages>& stage) {
   constexpr W4GemmConfig C = kW4GemmConfigs[I];
+  // Half an SM has no registers for two where factors take so many.
+  constexpr int kSets = kPlain || C.ctas_per_sm() == 1 ? 2 : 1;
   const uint64_t tokens = ptx::smem_descriptor_sw128(smem.a[0][0]);
-  W4Converter converter(layout);
-  uint32_t a[2][4][4];
+  W4Converter<kPlain> converter(layout);
+  uint32_t a[kSets][4][4];
   // Each warp has read codes of its own.
   const auto release = [&](int index) {
     __syncwarp();
@@ -52,21 +54,21 @@ __device__ __forceinline__ void accumulate(float (&sums)[kSubTiles][kSums], W4Ge
   for (int block = piece.first; block < piece.end; ++block, stage.advance()) {
     const auto tile = [&](int part) { return smem.w[stage.index][row_tile[part / 2]]; };
     smem.ring.wait_full(stage);
-    uint4 codes = W4Converter::load(tile(0), 0);
+    uint4 codes = W4Converter<kPlain>::load(tile(0), 0);
 #pragma unroll
     for (int part = 0; part < 2 * kSubTiles; ++part) {
       const int half = part % 2;
-      converter.convert(codes, tile(part), half, a[half]);
-      if (part + 1 < 2 * kSubTiles) codes = W4Converter::load(tile(part + 1), 1 - half);
+      converter.convert(codes, tile(part), half, a[half % kSets]);
+      if (part + 1 < 2 * kSubTiles) codes = W4Converter<kPlain>::load(tile(part + 1), 1 - half);
       // Units of 16 bytes.
       const uint64_t b = tokens + (2 * stage.index + half) * (C.token_bytes() / 2 / 16);
       ptx::wgmma_fence();
 #pragma unroll
       for (int step = 0; step < 4; ++step)
-        ptx::WgmmaRegisterA<C.block_m>::template rs<false>(sums[part / 2], a[half][step],
+        ptx::WgmmaRegisterA<C.block_m>::template rs<false>(sums[part / 2], a[half % kSets][step],
                                                            b + 2 * step, true);
       ptx::wgmma_commit();
-      ptx::wgmma_wait<1>();  // the part before: its registers may change
+      ptx::wgmma_wait<kSets - 1>();  // the registers that come next may change
       if (part == 0 && block > piece.first) release(previous);
     }
     previous = stage.index;
@@ -89,7 +91,9 @@ __device__ __forceinline__ void consume(W4GemmSmem<I>& smem, const W4GemmParams&
       for (int i = 0; i < C.sub_tiles(); ++i)
         row_tile[i] = min(8 * i + 4 * consumer + static_cast<int>(threadIdx.x) / 32 % 4,
                           row_tiles_of(p, tile, C.row_tiles()) - 1);
-      accumulate<I>(sums, smem, p.tile, piece, row_tile, stage);
+      if (p.tile.groups == 1 && !p.tile.zeros)
+        accumulate<I, true>(sums, smem, p.tile, piece, row_tile, stage);
+      else accumulate<I, false>(sums, smem, p.tile, piece, row_tile, stage);
     }
     if (smem.turn.schedule.split(piece) &&
         !meet<I>(reinterpret_cast<float(&)[C.sums()]>(sums), smem, p, piece.tile))
