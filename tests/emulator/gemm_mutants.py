@@ -20,7 +20,7 @@ SEEDS = 2
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` becomes `new` in a file of the kernel's folder, or several do; the report must be one of
+    """`old` becomes `new` in a file of the kernel's folder; the report must be one of
     `kinds`."""
 
     name: str

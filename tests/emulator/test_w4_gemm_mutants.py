@@ -4,7 +4,7 @@ import pytest
 
 from tests.emulator.gemm_mutants import Mutant, check_original, check_reported, program
 
-# M, N, K, groups, zeros: tiles that two CTAs share, one that all share, whole ones; and two tiles of
+# M, N, K, groups, zeros: tiles that two CTAs share, one that all share, whole ones; two tiles of
 # which a CTA has a part each.
 CROSSED = "20 256 2688 1 0"
 SHARED, ONE, WHOLE, GROUPS = (
