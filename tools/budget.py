@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from l4kernels.emulation.toolchain import nvcc
-from tools.gemm_configs import gemm_configs
+from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
 from tools.sass import hot_loop, kernels
 from tools.slots import Slots, describe, slots_of
@@ -152,8 +152,8 @@ def _report(facts: dict[str, Any]) -> Report:
 def _short(demangled: str) -> str:
     """`void l4k::gemm_kernel<0>(l4k::GemmParams)` -> `gemm_kernel<bf16_128x256>`"""
     name = demangled.removeprefix("void ").split("(")[0]
-    if gemm := re.fullmatch(r"l4k::gemm_kernel<(\d+)>", name):
-        return f"gemm_kernel<{gemm_configs()[int(gemm.group(1))]}>"
+    if instance := re.fullmatch(r"l4k::(gemm_kernel|w4_gemm_kernel)<(\d+)>", name):
+        return f"{instance[1]}<{names_of_instances()[instance[1]][int(instance[2])]}>"
     return name.rsplit("l4k::", 1)[-1] if "<" not in name else name.removeprefix("l4k::")
 
 
