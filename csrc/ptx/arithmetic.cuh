@@ -22,6 +22,13 @@ __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t 
   return d;
 }
 
+// PTX ISA: mul.rn.bf16x2, with subnormals.
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t d;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+
 // The same value, of which the compiler knows nothing: what follows from it is not computed ahead
 // of a loop and kept in registers.
 __device__ __forceinline__ int opaque(int value) {

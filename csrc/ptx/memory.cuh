@@ -58,13 +58,19 @@ __device__ __forceinline__ void store_shared(void* smem, float a, float b, float
 }
 
 // PTX ISA: stmatrix, four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of
-// matrix i / 8.
+// matrix i / 8. A lane holds elements 2c and 2c + 1 of row lane / 4 of each, c = lane % 4;
+// transposed, elements lane / 4 of rows 2c and 2c + 1.
+template <bool kTransposed = false>
 __device__ __forceinline__ void stmatrix_x4(void* row, uint32_t a, uint32_t b, uint32_t c,
                                             uint32_t d) {
-  asm volatile(
-      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(row)),
-      "r"(a), "r"(b), "r"(c), "r"(d)
-      : "memory");
+#define L4K_STMATRIX(trans)                                                                     \
+  asm volatile("stmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 [%0], {%1, %2, %3, %4};" ::"r"( \
+                   smem_address(row)),                                                          \
+               "r"(a), "r"(b), "r"(c), "r"(d)                                                   \
+               : "memory")
+  if constexpr (kTransposed) L4K_STMATRIX(".trans");
+  else L4K_STMATRIX("");
+#undef L4K_STMATRIX
 }
 
 }  // namespace l4k::ptx

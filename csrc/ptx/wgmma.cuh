@@ -57,6 +57,7 @@ __device__ __forceinline__ uint64_t smem_descriptor_sw128_transposed(const void*
 #define L4K_R10(b)  "%" #b "0, %" #b "1, %" #b "2, %" #b "3, %" #b "4, %" #b "5, %" #b "6, %" #b "7, %" #b "8, %" #b "9"
 #define L4K_D0      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9"
 #define L4K_D8      "%0, %1, %2, %3, %4, %5, %6, %7"
+#define L4K_D16     L4K_D0 ", %10, %11, %12, %13, %14, %15"
 #define L4K_D32     L4K_D0 ", " L4K_R10(1) ", " L4K_R10(2) ", %30, %31"
 #define L4K_D64     L4K_D0 ", " L4K_R10(1) ", " L4K_R10(2) ", " L4K_R10(3) ", " L4K_R10(4) ", " L4K_R10(5) ", " L4K_R4(6)
 #define L4K_D90     L4K_D0 ", " L4K_R10(1) ", " L4K_R10(2) ", " L4K_R10(3) ", " L4K_R10(4) ", " L4K_R10(5) ", " L4K_R10(6) ", " L4K_R10(7) ", " L4K_R10(8)
@@ -65,6 +66,7 @@ __device__ __forceinline__ uint64_t smem_descriptor_sw128_transposed(const void*
 #define L4K_F16(d, i)  L4K_F4(d, i), L4K_F4(d, i + 4), L4K_F4(d, i + 8), L4K_F4(d, i + 12)
 #define L4K_F32(d, i)  L4K_F16(d, i), L4K_F16(d, i + 16)
 #define L4K_O8(d)   L4K_F4(d, 0), L4K_F4(d, 4)
+#define L4K_O16(d)  L4K_F16(d, 0)
 #define L4K_O32(d)  L4K_F32(d, 0)
 #define L4K_O64(d)  L4K_F32(d, 0), L4K_F32(d, 32)
 #define L4K_O128(d) L4K_F32(d, 0), L4K_F32(d, 32), L4K_F32(d, 64), L4K_F32(d, 96)
@@ -96,14 +98,16 @@ L4K_WGMMA(64, 32, "32", "33", "34")
 L4K_WGMMA(128, 64, "64", "65", "66")
 L4K_WGMMA(256, 128, "128", "129", "130")
 
-// bf16 with A in registers, two elements each, and B transposed: P V of attention. The four A
-// registers may not be written before the wait either.
+// bf16 with A in registers, two elements each: lane i of warp w holds what mma.m16n8k16 wants of rows
+// 16 w ... 16 w + 15. The four A registers may not be written before the wait either. B is K-major, or
+// transposed: P V of attention.
 template <int N>
 struct WgmmaRegisterA;
 
-#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd)                                      \
+#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd, st)                                  \
   template <>                                                                                   \
   struct WgmmaRegisterA<n> {                                                                    \
+    template <bool kTransposed>                                                                 \
     static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],    \
                                               uint64_t b, bool accumulate) {                    \
       asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd                                  \
@@ -111,12 +115,15 @@ struct WgmmaRegisterA;
                    "wgmma.mma_async.sync.aligned.m64n" #n                                       \
                    "k16.f32.bf16.bf16"                                                          \
                    " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb        \
-                                         ", p, 1, 1, 1;\n\t}"                                   \
+                                         ", p, 1, 1, %" st ";\n\t}"                             \
                    : L4K_O##registers(d)                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate))); \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),  \
+                     "n"(int(kTransposed)));                                                    \
     }                                                                                           \
   };
 
-L4K_WGMMA_RS(128, 64, "64", "65", "66", "67", "68", "69")
+L4K_WGMMA_RS(32, 16, "16", "17", "18", "19", "20", "21", "22")
+L4K_WGMMA_RS(64, 32, "32", "33", "34", "35", "36", "37", "38")
+L4K_WGMMA_RS(128, 64, "64", "65", "66", "67", "68", "69", "70")
 
 }  // namespace l4k::ptx

@@ -3,6 +3,7 @@
 #include "tile/error.h"
 #include "tile/reduce.cuh"
 #include "tile/report.cuh"
+#include "tile/schedule.h"
 
 namespace l4k {
 
@@ -28,6 +29,26 @@ __device__ __forceinline__ ExpertRows expert_rows(const int* offsets, int num_ex
   if (threadIdx.x % 32 == 0) begin = rows;
   rows = __shfl_sync(0xffffffff, end, 31);
   return {begin, end};
+}
+
+// Running totals of rows and tiles per expert of a product, by one warp.
+template <typename Params>
+__device__ __forceinline__ void scan_experts(const Params& p, DeviceError code,
+                                             const RaggedSchedule& schedule, int* row_ends,
+                                             int* tile_ends) {
+  int rows = 0, tiles = 0;  // totals before this round
+  for (int base = 0; base < p.num_experts; base += 32) {
+    const int e = base + threadIdx.x % 32;
+    const ExpertRows own =
+        expert_rows(p.expert_offsets, p.num_experts, p.m, e, rows, p.error, code);
+    const int count = e < p.num_experts ? schedule.tiles(own.end - own.begin) : 0;
+    const int total = tiles + warp_running_sum(count);
+    if (e < p.num_experts) {
+      row_ends[e] = own.end;
+      tile_ends[e] = total;
+    }
+    tiles = __shfl_sync(0xffffffff, total, 31);
+  }
 }
 
 }  // namespace l4k

@@ -45,6 +45,8 @@ struct Int4Tile {
   }
 };
 
+constexpr int kMaxInt4TileBytes = Int4Tile{4, true}.bytes();
+
 // A code's place: bits 4 * field ... 4 * field + 3 of a word.
 struct Int4Place {
   int word, field;

@@ -10,7 +10,7 @@ struct Shares {
   int units, ctas;
 
   L4K_HD constexpr int first(int cta) const {
-    return static_cast<int>(int64_t{units} * cta / ctas);
+    return cta * (units / ctas) + cta * (units % ctas) / ctas;  // units * cta / ctas
   }
   // Whose share holds the unit.
   L4K_HD constexpr int owner(int unit) const {

@@ -14,13 +14,14 @@ from l4kernels.bench.report import table
 from l4kernels.cli import main as l4k
 from l4kernels.engine import runner
 from l4kernels.engine.kv_cache import KVCache
+from l4kernels.layers.weights import FORMATS
 from l4kernels.ops import OPS
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 
 @no_gpu
-@pytest.mark.parametrize("form", ["bf16", "fp8"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_the_demo_is_measured_on_a_cpu_and_says_so(form, capsys):
     command = ["e2e", "--model", "demo", "--format", form, "--prompt", "70", "--new", "3"]
     assert main([*command, "--batch", "2", "--json"]) == 0

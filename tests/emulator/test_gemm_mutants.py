@@ -1,49 +1,12 @@
-"""The emulator on this project's GEMM: each mistake put into it is reported with its cause.
-
-A mutant is a copy of the kernel's sources with one replacement, compiled with a small host program
-(gemm/chain.cu). Programs stay in build/ until a source changes.
-"""
-
-import hashlib
-import os
-import shutil
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+"""The emulator on this project's GEMM: each mistake put into it is reported with its cause."""
 
 import pytest
 
-from l4kernels.emulation import toolchain
-from tests.emulator.emulator_programs import (
-    BUILD,
-    HERE,
-    MODES,
-    ROOT,
-    Outcome,
-    read_outcome,
-)
-from tools.gemm_configs import gemm_config
+from tests.emulator.gemm_mutants import Mutant, check_original, check_reported, program
 
 # Configurations of configs.h.
 PLAIN, PAIR, SWAPPED = "bf16_128x128", "bf16_128x256_2x1", "bf16_swap_16x128"
 PROMOTED_PAIR, TALL_PAIR = "fp8_128x128_1x2_promote", "fp8_256x128_1x2_promote"
-SEEDS = 2
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`old` becomes `new` in a file of kernels/gemm; the report must be one of `kinds`."""
-
-    name: str
-    config: str
-    file: str
-    old: str
-    new: str
-    kinds: str
-
-    def __str__(self) -> str:
-        return f"{self.config}-{self.name}".replace(" ", "-")
-
 
 WAIT = "ptx::grid_dependency_wait();\n"
 START = "  if (ctas > 1) {\n    ptx::cluster_arrive_relaxed();\n    ptx::cluster_wait();\n  }\n"
@@ -100,69 +63,11 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def program(config: str, mutant: Mutant | None = None) -> Path:
-    """Compiles a copy of the sources, unless the same one has been compiled before."""
-    sources = {
-        path.relative_to(ROOT / "csrc"): path.read_text()
-        for folder in ("ptx", "tile", "host", "kernels/gemm")
-        for path in sorted((ROOT / "csrc" / folder).iterdir())
-        if path.suffix in (".h", ".cuh")
-    }
-    if mutant is not None:
-        at = Path(os.path.normpath(Path("kernels/gemm", mutant.file)))
-        assert sources[at].count(mutant.old) == 1, f"{mutant}: not once in {at}: {mutant.old}"
-        sources[at] = sources[at].replace(mutant.old, mutant.new)
-    driver = HERE / "gemm" / "chain.cu"
-    text = f"{config}{sorted(sources.items())}{driver.read_text()}{toolchain.library()}"
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    binary = BUILD / "gemm" / name
-    if binary.exists():
-        return binary
-    copy = BUILD / "gemm" / f"{name}.{os.getpid()}"
-    for path, content in sources.items():
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        (copy / path).write_text(content)
-    flags = ("-std=c++20", "-O2", toolchain.PTX, *toolchain.READABLE)
-    made = f"{copy}/chain.o"
-    for command in (
-        [toolchain.need_nvcc(), *flags, f"-DCONFIG={gemm_config(config).number}",
-         "-I", str(copy), "-c", str(driver), "-o", made],
-        ["c++", made, "-o", f"{copy}/chain", *toolchain.linked_with(toolchain.library())],
-    ):  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-    os.replace(copy / "chain", binary)
-    shutil.rmtree(copy)
-    return binary
-
-
-def run(binary: Path, mode: str, seed: int) -> Outcome:
-    environment = dict(os.environ, L4K_EMU=f"mode={mode},seed={seed},sms=4,threads=1,stop=benign")
-    done = subprocess.run(
-        [str(binary)], check=False, capture_output=True, text=True, env=environment, timeout=300
-    )
-    return read_outcome(done.returncode, done.stdout + done.stderr)
-
-
 @pytest.mark.parametrize("config", [PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED])
 def test_original_is_right(config: str) -> None:
-    binary = program(config)
-    for seed in range(SEEDS):
-        for mode in MODES:
-            outcome = run(binary, mode, seed)
-            assert outcome.passed, f"{mode} {seed}: {outcome.output}"
+    check_original(program("gemm", config))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_mutant_is_reported(mutant: Mutant) -> None:
-    binary = program(mutant.config, mutant)
-    attempts = []
-    for seed in range(SEEDS):
-        for mode in MODES:
-            outcome = run(binary, mode, seed)
-            if outcome.kind is not None:
-                explained = any(outcome.kind.startswith(kind) for kind in mutant.kinds.split())
-                assert explained, outcome.output
-                return
-            attempts.append(f"{mode} {seed}: status {outcome.status}")
-    pytest.fail(f"{mutant}: no report; " + "; ".join(attempts))
+    check_reported(program("gemm", mutant.config, mutant), mutant)

@@ -147,7 +147,7 @@ NUMBERS: dict[str, list[Any]] = {
     "softmax_scale": [0.0, -1.0, float("nan"), float("inf")],
     "chunk": [-1, BIG],
     "max_seqlen_q": [-1],
-    "config": [-3, 99, 10_000, BIG, 2**32 - 1],
+    "config": [-4, 99, 10_000, BIG, 2**32 - 1],
     "scaling": ["", "rows"],
     "activation": ["", "relu"],
     "out_dtype": [torch.float16, torch.int64],

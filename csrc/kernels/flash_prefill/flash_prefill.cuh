@@ -95,7 +95,7 @@ struct PrefillConsumer {
     const uint64_t v = ptx::smem_descriptor_sw128_transposed(smem.kv[index][0], kHalfTile);
 #pragma unroll
     for (int i = 0; i < 8; ++i)  // 16 keys are 16 rows of 128 bytes
-      ptx::WgmmaRegisterA<128>::rs(o, weights[i], v + i * (16 * 128 / 16), true);
+      ptx::WgmmaRegisterA<128>::rs<true>(o, weights[i], v + i * (16 * 128 / 16), true);
     ptx::wgmma_commit();
   }
 

@@ -38,24 +38,6 @@ namespace l4k {
 
 constexpr int kGemmRaster = 8;
 
-// Running totals of rows and tiles per expert, by one warp.
-__device__ __forceinline__ void scan_experts(const GemmParams& p, const RaggedSchedule& schedule,
-                                             int* row_ends, int* tile_ends) {
-  int rows = 0, tiles = 0;  // totals before this round
-  for (int base = 0; base < p.num_experts; base += 32) {
-    const int e = base + threadIdx.x % 32;
-    const ExpertRows own = expert_rows(p.expert_offsets, p.num_experts, p.m, e, rows, p.error,
-                                       DeviceError::kGemmExpertOffsets);
-    const int count = e < p.num_experts ? schedule.tiles(own.end - own.begin) : 0;
-    const int total = tiles + warp_running_sum(count);
-    if (e < p.num_experts) {
-      row_ends[e] = own.end;
-      tile_ends[e] = total;
-    }
-    tiles = __shfl_sync(0xffffffff, total, 31);
-  }
-}
-
 // What one CTA does of a tile: its own tile within the cluster's, and its K blocks.
 struct GemmShare {
   RaggedTile tile;
@@ -190,17 +172,17 @@ struct BlockScales {
                                        int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
     float scale_b = 1.f;
-    if (p.scale_b == GemmScale::kBlock) {
+    if (p.scales.kind_b == GemmScale::kBlock) {
       const int column = min(tile.column, p.n - 1);  // a cluster's second tile may be past N
       const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
-      scale_b = p.sfb[row * blocks + block];
+      scale_b = p.scales.b[row * blocks + block];
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int row = tile.row + (kSwap ? 32 * i + lane : first_row + 16 * warp + lane / 4 + 8 * i);
       own[i] = scale_b;
-      if (p.scale_a == GemmScale::kBlock && row < tile.row_end)
-        own[i] *= p.sfa[int64_t{row} * blocks + block];
+      if (p.scales.kind_a == GemmScale::kBlock && row < tile.row_end)
+        own[i] *= p.scales.a[int64_t{row} * blocks + block];
     }
   }
 
@@ -375,7 +357,8 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
                                 .tail_tiles = C.cluster_m > 1,
                                 .row_ends = smem.row_ends,
                                 .tile_ends = smem.tile_ends};
-  if (threadIdx.x < 32) scan_experts(p, schedule, smem.row_ends, smem.tile_ends);
+  if (threadIdx.x < 32)
+    scan_experts(p, DeviceError::kGemmExpertOffsets, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
     smem.cluster = GemmCluster::of(ctas);
     smem.schedule = schedule;
