@@ -90,7 +90,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("fewer bytes are expected than come", IN_FLIGHT,
      (LOAD, "(full, (stage_end - base) * bytes)", "(full, (stage_end - base - 1) * bytes)")),
     ("a copy runs past the end of its slice", "result",
-     (LOAD, "if (i.slices > 1) run_end", "if (false) run_end")),
+     (LOAD, "Weights::kTiled && i.slices == 1 ?", "Weights::kTiled ?")),
     # Rows of A.
     ("rows are overwritten", IN_FLIGHT,
      (LOAD, "ptx::mbarrier_wait(&smem.rows_empty, phase ^ 1);", "")),
@@ -98,7 +98,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("rows wait for a phase that is over", IN_FLIGHT,
      (MAIN, NEXT_ROWS, NEXT_ROWS.replace("phase ^= 1", "phase"))),
     ("slices take rows from the start", "result",
-     (LOAD, "int64_t{i.first_block} * Weights::kRowBytes", "0")),
+     (LOAD, "first_k = i.first_block * Weights::kUnitK", "first_k = 0")),
     ("rows lie in the same banks", "conflicts",
      (SCHEDULE, "return blocks * block_bytes + 16;", "return blocks * block_bytes;")),
     ("rows of nobody are left as they were", "result",
@@ -131,7 +131,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (MAIN, f"{DEPENDENT}\n    if (warp == kWarpRows)",
       f"if (warp != kWarpRows) {DEPENDENT}\n    if (warp == kWarpRows)")),
     ("weights are taken for static", "dependency-race",
-     (MAIN, f"if (!p.static_weights) {DEPENDENT}", "")),
+     (MAIN, "if (!p.static_weights) {", "if (false) {")),
     ("offsets before it ends", "dependency-race",
      (MAIN, f"if (p.expert_offsets != nullptr) {DEPENDENT}", "")),
 )]  # fmt: skip

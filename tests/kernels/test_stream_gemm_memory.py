@@ -33,6 +33,17 @@ class Tile(ctypes.Structure):
     _fields_ = (("groups", ctypes.c_int), ("zeros", ctypes.c_bool))
 
 
+class Scales(ctypes.Structure):
+    """GemmScales of csrc/tile/scaling.h."""
+
+    _fields_ = (
+        ("kind_a", ctypes.c_int),
+        ("kind_b", ctypes.c_int),
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+    )
+
+
 class Epilogue(ctypes.Structure):
     """Of csrc/tile/epilogue.h."""
 
@@ -48,11 +59,12 @@ class Params(ctypes.Structure):
     """StreamGemmParams of csrc/kernels/stream_gemm/stream_gemm.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("m", "n", "k", "num_experts")),
+        *((name, ctypes.c_int) for name in ("m", "n", "k", "num_experts", "format")),
         ("a", ctypes.c_void_p),
         ("a_stride", ctypes.c_int64),
         ("weights", ctypes.c_void_p),
         ("tile", Tile),
+        ("scales", Scales),
         ("expert_offsets", ctypes.c_void_p),
         ("epilogue", Epilogue),
         ("static_weights", ctypes.c_bool),
