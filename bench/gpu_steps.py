@@ -81,6 +81,7 @@ def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     yield "ceiling.copy", ceilings.copy
     yield "ceiling.read", ceilings.read
     yield from tune.steps("scout")
+    yield from tune.int4_steps("scout")
     first = list(_cases("scout", FIRST_SIZES))
     for case in first:
         yield case.key, functools.partial(measure, case, gpu)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bench import int4_peers
 from l4kernels.bench.measure import Peers
-from l4kernels.bench.shapes import SIZES
+from l4kernels.bench.shapes import SIZES, Arguments
 from l4kernels.ops import OPS
 from l4kernels.ops.check import FP8
 
@@ -183,6 +184,21 @@ def gemm(
 
 
 @_eager
+def w4_gemm(
+    a: Tensor,
+    weight: Tensor,
+    *,
+    expert_offsets: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
+    """bf16 products of the same weights, by cuBLAS and torch."""
+    return gemm(
+        a, weight, expert_offsets=expert_offsets, row_scale=row_scale, activation=activation
+    )
+
+
+@_eager
 def flash_prefill(
     q: Tensor,
     k_cache: Tensor,
@@ -315,6 +331,7 @@ LIBRARIES = {
     "moe_route": [("fbgemm", "fbgemm_gpu", _fbgemm_index_shuffling)],
     "sample": [("torch sort", "torch", _nucleus)],
     "gemm": [("fbgemm", "fbgemm_gpu", _fbgemm_gemm), ("deep_gemm", "deep_gemm", _deep_gemm)],
+    "w4_gemm": int4_peers.LIBRARIES,
     "flash_prefill": [("fa3", "flash_attn_interface", _fa3)],
     "flash_decode": [("fa3", "flash_attn_interface", _fa3)],
 }
@@ -322,13 +339,17 @@ OTHER_RESULT = {("moe_route", "fbgemm"), ("sample", "torch sort")}
 """Peers that do the same work and return it in another form, or with other random numbers."""
 
 
-def prepared(op: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in the layout that peers want, which they need not make within the timed call:
-    torch and FBGEMM want block scales with the rows of A innermost."""
+def prepared(op: str, name: str, arguments: Arguments) -> Arguments:
+    """The arguments in the layout that a peer wants, which it need not make within the timed call:
+    int4 weights are laid out once, and torch and FBGEMM want block scales with the rows of A
+    innermost."""
+    args, kwargs = arguments
+    if op == "w4_gemm":
+        return int4_peers.prepared(name, args, kwargs)
     sfa = kwargs.get("sfa")
     if op != "gemm" or sfa is None or sfa.dim() != 2:
-        return kwargs
-    return kwargs | {"sfa": sfa.t().contiguous().t()}
+        return arguments
+    return args, kwargs | {"sfa": sfa.t().contiguous().t()}
 
 
 def peers(op: str, compiled: bool = False) -> Peers:

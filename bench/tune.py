@@ -1,4 +1,5 @@
-"""Which configuration of the GEMM, and how many splits of K, is the fastest for each product.
+"""Which configuration of the GEMM, and how many splits of K, is the fastest for each product; and
+from how many rows on int4 products are faster by wgmma than streamed.
 
 The steps `tune.gemm.*` of a GPU run measure; `python -m bench.tune bench/results/h200` turns their
 rows into csrc/kernels/gemm/tuned.h, which `choose_gemm` asks before its own model.
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.checks.edges_w4 import int4_configs
 from l4kernels import ops
 from l4kernels.bench import shapes
 from l4kernels.bench.rows import load
@@ -20,6 +22,7 @@ from l4kernels.bench.timing import time_calls, time_graph
 from tools.gemm_configs import CSRC, STREAM, gemm_configs, max_splits, streamed_rows
 
 TOKENS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
+INT4_TOKENS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 1024)
 OPERANDS = ("bf16", "fp8_row", "fp8_fast")
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
 COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
@@ -68,7 +71,10 @@ def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
     """Microseconds of every candidate: `{M: {choice: us}}`."""
     make, fp8 = shapes.Inputs("cuda"), form != "bf16"
     shape = (experts, n, k) if experts else (n, k)
-    weights = [make.fp8(*shape) if fp8 else make.normal(*shape) for _ in range(copies(shape, fp8))]
+    weights = [
+        make.fp8(*shape) if fp8 else make.normal(*shape)
+        for _ in range(copies(shape, 1 if fp8 else 2))
+    ]
     found = {}
     for tokens in TOKENS:
         options: dict[str, Any] = {"fast_accum": form == "fp8_fast"}
@@ -91,8 +97,40 @@ def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
     }
 
 
-def copies(shape: tuple[int, ...], fp8: bool) -> int:
-    size = torch.Size(shape).numel() * (1 if fp8 else 2)
+def int4_steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
+    """One step per product: config 0 streams, the others are those of csrc/kernels/w4_gemm."""
+    config = shapes.Llama4Config.preset(model)
+    for name, (experts, n, k) in shapes.products(config, 1).items():
+        if name != "head":
+            key = f"tune.w4_gemm.{model}.{name}"
+            yield key, lambda e=experts, n=n, k=k: (None, tune_int4(e, n, k))
+
+
+def tune_int4(experts: int, n: int, k: int) -> dict[str, Any]:
+    """Microseconds of every configuration that takes the rows: `{M: {config: us}}`."""
+    make = shapes.Inputs("cuda")
+    shape = (experts, n, k) if experts else (n, k)
+    tiles = [make.int4_tiles(*shape) for _ in range(copies(shape, 0.5))]
+    found = {}
+    for tokens in INT4_TOKENS:
+        options: dict[str, Any] = {"static_weights": True}
+        m = tokens
+        if experts:
+            m *= shapes.CHOICES
+            options["expert_offsets"] = make.numbers(shapes.expert_offsets(experts, tokens))
+        found[m] = int4_candidates(make.normal(m, k), tiles, options)
+    return {"op": None, "n": n, "k": k, "experts": experts or 1, "us": found}
+
+
+def int4_candidates(a: Tensor, tiles: list[Tensor], options: dict[str, Any]) -> dict[str, float]:
+    times = {"-1": timed(a, tiles, options, ops.w4_gemm)}
+    for config in int4_configs(lambda config: ops.w4_gemm(a, tiles[0], config=config, **options)):
+        times[str(config)] = timed(a, tiles, options | {"config": config}, ops.w4_gemm)
+    return times
+
+
+def copies(shape: tuple[int, ...], bytes_each: float) -> int:
+    size = torch.Size(shape).numel() * bytes_each
     return 1 if size > (128 << 20) else COPIES
 
 
@@ -130,8 +168,10 @@ def choices(m: int, precise: bool) -> Iterator[tuple[str, int]]:
             yield f"{config}/{splits}", 100 * splits + config.number
 
 
-def timed(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> float:
-    calls = [lambda w=w: ops.gemm(a, w, **options) for w in weights]
+def timed(
+    a: Tensor, weights: list[Tensor], options: dict[str, Any], op: Callable[..., Any] = ops.gemm
+) -> float:
+    calls = [lambda w=w: op(a, w, **options) for w in weights]
     if a.shape[0] <= SPLIT_UP_TO and "expert_offsets" not in options:
         return time_graph(calls, chain=12, repeats=5).median
     return time_calls(calls[0], repeats=5, warmup=1).median

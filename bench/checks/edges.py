@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import l4kernels
+from bench.checks import edges_w4  # noqa: F401  registers its own
 from bench.checks.cases import cases
 from bench.checks.edges_sample import sampling
 from bench.checks.inputs import FP8, I32, Case
@@ -215,7 +216,7 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
 STREAMING = (
     "add_rms_norm", "embed", "moe_combine", "moe_permute", "moe_permute_fp8", "moe_route",
     "quantize_fp8", "rms_norm", "rms_norm_fp8", "rope_cache", "sample", "silu_mul", "silu_mul_fp8",
-    "word_sum",
+    "w4_gemm", "word_sum",
 )  # fmt: skip
 
 

@@ -18,7 +18,11 @@ OPTIONS = {
     "bf16": {"weights": "bf16"},
     "fp8": {"weights": "fp8"},
     "fp8_kv": {"weights": "fp8", "kv_dtype": "fp8"},
+    "int4": {"weights": "int4"},
 }
+SAME_WEIGHTS = {"int4": {"weights": "int4"}}
+"""Formats whose activations are not quantised: what they are compared with has their weights, and
+differs from them by the rounding to bfloat16 alone."""
 # The prompt fills one chunk of 64 and most of the next; the new tokens cross into the third.
 PROMPT_TOKENS, NEW_TOKENS = 126, 4
 PASSAGES = ((12, 7), (32, 224))
@@ -62,7 +66,15 @@ def image() -> dict[str, Any]:
 
 
 PROMPTS = {"text": text, "image": image}
-CASES = [("bf16", "text"), ("bf16", "image"), ("fp8", "text"), ("fp8", "image"), ("fp8_kv", "text")]
+CASES = [
+    ("bf16", "text"),
+    ("bf16", "image"),
+    ("fp8", "text"),
+    ("fp8", "image"),
+    ("fp8_kv", "text"),
+    ("int4", "text"),
+    ("int4", "image"),
+]
 
 
 @dataclass
@@ -111,7 +123,7 @@ def clearness(run: Run, exact: Run) -> float:
 def check(
     form: str, prompt: str, route: AbstractContextManager[Any], device: str = "cpu"
 ) -> dict[str, float]:
-    """The tokens that the references give, and rows as close to the unquantised model as theirs.
+    """The tokens that the references give, and rows as close to the exact model as theirs.
 
     Kernels and references round differently, and the next quantisation makes that a difference of
     whole e4m3 steps; so neither is the other's yardstick.
@@ -119,7 +131,8 @@ def check(
     model, arguments = load(form, device), PROMPTS[prompt]()
     reference = generate(model, arguments, l4kernels.reference())
     got = generate(model, arguments, route)
-    exact = generate(Llama4.from_pretrained(demo.CHECKPOINT), arguments, l4kernels.reference())
+    unrounded = Llama4.from_pretrained(demo.CHECKPOINT, **SAME_WEIGHTS.get(form, {}))
+    exact = generate(unrounded, arguments, l4kernels.reference())
     what = f"{form} {prompt}"
     assert reference.ids == exact.ids and clearness(reference, exact) > CLEAR, f"{what}: a near tie"
     assert got.ids == reference.ids, f"{what}: tokens {got.ids}, on the references {reference.ids}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from l4kernels.bench.shapes import Call
+from l4kernels.bench.shapes import Arguments, Call
 from l4kernels.bench.timing import Timing, time_calls, time_graph
 from l4kernels.ops import OPS, Work
 from l4kernels.planning.gpus import GPUS
@@ -63,8 +63,8 @@ class Peers:
     """What one op is measured against: name -> callable with the op's signature."""
 
     calls: Mapping[str, Callable[..., Any]]
-    prepare: Callable[[dict[str, Any]], dict[str, Any]]
-    """Lays out the op's keyword arguments as peers want them, outside of the timed call."""
+    prepare: Callable[[str, Arguments], Arguments]
+    """Lays a call's arguments out as the peer of a name wants them, outside of the timed call."""
     other_result: frozenset[str] = frozenset()
     """Those that return the same work in another form: they are not compared."""
 
@@ -106,15 +106,15 @@ def measure(
     if peers is None:
         yield timing, facts
         return
-    laid_out = peers.prepare(kwargs)
     for name, peer in peers.calls.items():
         try:
+            given, named = peers.prepare(name, (args, kwargs))
             if name not in peers.other_result:
-                error = relative_error(first_tensor(peer(*args, **laid_out)), expected)
+                error = relative_error(first_tensor(peer(*given, **named)), expected)
                 if error > 0.05:
                     facts["peers"][name] = f"differs from the reference by {error:.2g}"
                     continue
-            facts["peers"][name] = timed(peer, args, laid_out, work, floor).median
+            facts["peers"][name] = timed(peer, given, named, work, floor).median
         except Exception as error:
             facts["peers"][name] = f"{type(error).__name__}: {error}"[:200]
         yield timing, facts

@@ -14,6 +14,8 @@ from torch import Tensor
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
+from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
+from l4kernels.ops.quant import BLOCK
 from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
@@ -21,12 +23,14 @@ PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
 SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
+    "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
 }
 FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
     "gemm_swiglu_fp8": {"decode": (1, 64), "prefill": (1024, 8192)},
+    "w4_gemm": {"decode": (1, 8, 16), "prefill": (1024,)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072)},
 }
@@ -97,6 +101,14 @@ class Inputs:
 
     def fp8(self, *shape: int) -> Tensor:
         return self.normal(*shape).to(FP8)
+
+    def int4_tiles(self, *shape: int) -> Tensor:
+        """Of weights `[(E,) N, K]`: any codes, one scale."""
+        *experts, n, k = shape
+        tiles = *experts, n // TILE_ROWS, k // BLOCK, tile_words()
+        words = self.integers(2**31, *tiles, dtype=torch.int32)
+        words[..., TILE_ROWS * BLOCK // 8 :] = 0x3C003C00  # 2^-7, twice
+        return words
 
     def numbers(self, values: Tensor) -> Tensor:
         """Lengths and offsets, which the op's work depends on: real values on "meta", too."""
@@ -336,6 +348,29 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{form}", lambda i, s=shape, f=form: make(i, s, f, "")
         if name == "moe_gate_up":
             yield f"{name}.bf16.swiglu", lambda i, s=shape: make(i, s, "bf16", "swiglu")
+
+
+@_of("w4_gemm")
+def _w4_gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    """As the model calls it; its head is not int4."""
+
+    def make(i: Inputs, shape: tuple[int, int, int], swiglu: bool) -> Arguments:
+        experts, n, k = shape
+        options: dict[str, Any] = {"static_weights": True}
+        rows = CHOICES * tokens if experts else tokens
+        if experts:
+            options["expert_offsets"] = i.numbers(expert_offsets(experts, tokens))
+        if swiglu:
+            options |= {"activation": "swiglu", "row_scale": i.full(0.5, rows)}
+        weight = i.int4_tiles(*((experts, n, k) if experts else (n, k)))
+        return (i.normal(rows, k), weight), options
+
+    for name, shape in products(config, tokens).items():
+        if name == "head":
+            continue
+        yield name, lambda i, s=shape: make(i, s, False)
+        if name == "moe_gate_up":
+            yield f"{name}.swiglu", lambda i, s=shape: make(i, s, True)
 
 
 @_of("gemm_swiglu_fp8")

@@ -65,6 +65,7 @@ def rehearsal():
             mock.patch.object(ceilings, "CLOCKS_S", 0.0),
             mock.patch.object(ceilings, "CLOCKS_TOKENS", 128),
             mock.patch.object(tune, "TOKENS", (1, 9)),
+            mock.patch.object(tune, "INT4_TOKENS", (2,)),
             mock.patch.object(tune, "max_splits", return_value=2),
             mock.patch.object(tune, "time_graph", short_graph),
             mock.patch.object(decode_step, "CONTEXTS", (5,)),
@@ -92,8 +93,8 @@ def keys():
         "counters.",
         "compiled.",
     )
-    again = "maverick", "batch64", "bench.gemm", "bench.flash"
-    tuned = {"qkv.bf16", "qkv.fp8_row", "moe_down.fp8_fast"}
+    again = "maverick", "batch64", "bench.gemm", "bench.w4_gemm", "bench.flash"
+    tuned = {"qkv.bf16", "qkv.fp8_row", "moe_down.fp8_fast", "w4_gemm.scout.mlp_down"}
     return [
         key
         for key in found

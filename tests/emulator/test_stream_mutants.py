@@ -98,7 +98,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("rows wait for a phase that is over", IN_FLIGHT,
      (MAIN, NEXT_ROWS, NEXT_ROWS.replace("phase ^= 1", "phase"))),
     ("slices take rows from the start", "result",
-     (LOAD, "p.a_stride + first_k)", "p.a_stride)")),
+     (LOAD, "first_k = i.first_block * Weights::kUnitK", "first_k = 0")),
     ("rows lie in the same banks", "conflicts",
      (SCHEDULE, "return blocks * block_bytes + 16;", "return blocks * block_bytes;")),
     ("rows of nobody are left as they were", "result",
@@ -131,8 +131,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (MAIN, f"{DEPENDENT}\n    if (warp == kWarpRows)",
       f"if (warp != kWarpRows) {DEPENDENT}\n    if (warp == kWarpRows)")),
     ("weights are taken for static", "dependency-race",
-     (MAIN, f"{DEPENDENT}\n    }}\n    if (lane == 0 && works) load_weights",
-      "}\n    if (lane == 0 && works) load_weights")),
+     (MAIN, "if (!p.static_weights) {", "if (false) {")),
     ("offsets before it ends", "dependency-race",
      (MAIN, f"if (p.expert_offsets != nullptr) {DEPENDENT}", "")),
 )]  # fmt: skip

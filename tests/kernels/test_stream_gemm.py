@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.checks.edges_w4 import exact_rows as rows
+from bench.checks.edges_w4 import exact_tiles as weights
 from bench.checks.inputs import I32, Maker
 from bench.checks.kernel_checks import device_error, same_bits
 from l4kernels import STATUS, ops
@@ -25,23 +27,6 @@ NAN, INF = float("nan"), float("inf")
 
 def maker(seed: int = 0) -> Maker:
     return Maker("cpu", torch.bfloat16, seed)
-
-
-def weights(
-    make: Maker, *shape: int, group: int = 128, zeros: bool = False, spread: int = 3
-) -> Tensor:
-    """Tiles `[(E,) N, K]` of every code, with powers of two of both signs as scales."""
-    *rows, k = shape
-    codes = make.integers(*shape, low=-8, high=8)
-    powers = 2.0 ** make.integers(*rows, k // group, low=-spread, high=1)
-    signs = make.integers(*powers.shape, high=2) * 2 - 1
-    points = make.integers(*powers.shape, high=16, dtype=torch.uint8) if zeros else None
-    return ops.tile_int4(ops.pack_int4(codes), (powers * signs).bfloat16(), points)
-
-
-def rows(make: Maker, m: int, k: int) -> Tensor:
-    """Small integers: with `weights`, float32 sums are exact in any order."""
-    return make.integers(m, k, low=-4, high=5).bfloat16()
 
 
 def check_exact(a: Tensor, b: Tensor, options: dict[str, Any] | None = None, **settings) -> None:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 import l4kernels
+from bench.checks.edges_w4 import HOSTILE
+from bench.checks.edges_w4 import exact_rows as rows
+from bench.checks.edges_w4 import exact_tiles as weights
 from bench.checks.inputs import I32, Maker
 from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, ops, testing
 from l4kernels.ops import w4_gemm
 from l4kernels.testing import assert_close, chained, emulated
-from tests.kernels.test_stream_gemm import MODES, NAN, STREAM, maker, rows, weights
+from tests.kernels.test_stream_gemm import MODES, NAN, STREAM, maker
 
 pytestmark = pytest.mark.skipif(
     "w4_gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel"
@@ -28,6 +31,17 @@ class Tile(ctypes.Structure):
     """Int4Tile of csrc/tile/int4.h."""
 
     _fields_ = (("groups", ctypes.c_int), ("zeros", ctypes.c_bool))
+
+
+class Scales(ctypes.Structure):
+    """GemmScales of csrc/tile/scaling.h."""
+
+    _fields_ = (
+        ("kind_a", ctypes.c_int),
+        ("kind_b", ctypes.c_int),
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+    )
 
 
 class Epilogue(ctypes.Structure):
@@ -45,11 +59,12 @@ class Params(ctypes.Structure):
     """StreamGemmParams of csrc/kernels/stream_gemm/stream_gemm.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("m", "n", "k", "num_experts")),
+        *((name, ctypes.c_int) for name in ("m", "n", "k", "num_experts", "format")),
         ("a", ctypes.c_void_p),
         ("a_stride", ctypes.c_int64),
         ("weights", ctypes.c_void_p),
         ("tile", Tile),
+        ("scales", Scales),
         ("expert_offsets", ctypes.c_void_p),
         ("epilogue", Epilogue),
         ("static_weights", ctypes.c_bool),
@@ -118,16 +133,6 @@ def test_a_replay_follows_offsets_whatever_its_memory_held(poison, mode):
         assert not buffers["error"].tensor.any()
         for buffer in buffers.values():
             control.unregister_range(buffer.memory.data_ptr(), buffer.memory.nbytes)
-
-
-HOSTILE = {
-    "descending": [0, 12, 5, 20, 24],
-    "beyond M": [0, 9, 2**31 - 1, 20, 24],
-    "negative": [0, -5, 3, 7, 99],
-    "not from 0": [3, 9, 9, 20, 24],
-    "the smallest number": [-(2**31), -(2**31), 24, -(2**31), 2**31 - 1],
-    "all beyond": [2**31 - 1] * 5,
-}
 
 
 @pytest.mark.parametrize("mode", MODES)
