@@ -21,9 +21,7 @@ constexpr auto launchers(std::index_sequence<I...>) {
 
 W4GemmProblem problem_of(const W4GemmParams& p) { return {p.m, p.n, p.k, p.num_experts}; }
 
-int config_of(const W4GemmParams& p) {
-  return choose_w4_gemm(problem_of(p), p.config, sm_count());
-}
+int config_of(const W4GemmParams& p) { return choose_w4_gemm(problem_of(p), p.config, sm_count()); }
 
 }  // namespace
 
