@@ -70,8 +70,7 @@ COUNTED = (
 def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     """Every step with the key of its row, in the order that matters when time is short: of the GPU
     that is there, or, for looking at the list alone, of one by name."""
-    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
-    formats = [name for name in runnable if gpu or gpu_problem(name) is None]
+    formats = [name for name in FORMATS if gpu or gpu_problem(name) is None]
     gpu = gpu or current_gpu()
     for op in STATUS.kernels:
         yield f"smoke.{op}", functools.partial(_smoke, op)
@@ -128,6 +127,7 @@ def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
         yield f"test.edge.{name}", _check(gpu_checks.edge_is_right, name)
     for name, check in gpu_checks.LARGE.items():
         yield f"test.large.{name}", _check(check)
+    yield "test.quantize_int4", _check(gpu_checks.quantiser_is_right)
     yield "test.streams", _check(gpu_checks.two_streams)
     yield "test.states", _check(gpu_checks.references_in_every_state)
     yield "test.devices", _check(gpu_checks.another_device)
@@ -164,8 +164,8 @@ def _check(function: Callable[..., dict[str, Any]], *args: Any) -> Step:
 def logits_to_rows(tokens: int) -> Result:
     two, sizes = ("moe_route", "moe_permute_fp8"), {"decode": (tokens,)}
     pair = [next(calls(op, ("scout",), ("decode",), sizes)) for op in two]
-    ((logits, top_k), _), ((x, *_), _) = (case.make("cuda") for case in pair)
+    (routing, _), ((x, _, choices), _) = (case.make("cuda") for case in pair)
     timing = time_graph(
-        [lambda: ops.moe_permute_fp8(x, ops.moe_route(logits, top_k).permutation, top_k)], chain=100
+        [lambda: ops.moe_permute_fp8(x, ops.moe_route(*routing).permutation, choices)], chain=100
     )
     return timing, {"bytes": sum(case.work().bytes for case in pair)}

@@ -89,12 +89,16 @@ def moe_permute_fp8(x: Tensor, permutation: Tensor, top_k: int, scaling: str = "
 
 
 @_eager
-def moe_route(logits: Tensor, top_k: int) -> Any:
+def moe_route(logits: Tensor, top_k: int, shared_expert: bool) -> Any:
     chosen, ids = logits.topk(top_k)
-    weights, flat = chosen.sigmoid(), ids.flatten()
+    experts, weights = logits.shape[1], chosen.sigmoid()
+    if shared_expert:
+        ids, weights = F.pad(ids, (0, 1), value=experts), F.pad(weights, (0, 1), value=1.0)
+        experts += 1
+    flat = ids.flatten()
     rows, permutation = torch.arange(len(flat), device=ids.device), flat.argsort(stable=True)
-    experts = torch.arange(logits.shape[1] + 1, device=ids.device)
-    offsets = torch.searchsorted(flat[permutation], experts)
+    bounds = torch.arange(experts + 1, device=ids.device)
+    offsets = torch.searchsorted(flat[permutation], bounds)
     inverse = torch.empty_like(rows).scatter_(0, permutation, rows)
     scale = weights.flatten()[permutation]
     return ids.int(), weights, scale, offsets.int(), permutation.int(), inverse.int()
@@ -299,7 +303,8 @@ def _fa3(
     )
 
 
-def _fbgemm_index_shuffling(logits: Tensor, top_k: int) -> Any:
+def _fbgemm_index_shuffling(logits: Tensor, top_k: int, shared_expert: bool) -> Any:
+    """Without the shared expert's rows, which it does not know."""
     import fbgemm_gpu.experimental.gen_ai  # noqa: F401
 
     return torch.ops.fbgemm.index_shuffling(logits.bfloat16(), top_k=top_k)

@@ -17,18 +17,38 @@ from l4kernels import ops
 from l4kernels.bench import shapes
 from l4kernels.bench.rows import load
 from l4kernels.bench.timing import time_calls, time_graph
-from tools.gemm_configs import CSRC, gemm_configs, max_splits
+from tools.gemm_configs import CSRC, STREAM, gemm_configs, max_splits, streamed_rows
 
-ROWS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
+TOKENS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
 OPERANDS = ("bf16", "fp8_row", "fp8_fast")
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
 COPIES = 3  # of the weights, which a chain goes round: together more than L2 holds
-MODEL = "-2"
-"""The config that stands for the model's choice, tuned ones aside."""
+MODEL = "model"
+"""The choice without measured rows, `config` -2. Others are `stream` and `name/splits`."""
+NUMBERED = (
+    "bf16_128x256",
+    "bf16_128x128",
+    "bf16_128x128_1x2_gelu",
+    "bf16_128x256_2x1",
+    "fp8_128x128_1x2_promote",
+    "fp8_256x128_1x2_promote",
+    "fp8_128x256",
+    "fp8_128x256_2x1",
+    "bf16_swap_16x128",
+    "bf16_swap_64x128",
+    "bf16_swap_128x128",
+    "fp8_swap_16x128_promote",
+    "fp8_swap_64x128_promote",
+    "fp8_swap_128x128_promote",
+    "fp8_swap_16x128",
+    "fp8_swap_64x128",
+    "fp8_swap_128x128",
+)
+"""What rows of 2026 count by, 100 * splits + number, with -1 and -2 for the model's choice."""
 HOPELESS = 1.5
 """Times the best so far: such a candidate is not timed properly, and has no figure."""
 HEADER = CSRC / "kernels" / "gemm" / "tuned.h"
-CONFIGS = gemm_configs()
+CONFIGS = {config.name: config for config in gemm_configs()}
 
 
 def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
@@ -45,19 +65,20 @@ def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, 
 
 
 def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
-    """Microseconds of every candidate: `{M: {config: us}}`."""
+    """Microseconds of every candidate: `{M: {choice: us}}`."""
     make, fp8 = shapes.Inputs("cuda"), form != "bf16"
     shape = (experts, n, k) if experts else (n, k)
     weights = [make.fp8(*shape) if fp8 else make.normal(*shape) for _ in range(copies(shape, fp8))]
     found = {}
-    for m in ROWS:
-        a = make.fp8(m, k) if fp8 else make.normal(m, k)
+    for tokens in TOKENS:
         options: dict[str, Any] = {"fast_accum": form == "fp8_fast"}
+        m = tokens
+        if experts:
+            m *= shapes.CHOICES
+            options["expert_offsets"] = make.numbers(shapes.expert_offsets(experts, tokens))
         if fp8:
             options |= {"sfa": make.full(1.0, m), "sfb": make.full(1.0, *shape[:-1])}
-        if experts:
-            ends = torch.bincount(make.integers(experts, m, dtype=torch.int64), minlength=experts)
-            options["expert_offsets"] = torch.nn.functional.pad(ends.cumsum(0), (1, 0)).int()
+        a = make.fp8(m, k) if fp8 else make.normal(m, k)
         found[m] = candidates(a, weights, options)
     return {
         "op": None,
@@ -76,31 +97,37 @@ def copies(shape: tuple[int, ...], fp8: bool) -> int:
 
 
 def candidates(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> dict[str, float]:
-    m = a.shape[0]
-    times = {MODEL: timed(a, weights, options | {"config": int(MODEL)})}
-    precise = "sfa" in options and not options["fast_accum"]
-    for config in CONFIGS:
+    modelled = options | {"config": -2}
+    times = {MODEL: timed(a, weights, modelled)}
+    for choice, number in choices(a.shape[0], "sfa" in options and not options["fast_accum"]):
+        chosen = options | {"config": number}
+        try:
+            ops.gemm(a, weights[0], **chosen)
+        except RuntimeError as error:
+            if "expected config to be a row" not in str(error):
+                raise
+            continue  # this one does not compute it
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        ops.gemm(a, weights[-1], **chosen)
+        end.record()
+        torch.cuda.synchronize()
+        once = begin.elapsed_time(end) * 1e3
+        if once < HOPELESS * min(times.values()) + 40:  # a launch of its own costs that
+            times[choice] = timed(a, weights, chosen)
+    # Once more: under load the clock falls, and the first would be at an advantage.
+    times[MODEL] = (times[MODEL] + timed(a, weights, modelled)) / 2
+    return times
+
+
+def choices(m: int, precise: bool) -> Iterator[tuple[str, int]]:
+    """What may compute a product of M rows, and its `config`; some cannot."""
+    yield "stream", STREAM
+    for config in CONFIGS.values():
         if precise and not config.promote:
             continue
         for splits in range(1, max_splits() + 1 if m <= SPLIT_UP_TO else 2):
-            chosen = options | {"config": 100 * splits + config.number}
-            try:
-                ops.gemm(a, weights[0], **chosen)
-            except RuntimeError as error:
-                if "expected config to be a row" not in str(error):
-                    raise
-                break  # not this one; nor more splits
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            ops.gemm(a, weights[-1], **chosen)
-            end.record()
-            torch.cuda.synchronize()
-            once = begin.elapsed_time(end) * 1e3
-            if once < HOPELESS * min(times.values()) + 40:  # a launch of its own costs that
-                times[str(chosen["config"])] = timed(a, weights, chosen)
-    # Once more: under load the clock falls, and the first would be at an advantage.
-    times[MODEL] = (times[MODEL] + timed(a, weights, options | {"config": int(MODEL)})) / 2
-    return times
+            yield f"{config}/{splits}", 100 * splits + config.number
 
 
 def timed(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> float:
@@ -110,40 +137,55 @@ def timed(a: Tensor, weights: list[Tensor], options: dict[str, Any]) -> float:
     return time_calls(calls[0], repeats=5, warmup=1).median
 
 
-Entry = tuple[int, int, int, bool, bool, int, int]
-"""n, k, experts, fp8, fast_accum, largest M, config."""
+Entry = tuple[int, int, int, bool, bool, int, str]
+"""n, k, experts, fp8, fast_accum, largest M, choice."""
 
 
 def entries(rows: list[dict[str, Any]], gain: float = 0.05) -> Iterator[Entry]:
     """The best candidate of every M, where the model's own choice is slower by more than `gain`.
 
     A measured M stands for those up to the middle between it and the next, and down to the middle
-    between it and the one before. Where nothing is gained the model goes on choosing (config -1),
-    which beyond the last gain needs no entry.
+    between it and the one before. Where nothing is gained the model goes on choosing, which beyond
+    the last gain needs no entry. It does so, too, where rows are so few that they stream and
+    streaming was not measured.
     """
     for row in rows:
         if not row["ok"] or not row["key"].startswith("tune.gemm."):
             continue
         product = row["n"], row["k"], row["experts"], row["fp8"], row["fast_accum"]
-        measured = sorted((int(m), times) for m, times in row["us"].items())
+        measured = sorted((int(m), named(times)) for m, times in row["us"].items())
         ends = [int((a * b) ** 0.5) for (a, _), (b, _) in pairwise(measured)] + [2**31 - 1]
-        found: list[tuple[int, int]] = []  # last M, config
-        for (_, times), end in zip(measured, ends, strict=True):
-            allowed = [c for c in times if keeps_its_promise(int(c), row)]
-            best = min(allowed, key=lambda config: times[config])
-            model = times.get(MODEL, times.get("-1", 0.0))  # -1: rows from before there was a table
-            config = int(best) if times[best] * (1 + gain) < model else -1
-            if found and found[-1][1] == config:
+        found: list[tuple[int, str]] = []  # last M, choice
+        for (m, times), end in zip(measured, ends, strict=True):
+            best = min((c for c in times if allowed(c, row)), key=times.__getitem__)
+            blind = m <= streamed_rows(row["experts"]) and "stream" not in times
+            choice = best if not blind and times[best] * (1 + gain) < times[MODEL] else MODEL
+            if found and found[-1][1] == choice:
                 found.pop()
-            found.append((end, config))
-        if found[-1][1] == -1:
+            found.append((end, choice))
+        if found[-1][1] == MODEL:
             found.pop()
-        yield from ((*product, end, config) for end, config in found)
+        yield from ((*product, end, choice) for end, choice in found)
 
 
-def keeps_its_promise(config: int, row: dict[str, Any]) -> bool:
-    """A caller who did not ask for fast accumulation gets float32 sums of e4m3 products."""
-    return config < 0 or not row["fp8"] or row["fast_accum"] or CONFIGS[config % 100].promote
+def named(times: dict[str, float]) -> dict[str, float]:
+    """With choices by name, which rows have not always had."""
+    found = {}
+    for choice, us in times.items():
+        if choice.lstrip("-").isdigit():
+            splits, number = divmod(int(choice), 100)
+            choice = MODEL if int(choice) < 0 else f"{NUMBERED[number]}/{splits}"
+        found[choice] = us
+    return found
+
+
+def allowed(choice: str, row: dict[str, Any]) -> bool:
+    """Whether a choice still exists, and keeps its promise: a caller who did not ask for fast
+    accumulation gets float32 sums of e4m3 products."""
+    if choice in (MODEL, "stream"):
+        return True
+    config = CONFIGS.get(choice.split("/", maxsplit=1)[0])
+    return config is not None and (not row["fp8"] or row["fast_accum"] or config.promote)
 
 
 def header(found: list[Entry]) -> str:
@@ -151,12 +193,14 @@ def header(found: list[Entry]) -> str:
         "// Written by `python -m bench.tune` from the rows of a GPU run; not by hand.",
         "// clang-format off: one entry a line, its choice below where the model's was slower",
     ]
-    for n, k, experts, fp8, fast, max_m, config in found:
+    for n, k, experts, fp8, fast, max_m, choice in found:
         flags = f".fp8 = {str(fp8).lower()}, .fast_accum = {str(fast).lower()}"
         product = f"{{.n = {n}, .k = {k}, .num_experts = {experts}, {flags}, .max_m = {max_m}"
-        if config >= 0:
-            splits, number = divmod(config, 100)
-            product += f',\n .choice = {{gemm_config("{CONFIGS[number].name}"), {splits}}}'
+        if choice == "stream":
+            product += ",\n .choice = {GemmChoice::kStream, 1}"
+        elif choice != MODEL:
+            name, splits = choice.split("/")
+            product += f',\n .choice = {{gemm_config("{name}"), {splits}}}'
         lines.append(product + "},")
     return "\n".join(lines) + "\n"
 

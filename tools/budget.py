@@ -9,6 +9,7 @@ spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares th
     smem = 0                      # static bytes, exactly
     setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
     sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
+    loop = { n_tiles = 1, slots_per_pair = "<= 3.6" }     # of the loop of products: tools/slots.py
 
 Spills, stack and local memory are never allowed and need no line.
 """
@@ -17,6 +18,7 @@ import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from typing import Any
 from l4kernels.emulation.toolchain import nvcc
 from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
+from tools.sass import hot_loop, kernels
+from tools.slots import Slots, describe, slots_of
 
 try:
     import tomllib
@@ -32,6 +36,8 @@ except ModuleNotFoundError:  # Python 3.10
 
 KERNELS = {p.name: p for room in ("kernels", "probes") for p in (ROOT / "csrc" / room).iterdir()}
 """The folder of each kernel."""
+
+READERS = ("budget", "sass", "slots")  # what a cached report depends on besides the sources
 
 # ptxas: setmaxnreg ignored (C7508); wgmma serialised for one reason or another (C7510 and on).
 FORBIDDEN_NOTICES = ["C7508", *(f"C75{n}" for n in range(10, 30))]
@@ -47,6 +53,7 @@ class Report:
     smem: int = 0
     notices: list[str] = field(default_factory=list)
     sass: dict[str, int] = field(default_factory=dict)
+    loop: Slots | None = None
 
     def count(self, prefix: str) -> int:
         return sum(n for opcode, n in self.sass.items() if opcode.startswith(prefix))
@@ -78,15 +85,34 @@ def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
     if report.smem != budget["smem"]:
         found.append(f"{name}: {report.smem} bytes of static shared memory, not {budget['smem']}")
     for prefix, rule in budget.get("sass", {}).items():
-        relation, number = rule.split()
-        count = report.count(prefix)
-        if not {">=": count >= int(number), "==": count == int(number)}[relation]:
-            found.append(f"{name}: {count} {prefix}, expected {rule}")
+        if not holds(report.count(prefix), rule):
+            found.append(f"{name}: {report.count(prefix)} {prefix}, expected {rule}")
+    found += [f"{name}: {problem}" for problem in _loop_violations(report, budget.get("loop"))]
     if warpgroups := budget.get("setmaxnreg"):
         pool = round_up(report.registers, 8) * budget["threads"]
         if 128 * sum(warpgroups) > pool:
             found.append(f"{name}: setmaxnreg asks for {128 * sum(warpgroups)}, pool {pool}: hangs")
     return found
+
+
+def holds(value: float, rule: str) -> bool:
+    """Whether a number keeps a rule such as `>= 4`."""
+    relation, number = rule.split()
+    limit = float(number)
+    return {">=": value >= limit, "==": value == limit, "<=": value <= limit}[relation]
+
+
+def _loop_violations(report: Report, rules: dict[str, Any] | None) -> list[str]:
+    if rules is None:
+        return []
+    if report.loop is None:
+        return ["no loop of products, but a budget for one"]
+    facts = report.loop.facts(rules["n_tiles"])
+    return [
+        f"{facts[what]:.2f} {what}, expected {rule}"
+        for what, rule in rules.items()
+        if what != "n_tiles" and not holds(facts[what], rule)
+    ]
 
 
 def round_up(value: int, unit: int) -> int:
@@ -99,21 +125,28 @@ def _reports_of(source: Path) -> dict[str, Report]:
         raise RuntimeError("expected nvcc and cuobjdump; `make venv` brings both")
     headers = sorted(p for p in (ROOT / "csrc").rglob("*.*h") if p.suffix in (".h", ".cuh"))
     inputs = b"".join(p.read_bytes() for p in [*headers, *sorted(source.parent.glob("*")), source])
+    inputs += b"".join(Path(ROOT, "tools", f"{name}.py").read_bytes() for name in READERS)
     key = hashlib.sha256(inputs + str((source, FLAGS, compiler)).encode()).hexdigest()[:16]
     folder = ROOT / "build" / "budget"
     cache = folder / f"{source.stem}.{key}.json"
     if cache.exists():
-        return {name: Report(**facts) for name, facts in json.loads(cache.read_text()).items()}
+        return {name: _report(facts) for name, facts in json.loads(cache.read_text()).items()}
     folder.mkdir(parents=True, exist_ok=True)
     cubin = folder / f"{source.stem}.{key}.cubin"
     log = output_of(compiler, *FLAGS, "-Xptxas=-v", "-cubin", str(source), "-o", str(cubin))
     found = _parse_ptxas(log)
-    _count_sass(output_of(disassembler, "-sass", str(cubin)), found)
+    _read_sass(output_of(disassembler, "-sass", str(cubin)), found)
     demangled = output_of("c++filt", *found).splitlines()
     named = {_short(d): r for d, r in zip(demangled, found.values(), strict=True)}
     cubin.unlink()
     cache.write_text(json.dumps({name: asdict(r) for name, r in named.items()}))
     return named
+
+
+def _report(facts: dict[str, Any]) -> Report:
+    """A report from the cache."""
+    loop = facts.pop("loop")
+    return Report(**facts, loop=loop and Slots(**loop))
 
 
 def _short(demangled: str) -> str:
@@ -149,18 +182,12 @@ def _parse_ptxas(log: str) -> dict[str, Report]:
     return found
 
 
-def _count_sass(text: str, found: dict[str, Report]) -> None:
-    counts: dict[str, int] | None = None
-    for line in text.splitlines():
-        if match := re.search(r"Function : (\w+)", line):
-            report = found.get(match.group(1))
-            counts = {}
-            if report is not None:
-                report.sass = counts
-        elif counts is not None and (
-            match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", line)
-        ):
-            counts[match.group(1)] = counts.get(match.group(1), 0) + 1
+def _read_sass(text: str, found: dict[str, Report]) -> None:
+    for name, code in kernels(text):
+        if report := found.get(name):
+            report.sass = dict(Counter(i.opcode for i in code))
+            loop = hot_loop(code)
+            report.loop = loop and slots_of(loop)
 
 
 def main(names: list[str]) -> int:
@@ -172,6 +199,9 @@ def main(names: list[str]) -> int:
                 f"{name}: {report.registers} registers, {report.spills} spilled, "
                 f"{report.smem} bytes static smem"
             )
+            if report.loop:
+                tiles = budgets.get(name, {}).get("loop", {}).get("n_tiles", 1)
+                print(f"    {describe(report.loop, tiles)}")
             for opcode, n in sorted(report.sass.items(), key=lambda item: -item[1])[:24]:
                 print(f"    {n:5d} {opcode}")
             problems = violations(name, report, budgets[name]) if name in budgets else []

@@ -9,13 +9,15 @@ from typing import Any
 from tools.nvcc import ROOT
 
 CSRC = ROOT / "csrc"
+STREAM = -3
+"""The `config` of no entry: the kernel of csrc/kernels/stream_gemm."""
 ENTRY = re.compile(r'\{\.name = "(\w+)"(.*?)\}', re.S)
 FIELD = re.compile(r"\.(\w+) = (\w+)")
 
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """An entry of `kGemmConfigs`; its number is its place, by which callers and rows count."""
+    """An entry of `kGemmConfigs`; its number is its place, by which callers ask for it."""
 
     number: int
     name: str
@@ -80,8 +82,16 @@ def max_splits(csrc: Path = CSRC) -> int:
     return int(re.search(r"kMaxSplits = (\d+)", _header(csrc, "gemm")).group(1))
 
 
-def _header(csrc: Path, kernel: str) -> str:
-    return (csrc / "kernels" / kernel / "configs.h").read_text()
+def streamed_rows(experts: int, csrc: Path = CSRC) -> int:
+    """Up to how many rows of A a product streams, unless measurements say otherwise."""
+    dense, grouped = re.search(
+        r"p\.num_experts == 1 \? (\d+) : (\d+)", _header(csrc, "gemm", "choose.h")
+    ).groups()
+    return int(dense if experts == 1 else grouped)
+
+
+def _header(csrc: Path, kernel: str, name: str = "configs.h") -> str:
+    return (csrc / "kernels" / kernel / name).read_text()
 
 
 def _entries(csrc: Path, kernel: str) -> Iterator[tuple[tuple[int, str], dict[str, Any]]]:

@@ -112,6 +112,10 @@ def _moe_route(make: Maker, name: str) -> Iterator[Case]:
     shapes = ((0, 16, 1), (1, 16, 1), (33, 16, 1), (70, 128, 1), (9, 16, 2), (5, 256, 8), (6, 4, 4))
     for tokens, experts, top_k in shapes:
         yield Case(f"{tokens} of {experts} top {top_k}", (make.randn(tokens, experts), top_k))
+    shapes = ((0, 16, 1), (1, 16, 1), (64, 128, 1), (70, 16, 1), (9, 255, 8), (100, 6, 5))
+    for tokens, experts, top_k in shapes:
+        logits = make.randn(tokens, experts)
+        yield Case(f"{tokens} of {experts} top {top_k} shared", (logits, top_k, True))
     yield Case("all tied", (make.randn(40, 16, scale=0), 2))
     yield Case("few values", (make.integers(65, 16, high=3).to(make.dtype), 3))
     yield Case(
@@ -124,11 +128,13 @@ def _moe_route(make: Maker, name: str) -> Iterator[Case]:
     extremes[3] = -100
     extremes[4] = 100
     yield Case("extremes", (extremes, 2))
-    yield Case("NaN", (extremes.where(extremes < 100, torch.nan), 2))
+    nan = extremes.where(extremes < 100, torch.nan)
+    yield Case("NaN", (nan, 2))
+    yield Case("NaN shared", (nan, 2, True))
 
 
 def _permuted_sizes() -> Iterator[tuple[int, int, int]]:
-    yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 8))
+    yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 9))
 
 
 @_of("moe_permute", "moe_permute_fp8")

@@ -129,9 +129,10 @@ def routing_of_any_shape(m: Machine) -> None:
                 m.make.randn(tokens, experts + 1)[:, 1:],
                 m.make.integers(tokens, experts, high=2).bfloat16(),
             ):
-                with m.dispatch(mode="random", seed=tokens, sms=3):
-                    got = ops.moe_route(logits, top_k)
-                assert_close(got, ops.moe_route.reference(logits, top_k), 1e-5)
+                for shared in (False, True):
+                    with m.dispatch(mode="random", seed=tokens, sms=3):
+                        got = ops.moe_route(logits, top_k, shared)
+                    assert_close(got, ops.moe_route.reference(logits, top_k, shared), 1e-5)
 
 
 @edge
@@ -191,11 +192,11 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
     def layer(given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         normed = ops.add_rms_norm(x, residual, weight)
         y, stream = given[0] if given else normed
-        routing = ops.moe_route(y[:, :16], 2)
+        routing = ops.moe_route(y[:, :16], 2, shared_expert=True)
         order = given[1] if given else routing
-        rows = ops.moe_permute(y, order.permutation, 2)
-        quantised = ops.moe_permute_fp8(y, order.permutation, 2)
-        summed = ops.moe_combine(given[2] if given else rows, order.inverse, 2, y, stream)
+        rows = ops.moe_permute(y, order.permutation, 3)
+        quantised = ops.moe_permute_fp8(y, order.permutation, 3)
+        summed = ops.moe_combine(given[2] if given else rows, order.inverse, 3, y, stream)
         sampled = ops.sample(given[4] if given else summed, *plain)
         return normed, routing, rows, quantised, summed, sampled
 

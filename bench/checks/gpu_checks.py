@@ -30,7 +30,7 @@ from bench.checks.oracles import ORACLES, oracle
 from bench.checks.whole_model import check as model_is_right
 from l4kernels import STATUS, ops, take_device_error
 from l4kernels.bench.shapes import SIZES, calls
-from l4kernels.bench.timing import capture
+from l4kernels.bench.timing import capture, time_calls
 from l4kernels.ops import OPS
 from l4kernels.testing import assert_close, relative_error, serial_launches
 
@@ -39,9 +39,10 @@ CHAINED = 4096, 16_384
 # More rows than a grid has CTAs along y or z, and more than 2^31 elements.
 TOKENS, WIDTH = 1_000_000, 2304
 SAMPLED = 10_700, 202_048  # 2^31 elements are 10,628.6 rows
-ROUTED = (400_000, 128, 1), (TOKENS, 16, 2), (8_500_000, 256, 1)
+ROUTED = (400_000, 128, 1, True), (TOKENS, 16, 2, True), (8_500_000, 256, 1, False)
 ROPE_HEADS, ROPE_PAGES = 8, 33_000
 LONG_PREFILL = 1 << 20, 64  # keys, queries
+SLAB = 1024, 4096  # rows of a weight that are quantised at a time
 LONG_PREFILL_BOUND = 2e-3  # 2^-9, what rounding to bf16 may cost: docs/decisions.md
 
 
@@ -230,6 +231,23 @@ def references_in_every_state(device: str = "cuda") -> dict[str, Any]:
     return {"states": list(states)}
 
 
+def quantiser_is_right(device: str = "cuda") -> dict[str, Any]:
+    """int4 on torch's kernels: a CPU's codes without a search. With one, sums in another order may
+    tell two scales apart that are equally good. And the rate of a slab as loading has it."""
+    on_both = (cases("quantize_int4", where) for where in (device, "cpu"))
+    for there, here in zip(*on_both, strict=True):
+        w, search = here.args
+        got = tuple(t.cpu() for t in ops.quantize_int4(*there.args))
+        expected = ops.quantize_int4(w, search)
+        if not search:
+            assert_same(got, expected, f"quantize_int4 [{here}] on a GPU and a CPU")
+        errors = [(ops.dequantize_int4(*q) - w.float()).norm() for q in (got, expected)]
+        torch.testing.assert_close(*errors, rtol=1e-5, atol=0)
+    slab = torch.randn(SLAB, device=device, dtype=torch.bfloat16)
+    timing = time_calls(lambda: ops.quantize_int4(slab))
+    return {"source_gb_s": slab.nbytes / timing.median / 1e3}
+
+
 @contextlib.contextmanager
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
@@ -380,9 +398,9 @@ def large(op: str) -> dict[str, Any]:
 
 
 def large_routing() -> dict[str, Any]:
-    for tokens, experts, top_k in ROUTED:
+    for tokens, experts, *options in ROUTED:
         logits = _random(tokens, experts)
-        got, expected = ops.moe_route(logits, top_k), ops.moe_route.reference(logits, top_k)
+        got, expected = ops.moe_route(logits, *options), ops.moe_route.reference(logits, *options)
         for name, a, e in zip(got._fields, got, expected, strict=True):
             close = torch.equal(a, e) if e.dtype == I32 else torch.allclose(a, e, rtol=1e-5)
             assert close, f"moe_route of {tokens} tokens: {name} differs"

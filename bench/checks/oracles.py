@@ -22,8 +22,10 @@ def _e4m3(cp: Any, x: Any, scaling: str = "row") -> Any:
     return (rows * (448 / abs(rows).max(-1, keepdims=True))).reshape(x.shape)
 
 
-def _moe_combine(cp: Any, y: Any, inverse: Any, top_k: int, shared: Any, residual: Any) -> Any:
-    return y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + shared + residual
+def _moe_route(cp: Any, logits: Any, top_k: int, shared_expert: bool) -> Any:
+    chosen = cp.argsort(-logits, axis=-1)[:, :top_k]
+    last = cp.full((len(logits), int(shared_expert)), logits.shape[1])
+    return cp.concatenate([chosen, last], axis=1)
 
 
 def _rope_cache(
@@ -57,10 +59,12 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "silu_mul": _silu_mul,
     "silu_mul_fp8": lambda cp, x, scaling: _e4m3(cp, _silu_mul(cp, x), scaling),
     "quantize_fp8": _e4m3,
-    "moe_route": lambda cp, logits, top_k: cp.argsort(-logits, axis=-1)[:, :top_k],
+    "moe_route": _moe_route,
     "moe_permute": lambda cp, x, order, top_k: x[order // top_k],
     "moe_permute_fp8": lambda cp, x, order, top_k: _e4m3(cp, x[order // top_k]),
-    "moe_combine": _moe_combine,
+    "moe_combine": lambda cp, y, inverse, top_k, residual: (
+        y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
+    ),
     "rope_cache": _rope_cache,
     "merge_attention_states": _merge,
     "embed": lambda cp, ids, weight: weight[ids],

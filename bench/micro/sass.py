@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 from tools.nvcc import cuobjdump, output_of
+from tools.sass import instructions
 
 from .programs import LOCAL, Code
 
 Opcodes = list[str]
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*(?:\.\w+)*)([^;]*);")
 
 
 class Kernel:
@@ -16,13 +16,12 @@ class Kernel:
 
     def __init__(self, text: str):
         self.name = text.split(maxsplit=1)[0]
-        found = [(int(at, 16), op, rest) for at, op, rest in INSTRUCTION.findall(text)]
-        self.opcodes: Opcodes = [op for _, op, _ in found]
+        found = instructions(text)
+        self.opcodes: Opcodes = [i.opcode for i in found]
         self.loops: list[Opcodes] = []
-        for at, opcode, rest in found:
-            target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
-            if target and (start := int(target[1], 16)) < at:
-                self.loops.append([op for a, op, _ in found if start <= a <= at])
+        for last in found:
+            if last.target is not None and last.target < last.at:
+                self.loops.append([i.opcode for i in found if last.target <= i.at <= last.at])
         self.loops.sort(key=len)
 
 

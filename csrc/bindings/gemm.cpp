@@ -2,7 +2,9 @@
 
 #include "bindings/epilogue.h"
 #include "bindings/registry.h"
+#include "host/nonce.h"
 #include "kernels/gemm/configs.h"
+#include "kernels/stream_gemm/stream_gemm.h"
 #include "tile/schedule.h"
 
 namespace l4k::binding {
@@ -55,9 +57,9 @@ void check_scales(const Call& call, const Argument& sfa, const Argument& sfb, Ge
   }
   const int64_t blocks = ceil_div(p.k, 128), rows = ceil_div(p.n, 128), experts = p.num_experts;
   const bool grouped = p.expert_offsets != nullptr;
-  if (fits(sfa.sizes, {p.m, blocks}) && p.k % 128 == 0) p.scale_a = GemmScale::kBlock;
-  if (fits(sfa.sizes, {p.m})) p.scale_a = GemmScale::kRow;
-  if (fits(sfa.sizes, {1})) p.scale_a = GemmScale::kTensor;
+  if (fits(sfa.sizes, {p.m, blocks}) && p.k % 128 == 0) p.scales.kind_a = GemmScale::kBlock;
+  if (fits(sfa.sizes, {p.m})) p.scales.kind_a = GemmScale::kRow;
+  if (fits(sfa.sizes, {1})) p.scales.kind_a = GemmScale::kTensor;
   const auto fits_b = [&](Shape dense, Shape per_expert) {
     return fits(sfb.sizes, grouped ? per_expert : dense);
   };
@@ -65,23 +67,23 @@ void check_scales(const Call& call, const Argument& sfa, const Argument& sfb, Ge
   const bool per_channel = fits_b({p.n}, {experts, p.n});
   const bool per_tensor = fits_b({1}, {experts, 1});
   // The legal pairs; with M = 1 a scale [1] of A may be both per tensor and per row.
-  if (p.scale_a == GemmScale::kBlock && per_block) {
-    p.scale_b = GemmScale::kBlock;
-  } else if (per_channel && p.scale_a != GemmScale::kNone &&
-             (p.scale_a != GemmScale::kTensor || p.m == 1)) {
-    p.scale_b = GemmScale::kRow;
-  } else if (p.scale_a == GemmScale::kTensor && per_tensor) {
-    p.scale_b = GemmScale::kTensor;
+  if (p.scales.kind_a == GemmScale::kBlock && per_block) {
+    p.scales.kind_b = GemmScale::kBlock;
+  } else if (per_channel && p.scales.kind_a != GemmScale::kNone &&
+             (p.scales.kind_a != GemmScale::kTensor || p.m == 1)) {
+    p.scales.kind_b = GemmScale::kRow;
+  } else if (p.scales.kind_a == GemmScale::kTensor && per_tensor) {
+    p.scales.kind_b = GemmScale::kTensor;
   } else {
     call.fail("expected scales per tensor, per row and channel, 1x128 and 128x128, 1x128 and ",
               "channel, got sfa ", sfa, ", sfb ", sfb);
   }
-  p.sfa = static_cast<const float*>(call.address(sfa, sizeof(float)));
+  p.scales.a = static_cast<const float*>(call.address(sfa, sizeof(float)));
   // By channel they are read in vectors.
-  const void* factors = p.scale_b == GemmScale::kRow
+  const void* factors = p.scales.kind_b == GemmScale::kRow
                             ? call.address({"sfb of channels", sfb.tensor}, 16)
                             : call.address(sfb, sizeof(float));
-  p.sfb = static_cast<const float*>(factors);
+  p.scales.b = static_cast<const float*>(factors);
 }
 
 void check_optional_scales(const Call& call, const OptionalTensor& sfa, const OptionalTensor& sfb,
@@ -93,18 +95,46 @@ void check_optional_scales(const Call& call, const OptionalTensor& sfa, const Op
 
 // `p` is complete but for what it computes with.
 void check_config(const Call& call, int64_t config, GemmParams& p) {
-  call.require(config >= -2 && config <= kMaxSplits * 100 + 99 &&
+  call.require(config > GemmChoice::kNone && config <= kMaxSplits * 100 + 99 &&
                    GemmChoice::of(static_cast<int>(config)).config < kNumGemmConfigs,
-               "expected config to be -1, a row of 0 to ", kNumGemmConfigs - 1,
-               ", or that and 100 times a number of splits up to ", kMaxSplits, ", got ", config);
-  p.asked = GemmChoice::of(static_cast<int>(config));
-  call.require(config < 0 || can_run(p.asked, problem_of(p)),
+               "expected config to be -1, ", GemmChoice::kStream, " (streaming), a row of 0 to ",
+               kNumGemmConfigs - 1, ", or that and 100 times a number of splits up to ", kMaxSplits,
+               ", got ", config);
+  p.choice = GemmChoice::of(static_cast<int>(config));
+  const bool chosen = config >= 0 || config == GemmChoice::kStream;
+  call.require(!chosen || can_run(p.choice, problem_of(p)),
                "expected config to be a row for these operands, scales and activation, or -1, got ",
                config);
 }
 
-void launch(const Call& call, const GemmParams& p) {
-  if (p.m > 0 && p.n > 0) call.launch(l4k::gemm, p);
+void launch_stream(const Call& call, const GemmParams& p) {
+  StreamGemmParams q{.m = p.m,
+                     .n = p.n,
+                     .k = p.k,
+                     .num_experts = p.num_experts,
+                     .format = p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16,
+                     .a = p.a,
+                     .a_stride = p.a_stride,
+                     .weights = p.b,
+                     .tile = {},
+                     .scales = p.scales,
+                     .expert_offsets = p.expert_offsets,
+                     .epilogue = p.epilogue,
+                     .static_weights = false,
+                     .workspace = nullptr,
+                     .nonce = launch_nonce(),
+                     .activation_bytes = 0,
+                     .error = p.error};
+  Tensor workspace = call.workspace(stream_gemm_workspace(q));
+  q.workspace = pointer(workspace);
+  call.launch(stream_gemm, q);
+}
+
+void launch(const Call& call, GemmParams p) {
+  if (p.m == 0 || p.n == 0) return;
+  p.choice = choose_gemm(p);
+  if (p.choice.config == GemmChoice::kStream) return launch_stream(call, p);
+  call.launch(l4k::gemm, p);
 }
 
 // All but the result.

@@ -13,33 +13,37 @@ namespace l4k::binding {
 namespace {
 
 void check_top_k(const Call& call, int64_t top_k) {
-  call.require(top_k >= 1 && top_k <= kRouteMaxTopK, "expected top_k in 1 to ", kRouteMaxTopK,
+  call.require(top_k >= 1 && top_k <= kRouteMaxChoices, "expected top_k in 1 to ", kRouteMaxChoices,
                ", got ", top_k);
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tensor& logits,
-                                                                     int64_t top_k) {
+                                                                     int64_t top_k,
+                                                                     bool shared_expert) {
   const Call call("moe_route", {"logits", logits});
   const Logits in = check_logits(call, {"logits", logits});
   const int64_t tokens = in.rows, experts = in.width;
-  call.require(experts >= 1 && experts <= kRouteMaxExperts, "expected 1 to ", kRouteMaxExperts,
-               " experts, got logits ", logits);
+  // A shared expert joins them in the products.
+  const int64_t most = kRouteMaxExperts - shared_expert;
+  call.require(experts >= 1 && experts <= most, "expected 1 to ", most, " experts, got logits ",
+               logits);
   call.require(top_k >= 1 && top_k <= kRouteMaxTopK && top_k <= experts, "expected top_k in 1 to ",
                kRouteMaxTopK, ", at most the number of experts (", experts, "), got ", top_k);
-  const int64_t choices = tokens * top_k;
-  call.require(choices < kIntLimit, "expected fewer than 2^31 choices, got ", choices);
-  Tensor ids = call.empty({tokens, top_k}, ScalarType::Int);
-  Tensor weights = call.empty({tokens, top_k}, ScalarType::Float);
-  Tensor row_scale = call.empty({choices}, ScalarType::Float);
-  Tensor offsets = call.empty({experts + 1}, ScalarType::Int);
-  Tensor permutation = call.empty({choices}, ScalarType::Int);
-  Tensor inverse = call.empty({choices}, ScalarType::Int);
+  const int64_t choices = top_k + shared_expert, rows = tokens * choices;
+  call.require(rows < kIntLimit, "expected fewer than 2^31 choices, got ", rows);
+  Tensor ids = call.empty({tokens, choices}, ScalarType::Int);
+  Tensor weights = call.empty({tokens, choices}, ScalarType::Float);
+  Tensor row_scale = call.empty({rows}, ScalarType::Float);
+  Tensor offsets = call.empty({experts + shared_expert + 1}, ScalarType::Int);
+  Tensor permutation = call.empty({rows}, ScalarType::Int);
+  Tensor inverse = call.empty({rows}, ScalarType::Int);
   Tensor counts = call.workspace(moe_route_workspace(tokens, static_cast<int>(experts)));
   const MoeRouteParams params{.tokens = tokens,
                               .num_experts = static_cast<int>(experts),
                               .top_k = static_cast<int>(top_k),
+                              .shared_expert = shared_expert,
                               .logits = in.data,
                               .topk_ids = pointer<int>(ids),
                               .topk_weights = pointer<float>(weights),

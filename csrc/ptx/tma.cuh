@@ -32,6 +32,11 @@ __device__ __forceinline__ void bulk_load(void* smem, const void* source, uint32
       : "memory");
 }
 
+// PTX ISA: cp.async.bulk.prefetch.L2. Contiguous bytes into L2, where they stay coherent.
+__device__ __forceinline__ void bulk_prefetch(const void* source, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+}
+
 // PTX ISA: cp.async.bulk.tensor, global to shared. Coordinates run from the innermost dimension;
 // what lies outside the tensor arrives as zeros and still counts towards expect_tx.
 __device__ __forceinline__ void tma_load_2d(void* smem, const CUtensorMap* map, uint64_t* barrier,
@@ -49,6 +54,16 @@ __device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap* map, 
       "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(smem_address(smem)),
       "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
+// The same for data that is read once and should leave L2 first (evict_first_policy()).
+__device__ __forceinline__ void tma_load_3d(void* smem, const CUtensorMap* map, uint64_t* barrier,
+                                            int x, int y, int z, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(smem_address(smem)),
+      "l"(map), "r"(smem_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(policy)
       : "memory");
 }
 

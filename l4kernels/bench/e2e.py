@@ -30,8 +30,7 @@ from l4kernels.planning.plan import plan
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="l4k bench e2e", description=__doc__)
     parser.add_argument("--model", choices=["scout", "maverick", "demo"], default="demo")
-    runnable = [name for name, form in FORMATS.items() if not form.without_kernels]
-    parser.add_argument("--format", choices=runnable, default="bf16")
+    parser.add_argument("--format", choices=list(FORMATS), default="bf16")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to generate, at least 2")
@@ -134,7 +133,8 @@ def run(
         raise ValueError(f"{model} has {whole.num_hidden_layers} layers, got --layers {layers}")
     config = shortened(whole, layers)
     began = time.perf_counter()
-    network = Llama4.random(config, device, torch.bfloat16, form)
+    fp8_cache = device == "cuda" and FORMATS[form].fp8_cache  # as `l4k generate` has it
+    network = Llama4.random(config, device, torch.bfloat16, form, "fp8" if fp8_cache else None)
     ids = torch.randint(
         config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)
     )
@@ -145,7 +145,7 @@ def run(
         torch.cuda.reset_peak_memory_stats()  # without what building took
     first, gaps = _generate(network, ids, new)
     step = statistics.median(gaps)
-    planned = plan(config, form, gpu, context, batch)
+    planned = plan(config, form, gpu, context, batch, "fp8" if fp8_cache else "bf16")
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     row = {
         "op": None,

@@ -32,6 +32,9 @@ FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """What a GPU run measures first, of our own kernels alone; of other ops all sizes."""
 PAGE = 64
+CHOICES = 2
+"""Rows of a token in an MoE layer: every published model routes it to one expert, and all to the
+shared one."""
 SCALINGS = {
     "fp8_row": ("row", "row"),
     "fp8_fast": ("row", "row"),
@@ -86,6 +89,11 @@ class Inputs:
         if self.device == "meta":
             return torch.empty(n, dtype=torch.int32, device="meta")
         return torch.randperm(n, device=self.device).to(torch.int32)
+
+    def permutation(self, tokens: int) -> Tensor:
+        """As `moe_route` makes it: the rows of the routed experts, then the shared one's."""
+        routed, token = self.shuffled(tokens), self.arange(tokens, torch.int32)
+        return torch.cat([CHOICES * routed, CHOICES * token + 1])
 
     def fp8(self, *shape: int) -> Tensor:
         return self.normal(*shape).to(FP8)
@@ -198,19 +206,19 @@ def _rope_cache(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 @_of("moe_route")
 def _moe_route(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     experts, top_k = config.num_local_experts, config.num_experts_per_tok
-    yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k), {})
+    yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k, True), {})
 
 
 @_of("moe_permute")
 def _moe_permute(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
-    yield "", lambda i: ((i.normal(tokens, d), i.shuffled(tokens), 1), {})
+    yield "", lambda i: ((i.normal(tokens, d), i.permutation(tokens), CHOICES), {})
 
 
 @_of("moe_permute_fp8")
 def _moe_permute_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
-    yield "row", lambda i: ((i.normal(tokens, d), i.shuffled(tokens), 1), {})
+    yield "row", lambda i: ((i.normal(tokens, d), i.permutation(tokens), CHOICES), {})
 
 
 @_of("moe_combine")
@@ -218,8 +226,9 @@ def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]
     d = config.hidden_size
 
     def make(i: Inputs) -> Arguments:
-        y, shared, residual = (i.normal(tokens, d) for _ in range(3))
-        return (y, i.shuffled(tokens), 1), {"shared": shared, "residual": residual}
+        inverse = i.permutation(tokens).argsort().to(torch.int32)
+        y, residual = i.normal(CHOICES * tokens, d), i.normal(tokens, d)
+        return (y, inverse, CHOICES), {"residual": residual}
 
     yield "", make
 
@@ -268,11 +277,12 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 
 
 def products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
-    """Weights by name: experts (0: dense), N, K; what Maverick shares with Scout is Scout's."""
+    """Weights by name: experts, the shared one among them (0: dense), N, K; what Maverick shares
+    with Scout is Scout's. `gate_up` and `down` are one expert's, as a product of its own."""
     d, width, wide = c.hidden_size, c.intermediate_size, c.intermediate_size_mlp
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    experts = c.num_local_experts
-    grouped = {"experts_gate_up": (experts, 2 * width, d), "experts_down": (experts, d, width)}
+    experts = c.num_local_experts + 1
+    grouped = {"moe_gate_up": (experts, 2 * width, d), "moe_down": (experts, d, width)}
     if tokens > 8192:
         return grouped
     if len(c.moe_layers) < c.num_hidden_layers:
@@ -282,24 +292,30 @@ def products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
     return {name: (0, *shape) for name, shape in dense.items()} | grouped
 
 
+def expert_offsets(experts: int, tokens: int) -> Tensor:
+    """Of tokens that each chose one expert and the shared one, which is the last."""
+    chosen = torch.randint(experts - 1, (tokens,), generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(chosen, minlength=experts)
+    counts[-1] = tokens
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
 def _product(
     i: Inputs, tokens: int, shape: tuple[int, int, int], form: str
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
     experts, n, k = shape
-    weight = (experts, n) if experts else (n,)
+    weight, rows = ((experts, n), CHOICES * tokens) if experts else ((n,), tokens)
     options: dict[str, Any] = {}
     if experts:
-        chosen = torch.randint(experts, (tokens,), generator=torch.Generator().manual_seed(0))
-        ends = torch.bincount(chosen, minlength=experts).cumsum(0)
-        options["expert_offsets"] = i.numbers(torch.nn.functional.pad(ends, (1, 0)))
+        options["expert_offsets"] = i.numbers(expert_offsets(experts, tokens))
     if form == "bf16":
-        return (i.normal(tokens, k), i.normal(*weight, k)), options
+        return (i.normal(rows, k), i.normal(*weight, k)), options
     of_a, of_b = SCALINGS[form]
     blocks = k // 128
-    options["sfa"] = i.full(1.0, tokens, *((blocks,) if of_a == "1x128" else ()))
+    options["sfa"] = i.full(1.0, rows, *((blocks,) if of_a == "1x128" else ()))
     scales = (*weight[:-1], -(-n // 128), blocks) if of_b == "128x128" else weight
     options["sfb"] = i.full(1.0, *scales)
-    return (i.fp8(tokens, k), i.fp8(*weight, k)), options
+    return (i.fp8(rows, k), i.fp8(*weight, k)), options
 
 
 @_of("gemm")
@@ -307,7 +323,7 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(i: Inputs, shape: tuple[int, int, int], form: str, epilogue: str) -> Any:
         args, options = _product(i, tokens, shape, form)
         if epilogue:
-            options |= {"activation": "swiglu", "row_scale": i.full(0.5, tokens)}
+            options |= {"activation": "swiglu", "row_scale": i.full(0.5, len(args[0]))}
         if form == "fp8_fast":
             options["fast_accum"] = True
         return args, options
@@ -318,7 +334,7 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         )
         for form in forms + ["fp8_mixed"] * name.endswith("down"):
             yield f"{name}.{form}", lambda i, s=shape, f=form: make(i, s, f, "")
-        if name == "experts_gate_up":
+        if name == "moe_gate_up":
             yield f"{name}.bf16.swiglu", lambda i, s=shape: make(i, s, "bf16", "swiglu")
 
 

@@ -12,6 +12,7 @@ from l4kernels.model.config import Llama4Config, VisionConfig
 
 Shape = tuple[int, ...]
 
+_FF = "feed_forward."
 _BUFFERS = re.compile(r"(^|\.)((rotary_emb|rotary_embedding|rope)\.\w+|position_ids)$")
 
 
@@ -50,7 +51,7 @@ def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
             fused = f"{source}feed_forward.experts.0.gate_proj.weight" not in names
             block |= _moe(config, fused)
         else:
-            block |= _mlp("feed_forward.", hidden, config.intermediate_size_mlp)
+            block |= _mlp(_FF, _FF, hidden, config.intermediate_size_mlp)
         slots |= {source + n: s._replace(target=target + s.target) for n, s in block.items()}
     if config.vision:
         slots |= _vision(config.vision, hidden)
@@ -82,11 +83,14 @@ def _attention(config: Llama4Config) -> dict[str, Slot]:
     }
 
 
-def _mlp(prefix: str, hidden: int, width: int) -> dict[str, Slot]:
+def _mlp(
+    source: str, target: str, hidden: int, width: int, expert: int | None = None
+) -> dict[str, Slot]:
+    into, out_of, gate_up = (width, hidden), (hidden, width), f"{target}gate_up_proj"
     return {
-        f"{prefix}gate_proj.weight": Slot((width, hidden), f"{prefix}gate_up_proj", "gate"),
-        f"{prefix}up_proj.weight": Slot((width, hidden), f"{prefix}gate_up_proj", "up"),
-        f"{prefix}down_proj.weight": Slot((hidden, width), f"{prefix}down_proj"),
+        f"{source}gate_proj.weight": Slot(into, gate_up, "gate", expert),
+        f"{source}up_proj.weight": Slot(into, gate_up, "up", expert),
+        f"{source}down_proj.weight": Slot(out_of, f"{target}down_proj", expert=expert),
     }
 
 
@@ -96,22 +100,19 @@ def _moe(config: Llama4Config, fused: bool) -> dict[str, Slot]:
         config.intermediate_size,
         config.num_local_experts,
     )
-    ff = "feed_forward."
-    slots = {f"{ff}router.weight": Slot((experts, hidden), f"{ff}router")}
-    slots |= _mlp(f"{ff}shared_expert.", hidden, width)
+    slots = {f"{_FF}router.weight": Slot((experts, hidden), f"{_FF}router")}
+    # The model has the shared expert as one more of the others.
+    slots |= _mlp(f"{_FF}shared_expert.", _FF, hidden, width, experts)
     if fused:
         gate_up, down = (experts, hidden, 2 * width), (experts, width, hidden)
         return slots | {
-            f"{ff}experts.gate_up_proj": Slot(
-                gate_up, f"{ff}gate_up_proj", "gate_up", transposed=True
+            f"{_FF}experts.gate_up_proj": Slot(
+                gate_up, f"{_FF}gate_up_proj", "gate_up", transposed=True
             ),
-            f"{ff}experts.down_proj": Slot(down, f"{ff}down_proj", transposed=True),
+            f"{_FF}experts.down_proj": Slot(down, f"{_FF}down_proj", transposed=True),
         }
     for expert in range(experts):
-        own = _mlp(f"{ff}experts.{expert}.", hidden, width)
-        for name, slot in own.items():
-            target = slot.target.replace(f"experts.{expert}.", "")
-            slots[name] = slot._replace(target=target, expert=expert)
+        slots |= _mlp(f"{_FF}experts.{expert}.", _FF, hidden, width, expert)
     return slots
 
 

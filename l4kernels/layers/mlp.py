@@ -1,4 +1,4 @@
-"""SwiGLU: the dense layers' MLP and the shared expert."""
+"""SwiGLU: the MLP of a dense layer."""
 
 from torch import Tensor, nn
 
@@ -16,6 +16,6 @@ class MLP(nn.Module):
         self.gate_up_proj = options.linear(hidden_size, 2 * width)
         self.down_proj = options.linear(width, hidden_size)
 
-    def forward(self, x: Activations, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Activations, residual: Tensor) -> Tensor:
         hidden = self.gate_up_proj(x, activation="swiglu")
         return self.down_proj(hidden, residual=residual)

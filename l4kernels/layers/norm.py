@@ -9,14 +9,13 @@ from l4kernels.layers.weights.linear import Activations
 class RMSNorm(nn.Module):
     """`x * rsqrt(mean(x^2) + eps) * weight`.
 
-    In an fp8 model the result comes quantised per token for the GEMM that follows, with the
-    unquantised rows beside it (`keep`) where a router or the experts want them.
+    In an fp8 model the result comes quantised per token for the GEMM that follows.
     """
 
-    def __init__(self, size: int, eps: float, options: ModelOptions, *, keep: bool = False):
+    def __init__(self, size: int, eps: float, options: ModelOptions):
         super().__init__()
-        self.eps, self.keep, self.linear = eps, keep, options.linear_class
+        self.eps, self.linear = eps, options.linear_class
         self.weight = options.empty(size)
 
     def forward(self, x: Tensor) -> Activations:
-        return self.linear.rms_norm(x, self.weight, self.eps, keep=self.keep)
+        return self.linear.rms_norm(x, self.weight, self.eps)

@@ -166,7 +166,7 @@ class Llama4Config:
         layers = f.integer("num_hidden_layers", 1, 512)
         heads = f.integer("num_attention_heads", 1, 1024)
         hidden = f.integer("hidden_size", 1, 65_536)
-        experts = f.integer("num_local_experts", 0, 256, default=0)
+        experts = f.integer("num_local_experts", 0, 255, default=0)  # the shared one is the 256th
         moe_layers = rules.moe_layers(f, layers) if experts else ()
         rope_layers = rules.rope_layers(f, layers)
         chunk = f.integer("attention_chunk_size", 0, 1 << 28, default=0)

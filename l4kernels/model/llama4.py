@@ -42,7 +42,9 @@ class DecoderLayer(nn.Module):
         )
         self.input_layernorm = RMSNorm(size, eps, options)
         self.attention = Attention(size, shape, options)
-        self.post_attention_layernorm = RMSNorm(size, eps, options, keep=moe)
+        # A router and the gather of the experts' rows take them unquantised in every format.
+        form = replace(options, weights="bf16") if moe else options
+        self.post_attention_layernorm = RMSNorm(size, eps, form)
         self.feed_forward: MoE | MLP
         if moe:
             experts, top_k = config.num_local_experts, config.num_experts_per_tok

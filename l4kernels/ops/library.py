@@ -25,8 +25,9 @@ class LibraryStatus:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Names of the ops that have a CUDA implementation."""
-        return tuple(name for name in OPS if self.loaded and name not in _missing)
+        """Names of the ops that have a CUDA kernel."""
+        without = {*_missing, *(name for name, op in OPS.items() if op.without_kernel)}
+        return tuple(name for name in OPS if self.loaded and name not in without)
 
 
 _missing: set[str] = set()

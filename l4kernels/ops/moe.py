@@ -21,7 +21,10 @@ from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.views import as_dtype, as_float
 
 MAX_EXPERTS = 256
+"""Of the grouped products: a shared expert is one of them."""
 MAX_TOP_K = 8
+MAX_CHOICES = MAX_TOP_K + 1
+"""Rows of a token: its experts and the shared one."""
 
 
 class Routing(NamedTuple):
@@ -38,10 +41,11 @@ class Routing(NamedTuple):
 def _check_moe_route(args: Bound) -> None:
     contract = Contract(args)
     contract.tensor("logits", FLOATS, ["T", "E"], "rows")
-    experts = contract.sizes["E"]
+    experts, most = contract.sizes["E"], MAX_EXPERTS - args.shared_expert
+    beside = " beside the shared one" if args.shared_expert else ""
     contract.require(
-        1 <= experts <= MAX_EXPERTS,
-        f"expected 1 to {MAX_EXPERTS} experts, got logits {list(args.logits.shape)}",
+        1 <= experts <= most,
+        f"expected 1 to {most} experts{beside}, got logits {list(args.logits.shape)}",
     )
     limit = min(MAX_TOP_K, experts)
     contract.require(
@@ -52,13 +56,14 @@ def _check_moe_route(args: Bound) -> None:
 
 def _work_moe_route(args: Bound) -> Work:
     tokens, experts = args.logits.shape
-    written = tokens * args.top_k * 5 * 4 + (experts + 1) * 4
+    written = tokens * (args.top_k + args.shared_expert) * 5 * 4
+    written += (experts + args.shared_expert + 1) * 4
     return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
 
 
 @op(check=_check_moe_route, work=_work_moe_route, returns=Routing)
 def moe_route(
-    logits: Tensor, top_k: int = 1
+    logits: Tensor, top_k: int = 1, shared_expert: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Picks each token's experts and the order in which the expert GEMMs see the tokens.
 
@@ -70,9 +75,12 @@ def moe_route(
     Args:
         logits: `[T, E]` float32, bfloat16 or float16, the output of the router's GEMM; E <= 256.
         top_k: experts per token, 1 to 8.
+        shared_expert: every token also goes to expert E, with weight 1 whatever its logits, as its
+            last choice. The grouped GEMMs then take the shared expert's weights after the others';
+            its rows are the last T, in the order of the tokens. E <= 255.
 
     Returns:
-        `Routing` of
+        With k = `top_k` and E = `logits.shape[1]`, each one more if `shared_expert`, `Routing` of
         `topk_ids` int32 `[T, k]`, by descending logit;
         `topk_weights` float32 `[T, k]`, `sigmoid(logit)`;
         `row_scale` float32 `[T * k]`, the weights in permuted order;
@@ -83,6 +91,9 @@ def moe_route(
     >>> r = moe_route(torch.tensor([[0.0, 2.0], [1.0, 1.0], [-1.0, 0.0]]))
     >>> r.topk_ids.flatten().tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
     ([1, 0, 1], [1, 0, 2], [0, 1, 3])
+    >>> r = moe_route(torch.tensor([[0.0, 2.0], [1.0, 1.0]]), shared_expert=True)
+    >>> r.topk_ids.tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
+    ([[1, 2], [0, 2]], [2, 0, 1, 3], [0, 1, 2, 4])
     """
     value = as_float(logits)
     if top_k == 1:
@@ -95,10 +106,15 @@ def moe_route(
         ordered, order = value.sort(dim=-1, descending=True, stable=True)
         weights = torch.sigmoid(ordered[:, :top_k]).masked_fill(nan, torch.nan).contiguous()
         ids = order[:, :top_k]
+    experts = logits.shape[1]
+    if shared_expert:
+        ids = torch.nn.functional.pad(ids, (0, 1), value=experts)
+        weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
+        experts += 1
     ids = ids.to(torch.int32, memory_format=torch.contiguous_format)
     sorted_ids, permutation = ids.view(-1).sort(stable=True)
-    experts = torch.arange(logits.shape[1] + 1, dtype=torch.int32, device=logits.device)
-    offsets = torch.searchsorted(sorted_ids, experts, out_int32=True)
+    bounds = torch.arange(experts + 1, dtype=torch.int32, device=logits.device)
+    offsets = torch.searchsorted(sorted_ids, bounds, out_int32=True)
     inverse = permutation.argsort().to(torch.int32)
     row_scale = weights.take(permutation)
     return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
@@ -116,7 +132,9 @@ def _check_permutation(contract: Contract, dtypes: Sequence[torch.dtype]) -> Non
 
 def _top_k(contract: Contract) -> int:
     top_k: int = contract.args.top_k
-    contract.require(1 <= top_k <= MAX_TOP_K, f"expected top_k in 1 to {MAX_TOP_K}, got {top_k}")
+    contract.require(
+        1 <= top_k <= MAX_CHOICES, f"expected top_k in 1 to {MAX_CHOICES}, got {top_k}"
+    )
     return top_k
 
 
@@ -136,7 +154,7 @@ def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
     Args:
         x: `[T, D]` float32, bfloat16, float16 or e4m3.
         permutation: int32 `[T * top_k]` of `moe_route`.
-        top_k: experts per token.
+        top_k: rows per token, 1 to 9; a shared expert that `moe_route` sorted in has one of them.
 
     Returns:
         `[T * top_k, D]`, the dtype of `x`. Rows are never multiplied by the router's score.
@@ -190,7 +208,7 @@ def moe_permute_fp8(
     Args:
         x: `[T, D]` float32, bfloat16 or float16.
         permutation: int32 `[T * top_k]` of `moe_route`.
-        top_k: experts per token.
+        top_k: rows per token, 1 to 9; a shared expert that `moe_route` sorted in has one of them.
         scaling: "row" (one scale per token) or "1x128" (D is a multiple of 128).
 
     Returns:
@@ -240,8 +258,8 @@ def moe_combine(
     Args:
         y: `[T * top_k, D]` float32, bfloat16 or float16, rows in permuted order.
         inverse: int32 `[T * top_k]` of `moe_route`.
-        top_k: experts per token.
-        shared: `[T, D]`, the shared expert's output.
+        top_k: rows per token, 1 to 9; a shared expert that `moe_route` sorted in has one of them.
+        shared: `[T, D]`, the output of a shared expert that is not among the rows of `y`.
         residual: `[T, D]`, the residual stream.
 
     Returns:

@@ -197,7 +197,13 @@ def _fake_quantize_int4(args: Bound) -> tuple[Tensor, Tensor]:
     )
 
 
-@op(check=_check_quantize_int4, work=_work_quantize_int4, fake=_fake_quantize_int4, returns=Int4)
+@op(
+    check=_check_quantize_int4,
+    work=_work_quantize_int4,
+    fake=_fake_quantize_int4,
+    returns=Int4,
+    without_kernel="weights are quantised once, when they are loaded",
+)
 def quantize_int4(w: Tensor, search: bool = True) -> tuple[Tensor, Tensor]:
     """Quantises weights to int4, symmetric, in groups of 128 along K: w ~ q * scale, q in -8..7.
 

@@ -69,10 +69,11 @@ class Op(Generic[P, R]):
         fake: Callable[[Bound], Any] | None = None,
         mutates: tuple[str, ...] = (),
         returns: Any = None,
+        without_kernel: str = "",
     ):
         functools.update_wrapper(self, body)
         self.name = body.__name__
-        self.body, self.returns = body, returns
+        self.body, self.returns, self.without_kernel = body, returns, without_kernel
         self._work, self._check, self._fake = work, check, fake
         self.schema = self.name + torch.library.infer_schema(body, mutates_args=mutates)
         self._binder = Binder(self.name, body)
@@ -85,10 +86,11 @@ class Op(Generic[P, R]):
         self.overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
         OPS[self.name] = self
 
-    def _define(self, schema: str, on_cpu: Callable[..., Any], on_fake: Callable[..., Any]) -> None:
+    def _define(self, schema: str, run: Callable[..., Any], on_fake: Callable[..., Any]) -> None:
         _library.define(schema)
         name = schema.partition("(")[0]
-        _library.impl(name, on_cpu, "CPU")
+        for device in ("CPU", "CUDA") if self.without_kernel else ("CPU",):
+            _library.impl(name, run, device)
         torch.library.register_fake(f"{NAMESPACE}::{name}", on_fake, lib=_library)
 
     def __get__(self, instance: object, owner: type | None = None) -> "Op[P, R]":
@@ -183,7 +185,7 @@ class Op(Generic[P, R]):
         return bound
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        """The implementation for CPUs, on which the dispatcher has found all tensors."""
+        """The implementation for CPUs, and for a GPU where the op needs no kernel."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
         key = (*kwargs, *_layout((*args, *kwargs.values())))  # all that a check may read
@@ -311,6 +313,7 @@ def op(
     fake: Callable[[Bound], Any] | None = None,
     mutates: tuple[str, ...] = (),
     returns: None = None,
+    without_kernel: str = "",
     out: Literal[False] = False,
 ) -> Callable[[Callable[P, R]], Op[P, R]]: ...
 @overload
@@ -321,6 +324,7 @@ def op(
     fake: Callable[[Bound], Any] | None = None,
     mutates: tuple[str, ...] = (),
     returns: type[R],
+    without_kernel: str = "",
     out: Literal[False] = False,
 ) -> Callable[[Callable[P, Any]], Op[P, R]]: ...
 @overload
@@ -331,6 +335,7 @@ def op(
     fake: Callable[[Bound], Any] | None = None,
     mutates: tuple[str, ...] = (),
     returns: None = None,
+    without_kernel: str = "",
     out: Literal[True],
 ) -> Callable[[Callable[P, Tensor]], OpWithOut[P]]: ...
 def op(*, out: bool = False, **parts: Any) -> Any:
@@ -344,6 +349,7 @@ def op(*, out: bool = False, **parts: Any) -> Any:
             impossible (data-dependent loops).
         mutates: names of the tensors that are written in place.
         returns: a NamedTuple that names the results of an op with several.
+        without_kernel: why the op needs no CUDA kernel; its body serves a GPU, too.
         out: also define an overload with a keyword-only `out` tensor (single result only).
     """
     kind = OpWithOut if out else Op
@@ -359,7 +365,7 @@ def _layout(values: Iterable[Any]) -> list[Any]:
     layout: list[Any] = []
     for value in values:
         if isinstance(value, Tensor):
-            layout += value.shape, value.stride(), value.dtype
+            layout += value.shape, value.stride(), value.dtype, value.device
         elif isinstance(value, (list, tuple)):
             layout += len(value), *_layout(value)
         else:

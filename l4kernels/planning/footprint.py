@@ -106,14 +106,15 @@ def weight_read_bytes(c: Llama4Config, form: Format, batch: int = 1) -> float:
 def activation_bytes(c: Llama4Config, context: int, batch: int) -> float:
     """Estimate of the largest moment: a MoE layer of a prefill slice, or the vision tower.
 
-    bf16: residual, its norm, the permuted rows, the experts' inner and outer rows, the shared
-    expert's; then float32 logits and one copy for the sampler.
+    bf16: residual, its norm, the permuted rows, the experts' inner and outer rows, those of the
+    shared expert among them; then float32 logits and one copy for the sampler.
     """
     tokens = max(batch, min(batch * context, MAX_PREFILL_TOKENS))
-    k = c.num_experts_per_tok if c.moe_layers else 0
-    inner = max((k + 1) * c.intermediate_size if k else 0, c.intermediate_size_mlp)
+    rows = c.num_experts_per_tok + 1 if c.moe_layers else 0
+    experts = rows * (2 * c.hidden_size + c.intermediate_size)
+    dense = c.hidden_size + c.intermediate_size_mlp
     attention = (2 * c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim
-    per_token = 2 * (2 * c.hidden_size + max((2 * k + 1) * c.hidden_size + inner, attention))
+    per_token = 2 * (2 * c.hidden_size + max(experts, dense, attention))
     total = tokens * per_token + 8 * batch * c.vocab_size
     if c.vision is not None:
         rows = 17 * (c.vision.grid**2 + 1)

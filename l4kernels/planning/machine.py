@@ -94,7 +94,8 @@ def gpu_problem(weights: str) -> str | None:
     """Why a model with weights in this format cannot run on CUDA kernels here; None if it can."""
     blocked = _blocked(_gpus())
     others = {op for name, form in FORMATS.items() if name != weights for op in form.own_ops}
-    missing = sorted(set(OPS) - set(STATUS.kernels) - NO_MODEL_OPS - others)
+    needed = {name for name, op in OPS.items() if not op.without_kernel} - NO_MODEL_OPS - others
+    missing = sorted(needed - set(STATUS.kernels))
     if not blocked and missing:
         blocked = f"{weights} models need ops that have no CUDA kernel: {', '.join(missing)}"
     return blocked or None
@@ -114,12 +115,17 @@ def _blocked(gpus: list[dict[str, Any]]) -> str:
 
 
 def _kernels(gpus: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """For every op: where it runs ("cuda" or "reference"), and why not on the GPU."""
+    """For every op where it runs on a GPU, and why not on a CUDA kernel: "cuda"; "torch", its body
+    by design; or "reference", its body for want of something."""
     blocked = _blocked(gpus)
     states = {}
-    for name in sorted(OPS):
-        reason = blocked
-        if not reason and name not in STATUS.kernels:
-            reason = "this version has no CUDA kernel for it"
-        states[name] = {"active": "reference" if reason else "cuda", "reason": reason}
+    for name, op in sorted(OPS.items()):
+        active, reason = "cuda", ""
+        if blocked:
+            active, reason = "reference", blocked
+        elif op.without_kernel:
+            active, reason = "torch", f"by design on torch's kernels ({op.without_kernel})"
+        elif name not in STATUS.kernels:
+            active, reason = "reference", "this version has no CUDA kernel for it"
+        states[name] = {"active": active, "reason": reason}
     return states

@@ -111,12 +111,6 @@ def obstacles(form: str, num_gpus: int) -> tuple[str, ...]:
         found.append(
             f"Formats other than {', '.join(FORMATS)} cannot be loaded: for comparison only."
         )
-    elif FORMATS[form].without_kernels:
-        names = " and ".join(FORMATS[form].without_kernels)
-        found.append(
-            f"{form} has no CUDA kernels yet ({names}): on a GPU it runs on the typed references "
-            f"only, slowly."
-        )
     if num_gpus > 1:
         found.append("A model runs on one GPU only: more of them are for comparison.")
     return tuple(found)

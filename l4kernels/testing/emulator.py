@@ -117,10 +117,11 @@ def _load_emulator() -> ModuleType:
         # Before what is global already: a torch with CUDA has loaded the real runtime.
         ctypes.CDLL(str(library), mode=os.RTLD_DEEPBIND)
         torch.ops.load_library(str(library))
-        for name in OPS:
+        for name, op in OPS.items():
             qualified = f"{EMULATED_NAMESPACE}::{name}"
             if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CPU"):
-                definitions.impl(name, _no_kernel(name), "CPU")
+                run = op.overload if op.without_kernel else _no_kernel(name)
+                definitions.impl(name, run, "CPU")
         _emulated_library = definitions
     return importlib.import_module("l4k_emulator_control")
 

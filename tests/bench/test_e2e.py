@@ -14,14 +14,14 @@ from l4kernels.bench.report import table
 from l4kernels.cli import main as l4k
 from l4kernels.engine import runner
 from l4kernels.engine.kv_cache import KVCache
+from l4kernels.layers.weights import FORMATS
 from l4kernels.ops import OPS
-from l4kernels.planning import machine
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 
 
 @no_gpu
-@pytest.mark.parametrize("form", ["bf16", "fp8"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_the_demo_is_measured_on_a_cpu_and_says_so(form, capsys):
     command = ["e2e", "--model", "demo", "--format", form, "--prompt", "70", "--new", "3"]
     assert main([*command, "--batch", "2", "--json"]) == 0
@@ -100,17 +100,6 @@ def test_prefill_flops_are_those_of_the_ops():
     norms = 9 * 128  # counted among the parameters; a thousandth
     wanted = 2 * prompt * per_token + attention + 2 * 1056 * 128
     assert prefill_flops(config, 3, prompt) == 3 * (wanted + 2 * prompt * norms)
-
-
-def test_a_model_needs_the_ops_of_its_format(monkeypatch):
-    monkeypatch.setattr(machine, "_blocked", lambda gpus: "")
-    monkeypatch.setattr(machine, "STATUS", type("Status", (), {"kernels": tuple(OPS)[:-1]}))
-    last = tuple(OPS)[-1]
-    assert last == "word_sum" and machine.gpu_problem("bf16") is None
-    kernels = tuple(op for op in OPS if op not in ("w4_gemm", "embed"))
-    monkeypatch.setattr(machine, "STATUS", type("Status", (), {"kernels": kernels}))
-    assert machine.gpu_problem("fp8").endswith("no CUDA kernel: embed")
-    assert machine.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
 
 
 def test_a_gpu_run_measures_models_and_leaves_time_for_them(monkeypatch):

@@ -26,7 +26,7 @@ SMALL = {
     "TOKENS": 150,
     "WIDTH": 256,
     "SAMPLED": (150, 512),
-    "ROUTED": ((70, 16, 2),),
+    "ROUTED": ((70, 16, 2, True),),
     "ROPE_HEADS": 1,
     "ROPE_PAGES": 3,
     "LONG_PREFILL": (1024, 4),
@@ -64,7 +64,7 @@ def rehearsal():
             mock.patch.object(ceilings, "CEILING_BYTES", 1 << 20),
             mock.patch.object(ceilings, "CLOCKS_S", 0.0),
             mock.patch.object(ceilings, "CLOCKS_TOKENS", 128),
-            mock.patch.object(tune, "ROWS", (1, 9)),
+            mock.patch.object(tune, "TOKENS", (1, 9)),
             mock.patch.object(tune, "max_splits", return_value=2),
             mock.patch.object(tune, "time_graph", short_graph),
             mock.patch.object(decode_step, "CONTEXTS", (5,)),
@@ -93,7 +93,7 @@ def keys():
         "compiled.",
     )
     again = "maverick", "batch64", "bench.gemm", "bench.flash"
-    tuned = {"qkv.bf16", "qkv.fp8_row", "experts_down.fp8_fast"}
+    tuned = {"qkv.bf16", "qkv.fp8_row", "moe_down.fp8_fast"}
     return [
         key
         for key in found

@@ -2,14 +2,13 @@
 
 import re
 
-from bench.tune import CONFIGS, HEADER, MODEL, Entry, entries, header
+from bench.tune import CONFIGS, HEADER, MODEL, NUMBERED, Entry, choices, entries, header
 from l4kernels.bench.rows import load
 from tools import budget
 from tools.model import headers
 from tools.nvcc import ROOT
 
-# As rows of a GPU run have them, and as bench/results keeps them: 100 * splits + number.
-PROMOTED, FAST = "104", "106"
+PROMOTED, FAST = "fp8_128x128_1x2_promote/1", "fp8_128x256/1"
 
 
 def row(us: dict, *, fp8: bool = True, fast: bool = False, ok: bool = True) -> dict:
@@ -24,19 +23,20 @@ def found(us: dict, **options) -> list[Entry]:
 def test_a_gain_is_an_entry_up_to_the_middle():
     us = {"16": {MODEL: 10.0, PROMOTED: 10.0}, "64": {MODEL: 30.0, PROMOTED: 20.0}}
     us["256"] = {MODEL: 40.0, PROMOTED: 39.0}
-    assert found(us) == [(512, 256, 1, True, False, 32, -1), (512, 256, 1, True, False, 128, 104)]
+    product = (512, 256, 1, True, False)
+    assert found(us) == [(*product, 32, MODEL), (*product, 128, PROMOTED)]
 
 
 def test_neighbours_of_one_choice_are_one_entry():
-    us = {str(m): {MODEL: 30.0, PROMOTED: 20.0} for m in (1, 16, 64)}
-    assert found(us) == [(512, 256, 1, True, False, 2**31 - 1, 104)]
+    us = {str(m): {MODEL: 30.0, PROMOTED: 20.0} for m in (32, 64, 128)}
+    assert found(us) == [(512, 256, 1, True, False, 2**31 - 1, PROMOTED)]
 
 
 def test_a_fast_row_is_only_for_who_asked():
     us = {"64": {MODEL: 30.0, PROMOTED: 20.0, FAST: 10.0}}
-    assert [entry[-1] for entry in found(us)] == [104]
-    assert [entry[-1] for entry in found(us, fast=True)] == [106]
-    assert [entry[-1] for entry in found({"64": {MODEL: 30.0, "106": 10.0}}, fp8=False)] == [106]
+    assert [entry[-1] for entry in found(us)] == [PROMOTED]
+    assert [entry[-1] for entry in found(us, fast=True)] == [FAST]
+    assert [entry[-1] for entry in found({"64": {MODEL: 30.0, FAST: 10.0}}, fp8=False)] == [FAST]
 
 
 def test_small_gains_and_failed_rows_are_none():
@@ -45,24 +45,50 @@ def test_small_gains_and_failed_rows_are_none():
 
 
 def test_the_table_is_what_the_tuner_writes():
-    """From the rows of one GPU run, byte for byte: also what their numbers mean has not changed."""
+    """From the rows of one GPU run, byte for byte."""
     runs = sorted((ROOT / "bench" / "results").rglob("*.jsonl"))
     assert HEADER.read_text() in [header(list(entries(load([run])))) for run in runs]
 
 
-def test_old_measurements_keep_their_meaning():
-    """Numbers in bench/results are places in the table: docs/kernels/gemm.md lists them."""
+def test_old_rows_count_by_numbers():
+    """-1 and -2 are the model; what a number of old rows means is listed in the tuner."""
+    assert found({"64": {"-2": 30.0, "204": 20.0}}) == found(
+        {"64": {MODEL: 30.0, PROMOTED[:-1] + "2": 20.0}}
+    )
+    assert found({"64": {"-1": 30.0, "104": 20.0}})[0][-1] == PROMOTED
+    assert found({"64": {"-2": 30.0, "114": 20.0}}, fast=True) == [], "it is no longer there"
+    assert set(CONFIGS) <= set(NUMBERED) and NUMBERED[14] not in CONFIGS
+
+
+def test_where_streaming_was_not_measured_few_rows_stream():
+    """Up to 16 of them, or 32 with experts; where it was, the fastest choice is an entry."""
+    gain = {"-2": 30.0, "104": 20.0}
+    assert found({"16": gain}) == [] and len(found({"17": gain})) == 1
+    ragged = [row({m: gain}) | {"experts": 16} for m in ("32", "33")]
+    assert [len(list(entries([r]))) for r in ragged] == [0, 1]
+    assert found({"16": {MODEL: 30.0, "stream": 30.0, PROMOTED: 20.0}})[0][-1] == PROMOTED
+    streamed = found({"64": {MODEL: 30.0, "stream": 20.0, PROMOTED: 25.0}})
+    assert streamed[0][-1] == "stream" and "{GemmChoice::kStream, 1}" in header(streamed)
+
+
+def test_every_choice_is_timed_once():
+    names, numbers = zip(*choices(16, precise=False), strict=True)
+    assert len(set(names)) == len(set(numbers)) == len(names) > 8 * len(CONFIGS)
+    assert dict(zip(names, numbers, strict=True))["bf16_128x256_2x1/3"] == 303
+    precise = [name for name, _ in choices(8192, precise=True)]
+    assert PROMOTED in precise and FAST not in precise and "stream" in precise
+
+
+def test_the_page_lists_the_table():
     page = (ROOT / "docs" / "kernels" / "gemm.md").read_text()
     assert re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.M) == [
-        (str(config.number), config.name) for config in CONFIGS
+        (str(config.number), name) for name, config in CONFIGS.items()
     ]
-    names = {int(PROMOTED) % 100: "fp8_128x128_1x2_promote", int(FAST) % 100: "fp8_128x256"}
-    assert {number: CONFIGS[number].name for number in names} == names
 
 
 def test_python_reads_the_table_as_the_compiler_does():
     """A name asked for by number comes back."""
-    for config in CONFIGS:
+    for config in CONFIGS.values():
         form = "fp8_fast" if config.fp8 else "bf16"
         gelu = config.gelu  # the question has no activation
         found = headers.gemm(64, 512, 512, 1, form, config.name, 132)

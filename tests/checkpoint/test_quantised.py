@@ -72,8 +72,12 @@ def test_gate_and_up_alternate_in_blocks_of_eight(tensors, tmp_path):
         assert torch.equal(moe.gate_up_proj.weight[expert], wanted)
         down = tensors[f"{name}experts.down_proj"][expert].t()
         assert torch.equal(moe.down_proj.weight[expert], down)
-    gate, up = (tensors[f"{name}shared_expert.{p}_proj.weight"] for p in ("gate", "up"))
-    assert torch.equal(moe.shared_expert.gate_up_proj.weight, ops.interleave_gate_up(gate, up))
+    gate, up, down = (
+        tensors[f"{name}shared_expert.{p}_proj.weight"] for p in ("gate", "up", "down")
+    )
+    assert torch.equal(moe.gate_up_proj.weight[3], ops.interleave_gate_up(gate, up))
+    assert torch.equal(moe.down_proj.weight[3], down)
+    assert moe.gate_up_proj.weight.shape[0] == moe.down_proj.weight.shape[0] == 4
 
 
 @pytest.mark.parametrize("weights", ["fp8", "int4"])

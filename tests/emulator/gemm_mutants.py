@@ -44,7 +44,7 @@ def program(kernel: str, config: str, mutant: Mutant | None = None) -> Path:
     """Compiles a copy of the sources with KERNEL/chain.cu, unless the same one has been before."""
     sources = {
         path.relative_to(ROOT / "csrc"): path.read_text()
-        for folder in ("ptx", "tile", "host", f"kernels/{kernel}")
+        for folder in ("ptx", "tile", "host", "kernels/stream_gemm", f"kernels/{kernel}")
         for path in sorted((ROOT / "csrc" / folder).iterdir())
         if path.suffix in (".h", ".cuh")
     }

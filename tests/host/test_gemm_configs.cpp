@@ -1,5 +1,5 @@
-// The configuration that every Llama 4 product gets: it can run it, it is not the wrong kind, and the
-// whole table is in use. Prints the choices.
+// The kernel and configuration that every Llama 4 product gets: it can run it, it is not the wrong
+// kind, and the whole table is in use. Prints the choices.
 #include <cstdio>
 #include <set>
 #include <string>
@@ -23,10 +23,10 @@ constexpr Product kProducts[] = {
     {"gate_up", 16384, 5120, 1},
     {"down", 5120, 8192, 1},
     {"head", 202048, 5120, 1},
-    {"gate_up, 16 experts", 16384, 5120, 16},
-    {"down, 16 experts", 5120, 8192, 16},
-    {"gate_up, 128 experts", 16384, 5120, 128},
-    {"down, 128 experts", 5120, 8192, 128},
+    {"gate_up, 17 experts", 16384, 5120, 17},
+    {"down, 17 experts", 5120, 8192, 17},
+    {"gate_up, 129 experts", 16384, 5120, 129},
+    {"down, 129 experts", 5120, 8192, 129},
     {"behemoth qkv", 18432, 16384, 1},
     {"behemoth gate_up, 16 experts", 53248, 16384, 16},
     {"behemoth down, 16 experts", 16384, 26624, 16},
@@ -36,6 +36,12 @@ constexpr int kRows[] = {1, 8, 16, 64, 128, 1024, 4096, 8192};
 
 l4k::GemmChoice check(const Product& product, l4k::GemmProblem p) {
   const l4k::GemmChoice choice = l4k::choose_gemm(p, kAny, kMachine);
+  const bool few = p.m <= (p.num_experts == 1 ? 16 : 32) && !p.fp8_out;
+  EXPECT((choice.config == l4k::GemmChoice::kStream) == few, product.name << ", M " << p.m);
+  if (few) {
+    EXPECT(l4k::can_run(choice, p) && choice.splits == 1, product.name << ", M " << p.m);
+    return choice;
+  }
   EXPECT(choice.config >= 0, product.name << ", M " << p.m);
   const l4k::GemmConfig& c = l4k::kGemmConfigs[choice.config];
   EXPECT(l4k::can_run(c, p), product.name << ", M " << p.m);
@@ -73,8 +79,6 @@ int main() {
     EXPECT(c.name == name_of(c), c.name << " is " << name_of(c));
     EXPECT(names.insert(c.name).second, c.name << " twice");
   }
-  static_assert(l4k::gemm_config("bf16_128x256_2x1") == 3, "what bench/results counts by");
-
   std::set<int> used;
   for (const Product& product : kProducts) {
     for (int m : kRows) {
@@ -90,6 +94,10 @@ int main() {
                                                        .gelu = false,
                                                        .block_scales = fp8_out,
                                                        .fp8_out = fp8_out});
+        if (choice.config < 0) {
+          std::printf("  stream");
+          continue;
+        }
         expect_sense(product, m, l4k::kGemmConfigs[choice.config]);
         used.insert(choice.config);
         std::printf("  %s/%d", l4k::kGemmConfigs[choice.config].name, choice.splits);
@@ -122,8 +130,15 @@ int main() {
   EXPECT(three.config == kSwap && three.splits == 3, "splits that are asked for");
   const l4k::GemmChoice unswapped{l4k::gemm_config("bf16_128x256"), 2};
   EXPECT(!l4k::can_run(unswapped, few), "only swapped operands split K");
-  EXPECT(l4k::choose_gemm(blocks, {kFast, 0}, kMachine).config == -1,
+  EXPECT(l4k::choose_gemm(blocks, {kFast, 0}, kMachine).config == l4k::GemmChoice::kNone,
          "fast accumulation ignores scales along K");
+  // A list of items has room for so many rows; e4m3 results need two tiles side by side.
+  EXPECT(l4k::can_stream(bf16(128, 5120, 5120)) && !l4k::can_stream(bf16(129, 5120, 5120)), "");
+  l4k::GemmProblem quantised = few;
+  quantised.fp8 = quantised.fp8_out = true;
+  EXPECT(l4k::choose_gemm(quantised, {l4k::GemmChoice::kStream, 0}, kMachine).config ==
+             l4k::GemmChoice::kNone,
+         "no other kernel than the one asked for");
   // What tests/kernels/test_gemm_kernel.py counts on: one tile is split over all SMs.
   for (int sms : {1, 2, 3, 5, 8, 132}) {
     const l4k::GemmMachine machine = l4k::GemmMachine::assumed(sms);

@@ -126,6 +126,16 @@ void the_counting_sort_is_stable() {
       }
 }
 
+// With a shared expert as every token's last choice: routed ones keep their order and leave its place.
+void all_choices_have_a_place() {
+  for (int top_k = 1; top_k <= l4k::kRouteMaxTopK; ++top_k)
+    for (int routed = 0; routed < 100 * top_k; ++routed) {
+      const int token = routed / top_k, choice = routed % top_k;
+      EXPECT(l4k::flat_choice(routed, top_k, false) == routed, routed);
+      EXPECT(l4k::flat_choice(routed, top_k, true) == token * (top_k + 1) + choice, routed);
+    }
+}
+
 void row_tiles_cover_a_row() {
   for (int64_t vectors = 0; vectors < 20000; vectors += vectors < 600 ? 1 : 37)
     for (int unroll : {2, 4}) {
@@ -145,5 +155,6 @@ int main() {
   lanes_hold_all_experts();
   keys_keep_the_order_of_floats();
   the_counting_sort_is_stable();
+  all_choices_have_a_place();
   row_tiles_cover_a_row();
 }

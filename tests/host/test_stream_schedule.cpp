@@ -1,6 +1,6 @@
 // The schedule of stream_gemm: the runs of all CTAs are every unit once and in order, a run that is
-// not whole has a slot of its own, the slots of a row tile are listed in the order of K, and SMs get
-// equal bytes of Llama 4's weights.
+// not whole has a slot of its own, the slots of a row tile are listed from the end of K to its start,
+// and SMs get equal bytes of Llama 4's weights.
 #include <algorithm>
 #include <map>
 #include <random>
@@ -120,8 +120,9 @@ void check(const Problem& p) {
     for (int tile = 0; tile < p.row_tiles; ++tile) {
       const auto made = meeting.find({items.list[i].row, tile});
       if (made == meeting.end()) continue;
-      std::vector<int> listed;
+      std::vector<int> listed;  // from the end of K to its start
       schedule.for_each_run(i, tile, [&](int slot) { listed.push_back(slot); });
+      std::reverse(listed.begin(), listed.end());
       EXPECT(listed == made->second, "runs of item " << i << ", row tile " << tile);
     }
 }

@@ -322,5 +322,5 @@ with emulated():
     done = subprocess.run(
         [sys.executable, "-c", call], env=environment, check=True, capture_output=True, text=True
     )
-    line = "l4kernels.gemm: m 1, n 8, k 64, experts 1, bf16 -> bf16_swap_16x128, splits 1"
+    line = "l4kernels.gemm: m 1, n 8, k 64, experts 1, bf16 -> stream, splits 1"
     assert done.stderr.splitlines() == [line]

@@ -138,7 +138,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 BIG = 2**31
 NUMBERS: dict[str, list[Any]] = {
-    "top_k": [0, -1, 9, BIG, 2**62],
+    "top_k": [0, -1, 10, BIG, 2**62],
     "top_logprobs": [-1, BIG, 2**62],
     # The last would be the right number, if products had no more than 64 bits.
     "num_heads": [0, -1, BIG, 2**62, 2**57 + 1],
@@ -147,12 +147,14 @@ NUMBERS: dict[str, list[Any]] = {
     "softmax_scale": [0.0, -1.0, float("nan"), float("inf")],
     "chunk": [-1, BIG],
     "max_seqlen_q": [-1],
-    "config": [-3, 99, 10_000, BIG, 2**32 - 1],
+    "config": [-4, 99, 10_000, BIG, 2**32 - 1],
     "scaling": ["", "rows"],
     "activation": ["", "relu"],
     "out_dtype": [torch.float16, torch.int64],
 }
-NOT_ADDRESSES = {"eps", "attn_scale", "fast_accum", "keep_y", "static_weights"}
+NOT_ADDRESSES = {
+    "eps", "attn_scale", "fast_accum", "keep_y", "shared_expert", "static_weights",
+}  # fmt: skip
 REFERENCE_ONLY = {"w4_gemm": {"scales", "zeros"}}  # tensors that no kernel takes
 
 

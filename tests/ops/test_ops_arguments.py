@@ -129,7 +129,7 @@ REFUSED = {  # name: the call, what the message says
         "pages of at least one slot",
     ),
     "moe_route experts": (lambda: ops.moe_route(zeros(2, 0)), "expected 1 to 256 experts"),
-    "moe_permute top_k": (lambda: ops.moe_permute(zeros(2, 128), ids(0), 0), "top_k in 1 to 8"),
+    "moe_permute top_k": (lambda: ops.moe_permute(zeros(2, 128), ids(0), 0), "top_k in 1 to 9"),
 }  # fmt: skip
 
 

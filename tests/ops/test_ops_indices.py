@@ -140,7 +140,7 @@ ARGUMENTS = {
     ),
     "w4_gemm expert_offsets": Argument(
         lambda v: ops.w4_gemm(X, TILES, expert_offsets=v), OFFSETS,
-        "w4_gemm: expected expert_offsets to ascend from 0 to at most 4", None,
+        "w4_gemm: expected expert_offsets to ascend from 0 to at most 4", "w4_gemm: expert_offsets",
     ),
     "flash_prefill cu_seqlens_q": Argument(
         lambda v: prefill(cu_seqlens_q=v), STARTS_Q,

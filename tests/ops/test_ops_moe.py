@@ -20,10 +20,11 @@ def test_routing_rules(data):
     values = LOGITS if data.draw(st.booleans()) else LOGITS | st.just(float("nan"))
     rows = data.draw(st.lists(st.lists(values, min_size=experts, max_size=experts), max_size=7))
     dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    shared = data.draw(st.booleans())
     logits = torch.tensor(rows, dtype=dtype).view(len(rows), experts)
-    routing = ops.moe_route(logits, top_k)
+    routing = ops.moe_route(logits, top_k, shared)
     for name, got, wanted in zip(
-        routing._fields, routing, naive.moe_route(logits, top_k), strict=True
+        routing._fields, routing, naive.moe_route(logits, top_k, shared), strict=True
     ):
         torch.testing.assert_close(
             got.double(),
@@ -34,13 +35,36 @@ def test_routing_rules(data):
             msg=name,
         )
     # What the kernels rely on, said directly.
-    flat = torch.arange(len(rows) * top_k)
+    choices = top_k + shared
+    flat = torch.arange(len(rows) * choices)
     assert torch.equal(routing.permutation.long()[routing.inverse.long()], flat)
     by_expert = routing.topk_ids.flatten()[routing.permutation.long()]
     assert torch.equal(by_expert.sort().values, by_expert)
-    assert routing.expert_offsets[-1] == len(rows) * top_k
+    assert routing.expert_offsets[-1] == len(rows) * choices
     for ids in routing.topk_ids.tolist():
-        assert len(set(ids)) == top_k
+        assert len(set(ids)) == choices
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 9), st.integers(1, 8), st.integers(0, 99))
+def test_the_shared_expert_moves_nothing_of_the_others(tokens, top_k, seed):
+    torch.manual_seed(seed)
+    logits = torch.randn(tokens, 16)
+    logits[tokens // 2 :: 3] = torch.nan
+    plain, shared = ops.moe_route(logits, top_k), ops.moe_route(logits, top_k, shared_expert=True)
+    routed = tokens * top_k
+    for a, b in ((plain.topk_ids, shared.topk_ids), (plain.topk_weights, shared.topk_weights)):
+        torch.testing.assert_close(a, b[:, :top_k], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        plain.row_scale, shared.row_scale[:routed], rtol=0, atol=0, equal_nan=True
+    )
+    assert torch.equal(plain.expert_offsets, shared.expert_offsets[:17])
+    assert torch.equal(plain.inverse, shared.inverse.view(tokens, top_k + 1)[:, :top_k].flatten())
+    # One row of each token, in order, unscaled.
+    token = torch.arange(tokens, dtype=I32)
+    assert (shared.topk_ids[:, top_k] == 16).all() and (shared.topk_weights[:, top_k] == 1).all()
+    assert torch.equal(shared.permutation[routed:], token * (top_k + 1) + top_k)
+    assert (shared.row_scale[routed:] == 1).all() and shared.expert_offsets[17] == routed + tokens
 
 
 def test_ties_go_to_the_lowest_expert_in_a_wide_row():
@@ -62,17 +86,22 @@ def test_routing_arguments():
         ops.moe_route(torch.zeros(2, 16), 9)
     with pytest.raises(ValueError, match=r"1 to 256 experts, got logits \[2, 257\]"):
         ops.moe_route(torch.zeros(2, 257))
+    with pytest.raises(ValueError, match=r"1 to 255 experts beside the shared one, got .*256\]"):
+        ops.moe_route(torch.zeros(2, 256), shared_expert=True)
+    assert (
+        ops.moe_route(torch.zeros(2, 255), shared_expert=True).topk_ids.tolist() == [[0, 255]] * 2
+    )
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 9), st.integers(1, 8), st.integers(0, 99))
-def test_combine_of_permute_is_a_sum(tokens, top_k, seed):
+@given(st.integers(0, 9), st.integers(1, 8), st.booleans(), st.integers(0, 99))
+def test_combine_of_permute_is_a_sum(tokens, top_k, shared, seed):
     torch.manual_seed(seed)
     x = torch.randint(-8, 8, (tokens, 16)).float()
-    routing = ops.moe_route(torch.randn(tokens, 16), top_k)
-    rows = ops.moe_permute(x, routing.permutation, top_k)
-    assert torch.equal(ops.moe_combine(rows, routing.inverse, top_k), x * top_k)
-    assert torch.equal(ops.moe_combine(rows, routing.inverse, top_k, x, x), x * (top_k + 2))
+    routing, choices = ops.moe_route(torch.randn(tokens, 16), top_k, shared), top_k + shared
+    rows = ops.moe_permute(x, routing.permutation, choices)
+    assert torch.equal(ops.moe_combine(rows, routing.inverse, choices), x * choices)
+    assert torch.equal(ops.moe_combine(rows, routing.inverse, choices, x, x), x * (choices + 2))
 
 
 def test_hostile_permutations():
@@ -85,6 +114,8 @@ def test_hostile_permutations():
         ops.moe_combine(x, bad - 1, 1)
     with pytest.raises(ValueError, match=r"permutation to be \[4\], got \[2\]"):
         ops.moe_permute(x, bad, 2)
+    with pytest.raises(ValueError, match="top_k in 1 to 9, got 10"):
+        ops.moe_permute(x, bad, 10)
     with pytest.raises(ValueError, match=r"shared to be \[1, 4\], got \[2, 4\]"):
         ops.moe_combine(x, bad, 2, shared=x)
 

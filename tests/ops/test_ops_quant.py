@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bench.checks.inputs import FP8, I32
 from l4kernels import ops
@@ -297,6 +300,42 @@ def test_int4_of_what_is_not_finite_is_nan_in_its_group_only(search, value):
     assert back[3, 128:256].isnan().all()
     back[3, 128:256] = clean[3, 128:256]
     assert torch.equal(back, clean)
+
+
+class Traffic(TorchDispatchMode):
+    """Counts torch's kernels, and the bytes of what they read and write."""
+
+    launches = bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        result = function(*args, **kwargs)
+        if not function.is_view and "empty" not in function.name():
+            kwargs.pop("out", None)  # it is the result
+            self.launches += 1
+            self.bytes += sum(
+                t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)
+            )
+        return result
+
+
+@pytest.mark.parametrize("search, moved", [(True, 998), (False, 93)])
+def test_a_gpu_quantises_int4_at_a_gigabyte_a_second(search, moved, monkeypatch):
+    """By count: a slab as loading has it, 8 MB of bfloat16 in one piece, at half of an H100's
+    bandwidth and 10 us a launch. docs/numerics.md has the sum."""
+    from l4kernels.ops import quant
+
+    w = torch.randn(1024, 4096).bfloat16()
+    monkeypatch.setattr(quant, "_PIECE", w.numel())
+    with Traffic() as quantising:
+        weight = ops.quantize_int4.body(w, search)
+    with Traffic() as tiling:
+        ops.untile_int4(ops.tile_int4(*weight))
+    assert quantising.bytes / w.numel() == pytest.approx(moved, rel=0.01)
+    assert tiling.bytes / w.numel() <= 21
+    launches = quantising.launches + tiling.launches
+    seconds = (quantising.bytes + tiling.bytes) / 1.675e12 + launches * 1e-5
+    assert launches <= 220 and w.nbytes / seconds >= 1e9
 
 
 def test_w4_gemm_equals_gemm_on_dequantised_weights():

@@ -188,8 +188,9 @@ def rope_cache(
     return q, *caches
 
 
-def moe_route(logits, top_k=1):
+def moe_route(logits, top_k=1, shared_expert=False):
     ids, weights, flat = [], [], []
+    experts, choices = logits.shape[1] + shared_expert, top_k + shared_expert
     for t, row in enumerate(f64(logits)):
         if any(math.isnan(v) for v in row):
             ids.append(list(range(top_k)))
@@ -199,14 +200,16 @@ def moe_route(logits, top_k=1):
             ids.append(best)
             with np.errstate(over="ignore"):
                 weights.append([float(1 / (1 + np.exp(-row[e]))) for e in best])
-        flat += [(e, t * top_k + j) for j, e in enumerate(ids[-1])]
+        if shared_expert:
+            ids[-1].append(experts - 1)
+            weights[-1].append(1.0)
+        flat += [(e, t * choices + j) for j, e in enumerate(ids[-1])]
     order = [index for _, index in sorted(flat)]
-    experts = logits.shape[1]
     offsets = [sum(e < bound for e, _ in flat) for bound in range(experts + 1)]
     inverse = [0] * len(order)
     for row, index in enumerate(order):
         inverse[index] = row
-    shape = (logits.shape[0], top_k)
+    shape = (logits.shape[0], choices)
     weights = np.array(weights).reshape(shape)
     row_scale = weights.flatten()[order] if order else np.zeros(0)
     return (

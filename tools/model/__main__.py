@@ -1,11 +1,13 @@
-"""`python -m tools.model gemm|attention|rates`: what the timing model says. Nothing is measured."""
+"""`python -m tools.model COMMAND`: what the timing model says. Nothing is measured."""
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
-from . import attention, gemm, headers, rates
+from . import attention, gemm, headers, rates, stream, streaming
 
 
 def say(text: str) -> None:
@@ -58,6 +60,59 @@ def report_attention(options: argparse.Namespace) -> None:
     say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
 
 
+def report_stream(options: argparse.Namespace) -> None:
+    """The streaming kernel at Scout's matrices, beside its bytes at the read ceiling."""
+    board, form = stream.machine(), streaming.FORMATS[options.format]
+    found = [p for p in streaming.products() if p.name in options.products or not options.products]
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} weights, {options.m} tokens")
+    say("| product | floor us | single | chained | of the ceiling | slow start and end |")
+    say("| --- | --- | --- | --- | --- | --- |")
+    for product in found:
+        kernel = streaming.stream_gemm(form, product, options.m, board)
+        kernel = replace(kernel, trigger=options.trigger)
+        answer = stream.simulate(kernel, board)
+        slow = stream.simulate(*streaming.as_swapped(kernel, board))
+        floor = product.weights(form) / (board.read_ceiling * 1e6)
+        say(
+            f"| {product.name} | {floor:.2f} | {answer.single_us:.2f} | {answer.chained_us:.2f} "
+            f"| {floor / answer.chained_us:.0%} | {slow.chained_us:.2f} |"
+        )
+
+
+def report_what_if(options: argparse.Namespace) -> None:
+    """How much each constant and choice decides, in us of a chained launch."""
+    form = streaming.FORMATS[options.format]
+    names = options.products or ["QKV", "O", "gate-up", "down"]
+    found = [p for p in streaming.products() if p.name in names]
+    say("| change | " + " | ".join(p.name for p in found) + " |")
+    say("| --- |" + " --- |" * len(found))
+    for name, machine, kernel, room in streaming.WHAT_IF:
+        changed = stream.machine(**machine)
+        cells = []
+        for product in found:
+            what = streaming.stream_gemm(form, product, options.m, changed, room)
+            what = replace(what, **{"trigger": options.trigger} | kernel)
+            cells.append(f"{stream.simulate(what, changed).chained_us:.2f}")
+        say(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def report_check(options: argparse.Namespace) -> None:
+    """The simulation beside rows of bench/results/h200, and streaming beside the swapped GEMM."""
+    board = stream.machine()
+    say("| row | measured us | model us | error |")
+    say("| --- | --- | --- | --- |")
+    for c in chain(streaming.check_micro(board), streaming.check_swapped(board)):
+        model = c.answer.chained_us
+        say(f"| {c.name} | {c.measured_us:.2f} | {model:.2f} | {c.error:+.1%} |")
+    say("| weights | M | product | swapped, measured | streaming, model | slow start and end | |")
+    say("| --- | --- | --- | --- | --- | --- | --- |")
+    for v in streaming.versus(board, options.trigger):
+        say(
+            f"| {v.format} | {v.m} | {v.product} | {v.swapped_us:.1f} | {v.streaming_us:.1f} "
+            f"| {v.slow_us:.1f} | {v.verdict} |"
+        )
+
+
 def report_rates(options: argparse.Namespace) -> None:
     """Errors against the published rates, by group: a table for docs/model.md."""
     rows = rates.validate()
@@ -88,7 +143,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     product = commands.add_parser("gemm", help="configurations of configs.h")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
+    flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
+    whatif = commands.add_parser("stream-what-if", help="what decides its time")
+    check = commands.add_parser("stream-check", help="its simulation against measured rows")
     published = commands.add_parser("rates", help="errors against published rates")
+    for streamed in (flow, whatif, check):
+        streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="start")
+    for streamed in (flow, whatif):
+        streamed.add_argument("--format", choices=sorted(streaming.FORMATS), default="int4")
+        streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
+        streamed.add_argument("--m", type=int, choices=range(1, 17), default=1, metavar="M")
     for board in (product, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
         board.add_argument("--clock", type=float, help="MHz")
@@ -101,8 +165,15 @@ def main() -> None:
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
         prompt.add_argument(f"--{name}", type=int, default=size)
     published.add_argument("--rows", action="store_true")
-    reports = (product, report_gemm), (prompt, report_attention), (published, report_rates)
-    for command, report in reports:
+    reports = {
+        product: report_gemm,
+        prompt: report_attention,
+        flow: report_stream,
+        whatif: report_what_if,
+        check: report_check,
+        published: report_rates,
+    }
+    for command, report in reports.items():
         command.set_defaults(report=report)
     options = parser.parse_args()
     if options.command == "gemm" and (options.n is None) != (options.k is None):

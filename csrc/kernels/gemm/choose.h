@@ -1,8 +1,9 @@
-// Which configuration computes a problem, and into how many splits of K. Integers only.
+// Which kernel and configuration computes a problem, and into how many splits of K. Integers only.
 #pragma once
 #include <cstdint>
 
 #include "kernels/gemm/configs.h"
+#include "kernels/stream_gemm/schedule.h"
 
 namespace l4k {
 
@@ -111,6 +112,8 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
 struct GemmChoice {
   static constexpr int kTuned = -1;     // the one that was measured to be best, else the model's
   static constexpr int kModelled = -2;  // the model's, whatever was measured
+  static constexpr int kStream = -3;    // no configuration: csrc/kernels/stream_gemm
+  static constexpr int kNone = -4;      // nothing computes the problem
   int config, splits;
 
   static constexpr GemmChoice of(int number) {
@@ -137,15 +140,45 @@ constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
   return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
 }
 
+// Whether the streaming kernel computes the problem, and up to how many rows of A it is chosen: one
+// tile of tokens when dense; with experts sixteen tokens and, for each, the shared expert's row.
+constexpr bool can_stream(const GemmProblem& p) {
+  return !p.fp8_out && can_stream(p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16, p.m, p.k);
+}
+constexpr int streamed_rows(const GemmProblem& p) { return p.num_experts == 1 ? 16 : 32; }
+
 // Whether `asked` is a configuration that computes the problem, and splits that it can make.
 constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {
+  if (asked.config == GemmChoice::kStream) return can_stream(p);
   return asked.config >= 0 && asked.config < kNumGemmConfigs &&
          can_run(kGemmConfigs[asked.config], p) &&
          asked.splits <= max_splits(kGemmConfigs[asked.config], p);
 }
 
-// The tuned choice, else the one of least modelled cost among those that are `asked` for; {-1, 1} if
-// none of them can run the problem.
+// The configuration of least modelled cost among those that are `asked` for.
+constexpr GemmChoice choose_config(const GemmProblem& p, GemmChoice asked,
+                                   const GemmMachine& machine) {
+  GemmChoice best{GemmChoice::kNone, 1};
+  int64_t best_cost = INT64_MAX;
+  for (int i = 0; i < kNumGemmConfigs; ++i) {
+    const GemmConfig& c = kGemmConfigs[i];
+    if (!can_run(c, p) || (asked.config >= 0 && i != asked.config)) continue;
+    // The tile for 16 tokens is always promoted: beside it fast accumulation was under 1 % faster.
+    const bool other = c.right() > 16 && c.promote == (p.fast_accum && !p.block_scales);
+    if (asked.config < 0 && p.fp8 && other) continue;
+    for (int splits = 1; splits <= max_splits(c, p); ++splits) {
+      if (asked.splits > 0 && splits != asked.splits) continue;
+      const int64_t cost = modelled_cost(c, p, splits, machine);
+      if (cost < best_cost) {
+        best = {i, splits};
+        best_cost = cost;
+      }
+    }
+  }
+  return best;
+}
+
+// What is asked for; the tuned choice; few rows of A stream; else the model's.
 constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
                                  const GemmMachine& machine) {
   if (asked.config == GemmChoice::kTuned) {
@@ -157,22 +190,10 @@ constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
       break;
     }
   }
-  GemmChoice best{-1, 1};
-  int64_t best_cost = INT64_MAX;
-  for (int i = 0; i < kNumGemmConfigs; ++i) {
-    const GemmConfig& c = kGemmConfigs[i];
-    if (!can_run(c, p) || (asked.config >= 0 && i != asked.config)) continue;
-    if (asked.config < 0 && p.fp8 && c.promote == (p.fast_accum && !p.block_scales)) continue;
-    for (int splits = 1; splits <= max_splits(c, p); ++splits) {
-      if (asked.splits > 0 && splits != asked.splits) continue;
-      const int64_t cost = modelled_cost(c, p, splits, machine);
-      if (cost < best_cost) {
-        best = {i, splits};
-        best_cost = cost;
-      }
-    }
-  }
-  return best;
+  const bool stream = asked.config == GemmChoice::kStream;
+  const bool few = asked.config < 0 && p.m <= streamed_rows(p);
+  if ((stream || few) && can_stream(p)) return {GemmChoice::kStream, 1};
+  return stream ? GemmChoice{GemmChoice::kNone, 1} : choose_config(p, asked, machine);
 }
 
 }  // namespace l4k

@@ -57,8 +57,7 @@ struct GemmConfig {
   }
 };
 
-// A configuration's number is its place in the table. Callers and measurements count by it, so a new
-// one goes to the end.
+// A configuration's number is its place in the table, by which callers ask for it.
 constexpr GemmConfig kGemmConfigs[] = {
     // clang-format off: flags, then sizes
     // The largest wgmma; twice as many tiles, for middling M.
@@ -83,7 +82,7 @@ constexpr GemmConfig kGemmConfigs[] = {
      .block_m = 128, .block_n = 256, .stages = 4},
     {.name = "fp8_128x256_2x1", .fp8 = true,
      .block_m = 128, .block_n = 256, .stages = 4, .cluster_m = 2},
-    // Few rows of A.
+    // Few rows of A of each of many experts, or more than stream; e4m3 results of few rows.
     {.name = "bf16_swap_16x128", .swap = true,
      .block_m = 16, .block_n = 128, .stages = 5},
     {.name = "bf16_swap_64x128", .swap = true,
@@ -96,8 +95,6 @@ constexpr GemmConfig kGemmConfigs[] = {
      .block_m = 64, .block_n = 128, .stages = 3},
     {.name = "fp8_swap_128x128_promote", .fp8 = true, .swap = true, .promote = true,
      .block_m = 128, .block_n = 128, .stages = 4},
-    {.name = "fp8_swap_16x128", .fp8 = true, .swap = true,
-     .block_m = 16, .block_n = 128, .stages = 5},
     {.name = "fp8_swap_64x128", .fp8 = true, .swap = true,
      .block_m = 64, .block_n = 128, .stages = 3},
     {.name = "fp8_swap_128x128", .fp8 = true, .swap = true,

@@ -11,6 +11,7 @@
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "tile/activation.cuh"
+#include "tile/epilogue.cuh"
 #include "tile/fp8.cuh"
 #include "tile/schedule.h"
 #include "tile/swizzle.h"
@@ -31,24 +32,15 @@ __device__ __forceinline__ float2 load_pair(const void* base, int64_t index) {
   return __bfloat1622float2(pairs[index / 2]);
 }
 
-// The scales of a row of A that do not depend on K, and those of the whole matrices.
-__device__ __forceinline__ float row_factor(const GemmParams& p, int row, int expert) {
-  float factor = p.epilogue.row_scale != nullptr ? p.epilogue.row_scale[row] : 1.f;
-  if (p.scale_a == GemmScale::kTensor) factor *= p.sfa[0];
-  if (p.scale_a == GemmScale::kRow) factor *= p.sfa[row];
-  if (p.scale_b == GemmScale::kTensor) factor *= p.sfb[expert];
-  return factor;
-}
-
 // Multiplies the scales that do not depend on K, then adds the bias.
 template <int kRegisters>
 __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const GemmParams& p,
                                                const RaggedTile& tile, const GemmPlace& at) {
   float row[2];
 #pragma unroll
-  for (int h = 0; h < 2; ++h) row[h] = at.valid[h] ? row_factor(p, at.row[h], tile.expert) : 1.f;
-  const float* channel =
-      p.scale_b == GemmScale::kRow ? p.sfb + int64_t{tile.expert} * p.n : nullptr;
+  for (int h = 0; h < 2; ++h)
+    row[h] = at.valid[h] ? row_factor(p.epilogue, p.scales, at.row[h], tile.expert) : 1.f;
+  const float* channel = channel_factors(p.scales, tile.expert, p.n);
 #pragma unroll
   for (int j = 0; j < kRegisters / 4; ++j) {
     const int column = at.column + 8 * j;

@@ -51,28 +51,34 @@ const GemmMachine& this_machine() {
 
 // The problem and what was chosen for it, for L4K_LOG=gemm.
 void log_choice(const GemmProblem& p, GemmChoice choice) {
-  std::fprintf(
-      stderr, "l4kernels.gemm: m %d, n %d, k %d, experts %d, %s%s%s%s%s -> %s, splits %d\n", p.m,
-      p.n, p.k, p.num_experts, p.fp8 ? "fp8" : "bf16", p.fast_accum ? ", fast accumulation" : "",
-      p.block_scales ? ", block scales" : "", p.gelu ? ", gelu" : "",
-      p.fp8_out ? ", swiglu to fp8" : "", kGemmConfigs[choice.config].name, choice.splits);
+  const bool streams = choice.config == GemmChoice::kStream;
+  std::fprintf(stderr,
+               "l4kernels.gemm: m %d, n %d, k %d, experts %d, %s%s%s%s%s -> %s, splits %d\n", p.m,
+               p.n, p.k, p.num_experts, p.fp8 ? "fp8" : "bf16",
+               p.fast_accum ? ", fast accumulation" : "", p.block_scales ? ", block scales" : "",
+               p.gelu ? ", gelu" : "", p.fp8_out ? ", swiglu to fp8" : "",
+               streams ? "stream" : kGemmConfigs[choice.config].name, choice.splits);
 }
 
 }  // namespace
 
+GemmChoice choose_gemm(const GemmParams& params) {
+  const GemmProblem problem = problem_of(params);
+  const GemmChoice choice = choose_gemm(problem, params.choice, this_machine());
+  static const bool logs = log_asks_for("gemm");
+  if (logs && choice.config != GemmChoice::kNone) log_choice(problem, choice);
+  return choice;
+}
+
 cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
   constexpr auto kLaunchers = launchers(std::make_index_sequence<kNumGemmConfigs>());
-  const GemmProblem problem = problem_of(params);
-  const GemmMachine& machine = this_machine();
-  const GemmChoice choice = choose_gemm(problem, params.asked, machine);
-  if (choice.config < 0) return cudaErrorInvalidValue;
-  static const bool logs = log_asks_for("gemm");
-  if (logs) log_choice(problem, choice);
-  const GemmConfig& config = kGemmConfigs[choice.config];
+  const auto [index, splits] = params.choice;
+  if (index < 0) return cudaErrorInvalidValue;
+  const GemmConfig& config = kGemmConfigs[index];
   GemmParams chosen = params;
-  chosen.ctas_per_tile = ctas_per_tile(config, problem, choice.splits);
-  chosen.max_clusters = machine.slots(config, chosen.ctas_per_tile);
-  return kLaunchers[choice.config](chosen, stream);
+  chosen.ctas_per_tile = ctas_per_tile(config, problem_of(params), splits);
+  chosen.max_clusters = this_machine().slots(config, chosen.ctas_per_tile);
+  return kLaunchers[index](chosen, stream);
 }
 
 }  // namespace l4k

@@ -172,17 +172,17 @@ struct BlockScales {
                                        int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
     float scale_b = 1.f;
-    if (p.scale_b == GemmScale::kBlock) {
+    if (p.scales.kind_b == GemmScale::kBlock) {
       const int column = min(tile.column, p.n - 1);  // a cluster's second tile may be past N
       const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
-      scale_b = p.sfb[row * blocks + block];
+      scale_b = p.scales.b[row * blocks + block];
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int row = tile.row + (kSwap ? 32 * i + lane : first_row + 16 * warp + lane / 4 + 8 * i);
       own[i] = scale_b;
-      if (p.scale_a == GemmScale::kBlock && row < tile.row_end)
-        own[i] *= p.sfa[int64_t{row} * blocks + block];
+      if (p.scales.kind_a == GemmScale::kBlock && row < tile.row_end)
+        own[i] *= p.scales.a[int64_t{row} * blocks + block];
     }
   }
 

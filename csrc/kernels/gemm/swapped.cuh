@@ -41,8 +41,8 @@ __device__ __forceinline__ void add_four(float (&v)[4], const void* bf16, int64_
 __device__ __forceinline__ void scale_four(float (&v)[4], float4 sums, const GemmParams& p,
                                            float row, int expert, int channel) {
   float4 factor = {1.f, 1.f, 1.f, 1.f};
-  if (p.scale_b == GemmScale::kRow)
-    factor = *reinterpret_cast<const float4*>(p.sfb + int64_t{expert} * p.n + channel);
+  if (const float* channels = channel_factors(p.scales, expert, p.n))
+    factor = *reinterpret_cast<const float4*>(channels + channel);
   v[0] = sums.x * (row * factor.x);
   v[1] = sums.y * (row * factor.y);
   v[2] = sums.z * (row * factor.z);
@@ -111,7 +111,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     // The first channel: swiglu interleaves eight gates and eight ups.
     const int channel = tile.column + (swiglu ? v / 2 * 16 + v % 2 * 4 : 4 * v);
     if (channel >= p.n) continue;
-    const float factor = row_factor(p, row, tile.expert);
+    const float factor = row_factor(p.epilogue, p.scales, row, tile.expert);
     float result[4];
     scale_four(result, staged_sums(sums, first_rank, last_rank, cluster), p, factor, tile.expert,
                channel);

@@ -7,9 +7,9 @@
 namespace l4k {
 
 struct MoeCombineParams {
-  int64_t tokens;  // T
-  int64_t width;   // D, a multiple of 8
-  int top_k;
+  int64_t tokens;        // T
+  int64_t width;         // D, a multiple of 8
+  int top_k;             // rows of a token, a shared expert's among them
   const void* y;         // [T * top_k, D] bf16, permuted rows, 16-byte aligned
   const int* inverse;    // [T * top_k]
   const void* shared;    // [T, D] bf16 or null

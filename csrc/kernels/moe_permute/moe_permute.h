@@ -7,9 +7,9 @@
 namespace l4k {
 
 struct MoePermuteParams {
-  int64_t rows;         // T * top_k
-  int64_t row_vectors;  // 16-byte vectors in a row
-  int top_k;
+  int64_t rows;            // T * top_k
+  int64_t row_vectors;     // 16-byte vectors in a row
+  int top_k;               // rows of a token, a shared expert's among them
   const void* x;           // [T, D], 16-byte aligned rows
   const int* permutation;  // [T * top_k]
   void* out;               // [T * top_k, D] contiguous

@@ -12,7 +12,7 @@ int64_t moe_route_workspace(int64_t tokens, int num_experts) {
 
 cudaError_t moe_route(const MoeRouteParams& params, cudaStream_t stream) {
   const RoutePlan plan = plan_route(params.tokens, sm_count());
-  if (params.tokens * params.top_k >= int64_t{1} << 31) return cudaErrorInvalidValue;
+  if (params.tokens * params.choices() >= int64_t{1} << 31) return cudaErrorInvalidValue;
   LaunchConfig config{.grid = dim3(plan.tiles), .block = dim3(kRouteThreads)};
   // Zero tokens still have offsets.
   if (params.tokens <= kRouteOneLaunchTokens)

@@ -10,6 +10,9 @@
 // Up to 64 tokens one CTA does all three. Beyond, choose is one launch and offset + rank another
 // (each CTA adds up the counts of all tiles, 8 KB for 16 experts, instead of waiting on its
 // neighbours). Only integers are added concurrently, so the result does not depend on timing.
+//
+// A shared expert takes no part in the sort: its rows are the last T, one a token, so choose writes
+// whatever concerns it. "Choices" below are the routed ones, numbered token * top_k + j.
 // See docs/kernels/moe_route.md.
 #pragma once
 #include <cuda_bf16.h>
@@ -66,6 +69,16 @@ __device__ __forceinline__ bool load_keys(const T* logits, int first, int num_ex
   return nan;
 }
 
+// The shared expert is the token's last choice, and the token one of its rows.
+__device__ __forceinline__ void choose_shared(const MoeRouteParams& params, int token) {
+  const int flat = token * params.choices() + params.top_k;
+  const int row = static_cast<int>(params.tokens) * params.top_k + token;
+  params.topk_ids[flat] = params.num_experts;
+  params.topk_weights[flat] = params.row_scale[row] = 1.f;
+  params.permutation[row] = flat;
+  params.inverse[flat] = row;
+}
+
 // Chooses for the tokens [begin, end) and adds them to `counts`, a count per expert.
 template <typename T>
 __device__ __forceinline__ void choose(const MoeRouteParams& params, int begin, int end,
@@ -107,11 +120,12 @@ __device__ __forceinline__ void choose(const MoeRouteParams& params, int begin, 
       for (int i = 0; i < kRouteLogits; ++i)
         if (first + i == expert) keys[i] = 0;
       if (valid && lane == j % lanes) {
-        params.topk_ids[token * params.top_k + j] = expert;
-        params.topk_weights[token * params.top_k + j] = weight;
+        params.topk_ids[token * params.choices() + j] = expert;
+        params.topk_weights[token * params.choices() + j] = weight;
         atomicAdd(counts + expert, 1);
       }
     }
+    if (params.shared_expert && valid && lane == params.top_k % lanes) choose_shared(params, token);
   }
 }
 
@@ -140,7 +154,11 @@ __device__ __forceinline__ void add_offsets(const MoeRouteParams& params, RouteS
         params.expert_offsets[first + i] = values[i];
     below += __shfl_sync(0xffffffff, inclusive, 31);
   }
-  if (blockIdx.x == 0 && threadIdx.x == 0) params.expert_offsets[params.num_experts] = below;
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    int* ends = params.expert_offsets + params.num_experts;
+    ends[0] = below;
+    if (params.shared_expert) ends[1] = below + static_cast<int>(params.tokens);
+  }
 }
 
 // Lanes of the warp with the same expert as this one, among those with a choice.
@@ -155,6 +173,9 @@ __device__ __forceinline__ void rank(const MoeRouteParams& params, int begin, in
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int stride = choices_per_warp(end - begin), warps = ceil_div(end - begin, stride);
   const int from = begin + warp * stride, to = min(from + stride, end);
+  const auto flat = [&](int choice) {
+    return flat_choice(choice, params.top_k, params.shared_expert);
+  };
   int* rows = smem.rows[warp];
   if (warp < warps) {
     for (int expert = lane; expert < params.num_experts; expert += 32) rows[expert] = 0;
@@ -163,7 +184,7 @@ __device__ __forceinline__ void rank(const MoeRouteParams& params, int begin, in
     for (int base = from; base < to; base += 32) {
       const int choice = base + lane;
       const bool valid = choice < to;
-      const int expert = valid ? params.topk_ids[choice] : 0;
+      const int expert = valid ? params.topk_ids[flat(choice)] : 0;
       const uint32_t peers = peers_of(valid, expert);
       if (valid && lane == __ffs(peers) - 1) rows[expert] += __popc(peers);
       __syncwarp();
@@ -183,15 +204,15 @@ __device__ __forceinline__ void rank(const MoeRouteParams& params, int begin, in
   for (int base = from; base < to; base += 32) {
     const int choice = base + lane;
     const bool valid = choice < to;
-    const int expert = valid ? params.topk_ids[choice] : 0;
-    const float weight = valid ? params.topk_weights[choice] : 0.f;
+    const int place = flat(choice), expert = valid ? params.topk_ids[place] : 0;
+    const float weight = valid ? params.topk_weights[place] : 0.f;
     const uint32_t peers = peers_of(valid, expert);
     const int row = rows[expert] + __popc(peers & ((1u << lane) - 1));
     __syncwarp();
     if (valid) {
       if (lane == __ffs(peers) - 1) rows[expert] = row + __popc(peers);
-      params.permutation[row] = choice;
-      params.inverse[choice] = row;
+      params.permutation[row] = place;
+      params.inverse[place] = row;
       params.row_scale[row] = weight;
     }
     __syncwarp();

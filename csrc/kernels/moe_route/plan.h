@@ -7,6 +7,7 @@ namespace l4k {
 
 constexpr int kRouteMaxExperts = 256;
 constexpr int kRouteMaxTopK = 8;
+constexpr int kRouteMaxChoices = kRouteMaxTopK + 1;  // of a token: the shared expert is one more
 constexpr int kRouteThreads = 1024;
 constexpr int kRouteWarps = kRouteThreads / 32;
 constexpr int kRouteOneLaunchTokens = 64;  // at most: one CTA does everything
@@ -36,6 +37,12 @@ L4K_HD constexpr int lanes_per_token(int num_experts) {
 // Choices of a tile that one warp ranks: consecutive, in whole groups of 32.
 L4K_HD constexpr int choices_per_warp(int choices) {
   return choices <= 32 ? 32 : round_up(ceil_div(choices, kRouteWarps), 32);
+}
+
+// Place of a routed choice, token * top_k + j, among all choices: a shared expert is the last of each
+// token's.
+L4K_HD constexpr int flat_choice(int routed, int top_k, bool shared_expert) {
+  return shared_expert ? routed + routed / top_k : routed;
 }
 
 }  // namespace l4k

@@ -10,6 +10,7 @@
 #include "kernels/stream_gemm/stream_gemm.h"
 #include "tile/activation.cuh"
 #include "tile/arrive.cuh"
+#include "tile/epilogue.cuh"
 
 namespace l4k {
 
@@ -101,7 +102,9 @@ struct StreamResults {
   int rows;           // of the item
   int columns, step;  // of D: a token's two results are `step` columns apart; 0: there is one
   int64_t index;      // of the lane's first result in D
-  float factor[kTiles][2], bias[2] = {}, residual[kTiles][2][2] = {};
+  bool both;          // N does not end between the lane's two rows
+  float factor[kTiles][2], channel_factor[2] = {Weights::kFactors[0], Weights::kFactors[1]};
+  float bias[2] = {}, residual[kTiles][2][2] = {};
 
   __device__ __forceinline__ StreamResults(const StreamGemmParams& p, const StreamItem& item,
                                            int tile)
@@ -111,20 +114,25 @@ struct StreamResults {
     const int column = swiglu ? 8 * tile + lane / 4 : channel;
     columns = swiglu ? p.n / 2 : p.n;
     step = swiglu ? 0 : 8;
-    if (epilogue.bias != nullptr) {
-      bias[0] = load_bf16(epilogue.bias, channel);
-      bias[1] = load_bf16(epilogue.bias, channel + 8);
+    both = Weights::kTiled || channel + 8 < p.n;
+    const GemmScales scales = Weights::kTiled ? GemmScales{} : p.scales;
+    const float* factors = channel_factors(scales, item.expert, p.n);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (h == 1 && !both) break;
+      if (factors != nullptr) channel_factor[h] *= factors[channel + 8 * h];
+      if (epilogue.bias != nullptr) bias[h] = load_bf16(epilogue.bias, channel + 8 * h);
     }
 #pragma unroll
     for (int t = 0; t < 2 * kTiles; ++t) {
       const int64_t row = item.row + token(t / 2, t % 2);
       if (t == 0) index = row * columns + column;
       if (!valid(t / 2, t % 2)) continue;
-      factor[t / 2][t % 2] = epilogue.row_scale != nullptr ? epilogue.row_scale[row] : 1.f;
+      factor[t / 2][t % 2] = row_factor(epilogue, scales, row, item.expert);
       if (epilogue.residual == nullptr) continue;
       const int64_t first = row * epilogue.residual_stride + column;
       residual[t / 2][t % 2][0] = load_bf16(epilogue.residual, first);
-      residual[t / 2][t % 2][1] = load_bf16(epilogue.residual, first + step);
+      if (both) residual[t / 2][t % 2][1] = load_bf16(epilogue.residual, first + step);
     }
   }
 
@@ -147,8 +155,8 @@ struct StreamResults {
       for (int i = 0; i < 2; ++i) {
         if (!valid(j, i)) continue;
         const int64_t at = index + int64_t{8 * j + i} * columns;
-        float low = values[i][0] * Weights::kFactors[0] * factor[j][i] + bias[0];
-        float high = values[i][1] * Weights::kFactors[1] * factor[j][i] + bias[1];
+        float low = values[i][0] * (channel_factor[0] * factor[j][i]) + bias[0];
+        float high = values[i][1] * (channel_factor[1] * factor[j][i]) + bias[1];
         if (step == 0) {
           store(at, silu(low) * high + residual[j][i][0]);
           continue;
@@ -158,7 +166,7 @@ struct StreamResults {
           high = gelu(high);
         }
         store(at, low + residual[j][i][0]);
-        store(at + step, high + residual[j][i][1]);
+        if (both) store(at + step, high + residual[j][i][1]);
       }
     }
   }

@@ -1,71 +1,93 @@
-// The two warps that copy: one lane of each.
+// The two warps that copy.
 #pragma once
 #include "kernels/stream_gemm/smem.cuh"
 #include "kernels/stream_gemm/stream_gemm.h"
+#include "kernels/stream_gemm/weights.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 
 namespace l4k {
 
-// Where a unit lies, in bytes from the first of the weights.
+// Units from `unit` on, at most up to `end`, that are copied together: up to the end of the row tile,
+// or of the item where its row tiles lie one after the other. `item` moves on to theirs.
 template <typename Weights>
-__device__ __forceinline__ int64_t unit_offset(const StreamSchedule& schedule, int k_blocks,
-                                               int item, int unit, int unit_bytes) {
+__device__ __forceinline__ StreamSpan span_at(const StreamSchedule& schedule, int& item, int unit,
+                                              int end) {
+  while (schedule.items[item].end_unit <= unit) ++item;
   const StreamItem& i = schedule.items[item];
   const int local = unit - schedule.first_unit(item), tile = local / i.blocks;
-  const int block = i.first_block + local - tile * i.blocks;
-  const int64_t row_tile = int64_t{i.expert} * schedule.row_tiles + tile;
-  return (row_tile * k_blocks + block) * unit_bytes;
+  const int block = local - tile * i.blocks;
+  const int last = Weights::kTiled && i.slices == 1 ? i.end_unit : unit + i.blocks - block;
+  return {i.expert, tile, i.first_block + block, min(last, end) - unit};
 }
 
-// Weights of the share, stage by stage. Units of an item are contiguous; those of a slice only up to
-// the end of the slice.
+// Weights of the share, stage by stage.
 template <typename Weights, int kTiles>
 __device__ __forceinline__ void load_weights(StreamSmem<Weights, kTiles>& smem,
-                                             const StreamGemmParams& p, int begin, int end) {
+                                             const StreamGemmParams& p,
+                                             const typename Weights::Source& source, int begin,
+                                             int end) {
   const StreamSchedule schedule = smem.schedule();
-  const int bytes = Weights::unit_bytes(p), k_blocks = p.k / Weights::kUnitK;
-  const auto* weights = static_cast<const char*>(p.weights);
+  const int bytes = Weights::unit_bytes(p);
   const uint64_t policy = ptx::evict_first_policy();
   Stage<Weights::kStages> stage;
   int item = 0;
-  for (int base = begin; base < end; base += kStreamStageUnits, stage.advance()) {
-    const int stage_end = min(base + kStreamStageUnits, end);
+  for (int base = begin; base < end; base += smem.kStageUnits, stage.advance()) {
+    const int stage_end = min(base + smem.kStageUnits, end);
     smem.stages.wait_empty(stage);
     uint64_t* full = &smem.stages.full[stage.index];
     ptx::mbarrier_arrive_expect_tx(full, (stage_end - base) * bytes);
     for (int unit = base; unit < stage_end;) {
-      while (smem.items[item].end_unit <= unit) ++item;
-      const StreamItem& i = smem.items[item];
-      int run_end = i.end_unit;
-      if (i.slices > 1) run_end = unit + i.blocks - (unit - schedule.first_unit(item)) % i.blocks;
-      const int count = min(run_end, stage_end) - unit;
-      ptx::bulk_load(smem.ring[stage.index] + (unit - base) * bytes,
-                     weights + unit_offset<Weights>(schedule, k_blocks, item, unit, bytes),
-                     count * bytes, full, policy);
-      unit += count;
+      const StreamSpan span = span_at<Weights>(schedule, item, unit, stage_end);
+      Weights::load(smem.ring[stage.index] + (unit - base) * bytes, p, source, span, full, policy);
+      unit += span.units;
     }
   }
 }
 
-// Rows of A of each item of the share, when the consumers have left the last one's.
+// The first weights of a dense product go to L2 while the previous kernel still runs: coherent, so
+// harmless even where they are its result.
+template <typename Weights, int kTiles>
+__device__ __forceinline__ void prefetch_weights(StreamSmem<Weights, kTiles>& smem,
+                                                 const StreamGemmParams& p,
+                                                 const typename Weights::Source& source, int begin,
+                                                 int end) {
+  end = min(end, begin + Weights::kStages * smem.kStageUnits);
+  int item = 0;
+  for (int unit = begin; unit < end;) {
+    const StreamSpan span = span_at<Weights>(smem.schedule(), item, unit, end);
+    Weights::prefetch(p, source, span);
+    unit += span.units;
+  }
+}
+
+// Rows of A of each item of the share, when the consumers have left the last one's. Where K ends
+// inside a unit zeros follow: the weights' zeros must not meet a NaN. By a warp.
 template <typename Weights, int kTiles>
 __device__ __forceinline__ void load_rows(StreamSmem<Weights, kTiles>& smem,
                                           const StreamGemmParams& p, int first_item, int end) {
+  const int lane = threadIdx.x % 32;
   uint32_t phase = 0;
   for (int item = first_item;; ++item, phase ^= 1) {
     const StreamItem i = smem.items[item];
-    const int bytes = i.blocks * Weights::kRowBytes;
+    const int first_k = i.first_block * Weights::kUnitK;
+    const int padded = i.blocks * Weights::kRowBytes;
+    const int bytes = min(padded, (p.k - first_k) * Weights::kElementBytes);
     const int pitch = StreamRows::pitch(i.blocks, Weights::kRowBytes);
     ptx::mbarrier_wait(&smem.rows_empty, phase ^ 1);
-    ptx::mbarrier_arrive_expect_tx(&smem.rows_full, i.rows * bytes);
-    const auto* source =
-        static_cast<const char*>(p.a) + int64_t{i.first_block} * Weights::kRowBytes;
-    for (int row = 0; row < i.rows; ++row)
-      ptx::bulk_load(smem.rows() + row * pitch,
-                     source + (i.row + row) * p.a_stride * Weights::kElementBytes, bytes,
-                     &smem.rows_full);
+    for (int at = bytes + 16 * lane; at < padded; at += 512)
+#pragma unroll 1
+      for (int row = 0; row < i.rows; ++row)
+        *reinterpret_cast<uint4*>(smem.rows() + row * pitch + at) = make_uint4(0, 0, 0, 0);
+    __syncwarp();
+    if (lane == 0) ptx::mbarrier_arrive_expect_tx(&smem.rows_full, i.rows * bytes);
+    __syncwarp();
+    if (lane < i.rows)
+      ptx::bulk_load(smem.rows() + lane * pitch,
+                     static_cast<const char*>(p.a) +
+                         ((i.row + lane) * p.a_stride + first_k) * Weights::kElementBytes,
+                     bytes, &smem.rows_full);
     if (i.end_unit >= end) break;
   }
 }

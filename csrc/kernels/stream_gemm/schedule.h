@@ -14,12 +14,24 @@
 
 namespace l4k {
 
+// What the weights are: int4 in tiles (tile/int4.h), or rows of bf16 or e4m3.
+enum class StreamFormat : int { kInt4, kBf16, kFp8 };
+
 constexpr int kStreamMaxItems = 128;
 // A share is not smaller than that: sums that meet cost more than a few units.
 constexpr int kStreamMinUnits = 8;
 // Rows of A take this much shared memory of a CTA at most, which with the largest ring is all of an
 // SM's; more rows are sliced along K. The few rows of a single user leave room for the next kernel.
 constexpr int kStreamMaxRowBytes = 104 * 1024;
+
+// A unit's K, and the bytes of a row of A in it.
+struct StreamUnit {
+  int k, row_bytes;
+};
+L4K_HD constexpr StreamUnit stream_unit(StreamFormat format) {
+  if (format == StreamFormat::kInt4) return {128, 256};
+  return {format == StreamFormat::kBf16 ? 64 : 128, 128};
+}
 
 struct StreamItem {
   int expert;
@@ -71,6 +83,18 @@ struct StreamRows {
     return most;
   }
 };
+
+// Of a product: tokens of an item, how its rows lie, and whether the list has room for its items.
+L4K_HD constexpr int stream_tokens(int m) { return m <= 8 ? 8 : 16; }
+L4K_HD constexpr StreamRows stream_rows(StreamFormat format, int m, int k) {
+  const StreamUnit unit = stream_unit(format);
+  const int tokens = stream_tokens(m);
+  return StreamRows::of(m < tokens ? m : tokens, ceil_div(k, unit.k), unit.row_bytes);
+}
+L4K_HD constexpr bool can_stream(StreamFormat format, int m, int k) {
+  return m == 0 ||
+         stream_rows(format, m, k).most_items(m, stream_tokens(m), false) <= kStreamMaxItems;
+}
 
 struct StreamSchedule {
   const StreamItem* items;

@@ -14,14 +14,14 @@ enum StreamWarp : int {
   kWarpFinish,
 };
 constexpr int kStreamThreads = 32 * (kWarpFinish + kStreamFinishers);
-constexpr int kStreamWarpUnits = 2;  // neighbouring units of a stage that one warp takes
-constexpr int kStreamStageUnits = kStreamConsumers * kStreamWarpUnits;
 
 // kTiles: columns of products, 8 tokens each. The rows of A of one item follow the struct.
 template <typename Weights, int kTiles>
 struct StreamSmem {
   static constexpr int kStages = Weights::kStages;
-  alignas(128) char ring[kStages][kStreamStageUnits * Weights::kMaxUnitBytes];
+  // Every warp takes as many neighbouring units of a stage.
+  static constexpr int kStageUnits = kStreamConsumers * Weights::kWarpUnits;
+  alignas(1024) char ring[kStages][kStageUnits * Weights::kMaxUnitBytes];
   // Sums of a run, by warp and lane: one half is added up while the other is written.
   float4 sums[kStreamFinishers][kStreamConsumers][kTiles][32];
   StreamItem items[kStreamMaxItems];

@@ -17,6 +17,7 @@
 #pragma once
 #include "kernels/stream_gemm/finish.cuh"
 #include "kernels/stream_gemm/load.cuh"
+#include "kernels/stream_gemm/row_major.cuh"
 #include "kernels/stream_gemm/smem.cuh"
 #include "kernels/stream_gemm/weights.cuh"
 #include "tile/experts.cuh"
@@ -28,13 +29,13 @@ template <typename Weights, int kTiles>
 __device__ __forceinline__ void list_items(StreamSmem<Weights, kTiles>& smem,
                                            const StreamGemmParams& p, int row_tiles) {
   constexpr int kTokens = 8 * kTiles;
-  const StreamRows layout{p.activation_bytes, p.k / Weights::kUnitK, Weights::kRowBytes};
+  const StreamRows layout{p.activation_bytes, ceil_div(p.k, Weights::kUnitK), Weights::kRowBytes};
   const int lane = threadIdx.x % 32;
   int rows = 0, items = 0, units = 0, sliced = 0;  // totals before this round
   for (int base = 0; base < p.num_experts; base += 32) {
     const int e = base + lane;
-    const ExpertRows own = expert_rows(p.expert_offsets, p.num_experts, p.m, e, rows, p.error,
-                                       DeviceError::kW4GemmExpertOffsets);
+    const ExpertRows own =
+        expert_rows(p.expert_offsets, p.num_experts, p.m, e, rows, p.error, Weights::kOffsetsError);
     int count = 0, own_units = 0, own_sliced = 0;
     const int end = e < p.num_experts ? own.end : own.begin;
     for (int row = own.begin; row < end; row += kTokens) {
@@ -107,12 +108,14 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
   uint32_t phase = 0, rows[kTiles];
   float acc[kTiles][4] = {};
   row_addresses(smem, schedule.items[run.item], rows);
+  typename Weights::template Factors<kTiles> factors(p, schedule.items[run.item], run.tile);
   ptx::mbarrier_wait(&smem.rows_full, phase);
   const auto next_run = [&] {
     hand_over(smem, acc, index++);
     const int item = run.item;
     run = schedule.next(run, end);
     tile_begin = schedule.first_unit(run.item, run.tile);
+    factors = {p, schedule.items[run.item], run.tile};
     if (run.item == item) return;
     if (lane == 0) ptx::mbarrier_arrive(&smem.rows_empty);
     row_addresses(smem, schedule.items[run.item], rows);
@@ -123,17 +126,17 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
     uint32_t at[kTiles];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) at[j] = rows[j] + (unit - tile_begin) * Weights::kRowBytes;
-    Weights::template multiply<kUnits>(acc, units, at, p);
+    Weights::template multiply<kUnits>(acc, units, at, p, factors, unit - tile_begin);
   };
-  for (int base = begin; base < end; base += kStreamStageUnits, stage.advance()) {
+  for (int base = begin; base < end; base += smem.kStageUnits, stage.advance()) {
     smem.stages.wait_full(stage);
-    const char* units = smem.ring[stage.index] + warp * kStreamWarpUnits * bytes;
-    const int unit = base + warp * kStreamWarpUnits;
-    if (unit + kStreamWarpUnits <= run.end) {
-      multiply.template operator()<kStreamWarpUnits>(unit, units);
+    const char* units = smem.ring[stage.index] + warp * Weights::kWarpUnits * bytes;
+    const int unit = base + warp * Weights::kWarpUnits;
+    if (Weights::kWarpUnits > 1 && unit + Weights::kWarpUnits <= run.end) {
+      multiply.template operator()<Weights::kWarpUnits>(unit, units);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < kStreamWarpUnits && unit + i < end; ++i) {
+      for (int i = 0; i < Weights::kWarpUnits && unit + i < end; ++i) {
         while (unit + i >= run.end) next_run();
         multiply.template operator()<1>(unit + i, units + i * bytes);
       }
@@ -147,26 +150,30 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
 
 template <typename Weights, int kTiles>
 __global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? Weights::kCtasPerSm : 1)
-    stream_gemm_kernel(const __grid_constant__ StreamGemmParams p, int slots) {
-  extern __shared__ __align__(128) char dynamic_smem[];
+    stream_gemm_kernel(const __grid_constant__ StreamGemmParams p,
+                       const __grid_constant__ typename Weights::Source source, int slots) {
+  extern __shared__ __align__(1024) char dynamic_smem[];
   auto& smem = *reinterpret_cast<StreamSmem<Weights, kTiles>*>(dynamic_smem);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 32) smem.init_barriers();
   ptx::grid_launch_dependents();
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
-  if (warp == 0) list_items(smem, p, p.n / 16);
+  if (warp == 0) list_items(smem, p, ceil_div(p.n, 16));
   __syncthreads();
   const Shares shares = smem.shares;
   const bool works = shares.units > 0 && blockIdx.x < shares.ctas;
   const int begin = works ? shares.first(blockIdx.x) : 0;
   const int end = works ? shares.first(blockIdx.x + 1) : 0;
   if (warp == kWarpWeights) {
-    if (!p.static_weights) ptx::grid_dependency_wait();
-    if (lane == 0 && works) load_weights(smem, p, begin, end);
+    if (!p.static_weights) {
+      if (lane == 0 && p.expert_offsets == nullptr) prefetch_weights(smem, p, source, begin, end);
+      ptx::grid_dependency_wait();
+    }
+    if (lane == 0 && works) load_weights(smem, p, source, begin, end);
   } else {
     ptx::grid_dependency_wait();
     if (warp == kWarpRows) {
-      if (lane == 0 && works) load_rows(smem, p, smem.schedule().first(blockIdx.x).item, end);
+      if (works) load_rows(smem, p, smem.schedule().first(blockIdx.x).item, end);
     } else if (warp >= kWarpFinish) {
       const int thread = threadIdx.x - 32 * kWarpFinish, threads = 32 * kStreamFinishers;
       clear_tail(p, smem.last_row, blockIdx.x * threads + thread, gridDim.x * threads);

@@ -5,18 +5,22 @@
 
 #include <cstdint>
 
+#include "kernels/stream_gemm/schedule.h"
 #include "tile/epilogue.h"
 #include "tile/int4.h"
+#include "tile/scaling.h"
 
 namespace l4k {
 
 struct StreamGemmParams {
-  int m, n, k;                // n: rows of one expert's weight, a multiple of 16; k: of 128
+  int m, n, k;  // n: rows of one expert's weight, a multiple of 8; k * element size: of 16 bytes
   int num_experts;            // 1 when dense
-  const void* a;              // [M, K] bf16
+  StreamFormat format;        // int4: n a multiple of 16, k of 128
+  const void* a;              // [M, K], e4m3 with weights of e4m3, else bf16
   int64_t a_stride;           // elements between rows
-  const void* weights;        // [E, N / 16, K / 128] tiles
-  Int4Tile tile;              // what each holds
+  const void* weights;        // [E, N, K], or [E, N / 16, K / 128] tiles of int4
+  Int4Tile tile;              // what each of those holds
+  GemmScales scales;          // of e4m3
   const int* expert_offsets;  // [E + 1], null when dense
   Epilogue epilogue;
   bool static_weights;   // no kernel just launched wrote the weights: read them before its end
@@ -26,8 +30,7 @@ struct StreamGemmParams {
   uint32_t* error;       // sticky error word
 };
 
-// Whether the kernel computes the problem at all.
-bool can_stream(const StreamGemmParams& params);
+// Needs can_stream(format, m, k) of schedule.h, and workspace.
 int64_t stream_gemm_workspace(const StreamGemmParams& params);
 cudaError_t stream_gemm(const StreamGemmParams& params, cudaStream_t stream);
 

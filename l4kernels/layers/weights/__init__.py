@@ -29,8 +29,6 @@ class WeightFormat:
     """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
     own_ops: tuple[str, ...] = ()
     """Ops that no model in another format calls."""
-    without_kernels: tuple[str, ...] = ()
-    """Ops of these that have no CUDA kernel yet."""
 
     def bytes(self, n: int, k: int, experts: int = 1) -> float:
         """Memory of weights `[experts, n, k]` in a bfloat16 model, scales included."""
@@ -60,7 +58,6 @@ FORMATS = {
             n_multiple=16,
             fp8_cache=True,
             own_ops=("w4_gemm", "quantize_int4"),
-            without_kernels=("w4_gemm", "quantize_int4"),
         ),
     )
 }

@@ -40,8 +40,8 @@ class Fp8Linear(Linear):
         return ops.gemm_swiglu_fp8(q, self.weight, sfa=scale, sfb=self.scale, **routed)
 
     @staticmethod
-    def rms_norm(x: Tensor, weight: Tensor, eps: float, *, keep: bool) -> ops.RmsNormFp8:
-        return ops.rms_norm_fp8(x, weight, eps, keep_y=keep)
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> ops.RmsNormFp8:
+        return ops.rms_norm_fp8(x, weight, eps)
 
     @staticmethod
     def permute(x: Activations, permutation: Tensor, top_k: int) -> ops.Quantized:

@@ -10,7 +10,7 @@ from l4kernels import ops
 from l4kernels.ops.epilogue import INTERLEAVE
 
 Activations = Tensor | ops.Quantized | ops.RmsNormFp8
-"""Rows of a GEMM: unquantised, e4m3 with scales, or both."""
+"""Rows of a GEMM: unquantised, or e4m3 with scales."""
 
 _MIN_PART, _MAX_PART = 1 << 18, 1 << 22
 """Elements of a part. A weight is written in 16 parts within these bounds: quantising needs float32
@@ -81,8 +81,8 @@ class Linear(nn.Module, ABC):
         """The GEMM, with the arguments of `ops.gemm` by name."""
 
     @staticmethod
-    def rms_norm(x: Tensor, weight: Tensor, eps: float, *, keep: bool) -> Activations:
-        """RMSNorm, as this format's `multiply` wants it; `keep` its unquantised rows as well."""
+    def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Activations:
+        """RMSNorm, as this format's `multiply` wants it."""
         return ops.rms_norm(x, weight, eps)
 
     @staticmethod
@@ -140,9 +140,6 @@ def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn
 
 
 def unquantised(x: Activations) -> Tensor:
-    """The rows as they were before they were quantised, if they were."""
     if isinstance(x, Tensor):
         return x
-    if isinstance(x, ops.RmsNormFp8):
-        return x.y
-    raise TypeError("expected unquantised activations, got e4m3 rows that were not kept")
+    raise TypeError("expected unquantised activations, got e4m3 rows with scales")

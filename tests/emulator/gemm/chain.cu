@@ -31,12 +31,12 @@ l4k::GemmParams product(const void* a, const void* b, void* d, const float* one,
   p.epilogue.d = d;
   p.a_stride = k;
   if (p.fp8) {
-    p.scale_a = p.scale_b = l4k::GemmScale::kTensor;
-    p.sfa = p.sfb = one;
+    p.scales.kind_a = p.scales.kind_b = l4k::GemmScale::kTensor;
+    p.scales.a = p.scales.b = one;
   }
   p.ctas_per_tile = kConfig.swap ? splits : kConfig.cluster();
   p.max_clusters = 4 / p.ctas_per_tile;  // the test's SMs
-  p.asked = l4k::GemmChoice::of(CONFIG);
+  p.choice = l4k::GemmChoice::of(CONFIG);
   return p;
 }
 
@@ -84,9 +84,9 @@ int main() {
   CHECK(l4k::launch_gemm<CONFIG>(p, nullptr));
   l4k::GemmParams q = product(first.data, b.data, second.data, one.data, k, 2);
   if constexpr (kConfig.fp8) {
-    q.sfa = scale.data;
-    q.scale_a = l4k::GemmScale::kBlock;
-    q.scale_b = l4k::GemmScale::kNone;
+    q.scales.a = scale.data;
+    q.scales.kind_a = l4k::GemmScale::kBlock;
+    q.scales.kind_b = l4k::GemmScale::kNone;
   }
   CHECK(l4k::launch_gemm<CONFIG>(q, nullptr));
   CHECK(cudaDeviceSynchronize());

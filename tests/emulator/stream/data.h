@@ -1,0 +1,165 @@
+// What the streaming kernel's mutants share: the weights, what the products must be, and one line
+// for each run of a mutant.
+#pragma once
+#include <cmath>
+#include <string>
+
+#include "../kernels/host.h"
+#include "l4k_emulator.h"
+#include "tile/int4.h"
+
+constexpr int kWidth = 1152, kRowTiles = kWidth / 16, kBlocks = kWidth / 128;
+constexpr int kExperts = 3, kTokens = 7;  // the last token is nobody's
+constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};
+constexpr int kTileWords = l4k::Int4Tile{}.words();
+
+inline float from_bf16(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline uint32_t hash(uint32_t x) {
+  x = (x ^ x >> 16) * 0x7feb352du;
+  x = (x ^ x >> 15) * 0x846ca68bu;
+  return x ^ x >> 16;
+}
+
+// Tokens whose sums depend on the order of addition.
+inline std::vector<uint16_t> tokens(uint32_t salt) {
+  std::vector<uint16_t> rows(kTokens * kWidth);
+  for (size_t i = 0; i < rows.size(); ++i)
+    rows[i] = to_bf16(static_cast<float>(hash(static_cast<uint32_t>(i) + salt) % 20011) / 9973 - 1);
+  return rows;
+}
+
+// Weights `[experts, kWidth, kWidth]` in tiles, and as numbers.
+struct Weights {
+  std::vector<uint32_t> tiles;
+  std::vector<float> values;
+
+  explicit Weights(int experts)
+      : tiles(size_t(experts) * kRowTiles * kBlocks * kTileWords),
+        values(size_t(experts) * kWidth * kWidth) {
+    for (int row = 0; row < experts * kWidth; ++row)
+      for (int k = 0; k < kWidth; ++k) set(row, k);
+  }
+
+ private:
+  void set(int row, int k) {
+    uint32_t* tile = &tiles[(size_t(row / 16) * kBlocks + k / 128) * kTileWords];
+    const uint32_t code = hash(row * kWidth + k) % 16, scale = hash(row * kBlocks + k / 128) % 100;
+    const l4k::Int4Place place = l4k::int4_place(row % 16, k % 128);
+    tile[place.word] |= code << 4 * place.field;
+    const uint16_t bits = to_bf16(0.01f + 0.001f * static_cast<float>(scale));
+    std::memcpy(reinterpret_cast<char*>(tile) + l4k::Int4Tile{}.scales(0) +
+                    2 * l4k::int4_row_slot(row % 16),
+                &bits, 2);
+    values[size_t(row) * kWidth + k] = (static_cast<float>(code) - 8) * from_bf16(bits);
+  }
+};
+
+// What the kernel must give for one token, by an expert; NaN where it must not be looked at.
+inline double product(const Weights& weights, int expert, const uint16_t* token, int row) {
+  double sum = 0;
+  const float* w = &weights.values[(size_t(expert) * kWidth + row) * kWidth];
+  for (int k = 0; k < kWidth; ++k) sum += double{w[k]} * from_bf16(token[k]);
+  return sum;
+}
+
+// The device's memory, and what it is filled with before each run; the same for all mutants.
+struct World {
+  Weights dense{1}, experts{kExperts};
+  std::vector<int> ends{kOffsets, kOffsets + kExperts + 1};
+  Buffer<uint32_t> source{dense.tiles}, first{dense.tiles}, second{experts.tiles};
+  Buffer<uint16_t> asked{kTokens * kWidth}, x{kTokens * kWidth}, y{kTokens * kWidth};
+  Buffer<float> z{kTokens * kWidth};
+  Buffer<int> given{ends}, offsets{ends};
+  Buffer<uint32_t> error{1}, workspaces[2] = {Buffer<uint32_t>(1 << 18), Buffer<uint32_t>(1 << 18)};
+};
+
+inline World& world() {
+  static World it;
+  return it;
+}
+
+template <typename T>
+bool poison(const Buffer<T>& buffer) {
+  return cudaMemset(buffer.data, 0xff, buffer.size * sizeof(T)) == cudaSuccess;
+}
+
+template <typename T>
+bool upload(const std::vector<T>& host, const Buffer<T>& to) {
+  return cudaMemcpy(to.data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice) ==
+         cudaSuccess;
+}
+
+// Of the original's results, the two products of one run that were appended last.
+inline void check_results(uint32_t salt, const std::vector<float>& results) {
+  const std::vector<uint16_t> rows = tokens(salt);
+  const float* middle = &results[results.size() - 2 * rows.size()];
+  for (int token = 0; token < kTokens; ++token) {
+    const int expert = token < kOffsets[1] ? 0 : token < kOffsets[3] ? 2 : -1;
+    const std::vector<uint16_t> own = to_bf16(
+        std::vector<float>(middle + size_t(token) * kWidth, middle + size_t(token + 1) * kWidth));
+    for (int row = 0; row < kWidth; row += 37) {
+      const float* got = middle + size_t(token) * kWidth + row;
+      const double y = product(world().dense, 0, &rows[size_t(token) * kWidth], row);
+      const double z = expert < 0 ? 0 : product(world().experts, expert, own.data(), row);
+      const bool right = std::fabs(*got - y) <= 0.01 * std::fabs(y) + 0.01 &&
+                         std::fabs(got[rows.size()] - z) <= 1e-4 * std::fabs(z) + 1e-3;
+      if (right) continue;
+      std::printf("WRONG token %d, row %d: %g for %g, %g for %g\n", token, row, *got, y,
+                  got[rows.size()], z);
+      std::exit(1);
+    }
+  }
+}
+
+struct Mutant {
+  const char* name;
+  void (*run)(std::vector<float>& results, bool original);
+};
+
+// Prints a mutant's name, mode and seed; the kind of its report; the hash of its results; its bank
+// conflicts.
+inline uint32_t run_in(const Mutant& mutant, const char* mode, int seed, bool original) {
+  l4k_emu_reset();
+  const std::string settings = std::string("mode=") + mode + ",seed=" + std::to_string(seed) +
+                               ",sms=3,threads=1,stop=benign,print=0";
+  if (l4k_emu_configure_text(settings.c_str()) != 0) std::exit(2);
+  std::vector<float> results;
+  mutant.run(results, original);
+  uint32_t sum = 0;
+  for (float value : results) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    sum = hash(sum ^ bits);
+  }
+  const std::string counters = l4k_emu_counters(), name = "conflicts";
+  long conflicts = 0;
+  for (size_t at = 0; (at = counters.find(name, at)) != std::string::npos; at += name.size())
+    conflicts += std::atol(counters.c_str() + counters.find_first_of("0123456789", at));
+  std::printf("%s|%s %d|%s|%08x|%ld\n", mutant.name, mode, seed, l4k_emu_report_kind(), sum,
+              conflicts);
+  std::fflush(stdout);
+  return *l4k_emu_report_kind() != '\0' || conflicts > 0 ? 0 : sum;
+}
+
+// The first is the original, in all modes; a mutant until it differs from it.
+inline int run_all(const std::vector<Mutant>& mutants, int seeds) {
+  uint32_t right = 0;
+  for (const Mutant& mutant : mutants) {
+    const bool original = &mutant == mutants.data();
+    bool found = false;
+    for (int seed = 0; seed < seeds; ++seed)
+      for (const char* mode : {"late", "early", "random"}) {
+        if (found) continue;
+        const uint32_t sum = run_in(mutant, mode, seed, original);
+        if (right == 0) right = sum;
+        found = !original && sum != right;
+      }
+  }
+  return 0;
+}
