@@ -105,7 +105,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (MAIN, "clear_tail(p, smem", "if (false) clear_tail(p, smem")),
     # Sums of a CTA.
     ("sums are overwritten", "shared-race mbarrier",
-     (MAIN, "ptx::mbarrier_wait(&smem.sums_empty[half], (index / kStreamFinishers & 1) ^ 1);", "")),
+     (MAIN, "ptx::mbarrier_wait(&smem.sums_empty[place], (index / smem.kFinishers & 1) ^ 1);", "")),
     ("seven warps' sums are enough", IN_FLIGHT,
      (SMEM, "(&sums_full[i], kStreamConsumers);", "(&sums_full[i], kStreamConsumers - 1);")),
     ("a finisher's phase never flips", f"deadlock {IN_FLIGHT}", (FINISH, "phase ^= 1;", "")),

@@ -62,6 +62,20 @@ __device__ __forceinline__ void prefetch_weights(StreamSmem<Weights, kTiles>& sm
   }
 }
 
+// With experts it is known ahead only that the last one will be multiplied, which is where models have
+// the shared expert: each CTA asks for a part of its weights, as much as the ring holds.
+template <typename Weights, int kTiles>
+__device__ __forceinline__ void prefetch_last_expert(const StreamSmem<Weights, kTiles>& smem,
+                                                     const StreamGemmParams& p,
+                                                     const typename Weights::Source& source) {
+  const int k_blocks = p.k / Weights::kUnitK;
+  const Shares shares{p.n / Weights::kUnitRows * k_blocks, static_cast<int>(gridDim.x)};
+  const int begin = shares.first(blockIdx.x), end = shares.first(blockIdx.x + 1);
+  const int units = min(end - begin, Weights::kStages * smem.kStageUnits);
+  if (units > 0)
+    Weights::prefetch(p, source, {p.num_experts - 1, begin / k_blocks, begin % k_blocks, units});
+}
+
 // Rows of A of each item of the share, when the consumers have left the last one's. Where K ends
 // inside a unit zeros follow: the weights' zeros must not meet a NaN. By a warp.
 template <typename Weights, int kTiles>

@@ -48,7 +48,7 @@ struct Chain {
   }
 
   bool multiply(int which) const {
-    LaunchConfig config{.grid = dim3(ctas()), .block = dim3(kStreamThreads)};
+    LaunchConfig config{.grid = dim3(ctas()), .block = dim3(StreamSmem<Int4, 1>::kThreads)};
     config.smem_bytes = round_up<size_t>(sizeof(StreamSmem<Int4, 1>), 128) + row_bytes;
     const StreamGemmParams p = product(which);
     return launch(stream_gemm_kernel<Int4, 1>, config, nullptr, p,
