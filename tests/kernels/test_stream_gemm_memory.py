@@ -317,6 +317,19 @@ def test_weights_are_read_once_and_without_conflicts(m, k):
     check_traffic(m, 512, k)
 
 
+@pytest.mark.parametrize("m, k", [(1, 5120), (8, 5120), (6, 8192)])
+def test_a_stage_of_a_dense_product_is_one_copy(m, k):
+    make, n, ctas, stage = maker(m), 512, 3, 16
+    with emulated(sms=ctas) as control:
+        control.reset()
+        w4_gemm(rows(make, m, k), weights(make, n, k), static_weights=True, **STREAM)
+        (kernel,) = control.counters().values()
+    lines = [line for at, line in kernel["lines"].items() if "weights.cuh" in at]
+    copies = sum(line["issued"] for line in lines if line["bulk_bytes"])
+    units = n * k // (16 * 128)
+    assert ctas <= copies <= ctas * -(-units // (ctas * stage))
+
+
 @pytest.mark.parametrize("group, zeros", [(128, True), (64, False), (32, True)])
 def test_groups_and_zero_points_cost_no_conflicts(group, zeros):
     check_traffic(8, 256, 2560, group=group, zeros=zeros)
