@@ -1,6 +1,6 @@
 """Issue slots of a kernel's loop of products: how much a warp issues per pair of weights, by pipe.
 
-`python -m tools.slots NAME` prints them. A scheduler issues one instruction of a warp a cycle, so
+`python -m tools.budget NAME` prints them. A scheduler issues one instruction of a warp a cycle, so
 that slots are the first bound of code that prepares weights for the tensor core; the ALU takes two
 cycles an instruction (16 lanes) and is the second. tests/kernels/test_budgets.py holds both to
 
@@ -11,7 +11,6 @@ two pairs of them for each k8 of 16 rows. `rare` are the instructions that a tur
 (tools/sass.py says which): not per pair, and held as well, so that work cannot hide there.
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -86,19 +85,3 @@ def describe(slots: Slots, n_tiles: int) -> str:
         f"8 tokens: {facts['slots_per_pair']:.2f} slots a pair of weights, ALU "
         f"{facts['alu_per_pair']:.2f} cycles a pair; {slots.rare} rare"
     )
-
-
-def main(names: list[str]) -> int:
-    from tools import budget  # which holds budgets to what this file counts
-
-    for kernel in names:
-        budgets = budget.load_budget(kernel)
-        for name, report in budget.reports(kernel).items():
-            rules = budgets.get(name, {}).get("loop", {})
-            said = report.loop and describe(report.loop, rules.get("n_tiles", 1))
-            print(f"{name}: {said or 'no loop of products'}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

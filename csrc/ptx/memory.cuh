@@ -63,10 +63,10 @@ __device__ __forceinline__ void store_shared(void* smem, float a, float b, float
 template <bool kTransposed = false>
 __device__ __forceinline__ void stmatrix_x4(void* row, uint32_t a, uint32_t b, uint32_t c,
                                             uint32_t d) {
-#define L4K_STMATRIX(trans)                                                                     \
-  asm volatile("stmatrix.sync.aligned.m8n8.x4" trans ".shared.b16 [%0], {%1, %2, %3, %4};" ::"r"( \
-                   smem_address(row)),                                                          \
-               "r"(a), "r"(b), "r"(c), "r"(d)                                                   \
+#define L4K_STMATRIX(trans)                                                    \
+  asm volatile("stmatrix.sync.aligned.m8n8.x4" trans                           \
+               ".shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(row)), \
+               "r"(a), "r"(b), "r"(c), "r"(d)                                  \
                : "memory")
   if constexpr (kTransposed) L4K_STMATRIX(".trans");
   else L4K_STMATRIX("");

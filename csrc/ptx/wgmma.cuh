@@ -104,22 +104,22 @@ L4K_WGMMA(256, 128, "128", "129", "130")
 template <int N>
 struct WgmmaRegisterA;
 
-#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd, st)                                  \
-  template <>                                                                                   \
-  struct WgmmaRegisterA<n> {                                                                    \
-    template <bool kTransposed>                                                                 \
-    static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],    \
-                                              uint64_t b, bool accumulate) {                    \
-      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd                                  \
-                   ", 0;\n\t"                                                                   \
-                   "wgmma.mma_async.sync.aligned.m64n" #n                                       \
-                   "k16.f32.bf16.bf16"                                                          \
-                   " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb        \
-                                         ", p, 1, 1, %" st ";\n\t}"                             \
-                   : L4K_O##registers(d)                                                        \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),  \
-                     "n"(int(kTransposed)));                                                    \
-    }                                                                                           \
+#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd, st)                                 \
+  template <>                                                                                  \
+  struct WgmmaRegisterA<n> {                                                                   \
+    template <bool kTransposed>                                                                \
+    static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],   \
+                                              uint64_t b, bool accumulate) {                   \
+      asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd                                 \
+                   ", 0;\n\t"                                                                  \
+                   "wgmma.mma_async.sync.aligned.m64n" #n                                      \
+                   "k16.f32.bf16.bf16"                                                         \
+                   " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb       \
+                                         ", p, 1, 1, %" st ";\n\t}"                            \
+                   : L4K_O##registers(d)                                                       \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)), \
+                     "n"(int(kTransposed)));                                                   \
+    }                                                                                          \
   };
 
 L4K_WGMMA_RS(32, 16, "16", "17", "18", "19", "20", "21", "22")

@@ -26,8 +26,7 @@ constexpr uint32_t kInt4Huge = 0x7f007f00;  // 2^127, twice
 // Eight codes of a word as the left operand of a product m16n8k16: each times its row's power, plus its
 // row's constant.
 __device__ __forceinline__ void int4_to_bf16(uint32_t word, const uint32_t (&powers)[2],
-                                             const Int4Constants& constants,
-                                             uint32_t (&left)[4]) {
+                                             const Int4Constants& constants, uint32_t (&left)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     left[i] = ptx::fma_bf16x2(word & 0x000f000f, powers[0], constants.rows[0]);

@@ -1,5 +1,5 @@
-"""w4_gemm for many tokens in the emulator, by configuration: exact sums whoever shares K, epilogues,
-experts, numbers that are none, the same bits again, what it touches."""
+"""w4_gemm for many tokens in the emulator, by configuration: exact sums whoever shares K, experts,
+epilogues, numbers that are none, the same bits again, what it touches."""
 
 from typing import Any
 

@@ -29,7 +29,9 @@ struct W4GemmConfig {
   L4K_HD constexpr int producer_registers() const { return ctas_per_sm() == 2 ? 32 : 40; }
   L4K_HD constexpr int consumer_registers() const { return ctas_per_sm() == 2 ? 104 : 232; }
   // Results leave by way of shared memory, this many tokens at a time; a warpgroup has 64 channels.
-  L4K_HD constexpr int staged_tokens() const { return ctas_per_sm() == 2 ? 32 : 64; }
+  L4K_HD constexpr int staged_tokens() const {
+    return ctas_per_sm() == 1 ? 64 : block_m / 2;  // what remains of half an SM
+  }
   L4K_HD constexpr int staging_bytes() const { return staged_tokens() * 64 * 2; }
   // K is split only where all rows of a product lie in one tile of each expert: in a tile that is
   // split elsewhere a row would have other bits, and its bits must not depend on its place.
@@ -51,7 +53,7 @@ constexpr W4GemmConfig kW4GemmConfigs[] = {
     {.name = "w4_128x128", .block_m = 128, .block_n = 128, .stages = 4},
     // Memory binds.
     {.name = "w4_64x128", .block_m = 64, .block_n = 128, .stages = 4},
-    {.name = "w4_32x128", .block_m = 32, .block_n = 128, .stages = 5},
+    {.name = "w4_32x128", .block_m = 32, .block_n = 128, .stages = 6},
     // clang-format on
 };
 constexpr int kNumW4GemmConfigs = sizeof(kW4GemmConfigs) / sizeof(kW4GemmConfigs[0]);

@@ -90,13 +90,14 @@ __device__ __forceinline__ void swiglu(float (&sums)[kSums]) {
   }
 }
 
-// Rounds through the staging buffer. Results are pairs of tokens, of 8 tokens x 8 channels each; four
-// pairs are a quad of 16 tokens x 64 channels of the warpgroup, or, of SwiGLU, 32 x 32: 2 KB of bf16
-// or 4 KB of float32.
+// Rounds through the staging buffer. Results are pairs of tokens, of 8 tokens x 8 channels each. Four
+// pairs of bf16 are a quad of 16 tokens x 64 channels of the warpgroup, or, of SwiGLU, 32 x 32; two
+// pairs of float32 are half of that: 2 KB each.
 template <int I>
 struct W4Rounds {
   static constexpr W4GemmConfig C = kW4GemmConfigs[I];
   static constexpr int kSums = C.block_m / 2, kMostQuads = kSums / 8;
+  static constexpr int kRound = C.staging_bytes() / 2048;  // quads, or halves
   const W4GemmParams& p;
   const W4Place& at;
   int halved;  // 1 of SwiGLU, else 0
@@ -105,14 +106,13 @@ struct W4Rounds {
   __device__ __forceinline__ int columns() const { return p.n >> halved; }
 
   // Calls `move(chunk in the round, row, column, D has it)` for a thread's chunks of 16 bytes, in a
-  // round that begins with a quad.
+  // round that begins with a token of the tile.
   template <int kElements, typename Move>
-  __device__ __forceinline__ void each(int first_quad, Move move) const {
+  __device__ __forceinline__ void each(int first_token, Move move) const {
     const int log_chunks = (kElements == 8 ? 3 : 4) - halved;  // of a token
-    const int first_token = at.tile.row + (16 * first_quad << halved);
 #pragma unroll 2
     for (int chunk = threadIdx.x % 128; chunk < C.staging_bytes() / 16; chunk += 128) {
-      const int row = first_token + (chunk >> log_chunks);
+      const int row = at.tile.row + first_token + (chunk >> log_chunks);
       const int within = (chunk & ((1 << log_chunks) - 1)) * kElements;
       const int column = (at.first_row >> halved) + within;
       move(chunk, row, column, row < at.tile.row_end && column < columns());
@@ -128,7 +128,6 @@ struct W4Rounds {
                               : (matrix / 2 * 8 + row) * 128 + lane.warp * 32 + matrix % 2 * 16;
     return at.staging + swizzle_128(offset);
   }
-  static constexpr int kRound = C.staging_bytes() / 2048;
 
   __device__ __forceinline__ void add_residual(float (&sums)[kSums]) const {
     const auto* residual = static_cast<const __nv_bfloat16*>(p.epilogue.residual);
@@ -137,11 +136,11 @@ struct W4Rounds {
     for (int first = 0; first < kMostQuads; first += kRound) {
       if (first >= quads()) break;
       at.sync();  // what was there before has left
-      each<8>(first, [&](int chunk, int row, int column, bool exists) {
+      each<8>(16 * first << halved, [&](int chunk, int row, int column, bool exists) {
         uint4 values = {};
         if (exists)
-          values = *reinterpret_cast<const uint4*>(residual + row * p.epilogue.residual_stride +
-                                                   column);
+          values =
+              *reinterpret_cast<const uint4*>(residual + row * p.epilogue.residual_stride + column);
         *reinterpret_cast<uint4*>(at.staging + swizzle_128(16 * chunk)) = values;
       });
       at.sync();
@@ -179,7 +178,7 @@ struct W4Rounds {
         ptx::stmatrix_x4<true>(rows + 2048 * quad, pairs[0], pairs[1], pairs[2], pairs[3]);
       }
       at.sync();
-      each<8>(first, [&](int chunk, int row, int column, bool exists) {
+      each<8>(16 * first << halved, [&](int chunk, int row, int column, bool exists) {
         if (!exists) return;
         *reinterpret_cast<uint4*>(d + int64_t{row} * columns() + column) =
             *reinterpret_cast<const uint4*>(at.staging + swizzle_128(16 * chunk));
@@ -190,33 +189,32 @@ struct W4Rounds {
   // float32: [token][channel], where tokens 2 c and 2 c + 1 of every 8 have their channels' bits 3 and 4
   // flipped by c: the lanes of a warp then write to 32 banks.
   __device__ __forceinline__ void store_float32(const float (&sums)[kSums]) const {
-    constexpr int kQuads = C.staging_bytes() / 4096;
     const W4Lane lane;
     auto* staged = reinterpret_cast<float*>(at.staging);
     auto* d = static_cast<float*>(p.epilogue.d);
     const int pitch = 64 >> halved;
-    float* own[4];  // of each pair of a quad
+    float* own[2];  // of the pairs of half a quad
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int token = 8 * (halved ? i : i / 2) + 2 * lane.c;
-      const int channel = (16 >> halved) * lane.warp + (halved ? 0 : i % 2 * 8) + lane.g;
+    for (int i = 0; i < 2; ++i) {
+      const int token = (halved ? 8 * i : 0) + 2 * lane.c;
+      const int channel = (16 >> halved) * lane.warp + (halved ? 0 : 8 * i) + lane.g;
       own[i] = staged + token * pitch + (channel ^ 8 * lane.c);
     }
 #pragma unroll
-    for (int first = 0; first < kMostQuads; first += kQuads) {
-      if (first >= quads()) break;
+    for (int first = 0; first < 2 * kMostQuads; first += kRound) {
+      if (first >= 2 * quads()) break;
       at.sync();  // what was there before has left
 #pragma unroll
-      for (int quad = 0; quad < kQuads && first + quad < kMostQuads; ++quad) {
-        if (first + quad >= quads()) break;
+      for (int half = 0; half < kRound && first + half < 2 * kMostQuads; ++half) {
+        if (first + half >= 2 * quads()) break;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          own[i][1024 * quad] = sums[8 * (first + quad) + 2 * i];
-          own[i][1024 * quad + pitch] = sums[8 * (first + quad) + 2 * i + 1];
+        for (int i = 0; i < 2; ++i) {
+          own[i][512 * half] = sums[4 * (first + half) + 2 * i];
+          own[i][512 * half + pitch] = sums[4 * (first + half) + 2 * i + 1];
         }
       }
       at.sync();
-      each<4>(first, [&](int chunk, int row, int column, bool exists) {
+      each<4>(8 * first << halved, [&](int chunk, int row, int column, bool exists) {
         if (!exists) return;
         const int token = chunk >> (4 - halved), channel = 4 * chunk & (pitch - 1);
         *reinterpret_cast<float4*>(d + int64_t{row} * columns() + column) =
@@ -234,8 +232,7 @@ __device__ __forceinline__ void finish(float (&sums)[kSums], const W4GemmParams&
   scale_and_bias(sums, p, at);
   const bool halved = p.epilogue.activation == Activation::kSwiglu;
   if (halved) swiglu(sums);
-  if (p.epilogue.activation == Activation::kGelu)
-    gelu<kW4GemmConfigs[I].staging_bytes()>(sums, at);
+  if (p.epilogue.activation == Activation::kGelu) gelu<kW4GemmConfigs[I].staging_bytes()>(sums, at);
   const W4Rounds<I> rounds{p, at, halved};
   if (p.epilogue.residual != nullptr) rounds.add_residual(sums);
   if (p.epilogue.out_float32) rounds.store_float32(sums);

@@ -21,9 +21,10 @@ cudaError_t launch_w4_gemm(const W4GemmParams& p, cudaStream_t stream) {
   if (cudaError_t error = make_tensor_map(spec, &a)) return error;
   const W4GemmProblem problem{p.m, p.n, p.k, p.num_experts};
   const auto ctas = static_cast<unsigned>(w4_gemm_ctas(C, problem, sm_count()));
-  return launch(w4_gemm_kernel<I>,
-                {.grid = dim3(ctas), .block = dim3(kW4Threads), .smem_bytes = sizeof(W4GemmSmem<I>)},
-                stream, a, p);
+  return launch(
+      w4_gemm_kernel<I>,
+      {.grid = dim3(ctas), .block = dim3(kW4Threads), .smem_bytes = sizeof(W4GemmSmem<I>)}, stream,
+      a, p);
 }
 
 }  // namespace l4k

@@ -52,8 +52,8 @@ __device__ __forceinline__ bool meet(float (&sums)[kSums], W4GemmSmem<I>& smem,
   const W4Holders holders = schedule.holders(tile);
   unsigned long long* counter = workspace.counters + schedule.counter(tile);
   const auto slot = [&](int cta) {
-    return workspace.slots + int64_t{holders.slot(cta)} * (kSums / 4) * kW4Consumers +
-           threadIdx.x - 128;
+    return workspace.slots + int64_t{holders.slot(cta)} * (kSums / 4) * kW4Consumers + threadIdx.x -
+           128;
   };
   const auto ask = [&](auto arrive) {
     ptx::named_barrier_sync(kW4BarrierConsumers, kW4Consumers);

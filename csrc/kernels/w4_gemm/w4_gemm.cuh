@@ -78,8 +78,7 @@ __device__ __forceinline__ void accumulate(float (&sums)[kSubTiles][kSums], W4Ge
 }
 
 template <int I>
-__device__ __forceinline__ void consume(W4GemmSmem<I>& smem, const W4GemmParams& p,
-                                        int consumer) {
+__device__ __forceinline__ void consume(W4GemmSmem<I>& smem, const W4GemmParams& p, int consumer) {
   constexpr W4GemmConfig C = kW4GemmConfigs[I];
   Stage<C.stages> stage;
   for (W4Piece piece = smem.turn.first(); !piece.empty(); piece = smem.turn.next(piece)) {
@@ -96,7 +95,7 @@ __device__ __forceinline__ void consume(W4GemmSmem<I>& smem, const W4GemmParams&
       else accumulate<I, false>(sums, smem, p.tile, piece, row_tile, stage);
     }
     if (smem.turn.schedule.split(piece) &&
-        !meet<I>(reinterpret_cast<float(&)[C.sums()]>(sums), smem, p, piece.tile))
+        !meet<I>(reinterpret_cast<float (&)[C.sums()]>(sums), smem, p, piece.tile))
       continue;
     const RaggedTile tile = smem.tiles.at(piece.tile);
 #pragma unroll
@@ -135,9 +134,9 @@ __global__ void __launch_bounds__(kW4Threads, kW4GemmConfigs[I].ctas_per_sm())
     __syncwarp();
     if (threadIdx.x == 0) {
       smem.tiles = tiles;
-      smem.turn = W4Turn::of(W4Schedule::of(tiles.num_tiles(), p.k / kInt4TileK, gridDim.x,
-                                            C.may_split(p.m)),
-                             blockIdx.x);
+      smem.turn = W4Turn::of(
+          W4Schedule::of(tiles.num_tiles(), p.k / kInt4TileK, gridDim.x, C.may_split(p.m)),
+          blockIdx.x);
     }
   }
   __syncthreads();

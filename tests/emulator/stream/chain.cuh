@@ -33,7 +33,6 @@ struct Chain {
     p.m = kTokens;
     p.n = p.k = kWidth;
     p.num_experts = which == 0 ? 1 : kExperts;
-    p.format = StreamFormat::kInt4;
     p.a = which == 0 ? w.x.data : w.y.data;
     p.a_stride = kWidth;
     p.weights = which == 0 ? w.first.data : w.second.data;
@@ -51,8 +50,9 @@ struct Chain {
   bool multiply(int which) const {
     LaunchConfig config{.grid = dim3(ctas()), .block = dim3(kStreamThreads)};
     config.smem_bytes = round_up<size_t>(sizeof(StreamSmem<Int4, 1>), 128) + row_bytes;
-    return launch(stream_gemm_kernel<Int4, 1>, config, nullptr, product(which),
-                  static_cast<const char*>(product(which).weights), slots) == cudaSuccess;
+    const StreamGemmParams p = product(which);
+    return launch(stream_gemm_kernel<Int4, 1>, config, nullptr, p,
+                  static_cast<const char*>(p.weights), slots) == cudaSuccess;
   }
 
   // False if a report has ended the run.

@@ -13,7 +13,7 @@ using l4k::Int4Tile;
 
 struct Weights {
   int n, k;
-  std::vector<float> values;     // [N, K]
+  std::vector<float> values;  // [N, K]
   std::vector<uint8_t> tiles;
 
   Weights(int n, int k, Int4Tile layout, size_t salt) : n(n), k(k), values(size_t(n) * k) {
