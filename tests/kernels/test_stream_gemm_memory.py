@@ -17,14 +17,19 @@ from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, ops, testing
 from l4kernels.ops import w4_gemm
 from l4kernels.testing import assert_close, chained, emulated
-from tests.kernels.test_stream_gemm import MODES, NAN, STREAM, maker
 
 pytestmark = pytest.mark.skipif(
     "w4_gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel"
 )
 
-F32 = torch.float32
+F32, NAN = torch.float32, float("nan")
+MODES = ("late", "early", "random")
+STREAM: dict[str, Any] = {"config": 0}
 BAND = 4096
+
+
+def maker(seed: int = 0) -> Maker:
+    return Maker("cpu", torch.bfloat16, seed)
 
 
 class Tile(ctypes.Structure):
