@@ -94,6 +94,7 @@ __device__ __forceinline__ void load_rows(StreamSmem<Weights, kTiles>& smem,
 #pragma unroll 1
       for (int row = 0; row < i.rows; ++row)
         *reinterpret_cast<uint4*>(smem.rows() + row * pitch + at) = make_uint4(0, 0, 0, 0);
+    ptx::fence_proxy_async();  // a later item's copy may lie where these zeros do
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive_expect_tx(&smem.rows_full, i.rows * bytes);
     __syncwarp();
