@@ -71,7 +71,7 @@ StreamGemmParams check_product(const Call& call, const W4Arguments& w,
   p.static_weights = w.static_weights;
   call.require(w.config >= -1 && w.config < 1 + kNumW4GemmConfigs, "expected config to be -1, 0 ",
                "(streaming) or 1 to ", kNumW4GemmConfigs, ", got ", w.config);
-  call.require(w.config != 0 || can_stream(p.format, p.m, p.k),
+  call.require(w.config != 0 || can_stream(p.format, p.m, p.k, p.num_experts),
                "expected config 0 (streaming) with fewer rows of a ", "or a smaller K, got ",
                Argument("a", w.a));
   return p;
@@ -98,7 +98,7 @@ W4GemmParams many_tokens(const StreamGemmParams& p, int64_t config) {
 void launch(const Call& call, StreamGemmParams p, int64_t config) {
   if (p.m == 0) return;
   const int rows = p.expert_offsets == nullptr ? kStreamRows : kStreamRaggedRows;
-  if (config == 0 || (config < 0 && p.m <= rows && can_stream(p.format, p.m, p.k))) {
+  if (config == 0 || (config < 0 && p.m <= rows && can_stream(p.format, p.m, p.k, p.num_experts))) {
     Tensor workspace = call.workspace(stream_gemm_workspace(p));
     p.workspace = pointer(workspace);
     p.nonce = launch_nonce();

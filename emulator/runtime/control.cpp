@@ -105,9 +105,9 @@ std::vector<KernelCounters> Machine::counters() const {
     KernelCounters c = k;
     std::map<std::string, InstCounters> lines;
     const Program& p = *counted_programs.at(name);
-    const std::vector<InstCounters>& tally = tallies_.at(&p);
-    for (size_t i = 0; i < p.code.size(); ++i) {
-      const InstCounters& n = tally[i];
+    const auto tally = tallies_.find(&p);  // none: a report ended the run before its first warp
+    for (size_t i = 0; tally != tallies_.end() && i < p.code.size(); ++i) {
+      const InstCounters& n = tally->second[i];
       if (!n.issued && !n.bulk_bytes) continue;
       c.total += n;
       c.issued[class_of(p.code[i].ptx->opcode)] += n.issued;

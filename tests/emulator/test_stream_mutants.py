@@ -58,7 +58,7 @@ class Run:
 
 
 MAIN, LOAD, FINISH, SMEM = "stream_gemm.cuh", "load.cuh", "finish.cuh", "smem.cuh"
-SCHEDULE, ARRIVE = "schedule.h", "tile/arrive.cuh"
+ROWS, SCHEDULE, ARRIVE = "row_major.cuh", "schedule.h", "tile/arrive.cuh"
 FULL = "smem.stages.wait_full(stage);"
 RELEASE = "if (lane == 0) smem.stages.release(stage.index);"
 NEXT_ROWS = "ptx::mbarrier_wait(&smem.rows_full, phase ^= 1);"
@@ -105,7 +105,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (MAIN, "clear_tail(p, smem", "if (false) clear_tail(p, smem")),
     # Sums of a CTA.
     ("sums are overwritten", "shared-race mbarrier",
-     (MAIN, "ptx::mbarrier_wait(&smem.sums_empty[half], (index / kStreamFinishers & 1) ^ 1);", "")),
+     (MAIN, "ptx::mbarrier_wait(&smem.sums_empty[place], (index / smem.kFinishers & 1) ^ 1);", "")),
     ("seven warps' sums are enough", IN_FLIGHT,
      (SMEM, "(&sums_full[i], kStreamConsumers);", "(&sums_full[i], kStreamConsumers - 1);")),
     ("a finisher's phase never flips", f"deadlock {IN_FLIGHT}", (FINISH, "phase ^= 1;", "")),
@@ -124,8 +124,18 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (FINISH, LOADED, LOADED.replace("own_sums[j]", "float4{}")),
      (FINISH, "    });\n  }\n\n private:\n", "    });\n    for (int j = 0; j < kTiles; ++j) "
       "add(total[j], own_sums[j]);\n  }\n\n private:\n")),
-    ("two runs share a slot", OLD, (SCHEDULE, "(first ? 0 : 1)", "0")),
+    ("two runs share a slot", OLD, BLIND, (SCHEDULE, "(first ? 0 : 1)", "0")),
     ("row tiles of slices share slots", OLD, (SCHEDULE, "(sliced ? tile : 0)", "0")),
+    # Weights that are no tiles.
+    ("boxes lie over each other", IN_FLIGHT, (ROWS, "smem + i * kMaxUnitBytes", "smem")),
+    ("boxes are all the row tile's first", "result",
+     (ROWS, "full, (span.block + i) * kUnitK", "full, span.block * kUnitK")),
+    ("boxes are read as if they had no swizzle", "conflicts",
+     (ROWS, "swizzle_128(lane", "(lane")),
+    ("nothing follows the end of K", "uninitialised-shared-read result",
+     (LOAD, "int at = bytes + 16 * lane;", "int at = padded;")),
+    ("rows past the end of N are stored", "global-out-of-bounds",
+     (FINISH, "both = Weights::kTiled || channel + 8 < p.n;", "both = true;")),
     # The launch before.
     ("rows before it ends", "dependency-race",
      (MAIN, f"{DEPENDENT}\n    if (warp == kWarpRows)",
@@ -163,6 +173,7 @@ def write_program(folder: Path) -> None:
             f"#define l4k {space}",
             f'#include "{space}/kernels/stream_gemm/stream_gemm.cuh"',
             f'#include "{space}/host/launch.h"',
+            f'#include "{space}/host/tensor_map.h"',
             '#include "chain.cuh"',
             "#undef l4k",
         ]

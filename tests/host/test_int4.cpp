@@ -60,6 +60,12 @@ void codes_are_linear_as_bf16() {
       }
 }
 
+// One word, or two bytes of zero points, are what the lanes of row g want.
+void factors_of_rows_eight_apart_are_neighbours() {
+  for (int row = 0; row < 8; ++row)
+    EXPECT(int4_row_slot(row) == 2 * row && int4_row_slot(row + 8) == 2 * row + 1, "row " << row);
+}
+
 }  // namespace
 
 int main() {
@@ -75,5 +81,6 @@ int main() {
   EXPECT(Int4Tile::of_words((int64_t{1} << 32) + 264).groups == 0, "64 bits");
   lanes_hold_what_a_product_takes();
   codes_are_linear_as_bf16();
+  factors_of_rows_eight_apart_are_neighbours();
   return 0;
 }

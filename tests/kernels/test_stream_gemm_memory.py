@@ -17,14 +17,19 @@ from bench.checks.kernel_checks import device_error
 from l4kernels import STATUS, ops, testing
 from l4kernels.ops import w4_gemm
 from l4kernels.testing import assert_close, chained, emulated
-from tests.kernels.test_stream_gemm import MODES, NAN, STREAM, maker
 
 pytestmark = pytest.mark.skipif(
     "w4_gemm" not in STATUS.kernels, reason=STATUS.reason or "no kernel"
 )
 
-F32 = torch.float32
+F32, NAN = torch.float32, float("nan")
+MODES = ("late", "early", "random")
+STREAM: dict[str, Any] = {"config": 0}
 BAND = 4096
+
+
+def maker(seed: int = 0) -> Maker:
+    return Maker("cpu", torch.bfloat16, seed)
 
 
 class Tile(ctypes.Structure):
@@ -315,6 +320,19 @@ def check_traffic(m: int, n: int, k: int, counts: list[int] | None = None, **til
 @pytest.mark.parametrize("k", [5120, 8192])
 def test_weights_are_read_once_and_without_conflicts(m, k):
     check_traffic(m, 512, k)
+
+
+@pytest.mark.parametrize("m, k", [(1, 5120), (8, 5120), (6, 8192)])
+def test_a_stage_of_a_dense_product_is_one_copy(m, k):
+    make, n, ctas, stage = maker(m), 512, 3, 16
+    with emulated(sms=ctas) as control:
+        control.reset()
+        w4_gemm(rows(make, m, k), weights(make, n, k), static_weights=True, **STREAM)
+        (kernel,) = control.counters().values()
+    lines = [line for at, line in kernel["lines"].items() if "weights.cuh" in at]
+    copies = sum(line["issued"] for line in lines if line["bulk_bytes"])
+    units = n * k // (16 * 128)
+    assert ctas <= copies <= ctas * -(-units // (ctas * stage))
 
 
 @pytest.mark.parametrize("group, zeros", [(128, True), (64, False), (32, True)])

@@ -65,18 +65,18 @@ def replace_machine(board, **changes):
 
 
 def test_more_rows_need_slices_and_more_of_an_sm(board):
-    one, ten, sixteen = (stream_gemm(INT4, QKV, m, board) for m in (1, 10, 16))
-    assert (one.per_sm, ten.per_sm, sixteen.per_sm) == (2, 1, 1)
-    runs = [sum(len(share) for share in kernel.shares) for kernel in (one, ten, sixteen)]
+    one, nine, sixteen = (stream_gemm(INT4, QKV, m, board) for m in (1, 9, 16))
+    assert (one.per_sm, nine.per_sm, sixteen.per_sm) == (2, 1, 1)
+    runs = [sum(len(share) for share in kernel.shares) for kernel in (one, nine, sixteen)]
     assert runs[0] == runs[1] and runs[2] > 1.5 * runs[0]
-    assert sixteen.activations < 16 * 5120 * 2 == 1.6 * ten.activations
+    assert sixteen.activations < 16 * 5120 * 2 < 1.8 * nine.activations
 
 
 def test_a_chain_is_bound_by_its_bytes_and_by_what_is_not_hidden(board):
     kernel = stream_gemm(INT4, QKV, 1, board)
     bytes_us = QKV.weights(INT4) / (board.stream_rate * 1e6)
-    best = chained(replace(kernel, trigger="loaded"), board)
-    assert bytes_us <= best < chained(kernel, board)
+    best = chained(kernel, board)
+    assert bytes_us <= best < chained(replace(kernel, trigger="start"), board)
     waits = chained(replace(kernel, static=False), board)
     assert chained(kernel, board) + 0.3 < waits, "the ring fills before the wait"
     slow = chained(*streaming.as_swapped(kernel, board))
@@ -88,14 +88,14 @@ def test_a_chain_is_bound_by_its_bytes_and_by_what_is_not_hidden(board):
 
 def test_runs_that_meet_are_bound_by_the_warps_that_finish_them(board):
     kernel = stream_gemm(INT4, QKV, 16, board)
-    assert chained(replace(kernel, finishers=8), board) < 0.95 * chained(kernel, board)
+    assert chained(kernel, board) < 0.95 * chained(replace(kernel, finishers=2), board)
 
 
 @pytest.mark.parametrize(
     "command",
     [
         "stream --products QKV --m 4 --format e4m3",
-        "stream --trigger loaded --products O --format bf16",
+        "stream --trigger start --products O --format bf16",
     ],
 )
 def test_everything_printed_says_model(command):

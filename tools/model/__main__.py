@@ -148,7 +148,7 @@ def main() -> None:
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
     published = commands.add_parser("rates", help="errors against published rates")
     for streamed in (flow, whatif, check):
-        streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="start")
+        streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="loaded")
     for streamed in (flow, whatif):
         streamed.add_argument("--format", choices=sorted(streaming.FORMATS), default="int4")
         streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")

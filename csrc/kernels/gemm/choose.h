@@ -143,7 +143,8 @@ constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
 // Whether the streaming kernel computes the problem, and up to how many rows of A it is chosen: one
 // tile of tokens when dense; with experts sixteen tokens and, for each, the shared expert's row.
 constexpr bool can_stream(const GemmProblem& p) {
-  return !p.fp8_out && can_stream(p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16, p.m, p.k);
+  return !p.fp8_out &&
+         can_stream(p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16, p.m, p.k, p.num_experts);
 }
 constexpr int streamed_rows(const GemmProblem& p) { return p.num_experts == 1 ? 16 : 32; }
 

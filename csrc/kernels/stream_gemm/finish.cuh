@@ -1,4 +1,4 @@
-// From the consumers' sums to the result: two warps take turns at the runs of a share.
+// From the consumers' sums to the result: a few warps take turns at the runs of a share.
 //
 // A lane holds what a tensor-core product leaves it: weight rows g and g + 8 of the tile, tokens 2c and
 // 2c + 1 of every eight (g = lane / 4, c = lane % 4). With SwiGLU row g is a gate and row g + 8 the up
@@ -216,7 +216,7 @@ __device__ __forceinline__ void finish_run(StreamSmem<Weights, kTiles>& smem,
   results.finish(total);
 }
 
-// Every second run of the share.
+// Every second run of the share, or every fourth.
 template <typename Weights, int kTiles>
 __device__ __forceinline__ void finish_runs(StreamSmem<Weights, kTiles>& smem,
                                             const StreamGemmParams& p, int slots, int finisher) {
@@ -226,7 +226,7 @@ __device__ __forceinline__ void finish_runs(StreamSmem<Weights, kTiles>& smem,
   StreamRun run = schedule.first(blockIdx.x);
   uint32_t phase = 0;
   for (int index = 0;; ++index) {
-    if (index % kStreamFinishers == finisher) {
+    if (index % smem.kFinishers == finisher) {
       finish_run(smem, p, schedule, workspace, run, finisher, phase);
       phase ^= 1;
     }

@@ -62,6 +62,20 @@ __device__ __forceinline__ void prefetch_weights(StreamSmem<Weights, kTiles>& sm
   }
 }
 
+// With experts it is known ahead only that the last one will be multiplied, which is where models have
+// the shared expert: each CTA asks for a part of its weights, as much as the ring holds.
+template <typename Weights, int kTiles>
+__device__ __forceinline__ void prefetch_last_expert(const StreamSmem<Weights, kTiles>& smem,
+                                                     const StreamGemmParams& p,
+                                                     const typename Weights::Source& source) {
+  const int k_blocks = p.k / Weights::kUnitK;
+  const Shares shares{p.n / Weights::kUnitRows * k_blocks, static_cast<int>(gridDim.x)};
+  const int begin = shares.first(blockIdx.x), end = shares.first(blockIdx.x + 1);
+  const int units = min(end - begin, Weights::kStages * smem.kStageUnits);
+  if (units > 0)
+    Weights::prefetch(p, source, {p.num_experts - 1, begin / k_blocks, begin % k_blocks, units});
+}
+
 // Rows of A of each item of the share, when the consumers have left the last one's. Where K ends
 // inside a unit zeros follow: the weights' zeros must not meet a NaN. By a warp.
 template <typename Weights, int kTiles>
@@ -80,6 +94,7 @@ __device__ __forceinline__ void load_rows(StreamSmem<Weights, kTiles>& smem,
 #pragma unroll 1
       for (int row = 0; row < i.rows; ++row)
         *reinterpret_cast<uint4*>(smem.rows() + row * pitch + at) = make_uint4(0, 0, 0, 0);
+    ptx::fence_proxy_async();  // a later item's copy may lie where these zeros do
     __syncwarp();
     if (lane == 0) ptx::mbarrier_arrive_expect_tx(&smem.rows_full, i.rows * bytes);
     __syncwarp();

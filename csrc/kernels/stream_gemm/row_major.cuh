@@ -47,6 +47,7 @@ struct RowMajorWeights {
   static constexpr int kUnitK = kUnit.k, kRowBytes = kUnit.row_bytes, kElementBytes = kFp8 ? 1 : 2;
   static constexpr int kUnitRows = 16, kMaxUnitBytes = kUnitRows * kRowBytes;
   static constexpr int kWarpUnits = 1, kStages = 5, kCtasPerSm = 2;
+  static constexpr int kFinishers = 4;
   static constexpr bool kTiled = false;
   static constexpr float kFactors[2] = {1.f, 1.f};
   static constexpr DeviceError kOffsetsError = DeviceError::kGemmExpertOffsets;

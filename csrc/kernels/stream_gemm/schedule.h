@@ -17,12 +17,13 @@ namespace l4k {
 // What the weights are: int4 in tiles (tile/int4.h), or rows of bf16 or e4m3.
 enum class StreamFormat : int { kInt4, kBf16, kFp8 };
 
-constexpr int kStreamMaxItems = 128;
+// With as many, two CTAs with two rows of Llama 4's hidden size fit one SM.
+constexpr int kStreamMaxItems = 56;
 // A share is not smaller than that: sums that meet cost more than a few units.
 constexpr int kStreamMinUnits = 8;
 // Rows of A take this much shared memory of a CTA at most, which with the largest ring is all of an
 // SM's; more rows are sliced along K. The few rows of a single user leave room for the next kernel.
-constexpr int kStreamMaxRowBytes = 104 * 1024;
+constexpr int kStreamMaxRowBytes = 96 * 1024;
 
 // A unit's K, and the bytes of a row of A in it.
 struct StreamUnit {
@@ -84,16 +85,19 @@ struct StreamRows {
   }
 };
 
-// Of a product: tokens of an item, how its rows lie, and whether the list has room for its items.
+// Of a product: tokens of an item, how its rows lie, and whether the list has room for its items. With
+// experts a token has a row of a routed one and a row of the shared one: room for half of the rows, so
+// that a single user's two leave room for the next kernel.
 L4K_HD constexpr int stream_tokens(int m) { return m <= 8 ? 8 : 16; }
-L4K_HD constexpr StreamRows stream_rows(StreamFormat format, int m, int k) {
+L4K_HD constexpr StreamRows stream_rows(StreamFormat format, int m, int k, int experts) {
   const StreamUnit unit = stream_unit(format);
-  const int tokens = stream_tokens(m);
-  return StreamRows::of(m < tokens ? m : tokens, ceil_div(k, unit.k), unit.row_bytes);
+  const int tokens = stream_tokens(m), rows = experts == 1 ? m : ceil_div(m, 2);
+  return StreamRows::of(rows < tokens ? rows : tokens, ceil_div(k, unit.k), unit.row_bytes);
 }
-L4K_HD constexpr bool can_stream(StreamFormat format, int m, int k) {
-  return m == 0 ||
-         stream_rows(format, m, k).most_items(m, stream_tokens(m), false) <= kStreamMaxItems;
+L4K_HD constexpr bool can_stream(StreamFormat format, int m, int k, int experts) {
+  if (m == 0) return true;
+  const StreamRows rows = stream_rows(format, m, k, experts);
+  return rows.most_items(m, stream_tokens(m), false) <= kStreamMaxItems;
 }
 
 struct StreamSchedule {

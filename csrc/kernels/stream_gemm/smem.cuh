@@ -7,23 +7,25 @@ namespace l4k {
 
 // Warps of a CTA by what they do.
 constexpr int kStreamConsumers = 8;
-constexpr int kStreamFinishers = 2;
 enum StreamWarp : int {
   kWarpWeights = kStreamConsumers,
   kWarpRows,
   kWarpFinish,
 };
-constexpr int kStreamThreads = 32 * (kWarpFinish + kStreamFinishers);
 
 // kTiles: columns of products, 8 tokens each. The rows of A of one item follow the struct.
 template <typename Weights, int kTiles>
 struct StreamSmem {
   static constexpr int kStages = Weights::kStages;
+  // Sums of sliced rows meet in the workspace, which takes each warp a microsecond or two.
+  static constexpr int kFinishers = kTiles == 1 ? 2 : Weights::kFinishers;
+  static constexpr int kThreads = 32 * (kWarpFinish + kFinishers);
   // Every warp takes as many neighbouring units of a stage.
   static constexpr int kStageUnits = kStreamConsumers * Weights::kWarpUnits;
-  alignas(1024) char ring[kStages][kStageUnits * Weights::kMaxUnitBytes];
-  // Sums of a run, by warp and lane: one half is added up while the other is written.
-  float4 sums[kStreamFinishers][kStreamConsumers][kTiles][32];
+  static constexpr int kAlignment = Weights::kTiled ? 128 : 1024;  // TMA swizzles by 1,024 bytes
+  alignas(kAlignment) char ring[kStages][kStageUnits * Weights::kMaxUnitBytes];
+  // Sums of a run, by warp and lane: others are added up while these are written.
+  float4 sums[kFinishers][kStreamConsumers][kTiles][32];
   StreamItem items[kStreamMaxItems];
   int num_items, row_tiles;
   Shares shares;
@@ -32,7 +34,7 @@ struct StreamSmem {
   // full: the copies' bytes; empty: a consumer warp each.
   uint64_t rows_full, rows_empty;
   // full: a consumer warp each; empty: the warp that adds them up.
-  uint64_t sums_full[kStreamFinishers], sums_empty[kStreamFinishers];
+  uint64_t sums_full[kFinishers], sums_empty[kFinishers];
 
   // Made anew where it is used, so that the compiler knows where the items lie.
   __device__ __forceinline__ StreamSchedule schedule() const {
@@ -46,7 +48,7 @@ struct StreamSmem {
     stages.init(kStreamConsumers);
     ptx::mbarrier_init(&rows_full, 1);
     ptx::mbarrier_init(&rows_empty, kStreamConsumers);
-    for (int i = 0; i < kStreamFinishers; ++i) {
+    for (int i = 0; i < kFinishers; ++i) {
       ptx::mbarrier_init(&sums_full[i], kStreamConsumers);
       ptx::mbarrier_init(&sums_empty[i], 1);
     }

@@ -11,7 +11,7 @@ namespace {
 
 // Slots for runs that meet, whatever the offsets.
 int64_t slots_of(const StreamGemmParams& p) {
-  const StreamRows rows = stream_rows(p.format, p.m, p.k);
+  const StreamRows rows = stream_rows(p.format, p.m, p.k, p.num_experts);
   const int64_t items = rows.most_items(p.m, stream_tokens(p.m), true);
   return StreamSchedule::slots(static_cast<int>(items * ceil_div(p.n, 16)), sm_count());
 }
@@ -39,8 +39,9 @@ template <typename Weights, int kTiles>
 cudaError_t launch_stream(StreamGemmParams p, cudaStream_t stream) {
   typename Weights::Source source;
   if (cudaError_t error = make_source(p, source)) return error;
-  p.activation_bytes = stream_rows(p.format, p.m, p.k).capacity;
-  LaunchConfig config{.grid = dim3(sm_count()), .block = dim3(kStreamThreads)};
+  p.activation_bytes = stream_rows(p.format, p.m, p.k, p.num_experts).capacity;
+  LaunchConfig config{.grid = dim3(sm_count()),
+                      .block = dim3(StreamSmem<Weights, kTiles>::kThreads)};
   config.smem_bytes =
       round_up<size_t>(sizeof(StreamSmem<Weights, kTiles>), 128) + p.activation_bytes;
   return launch(stream_gemm_kernel<Weights, kTiles>, config, stream, p, source,

@@ -1,6 +1,6 @@
 // Few tokens: weights stream through every SM once.
 //
-//   warp 8            warp 9          warps 0 ... 7            warps 10, 11
+//   warp 8            warp 9          warps 0 ... 7            warps 10, 11 (to 13)
 //   bulk copies   =>  rows of A   =>  products, 2 units a  =>  sums of the 8 warps,
 //   of weights                        stage and warp           results
 //
@@ -86,15 +86,15 @@ __device__ __forceinline__ void row_addresses(StreamSmem<Weights, kTiles>& smem,
 template <typename Weights, int kTiles>
 __device__ __forceinline__ void hand_over(StreamSmem<Weights, kTiles>& smem,
                                           float (&acc)[kTiles][4], int index) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = index % kStreamFinishers;
-  ptx::mbarrier_wait(&smem.sums_empty[half], (index / kStreamFinishers & 1) ^ 1);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, place = index % smem.kFinishers;
+  ptx::mbarrier_wait(&smem.sums_empty[place], (index / smem.kFinishers & 1) ^ 1);
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
-    ptx::store_shared(&smem.sums[half][warp][j][lane], acc[j][0], acc[j][1], acc[j][2], acc[j][3]);
+    ptx::store_shared(&smem.sums[place][warp][j][lane], acc[j][0], acc[j][1], acc[j][2], acc[j][3]);
     acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.f;
   }
   __syncwarp();
-  if (lane == 0) ptx::mbarrier_arrive(&smem.sums_full[half]);
+  if (lane == 0) ptx::mbarrier_arrive(&smem.sums_full[place]);
 }
 
 template <typename Weights, int kTiles>
@@ -149,15 +149,20 @@ __device__ __forceinline__ void consume(StreamSmem<Weights, kTiles>& smem,
 }
 
 template <typename Weights, int kTiles>
-__global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? Weights::kCtasPerSm : 1)
+__global__ void __launch_bounds__(StreamSmem<Weights, kTiles>::kThreads,
+                                  kTiles == 1 ? Weights::kCtasPerSm : 1)
     stream_gemm_kernel(const __grid_constant__ StreamGemmParams p,
                        const __grid_constant__ typename Weights::Source source, int slots) {
   extern __shared__ __align__(1024) char dynamic_smem[];
   auto& smem = *reinterpret_cast<StreamSmem<Weights, kTiles>*>(dynamic_smem);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
   if (threadIdx.x == 32) smem.init_barriers();
-  ptx::grid_launch_dependents();
-  if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
+  if (p.expert_offsets != nullptr) {
+    if constexpr (Weights::kTiled)
+      if (p.static_weights && warp == kWarpWeights && lane == 0)
+        prefetch_last_expert(smem, p, source);
+    ptx::grid_dependency_wait();
+  }
   if (warp == 0) list_items(smem, p, ceil_div(p.n, 16));
   __syncthreads();
   const Shares shares = smem.shares;
@@ -169,13 +174,18 @@ __global__ void __launch_bounds__(kStreamThreads, kTiles == 1 ? Weights::kCtasPe
       if (lane == 0 && p.expert_offsets == nullptr) prefetch_weights(smem, p, source, begin, end);
       ptx::grid_dependency_wait();
     }
-    if (lane == 0 && works) load_weights(smem, p, source, begin, end);
+    if (lane == 0) {
+      if (works) load_weights(smem, p, source, begin, end);
+      // The next kernel's weights follow these. Any earlier, its ring would be full too soon, and
+      // memory idle between the last of these and its first products.
+      ptx::grid_launch_dependents();
+    }
   } else {
     ptx::grid_dependency_wait();
     if (warp == kWarpRows) {
       if (works) load_rows(smem, p, smem.schedule().first(blockIdx.x).item, end);
     } else if (warp >= kWarpFinish) {
-      const int thread = threadIdx.x - 32 * kWarpFinish, threads = 32 * kStreamFinishers;
+      const int thread = threadIdx.x - 32 * kWarpFinish, threads = 32 * smem.kFinishers;
       clear_tail(p, smem.last_row, blockIdx.x * threads + thread, gridDim.x * threads);
       if (works) finish_runs(smem, p, slots, warp - kWarpFinish);
     } else if (works) {

@@ -30,7 +30,7 @@ struct StreamGemmParams {
   uint32_t* error;       // sticky error word
 };
 
-// Needs can_stream(format, m, k) of schedule.h, and workspace.
+// Needs can_stream(format, m, k, experts) of schedule.h, and workspace.
 int64_t stream_gemm_workspace(const StreamGemmParams& params);
 cudaError_t stream_gemm(const StreamGemmParams& params, cudaStream_t stream);
 

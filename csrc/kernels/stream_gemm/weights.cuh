@@ -33,10 +33,11 @@ template <bool kPlain>
 struct Int4Weights {
   static constexpr StreamUnit kUnit = stream_unit(StreamFormat::kInt4);
   static constexpr int kUnitK = kUnit.k, kRowBytes = kUnit.row_bytes, kElementBytes = 2;
-  static constexpr int kWarpUnits = 2;
+  static constexpr int kUnitRows = kInt4TileRows, kWarpUnits = 2;
   static constexpr int kMaxUnitBytes = kPlain ? Int4Tile{}.bytes() : Int4Tile{4, true}.bytes();
   static constexpr int kStages = 5;
   static constexpr int kCtasPerSm = kPlain ? 2 : 1;  // with one tile of tokens
+  static constexpr int kFinishers = kPlain ? 4 : 2;  // two more would leave 128 registers
   static constexpr bool kTiled = true;
   static constexpr DeviceError kOffsetsError = DeviceError::kW4GemmExpertOffsets;
   using Source = const char*;  // the tiles

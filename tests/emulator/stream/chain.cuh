@@ -1,10 +1,12 @@
 // One mutant's launches, included once for each in a namespace of its own: copies of tokens and
 // weights, their dense product, a copy of offsets, a product by expert of the first one's result; all
 // dependent, with the same workspaces and nonces again and again, at last with rows of A in slices.
+// Then a product with bf16 weights as they are, N and K ending inside a unit.
 
 namespace l4k {
 
 using Int4 = Int4Weights<true>;
+using Bf16 = RowMajorWeights<false>;
 
 __global__ void copy_words(const uint32_t* from, uint32_t* to, int count) {
   ptx::grid_launch_dependents();
@@ -48,21 +50,46 @@ struct Chain {
   }
 
   bool multiply(int which) const {
-    LaunchConfig config{.grid = dim3(ctas()), .block = dim3(kStreamThreads)};
-    config.smem_bytes = round_up<size_t>(sizeof(StreamSmem<Int4, 1>), 128) + row_bytes;
     const StreamGemmParams p = product(which);
-    return launch(stream_gemm_kernel<Int4, 1>, config, nullptr, p,
-                  static_cast<const char*>(p.weights), slots) == cudaSuccess;
+    return multiply<Int4>(p, static_cast<const char*>(p.weights));
+  }
+
+  bool multiply_rows() const {
+    StreamGemmParams p = product(0);
+    p.n = kRowsN;
+    p.k = kRowsK;
+    p.weights = w.rows.data;
+    p.workspace = w.workspaces[2].data;
+    p.epilogue.d = w.of_rows.data;
+    p.epilogue.out_float32 = true;
+    const TensorMapSpec spec{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                             .rank = 3,
+                             .base = p.weights,
+                             .shape = {kRowsK, kRowsN, 1},
+                             .strides = {kRowsK * 2, kRowsK * kRowsN * 2},
+                             .box = {64, 16, 1}};
+    CUtensorMap map;
+    return make_tensor_map(spec, &map) == cudaSuccess && multiply<Bf16>(p, map);
+  }
+
+  template <typename Weights>
+  bool multiply(const StreamGemmParams& p, const typename Weights::Source& source) const {
+    LaunchConfig config{.grid = dim3(ctas()), .block = dim3(StreamSmem<Weights, 1>::kThreads)};
+    config.smem_bytes = round_up<size_t>(sizeof(StreamSmem<Weights, 1>), 128) + row_bytes;
+    return launch(stream_gemm_kernel<Weights, 1>, config, nullptr, p, source, slots) == cudaSuccess;
   }
 
   // False if a report has ended the run.
   bool run(uint32_t salt, std::vector<float>& results) const {
     const bool filled = upload(w.dense.tiles, w.source) && upload(w.experts.tiles, w.second) &&
                         upload(w.ends, w.given) && upload(tokens(salt), w.asked) && poison(w.x) &&
-                        poison(w.first) && poison(w.offsets) && poison(w.y) && poison(w.z);
+                        poison(w.first) && poison(w.offsets) && poison(w.y) && poison(w.z) &&
+                        poison(w.of_rows);
     if (!filled || !copy(w.asked, w.x) || !copy(w.source, w.first) || !multiply(0) ||
-        !copy(w.given, w.offsets) || !multiply(1) || cudaDeviceSynchronize() != cudaSuccess)
+        !copy(w.given, w.offsets) || !multiply(1) || !multiply_rows() ||
+        cudaDeviceSynchronize() != cudaSuccess)
       return false;
+    for (float value : w.of_rows.download()) results.push_back(value);
     for (uint16_t value : w.y.download()) results.push_back(from_bf16(value));
     const std::vector<float> last = w.z.download();
     results.insert(results.end(), last.begin(), last.end());

@@ -11,6 +11,7 @@
 constexpr int kWidth = 1152, kRowTiles = kWidth / 16, kBlocks = kWidth / 128;
 constexpr int kExperts = 3, kTokens = 7;  // the last token is nobody's
 constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};
+constexpr int kRowsN = 200, kRowsK = 1112;  // weights that are no tiles
 constexpr int kTileWords = l4k::Int4Tile{}.words();
 
 inline float from_bf16(uint16_t x) {
@@ -68,15 +69,25 @@ inline double product(const Weights& weights, int expert, const uint16_t* token,
   return sum;
 }
 
+// bf16 weights `[kRowsN, kRowsK]`.
+inline std::vector<uint16_t> plain_rows() {
+  std::vector<uint16_t> rows(kRowsN * kRowsK);
+  for (size_t i = 0; i < rows.size(); ++i)
+    rows[i] = to_bf16(static_cast<float>(hash(static_cast<uint32_t>(i) + 99) % 2003) / 997 - 1);
+  return rows;
+}
+
 // The device's memory, and what it is filled with before each run; the same for all mutants.
 struct World {
   Weights dense{1}, experts{kExperts};
   std::vector<int> ends{kOffsets, kOffsets + kExperts + 1};
   Buffer<uint32_t> source{dense.tiles}, first{dense.tiles}, second{experts.tiles};
   Buffer<uint16_t> asked{kTokens * kWidth}, x{kTokens * kWidth}, y{kTokens * kWidth};
-  Buffer<float> z{kTokens * kWidth};
+  Buffer<float> z{kTokens * kWidth}, of_rows{kTokens * kRowsN};
+  Buffer<uint16_t> rows{plain_rows()};
   Buffer<int> given{ends}, offsets{ends};
-  Buffer<uint32_t> error{1}, workspaces[2] = {Buffer<uint32_t>(1 << 18), Buffer<uint32_t>(1 << 18)};
+  Buffer<uint32_t> error{1}, workspaces[3] = {Buffer<uint32_t>(1 << 18), Buffer<uint32_t>(1 << 18),
+                                              Buffer<uint32_t>(1 << 18)};
 };
 
 inline World& world() {
@@ -95,10 +106,27 @@ bool upload(const std::vector<T>& host, const Buffer<T>& to) {
          cudaSuccess;
 }
 
-// Of the original's results, the two products of one run that were appended last.
+// The product with rows of weights.
+inline void check_rows(const std::vector<uint16_t>& tokens, const float* got) {
+  const std::vector<uint16_t> weights = plain_rows();
+  for (int token = 0; token < kTokens; ++token)
+    for (int row = 0; row < kRowsN; ++row) {
+      double sum = 0;
+      for (int k = 0; k < kRowsK; ++k)
+        sum += double{from_bf16(tokens[size_t(token) * kWidth + k])} *
+               from_bf16(weights[size_t(row) * kRowsK + k]);
+      const float value = got[size_t(token) * kRowsN + row];
+      if (std::fabs(value - sum) <= 1e-4 * std::fabs(sum) + 1e-3) continue;
+      std::printf("WRONG token %d, row %d: %g for %g\n", token, row, value, sum);
+      std::exit(1);
+    }
+}
+
+// Of the original's results, the three products of one run that were appended last.
 inline void check_results(uint32_t salt, const std::vector<float>& results) {
   const std::vector<uint16_t> rows = tokens(salt);
   const float* middle = &results[results.size() - 2 * rows.size()];
+  check_rows(rows, middle - size_t(kTokens) * kRowsN);
   for (int token = 0; token < kTokens; ++token) {
     const int expert = token < kOffsets[1] ? 0 : token < kOffsets[3] ? 2 : -1;
     const std::vector<uint16_t> own = to_bf16(
