@@ -46,10 +46,10 @@ MUTANTS = [
     Mutant("rows g and g + 8 exchange scales", SMALL, "convert.cuh",
            "h == 0 ? 0x1010 : 0x3232", "h == 1 ? 0x1010 : 0x3232", "result", WHOLE),
     Mutant("a staged result is read too early", SMALL, "epilogue.cuh",
-           "at.sync();\n      each<8>(first, [&](int chunk, int row, int column, bool exists) {\n"
-           "        if (!exists)",
-           "each<8>(first, [&](int chunk, int row, int column, bool exists) {\n"
-           "        if (!exists)", "shared-race uninitialised-shared-read", WHOLE),
+           "at.sync();\n      each<8>(16 * first << halved, [&](int chunk, int row, int column, "
+           "bool exists) {\n        if (!exists)",
+           "each<8>(16 * first << halved, [&](int chunk, int row, int column, "
+           "bool exists) {\n        if (!exists)", "shared-race uninitialised-shared-read", WHOLE),
     Mutant("who arrives is not asked for all", SMALL, "schedule.h",
            "return last - first + 1;", "return last - first;", OLD, SHARED),
     Mutant("sums are counted before they are stored", SMALL, "meet.cuh",

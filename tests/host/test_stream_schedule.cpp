@@ -31,7 +31,8 @@ struct Problem {
   }
   int tokens() const { return rows() <= 8 ? 8 : 16; }
   StreamRows layout() const {
-    return StreamRows::of(std::min(rows(), tokens()), k_blocks, kBlockBytes);
+    return StreamRows::of(std::min(rows(), tokens()), std::min(rows(), tokens()), k_blocks,
+                          kBlockBytes);
   }
 };
 
@@ -184,24 +185,27 @@ void no_offsets_make_more_items_than_there_is_room_for() {
       const int most_rows = tokens == 8 ? 8 : 128;
       for (int m : {1, 2, 5, 8, 9, 16, 17, 32, 100, 128}) {
         if (m > most_rows || (tokens == 16) != (m > 8)) continue;
-        const StreamRows layout = StreamRows::of(std::min(m, tokens), k_blocks, kBlockBytes);
-        std::vector<int> items(m + 1), sliced(m + 1);
-        for (int sum = 1; sum <= m; ++sum)
-          for (int rows = 1; rows <= std::min(sum, tokens); ++rows) {
-            const int slices = layout.slices(rows);
-            EXPECT(layout.room(rows) >= 1, rows << " rows");
-            items[sum] = std::max(items[sum], items[sum - rows] + slices);
-            sliced[sum] = std::max(sliced[sum], sliced[sum - rows] + (slices > 1 ? slices : 0));
-          }
-        EXPECT(layout.most_items(m, tokens, false) >= items[m], m << " rows of " << k_blocks);
-        EXPECT(layout.most_items(m, tokens, true) >= sliced[m], m << " rows of " << k_blocks);
-        // Not so careful that what fits is refused: an expert each, all with one row.
-        if (layout.slices(std::min(m, tokens)) == 1)
-          EXPECT(layout.most_items(m, tokens, false) == m, m);
+        for (int experts : {1, 17}) {
+          const StreamRows layout =
+              l4k::stream_rows(l4k::StreamFormat::kInt4, m, 128 * k_blocks, experts);
+          std::vector<int> items(m + 1), sliced(m + 1);
+          for (int sum = 1; sum <= m; ++sum)
+            for (int rows = 1; rows <= std::min(sum, tokens); ++rows) {
+              const int slices = layout.slices(rows);
+              EXPECT(layout.room(rows) >= 1, rows << " rows");
+              items[sum] = std::max(items[sum], items[sum - rows] + slices);
+              sliced[sum] = std::max(sliced[sum], sliced[sum - rows] + (slices > 1 ? slices : 0));
+            }
+          EXPECT(layout.most_items(m, tokens, false) >= items[m], m << " rows of " << k_blocks);
+          EXPECT(layout.most_items(m, tokens, true) >= sliced[m], m << " rows of " << k_blocks);
+          // Not so careful that what fits is refused: an expert each, all with one row.
+          if (layout.slices(std::min(m, tokens)) == 1)
+            EXPECT(layout.most_items(m, tokens, false) == m, m);
+        }
       }
     }
   // Sizes are those of tensors, whatever they are.
-  const StreamRows layout = StreamRows::of(1, (1 << 24) - 1, kBlockBytes);
+  const StreamRows layout = StreamRows::of(1, 1, (1 << 24) - 1, kBlockBytes);
   EXPECT(layout.capacity == l4k::kStreamMaxRowBytes, layout.capacity);
   EXPECT(layout.most_items(2'000'000'000, 16, false) > l4k::kStreamMaxItems, "64 bits");
 }

@@ -11,32 +11,31 @@ from collections.abc import Iterator
 import pytest
 
 from l4kernels.ops.library import LIBRARY_PATH
+from tools import sass
 from tools.nvcc import cuobjdump, output_of
+from tools.sass import Flow, Instruction
 
-INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);")
 PRODUCT = re.compile(r"\s*R(\d+), R(\d+), gdesc")
 NO_RESULT = ("ST", "RED", "BRA", "BAR", "SYNCS", "WARPGROUP", "HGMMA", "U", "R2UR", "NOP", "MEMBAR")
 
-Code = list[tuple[int, str, str]]  # address, opcode, operands
+Code = list[Instruction]
+
+
+def is_product(i: Instruction) -> bool:
+    return i.opcode.startswith("HGMMA") and PRODUCT.match(i.operands) is not None
 
 
 def loops(code: Code) -> Iterator[Code]:
     """Those that hold products with a left operand in registers, and no other such loop."""
-    place = {at: i for i, (at, _, _) in enumerate(code)}
-    found = []
-    for end, (at, opcode, operands) in enumerate(code):
-        target = re.findall(r"0x([0-9a-f]+)", operands)
-        if opcode.startswith("BRA") and target and int(target[-1], 16) <= at:
-            body = code[place[int(target[-1], 16)] : end + 1]
-            if any(is_product(*i) for i in body):
-                found.append(body)
-    for body in found:
-        if not any(body[0] <= inner[0] and inner[-1] < body[-1] for inner in found):
-            yield body
-
-
-def is_product(_at: int, opcode: str, operands: str) -> bool:
-    return opcode.startswith("HGMMA") and PRODUCT.match(operands) is not None
+    flow = Flow(code)
+    bodies = [
+        blocks
+        for blocks in flow.loops().values()
+        if any(is_product(i) for at in blocks for i in flow.blocks[at])
+    ]
+    for blocks in bodies:
+        if not any(inner < blocks for inner in bodies):
+            yield [i for at in sorted(blocks) for i in flow.blocks[at]]
 
 
 def written(opcode: str, operands: str) -> set[int]:
@@ -53,34 +52,29 @@ def overwritten(body: Code) -> list[str]:
     open_group: set[int] = set()
     groups: list[set[int]] = []
     wrong = []
-    for at, opcode, operands in body * 2:
-        if is_product(at, opcode, operands):
-            left = int(PRODUCT.match(operands)[2])
+    for i in body * 2:
+        if is_product(i):
+            left = int(PRODUCT.match(i.operands)[2])
             open_group |= set(range(left, left + 4))
-            if "gsb0" in operands:  # the group's last
+            if "gsb0" in i.operands:  # the group's last
                 groups.append(open_group)
                 open_group = set()
-        elif opcode.startswith("WARPGROUP.DEPBAR"):
-            pending = int(operands.split("0x")[1], 16)
+        elif i.opcode.startswith("WARPGROUP.DEPBAR"):
+            pending = int(i.operands.split("0x")[1], 16)
             groups = groups[len(groups) - pending :] if pending < len(groups) else groups
-        elif written(opcode, operands) & open_group.union(*groups):
-            wrong.append(f"{at:x}: {opcode}{operands}")
+        elif written(i.opcode, i.operands) & open_group.union(*groups):
+            wrong.append(f"{i.at:x}: {i.opcode}{i.operands}")
     return wrong
-
-
-def parse(text: str) -> Code:
-    return [(int(at, 16), opcode, rest) for at, opcode, rest in INSTRUCTION.findall(text)]
 
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, Code]:
-    parts = output_of(cuobjdump(), "-sass", str(LIBRARY_PATH)).split("Function : ")[1:]
-    code = {name: parse(body) for name, _, body in (part.partition("\n") for part in parts)}
-    return {name: body for name, body in code.items() if any(is_product(*i) for i in body)}
+    found = dict(sass.kernels(output_of(cuobjdump(), "-sass", str(LIBRARY_PATH))))
+    return {name: code for name, code in found.items() if any(map(is_product, code))}
 
 
 def test_no_register_is_written_while_a_product_reads_it(kernels):
-    assert sum("w4_gemm" in name for name in kernels) >= 5 and len(kernels) >= 6
+    assert sum("w4_gemm" in name for name in kernels) >= 4 and len(kernels) >= 5
     for name, code in kernels.items():
         bodies = list(loops(code))
         assert bodies, name
@@ -95,16 +89,16 @@ def test_words_and_slots_of_the_conversion_are_as_designed(kernels):
             continue
         bodies = list(loops(code))
         plain = min(bodies, key=len)
-        parts = sum(is_product(*i) for i in plain) // 4
+        parts = sum(map(is_product, plain)) // 4
         counts = {
-            kind: sum(op.startswith(kind) for _, op, _ in plain)
+            kind: sum(i.opcode.startswith(kind) for i in plain)
             for kind in ("LOP3", "HFMA2.BF16", "LDS.128", "HMUL2.BF16")
         }
         assert len(bodies) == 2, name  # the plain format, and others
         assert counts["HFMA2.BF16"] == 16 * parts and counts["LDS.128"] == parts, (name, counts)
         assert counts["LOP3"] <= 16 * parts + 6, (name, counts)  # one a pair
         # Of a part 16 products with a scale of 2 or more, which others jump over.
-        assert len(plain) - 16 * parts <= 77 * parts, (name, len(plain))
+        assert len(plain) - 16 * parts <= 78 * parts, (name, len(plain))
 
 
 LOOP = """
@@ -115,6 +109,7 @@ LOOP = """
 /*0050*/ WARPGROUP.DEPBAR.LE gsb0, {pending} ;
 /*0060*/ LDS.128 R88, [R2] ;
 /*0070*/ @!P0 BRA 0x10 ;
+/*0080*/ EXIT ;
 """
 
 
@@ -130,5 +125,5 @@ LOOP = """
     ],
 )
 def test_the_test_sees_what_is_overwritten(first, pending, wrong):
-    (body,) = loops(parse(LOOP.format(first=first, pending=pending)))
+    (body,) = loops(sass.instructions(LOOP.format(first=first, pending=pending)))
     assert len(overwritten(body)) == wrong

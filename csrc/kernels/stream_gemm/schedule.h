@@ -59,11 +59,12 @@ struct StreamRows {
     return blocks * block_bytes + 16;
   }
 
-  // For items of at most `rows` rows.
-  static L4K_HD constexpr StreamRows of(int rows, int k_blocks, int block_bytes) {
+  // Room for `rows` rows, and for a block of K of the most that an item may have.
+  static L4K_HD constexpr StreamRows of(int rows, int most_rows, int k_blocks, int block_bytes) {
     const int most = kStreamMaxRowBytes / block_bytes;  // of K, for one row
     const int all = rows * pitch(k_blocks < most ? k_blocks : most, block_bytes);
-    return {all < kStreamMaxRowBytes ? all : kStreamMaxRowBytes, k_blocks, block_bytes};
+    const int least = most_rows * pitch(1, block_bytes), wanted = all > least ? all : least;
+    return {wanted < kStreamMaxRowBytes ? wanted : kStreamMaxRowBytes, k_blocks, block_bytes};
   }
 
   // Blocks of K for which so many rows have room, at least 1 if the launcher allowed the problem.
@@ -92,7 +93,8 @@ L4K_HD constexpr int stream_tokens(int m) { return m <= 8 ? 8 : 16; }
 L4K_HD constexpr StreamRows stream_rows(StreamFormat format, int m, int k, int experts) {
   const StreamUnit unit = stream_unit(format);
   const int tokens = stream_tokens(m), rows = experts == 1 ? m : ceil_div(m, 2);
-  return StreamRows::of(rows < tokens ? rows : tokens, ceil_div(k, unit.k), unit.row_bytes);
+  return StreamRows::of(rows < tokens ? rows : tokens, m < tokens ? m : tokens, ceil_div(k, unit.k),
+                        unit.row_bytes);
 }
 L4K_HD constexpr bool can_stream(StreamFormat format, int m, int k, int experts) {
   if (m == 0) return true;

@@ -50,7 +50,6 @@ constexpr W4GemmConfig kW4GemmConfigs[] = {
     // Many tokens.
     {.name = "w4_128x256", .block_m = 128, .block_n = 256, .stages = 4},
     {.name = "w4_64x256", .block_m = 64, .block_n = 256, .stages = 5},
-    {.name = "w4_128x128", .block_m = 128, .block_n = 128, .stages = 4},
     // Memory binds.
     {.name = "w4_64x128", .block_m = 64, .block_n = 128, .stages = 4},
     {.name = "w4_32x128", .block_m = 32, .block_n = 128, .stages = 6},
