@@ -143,7 +143,8 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("weights are taken for static", "dependency-race",
      (MAIN, "if (!p.static_weights) {", "if (false) {")),
     ("offsets before it ends", "dependency-race",
-     (MAIN, f"if (p.expert_offsets != nullptr) {DEPENDENT}", "")),
+     (MAIN, f"prefetch_last_expert(smem, p, source);\n    {DEPENDENT}",
+      "prefetch_last_expert(smem, p, source);")),
 )]  # fmt: skip
 ORIGINAL = "original"
 

@@ -98,7 +98,7 @@ struct Chain {
 };
 
 inline void run_chain(std::vector<float>& results, bool original) {
-  const StreamRows whole = StreamRows::of(kTokens, kBlocks, Int4::kRowBytes);
+  const StreamRows whole = StreamRows::of(kTokens, kTokens, kBlocks, Int4::kRowBytes);
   // Slices for as few as two rows; three of them are added in another order if they come in another.
   const StreamRows sliced{whole.capacity / 4, kBlocks, Int4::kRowBytes};
   const auto items = static_cast<int>(sliced.most_items(kTokens, 8, true));
