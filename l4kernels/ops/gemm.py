@@ -153,7 +153,8 @@ def gemm(
         fast_accum: allow e4m3 products to accumulate in the tensor core's reduced precision; the
             meaning is the same.
         config: number of the kernel's configuration; -1 chooses by shape, -2 does so without
-            measured rows. 100 * n added to it splits K into n parts. The meaning is the same.
+            measured rows, -3 is the streaming kernel for few rows. 100 * n added to a number
+            splits K into n parts. The meaning is the same.
         out: where the result goes; contiguous on CUDA. It shares no memory with an input, but may
             be `residual` itself.
 
