@@ -107,12 +107,16 @@ void check_config(const Call& call, int64_t config, GemmParams& p) {
                config);
 }
 
+StreamFormat stream_format(const GemmParams& p) {
+  return p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16;
+}
+
 void launch_stream(const Call& call, const GemmParams& p) {
   StreamGemmParams q{.m = p.m,
                      .n = p.n,
                      .k = p.k,
                      .num_experts = p.num_experts,
-                     .format = p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16,
+                     .format = stream_format(p),
                      .a = p.a,
                      .a_stride = p.a_stride,
                      .weights = p.b,
@@ -145,6 +149,7 @@ GemmParams check_product(const Call& call, const Tensor& a, const Tensor& b,
   GemmParams p = check_operands(call, {"a", a}, {"b", b}, expert_offsets);
   check_optional_scales(call, sfa, sfb, p);
   p.epilogue = check_epilogue(call, epilogue, p.m, p.n);
+  p.can_stream = can_stream(stream_format(p), p.m, p.k, p.num_experts);
   p.fast_accum = fast_accum;
   check_config(call, config, p);
   return p;

@@ -1,7 +1,7 @@
 // What the project's integer headers say of a problem, as one line of JSON for each line read:
 //
-//   gemm m n k experts fp8 fast config sms    the configuration chosen, its splits, its schedule;
-//                                             of one that streams the one that would be otherwise
+//   gemm m n k experts fp8 fast config sms    the configuration chosen, its splits, its schedule,
+//                                             streaming aside
 //   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
 //   int4 groups zeros                         a tile's bytes, and its codes' (row by row), scales'
 //                                             and zero points' (group by group) first bits
@@ -51,9 +51,7 @@ bool answer_gemm() {
   p.fp8 = fp8 != 0;
   p.fast_accum = fast != 0;
   const GemmMachine machine = GemmMachine::assumed(sms);
-  GemmChoice choice = choose_gemm(p, GemmChoice::of(config), machine);
-  if (choice.config == GemmChoice::kStream)
-    choice = choose_config(p, {GemmChoice::kModelled, 0}, machine);
+  const GemmChoice choice = choose_gemm(p, GemmChoice::of(config), machine);
   if (choice.config < 0) return std::printf("{\"config\": null}\n") > 0;
   const GemmConfig& c = kGemmConfigs[choice.config];
   const int ctas = ctas_per_tile(c, p, choice.splits), clusters = machine.slots(c, ctas);

@@ -6,6 +6,7 @@
 
 #include "expect.h"
 #include "kernels/gemm/choose.h"
+#include "kernels/stream_gemm/schedule.h"
 
 namespace {
 
@@ -34,7 +35,13 @@ constexpr Product kProducts[] = {
 constexpr l4k::GemmChoice kAny = {l4k::GemmChoice::kTuned, 0};
 constexpr int kRows[] = {1, 8, 16, 64, 128, 1024, 4096, 8192};
 
+bool can_stream(const l4k::GemmProblem& p) {
+  const auto format = p.fp8 ? l4k::StreamFormat::kFp8 : l4k::StreamFormat::kBf16;
+  return !p.fp8_out && l4k::can_stream(format, p.m, p.k, p.num_experts);
+}
+
 l4k::GemmChoice check(const Product& product, l4k::GemmProblem p) {
+  p.can_stream = can_stream(p);
   const l4k::GemmChoice choice = l4k::choose_gemm(p, kAny, kMachine);
   const bool few = p.m <= (p.num_experts == 1 ? 16 : 32) && !p.fp8_out;
   EXPECT((choice.config == l4k::GemmChoice::kStream) == few, product.name << ", M " << p.m);
@@ -93,7 +100,8 @@ int main() {
                                                        .fast_accum = kind == 2,
                                                        .gelu = false,
                                                        .block_scales = fp8_out,
-                                                       .fp8_out = fp8_out});
+                                                       .fp8_out = fp8_out,
+                                                       .can_stream = false});
         if (choice.config < 0) {
           std::printf("  stream");
           continue;
@@ -133,7 +141,7 @@ int main() {
   EXPECT(l4k::choose_gemm(blocks, {kFast, 0}, kMachine).config == l4k::GemmChoice::kNone,
          "fast accumulation ignores scales along K");
   // A list of items has room for so many rows; e4m3 results need two tiles side by side.
-  EXPECT(l4k::can_stream(bf16(56, 5120, 5120)) && !l4k::can_stream(bf16(57, 5120, 5120)), "");
+  EXPECT(can_stream(bf16(56, 5120, 5120)) && !can_stream(bf16(57, 5120, 5120)), "");
   l4k::GemmProblem quantised = few;
   quantised.fp8 = quantised.fp8_out = true;
   EXPECT(l4k::choose_gemm(quantised, {l4k::GemmChoice::kStream, 0}, kMachine).config ==

@@ -57,7 +57,7 @@ INCLUDES = [
     (r"csrc/bindings/library\.cpp", r"(bindings|host|tile)/\w+\.h|[a-z_]+"),
     (
         r"csrc/bindings/.*",
-        r"(kernels|probes)/\w+/\w+\.h|bindings/.*|host/device\.h|tile/\w+\.h"
+        r"(kernels|probes)/\w+/\w+\.h|bindings/.*|host/(device|nonce)\.h|tile/\w+\.h"
         r"|torch/csrc/stable/.*|cuda_runtime\.h|[a-z_]+|l4k_emulator\.h",
     ),
     # The emulator, from below: formats and parser, shadow memory, the machine, the CUDA runtime.

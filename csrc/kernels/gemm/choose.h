@@ -3,7 +3,6 @@
 #include <cstdint>
 
 #include "kernels/gemm/configs.h"
-#include "kernels/stream_gemm/schedule.h"
 
 namespace l4k {
 
@@ -13,6 +12,7 @@ struct GemmProblem {
   bool fp8, fast_accum, gelu;
   bool block_scales;  // scales that change along K
   bool fp8_out;       // SwiGLU to e4m3 with 1x128 scales
+  bool can_stream;    // csrc/kernels/stream_gemm computes it as well
 };
 
 // Whether a configuration computes the problem at all; fast_accum is a preference and not part of it.
@@ -140,17 +140,13 @@ constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
   return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
 }
 
-// Whether the streaming kernel computes the problem, and up to how many rows of A it is chosen: one
-// tile of tokens when dense; with experts sixteen tokens and, for each, the shared expert's row.
-constexpr bool can_stream(const GemmProblem& p) {
-  return !p.fp8_out &&
-         can_stream(p.fp8 ? StreamFormat::kFp8 : StreamFormat::kBf16, p.m, p.k, p.num_experts);
-}
+// Up to how many rows of A a problem streams: one tile of tokens when dense; with experts sixteen
+// tokens and, for each, the shared expert's row.
 constexpr int streamed_rows(const GemmProblem& p) { return p.num_experts == 1 ? 16 : 32; }
 
 // Whether `asked` is a configuration that computes the problem, and splits that it can make.
 constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {
-  if (asked.config == GemmChoice::kStream) return can_stream(p);
+  if (asked.config == GemmChoice::kStream) return p.can_stream;
   return asked.config >= 0 && asked.config < kNumGemmConfigs &&
          can_run(kGemmConfigs[asked.config], p) &&
          asked.splits <= max_splits(kGemmConfigs[asked.config], p);
@@ -193,7 +189,7 @@ constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
   }
   const bool stream = asked.config == GemmChoice::kStream;
   const bool few = asked.config < 0 && p.m <= streamed_rows(p);
-  if ((stream || few) && can_stream(p)) return {GemmChoice::kStream, 1};
+  if ((stream || few) && p.can_stream) return {GemmChoice::kStream, 1};
   return stream ? GemmChoice{GemmChoice::kNone, 1} : choose_config(p, asked, machine);
 }
 

@@ -21,6 +21,7 @@ struct GemmParams {
   GemmScales scales;
   int64_t a_stride;  // elements between rows
   Epilogue epilogue;
+  bool can_stream;    // csrc/kernels/stream_gemm computes it as well
   bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
   GemmChoice choice;  // of a configuration; what is asked for until choose_gemm has answered
   int ctas_per_tile;  // set by the launcher, as is
@@ -37,7 +38,8 @@ inline GemmProblem problem_of(const GemmParams& p) {
           .fast_accum = p.fast_accum,
           .gelu = p.epilogue.activation == Activation::kGelu,
           .block_scales = p.scales.along_k(),
-          .fp8_out = p.d_scale != nullptr};
+          .fp8_out = p.d_scale != nullptr,
+          .can_stream = p.can_stream};
 }
 
 // What computes it on this device: a configuration, or GemmChoice::kStream.
