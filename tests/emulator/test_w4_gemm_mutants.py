@@ -52,8 +52,10 @@ MUTANTS = [
            "bool exists) {\n        if (!exists)", "shared-race uninitialised-shared-read", WHOLE),
     Mutant("who arrives is not asked for all", SMALL, "schedule.h",
            "return last - first + 1;", "return last - first;", OLD, SHARED),
-    Mutant("sums are counted before they are stored", SMALL, "meet.cuh",
-           "ptx::named_barrier_sync(kW4BarrierConsumers, kW4Consumers);\n    if", "if", OLD, ONE),
+    Mutant("the last of two adds a slot that nobody filled", SMALL, "meet.cuh",
+           "if (!pair || holder != cta)", "if (true)", OLD, SHARED),
+    Mutant("a count is kept for the replay", SMALL, "../../tile/arrive.cuh", "*counter = 0;", "",
+           "result", ONE),
     Mutant("two tiles of a CTA share a slot", SMALL, "schedule.h",
            "return 2 * cta + (cta == first);", "return 2 * cta;", OLD, CROSSED, 7),
 ]  # fmt: skip
