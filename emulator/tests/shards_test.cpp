@@ -83,8 +83,10 @@ Outcome run(const std::string& body, uint32_t ctas, const Setup& setup) {
   l->param_base = reinterpret_cast<uint64_t>(l->params.data());
   auto address = reinterpret_cast<uint64_t>(data);
   std::memcpy(l->params.data(), &address, 8);
+  const void* params = l->params.data();
   m.launch(std::move(l));
   m.synchronize();
+  expect(!m.memory.begins(params), "a launch's parameters are known after its end");
   Outcome o{m.report.text(), m.failed() ? m.report.kind->name : "", {data, data + ctas * 32}};
   KernelCounters c = m.counters().at(0);
   o.total = c.total, o.distinct_read = c.distinct_read_bytes;

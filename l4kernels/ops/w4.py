@@ -123,9 +123,13 @@ def w4_gemm(
             group 128, 64 or 32.
         zeros: uint8 zero points 0..15, the shape of `scales`; without them all are 8.
         expert_offsets: int32 `[E + 1]`, ascending from 0; rows past the last one give zeros.
-        static_weights: the caller's word that no kernel just launched wrote `packed`. On a GPU it
-            may then be read before the kernel before this one in the stream has ended.
-        bias, residual, row_scale, activation, out_dtype, config, out: as for `gemm`.
+        static_weights: the caller's word that `packed` was written before the stream was last
+            waited for, as weights are that were loaded. On a GPU it may then be read while kernels
+            launched earlier still run, not only the last of them. Of experts the last one, where
+            models have the shared expert, is asked for ahead.
+        config: of the kernels: -1 chooses, 0 streams (few rows), 1 and on are the tiles of
+            csrc/kernels/w4_gemm/configs.h.
+        bias, residual, row_scale, activation, out_dtype, out: as for `gemm`.
 
     Returns:
         `[M, N']`, N' = N, or N / 2 for "swiglu". Accumulated in float32, rounded once.

@@ -100,8 +100,9 @@ EPILOGUES = {
 @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_epilogues(name, out_dtype):
-    """Of sums that are whole, that meet, and that are sliced."""
-    for m, k, sms in ((3, 256, 2), (8, 1280, 7), (16, 2304, 3), (11, 5120, 5)):
+    """Of 0 to 17 tokens; of sums that are whole, that meet, and that are sliced."""
+    few = [(m, 256, 2) for m in range(18)]
+    for m, k, sms in (*few, (8, 1280, 7), (16, 2304, 3), (11, 5120, 5)):
         make = maker(m)
         a, b = make.randn(m, k), make.tiles(64, k)
         options = dict(EPILOGUES[name])

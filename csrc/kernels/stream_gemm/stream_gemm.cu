@@ -1,5 +1,7 @@
 #include "kernels/stream_gemm/stream_gemm.h"
 
+#include <cstdio>
+
 #include "host/device.h"
 #include "host/launch.h"
 #include "host/tensor_map.h"
@@ -63,6 +65,10 @@ int64_t stream_gemm_workspace(const StreamGemmParams& p) {
 }
 
 cudaError_t stream_gemm(const StreamGemmParams& p, cudaStream_t stream) {
+  static const bool logs = log_asks_for("gemm");
+  if (logs && p.format == StreamFormat::kInt4)
+    std::fprintf(stderr, "l4kernels.w4_gemm: m %d, n %d, k %d, experts %d -> streams\n", p.m, p.n,
+                 p.k, p.num_experts);
   switch (p.format) {
     case StreamFormat::kBf16:
       return launch_stream<RowMajorWeights<false>>(p, stream);

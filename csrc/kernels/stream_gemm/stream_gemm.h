@@ -23,9 +23,9 @@ struct StreamGemmParams {
   GemmScales scales;          // of e4m3
   const int* expert_offsets;  // [E + 1], null when dense
   Epilogue epilogue;
-  bool static_weights;   // no kernel just launched wrote the weights: read them before its end
-  void* workspace;       // stream_gemm_workspace(params) words, uninitialised
-  uint64_t nonce;        // 48 bits that no other launch has
+  bool static_weights;  // no kernel that may still run wrote the weights: read them before the wait
+  void* workspace;      // stream_gemm_workspace(params) words, uninitialised
+  uint64_t nonce;       // 48 bits that no other launch has
   int activation_bytes;  // shared memory for rows of A; set by the launcher
   uint32_t* error;       // sticky error word
 };

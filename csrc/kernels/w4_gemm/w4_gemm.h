@@ -19,7 +19,7 @@ struct W4GemmParams {
   Int4Tile tile;
   const int* expert_offsets;  // [E + 1], null when dense
   Epilogue epilogue;
-  bool static_weights;  // no kernel just launched wrote the tiles: they may be read before its end
+  bool static_weights;  // no kernel that may still run wrote the tiles: read them before the wait
   int config;           // a row of kW4GemmConfigs; -1: choose
   void* workspace;      // w4_gemm_workspace(params) words, uninitialised
   uint64_t nonce;       // 48 bits that no other launch has

@@ -29,7 +29,7 @@ void Machine::configure(const Settings& s) {
 }
 
 void Machine::reset() {
-  launches_.clear();
+  drop_launches();
   bulk_.clear();
   report = Report{};
   went_on.clear();

@@ -112,6 +112,8 @@ class Machine final : public FaultListener {
   void vacate(const Launch& l, uint32_t sm);
   void finish_cluster(Launch& l, size_t index);
   void finish_first_launch();
+  void forget_ranges(const Launch& l);
+  void drop_launches();
   // Shards.
   uint32_t shards_of(const Launch& l) const;
   void run_shards(Launch& l, uint32_t count);

@@ -112,11 +112,20 @@ void Machine::finish_first_launch() {
   k.distinct_read_bytes += l.distinct_read * 32;
   k.distinct_written_bytes += l.distinct_written * 32;
   last_ = l.of_next();
+  forget_ranges(l);
+  launches_.erase(launches_.begin());
+  ++progress;
+}
+
+void Machine::forget_ranges(const Launch& l) {
   memory.remove_range(l.params.data(), l.params.size());
   if (!l.grid_workspace.empty())
     memory.remove_range(l.grid_workspace.data(), l.grid_workspace.size() * 4);
-  launches_.erase(launches_.begin());
-  ++progress;
+}
+
+void Machine::drop_launches() {
+  for (const auto& l : launches_) forget_ranges(*l);
+  launches_.clear();
 }
 
 }  // namespace l4k::emu

@@ -15,7 +15,7 @@ void Machine::run_until_done(size_t keep) {
 }
 
 void Machine::abandon_failed() {
-  launches_.clear();
+  drop_launches();
   bulk_.clear();
   sms_.assign(settings.sms, Sm{});
 }
