@@ -121,10 +121,10 @@ def _kernels(gpus: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
     states = {}
     for name, op in sorted(OPS.items()):
         active, reason = "cuda", ""
-        if blocked:
-            active, reason = "reference", blocked
-        elif op.without_kernel:
+        if op.without_kernel:  # whatever the machine has
             active, reason = "torch", f"by design on torch's kernels ({op.without_kernel})"
+        elif blocked:
+            active, reason = "reference", blocked
         elif name not in STATUS.kernels:
             active, reason = "reference", "this version has no CUDA kernel for it"
         states[name] = {"active": active, "reason": reason}

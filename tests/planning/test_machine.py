@@ -32,6 +32,10 @@ def test_env_tells_what_needs_no_kernel_from_what_lacks_one(monkeypatch):
     assert states["quantize_int4"]["active"] == "torch"
     assert OPS["quantize_int4"].without_kernel in states["quantize_int4"]["reason"]
     assert "quantize_int4" not in machine.gpu_problem("int4")
+    monkeypatch.setattr(machine, "_blocked", lambda gpus: "there is no GPU")
+    blocked = machine._kernels([])
+    assert blocked["quantize_int4"] == states["quantize_int4"]
+    assert blocked["gemm"]["reason"] == "there is no GPU"
 
 
 def test_an_op_without_a_kernel_runs_everywhere():
