@@ -54,7 +54,8 @@ def program(kernel: str, config: str, mutant: Mutant | None = None) -> Path:
             assert sources[at].count(old) == 1, f"{mutant}: not once in {at}: {old}"
             sources[at] = sources[at].replace(old, new)
     driver = HERE / kernel / "chain.cu"
-    text = f"{config}{sorted(sources.items())}{driver.read_text()}{toolchain.library()}"
+    host = driver.read_text() + (HERE / "kernels" / "host.h").read_text()
+    text = f"{config}{sorted(sources.items())}{host}{toolchain.library()}"
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     binary = BUILD / kernel / name
     if binary.exists():

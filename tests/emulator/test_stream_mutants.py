@@ -200,7 +200,8 @@ def build(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs() -> list[Run]:
     library = toolchain.library()
-    drivers = [path.read_text() for path in sorted((HERE / "stream").iterdir())]
+    files = [HERE / "kernels" / "host.h", *sorted((HERE / "stream").iterdir())]
+    drivers = [path.read_text() for path in files]
     text = f"{sorted(sources().items())}{MUTANTS}{drivers}{library}{library.stat().st_mtime_ns}"
     folder = BUILD / "stream" / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)

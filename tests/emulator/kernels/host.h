@@ -46,6 +46,22 @@ inline uint16_t to_bf16(float x) {
   std::memcpy(&bits, &x, 4);
   return static_cast<uint16_t>(bits >> 16);
 }
+// To the nearest bf16, where to_bf16 takes what is one already.
+inline float rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  bits += 0x7fff + (bits >> 16 & 1);
+  bits &= 0xffff0000;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline float from_bf16(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 inline std::vector<uint16_t> to_bf16(const std::vector<float>& x) {
   std::vector<uint16_t> v(x.size());
   for (size_t i = 0; i < x.size(); ++i) v[i] = to_bf16(x[i]);

@@ -14,13 +14,6 @@ constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};
 constexpr int kRowsN = 200, kRowsK = 1112;  // weights that are no tiles
 constexpr int kTileWords = l4k::Int4Tile{}.words();
 
-inline float from_bf16(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
 inline uint32_t hash(uint32_t x) {
   x = (x ^ x >> 16) * 0x7feb352du;
   x = (x ^ x >> 15) * 0x846ca68bu;

@@ -39,22 +39,6 @@ struct Weights {
   }
 };
 
-float rounded(float x) {  // to bf16
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits += 0x7fff + (bits >> 16 & 1);
-  bits &= 0xffff0000;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-float from_bf16(uint16_t x) {
-  const uint32_t bits = uint32_t{x} << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
