@@ -62,6 +62,32 @@ def moe_combine(
 
 
 @_eager
+def moe_combine_norm(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    x = moe_combine(y, inverse, top_k, residual=residual)
+    return x, rms_norm(x, norm_weight, eps)
+
+
+@_eager
+def moe_combine_norm_fp8(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    x, normed = moe_combine_norm(y, inverse, top_k, norm_weight, eps, residual)
+    return x, *quantize_fp8(normed, "row")
+
+
+@_eager
 def embed(input_ids: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(input_ids, weight)
 

@@ -160,6 +160,16 @@ def _moe_combine(make: Maker, name: str) -> Iterator[Case]:
         yield Case(f"{label} all", (y, inverse, top_k, shared, residual))
 
 
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(make: Maker, name: str) -> Iterator[Case]:
+    for tokens, width, top_k in (*_permuted_sizes(), (2, 16384, 2), (700, 136, 2)):
+        y, inverse = make.randn(tokens * top_k, width), make.permutation(tokens * top_k)
+        args = y, inverse, top_k, make.randn(width)
+        label = f"{tokens}x{width} top {top_k}"
+        yield Case(label, args)
+        yield Case(f"{label} residual", args, {"residual": make.randn(tokens, width), "eps": 1e-2})
+
+
 @_of("gemm")
 def _gemm(make: Maker, name: str) -> Iterator[Case]:
     for m, n, k in ((0, 16, 128), (1, 128, 1024), (7, 16, 128), (65, 200, 384), (129, 264, 128)):

@@ -235,14 +235,19 @@ def _moe_permute_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 
 @_of("moe_combine")
 def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    yield "", lambda i: _combined(i, config.hidden_size, tokens)
+
+
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
+    yield "", lambda i: _combined(i, d, tokens, i.normal(d))
 
-    def make(i: Inputs) -> Arguments:
-        inverse = i.permutation(tokens).argsort().to(torch.int32)
-        y, residual = i.normal(CHOICES * tokens, d), i.normal(tokens, d)
-        return (y, inverse, CHOICES), {"residual": residual}
 
-    yield "", make
+def _combined(i: Inputs, width: int, tokens: int, *norm_weight: Tensor) -> Arguments:
+    inverse = i.permutation(tokens).argsort().to(torch.int32)
+    y, residual = i.normal(CHOICES * tokens, width), i.normal(tokens, width)
+    return (y, inverse, CHOICES, *norm_weight), {"residual": residual}
 
 
 @_of("merge_attention_states")

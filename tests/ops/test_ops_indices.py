@@ -122,6 +122,14 @@ ARGUMENTS = {
         lambda v: ops.moe_combine(Y, v, 2), ROWS,
         "moe_combine: expected every value of inverse in", "moe_combine: inverse",
     ),
+    "moe_combine_norm inverse": Argument(
+        lambda v: ops.moe_combine_norm(Y, v, 2, Y[0]), ROWS,
+        "moe_combine_norm: expected every value of inverse in", "moe_combine: inverse",
+    ),
+    "moe_combine_norm_fp8 inverse": Argument(
+        lambda v: ops.moe_combine_norm_fp8(Y, v, 2, Y[0]), ROWS,
+        "moe_combine_norm_fp8: expected every value of inverse in", "moe_combine: inverse",
+    ),
     "rope_cache positions": Argument(
         lambda v: rope(positions=v), [i64(0, -1), i64(-(2**63), 0)],
         "rope_cache: expected every value of positions in", "rope_cache: positions",

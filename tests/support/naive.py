@@ -241,6 +241,16 @@ def moe_combine(y, inverse, top_k, shared=None, residual=None):
     return (out,)
 
 
+def moe_combine_norm(y, inverse, top_k, norm_weight, eps=1e-5, residual=None):
+    (x,) = moe_combine(y, inverse, top_k, residual=residual)
+    return x, *rms_norm(torch.from_numpy(x).to(y.dtype), norm_weight, eps)
+
+
+def moe_combine_norm_fp8(y, inverse, top_k, norm_weight, eps=1e-5, residual=None):
+    (x,) = moe_combine(y, inverse, top_k, residual=residual)
+    return x, *rms_norm_fp8(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
+
+
 def product(a, weight, n, offsets, bias, residual, row_scale, activation):
     """`weight(e)` is the float64 [N, K] of expert e, or of the dense weight for None."""
     out = np.zeros((len(a), n // 2 if activation == "swiglu" else n))
