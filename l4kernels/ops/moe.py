@@ -15,7 +15,7 @@ from l4kernels.ops.activation import ROW_SCALINGS
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
-from l4kernels.ops.indices import require_indices
+from l4kernels.ops.indices import require_indices, source_rows
 from l4kernels.ops.norm import normalised
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
@@ -164,14 +164,7 @@ def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
     tensor([[2.],
             [1.]])
     """
-    require_indices("moe_permute", "permutation", permutation, 0, x.shape[0] * top_k)
-    return gathered(x, permutation, top_k)
-
-
-def gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
-    """The body of `moe_permute`."""
-    rows = permutation if top_k == 1 else permutation // top_k
-    return x.index_select(0, rows)
+    return x.index_select(0, source_rows("moe_permute", permutation, top_k, x.shape[0]))
 
 
 def _check_moe_permute_fp8(args: Bound) -> None:
@@ -221,9 +214,9 @@ def moe_permute_fp8(
     >>> moe_permute_fp8(torch.tensor([[448.0], [896.0]]), order, 1).scale
     tensor([2., 1.])
     """
-    require_indices("moe_permute_fp8", "permutation", permutation, 0, x.shape[0] * top_k)
+    rows = source_rows("moe_permute_fp8", permutation, top_k, x.shape[0])
     q, scale = fp8_with_scale(x.float(), scaling)
-    return gathered(q, permutation, top_k), gathered(scale, permutation, top_k)
+    return q.index_select(0, rows), scale.index_select(0, rows)
 
 
 def _check_combined(args: Bound) -> Contract:

@@ -47,7 +47,7 @@ FORMATS = {
             head="fp8",
             k_multiple=128,
             fp8_products=True,
-            own_ops=("gemm_swiglu_fp8",),
+            own_ops=("gemm_swiglu_fp8", "moe_combine_norm_fp8"),
         ),
         WeightFormat(
             "int4",
