@@ -142,6 +142,14 @@ ARGUMENTS = {
         lambda v: ops.gemm(X, EXPERTS, expert_offsets=v), OFFSETS,
         "gemm: expected expert_offsets to ascend from 0 to at most 4", "gemm: expert_offsets",
     ),
+    "gemm permutation": Argument(
+        lambda v: ops.gemm(X, EXPERTS, expert_offsets=i32(0, 3, 8), permutation=v, top_k=2), ROWS,
+        "gemm: expected every value of permutation in", "gemm: permutation",
+    ),
+    "w4_gemm permutation": Argument(
+        lambda v: ops.w4_gemm(X, TILES, expert_offsets=i32(0, 3, 8), permutation=v, top_k=2), ROWS,
+        "w4_gemm: expected every value of permutation in", "w4_gemm: permutation",
+    ),
     "gemm_swiglu_fp8 expert_offsets": Argument(
         lambda v: ops.gemm_swiglu_fp8(CODES, CODED, sfa=SCALES, sfb=CODED_SCALES, expert_offsets=v),
         OFFSETS, "gemm_swiglu_fp8: expected expert_offsets to ascend", "gemm: expert_offsets",

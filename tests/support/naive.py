@@ -251,6 +251,10 @@ def moe_combine_norm_fp8(y, inverse, top_k, norm_weight, eps=1e-5, residual=None
     return x, *rms_norm_fp8(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
 
 
+def gathered(a, permutation, top_k):
+    return f64(a) if permutation is None else moe_permute(a, permutation, top_k)[0]
+
+
 def product(a, weight, n, offsets, bias, residual, row_scale, activation):
     """`weight(e)` is the float64 [N, K] of expert e, or of the dense weight for None."""
     out = np.zeros((len(a), n // 2 if activation == "swiglu" else n))
@@ -279,6 +283,8 @@ def gemm(
     b,
     *,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     sfa=None,
     sfb=None,
     bias=None,
@@ -288,7 +294,7 @@ def gemm(
     **_,
 ):
     n = b.shape[-2]
-    value_a, value_b = f64(a), f64(b)
+    value_a, value_b = gathered(a, permutation, top_k), f64(b)
     if sfa is not None:
         of_a = "1x128" if sfa.dim() == 2 else "tensor" if len(sfa) == 1 else "row"
         value_a = dequantized(a, sfa, of_a)
@@ -321,6 +327,8 @@ def w4_gemm(
     *,
     zeros=None,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     bias=None,
     residual=None,
     row_scale=None,
@@ -331,7 +339,7 @@ def w4_gemm(
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
-            f64(a),
+            gathered(a, permutation, top_k),
             lambda e: weights if e is None else weights[e],
             weights.shape[-2],
             offsets,
