@@ -181,6 +181,8 @@ def gemm(
     b: Tensor,
     *,
     expert_offsets: Tensor | None = None,
+    permutation: Tensor | None = None,
+    top_k: int = 1,
     sfa: Tensor | None = None,
     sfb: Tensor | None = None,
     row_scale: Tensor | None = None,
@@ -188,6 +190,7 @@ def gemm(
     fast_accum: bool = False,
 ) -> Tensor:
     """cuBLAS and torch's grouped products; then SwiGLU in eager torch."""
+    a = a if permutation is None else moe_permute(a, permutation, top_k)
     w = b.transpose(-2, -1)
     options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast_accum}
     if expert_offsets is not None:
@@ -213,15 +216,10 @@ def gemm(
 def w4_gemm(
     a: Tensor,
     weight: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
+    **options: Any,
 ) -> Tensor:
     """bf16 products of the same weights, by cuBLAS and torch."""
-    return gemm(
-        a, weight, expert_offsets=expert_offsets, row_scale=row_scale, activation=activation
-    )
+    return gemm(a, weight, **options)
 
 
 @_eager

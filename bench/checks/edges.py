@@ -97,6 +97,24 @@ def a_bad_index_zeroes_its_row_and_no_other(m: Machine) -> None:
 
 
 @edge
+def a_bad_index_zeroes_its_row_of_a_product_that_gathers(m: Machine) -> None:
+    x, order = m.make.randn(3, 256), m.make.permutation(6)
+    options = {"expert_offsets": m.ids(0, 1, 6, dtype=I32), "top_k": 2}
+    kept = [0, 1, 2, 3, 5]
+    for bad in (-1, 6, 2**31 - 1, -(2**31)):
+        wrong = order.clone()
+        wrong[4] = bad
+        b = {"gemm": m.make.randn(2, 16, 256), "w4_gemm": m.make.tiles(2, 16, 256)}
+        for form, weights in b.items():
+            with m.dispatch():
+                got = OPS[form](x, weights, permutation=wrong, **options)
+                assert m.error() == f"{form}: permutation"
+            expected = OPS[form].reference(x, weights, permutation=order, **options)
+            assert got[4].count_nonzero() == 0
+            assert_close(got[kept], expected[kept], BF16_ERROR)
+
+
+@edge
 def embed_rejects_ids(m: Machine) -> None:
     weight, features = m.make.randn(50, 128), m.make.randn(2, 128)
     for dtype in (torch.int64, I32):
