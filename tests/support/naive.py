@@ -220,10 +220,13 @@ def moe_route(logits, top_k=1, shared_expert=False):
     )
 
 
+def gathered(x, permutation, top_k):
+    rows = [] if permutation is None else [int(i) // top_k for i in permutation]
+    return f64(x) if permutation is None else f64(x)[np.array(rows, int)]
+
+
 def moe_permute(x, permutation, top_k):
-    rows = f64(x)
-    out = [rows[int(i) // top_k] for i in permutation]
-    return (np.array(out).reshape(len(out), x.shape[1]),)
+    return (gathered(x, permutation, top_k),)
 
 
 def moe_permute_fp8(x, permutation, top_k, scaling="row"):
@@ -241,18 +244,13 @@ def moe_combine(y, inverse, top_k, shared=None, residual=None):
     return (out,)
 
 
-def moe_combine_norm(y, inverse, top_k, norm_weight, eps=1e-5, residual=None):
+def moe_combine_norm(y, inverse, top_k, norm_weight, eps=1e-5, residual=None, norm=rms_norm):
     (x,) = moe_combine(y, inverse, top_k, residual=residual)
-    return x, *rms_norm(torch.from_numpy(x).to(y.dtype), norm_weight, eps)
+    return x, *norm(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
 
 
-def moe_combine_norm_fp8(y, inverse, top_k, norm_weight, eps=1e-5, residual=None):
-    (x,) = moe_combine(y, inverse, top_k, residual=residual)
-    return x, *rms_norm_fp8(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
-
-
-def gathered(a, permutation, top_k):
-    return f64(a) if permutation is None else moe_permute(a, permutation, top_k)[0]
+def moe_combine_norm_fp8(*args, **options):
+    return moe_combine_norm(*args, **options, norm=rms_norm_fp8)
 
 
 def product(a, weight, n, offsets, bias, residual, row_scale, activation):
