@@ -39,6 +39,8 @@ _HOST_READS = {
     Tensor.__format__: "format()",
 }
 """What reads a tensor's memory without an operator call that would say so."""
+_OF_LISTS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+"""So do these, of lists that hold tensors."""
 
 
 class CaptureError(RuntimeError):
@@ -287,6 +289,9 @@ class _NoHostReads(TorchFunctionMode):
     ) -> Any:
         if func in _HOST_READS:
             _fail(_HOST_READS[func], f"reads {describe(args[0])} back to the host", _ON_DEVICE)
+        if func in _OF_LISTS:
+            for t in tensors_in(value for value in args if isinstance(value, (list, tuple))):
+                _fail(func.__name__, f"reads {describe(t)} back to the host", "use torch.stack")
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]
             _fail("tensor.data = ...", "moves a tensor to other memory", "write in place")
         return func(*args, **(kwargs or {}))

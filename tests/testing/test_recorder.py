@@ -186,6 +186,7 @@ REFUSED = {
     "int as an index": (lambda: X[:, : PLACES[1]], "_local_scalar_dense reads"),
     "equality": (lambda: torch.equal(X, X), "aten.equal reads"),
     "tolist": (lambda: PLACES.tolist(), r"tolist\(\) reads \[3\] int64 on cpu back to the host"),
+    "a list of tensors": (lambda: torch.tensor([[X[0, 0]], [2]]), r"tensor reads \[\] float32"),
     "numpy": (lambda: PLACES.numpy(), r"numpy\(\) reads"),
     "print": (lambda: str(X), r"repr\(\) reads"),
     "format": (lambda: f"{X}", r"format\(\) reads"),
