@@ -192,15 +192,13 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        with torch._C.DisableTorchFunction():
-            if torch._C._dispatch_has_kernel_for_dispatch_key(
-                func.name(), "CompositeImplicitAutograd"
-            ):
-                with self:  # it is what it is made of
-                    return func.decompose(*args, **kwargs)
-            if func is torch.ops.aten.lift_fresh.default:
-                return self._constant(args[0])
-            return self._recorded(func, args, kwargs)
+        composite = "CompositeImplicitAutograd"
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
+            with self:  # it is what it is made of
+                return func.decompose(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default:
+            return self._constant(args[0])
+        return self._recorded(func, args, kwargs)
 
     def _constant(self, made: Tensor) -> Tensor:
         """What `torch.tensor` and its like made: a graph has its values of now."""

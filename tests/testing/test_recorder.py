@@ -211,6 +211,10 @@ REFUSED = {
         lambda: torch.empty(2, 3, device="meta").copy_(X),
         "aten.copy_ waits for work between cpu and meta",
     ),
+    "made on another device": (
+        lambda: torch.ops.aten.lift_fresh(torch.empty(2, device="meta")),
+        "torch.tensor waits for a copy to meta",
+    ),
     "growing": (lambda: torch.zeros(2).resize_(1000), "aten.resize_ moved an argument"),
     "an out that grows": (
         lambda: torch.add(X, X, out=torch.zeros(1)[:0]),
@@ -254,6 +258,7 @@ ALLOWED = {
     ),
     "an allocation viewed first": lambda out: out.add_(torch.empty(6).view(2, 3).fill_(2)),
     "a constant that is written to": lambda out: out.add_(torch.tensor([1.0]).add_(out[0, 0])),
+    "an allocation turned first": lambda out: out.add_(torch.empty(3, 2).t_().fill_(2)),
     "two results in one piece": lambda out: [out.copy_(t.view(2, 3)) for t in halves(out)],
 }
 
@@ -285,6 +290,28 @@ def test_what_a_capture_takes(name):
         replay()
     assert torch.equal(got, wanted) and not torch.equal(got, X)
     assert capture.escaped() == []
+
+
+def test_launches_are_what_a_graph_holds():
+    """Neither views nor allocations nor constants; of an operator in several, those."""
+
+    def step():
+        halves(X)
+        torch._assert_async(torch.nn.functional.linear(X, X.t_().t_()).sum() > torch.tensor(-1.0))
+
+    replay = Recorder()(step)
+    names = "l4k_test_recorder.halves", "aten.mm", "aten.sum", "aten.gt", "aten._assert_async"
+    assert replay.launches == dict.fromkeys(names, 1)
+    assert [call.name for call in replay.calls if call.name not in names] == ["constant"]
+    assert replay.temporary_bytes == 4 * (2 * 6 + 4 + 1 + 1) + 1
+
+
+def test_what_only_a_circle_holds_has_not_escaped():
+    def step():
+        circle = [X * 2]
+        circle.append(circle)
+
+    assert Recorder()(step).escaped() == []
 
 
 def test_results_go_where_the_recorded_ones_are():
