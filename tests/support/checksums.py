@@ -107,7 +107,9 @@ def _seen(meta, keys, rows=slice(None)) -> Tensor:
 def _sums(meta, keys, chunk: int, kind: int) -> Tensor:
     seen, positions = _seen(meta, keys), meta.positions[:, None]
     at = torch.arange(seen.shape[1])
-    visible = (at < meta.seqlens_k[:, None]) & (at >= (positions - positions % chunk if chunk else 0))
+    visible = (at < meta.seqlens_k[:, None]) & (
+        at >= (positions - positions % chunk if chunk else 0)
+    )
     # What is not visible may be anything, also what no integer can hold.
     return torch.where(visible, seen * _weights(at, kind), 0).sum(1) % PRIME
 
@@ -115,7 +117,9 @@ def _sums(meta, keys, chunk: int, kind: int) -> Tensor:
 def _prefixes(meta, keys) -> Tensor:
     """Checksums of the global layer up to each of the new tokens."""
     parts, lengths = [], meta.seqlens_k.tolist()
-    for row, (length, new) in enumerate(zip(lengths, meta.cu_seqlens_q.diff().tolist(), strict=True)):
+    for row, (length, new) in enumerate(
+        zip(lengths, meta.cu_seqlens_q.diff().tolist(), strict=True)
+    ):
         seen = _seen(meta, keys, slice(row, row + 1))[0, :length]
         parts.append(((seen * _weights(torch.arange(length), 1)).cumsum(0) % PRIME)[length - new :])
     return torch.cat(parts)
