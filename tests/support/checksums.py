@@ -7,6 +7,7 @@ checksum of the global layer up to there, so that its keys depend on the whole p
 real model do. `answer` says the same in plain Python.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -95,7 +96,7 @@ def _write(keys: Tensor, slots: Tensor, values: Tensor) -> None:
     keys[slots[slots >= 0]] = values[slots >= 0].float()
 
 
-def _weights(positions: Tensor, kind: int) -> Tensor:
+def _weights(positions: int | Tensor, kind: int) -> int | Tensor:
     return (positions * (2749 * kind) + positions * positions * 31) % 4093 + 1
 
 
@@ -144,17 +145,14 @@ def answer(prompt: Iterable[int], new: int, chunk: int, layers: str = "both",
     raise AssertionError("it never ends")
 
 
-def _following(prompt, chunk: int, layers: str) -> Iterator[int]:
-    whole, window, held, position = 0, 0, list(prompt), 0
-    while True:
-        for position in range(position, len(held)):
-            one, two = (
-                (position * (2749 * kind) + position * position * 31) % 4093 + 1 for kind in (1, 2)
-            )
-            whole = (whole + held[position] * one) % PRIME
-            window = 0 if chunk and position % chunk == 0 else window
-            window = (window + (held[position] if layers == "chunked" else whole) * two) % PRIME
-        position += 1
-        total = {"both": whole + window, "global": whole, "chunked": window}[layers]
-        held.append(total % PRIME % PATCH)
-        yield held[-1]
+def _following(prompt: Iterable[int], chunk: int, layers: str) -> Iterator[int]:
+    whole, window, coming = 0, 0, list(prompt)
+    for position in itertools.count():
+        held = coming.pop(0)
+        whole = (whole + held * _weights(position, 1)) % PRIME
+        window = 0 if chunk and position % chunk == 0 else window
+        window += (held if layers == "chunked" else whole) * _weights(position, 2)
+        if not coming:
+            total = {"both": whole + window, "global": whole, "chunked": window}[layers]
+            coming.append(total % PRIME % PATCH)
+            yield coming[-1]
