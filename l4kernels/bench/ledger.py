@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from l4kernels import ops
-from l4kernels.engine.kv_cache import KVCache
-from l4kernels.layers.attention import AttentionMetadata
+from l4kernels.engine.kv_cache import CacheShape, KVCache, Pages
+from l4kernels.engine.runner import Runner
+from l4kernels.engine.state import StepKind, StepState
 from l4kernels.layers.options import ModelOptions
 from l4kernels.layers.weights import FORMATS
 from l4kernels.model.config import Llama4Config
@@ -95,22 +95,16 @@ class _Recorder(TorchDispatchMode):
 
 
 def calls_of_step(config: Llama4Config, form: str, batch: int, context: int) -> list[OpCall]:
-    """Those of one token of each of `batch` sequences, whose keys are then `context` each."""
+    """Those of the engine's step: one token of each of `batch` sequences of up to `context`."""
     kv_dtype = FP8 if FORMATS[form].fp8_cache else torch.bfloat16
     model = Llama4Model(config, ModelOptions(torch.bfloat16, META, form), kv_dtype=kv_dtype)
-    cache = KVCache(config, [context] * batch, dtype=kv_dtype, device=META)
-
-    def made(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=META)
-
-    where, lengths = made(batch), made(batch, dtype=torch.int32)
-    bounds, real = made(batch + 1, dtype=torch.int32), made(batch, dtype=torch.float32)
-    kinds = [
-        AttentionMetadata(where, where, bounds, lengths, table, 1) for table in cache.block_tables
-    ]
+    shape = CacheShape.of(config, kv_dtype)
+    pages = Pages(*(batch * count for count in shape.needed(context)))
+    cache = KVCache(config, pages, dtype=kv_dtype, device=META)
+    state = StepState(config, shape, batch, context, device=META, dtype=torch.bfloat16)
+    runner = Runner(model, cache, state, capture=None)
     with _Recorder().watching(model.layers) as recorder:
-        hidden = model(where, [kinds[kind] for kind in cache.kinds], cache.layers)
-        ops.sample(model.compute_logits(hidden), real, lengths, real, real, where, where)
+        runner.step(batch, StepKind())
     return recorder.calls
 
 
@@ -153,8 +147,8 @@ class Ledger:
     context: int
     rows: tuple[Row, ...]
     plan: Plan
-    without_launches: str
-    """Why launches are not known; empty where they are."""
+    unknown: tuple[str, ...]
+    """Why launches of some calls are not known; empty where all are."""
 
     @property
     def bytes(self) -> float:
@@ -165,7 +159,8 @@ class Ledger:
         return sum(row.floor_us for row in self.rows)
 
     @property
-    def launches(self) -> int | None:
+    def launches(self) -> int:
+        """Those that are known."""
         return _count(self.rows)
 
     def groups(self) -> list["Group"]:
@@ -190,8 +185,8 @@ class Group:
     rows: list[Row] = field(default_factory=list)
 
     @property
-    def launches(self) -> int | None:
-        """Of one of the layers."""
+    def launches(self) -> int:
+        """Of one of the layers, those that are known."""
         return _count(self.rows)
 
     @property
@@ -199,10 +194,8 @@ class Group:
         return sum(row.floor_us for row in self.rows)
 
 
-def _count(rows: Iterable[Row]) -> int | None:
-    """Launches of all of them, if all are known."""
-    counts = [len(row.launches) for row in rows if row.launches is not None]
-    return sum(counts) if len(counts) == len([*rows]) else None
+def _count(rows: Iterable[Row]) -> int:
+    return sum(len(row.launches or ()) for row in rows)
 
 
 def ledger(
@@ -224,25 +217,31 @@ def ledger(
     """
     planned = plan(config, form, gpu, context, batch)
     calls = calls_of_step(config, form, batch, context)
-    launches: dict[Any, tuple[Launch, ...]] = {}
-    problem = ""
-    try:
-        for call in calls:
-            if call.own and not OPS[call.name].without_kernel and _layout(call) not in launches:
-                found = launches_of(call.name, *call.args, sms=sms, **call.kwargs)
-                launches[_layout(call)] = found
-    except NotImplementedError as error:
-        problem = str(error)
-    rows, before = [], None
+    known: dict[Any, tuple[Launch, ...] | None] = {}
+    rows, before, problems = [], None, dict[str, None]()
     for call in calls:
-        work, own = _work(call, config, batch, context), launches.get(_layout(call))
+        work, layout = _work(call, config, batch, context), _layout(call)
+        if layout not in known:
+            known[layout], problem = _launches(call, sms)
+            problems |= {problem: None} if problem else {}
+        own = known[layout]
         pair = None
         if own and before and own[0].dependent:
             pair = own[0].shared_bytes + before.shared_bytes
         floor = GPUS[gpu].floor_us(work, fp8=call.fp8)
         rows.append(Row(call.layer, call.name, work.bytes, work.flops, floor, own, pair))
         before = own[-1] if own else None if own is None else before
-    return Ledger(config.name, form, gpu, batch, context, tuple(rows), planned, problem)
+    return Ledger(config.name, form, gpu, batch, context, tuple(rows), planned, tuple(problems))
+
+
+def _launches(call: OpCall, sms: int) -> tuple[tuple[Launch, ...] | None, str]:
+    """What a call launches; or None, and why that is not known."""
+    if not call.own or OPS[call.name].without_kernel:
+        return None, f"{call.name} runs on torch's kernels"
+    try:
+        return launches_of(call.name, *call.args, sms=sms, **call.kwargs), ""
+    except NotImplementedError as error:  # no emulator, or no kernel
+        return None, str(error).partition(";")[0]
 
 
 def _layout(call: OpCall) -> tuple[Any, ...]:

@@ -58,7 +58,7 @@ def as_dict(step: Ledger) -> dict[str, Any]:
         }
         for group in step.groups()
     ]
-    facts = ("model", "format", "gpu", "batch", "context", "without_launches")
+    facts = ("model", "format", "gpu", "batch", "context", "unknown")
     return {name: getattr(step, name) for name in facts} | {
         "kv_dtype": step.plan.kv_dtype,
         "calls": len(step.rows),
@@ -121,7 +121,7 @@ def short(kernel: str) -> str:
 
 
 def _title(group: Group) -> str:
-    launches = "" if group.launches is None else f", launches: {group.launches}"
+    launches = f", launches: {group.launches}" if group.launches else ""
     if group.place:
         return f"{group.place}{launches}, {group.floor_us:.1f} us"
     few = 6
@@ -134,20 +134,20 @@ def _title(group: Group) -> str:
 def _summary(step: Ledger) -> list[str]:
     planned = step.plan.step_floor_ms * 1e3
     moved = step.bytes / step.plan.bytes_per_step * planned
-    counted = "" if step.launches is None else f"{step.launches} launches, "
+    bound = max(0.0, step.floor_us - moved)
+    counted = f"{step.launches} launches, " if step.launches else ""
     floors = f"{step.floor_us / 1e3:.3f} ms at the least, by `l4k plan` {planned / 1e3:.3f} ms"
     lines = [
         f"{len(step.rows)} calls, {counted}{step.bytes / 1e9:.3f} GB: {floors} "
         f"({step.floor_us / planned - 1:+.1%}).",
         "The plan counts weights, and keys and values that are read. A step also moves the rows "
         "between its calls, norms, logits,",
-        f"and what goes into the cache: {moved - planned:.1f} us more; {step.floor_us - moved:.1f} "
+        f"and what goes into the cache: {moved - planned:.1f} us more; {bound:.1f} "
         "us more where FLOP and not bytes are the floor.",
     ]
-    if step.without_launches:
-        return [*lines, f"Launches and shared memory are not known: {step.without_launches}."]
     return [
         *lines,
+        *(f"Launches that are not counted: {why}." for why in step.unknown),
         f"pair KB: shared memory of a CTA and of one of the launch before it. Above "
         f"{SHARED_BYTES >> 10} (!) it starts after that one's end.",
     ]
