@@ -156,7 +156,7 @@ def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
 
 
-def _explain(row: int, error: Exception) -> None:
+def _explain(row: int, error: BaseException) -> None:
     if isinstance(error, ValueError):
         raise ValueError(f"row {row} has {error}") from None
     raise error
