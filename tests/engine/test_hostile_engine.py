@@ -224,7 +224,7 @@ class SickModel(ChecksumModel):
     """Raises, or gives NaN, where `sick` says so."""
 
     error: BaseException | None = None
-    sick_token: int | None = None
+    sick_token = -1
 
     def forward(self, x, metadata, caches):
         if self.error is not None:
@@ -240,14 +240,13 @@ class SickModel(ChecksumModel):
 
 def test_logits_that_are_nan_are_one_requests_affair():
     model = SickModel(CHUNK)
-    model.sick_token = 88
+    model.sick_token = VOCAB - 1  # is no answer
     prompts = [[i] * 20 for i in range(1, 5)]
     wanted = [answer(ids, 20, CHUNK) for ids in prompts]
-    assert not any(88 in tokens for tokens in wanted)
     with Engine(model, slots=4) as engine:
         for _ in range(2):
             good = [engine.add(Request(ids, 20, stop_ids=())) for ids in prompts[:3]]
-            bad = engine.add(Request([3] * 17 + [88], 20, stop_ids=(), n=2))
+            bad = engine.add(Request([3] * 17 + [VOCAB - 1], 20, stop_ids=(), n=2))
             with pytest.raises(ValueError, match="no next token at step 0: its logits are NaN"):
                 within(20, bad.result)
             assert [within(20, s.result)[0] for s in good] == wanted[:3]
@@ -269,6 +268,7 @@ def test_a_step_that_fails_ends_those_at_hand_and_no_others():
             require_empty(engine)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_cannot_go_on_ends_all_streams(model):
     """Nothing hangs, whatever is broken."""
     engine = Engine(model, slots=2, context=256)
@@ -279,12 +279,10 @@ def test_an_engine_that_cannot_go_on_ends_all_streams(model):
         raise RuntimeError("the device is gone")
 
     engine._core.step = engine._core.fail = fail
-    with pytest.raises((EngineClosed, RuntimeError), match="the device is gone"):
+    with pytest.raises(EngineClosed, match="the device is gone"):
         within(20, stream.result)
     with pytest.raises(EngineClosed, match="the device is gone"):
-        for _ in range(100):
-            engine.add(endless())
-            time.sleep(0.05)
+        engine.add(endless())
     within(20, engine.close)
 
 
