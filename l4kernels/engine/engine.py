@@ -5,6 +5,7 @@ import contextvars
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -95,41 +96,48 @@ class Stream:
         return samples
 
 
+_Letter = tuple[Callable[[Stream], None], Stream]
+
+
 class _Mailbox:
     """What the thread of an engine is to do. It knows no engine, so that a thread that waits keeps
     none in memory."""
 
     def __init__(self) -> None:
         self._wake = threading.Condition()
-        self._letters: list[tuple[Callable[[Stream], None], Stream]] = []
-        self._closed: str | None = None
+        self._letters: deque[_Letter] = deque()
+        self._why: str | None = None
         self._drain = False
 
     def put(self, act: Callable[[Stream], None], stream: Stream) -> None:
         with self._wake:
-            if self._closed is not None:
-                raise EngineClosed(f"{self._closed}: it takes no more requests")
+            if self._why is not None:
+                raise EngineClosed(f"{self._why}: it takes no more requests")
             self._letters.append((act, stream))
             self._wake.notify()
 
     def close(self, why: str, *, drain: bool) -> None:
         with self._wake:
-            if self._closed is None:
-                self._closed, self._drain = why, drain
+            if self._why is None:
+                self._why, self._drain = why, drain
             self._wake.notify()
 
     def wait(self, *, idle: bool) -> bool:
         """Until there is something to do; False: never again."""
         with self._wake:
-            while idle and not self._letters and self._closed is None:
+            while idle and not self._letters and self._why is None:
                 self._wake.wait()
             return not idle or bool(self._letters)
 
-    def take(self) -> tuple[list[tuple[Callable[[Stream], None], Stream]], str | None]:
-        """What is to be done, and why nothing after that."""
+    def take(self) -> _Letter | None:
         with self._wake:
-            letters, self._letters = self._letters, []
-            return letters, None if self._drain else self._closed
+            return self._letters.popleft() if self._letters else None
+
+    @property
+    def closed(self) -> str | None:
+        """Why what is being done is to end now, if it is."""
+        with self._wake:
+            return None if self._drain else self._why
 
 
 class Engine:
@@ -270,10 +278,10 @@ class Engine:
 
     def _turn(self) -> bool:
         """Does what came, and a step; whether there is more to do."""
-        letters, closed = self._mail.take()
-        for act, stream in letters:
+        while (letter := self._mail.take()) is not None:
+            act, stream = letter
             act(stream)
-        if closed is not None:
+        if (closed := self._mail.closed) is not None:
             why = EngineClosed(f"{closed} before the request was done")
             for stream in {stream for stream, _ in self._streams.values()}:
                 self._fail(stream, why)
@@ -347,9 +355,12 @@ class Engine:
 
     def _give_up(self, error: BaseException) -> None:
         """Nothing can be done any more, and nobody is to wait for it."""
-        self._mail.close(f"the engine failed ({shown(error)})", drain=False)
-        letters, why = self._mail.take()
-        for stream in (*(stream for stream, _ in self._streams.values()), *(s for _, s in letters)):
+        why = f"the engine failed ({shown(error)})"
+        self._mail.close(why, drain=False)
+        streams = [stream for stream, _ in self._streams.values()]
+        while (letter := self._mail.take()) is not None:
+            streams.append(letter[1])
+        for stream in streams:
             stream._finish(EngineClosed(why))
         self._streams.clear()
 
