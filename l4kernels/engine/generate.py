@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l4kernels.engine.core import EngineCore
+from l4kernels.engine.graphs import Capture
 from l4kernels.engine.kv_cache import CacheShape, Pages
 from l4kernels.engine.prompts import prompts_of_batch
 from l4kernels.engine.sampling import Sampling
@@ -146,14 +147,17 @@ def check_biases(model: Llama4Model, sampling: Sampling) -> None:
     token_ids("logit_bias", list(sampling.logit_bias), model.config.vocab_size)
 
 
-def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
+def core_for(
+    model: Llama4Model, sequences: list[Sequence], capture: Capture | None = None
+) -> EngineCore:
     """An engine that has room for these sequences at once, and keeps nothing for others: the same
     call gives the same bits whatever ran before."""
     shape = CacheShape.of(model.config, model.kv_dtype)
     needed = [shape.needed(sequence.capacity) for sequence in sequences]
     pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
     context = max(s.prompt_length + s.choice.max_new_tokens for s in sequences)
-    return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+    sizes = {"slots": len(sequences), "context": context}
+    return EngineCore(model, **sizes, pages=pages, reuse=False, capture=capture)
 
 
 def _explain(row: int, error: Exception) -> None:
