@@ -6,8 +6,9 @@ The router's score is an argument (`row_scale`) of the first expert GEMM: Llama 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from l4kernels.ops.contract import Contract
 from l4kernels.ops.indices import require_indices
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_dtype, as_float
+from l4kernels.ops.views import as_dtype, as_float, scalar
 
 MAX_EXPERTS = 256
 """Of the grouped products: a shared expert is one of them."""
@@ -61,7 +62,20 @@ def _work_moe_route(args: Bound) -> Work:
     return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
 
 
-@op(check=_check_moe_route, work=_work_moe_route, returns=Routing)
+def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
+    tokens, experts = args.logits.shape
+    choices, ends = args.top_k + args.shared_expert, experts + args.shared_expert + 1
+
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        made: Tensor = args.logits.new_empty(shape, dtype=dtype)
+        return made
+
+    rows, i32, f32 = tokens * choices, torch.int32, torch.float32
+    grid = empty(i32, tokens, choices), empty(f32, tokens, choices)
+    return *grid, empty(f32, rows), empty(i32, ends), empty(i32, rows), empty(i32, rows)
+
+
+@op(check=_check_moe_route, work=_work_moe_route, fake=_fake_moe_route, returns=Routing)
 def moe_route(
     logits: Tensor, top_k: int = 1, shared_expert: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -95,29 +109,39 @@ def moe_route(
     >>> r.topk_ids.tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
     ([[1, 2], [0, 2]], [2, 0, 1, 3], [0, 1, 2, 4])
     """
-    value = as_float(logits)
-    if top_k == 1:
-        chosen, ids = value.max(-1, keepdim=True)  # a NaN is the largest
-        ids.masked_fill_(chosen.isnan(), 0)
-        weights = torch.sigmoid(chosen)
-    else:
-        nan = value.isnan().any(-1, keepdim=True)
-        value = value.masked_fill(nan, 0.0)
-        ordered, order = value.sort(dim=-1, descending=True, stable=True)
-        weights = torch.sigmoid(ordered[:, :top_k]).masked_fill(nan, torch.nan).contiguous()
-        ids = order[:, :top_k]
-    experts = logits.shape[1]
-    if shared_expert:
-        ids = torch.nn.functional.pad(ids, (0, 1), value=experts)
-        weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
-        experts += 1
-    ids = ids.to(torch.int32, memory_format=torch.contiguous_format)
-    sorted_ids, permutation = ids.view(-1).sort(stable=True)
-    bounds = torch.arange(experts + 1, dtype=torch.int32, device=logits.device)
-    offsets = torch.searchsorted(sorted_ids, bounds, out_int32=True)
-    inverse = permutation.argsort().to(torch.int32)
-    row_scale = weights.take(permutation)
-    return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
+    # In NumPy, whose calls take a fraction of torch's time: they decide when tokens are few.
+    value = as_float(logits).cpu().numpy()
+    (tokens, experts), choices = value.shape, top_k + shared_expert
+    nan = np.isnan(value).any(1)
+    order = (-value).argsort(1, kind="stable")[:, :top_k]
+    order[nan] = np.arange(top_k)
+    chosen = value[np.arange(tokens)[:, None], order]
+    chosen[nan] = np.nan
+    ids = np.full((tokens, choices), experts, np.int32)
+    ids[:, :top_k] = order
+    weights = np.ones((tokens, choices), np.float32)
+    weights[:, :top_k] = torch.from_numpy(chosen).sigmoid_()
+    flat = ids.ravel()
+    permutation = flat.argsort(kind="stable")
+    inverse = np.empty(len(flat), np.int32)
+    inverse[permutation] = np.arange(len(flat))
+    offsets = flat[permutation].searchsorted(np.arange(experts + shared_expert + 1))
+    found = (
+        ids,
+        weights,
+        weights.ravel()[permutation],
+        offsets.astype(np.int32),
+        permutation.astype(np.int32),
+        inverse,
+    )
+    return tuple(_from_numpy(array, logits.device) for array in found)
+
+
+def _from_numpy(array: Any, device: torch.device) -> Tensor:
+    t = torch.from_numpy(array)
+    if not array.size:  # whose strides are 0 in NumPy
+        t = t.clone(memory_format=torch.contiguous_format)
+    return t if device.type == "cpu" else t.to(device)
 
 
 def _check_moe_permute(args: Bound) -> None:
@@ -168,7 +192,7 @@ def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
 
 
 def _gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
-    rows = permutation if top_k == 1 else permutation // top_k
+    rows = permutation if top_k == 1 else permutation // scalar(top_k, permutation)
     return x.index_select(0, rows)
 
 
