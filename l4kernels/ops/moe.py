@@ -5,10 +5,13 @@ The router's score is an argument (`row_scale`) of the first expert GEMM: Llama 
 `moe_permute` nor `moe_combine` multiplies by it.
 """
 
+import heapq
+import itertools
+import math
+from array import array
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +29,8 @@ MAX_EXPERTS = 256
 MAX_TOP_K = 8
 MAX_CHOICES = MAX_TOP_K + 1
 """Rows of a token: its experts and the shared one."""
+_FEW_LOGITS = 128
+"""Sorted in Python sooner than by torch."""
 
 
 class Routing(NamedTuple):
@@ -109,39 +114,65 @@ def moe_route(
     >>> r.topk_ids.tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
     ([[1, 2], [0, 2]], [2, 0, 1, 3], [0, 1, 2, 4])
     """
-    # In NumPy, whose calls take a fraction of torch's time: they decide when tokens are few.
-    value = as_float(logits).cpu().numpy()
-    (tokens, experts), choices = value.shape, top_k + shared_expert
-    nan = np.isnan(value).any(1)
-    order = (-value).argsort(1, kind="stable")[:, :top_k]
-    order[nan] = np.arange(top_k)
-    chosen = value[np.arange(tokens)[:, None], order]
-    chosen[nan] = np.nan
-    ids = np.full((tokens, choices), experts, np.int32)
-    ids[:, :top_k] = order
-    weights = np.ones((tokens, choices), np.float32)
-    weights[:, :top_k] = torch.from_numpy(chosen).sigmoid_()
-    flat = ids.ravel()
-    permutation = flat.argsort(kind="stable")
-    inverse = np.empty(len(flat), np.int32)
-    inverse[permutation] = np.arange(len(flat))
-    offsets = flat[permutation].searchsorted(np.arange(experts + shared_expert + 1))
-    found = (
-        ids,
-        weights,
-        weights.ravel()[permutation],
-        offsets.astype(np.int32),
-        permutation.astype(np.int32),
-        inverse,
+    if logits.is_cpu and 0 < logits.numel() <= _FEW_LOGITS:
+        return _route_few(logits, top_k, shared_expert)
+    value = as_float(logits)
+    if top_k == 1:
+        chosen, ids = value.max(-1, keepdim=True)  # a NaN is the largest
+        ids.masked_fill_(chosen.isnan(), 0)
+        weights = torch.sigmoid(chosen)
+    else:
+        nan = value.isnan().any(-1, keepdim=True)
+        value = value.masked_fill(nan, 0.0)
+        ordered, order = value.sort(dim=-1, descending=True, stable=True)
+        weights = torch.sigmoid(ordered[:, :top_k]).masked_fill(nan, torch.nan).contiguous()
+        ids = order[:, :top_k]
+    experts = logits.shape[1]
+    if shared_expert:
+        ids = torch.nn.functional.pad(ids, (0, 1), value=experts)
+        weights = torch.nn.functional.pad(weights, (0, 1), value=1.0)
+        experts += 1
+    ids = ids.to(torch.int32, memory_format=torch.contiguous_format)
+    sorted_ids, permutation = ids.view(-1).sort(stable=True)
+    bounds = torch.arange(experts + 1, dtype=torch.int32, device=logits.device)
+    offsets = torch.searchsorted(sorted_ids, bounds, out_int32=True)
+    inverse = permutation.argsort().to(torch.int32)
+    row_scale = weights.take(permutation)
+    return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
+
+
+def _route_few(
+    logits: Tensor, top_k: int, shared_expert: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`moe_route` in Python's numbers: done before torch would have sorted anything."""
+    tokens, experts = logits.shape
+    ids, chosen = array("i"), array("f")
+    for row in logits.tolist():
+        if any(map(math.isnan, row)):
+            ids.extend(range(top_k))
+            chosen.extend([math.nan] * top_k)
+        else:  # of equals the first ones
+            best = heapq.nlargest(top_k, range(experts), key=row.__getitem__)
+            ids.extend(best)
+            chosen.extend([row[expert] for expert in best])
+        if shared_expert:
+            ids.append(experts)
+            chosen.append(math.inf)  # whose sigmoid is 1
+    rows = range(len(ids))
+    permutation = sorted(rows, key=ids.__getitem__)
+    inverse = sorted(rows, key=permutation.__getitem__)
+    counts = map(ids.count, range(experts + shared_expert))
+    offsets = itertools.accumulate(counts, initial=0)
+    weights, row_scale = (
+        torch.frombuffer(values, dtype=torch.float32).sigmoid_()
+        for values in (chosen, array("f", [chosen[i] for i in permutation]))
     )
-    return tuple(_from_numpy(array, logits.device) for array in found)
-
-
-def _from_numpy(array: Any, device: torch.device) -> Tensor:
-    t = torch.from_numpy(array)
-    if not array.size:  # whose strides are 0 in NumPy
-        t = t.clone(memory_format=torch.contiguous_format)
-    return t if device.type == "cpu" else t.to(device)
+    topk_ids, expert_offsets, *orders = (
+        torch.frombuffer(values, dtype=torch.int32)
+        for values in (ids, array("i", offsets), array("i", permutation), array("i", inverse))
+    )
+    grid = tokens, len(ids) // tokens
+    return topk_ids.view(grid), weights.view(grid), row_scale, expert_offsets, orders[0], orders[1]
 
 
 def _check_moe_permute(args: Bound) -> None:
@@ -192,6 +223,8 @@ def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
 
 
 def _gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
+    if x.shape[0] == 1:
+        return torch.cat([x] * top_k)
     rows = permutation if top_k == 1 else permutation // scalar(top_k, permutation)
     return x.index_select(0, rows)
 
@@ -298,7 +331,7 @@ def moe_combine(
     require_indices("moe_combine", "inverse", inverse, 0, y.shape[0])
     total = as_float(y.index_select(0, inverse))
     if top_k > 1:
-        total = total.unflatten(0, (-1, top_k)).sum(1)
+        total = total.view(-1, top_k, total.shape[1]).sum(1)
     for other in (shared, residual):
         if other is not None:
             total.add_(other)
