@@ -103,7 +103,7 @@ __device__ __forceinline__ void process_tokens(const ProcessLogitsParams& params
   }
 }
 
-// `vectors`: all rows begin at multiples of four elements.
+// `vectors`: all rows begin at multiples of four elements, and so do those of the result end.
 __global__ void __launch_bounds__(kProcessLogitsThreads, kProcessLogitsCtas)
     process_logits_kernel(ProcessLogitsParams params, bool vectors) {
   const int row_tiles = ceil_div(params.vocab, kProcessLogitsTile);
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kProcessLogitsThreads, kProcessLogitsCtas)
     const int token = static_cast<int>(tile - row * row_tiles) * kProcessLogitsTile +
                       static_cast<int>(threadIdx.x) * kQuad;
     if (token >= params.vocab) continue;
-    if (vectors && token + kQuad <= params.vocab) process_tokens<true>(params, row, token);
+    if (vectors) process_tokens<true>(params, row, token);
     else process_tokens<false>(params, row, token);
   }
 }
