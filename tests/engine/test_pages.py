@@ -248,7 +248,7 @@ def test_what_is_reused_before_at_and_after_a_boundary(chunk):
         for length in range(boundary - 2, boundary + 20):
             made = cache(chunk, (40, 40))
             seed(made, tokens[: length + 1])  # its last token is never computed
-            one = sequence(tokens[:length] + [7])
+            one = sequence([*tokens[:length], 7])
             size = made.shape.page_size
             known = min(length, len(one.tokens) - 1) // size * size
             first = known // chunk * chunk // size

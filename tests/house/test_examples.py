@@ -35,7 +35,7 @@ def test_the_snippets_of_the_readme_run(capsys):
         exec(snippet, known)
     printed = capsys.readouterr().out
     assert "Work(flops=2560, bytes=6144)" in printed and len(snippets) == 3
-    assert printed.count(", when the king of") == 2  # generated, then streamed
+    assert printed.count(", when the king of") == 3  # generated, streamed, by the engine
 
 
 def test_the_snippets_of_the_page_on_the_engine_run(capsys):
