@@ -413,8 +413,8 @@ def _embed(make: Maker, name: str) -> Iterator[Case]:
 
 @_of("process_logits")
 def _process_logits(make: Maker, name: str) -> Iterator[Case]:
-    for batch, vocab in ((0, 64), (1, 2048), (6, 202), (3, 2052)):
-        tally = (make.integers(batch, vocab, low=-9, high=7)).clamp(min=0)
+    for batch, vocab in ((0, 64), (1, 515), (3, 101), (4, 64)):
+        tally = make.integers(batch, vocab, low=-40, high=60).clamp(min=0)
         biases = make.randn(batch, vocab, dtype=torch.float32)
         masks = [make.integers(batch, -(-vocab // 32), low=-(2**31), high=2**31) for _ in "as"]
         counts = [make.integers(batch, high=4, dtype=torch.int64) for _ in "gm"]
@@ -441,7 +441,8 @@ def _advance_step(make: Maker, name: str) -> Iterator[Case]:
         slots = rows(99, of=kinds * batch).view(kinds, batch)
         tables = make.integers(kinds, batch, columns, low=-1, high=2**31 - 1)
         results = torch.zeros(2, batch, dtype=torch.int64, device=make.device)
-        args = (rows(vocab + 9, -2), *state, rows(30), stop_bits & stop_bits.roll(1, 0), slots)
+        limits = state[-1] + rows(4)
+        args = (rows(vocab + 9, -2), *state, limits, stop_bits & stop_bits.roll(1, 0), slots)
         options = {"page_size": 8}
         yield Case(f"{batch} rows", (*args, tables, results), options)
         tally = make.integers(batch, vocab, high=9)
