@@ -160,6 +160,16 @@ def _moe_combine(make: Maker, name: str) -> Iterator[Case]:
         yield Case(f"{label} all", (y, inverse, top_k, shared, residual))
 
 
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(make: Maker, name: str) -> Iterator[Case]:
+    for tokens, width, top_k in (*_permuted_sizes(), (2, 16384, 2), (700, 136, 2)):
+        y, inverse = make.randn(tokens * top_k, width), make.permutation(tokens * top_k)
+        args = y, inverse, top_k, make.randn(width)
+        label = f"{tokens}x{width} top {top_k}"
+        yield Case(label, args)
+        yield Case(f"{label} residual", args, {"residual": make.randn(tokens, width), "eps": 1e-2})
+
+
 @_of("gemm")
 def _gemm(make: Maker, name: str) -> Iterator[Case]:
     for m, n, k in ((0, 16, 128), (1, 128, 1024), (7, 16, 128), (65, 200, 384), (129, 264, 128)):
@@ -190,6 +200,9 @@ def _gemm(make: Maker, name: str) -> Iterator[Case]:
         )
         residual = make.randn(rows, 96)
         yield Case(f"ragged {label} residual", (a, b), {**experts, "residual": residual})
+    for label, tokens, experts in _gathered(make):
+        b = make.randn(4, 48, 200, scale=0.1)
+        yield Case(f"gathered {label}", (make.randn(tokens, 200), b), experts)
     for sfa, sfb in (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row")):
         (a, sa), (b, sb) = make.fp8(35, 256, scaling=sfa), make.fp8(144, 256, scaling=sfb)
         yield Case(f"fp8 {sfa} {sfb}", (a, b), {"sfa": sa, "sfb": sb})
@@ -204,6 +217,15 @@ def _ragged() -> Iterator[tuple[str, list[int], int]]:
     yield "one each", [1] * 16, 16
     yield "tail", [2, 0, 5], 12
     yield "none", [0, 0], 0
+
+
+def _gathered(make: Maker) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Of four experts: tokens, and the arguments of a product that takes their rows itself."""
+    for counts, top_k in (([1, 0, 0, 1], 2), ([0, 9, 0, 7], 1), ([10, 6, 0, 15], 2), ([0] * 4, 2)):
+        tokens = -(-sum(counts) // top_k)
+        experts = {"expert_offsets": make.offsets(counts), "activation": "swiglu", "top_k": top_k}
+        order = {"permutation": make.permutation(tokens * top_k)}
+        yield f"{counts} top {top_k}", tokens, experts | order
 
 
 @_of("gemm_swiglu_fp8")
@@ -235,6 +257,10 @@ def _w4_gemm(make: Maker, name: str) -> Iterator[Case]:
             (make.randn(rows, 128), odd),
             {**experts, "residual": make.randn(rows, 32), "out_dtype": torch.float32},
         )
+
+    for label, tokens, experts in _gathered(make):
+        b = make.tiles(4, 48, 384)
+        yield Case(f"gathered {label}", (make.randn(tokens, 384), b), experts)
 
 
 # Rows on either side of what a tensor core's product and a kernel take; a few tiles, and a row of

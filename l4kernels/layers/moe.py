@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
+from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions, round_up
 from l4kernels.layers.weights.linear import Activations
 
@@ -25,6 +26,8 @@ class MoE(nn.Module):
     ):
         super().__init__()
         self.num_experts, self.top_k = num_experts, top_k
+        self.choices = top_k + 1
+        """Rows of a token: its experts' and the shared one's."""
         width, all_experts = round_up(intermediate_size, 8), num_experts + 1
         # The GEMM writes columns in multiples of 8; those past the experts are never looked at.
         self.router = options.part("bf16").linear(hidden_size, round_up(num_experts, 8))
@@ -32,15 +35,26 @@ class MoE(nn.Module):
         self.down_proj = options.linear(width, hidden_size, experts=all_experts)
 
     def forward(self, x: Activations, residual: Tensor) -> Tensor:
+        return ops.moe_combine(*self._experts(x), residual=residual)
+
+    def forward_then_norm(
+        self, x: Activations, residual: Tensor, norm: RMSNorm
+    ) -> tuple[Tensor, Activations]:
+        """The same, and the next layer's norm of it, which adds no launch."""
+        return norm.of_combined(*self._experts(x), residual)
+
+    def _experts(self, x: Activations) -> tuple[Tensor, Tensor, int]:
+        """Rows in expert order, and what brings them back: the first arguments of `moe_combine`."""
         logits = self.router(x, out_dtype=torch.float32)[:, : self.num_experts]
         routing = ops.moe_route(logits, self.top_k, shared_expert=True)
-        choices = self.top_k + 1
+        rows, gather = self.gate_up_proj.by_expert(x, routing.permutation, self.choices)
         # The score scales the input of the first GEMM: SwiGLU is not homogeneous.
         hidden = self.gate_up_proj(
-            self.gate_up_proj.permute(x, routing.permutation, choices),
+            rows,
             expert_offsets=routing.expert_offsets,
             row_scale=routing.row_scale,
             activation="swiglu",
+            **gather,
         )
         y = self.down_proj(hidden, expert_offsets=routing.expert_offsets)
-        return ops.moe_combine(y, routing.inverse, choices, residual=residual)
+        return y, routing.inverse, self.choices

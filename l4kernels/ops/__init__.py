@@ -9,7 +9,17 @@ from l4kernels.ops.gemm import gemm, gemm_swiglu_fp8
 from l4kernels.ops.int4_tiles import Int4WithZeros, tile_int4, untile_int4
 from l4kernels.ops.merge import merge_attention_states
 from l4kernels.ops.mma_tile import mma_tile
-from l4kernels.ops.moe import Routing, moe_combine, moe_permute, moe_permute_fp8, moe_route
+from l4kernels.ops.moe import (
+    CombinedNorm,
+    CombinedNormFp8,
+    Routing,
+    moe_combine,
+    moe_combine_norm,
+    moe_combine_norm_fp8,
+    moe_permute,
+    moe_permute_fp8,
+    moe_route,
+)
 from l4kernels.ops.norm import AddRmsNorm, RmsNormFp8, add_rms_norm, rms_norm, rms_norm_fp8
 from l4kernels.ops.quant import (
     Int4,
@@ -32,6 +42,8 @@ __all__ = [
     "OPS",
     "AddRmsNorm",
     "Attention",
+    "CombinedNorm",
+    "CombinedNormFp8",
     "Int4",
     "Int4WithZeros",
     "Op",
@@ -55,6 +67,8 @@ __all__ = [
     "merge_attention_states",
     "mma_tile",
     "moe_combine",
+    "moe_combine_norm",
+    "moe_combine_norm_fp8",
     "moe_permute",
     "moe_permute_fp8",
     "moe_route",

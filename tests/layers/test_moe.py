@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from bench.checks.kernel_checks import same_bits
 from l4kernels import ops
 from l4kernels.layers.moe import MoE
+from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions
 from l4kernels.testing import emulated, relative_error
 
@@ -74,15 +76,47 @@ def test_a_row_of_nan_spoils_its_own_token_only(weights):
     assert torch.equal(got[kept], clean[kept])
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
-def test_each_product_is_one_call(weights, monkeypatch):
-    """Six calls of a layer, whatever the format."""
+def calls_of(moe, tokens, monkeypatch) -> list[str]:
+    """The ops that a layer calls, the next layer's norm among them."""
     calls = []
     for name, op in ops.OPS.items():
         counted = lambda *a, name=name, op=op, **k: (calls.append(name), op(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(ops, name, counted)
-    moe, *_ = layer(4, 1, torch.bfloat16, weights)
+    norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU, moe.gate_up_proj.name))
+    norm.weight.fill_(1)
     calls.clear()
-    x = torch.randn(3, HIDDEN).bfloat16()
-    moe(x, x)
-    assert len(calls) == 6, calls
+    x = torch.randn(tokens, HIDDEN).bfloat16()
+    moe.forward_then_norm(x, x, norm)
+    return calls
+
+
+@pytest.mark.parametrize("tokens", [3, 16, 17])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+def test_each_product_is_one_call(weights, tokens, monkeypatch):
+    """Of few tokens the first product gathers the rows itself, if they are not quantised."""
+    moe, *_ = layer(4, 1, torch.bfloat16, weights)
+    product = {"bf16": "gemm", "fp8": "gemm_swiglu_fp8", "int4": "w4_gemm"}[weights]
+    down = {"fp8": "gemm"}.get(weights, product)
+    fp8 = "_fp8" * (weights == "fp8")
+    permute = [f"moe_permute{fp8}"] * (tokens > 16 or weights == "fp8")
+    assert calls_of(moe, tokens, monkeypatch) == [
+        "gemm", "moe_route", *permute, product, down, f"moe_combine_norm{fp8}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 16, 17])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+def test_a_layer_with_the_next_norm_is_the_layer_and_the_norm(weights, tokens):
+    moe, *_ = layer(3, 1, torch.bfloat16, weights)
+    norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU, weights))
+    generator = torch.Generator().manual_seed(tokens)
+    norm.weight.copy_(torch.randn(HIDDEN, generator=generator))
+    x = torch.randn(tokens, HIDDEN, generator=generator).bfloat16()
+    alone = moe(x, x)
+    together, normed = moe.forward_then_norm(x, x, norm)
+    assert torch.equal(together, alone)
+    wanted = norm(alone)
+    if weights == "fp8":
+        assert same_bits(normed.q, wanted.q) and torch.equal(normed.scale, wanted.scale)
+    else:
+        assert torch.equal(normed, wanted)

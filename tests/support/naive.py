@@ -221,10 +221,13 @@ def moe_route(logits, top_k=1, shared_expert=False):
     )
 
 
+def gathered(x, permutation, top_k):
+    rows = [] if permutation is None else [int(i) // top_k for i in permutation]
+    return f64(x) if permutation is None else f64(x)[np.array(rows, int)]
+
+
 def moe_permute(x, permutation, top_k):
-    rows = f64(x)
-    out = [rows[int(i) // top_k] for i in permutation]
-    return (np.array(out).reshape(len(out), x.shape[1]),)
+    return (gathered(x, permutation, top_k),)
 
 
 def moe_permute_fp8(x, permutation, top_k, scaling="row"):
@@ -240,6 +243,15 @@ def moe_combine(y, inverse, top_k, shared=None, residual=None):
     for other in (shared, residual):
         out += 0 if other is None else f64(other)
     return (out,)
+
+
+def moe_combine_norm(y, inverse, top_k, norm_weight, eps=1e-5, residual=None, norm=rms_norm):
+    (x,) = moe_combine(y, inverse, top_k, residual=residual)
+    return x, *norm(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
+
+
+def moe_combine_norm_fp8(*args, **options):
+    return moe_combine_norm(*args, **options, norm=rms_norm_fp8)
 
 
 def product(a, weight, n, offsets, bias, residual, row_scale, activation):
@@ -270,6 +282,8 @@ def gemm(
     b,
     *,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     sfa=None,
     sfb=None,
     bias=None,
@@ -279,7 +293,7 @@ def gemm(
     **_,
 ):
     n = b.shape[-2]
-    value_a, value_b = f64(a), f64(b)
+    value_a, value_b = gathered(a, permutation, top_k), f64(b)
     if sfa is not None:
         of_a = "1x128" if sfa.dim() == 2 else "tensor" if len(sfa) == 1 else "row"
         value_a = dequantized(a, sfa, of_a)
@@ -312,6 +326,8 @@ def w4_gemm(
     *,
     zeros=None,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     bias=None,
     residual=None,
     row_scale=None,
@@ -322,7 +338,7 @@ def w4_gemm(
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
-            f64(a),
+            gathered(a, permutation, top_k),
             lambda e: weights if e is None else weights[e],
             weights.shape[-2],
             offsets,
