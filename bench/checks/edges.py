@@ -11,6 +11,7 @@ import l4kernels
 from bench.checks import edges_w4  # noqa: F401  registers its own
 from bench.checks.cases import cases
 from bench.checks.edges_sample import sampling
+from bench.checks.edges_step import advanced, processing, state
 from bench.checks.inputs import FP8, I32, Case
 from bench.checks.kernel_checks import BF16_ERROR, E4M3_ERROR, bound, mutated, tensors
 from bench.checks.machine import EDGES, Machine, edge
@@ -173,6 +174,7 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
     x, other, weight = m.make.randn(t, d), m.make.randn(t, d), m.make.randn(d)
     table = ops.rope_table(8, theta=500000.0).to(m.device)
     scattered = m.make.permutation(t)
+    options, step, tokens = processing(m, t, d), state(m, t, 99), m.make.permutation(t).long()
 
     def rope(x: Tensor, order: Tensor) -> tuple[Tensor, ...]:
         """Tokens move, and with them positions and slots; the caches then hold the same."""
@@ -202,6 +204,8 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
         "embed": lambda x, order: ops.embed(order, weight.expand(t, d).contiguous()),
         "moe_route": lambda x, order: ops.moe_route(x[:, :128], 4)[:2],
         "sample": lambda x, order: ops.sample(x, *sampling(t, rows=order), top_logprobs=3),
+        "process_logits": lambda x, order: ops.process_logits(x, *(o[order] for o in options)),
+        "advance_step": lambda x, order: advanced(step, tokens, order),
     }
     stay, order = torch.arange(t, device=m.device), m.make.permutation(t).long()
     for name, run in rows.items():
@@ -242,9 +246,10 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
 
 
 STREAMING = (
-    "add_rms_norm", "embed", "moe_combine", "moe_combine_norm", "moe_combine_norm_fp8",
-    "moe_permute", "moe_permute_fp8", "moe_route", "quantize_fp8", "rms_norm", "rms_norm_fp8",
-    "rope_cache", "sample", "silu_mul", "silu_mul_fp8", "w4_gemm", "word_sum",
+    "add_rms_norm", "advance_step", "embed", "moe_combine", "moe_combine_norm",
+    "moe_combine_norm_fp8", "moe_permute", "moe_permute_fp8", "moe_route", "process_logits",
+    "quantize_fp8", "rms_norm", "rms_norm_fp8", "rope_cache", "sample", "silu_mul", "silu_mul_fp8",
+    "w4_gemm", "word_sum",
 )  # fmt: skip
 
 
@@ -312,6 +317,7 @@ def rows_beyond_4_gib(m: Machine) -> None:
         "moe_route": lambda: (far(5, 128), 2),
         "embed": lambda: (m.ids(4, 0, 3), far(5, 256)),
         "sample": lambda: (far(5, 1000), *(t.to(m.device) for t in sampling(5)), 3),
+        "process_logits": lambda: (far(5, 1000), *processing(m, 5, 1000)),
     }
     for op, make in calls.items():
         args = make()

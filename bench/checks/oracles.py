@@ -52,6 +52,27 @@ def _merge(cp: Any, outs: Any, lses: Any) -> Any:
     return (outs * weight).sum(0) / weight.sum(0)
 
 
+def _process_logits(
+    cp: Any,
+    logits: Any,
+    tally: Any,
+    bias: Any,
+    allowed: Any,
+    stop_bits: Any,
+    generated: Any,
+    min_tokens: Any,
+    *settings: Any,
+) -> Any:
+    repetition, frequency, presence, active = (setting[:, None] for setting in settings)
+    x, n = logits + bias, tally // 2
+    x = cp.where(tally > 0, x * repetition ** cp.where(x < 0, 1, -1), x)
+    x = x - frequency * n - presence * (n > 0)
+    token = cp.arange(x.shape[1])
+    stops, kept = (mask[:, token // 32] >> token % 32 & 1 for mask in (stop_bits, allowed))
+    banned = (kept == 0) | ((stops == 1) & (generated < min_tokens)[:, None])
+    return cp.where(active == 0, logits, cp.where(banned, -cp.inf, x))
+
+
 def _combine(cp: Any, y: Any, inverse: Any, top_k: int, residual: Any) -> Any:
     return y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
 
@@ -72,6 +93,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "rope_cache": _rope_cache,
     "merge_attention_states": _merge,
     "embed": lambda cp, ids, weight: weight[ids],
+    "process_logits": _process_logits,
     "sample": lambda cp, logits, temperature, *_: None if temperature.any() else logits.argmax(-1),
 }
 """Op -> its first result, given the array module and the op's arguments with float32 arrays."""

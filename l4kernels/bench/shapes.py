@@ -17,6 +17,7 @@ from l4kernels.ops.check import FP8
 from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
 from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
 from l4kernels.ops.quant import BLOCK
+from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
@@ -292,6 +293,46 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 
     yield "greedy", lambda i: make(i, 0.0)
     yield "top_p", lambda i: make(i, 0.7)
+
+
+@_of("process_logits")
+def _process_logits(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    if tokens > 64:
+        return
+
+    def make(i: Inputs) -> Arguments:
+        shape = tokens, config.vocab_size
+        masks = [i.full(bits, tokens, words(shape[1]), dtype=torch.int32) for bits in (-1, 0)]
+        counts = [i.full(9, tokens, dtype=torch.int64) for _ in range(2)]
+        factors = [i.full(value, tokens) for value in (1.1, 0.5, 0.5)]
+        logits, bias = (i.normal(*shape, dtype=torch.float32) for _ in range(2))
+        tally = i.integers(3, *shape, dtype=torch.int32)
+        return (logits, tally, bias, *masks, *counts, *factors, i.numbers(torch.ones(tokens))), {}
+
+    yield "", make
+
+
+@_of("advance_step")
+def _advance_step(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    """Two kinds of layers, of which each row has a million positions."""
+    if tokens > 64:
+        return
+
+    def make(i: Inputs) -> Arguments:
+        long = {"dtype": torch.int64}
+        ids, positions, generated = (i.full(9, tokens, **long) for _ in range(3))
+        args = (
+            i.integers(config.vocab_size, tokens, **long), ids, positions,
+            i.numbers(torch.full((tokens,), 10)), generated, i.full(1 << 40, tokens, **long),
+            i.full(0, tokens, words(config.vocab_size), dtype=torch.int32),
+            i.full(9, 2, tokens, **long),
+            i.integers(99, 2, tokens, (1 << 20) // PAGE, dtype=torch.int32),
+            i.full(0, 2, tokens, **long),
+        )  # fmt: skip
+        tally = i.full(0, tokens, config.vocab_size, dtype=torch.int32)
+        return args, {"page_size": PAGE, "tally": tally}
+
+    yield "", make
 
 
 def products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:

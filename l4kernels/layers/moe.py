@@ -30,7 +30,7 @@ class MoE(nn.Module):
         """Rows of a token: its experts' and the shared one's."""
         width, all_experts = round_up(intermediate_size, 8), num_experts + 1
         # The GEMM writes columns in multiples of 8; those past the experts are never looked at.
-        self.router = options.linear(hidden_size, round_up(num_experts, 8), weights="bf16")
+        self.router = options.part("bf16").linear(hidden_size, round_up(num_experts, 8))
         self.gate_up_proj = options.linear(hidden_size, 2 * width, experts=all_experts)
         self.down_proj = options.linear(width, hidden_size, experts=all_experts)
 

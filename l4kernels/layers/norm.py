@@ -9,7 +9,8 @@ from l4kernels.layers.weights.linear import Activations
 class RMSNorm(nn.Module):
     """`x * rsqrt(mean(x^2) + eps) * weight`.
 
-    In an fp8 model the result comes quantised per token for the GEMM that follows.
+    `options` are those of the product that follows: before one of fp8 weights the result comes
+    quantised per token.
     """
 
     def __init__(self, size: int, eps: float, options: ModelOptions):

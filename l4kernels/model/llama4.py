@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TypeVar, cast
 
 import torch
@@ -41,10 +41,11 @@ class DecoderLayer(nn.Module):
             attn_scale=0.0 if rope or not config.attn_temperature_tuning else config.attn_scale,
             floor_scale=config.floor_scale,
         )
-        self.input_layernorm = RMSNorm(size, eps, options)
-        self.attention = Attention(size, shape, options)
+        attention = options.part(options.format.attention)
+        self.input_layernorm = RMSNorm(size, eps, attention)
+        self.attention = Attention(size, shape, attention)
         # A router and the gather of the experts' rows take them unquantised in every format.
-        form = replace(options, weights="bf16") if moe else options
+        form = options.part("bf16" if moe else "")
         self.post_attention_layernorm = RMSNorm(size, eps, form)
         self.feed_forward: MoE | MLP
         if moe:
@@ -95,9 +96,9 @@ class Llama4Model(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, options) for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(size, config.rms_norm_eps, options)
-        self.lm_head = options.linear(size, config.vocab_size, weights=options.format.head)
-        plain = replace(options, weights="bf16")
+        head, plain = options.part(options.format.head), options.part("bf16")
+        self.norm = RMSNorm(size, config.rms_norm_eps, head)
+        self.lm_head = head.linear(size, config.vocab_size)
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None
         table = rope_table(config, _rope_rows(config, _FIRST_POSITIONS))
         self.register_buffer("cos_sin", table.to(options.device), persistent=False)

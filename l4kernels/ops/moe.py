@@ -5,6 +5,10 @@ The router's score is an argument (`row_scale`) of the first expert GEMM: Llama 
 `moe_permute` nor `moe_combine` multiplies by it.
 """
 
+import heapq
+import itertools
+import math
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,13 +23,15 @@ from l4kernels.ops.indices import require_indices, source_rows
 from l4kernels.ops.norm import normalised
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_dtype, as_float
+from l4kernels.ops.views import as_dtype, as_float, scalar
 
 MAX_EXPERTS = 256
 """Of the grouped products: a shared expert is one of them."""
 MAX_TOP_K = 8
 MAX_CHOICES = MAX_TOP_K + 1
 """Rows of a token: its experts and the shared one."""
+_FEW_LOGITS = 128
+"""Sorted in Python sooner than by torch."""
 
 
 class Routing(NamedTuple):
@@ -62,7 +68,20 @@ def _work_moe_route(args: Bound) -> Work:
     return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
 
 
-@op(check=_check_moe_route, work=_work_moe_route, returns=Routing)
+def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
+    tokens, experts = args.logits.shape
+    choices, ends = args.top_k + args.shared_expert, experts + args.shared_expert + 1
+
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        made: Tensor = args.logits.new_empty(shape, dtype=dtype)
+        return made
+
+    rows, i32, f32 = tokens * choices, torch.int32, torch.float32
+    grid = empty(i32, tokens, choices), empty(f32, tokens, choices)
+    return *grid, empty(f32, rows), empty(i32, ends), empty(i32, rows), empty(i32, rows)
+
+
+@op(check=_check_moe_route, work=_work_moe_route, fake=_fake_moe_route, returns=Routing)
 def moe_route(
     logits: Tensor, top_k: int = 1, shared_expert: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -96,6 +115,8 @@ def moe_route(
     >>> r.topk_ids.tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
     ([[1, 2], [0, 2]], [2, 0, 1, 3], [0, 1, 2, 4])
     """
+    if logits.is_cpu and 0 < logits.numel() <= _FEW_LOGITS:
+        return _route_few(logits, top_k, shared_expert)
     value = as_float(logits)
     if top_k == 1:
         chosen, ids = value.max(-1, keepdim=True)  # a NaN is the largest
@@ -119,6 +140,40 @@ def moe_route(
     inverse = permutation.argsort().to(torch.int32)
     row_scale = weights.take(permutation)
     return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
+
+
+def _route_few(
+    logits: Tensor, top_k: int, shared_expert: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`moe_route` in Python's numbers: done before torch would have sorted anything."""
+    tokens, experts = logits.shape
+    ids, chosen = array("i"), array("f")
+    for row in logits.tolist():
+        if any(map(math.isnan, row)):
+            ids.extend(range(top_k))
+            chosen.extend([math.nan] * top_k)
+        else:  # of equals the first ones
+            best = heapq.nlargest(top_k, range(experts), key=row.__getitem__)
+            ids.extend(best)
+            chosen.extend([row[expert] for expert in best])
+        if shared_expert:
+            ids.append(experts)
+            chosen.append(math.inf)  # whose sigmoid is 1
+    rows = range(len(ids))
+    permutation = sorted(rows, key=ids.__getitem__)
+    inverse = sorted(rows, key=permutation.__getitem__)
+    counts = map(ids.count, range(experts + shared_expert))
+    offsets = itertools.accumulate(counts, initial=0)
+    weights, row_scale = (
+        torch.frombuffer(values, dtype=torch.float32).sigmoid_()
+        for values in (chosen, array("f", [chosen[i] for i in permutation]))
+    )
+    topk_ids, expert_offsets, *orders = (
+        torch.frombuffer(values, dtype=torch.int32)
+        for values in (ids, array("i", offsets), array("i", permutation), array("i", inverse))
+    )
+    grid = tokens, len(ids) // tokens
+    return topk_ids.view(grid), weights.view(grid), row_scale, expert_offsets, orders[0], orders[1]
 
 
 def _check_moe_permute(args: Bound) -> None:
@@ -285,7 +340,7 @@ def _combined(
     require_indices(op_name, "inverse", inverse, 0, y.shape[0])
     total = as_float(y.index_select(0, inverse))
     if top_k > 1:
-        total = total.unflatten(0, (-1, top_k)).sum(1)
+        total = total.view(-1, top_k, total.shape[1]).sum(1)
     for other in added:
         if other is not None:
             total.add_(other)
