@@ -56,7 +56,7 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache, cos_sin: Tensor
     ) -> Tensor:
         x = self.attention(self.input_layernorm(x), x, metadata, cache, cos_sin)
-        return self.feed_forward(self.post_attention_layernorm(x), x)
+        return self.feed_forward(x, self.post_attention_layernorm)
 
 
 class Llama4Model(nn.Module):

@@ -23,6 +23,7 @@ from l4kernels.ops.quant import (
 )
 from l4kernels.ops.registry import OPS, Op, OpWithOut, Work
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
+from l4kernels.ops.router import RoutedRows, moe_router
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.w4 import w4_gemm
 from l4kernels.ops.word_sum import word_sum
@@ -37,6 +38,7 @@ __all__ = [
     "OpWithOut",
     "Quantized",
     "RmsNormFp8",
+    "RoutedRows",
     "Routing",
     "Sample",
     "Work",
@@ -56,6 +58,7 @@ __all__ = [
     "moe_permute",
     "moe_permute_fp8",
     "moe_route",
+    "moe_router",
     "pack_int4",
     "quantize_fp8",
     "quantize_int4",

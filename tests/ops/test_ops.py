@@ -24,7 +24,7 @@ OPCHECKS = (
     "test_aot_dispatch_dynamic",
 )
 # Two roundings to bfloat16, not one.
-TWO_ROUNDINGS = {"rms_norm", "add_rms_norm", "rms_norm_fp8"}
+TWO_ROUNDINGS = {"rms_norm", "add_rms_norm", "rms_norm_fp8", "moe_router"}
 
 
 def run(op: ops.Op, case: Case) -> list[Tensor]:

@@ -220,6 +220,12 @@ def moe_route(logits, top_k=1, shared_expert=False):
     )
 
 
+def moe_router(x, norm_weight, router_weight, num_experts, eps=1e-5, top_k=1, shared_expert=False):
+    normed = rms_norm(x, norm_weight, eps)[0]
+    logits = f64(torch.from_numpy(normed).to(x.dtype)) @ f64(router_weight[:num_experts]).T
+    return normed, *moe_route(torch.from_numpy(logits), top_k, shared_expert)
+
+
 def moe_permute(x, permutation, top_k):
     rows = f64(x)
     out = [rows[int(i) // top_k] for i in permutation]
