@@ -133,6 +133,30 @@ def _moe_route(make: Maker, name: str) -> Iterator[Case]:
     yield Case("NaN shared", (nan, 2, True))
 
 
+@_of("moe_router")
+def _moe_router(make: Maker, name: str) -> Iterator[Case]:
+    shapes = (
+        (0, 128, 16, 1), (1, 5120, 16, 1), (33, 264, 6, 2), (64, 648, 128, 1), (9, 640, 255, 8),
+        (5, 1288, 100, 4), (17, 8, 1, 1),
+    )  # fmt: skip
+    for tokens, width, experts, top_k in shapes:
+        x, norm = make.randn(tokens, width), make.randn(width)
+        # Rows of padding as a model has them, which nobody looks at.
+        router = make.randn(-(-experts // 8) * 8, width, scale=width**-0.5)
+        router[experts:] = torch.nan
+        label = f"{tokens}x{width} of {experts} top {top_k}"
+        yield Case(label, (x, norm, router, experts, 1e-5, top_k))
+        yield Case(f"{label} shared", (x, norm, router, experts, 1e-5, top_k, True))
+    x, norm, router = make.randn(9, 256), make.randn(256), make.randn(16, 256, scale=1 / 16)
+    yield Case("all tied", (x, norm, make.randn(16, 256, scale=0), 16, 1e-5, 2))
+    yield Case("strided", (make.randn(9, 768)[:, 256:512], norm, router, 16, 1e-6))
+    yield Case("zeros", (make.randn(3, 256, scale=0), norm, router, 16))
+    x = x.clone()
+    x[4, 100] = torch.nan
+    yield Case("NaN", (x, norm, router, 16, 1e-5, 2))
+    yield Case("NaN shared", (x, norm, router, 16, 1e-5, 2, True))
+
+
 def _permuted_sizes() -> Iterator[tuple[int, int, int]]:
     yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 9))
 

@@ -26,6 +26,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
+    "moe_router": {"decode": (1, 8, 64)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
 }
@@ -221,6 +222,17 @@ def _rope_cache(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 def _moe_route(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     experts, top_k = config.num_local_experts, config.num_experts_per_tok
     yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k, True), {})
+
+
+@_of("moe_router")
+def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    d, experts, top_k = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+
+    def make(i: Inputs) -> Arguments:
+        weights = i.normal(d), i.normal(experts, d)
+        return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
+
+    yield "", make
 
 
 @_of("moe_permute")

@@ -33,6 +33,7 @@ from l4kernels.ops.quant import (
 )
 from l4kernels.ops.registry import OPS, Op, OpWithOut, Work
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
+from l4kernels.ops.router import RoutedRows, moe_router
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.step import advance_step, process_logits
 from l4kernels.ops.w4 import w4_gemm
@@ -50,6 +51,7 @@ __all__ = [
     "OpWithOut",
     "Quantized",
     "RmsNormFp8",
+    "RoutedRows",
     "Routing",
     "Sample",
     "Work",
@@ -72,6 +74,7 @@ __all__ = [
     "moe_permute",
     "moe_permute_fp8",
     "moe_route",
+    "moe_router",
     "pack_int4",
     "process_logits",
     "quantize_fp8",

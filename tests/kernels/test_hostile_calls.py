@@ -143,6 +143,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 BIG = 2**31
 NUMBERS: dict[str, list[Any]] = {
     "top_k": [0, -1, 10, BIG, 2**62],
+    "num_experts": [0, -1, 1000, BIG, 2**62],
     "top_logprobs": [-1, BIG, 2**62],
     # The last would be the right number, if products had no more than 64 bits.
     "num_heads": [0, -1, BIG, 2**62, 2**57 + 1],

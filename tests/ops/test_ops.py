@@ -30,6 +30,7 @@ TWO_ROUNDINGS = {
     "rms_norm_fp8",
     "moe_combine_norm",
     "moe_combine_norm_fp8",
+    "moe_router",
 }
 
 

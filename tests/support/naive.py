@@ -226,6 +226,12 @@ def gathered(x, permutation, top_k):
     return f64(x) if permutation is None else f64(x)[np.array(rows, int)]
 
 
+def moe_router(x, norm_weight, router_weight, num_experts, eps=1e-5, top_k=1, shared_expert=False):
+    normed = rms_norm(x, norm_weight, eps)[0]
+    logits = f64(torch.from_numpy(normed).to(x.dtype)) @ f64(router_weight[:num_experts]).T
+    return normed, *moe_route(torch.from_numpy(logits), top_k, shared_expert)
+
+
 def moe_permute(x, permutation, top_k):
     return (gathered(x, permutation, top_k),)
 

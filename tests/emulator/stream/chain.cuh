@@ -3,25 +3,12 @@
 // dependent, with the same workspaces and nonces again and again, at last with rows of A in slices.
 // Then a product with bf16 weights as they are, N and K ending inside a unit.
 
+#include "../kernels/copy.cuh"
+
 namespace l4k {
 
 using Int4 = Int4Weights<true>;
 using Bf16 = RowMajorWeights<false>;
-
-__global__ void copy_words(const uint32_t* from, uint32_t* to, int count) {
-  ptx::grid_launch_dependents();
-  for (int i = threadIdx.x + blockIdx.x * blockDim.x; i < count; i += blockDim.x * gridDim.x)
-    to[i] = from[i];
-  ptx::grid_dependency_wait();
-}
-
-template <typename T>
-bool copy(const Buffer<T>& from, const Buffer<T>& to) {
-  const LaunchConfig config{.grid = dim3(2), .block = dim3(128)};
-  return launch(copy_words, config, nullptr, reinterpret_cast<const uint32_t*>(from.data),
-                reinterpret_cast<uint32_t*>(to.data),
-                static_cast<int>(from.size * sizeof(T) / 4)) == cudaSuccess;
-}
 
 struct Chain {
   World& w;

@@ -1,11 +1,8 @@
-// What the streaming kernel's mutants share: the weights, what the products must be, and one line
-// for each run of a mutant.
+// What the streaming kernel's mutants share: the weights, and what the products must be.
 #pragma once
 #include <cmath>
-#include <string>
 
-#include "../kernels/host.h"
-#include "l4k_emulator.h"
+#include "../kernels/mutants.h"
 #include "tile/int4.h"
 
 constexpr int kWidth = 1152, kRowTiles = kWidth / 16, kBlocks = kWidth / 128;
@@ -15,12 +12,6 @@ constexpr int kOrder[kRows] = {9, 0, 13, 4, 7, kRows, 1,
                                2, 3, 5,  6, 8, 10,    11};  // one leads outside
 constexpr int kRowsN = 200, kRowsK = 1112;                  // weights that are no tiles
 constexpr int kTileWords = l4k::Int4Tile{}.words();
-
-inline uint32_t hash(uint32_t x) {
-  x = (x ^ x >> 16) * 0x7feb352du;
-  x = (x ^ x >> 15) * 0x846ca68bu;
-  return x ^ x >> 16;
-}
 
 // Tokens whose sums depend on the order of addition.
 inline std::vector<uint16_t> tokens(uint32_t salt) {
@@ -96,17 +87,6 @@ inline World& world() {
   return it;
 }
 
-template <typename T>
-bool poison(const Buffer<T>& buffer) {
-  return cudaMemset(buffer.data, 0xff, buffer.size * sizeof(T)) == cudaSuccess;
-}
-
-template <typename T>
-bool upload(const std::vector<T>& host, const Buffer<T>& to) {
-  return cudaMemcpy(to.data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice) ==
-         cudaSuccess;
-}
-
 // The product with rows of weights.
 inline void check_rows(const std::vector<uint16_t>& tokens, const float* got) {
   const std::vector<uint16_t> weights = plain_rows();
@@ -149,51 +129,4 @@ inline void check_results(uint32_t salt, const std::vector<float>& results) {
              expert < 0 ? 0 : product(world().experts, expert, own.data(), n), 1e-4, 1e-3);
     }
   }
-}
-
-struct Mutant {
-  const char* name;
-  void (*run)(std::vector<float>& results, bool original);
-};
-
-// Prints a mutant's name, mode and seed; the kind of its report; the hash of its results; its bank
-// conflicts.
-inline uint32_t run_in(const Mutant& mutant, const char* mode, int seed, bool original) {
-  l4k_emu_reset();
-  const std::string settings = std::string("mode=") + mode + ",seed=" + std::to_string(seed) +
-                               ",sms=3,threads=1,stop=benign,print=0";
-  if (l4k_emu_configure_text(settings.c_str()) != 0) std::exit(2);
-  std::vector<float> results;
-  mutant.run(results, original);
-  uint32_t sum = 0;
-  for (float value : results) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    sum = hash(sum ^ bits);
-  }
-  const std::string counters = l4k_emu_counters(), name = "conflicts";
-  long conflicts = 0;
-  for (size_t at = 0; (at = counters.find(name, at)) != std::string::npos; at += name.size())
-    conflicts += std::atol(counters.c_str() + counters.find_first_of("0123456789", at));
-  std::printf("%s|%s %d|%s|%08x|%ld\n", mutant.name, mode, seed, l4k_emu_report_kind(), sum,
-              conflicts);
-  std::fflush(stdout);
-  return *l4k_emu_report_kind() != '\0' || conflicts > 0 ? 0 : sum;
-}
-
-// The first is the original, in all modes; a mutant until it differs from it.
-inline int run_all(const std::vector<Mutant>& mutants, int seeds) {
-  uint32_t right = 0;
-  for (const Mutant& mutant : mutants) {
-    const bool original = &mutant == mutants.data();
-    bool found = false;
-    for (int seed = 0; seed < seeds; ++seed)
-      for (const char* mode : {"late", "early", "random"}) {
-        if (found) continue;
-        const uint32_t sum = run_in(mutant, mode, seed, original);
-        if (right == 0) right = sum;
-        found = !original && sum != right;
-      }
-  }
-  return 0;
 }
