@@ -16,7 +16,7 @@ from l4kernels import ops
 from tests.support import naive
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MUTATES = {"rope_cache": (3, 4)}
+MUTATES = {"rope_cache": (3, 4), "flash_decode_append": (3, 4)}
 OPCHECKS = (
     "test_schema",
     "test_autograd_registration",
@@ -24,7 +24,7 @@ OPCHECKS = (
     "test_aot_dispatch_dynamic",
 )
 # Two roundings to bfloat16, not one.
-TWO_ROUNDINGS = {"rms_norm", "add_rms_norm", "rms_norm_fp8"}
+TWO_ROUNDINGS = {"rms_norm", "add_rms_norm", "rms_norm_fp8", "flash_decode_append"}
 
 
 def run(op: ops.Op, case: Case) -> list[Tensor]:

@@ -24,6 +24,7 @@ namespace l4k {
 constexpr int kDecodeTile = 128;        // keys
 constexpr int kDecodeKeyBlock = 16;     // keys that lie in one page, and that one warp multiplies
 constexpr int kDecodeRows = 128;        // queries x heads of a work item
+constexpr int kDecodeTokens = 16;       // new ones of a sequence, at most
 constexpr int kDecodeSplitsPerCta = 4;  // where there are more items than CTAs can share
 constexpr int kDecodeSlotsPerCta = 2 * kDecodeSplitsPerCta;
 
@@ -149,6 +150,18 @@ struct DecodeWork {
   }
   L4K_HD DecodeSplit split() const {
     return {sequence.first_tile + splits.begin(k), splits.begin(k + 1) - splits.begin(k)};
+  }
+  // Those of the sequence's `tokens` new tokens whose keys lie in the tiles of the split: each belongs
+  // to one split of an item, also where it has no key.
+  L4K_HD Span new_tokens(int tokens) const {
+    const auto before = [&](int split) -> int64_t {
+      if (split == 0) return 0;
+      if (split == splits.count) return tokens;
+      const int64_t key = int64_t{sequence.first_tile + splits.begin(split)} * kDecodeTile;
+      const int64_t token = key - sequence.first_position;
+      return token < 0 ? 0 : token < tokens ? token : tokens;
+    };
+    return {before(k), before(k + 1)};
   }
   // Of any split of the item.
   L4K_HD int64_t slot(const DecodeSchedule& schedule, int index) const {
