@@ -449,6 +449,44 @@ def _embed(make: Maker, name: str) -> Iterator[Case]:
     yield Case("empty", (ids[:0], weight))
 
 
+@_of("process_logits")
+def _process_logits(make: Maker, name: str) -> Iterator[Case]:
+    for batch, vocab in ((0, 64), (1, 2048), (6, 202), (3, 2052)):
+        tally = (make.integers(batch, vocab, low=-9, high=7)).clamp(min=0)
+        biases = make.randn(batch, vocab, dtype=torch.float32)
+        masks = [make.integers(batch, -(-vocab // 32), low=-(2**31), high=2**31) for _ in "as"]
+        counts = [make.integers(batch, high=4, dtype=torch.int64) for _ in "gm"]
+        factors = [make.uniform(batch, low=low, high=2) for low in (0.5, -2, -2)]
+        active = make.integers(batch, low=-1, high=3).ne(0).to(I32)
+        for dtype in (make.dtype, torch.float32):
+            logits = make.randn(batch, vocab, scale=3, dtype=dtype)
+            logits[:, 5:8], logits[1:, 9] = make.tensor([0.0, -0.0, 9.0], dtype), float("-inf")
+            args = (logits, tally, biases, *masks, *counts, *factors)
+            yield Case(f"{batch}x{vocab} {logits.dtype}", (*args, active))
+    yield Case("all", (*args, torch.ones_like(active)))
+
+
+@_of("advance_step")
+def _advance_step(make: Maker, name: str) -> Iterator[Case]:
+    sizes = ((0, 64, 1, 3), (1, 202, 2, 5), (40, 202, 2, 9), (9, 64, 5, 4))
+    for batch, vocab, kinds, columns in sizes:
+
+        def rows(high: int, low: int = 0, of: int = batch) -> Tensor:
+            return make.integers(of, low=low, high=high, dtype=torch.int64)
+
+        state = [rows(vocab), rows(8 * columns + 9), rows(40, -9).clamp(min=0).to(I32), rows(30)]
+        stop_bits = make.integers(batch, -(-vocab // 32), low=-(2**31), high=2**31)
+        slots = rows(99, of=kinds * batch).view(kinds, batch)
+        tables = make.integers(kinds, batch, columns, low=-1, high=2**31 - 1)
+        results = torch.zeros(2, batch, dtype=torch.int64, device=make.device)
+        args = (rows(vocab + 9, -2), *state, rows(30), stop_bits & stop_bits.roll(1, 0), slots)
+        options = {"page_size": 8}
+        yield Case(f"{batch} rows", (*args, tables, results), options)
+        tally = make.integers(batch, vocab, high=9)
+        options |= {"tally": tally, "feature_rows": make.integers(batch, low=-1, high=5)}
+        yield Case(f"{batch} rows tally", (*args, tables, results), options)
+
+
 @_of("sample")
 def _sample(make: Maker, name: str) -> Iterator[Case]:
     for batch, vocab in ((0, 64), (1, 2048), (6, 202)):

@@ -18,7 +18,7 @@ import torch
 
 from l4kernels import Llama4, Llama4Config
 from l4kernels.bench.rows import Rows, current_gpu
-from l4kernels.engine.kv_cache import KVCache
+from l4kernels.engine.kv_cache import CacheShape
 from l4kernels.inputs.parser import Parser
 from l4kernels.layers.weights import FORMATS
 from l4kernels.planning.footprint import active_params, blocks
@@ -186,8 +186,9 @@ def run(
 
 def kv_bytes(network: Llama4, batch: int, context: int) -> int:
     """Of a KV cache for that many sequences."""
-    meta = torch.device("meta")
-    return KVCache(network.config, [context] * batch, dtype=network.kv_dtype, device=meta).bytes
+    shape = CacheShape.of(network.config, network.kv_dtype)
+    needed = shape.needed(context)
+    return batch * sum(a * b for a, b in zip(needed, shape.page_bytes, strict=True))
 
 
 def _generate(

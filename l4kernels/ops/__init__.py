@@ -25,6 +25,7 @@ from l4kernels.ops.quant import (
 from l4kernels.ops.registry import OPS, Op, OpWithOut, Work
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
 from l4kernels.ops.sample import Sample, sample
+from l4kernels.ops.step import advance_step, process_logits
 from l4kernels.ops.w4 import w4_gemm
 from l4kernels.ops.word_sum import word_sum
 
@@ -42,6 +43,7 @@ __all__ = [
     "Sample",
     "Work",
     "add_rms_norm",
+    "advance_step",
     "deinterleave_gate_up",
     "dequantize_fp8",
     "dequantize_int4",
@@ -59,6 +61,7 @@ __all__ = [
     "moe_permute_fp8",
     "moe_route",
     "pack_int4",
+    "process_logits",
     "quantize_fp8",
     "quantize_int4",
     "reference",

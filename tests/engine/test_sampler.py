@@ -9,7 +9,7 @@ import transformers
 from transformers.generation import logits_process
 
 from l4kernels import Llama4, Llama4Config, Sampling, ops
-from l4kernels.engine.sampler import Sampler
+from l4kernels.engine.sampling import Sampler
 from l4kernels.inputs.fields import ConfigError
 from l4kernels.ops.philox import gumbel_noise, stream_seed
 from tests.support.checkpoints import TEXT, tensors_of, write

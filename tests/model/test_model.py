@@ -10,7 +10,7 @@ import torch
 from l4kernels import Llama4, Llama4Config
 from l4kernels.engine.kv_cache import KVCache, page_size_for, ring_pages
 from l4kernels.engine.runner import Runner, prompt_pieces
-from l4kernels.engine.sampler import Sampling
+from l4kernels.engine.sampling import Sampling
 from l4kernels.engine.sequence import Sequence, make_sequences
 from l4kernels.model import llama4
 from l4kernels.model.llama4 import Llama4Model

@@ -251,6 +251,8 @@ for few in (2, 17):
     }  # fmt: skip
 
 NOT_INDICES = {"data", "packed", "top_k", "counters", "seeds"}
+ANSWERED = {"advance_step", "process_logits"}
+"""Ops in which every value of an integer has a meaning: test_ops_step.py."""
 
 
 def integers(op: ops.Op[..., Any]) -> set[str]:
@@ -268,7 +270,7 @@ def integers(op: ops.Op[..., Any]) -> set[str]:
 
 def test_the_table_has_every_argument():
     for name, op in ops.OPS.items():
-        for argument in integers(op):
+        for argument in integers(op) if name not in ANSWERED else ():
             assert f"{name} {argument}" in ARGUMENTS
 
 

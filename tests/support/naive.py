@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.support.naive_sample import sample
+from tests.support.naive_step import advance_step, process_logits
 
-__all__ = ["sample"]
+__all__ = ["advance_step", "process_logits", "sample"]
 
 FP8 = torch.float8_e4m3fn
 NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
