@@ -140,7 +140,7 @@ class StepState:
                 last,
                 len(sequence.tokens) - sequence.prompt_length,
                 choice.max_new_tokens,
-                sampling.min_tokens,
+                min(sampling.min_tokens, choice.max_new_tokens),
                 choice.seed,
             ),
         )
