@@ -412,7 +412,12 @@ def _flash_decode_append(make: Maker, name: str) -> Iterator[Case]:
             options = {"num_heads": heads, "tokens": tokens, "softmax_scale": 128**-0.5}
             options |= {"attn_scale": 0.1, "floor_scale": 16}
             if chunk:
-                options |= {"chunk": chunk, "cos_sin": table, "qk_norm_eps": 1e-5, "attn_scale": 0.0}
+                options |= {
+                    "chunk": chunk,
+                    "cos_sin": table,
+                    "qk_norm_eps": 1e-5,
+                    "attn_scale": 0.0,
+                }
             if cache == FP8 and chunk:
                 options |= {
                     s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")

@@ -43,7 +43,8 @@ def _work_flash_decode_append(args: Bound) -> Work:
     """That of both parts; q and the new keys and values stay on the chip between them."""
     attention = _attention(args)
     kept = sum(min(args.tokens, length) for length in args.seqlens_k.tolist())
-    per_key = 2 * args.k_cache[0, 0].numel() * args.k_cache.element_size()
+    _, _, kv_heads, head_dim = args.k_cache.shape
+    per_key = 2 * kv_heads * head_dim * args.k_cache.element_size()
     both = work_rope_cache(args) + work_flash_decode(attention)
     return Work(both.flops, both.bytes - 2 * tensor_bytes(attention.q) - kept * per_key)
 

@@ -123,6 +123,7 @@ TAKEN = {
         ["moe_route logits", "sample logits", "flash_prefill block_table"], ["rows apart"]
     ),
     ("flash_decode block_table", "rows apart"),
+    ("flash_decode_append block_table", "rows apart"),
 }
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "no dimension": lambda t: t.new_zeros(()),
@@ -147,6 +148,7 @@ NUMBERS: dict[str, list[Any]] = {
     "softmax_scale": [0.0, -1.0, float("nan"), float("inf")],
     "chunk": [-1, BIG],
     "max_seqlen_q": [-1],
+    "tokens": [0, -1, 17, BIG, 2**62],
     "config": [-4, 99, 10_000, BIG, 2**32 - 1],
     "scaling": ["", "rows"],
     "activation": ["", "relu"],

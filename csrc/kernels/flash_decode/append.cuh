@@ -97,7 +97,7 @@ struct NewTokens {
                                : a.kv_heads * (a.group + is_value) + item.kv_head};
   }
 
-  // Sets `bad` and reports if the slot is not the place.
+  // Reports and sets `bad` if the slot is not the place; a bad token is not written.
   __device__ __forceinline__ NewKey key_of(const DecodeItem& item, int token, int64_t slot,
                                            bool& bad) const {
     const FlashDecodeParams& a = p.attention;
@@ -112,7 +112,7 @@ struct NewTokens {
       else place = int64_t{page - column} * a.page_size + key;
     }
     if (slot != -1 && slot != place && !bad) report(DeviceError::kFlashDecodeSlotMapping, bad);
-    return {place, slot == place && place >= 0 && !bad};
+    return {place, slot >= 0 && !bad};
   }
 
   __device__ __forceinline__ void report(DeviceError error, bool& bad) const {
@@ -137,8 +137,8 @@ struct NewTokens {
     bool bad = false;
     NewKey key{};
     if (is_key) {
-      key = key_of(item, head.token, slot, bad);
       if (position < 0) report(DeviceError::kFlashDecodePositions, bad);
+      key = key_of(item, head.token, slot, bad);
     }
     const bool rotates = p.rule.cos_sin != nullptr && head.exists && !head.is_value;
     RopeAngles angles{};
