@@ -221,8 +221,7 @@ std::tuple<Tensor, Tensor> flash_decode_append(
   Tensor lse = call.empty({batch, num_heads, tokens}, ScalarType::Float);
   if (batch == 0) return {out, lse};
   FlashDecodeAppendParams params{
-      .attention =
-          decode_params(sequences, batch, tokens, num_heads, cache, softmax_scale, chunk),
+      .attention = decode_params(sequences, batch, tokens, num_heads, cache, softmax_scale, chunk),
       .qkv = in.data,
       .qkv_stride = in.stride,
       .positions = positions_data,

@@ -148,7 +148,7 @@ struct NewTokens {
     unpack(raw, x);
     finish_head(p.rule, angles, rotates, head.is_value, factor, x);
     if (head.exists && head.is_query)
-      *reinterpret_cast<uint4*>(smem.query(head.row) + lane * kVector) = pack(x);
+      ptx::store_shared(smem.query(head.row) + lane * kVector, pack(x));
     if (is_key) keep(item, head, key, bad, x);
     return bad;
   }
@@ -168,8 +168,7 @@ struct NewTokens {
       vector = bad || key.place < 0 ? Vector{} : *cache;
     }
     const int chunk = at / 16 ^ ((first_key + head.token) & 7);  // the key may be negative
-    char* row = smem.fresh[head.is_value][head.token];
-    *reinterpret_cast<Vector*>(row + chunk * 16 + at % 16) = vector;
+    ptx::store_shared(smem.fresh[head.is_value][head.token] + chunk * 16 + at % 16, vector);
   }
 };
 

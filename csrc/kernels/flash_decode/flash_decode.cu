@@ -34,9 +34,8 @@ int64_t flash_decode_workspace(const FlashDecodeParams& p) {
 }
 
 cudaError_t flash_decode(const FlashDecodeParams& p, cudaStream_t stream) {
-  return p.fp8_cache
-             ? launch_decode<DecodeSmem<true>>(flash_decode_kernel<true>, p, p, stream)
-             : launch_decode<DecodeSmem<false>>(flash_decode_kernel<false>, p, p, stream);
+  return p.fp8_cache ? launch_decode<DecodeSmem<true>>(flash_decode_kernel<true>, p, p, stream)
+                     : launch_decode<DecodeSmem<false>>(flash_decode_kernel<false>, p, p, stream);
 }
 
 cudaError_t flash_decode_append(const FlashDecodeAppendParams& p, cudaStream_t stream) {

@@ -100,15 +100,15 @@ __device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const Tokens&
       if (key >= visible.any.end || key <= visible.any.first - kDecodeKeyBlock) continue;
       float s[2][4];
       uint32_t w[4];
-      const uint32_t key_block = ptx::smem_address(smem.ring[keys.index]) +
-                                 block * kDecodeKeyBlock * kRowBytes;
+      const uint32_t key_block =
+          ptx::smem_address(smem.ring[keys.index]) + block * kDecodeKeyBlock * kRowBytes;
       attend.scores(tokens.row_of(key + key_row, false, key_block + key_row * kRowBytes), s);
       if (key < visible.all.first || key > visible.all.end - kDecodeKeyBlock)
         attend.mask(visible.seen, key, s);
       attend.weights(s, w);
       smem.pipeline.wait_full(values);
-      const uint32_t value_block = ptx::smem_address(smem.ring[values.index]) +
-                                   block * kDecodeKeyBlock * kRowBytes;
+      const uint32_t value_block =
+          ptx::smem_address(smem.ring[values.index]) + block * kDecodeKeyBlock * kRowBytes;
       attend.add_values(tokens.row_of(key + value_row, true, value_block + value_row * kRowBytes),
                         w);
     }

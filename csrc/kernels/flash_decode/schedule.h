@@ -151,15 +151,13 @@ struct DecodeWork {
   L4K_HD DecodeSplit split() const {
     return {sequence.first_tile + splits.begin(k), splits.begin(k + 1) - splits.begin(k)};
   }
-  // Those of the sequence's `tokens` new tokens whose keys lie in the tiles of the split: each belongs
-  // to one split of an item, also where it has no key.
+  // Those of the sequence's `tokens` new tokens whose keys lie in the tiles of the split. Tokens without
+  // a key come first, and belong to the first split.
   L4K_HD Span new_tokens(int tokens) const {
+    const int64_t first = sequence.first_position > 0 ? sequence.first_position : 0;
     const auto before = [&](int split) -> int64_t {
-      if (split == 0) return 0;
-      if (split == splits.count) return tokens;
       const int64_t key = int64_t{sequence.first_tile + splits.begin(split)} * kDecodeTile;
-      const int64_t token = key - sequence.first_position;
-      return token < 0 ? 0 : token < tokens ? token : tokens;
+      return key < first ? 0 : key - first < tokens ? key - first : tokens;
     };
     return {before(k), before(k + 1)};
   }

@@ -17,7 +17,7 @@ struct RopeCacheParams {
   const int64_t* positions;     // [T]
   const int64_t* slot_mapping;  // [T], -1: K and V are not written
   HeadRule rule;
-  const float* k_scale;         // [Hkv] or null; only with an e4m3 cache
+  const float* k_scale;  // [Hkv] or null; only with an e4m3 cache
   const float* v_scale;
   void* q;        // [T, Hq, 128] bf16 contiguous
   void* k_cache;  // [P * page_size, Hkv, 128] bf16 or e4m3, contiguous
