@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import l4kernels
-from bench.checks import edges_w4  # noqa: F401  registers its own
+from bench.checks import edges_append, edges_w4  # noqa: F401  register their own
 from bench.checks.cases import cases
 from bench.checks.edges_sample import sampling
 from bench.checks.edges_step import advanced, processing, state

@@ -1,6 +1,7 @@
 """Typed references: the meaning of every operation, and its CPU implementation."""
 
 from l4kernels.ops.activation import silu_mul, silu_mul_fp8
+from l4kernels.ops.append import flash_decode_append
 from l4kernels.ops.attention import Attention, flash_decode, flash_prefill
 from l4kernels.ops.dispatch import reference
 from l4kernels.ops.embed import embed
@@ -62,6 +63,7 @@ __all__ = [
     "dequantize_int4",
     "embed",
     "flash_decode",
+    "flash_decode_append",
     "flash_prefill",
     "gemm",
     "gemm_swiglu_fp8",

@@ -123,6 +123,7 @@ TAKEN = {
         ["moe_route logits", "sample logits", "flash_prefill block_table"], ["rows apart"]
     ),
     ("flash_decode block_table", "rows apart"),
+    ("flash_decode_append block_table", "rows apart"),
     *((f"process_logits {name}", "rows apart")
       for name in ("logits", "tally", "bias", "allowed", "stop_bits")),
     *((f"advance_step {name}", "rows apart")
@@ -153,6 +154,7 @@ NUMBERS: dict[str, list[Any]] = {
     "chunk": [-1, BIG],
     "page_size": [0, -1, BIG, 2**62],
     "max_seqlen_q": [-1],
+    "tokens": [0, -1, 17, BIG, 2**62],
     "config": [-4, 99, 10_000, BIG, 2**32 - 1],
     "scaling": ["", "rows"],
     "activation": ["", "relu"],

@@ -31,6 +31,7 @@ TWO_ROUNDINGS = {
     "moe_combine_norm",
     "moe_combine_norm_fp8",
     "moe_router",
+    "flash_decode_append",
 }
 
 

@@ -486,6 +486,20 @@ def flash_decode(
     return out, lse
 
 
+def flash_decode_append(
+    qkv, positions, slots, k_cache, v_cache, seqlens_k, block_table,
+    *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, **rule,
+):  # fmt: skip
+    """Between the two parts q and the cache are rounded."""
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    rule |= {"num_heads": num_heads, **scales}
+    q, *stored = rope_cache(qkv, positions, slots, k_cache, v_cache, **rule)
+    q = torch.from_numpy(q).to(qkv.dtype).unflatten(0, (len(seqlens_k), tokens))
+    caches = (torch.from_numpy(cache).to(k_cache.dtype) for cache in stored)
+    options = {"softmax_scale": softmax_scale, "chunk": chunk, **scales}
+    return *flash_decode(q, *caches, seqlens_k, block_table, **options), *stored
+
+
 def merge_attention_states(outs, lses):
     outs, lses = f64(outs), f64(lses)
     with np.errstate(divide="ignore"):
