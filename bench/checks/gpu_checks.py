@@ -390,6 +390,8 @@ _LARGE: dict[str, Callable[[], Large]] = {
     "moe_permute": lambda: _gathered(0, 1),
     "moe_permute_fp8": lambda: _gathered(0, 1),
     "moe_combine": lambda: _gathered(0, 1),
+    "moe_combine_norm": lambda: _gathered(0, 1, _random(1, WIDTH)[0]),
+    "moe_combine_norm_fp8": lambda: _gathered(0, 1, _random(1, WIDTH)[0]),
     "embed": lambda: _gathered(1),
     "sample": _sampled,
     "process_logits": _processed,

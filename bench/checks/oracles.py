@@ -73,6 +73,10 @@ def _process_logits(
     return cp.where(active == 0, logits, cp.where(banned, -cp.inf, x))
 
 
+def _combine(cp: Any, y: Any, inverse: Any, top_k: int, residual: Any) -> Any:
+    return y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "rms_norm": _norm,
     "add_rms_norm": lambda cp, x, residual, weight: _norm(cp, x + residual, weight),
@@ -81,11 +85,12 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "silu_mul_fp8": lambda cp, x, scaling: _e4m3(cp, _silu_mul(cp, x), scaling),
     "quantize_fp8": _e4m3,
     "moe_route": _moe_route,
+    "moe_router": lambda cp, x, norm_weight, *_: _norm(cp, x, norm_weight),
     "moe_permute": lambda cp, x, order, top_k: x[order // top_k],
     "moe_permute_fp8": lambda cp, x, order, top_k: _e4m3(cp, x[order // top_k]),
-    "moe_combine": lambda cp, y, inverse, top_k, residual: (
-        y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
-    ),
+    "moe_combine": _combine,
+    "moe_combine_norm": lambda cp, *args, residual: _combine(cp, *args[:3], residual),
+    "moe_combine_norm_fp8": lambda cp, *args, residual: _combine(cp, *args[:3], residual),
     "rope_cache": _rope_cache,
     "merge_attention_states": _merge,
     "embed": lambda cp, ids, weight: weight[ids],

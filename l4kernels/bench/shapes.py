@@ -14,6 +14,7 @@ from torch import Tensor
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
+from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
 from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
 from l4kernels.ops.quant import BLOCK
 from l4kernels.ops.step import words
@@ -25,6 +26,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
+    "moe_router": {"decode": (1, 8, 64)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
 }
@@ -222,6 +224,17 @@ def _moe_route(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k, True), {})
 
 
+@_of("moe_router")
+def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    d, experts, top_k = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+
+    def make(i: Inputs) -> Arguments:
+        weights = i.normal(d), i.normal(experts, d)
+        return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
+
+    yield "", make
+
+
 @_of("moe_permute")
 def _moe_permute(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
@@ -236,14 +249,19 @@ def _moe_permute_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 
 @_of("moe_combine")
 def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    yield "", lambda i: _combined(i, config.hidden_size, tokens)
+
+
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
+    yield "", lambda i: _combined(i, d, tokens, i.normal(d))
 
-    def make(i: Inputs) -> Arguments:
-        inverse = i.permutation(tokens).argsort().to(torch.int32)
-        y, residual = i.normal(CHOICES * tokens, d), i.normal(tokens, d)
-        return (y, inverse, CHOICES), {"residual": residual}
 
-    yield "", make
+def _combined(i: Inputs, width: int, tokens: int, *norm_weight: Tensor) -> Arguments:
+    inverse = i.permutation(tokens).argsort().to(torch.int32)
+    y, residual = i.normal(CHOICES * tokens, width), i.normal(tokens, width)
+    return (y, inverse, CHOICES, *norm_weight), {"residual": residual}
 
 
 @_of("merge_attention_states")
@@ -371,6 +389,14 @@ def _product(
     return (i.fp8(rows, k), i.fp8(*weight, k)), options
 
 
+def _gathers(i: Inputs, args: tuple[Any, ...], options: dict[str, Any]) -> Arguments:
+    """The product of as many tokens as have these rows, which it takes in their order."""
+    rows, *weights = args
+    tokens = len(rows) // CHOICES
+    order = {"permutation": i.permutation(tokens), "top_k": CHOICES}
+    return (rows[:tokens], *weights), options | order
+
+
 @_of("gemm")
 def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(i: Inputs, shape: tuple[int, int, int], form: str, epilogue: str) -> Any:
@@ -389,6 +415,9 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{form}", lambda i, s=shape, f=form: make(i, s, f, "")
         if name == "moe_gate_up":
             yield f"{name}.bf16.swiglu", lambda i, s=shape: make(i, s, "bf16", "swiglu")
+            if CHOICES * tokens <= MAX_GATHERED_ROWS:
+                label = f"{name}.bf16.gathered"
+                yield label, lambda i, s=shape: _gathers(i, *make(i, s, "bf16", "swiglu"))
 
 
 @_of("w4_gemm")
@@ -412,6 +441,9 @@ def _w4_gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         yield name, lambda i, s=shape: make(i, s, False)
         if name == "moe_gate_up":
             yield f"{name}.swiglu", lambda i, s=shape: make(i, s, True)
+            if CHOICES * tokens <= MAX_GATHERED_ROWS:
+                label = f"{name}.gathered"
+                yield label, lambda i, s=shape: _gathers(i, *make(i, s, True))
 
 
 @_of("gemm_swiglu_fp8")
