@@ -16,7 +16,7 @@ from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.testing import Recorder, emulated
 from tests.support.checkpoints import ALIGNED, TEXT
 
-CHUNK, CONTEXT, SLOTS = 32, 192, 4
+CHUNK, CONTEXT, SLOTS = 32, 192, 3
 FORMATS = {
     "bf16": {},
     "fp8": {"weights": "fp8", "kv_dtype": "fp8"},
@@ -71,7 +71,7 @@ class Crowd:
         prompt = (self.start[:shared] + own)[: dice.randint(1, 80)]
         stop = frozenset(dice.sample(range(self.vocab), 1)) if dice.random() < 0.2 else frozenset()
         new = dice.choice((1, 10, 60, CONTEXT - len(prompt)))
-        logprobs = 3 if dice.random() < 0.2 else None
+        logprobs = 3 if dice.random() < 0.1 else None
         sequence = Sequence(prompt, Choice(dice.choice(SETTINGS), number, stop, new, logprobs))
         self.core.add(sequence)
         self.live[sequence] = number
@@ -109,7 +109,7 @@ def run(model, capture, replays):
         model,
         slots=SLOTS,
         context=CONTEXT,
-        pages=Pages(14, 7),  # too few for all of them
+        pages=Pages(11, 5),  # too few for all of them
         prefill_tokens=48,
         capture=counted,
         lag=1,
