@@ -26,7 +26,8 @@ class Output(NamedTuple):
     sample: int
     """0 to n - 1."""
     token_id: int | None
-    """None where a sample ends without one: by a stop string, or cancelled."""
+    """None where a sample is cancelled. The token that completes a stop string is there, its text
+    is not."""
     text: str
     """What the token adds to the sample's text; empty without a tokenizer."""
     finish_reason: str | None

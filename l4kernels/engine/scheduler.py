@@ -89,15 +89,20 @@ class Scheduler:
 
     def _fits_now(self, sequence: Sequence) -> bool:
         leader = sequence.leader
-        if leader is not None and leader.finish_reason is None and not leader.decoding:
+        if self.reuse and leader and leader.finish_reason is None and not leader.decoding:
             return False  # its pages are worth waiting for
         if self._refused == (sequence, self.cache.releases):
             return False  # nothing has changed
         if self.reuse:
             sequence.computed = self.cache.reuse(sequence)
         # Room for the token after the last, too: a sequence that was preempted for lack of that
-        # page would otherwise be begun and preempted for ever.
-        if self.cache.room_for(sequence, min(len(sequence.tokens) + 1, sequence.capacity)):
+        # page would otherwise be begun and preempted for ever. Those whose prompts are being
+        # computed come first.
+        wanted = (
+            self.cache.missing(one, min(len(one.tokens) + 1, one.capacity))
+            for one in (*self.prefilling, sequence)
+        )
+        if self.cache.has(wanted):
             return True
         self.cache.release(sequence)
         sequence.computed = 0
