@@ -174,7 +174,7 @@ def test_replayed_kernels_say_what_kernels_say(form, mode):
         choices = [Choice(Sampling(temperature=t), 1, frozenset(), 20) for t in (0.0, 1.0)]
         for prompt, choice in zip((range(100, 100 + first), [7, 8, 9]), choices, strict=True):
             core.add(Sequence([*prompt], choice))
-        with emulated(mode=mode, reference=("advance_step",)):
+        with emulated(mode=mode):
             return tokens_of(core)
 
     recorder = Recorder()
@@ -182,5 +182,5 @@ def test_replayed_kernels_say_what_kernels_say(form, mode):
     assert got == wanted and len(got) == 40
     assert recorder.escaped() == []
     assert len(recorder.recordings) == 1
-    attended = recorder.launches["l4kernels_emulated.flash_decode"]
-    assert attended == model.config.num_hidden_layers
+    attended = [n for name, n in recorder.launches.items() if "emulated.flash_decode" in name]
+    assert sum(attended) == model.config.num_hidden_layers
