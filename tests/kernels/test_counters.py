@@ -8,7 +8,7 @@ from l4kernels.bench.counters import count
 from l4kernels.bench.shapes import SIZES, benchmarked_ops, calls
 
 TOKENS = 48
-OWN_TESTS = {"embed", "moe_route", "sample", *SIZES}
+OWN_TESTS = {"embed", "moe_route", "moe_router", "sample", *SIZES}
 STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
 
 
