@@ -19,6 +19,53 @@ void check_top_k(const Call& call, int64_t top_k) {
                ", got ", top_k);
 }
 
+// Of a token's rows and what is added to them; all but the result.
+MoeCombineParams check_combine(const Call& call, const Tensor& y, const Tensor& inverse,
+                               int64_t top_k, const OptionalTensor& shared,
+                               const OptionalTensor& residual) {
+  check_top_k(call, top_k);
+  const Rows in = check_rows(call, {"y", y}, ScalarType::BFloat16, {"T * k", "D"});
+  call.require(in.count % top_k == 0, "expected the rows of y to be a multiple of top_k, got ", y);
+  call.require(in.width % 8 == 0, "expected the last dimension of y to be a multiple of 8, got ",
+               y);
+  const int* order = check_list<int>(call, {"inverse", inverse}, {in.count});
+  const int64_t tokens = in.count / top_k;
+  const Rows shared_rows =
+      check_optional_rows(call, {"shared", shared}, ScalarType::BFloat16, {tokens, in.width});
+  const Rows residual_rows =
+      check_optional_rows(call, {"residual", residual}, ScalarType::BFloat16, {tokens, in.width});
+  return {.tokens = tokens,
+          .width = in.width,
+          .top_k = static_cast<int>(top_k),
+          .y = in.data,
+          .inverse = order,
+          .shared = shared_rows.data,
+          .residual = residual_rows.data,
+          .out = nullptr,
+          .y_stride = in.stride,
+          .shared_stride = shared_rows.stride,
+          .residual_stride = residual_rows.stride,
+          .error = error_word()};
+}
+
+// The same with a norm; all but the results.
+MoeCombineNormParams check_combine_norm(const Call& call, const Tensor& y, const Tensor& inverse,
+                                        int64_t top_k, const Tensor& norm_weight, double eps,
+                                        const OptionalTensor& residual) {
+  const MoeCombineParams combine = check_combine(call, y, inverse, top_k, std::nullopt, residual);
+  call.require(combine.width >= 8 && combine.width <= kNormMaxWidth,
+               "expected the last dimension of y to be a multiple of 8, at most ", kNormMaxWidth,
+               ", got ", y);
+  const Rows weight =
+      check_rows(call, {"norm_weight", norm_weight}, ScalarType::BFloat16, {combine.width});
+  return {.combine = combine,
+          .weight = weight.data,
+          .eps = static_cast<float>(eps),
+          .normed = nullptr,
+          .q = nullptr,
+          .scale = nullptr};
+}
+
 // The results of routing: each of `tokens` goes to the best `top_k` of `experts`, which are what
 // `counted` says.
 struct RoutingResults {
@@ -163,32 +210,43 @@ std::tuple<Tensor, Tensor> moe_permute_fp8(const Tensor& x, const Tensor& permut
 Tensor moe_combine(const Tensor& y, const Tensor& inverse, int64_t top_k,
                    const OptionalTensor& shared, const OptionalTensor& residual) {
   const Call call("moe_combine", {"y", y});
-  check_top_k(call, top_k);
-  const Rows in = check_rows(call, {"y", y}, ScalarType::BFloat16, {"T * k", "D"});
-  call.require(in.count % top_k == 0, "expected the rows of y to be a multiple of top_k, got ", y);
-  call.require(in.width % 8 == 0, "expected the last dimension of y to be a multiple of 8, got ",
-               y);
-  const int* order = check_list<int>(call, {"inverse", inverse}, {in.count});
-  const int64_t tokens = in.count / top_k;
-  const Rows shared_rows =
-      check_optional_rows(call, {"shared", shared}, ScalarType::BFloat16, {tokens, in.width});
-  const Rows residual_rows =
-      check_optional_rows(call, {"residual", residual}, ScalarType::BFloat16, {tokens, in.width});
-  Tensor out = call.empty({tokens, in.width}, ScalarType::BFloat16);
-  const MoeCombineParams params{.tokens = tokens,
-                                .width = in.width,
-                                .top_k = static_cast<int>(top_k),
-                                .y = in.data,
-                                .inverse = order,
-                                .shared = shared_rows.data,
-                                .residual = residual_rows.data,
-                                .out = pointer(out),
-                                .y_stride = in.stride,
-                                .shared_stride = shared_rows.stride,
-                                .residual_stride = residual_rows.stride,
-                                .error = error_word()};
+  MoeCombineParams params = check_combine(call, y, inverse, top_k, shared, residual);
+  Tensor out = call.empty({params.tokens, params.width}, ScalarType::BFloat16);
+  params.out = pointer(out);
   call.launch(l4k::moe_combine, params);
   return out;
+}
+
+std::tuple<Tensor, Tensor> moe_combine_norm(const Tensor& y, const Tensor& inverse, int64_t top_k,
+                                            const Tensor& norm_weight, double eps,
+                                            const OptionalTensor& residual) {
+  const Call call("moe_combine_norm", {"y", y});
+  MoeCombineNormParams params =
+      check_combine_norm(call, y, inverse, top_k, norm_weight, eps, residual);
+  const int64_t tokens = params.combine.tokens, width = params.combine.width;
+  Tensor x = call.empty({tokens, width}, ScalarType::BFloat16);
+  Tensor normed = call.empty({tokens, width}, ScalarType::BFloat16);
+  params.combine.out = pointer(x);
+  params.normed = pointer(normed);
+  call.launch(l4k::moe_combine_norm, params);
+  return {x, normed};
+}
+
+std::tuple<Tensor, Tensor, Tensor> moe_combine_norm_fp8(const Tensor& y, const Tensor& inverse,
+                                                        int64_t top_k, const Tensor& norm_weight,
+                                                        double eps,
+                                                        const OptionalTensor& residual) {
+  const Call call("moe_combine_norm_fp8", {"y", y});
+  MoeCombineNormParams params =
+      check_combine_norm(call, y, inverse, top_k, norm_weight, eps, residual);
+  const int64_t tokens = params.combine.tokens, width = params.combine.width;
+  Tensor x = call.empty({tokens, width}, ScalarType::BFloat16);
+  auto [q, scale] = empty_fp8(call, kScalingRow, tokens, width);
+  params.combine.out = pointer(x);
+  params.q = pointer(q);
+  params.scale = pointer<float>(scale);
+  call.launch(l4k::moe_combine_norm, params);
+  return {x, q, scale};
 }
 
 }  // namespace l4k::binding
@@ -199,4 +257,6 @@ L4K_REGISTER(m) {
   l4k::bind<l4k::binding::moe_permute>(m, "moe_permute");
   l4k::bind<l4k::binding::moe_permute_fp8>(m, "moe_permute_fp8");
   l4k::bind<l4k::binding::moe_combine>(m, "moe_combine");
+  l4k::bind<l4k::binding::moe_combine_norm>(m, "moe_combine_norm");
+  l4k::bind<l4k::binding::moe_combine_norm_fp8>(m, "moe_combine_norm_fp8");
 }

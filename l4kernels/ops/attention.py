@@ -10,9 +10,16 @@ from torch import Tensor
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
-from l4kernels.ops.paged import PagedCache, attend_sequence, check_cache_scales, visible_pieces
+from l4kernels.ops.paged import (
+    PagedCache,
+    attend_one,
+    attend_sequence,
+    check_cache_scales,
+    visible_pieces,
+)
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import HEAD_DIM
+from l4kernels.ops.views import as_dtype, as_float, scalar
 
 MAX_DECODE_TOKENS = 16
 
@@ -193,7 +200,7 @@ def flash_prefill(
     return out, lse
 
 
-def _check_flash_decode(args: Bound) -> None:
+def check_flash_decode(args: Bound) -> None:
     contract = Contract(args)
     contract.shape("q", args.q, ["B", "S", "Hq", "D"])
     contract.require(
@@ -204,11 +211,11 @@ def _check_flash_decode(args: Bound) -> None:
     _check_cache(contract)
 
 
-def _work_flash_decode(args: Bound) -> Work:
+def work_flash_decode(args: Bound) -> Work:
     return _attention_work(args, [(args.q.shape[1], len_k) for len_k in args.seqlens_k.tolist()])
 
 
-def _fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
+def fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
     batch, tokens, num_heads, _ = args.q.shape
     return (
         args.q.new_empty(args.q.shape),
@@ -217,9 +224,9 @@ def _fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
 
 
 @op(
-    check=_check_flash_decode,
-    work=_work_flash_decode,
-    fake=_fake_flash_decode,
+    check=check_flash_decode,
+    work=work_flash_decode,
+    fake=fake_flash_decode,
     returns=Attention,
 )
 def flash_decode(
@@ -255,14 +262,42 @@ def flash_decode(
     >>> flash_decode(torch.zeros(1, 1, 1, 1), k, v, two, page, softmax_scale=1.0)
     Attention(out=tensor([[[[2.]]]]), lse=tensor([[[0.6931]]]))
     """
-    batch, tokens, num_heads, _ = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
-    cache = PagedCache("flash_decode", k_cache, v_cache, k_scale, v_scale)
+    caches = k_cache, v_cache, seqlens_k, block_table
+    return attend_batch("flash_decode", q, *caches, softmax_scale, chunk, k_scale, v_scale)
+
+
+def attend_batch(
+    op_name: str,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    seqlens_k: Tensor,
+    block_table: Tensor,
+    softmax_scale: float,
+    chunk: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The body of `flash_decode`, under the name of the op that it is a part of."""
+    batch, tokens, num_heads, head_dim = q.shape
+    cache = PagedCache(op_name, k_cache, v_cache, k_scale, v_scale)
     lengths = seqlens_k.tolist()
     shortest = min(lengths, default=0)
     if shortest < 0:
-        raise IndexError(f"l4kernels.flash_decode: expected seqlens_k >= 0, got {lengths}")
+        raise IndexError(f"l4kernels.{op_name}: expected seqlens_k >= 0, got {lengths}")
+    if tokens == 1 and batch:
+        kv_heads = k_cache.shape[2]
+        value = as_float(q)
+        value = value * scalar(softmax_scale, value)
+        groups = value.view(batch, kv_heads, num_heads // kv_heads, head_dim)
+        found = [
+            attend_one(cache, groups[b], len_k, block_table[b], chunk)
+            for b, len_k in enumerate(lengths)
+        ]
+        value, lse = found[0] if batch == 1 else map(torch.cat, zip(*found, strict=True))
+        return as_dtype(value.view(q.shape), q.dtype), lse.view(batch, num_heads, 1)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
     if shortest < tokens:  # some query sees no key
         out.zero_()
         lse.fill_(float("-inf"))

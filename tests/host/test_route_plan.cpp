@@ -11,6 +11,7 @@
 
 #include "expect.h"
 #include "kernels/moe_route/plan.h"
+#include "tile/norm.h"
 #include "tile/ordered.h"
 #include "tile/route.h"
 #include "tile/row_tiles.h"
@@ -150,6 +151,15 @@ void row_tiles_cover_a_row() {
     }
 }
 
+void a_cta_holds_a_row_that_it_norms() {
+  for (int vectors = 1; vectors <= l4k::kNormMaxWidth / 8; ++vectors) {
+    const int threads = l4k::norm_threads(vectors);
+    EXPECT(threads % 32 == 0 && threads <= 1024, vectors);
+    EXPECT(threads * l4k::kNormVectors >= vectors, vectors);
+    EXPECT((threads - 32) * l4k::kNormVectors < vectors, vectors);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -160,4 +170,5 @@ int main() {
   the_counting_sort_is_stable();
   all_choices_have_a_place();
   row_tiles_cover_a_row();
+  a_cta_holds_a_row_that_it_norms();
 }

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from bench.checks.kernel_checks import same_bits
 from l4kernels import ops
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
@@ -78,18 +79,51 @@ def test_a_row_of_nan_spoils_its_own_token_only(weights):
     assert torch.equal(got[kept], clean[kept])
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
-@pytest.mark.parametrize("tokens, expected", [(64, 5), (65, 7)])
-def test_each_product_is_one_call(weights, tokens, expected, monkeypatch):
-    """Five calls of a layer and its norm, whatever the format; of many tokens seven."""
+def calls_of(moe, norm, tokens, monkeypatch) -> list[str]:
+    """The ops that a layer calls, the next layer's norm among them."""
     calls = []
     for name, op in ops.OPS.items():
         counted = lambda *a, name=name, op=op, **k: (calls.append(name), op(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(ops, name, counted)
-    moe, norm, *_ = layer(4, 1, torch.bfloat16, weights)
+    next_norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU, moe.gate_up_proj.name))
+    next_norm.weight.fill_(1)
     calls.clear()
-    moe(torch.randn(tokens, HIDDEN).bfloat16(), norm)
-    assert len(calls) == expected, calls
+    moe.forward_then_norm(torch.randn(tokens, HIDDEN).bfloat16(), norm, next_norm)
+    return calls
+
+
+@pytest.mark.parametrize("tokens", [3, 16, 17, 64, 65])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+def test_each_product_is_one_call(weights, tokens, monkeypatch):
+    """Of few tokens the way to the experts is one call, too, and the first product gathers the
+    rows itself, if they are not quantised."""
+    moe, norm, *_ = layer(4, 1, torch.bfloat16, weights)
+    product = {"bf16": "gemm", "fp8": "gemm_swiglu_fp8", "int4": "w4_gemm"}[weights]
+    down = {"fp8": "gemm"}.get(weights, product)
+    fp8 = "_fp8" * (weights == "fp8")
+    route = ["moe_router"] if tokens <= 64 else ["rms_norm", "gemm", "moe_route"]
+    permute = [f"moe_permute{fp8}"] * (tokens > 16 or weights == "fp8")
+    assert calls_of(moe, norm, tokens, monkeypatch) == [
+        *route, *permute, product, down, f"moe_combine_norm{fp8}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 16, 17])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+def test_a_layer_with_the_next_norm_is_the_layer_and_the_norm(weights, tokens):
+    moe, own, *_ = layer(3, 1, torch.bfloat16, weights)
+    norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU, weights))
+    generator = torch.Generator().manual_seed(tokens)
+    norm.weight.copy_(torch.randn(HIDDEN, generator=generator))
+    x = torch.randn(tokens, HIDDEN, generator=generator).bfloat16()
+    alone = moe(x, own)
+    together, normed = moe.forward_then_norm(x, own, norm)
+    assert torch.equal(together, alone)
+    wanted = norm(alone)
+    if weights == "fp8":
+        assert same_bits(normed.q, wanted.q) and torch.equal(normed.scale, wanted.scale)
+    else:
+        assert torch.equal(normed, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

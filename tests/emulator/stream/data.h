@@ -6,9 +6,11 @@
 #include "tile/int4.h"
 
 constexpr int kWidth = 1152, kRowTiles = kWidth / 16, kBlocks = kWidth / 128;
-constexpr int kExperts = 3, kTokens = 7;  // the last token is nobody's
-constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};
-constexpr int kRowsN = 200, kRowsK = 1112;  // weights that are no tiles
+constexpr int kExperts = 3, kTokens = 7, kTopK = 2, kRows = kTopK * kTokens;
+constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};  // the other rows are nobody's
+constexpr int kOrder[kRows] = {9, 0, 13, 4, 7, kRows, 1,
+                               2, 3, 5,  6, 8, 10,    11};  // one leads outside
+constexpr int kRowsN = 200, kRowsK = 1112;                  // weights that are no tiles
 constexpr int kTileWords = l4k::Int4Tile{}.words();
 
 // Tokens whose sums depend on the order of addition.
@@ -61,15 +63,21 @@ inline std::vector<uint16_t> plain_rows() {
   return rows;
 }
 
+inline std::vector<int> offsets_and_order() {
+  std::vector<int> both(kOffsets, kOffsets + kExperts + 1);
+  both.insert(both.end(), kOrder, kOrder + kRows);
+  return both;
+}
+
 // The device's memory, and what it is filled with before each run; the same for all mutants.
 struct World {
   Weights dense{1}, experts{kExperts};
-  std::vector<int> ends{kOffsets, kOffsets + kExperts + 1};
+  std::vector<int> routing = offsets_and_order();
   Buffer<uint32_t> source{dense.tiles}, first{dense.tiles}, second{experts.tiles};
   Buffer<uint16_t> asked{kTokens * kWidth}, x{kTokens * kWidth}, y{kTokens * kWidth};
-  Buffer<float> z{kTokens * kWidth}, of_rows{kTokens * kRowsN};
+  Buffer<float> z{kRows * kWidth}, of_rows{kTokens * kRowsN};
   Buffer<uint16_t> rows{plain_rows()};
-  Buffer<int> given{ends}, offsets{ends};
+  Buffer<int> given{routing}, routed{routing};
   Buffer<uint32_t> error{1}, workspaces[3] = {Buffer<uint32_t>(1 << 18), Buffer<uint32_t>(1 << 18),
                                               Buffer<uint32_t>(1 << 18)};
 };
@@ -95,25 +103,30 @@ inline void check_rows(const std::vector<uint16_t>& tokens, const float* got) {
     }
 }
 
-// Of the original's results, the three products of one run that were appended last.
+// Of the original's results, the three products of one run that were appended last: that with rows of
+// weights, the dense one, and that by expert, whose rows are those of the dense one in another order.
 inline void check_results(uint32_t salt, const std::vector<float>& results) {
   const std::vector<uint16_t> rows = tokens(salt);
-  const float* middle = &results[results.size() - 2 * rows.size()];
+  const float* last = &results[results.size() - size_t(kRows) * kWidth];
+  const float* middle = last - rows.size();
   check_rows(rows, middle - size_t(kTokens) * kRowsN);
-  for (int token = 0; token < kTokens; ++token) {
-    const int expert = token < kOffsets[1] ? 0 : token < kOffsets[3] ? 2 : -1;
-    const std::vector<uint16_t> own = to_bf16(
-        std::vector<float>(middle + size_t(token) * kWidth, middle + size_t(token + 1) * kWidth));
-    for (int row = 0; row < kWidth; row += 37) {
-      const float* got = middle + size_t(token) * kWidth + row;
-      const double y = product(world().dense, 0, &rows[size_t(token) * kWidth], row);
-      const double z = expert < 0 ? 0 : product(world().experts, expert, own.data(), row);
-      const bool right = std::fabs(*got - y) <= 0.01 * std::fabs(y) + 0.01 &&
-                         std::fabs(got[rows.size()] - z) <= 1e-4 * std::fabs(z) + 1e-3;
-      if (right) continue;
-      std::printf("WRONG token %d, row %d: %g for %g, %g for %g\n", token, row, *got, y,
-                  got[rows.size()], z);
-      std::exit(1);
+  const auto expect = [](float got, double wanted, double relative, double absolute) {
+    if (std::fabs(got - wanted) <= relative * std::fabs(wanted) + absolute) return;
+    std::printf("WRONG %g for %g\n", got, wanted);
+    std::exit(1);
+  };
+  for (int row = 0; row < kRows; ++row) {
+    const int token = row % kTokens, source = kOrder[row] / kTopK;
+    const int expert = row < kOffsets[1] ? 0 : row < kOffsets[3] ? 2 : -1;
+    std::vector<uint16_t> own(kWidth);
+    if (source < kTokens)
+      own = to_bf16(std::vector<float>(middle + size_t(source) * kWidth,
+                                       middle + size_t(source + 1) * kWidth));
+    for (int n = 0; n < kWidth; n += 37) {
+      expect(middle[size_t(token) * kWidth + n],
+             product(world().dense, 0, &rows[size_t(token) * kWidth], n), 0.01, 0.01);
+      expect(last[size_t(row) * kWidth + n],
+             expert < 0 ? 0 : product(world().experts, expert, own.data(), n), 1e-4, 1e-3);
     }
   }
 }
