@@ -17,6 +17,7 @@ from l4kernels.ops.check import FP8
 from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
 from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
 from l4kernels.ops.quant import BLOCK
+from l4kernels.ops.router import MAX_ROUTER_TOKENS
 from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
 
@@ -26,7 +27,6 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "gemm_swiglu_fp8": {"decode": (1, 16, 64, 128), "prefill": (1024, 4096, 8192, 16_384)},
     "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
-    "moe_router": {"decode": (1, 8, 64)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
 }
@@ -232,7 +232,8 @@ def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         weights = i.normal(d), i.normal(experts, d)
         return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
 
-    yield "", make
+    if tokens <= MAX_ROUTER_TOKENS:
+        yield "", make
 
 
 @_of("moe_permute")

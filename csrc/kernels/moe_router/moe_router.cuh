@@ -43,9 +43,9 @@ struct __align__(16) RouterSmem {
 
 // What this CTA of the grid [slices, groups, token tiles] has of the work.
 struct RouterPart {
-  int first_column, columns;        // of D
-  int first_tile, end_tile;         // of experts
-  int first_token, tokens, vector;  // this thread's 16 bytes of a slice, of tokens in steps
+  int first_column, columns;  // of D
+  int first_tile, end_tile;   // of experts
+  int first_token, tokens;
 
   __device__ __forceinline__ RouterPart(const MoeRouterParams& params, const RouterPlan& plan)
       : first_column(blockIdx.x * kRouterColumns),
@@ -53,8 +53,7 @@ struct RouterPart {
         first_tile(blockIdx.y * plan.group_tiles),
         end_tile(min(first_tile + plan.group_tiles, plan.expert_tiles)),
         first_token(blockIdx.z * kRouterTileTokens),
-        tokens(min(static_cast<int>(params.routing.tokens) - first_token, kRouterTileTokens)),
-        vector(threadIdx.x % kRouterSliceVectors) {}
+        tokens(min(static_cast<int>(params.routing.tokens) - first_token, kRouterTileTokens)) {}
 };
 
 __device__ __forceinline__ const __nv_bfloat16* expert_row(const MoeRouterParams& params,
@@ -133,7 +132,7 @@ __device__ __forceinline__ void sum_squares(const MoeRouterParams& params, const
   }
 }
 
-// rsqrt(mean(x^2) + eps) of each token of the tile. A barrier before and after.
+// rsqrt(mean(x^2) + eps) of each token of the tile into smem.factors.
 __device__ __forceinline__ void norm_factors(const MoeRouterParams& params, const RouterPart& part,
                                              RouterSmem& smem) {
   const int warps = norm_threads(params.width / kVector) / 32;
@@ -148,10 +147,11 @@ __device__ __forceinline__ void norm_factors(const MoeRouterParams& params, cons
   __syncthreads();
 }
 
-// The slice of the tile's tokens into smem.rows, zeros where there is no token or no column.
+// The slice of the tile's tokens into smem.rows, zeros where there is no token or no column. A thread
+// has the same columns of several tokens, in registers until their factors are there.
 __device__ __forceinline__ void normalise_rows(const MoeRouterParams& params,
                                                const RouterPart& part, RouterSmem& smem) {
-  const int column = part.vector * kVector;
+  const int column = threadIdx.x % kRouterSliceVectors * kVector;
   const bool inside = column < part.columns;
   const int tokens = inside ? part.tokens : 0, step = kRouterThreads / kRouterSliceVectors;
   const int first = threadIdx.x / kRouterSliceVectors;
