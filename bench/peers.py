@@ -134,6 +134,21 @@ def moe_route(logits: Tensor, top_k: int, shared_expert: bool) -> Any:
 
 
 @_eager
+def moe_router(
+    x: Tensor,
+    norm_weight: Tensor,
+    router_weight: Tensor,
+    num_experts: int,
+    eps: float,
+    top_k: int,
+    shared_expert: bool,
+) -> Any:
+    normed = rms_norm(x, norm_weight, eps)
+    logits = (normed @ router_weight.T)[:, :num_experts].float()
+    return normed, *moe_route(logits, top_k, shared_expert)
+
+
+@_eager
 def rope_cache(
     qkv: Tensor,
     positions: Tensor,

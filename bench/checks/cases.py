@@ -133,6 +133,30 @@ def _moe_route(make: Maker, name: str) -> Iterator[Case]:
     yield Case("NaN shared", (nan, 2, True))
 
 
+@_of("moe_router")
+def _moe_router(make: Maker, name: str) -> Iterator[Case]:
+    shapes = (
+        (0, 128, 16, 1), (1, 5120, 16, 1), (33, 264, 6, 2), (64, 648, 128, 1), (9, 640, 255, 8),
+        (5, 1288, 100, 4), (17, 8, 1, 1),
+    )  # fmt: skip
+    for tokens, width, experts, top_k in shapes:
+        x, norm = make.randn(tokens, width), make.randn(width)
+        # Rows of padding as a model has them, which nobody looks at.
+        router = make.randn(-(-experts // 8) * 8, width, scale=width**-0.5)
+        router[experts:] = torch.nan
+        label = f"{tokens}x{width} of {experts} top {top_k}"
+        yield Case(label, (x, norm, router, experts, 1e-5, top_k))
+        yield Case(f"{label} shared", (x, norm, router, experts, 1e-5, top_k, True))
+    x, norm, router = make.randn(9, 256), make.randn(256), make.randn(16, 256, scale=1 / 16)
+    yield Case("all tied", (x, norm, make.randn(16, 256, scale=0), 16, 1e-5, 2))
+    yield Case("strided", (make.randn(9, 768)[:, 256:512], norm, router, 16, 1e-6))
+    yield Case("zeros", (make.randn(3, 256, scale=0), norm, router, 16))
+    x = x.clone()
+    x[4, 100] = torch.nan
+    yield Case("NaN", (x, norm, router, 16, 1e-5, 2))
+    yield Case("NaN shared", (x, norm, router, 16, 1e-5, 2, True))
+
+
 def _permuted_sizes() -> Iterator[tuple[int, int, int]]:
     yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 9))
 
@@ -410,6 +434,49 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
             q = make.randn(len(len_ks), tokens, heads, 128)
             args = (q, paged["k"], paged["v"], paged["lengths"], paged["table"])
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
+
+
+_APPENDED = (
+    "one", "idle rows", "several", "chunked", "several over an edge", "fewer keys than tokens",
+    "no sequences", "long and short", "two blocks of rows", "page of 256", "chunk of 3",
+    "second chunk",
+)  # fmt: skip
+
+
+@_of("flash_decode_append")
+def _flash_decode_append(make: Maker, name: str) -> Iterator[Case]:
+    """Of several tokens the first's key is in the cache already; chunked layers rotate."""
+    table = ops.rope_table(64, theta=500000.0).to(make.device)
+    for cache in (make.dtype, FP8):
+        for label in _APPENDED:
+            tokens, len_ks, heads, kv_heads, page_size, chunk = _DECODE[label]
+            paged = _paged(make, len_ks, kv_heads, page_size, cache)
+            keys = [n - tokens + i for n in len_ks for i in range(tokens)]
+            slots = [
+                int(row[key // page_size]) * page_size + key % page_size
+                if key >= 0 and (i or tokens == 1)
+                else -1
+                for n, row in zip(len_ks, paged["table"].tolist(), strict=True)
+                for i, key in enumerate(range(n - tokens, n))
+            ]
+            options = {"num_heads": heads, "tokens": tokens, "softmax_scale": 128**-0.5}
+            options |= {"attn_scale": 0.1, "floor_scale": 16}
+            if chunk:
+                options |= {
+                    "chunk": chunk,
+                    "cos_sin": table,
+                    "qk_norm_eps": 1e-5,
+                    "attn_scale": 0.0,
+                }
+            if cache == FP8 and chunk:
+                options |= {
+                    s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
+                }
+            qkv = make.randn(len(keys), (heads + 2 * kv_heads) * 128)
+            at = (make.tensor([max(0, key) for key in keys], torch.int64),)
+            at += (make.tensor(slots, torch.int64), paged["k"], paged["v"])
+            at += (paged["lengths"], paged["table"])
+            yield Case(f"{label} {str(cache).removeprefix('torch.')}", (qkv, *at), options)
 
 
 @_of("merge_attention_states")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import l4kernels
-from bench.checks import edges_w4  # noqa: F401  registers its own
+from bench.checks import edges_append, edges_w4  # noqa: F401  register their own
 from bench.checks.cases import cases
 from bench.checks.edges_sample import sampling
 from bench.checks.edges_step import advanced, processing, state
@@ -173,7 +173,7 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
     t, d = 13, 640
     x, other, weight = m.make.randn(t, d), m.make.randn(t, d), m.make.randn(d)
     table = ops.rope_table(8, theta=500000.0).to(m.device)
-    scattered = m.make.permutation(t)
+    scattered, router = m.make.permutation(t), m.make.randn(24, d, scale=d**-0.5)
     options, step, tokens = processing(m, t, d), state(m, t, 99), m.make.permutation(t).long()
 
     def rope(x: Tensor, order: Tensor) -> tuple[Tensor, ...]:
@@ -203,6 +203,7 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
         ),
         "embed": lambda x, order: ops.embed(order, weight.expand(t, d).contiguous()),
         "moe_route": lambda x, order: ops.moe_route(x[:, :128], 4)[:2],
+        "moe_router": lambda x, order: ops.moe_router(x, weight, router, 20, top_k=4)[:3],
         "sample": lambda x, order: ops.sample(x, *sampling(t, rows=order), top_logprobs=3),
         "process_logits": lambda x, order: ops.process_logits(x, *(o[order] for o in options)),
         "advance_step": lambda x, order: advanced(step, tokens, order),
@@ -217,10 +218,21 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
 
 
 @edge
+def the_router_normalises_as_rms_norm_does(m: Machine) -> None:
+    """To the bit, so that a token's rows do not depend on how many others there are."""
+    for tokens, width in ((1, 5120), (64, 648), (9, 16_384), (3, 8)):
+        x, norm = m.make.randn(tokens, width), m.make.randn(width)
+        router = m.make.randn(8, width, scale=width**-0.5)
+        with m.dispatch(perturb=False):
+            normed, wanted = ops.moe_router(x, norm, router, 8).normed, ops.rms_norm(x, norm)
+        assert torch.equal(normed, wanted), f"{tokens} x {width}"
+
+
+@edge
 def a_layer_of_dependent_launches(m: Machine) -> None:
-    """Norm, routing in two launches, gather, combine, sample: none reads ahead of another."""
+    """Norm, routing in two launches, gather, combine, sample, router: none reads ahead."""
     x, residual, weight = m.make.randn(80, 256), m.make.randn(80, 256), m.make.randn(256)
-    plain = [t.to(m.device) for t in sampling(80)]
+    plain, router = [t.to(m.device) for t in sampling(80)], m.make.randn(32, 256, scale=1 / 16)
 
     def layer(given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         normed = ops.add_rms_norm(x, residual, weight)
@@ -231,7 +243,8 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         quantised = ops.moe_permute_fp8(y, order.permutation, 3)
         summed = ops.moe_combine(given[2] if given else rows, order.inverse, 3, y, stream)
         sampled = ops.sample(given[4] if given else summed, *plain)
-        return normed, routing, rows, quantised, summed, sampled
+        routed = ops.moe_router((given[4] if given else summed)[:17], weight, router, 30, top_k=2)
+        return normed, routing, rows, quantised, summed, sampled, routed
 
     for mode in ("late", "early", "random"):
         with m.dispatch(mode=mode, seed=5, sms=2), m.chained():
@@ -240,16 +253,16 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         with l4kernels.reference():
             expected = layer(got)
         for a, b, tolerance in zip(
-            got, expected, (BF16_ERROR, 1e-5, 0.0, 0.0, BF16_ERROR, 1e-5), strict=True
+            got, expected, (BF16_ERROR, 1e-5, 0.0, 0.0, BF16_ERROR, 1e-5, BF16_ERROR), strict=True
         ):
             assert_close(a, b, tolerance)
 
 
 STREAMING = (
     "add_rms_norm", "advance_step", "embed", "moe_combine", "moe_combine_norm",
-    "moe_combine_norm_fp8", "moe_permute", "moe_permute_fp8", "moe_route", "process_logits",
-    "quantize_fp8", "rms_norm", "rms_norm_fp8", "rope_cache", "sample", "silu_mul", "silu_mul_fp8",
-    "w4_gemm", "word_sum",
+    "moe_combine_norm_fp8", "moe_permute", "moe_permute_fp8", "moe_route", "moe_router",
+    "process_logits", "quantize_fp8", "rms_norm", "rms_norm_fp8", "rope_cache", "sample",
+    "silu_mul", "silu_mul_fp8", "w4_gemm", "word_sum",
 )  # fmt: skip
 
 
@@ -315,6 +328,7 @@ def rows_beyond_4_gib(m: Machine) -> None:
         "moe_combine_norm": lambda: (far(5, 256), order, 1, weight, 1e-5, far(5, 256)),
         "moe_combine_norm_fp8": lambda: (far(5, 256), order, 1, weight, 1e-5, far(5, 256)),
         "moe_route": lambda: (far(5, 128), 2),
+        "moe_router": lambda: (far(5, 256), weight, m.make.randn(16, 256, scale=1 / 16), 16),
         "embed": lambda: (m.ids(4, 0, 3), far(5, 256)),
         "sample": lambda: (far(5, 1000), *(t.to(m.device) for t in sampling(5)), 3),
         "process_logits": lambda: (far(5, 1000), *processing(m, 5, 1000)),

@@ -85,6 +85,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "silu_mul_fp8": lambda cp, x, scaling: _e4m3(cp, _silu_mul(cp, x), scaling),
     "quantize_fp8": _e4m3,
     "moe_route": _moe_route,
+    "moe_router": lambda cp, x, norm_weight, *_: _norm(cp, x, norm_weight),
     "moe_permute": lambda cp, x, order, top_k: x[order // top_k],
     "moe_permute_fp8": lambda cp, x, order, top_k: _e4m3(cp, x[order // top_k]),
     "moe_combine": _combine,

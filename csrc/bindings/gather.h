@@ -1,8 +1,8 @@
 // The arguments of a product by expert that takes rows of A in the order of tokens.
 #pragma once
 #include "bindings/arguments.h"
-#include "kernels/moe_route/plan.h"
 #include "tile/few_rows.h"
+#include "tile/route.h"
 
 namespace l4k {
 

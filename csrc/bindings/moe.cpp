@@ -2,10 +2,12 @@
 
 #include "bindings/arguments.h"
 #include "bindings/registry.h"
+#include "host/nonce.h"
 #include "kernels/moe_combine/moe_combine.h"
 #include "kernels/moe_permute/moe_permute.h"
 #include "kernels/moe_route/moe_route.h"
-#include "kernels/moe_route/plan.h"
+#include "kernels/moe_router/moe_router.h"
+#include "kernels/moe_router/plan.h"
 #include "kernels/quantize_fp8/quantize_fp8.h"
 
 namespace l4k::binding {
@@ -64,6 +66,43 @@ MoeCombineNormParams check_combine_norm(const Call& call, const Tensor& y, const
           .scale = nullptr};
 }
 
+// The results of routing: each of `tokens` goes to the best `top_k` of `experts`, which are what
+// `counted` says.
+struct RoutingResults {
+  Tensor ids, weights, row_scale, offsets, permutation, inverse;
+  Routing routing;
+
+  RoutingResults(const Call& call, int64_t tokens, int64_t experts, const char* counted,
+                 int64_t top_k, bool shared_expert) {
+    // A shared expert joins them in the products.
+    const int64_t most = kRouteMaxExperts - shared_expert;
+    call.require(experts >= 1 && experts <= most, "expected 1 to ", most, " experts (", counted,
+                 "), got ", experts);
+    call.require(top_k >= 1 && top_k <= kRouteMaxTopK && top_k <= experts,
+                 "expected top_k in 1 to ", kRouteMaxTopK, ", at most the number of experts (",
+                 experts, "), got ", top_k);
+    const int64_t choices = top_k + shared_expert, rows = tokens * choices;
+    call.require(rows < kIntLimit, "expected fewer than 2^31 choices, got ", rows);
+    ids = call.empty({tokens, choices}, ScalarType::Int);
+    weights = call.empty({tokens, choices}, ScalarType::Float);
+    row_scale = call.empty({rows}, ScalarType::Float);
+    offsets = call.empty({experts + shared_expert + 1}, ScalarType::Int);
+    permutation = call.empty({rows}, ScalarType::Int);
+    inverse = call.empty({rows}, ScalarType::Int);
+    routing = {.tokens = tokens,
+               .num_experts = static_cast<int>(experts),
+               .top_k = static_cast<int>(top_k),
+               .shared_expert = shared_expert,
+               .topk_ids = pointer<int>(ids),
+               .topk_weights = pointer<float>(weights),
+               .row_scale = pointer<float>(row_scale),
+               .expert_offsets = pointer<int>(offsets),
+               .permutation = pointer<int>(permutation),
+               .inverse = pointer<int>(inverse),
+               .error = error_word()};
+  }
+};
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tensor& logits,
@@ -71,39 +110,52 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tenso
                                                                      bool shared_expert) {
   const Call call("moe_route", {"logits", logits});
   const Logits in = check_logits(call, {"logits", logits});
-  const int64_t tokens = in.rows, experts = in.width;
-  // A shared expert joins them in the products.
-  const int64_t most = kRouteMaxExperts - shared_expert;
-  call.require(experts >= 1 && experts <= most, "expected 1 to ", most, " experts, got logits ",
-               logits);
-  call.require(top_k >= 1 && top_k <= kRouteMaxTopK && top_k <= experts, "expected top_k in 1 to ",
-               kRouteMaxTopK, ", at most the number of experts (", experts, "), got ", top_k);
-  const int64_t choices = top_k + shared_expert, rows = tokens * choices;
-  call.require(rows < kIntLimit, "expected fewer than 2^31 choices, got ", rows);
-  Tensor ids = call.empty({tokens, choices}, ScalarType::Int);
-  Tensor weights = call.empty({tokens, choices}, ScalarType::Float);
-  Tensor row_scale = call.empty({rows}, ScalarType::Float);
-  Tensor offsets = call.empty({experts + shared_expert + 1}, ScalarType::Int);
-  Tensor permutation = call.empty({rows}, ScalarType::Int);
-  Tensor inverse = call.empty({rows}, ScalarType::Int);
-  Tensor counts = call.workspace(moe_route_workspace(tokens, static_cast<int>(experts)));
-  const MoeRouteParams params{.tokens = tokens,
-                              .num_experts = static_cast<int>(experts),
-                              .top_k = static_cast<int>(top_k),
-                              .shared_expert = shared_expert,
+  const RoutingResults results(call, in.rows, in.width, "columns of logits", top_k, shared_expert);
+  Tensor counts = call.workspace(moe_route_workspace(in.rows, static_cast<int>(in.width)));
+  const MoeRouteParams params{.routing = results.routing,
                               .logits = in.data,
-                              .topk_ids = pointer<int>(ids),
-                              .topk_weights = pointer<float>(weights),
-                              .row_scale = pointer<float>(row_scale),
-                              .expert_offsets = pointer<int>(offsets),
-                              .permutation = pointer<int>(permutation),
-                              .inverse = pointer<int>(inverse),
                               .logits_stride = in.stride,
                               .counts = pointer<int>(counts),
-                              .error = error_word(),
                               .float32 = in.float32};
   call.launch(l4k::moe_route, params);
-  return {ids, weights, row_scale, offsets, permutation, inverse};
+  return {results.ids,     results.weights,     results.row_scale,
+          results.offsets, results.permutation, results.inverse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_router(
+    const Tensor& x, const Tensor& norm_weight, const Tensor& router_weight, int64_t num_experts,
+    double eps, int64_t top_k, bool shared_expert) {
+  const Call call("moe_router", {"x", x});
+  const Rows in = check_rows(call, {"x", x}, ScalarType::BFloat16, {"T", "D"});
+  call.require(in.count <= kRouterTokens, "expected at most ", kRouterTokens, " tokens, got x ", x);
+  call.require(in.width % 8 == 0 && in.width >= 8 && in.width <= kNormMaxWidth,
+               "expected the last dimension of x to be a multiple of 8, at most ", kNormMaxWidth,
+               ", got ", x);
+  const Rows norm =
+      check_rows(call, {"norm_weight", norm_weight}, ScalarType::BFloat16, {in.width});
+  const Argument router("router_weight", router_weight);
+  const Rows experts = check_rows(call, router, ScalarType::BFloat16, {"E", in.width});
+  call.require_contiguous(router);
+  call.require(num_experts <= experts.count, "expected router_weight to have a row for each of ",
+               num_experts, " experts (num_experts), got ", router_weight);
+  const RoutingResults results(call, in.count, num_experts, "num_experts", top_k, shared_expert);
+  Tensor normed = call.empty({in.count, in.width}, ScalarType::BFloat16);
+  const int width = static_cast<int>(in.width);
+  Tensor workspace =
+      call.workspace(moe_router_workspace(in.count, width, static_cast<int>(num_experts)));
+  const MoeRouterParams params{.routing = results.routing,
+                               .width = width,
+                               .x = in.data,
+                               .norm_weight = norm.data,
+                               .router_weight = experts.data,
+                               .normed = pointer(normed),
+                               .x_stride = in.stride,
+                               .eps = static_cast<float>(eps),
+                               .workspace = pointer(workspace),
+                               .nonce = launch_nonce()};
+  call.launch(l4k::moe_router, params);
+  return {normed,          results.ids,         results.weights, results.row_scale,
+          results.offsets, results.permutation, results.inverse};
 }
 
 Tensor moe_permute(const Tensor& x, const Tensor& permutation, int64_t top_k) {
@@ -201,6 +253,7 @@ std::tuple<Tensor, Tensor, Tensor> moe_combine_norm_fp8(const Tensor& y, const T
 
 L4K_REGISTER(m) {
   l4k::bind<l4k::binding::moe_route>(m, "moe_route");
+  l4k::bind<l4k::binding::moe_router>(m, "moe_router");
   l4k::bind<l4k::binding::moe_permute>(m, "moe_permute");
   l4k::bind<l4k::binding::moe_permute_fp8>(m, "moe_permute_fp8");
   l4k::bind<l4k::binding::moe_combine>(m, "moe_combine");

@@ -23,6 +23,8 @@ enum class DeviceError : uint32_t {
   kW4GemmExpertOffsets,
   kGemmPermutation,
   kW4GemmPermutation,
+  kFlashDecodePositions,
+  kFlashDecodeSlotMapping,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -43,6 +45,8 @@ constexpr const char* kDeviceErrorNames[] = {
     "w4_gemm: expert_offsets",
     "gemm: permutation",
     "w4_gemm: permutation",
+    "flash_decode: positions",
+    "flash_decode: slot_mapping",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

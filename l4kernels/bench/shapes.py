@@ -17,6 +17,7 @@ from l4kernels.ops.check import FP8
 from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
 from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
 from l4kernels.ops.quant import BLOCK
+from l4kernels.ops.router import MAX_ROUTER_TOKENS
 from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
 
@@ -221,6 +222,18 @@ def _rope_cache(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
 def _moe_route(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     experts, top_k = config.num_local_experts, config.num_experts_per_tok
     yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k, True), {})
+
+
+@_of("moe_router")
+def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    d, experts, top_k = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+
+    def make(i: Inputs) -> Arguments:
+        weights = i.normal(d), i.normal(experts, d)
+        return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
+
+    if tokens <= MAX_ROUTER_TOKENS:
+        yield "", make
 
 
 @_of("moe_permute")

@@ -172,9 +172,12 @@ def core_for(
         context = min(_rounded(context), model.config.max_position_embeddings)
         pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
         kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
-        if kept is not None and kept.idle and capture is None:
-            if (kept.scheduler.slots, kept.context) == (len(sequences), context):
-                return kept
+        same = kept is not None and (kept.scheduler.slots, kept.context) == (
+            len(sequences),
+            context,
+        )
+        if kept is not None and same and kept.idle and capture is None:
+            return kept
         del kept  # before there is another
     sizes = {"slots": len(sequences), "context": context}
     return EngineCore(model, **sizes, pages=pages, reuse=False, capture=capture)

@@ -65,10 +65,10 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Activations | None]:
         """The residual stream, and `next_norm` of it: of `x` on the way in, `input_layernorm`."""
         x = self.attention(normed, x, metadata, cache, cos_sin)
-        own = self.post_attention_layernorm(x)
+        own = self.post_attention_layernorm
         if next_norm is not None and isinstance(self.feed_forward, MoE):
-            return self.feed_forward.forward_then_norm(own, x, next_norm)
-        x = self.feed_forward(own, x)
+            return self.feed_forward.forward_then_norm(x, own, next_norm)
+        x = self.feed_forward(x, own)
         return x, None if next_norm is None else next_norm(x)
 
 

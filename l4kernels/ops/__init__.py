@@ -1,6 +1,7 @@
 """Typed references: the meaning of every operation, and its CPU implementation."""
 
 from l4kernels.ops.activation import silu_mul, silu_mul_fp8
+from l4kernels.ops.append import flash_decode_append
 from l4kernels.ops.attention import Attention, flash_decode, flash_prefill
 from l4kernels.ops.dispatch import reference
 from l4kernels.ops.embed import embed
@@ -33,6 +34,7 @@ from l4kernels.ops.quant import (
 )
 from l4kernels.ops.registry import OPS, Op, OpWithOut, Work
 from l4kernels.ops.rope import rope_cache, rope_frequencies, rope_table
+from l4kernels.ops.router import RoutedRows, moe_router
 from l4kernels.ops.sample import Sample, sample
 from l4kernels.ops.step import advance_step, process_logits
 from l4kernels.ops.w4 import w4_gemm
@@ -50,6 +52,7 @@ __all__ = [
     "OpWithOut",
     "Quantized",
     "RmsNormFp8",
+    "RoutedRows",
     "Routing",
     "Sample",
     "Work",
@@ -60,6 +63,7 @@ __all__ = [
     "dequantize_int4",
     "embed",
     "flash_decode",
+    "flash_decode_append",
     "flash_prefill",
     "gemm",
     "gemm_swiglu_fp8",
@@ -72,6 +76,7 @@ __all__ = [
     "moe_permute",
     "moe_permute_fp8",
     "moe_route",
+    "moe_router",
     "pack_int4",
     "process_logits",
     "quantize_fp8",

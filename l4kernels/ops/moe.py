@@ -23,7 +23,7 @@ from l4kernels.ops.indices import require_indices, source_rows
 from l4kernels.ops.norm import normalised
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_dtype, as_float, scalar
+from l4kernels.ops.views import as_dtype, as_float
 
 MAX_EXPERTS = 256
 """Of the grouped products: a shared expert is one of them."""
@@ -48,11 +48,17 @@ class Routing(NamedTuple):
 def _check_moe_route(args: Bound) -> None:
     contract = Contract(args)
     contract.tensor("logits", FLOATS, ["T", "E"], "rows")
-    experts, most = contract.sizes["E"], MAX_EXPERTS - args.shared_expert
+    check_routing(contract, contract.sizes["E"], f"logits {list(args.logits.shape)}")
+
+
+def check_routing(contract: Contract, experts: int, counted: str) -> None:
+    """`top_k` of that many experts, and perhaps the shared one; `counted` says where they are."""
+    args = contract.args
+    most = MAX_EXPERTS - args.shared_expert
     beside = " beside the shared one" if args.shared_expert else ""
     contract.require(
         1 <= experts <= most,
-        f"expected 1 to {most} experts{beside}, got logits {list(args.logits.shape)}",
+        f"expected 1 to {most} experts{beside}, got {counted}",
     )
     limit = min(MAX_TOP_K, experts)
     contract.require(
@@ -63,9 +69,16 @@ def _check_moe_route(args: Bound) -> None:
 
 def _work_moe_route(args: Bound) -> Work:
     tokens, experts = args.logits.shape
-    written = tokens * (args.top_k + args.shared_expert) * 5 * 4
-    written += (experts + args.shared_expert + 1) * 4
-    return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
+    return Work(
+        flops=args.logits.numel() * args.top_k,
+        bytes=tensor_bytes(args.logits) + routing_bytes(args, tokens, experts),
+    )
+
+
+def routing_bytes(args: Bound, tokens: int, experts: int) -> int:
+    """Of the results of routing."""
+    written: int = tokens * (args.top_k + args.shared_expert) * 5 * 4
+    return written + (experts + args.shared_expert + 1) * 4
 
 
 def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@ reported with its cause, or gives other results."""
 
 import pytest
 
-from tests.emulator.mutant_program import Mutant, Program, Run, check_found, check_original
+from tests.emulator.mutant_program import Mutant, MutantProgram, Run, check_mutant, check_original
 
 KERNEL, NORM = "moe_combine.cuh", "tile/norm.cuh"
 START = "  ptx::grid_dependency_wait();\n  ptx::grid_launch_dependents();\n  uint4 weight"
@@ -27,8 +27,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
       "  value = warp_sum(value);\n  if (num_warps == 1) return value;\n"
       "  if (lane == 0) partials[threadIdx.x / 32] = value;")),
 )]  # fmt: skip
-HEADERS = "kernels/moe_combine/moe_combine.cuh", "host/device.h", "host/launch.h"
-PROGRAM = Program("moe_combine", "moe_combine", HEADERS, tuple(MUTANTS))
+PROGRAM = MutantProgram("moe_combine", "moe_combine", MUTANTS, ("device", "launch"))
 
 
 @pytest.fixture(scope="module")
@@ -42,4 +41,4 @@ def test_the_original_is_right_and_the_same_in_every_mode(runs: list[Run]) -> No
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_reported_or_gives_other_results(mutant: Mutant, runs: list[Run]) -> None:
-    check_found(mutant, runs)
+    check_mutant(mutant, runs)

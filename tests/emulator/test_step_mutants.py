@@ -35,7 +35,7 @@ SOURCES = {
     "advance_step": ("advance_step.h", "rules.h", "advance_step.cuh"),
     "process_logits": ("process_logits.h", "process_logits.cuh"),
 }
-SHARED = "ptx/memory.cuh", "ptx/sync.cuh", "tile/base.h", "tile/vector.cuh"
+SHARED = "ptx/memory.cuh", "ptx/sync.cuh", "tile/base.h"
 TOKENS_OF_CTA, ROWS_OF_CTA, THREADS = 512, 32, 128
 
 
@@ -90,10 +90,10 @@ MUTANTS = [Mutant(op, *mutant) for op, mutants in {
 
 
 def text_of(space: str, op: str, mutant: Mutant | None = None) -> str:
-    """The kernel's own files as one, without their includes, in another namespace."""
+    """The kernel's own files as one, without what they share, in another namespace."""
     folder = ROOT / "csrc" / "kernels" / op
     joined = "\n".join((folder / name).read_text() for name in SOURCES[op])
-    text = re.sub(r"(?m)^#(include|pragma once).*$", "", joined)
+    text = re.sub(r'(?m)^#(include "|pragma once).*$', "", joined)
     if mutant:
         assert text.count(mutant.old) == 1, f"{mutant}: not once: {mutant.old}"
         text = text.replace(mutant.old, mutant.new)

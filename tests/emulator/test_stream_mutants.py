@@ -3,7 +3,14 @@ gives other results."""
 
 import pytest
 
-from tests.emulator.mutant_program import Change, Mutant, Program, Run, check_found, check_original
+from tests.emulator.mutant_program import (
+    Change,
+    Mutant,
+    MutantProgram,
+    Run,
+    check_mutant,
+    check_original,
+)
 
 MAIN, LOAD, FINISH, SMEM = "stream_gemm.cuh", "load.cuh", "finish.cuh", "smem.cuh"
 ROWS, SCHEDULE, ARRIVE = "row_major.cuh", "schedule.h", "tile/arrive.cuh"
@@ -110,8 +117,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (MAIN, f"prefetch_last_expert(smem, p, source);\n    {DEPENDENT}",
       "prefetch_last_expert(smem, p, source);")),
 )]  # fmt: skip
-HEADERS = "kernels/stream_gemm/stream_gemm.cuh", "host/launch.h", "host/tensor_map.h"
-PROGRAM = Program("stream_gemm", "stream", HEADERS, tuple(MUTANTS))
+PROGRAM = MutantProgram("stream_gemm", "stream", MUTANTS, ("launch", "tensor_map"))
 
 
 @pytest.fixture(scope="module")
@@ -125,4 +131,4 @@ def test_the_original_is_right_and_the_same_in_every_mode(runs: list[Run]) -> No
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_reported_or_gives_other_results(mutant: Mutant, runs: list[Run]) -> None:
-    check_found(mutant, runs)
+    check_mutant(mutant, runs)

@@ -16,7 +16,7 @@ from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.testing import Recorder, emulated
 from tests.support.checkpoints import ALIGNED, TEXT
 
-CHUNK, CONTEXT, SLOTS = 32, 192, 4
+CHUNK, CONTEXT, SLOTS = 32, 192, 3
 FORMATS = {
     "bf16": {},
     "fp8": {"weights": "fp8", "kv_dtype": "fp8"},
@@ -71,7 +71,7 @@ class Crowd:
         prompt = (self.start[:shared] + own)[: dice.randint(1, 80)]
         stop = frozenset(dice.sample(range(self.vocab), 1)) if dice.random() < 0.2 else frozenset()
         new = dice.choice((1, 10, 60, CONTEXT - len(prompt)))
-        logprobs = 3 if dice.random() < 0.2 else None
+        logprobs = 3 if dice.random() < 0.1 else None
         sequence = Sequence(prompt, Choice(dice.choice(SETTINGS), number, stop, new, logprobs))
         self.core.add(sequence)
         self.live[sequence] = number
@@ -109,7 +109,7 @@ def run(model, capture, replays):
         model,
         slots=SLOTS,
         context=CONTEXT,
-        pages=Pages(14, 7),  # too few for all of them
+        pages=Pages(11, 5),  # too few for all of them
         prefill_tokens=48,
         capture=counted,
         lag=1,
@@ -174,7 +174,7 @@ def test_replayed_kernels_say_what_kernels_say(form, mode):
         choices = [Choice(Sampling(temperature=t), 1, frozenset(), 20) for t in (0.0, 1.0)]
         for prompt, choice in zip((range(100, 100 + first), [7, 8, 9]), choices, strict=True):
             core.add(Sequence([*prompt], choice))
-        with emulated(mode=mode, reference=("advance_step",)):
+        with emulated(mode=mode):
             return tokens_of(core)
 
     recorder = Recorder()
@@ -182,5 +182,5 @@ def test_replayed_kernels_say_what_kernels_say(form, mode):
     assert got == wanted and len(got) == 40
     assert recorder.escaped() == []
     assert len(recorder.recordings) == 1
-    attended = recorder.launches["l4kernels_emulated.flash_decode"]
-    assert attended == model.config.num_hidden_layers
+    attended = [n for name, n in recorder.launches.items() if "emulated.flash_decode" in name]
+    assert sum(attended) == model.config.num_hidden_layers

@@ -13,6 +13,7 @@
 #include "kernels/moe_route/plan.h"
 #include "tile/norm.h"
 #include "tile/ordered.h"
+#include "tile/route.h"
 #include "tile/row_tiles.h"
 
 namespace {
@@ -38,10 +39,12 @@ void tiles_cover_the_tokens_once() {
 
 void warps_cover_the_choices_once() {
   for (int choices = 0; choices < 70000; choices += choices < 3000 ? 1 : 997) {
-    const int stride = l4k::choices_per_warp(choices);
-    EXPECT(stride % 32 == 0 && stride >= 32, stride);
-    EXPECT(stride * l4k::kRouteWarps >= choices, choices);
-    EXPECT(l4k::ceil_div(choices, stride) <= l4k::kRouteWarps, choices);
+    for (int warps : {8, 32}) {
+      const int stride = l4k::choices_per_warp(choices, warps);
+      EXPECT(stride % 32 == 0 && stride >= 32, stride);
+      EXPECT(stride * warps >= choices, choices);
+      EXPECT(l4k::ceil_div(choices, stride) <= warps, choices);
+    }
   }
 }
 
@@ -99,7 +102,7 @@ std::vector<int> counting_sort(const std::vector<int>& ids, int experts, int top
       offset += all;
     }
     const int begin = bound(tile), end = bound(tile + 1);
-    const int stride = l4k::choices_per_warp(end - begin);
+    const int stride = l4k::choices_per_warp(end - begin, l4k::kRouteThreads / 32);
     for (int from = begin; from < end; from += stride) {
       std::vector<int> rows = starts;
       for (int i = begin; i < from; ++i) ++rows[ids[i]];

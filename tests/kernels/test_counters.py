@@ -8,7 +8,9 @@ from l4kernels.bench.counters import count
 from l4kernels.bench.shapes import SIZES, benchmarked_ops, calls
 
 TOKENS = 48
-OWN_TESTS = {"embed", "moe_route", "process_logits", "advance_step", "sample", *SIZES}
+OWN_TESTS = {
+    "advance_step", "embed", "moe_route", "moe_router", "process_logits", "sample", *SIZES,
+}  # fmt: skip
 STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
 
 
@@ -39,6 +41,20 @@ def test_routing_is_one_launch_up_to_64_tokens_and_two_beyond():
             # is read again, with the shared expert's in between, and the counts of a first launch.
             again = 16 * tokens + (launches - 1) * 1024
             assert c.touched_bytes <= c.needed_bytes + 12 * 32 + again, f"{key}: {c}"
+
+
+def test_the_router_is_one_launch_that_leaves_a_logit_for_each_slice():
+    for tokens in (1, 8, 64):
+        sizes = {"decode": (tokens,)}
+        for call in calls("moe_router", ("scout", "maverick"), ("decode",), sizes):
+            args, kwargs = call.make("cpu")
+            c, experts = count("moe_router", args, kwargs, sms=132), args[3]
+            assert c.launches == 1, f"{call.key}: {c}"
+            # Partial logits of eight slices, written and read; sectors cut in half.
+            again = 2 * 8 * tokens * experts * 4 + 12 * 32 + 16 * tokens
+            assert c.touched_bytes <= c.needed_bytes + again, f"{call.key}: {c}"
+            # Counters of experts lie in the banks that the choices say.
+            assert c.bank_conflicts < tokens, f"{call.key}: {c}"
 
 
 def test_sampling_reads_the_logits_once():

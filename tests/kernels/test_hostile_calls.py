@@ -123,6 +123,7 @@ TAKEN = {
         ["moe_route logits", "sample logits", "flash_prefill block_table"], ["rows apart"]
     ),
     ("flash_decode block_table", "rows apart"),
+    ("flash_decode_append block_table", "rows apart"),
     *((f"process_logits {name}", "rows apart")
       for name in ("logits", "tally", "bias", "allowed", "stop_bits")),
     *((f"advance_step {name}", "rows apart")
@@ -143,6 +144,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 BIG = 2**31
 NUMBERS: dict[str, list[Any]] = {
     "top_k": [0, -1, 10, BIG, 2**62],
+    "num_experts": [0, -1, 1000, BIG, 2**62],
     "top_logprobs": [-1, BIG, 2**62],
     # The last would be the right number, if products had no more than 64 bits.
     "num_heads": [0, -1, BIG, 2**62, 2**57 + 1],
@@ -152,6 +154,7 @@ NUMBERS: dict[str, list[Any]] = {
     "chunk": [-1, BIG],
     "page_size": [0, -1, BIG, 2**62],
     "max_seqlen_q": [-1],
+    "tokens": [0, -1, 17, BIG, 2**62],
     "config": [-4, 99, 10_000, BIG, 2**32 - 1],
     "scaling": ["", "rows"],
     "activation": ["", "relu"],

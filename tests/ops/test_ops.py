@@ -30,6 +30,8 @@ TWO_ROUNDINGS = {
     "rms_norm_fp8",
     "moe_combine_norm",
     "moe_combine_norm_fp8",
+    "moe_router",
+    "flash_decode_append",
 }
 
 

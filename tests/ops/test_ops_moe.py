@@ -67,6 +67,32 @@ def test_the_shared_expert_moves_nothing_of_the_others(tokens, top_k, seed):
     assert (shared.row_scale[routed:] == 1).all() and shared.expert_offsets[17] == routed + tokens
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens, experts, top_k, shared", [(1, 16, 1, True), (64, 13, 3, False)])
+def test_the_router_is_its_three_ops_to_the_bit(dtype, tokens, experts, top_k, shared):
+    torch.manual_seed(tokens)
+    x, norm, router = (torch.randn(*s).to(dtype) for s in ((tokens, 96), (96,), (16, 96)))
+    routed = ops.moe_router(x, norm, router, experts, 1e-6, top_k, shared)
+    normed = ops.rms_norm(x, norm, 1e-6)
+    logits = ops.gemm(normed, router, out_dtype=torch.float32)[:, :experts]
+    expected = normed, *ops.moe_route(logits, top_k, shared)
+    assert routed._fields == ("normed", *ops.Routing._fields)
+    for name, got, wanted in zip(routed._fields, routed, expected, strict=True):
+        assert torch.equal(got, wanted), name
+
+
+def test_the_router_says_what_it_expects():
+    x, norm, router = torch.zeros(65, 8), torch.zeros(8), torch.zeros(16, 8)
+    with pytest.raises(ValueError, match=r"at most 64 tokens, got x .*; call rms_norm, gemm"):
+        ops.moe_router(x, norm, router, 16)
+    with pytest.raises(ValueError, match="row for each of 17 experts"):
+        ops.moe_router(x[:2], norm, router, 17)
+    with pytest.raises(ValueError, match="1 to 255 experts beside the shared one, got num"):
+        ops.moe_router(x[:2], norm, torch.zeros(256, 8), 256, shared_expert=True)
+    with pytest.raises(ValueError, match="top_k in 1 to 8 for 16 experts, got 9"):
+        ops.moe_router(x[:2], norm, router, 16, top_k=9)
+
+
 def test_ties_go_to_the_lowest_expert_in_a_wide_row():
     routing = ops.moe_route(torch.zeros(300, 128), 8)
     assert torch.equal(routing.topk_ids, torch.arange(8, dtype=I32).expand(300, 8))

@@ -226,6 +226,12 @@ def gathered(x, permutation, top_k):
     return f64(x) if permutation is None else f64(x)[np.array(rows, int)]
 
 
+def moe_router(x, norm_weight, router_weight, num_experts, eps=1e-5, top_k=1, shared_expert=False):
+    normed = rms_norm(x, norm_weight, eps)[0]
+    logits = f64(torch.from_numpy(normed).to(x.dtype)) @ f64(router_weight[:num_experts]).T
+    return normed, *moe_route(torch.from_numpy(logits), top_k, shared_expert)
+
+
 def moe_permute(x, permutation, top_k):
     return (gathered(x, permutation, top_k),)
 
@@ -478,6 +484,20 @@ def flash_decode(
             v_scale,
         )
     return out, lse
+
+
+def flash_decode_append(
+    qkv, positions, slots, k_cache, v_cache, seqlens_k, block_table,
+    *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, **rule,
+):  # fmt: skip
+    """Between the two parts q and the cache are rounded."""
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    rule |= {"num_heads": num_heads, **scales}
+    q, *stored = rope_cache(qkv, positions, slots, k_cache, v_cache, **rule)
+    q = torch.from_numpy(q).to(qkv.dtype).unflatten(0, (len(seqlens_k), tokens))
+    caches = (torch.from_numpy(cache).to(k_cache.dtype) for cache in stored)
+    options = {"softmax_scale": softmax_scale, "chunk": chunk, **scales}
+    return *flash_decode(q, *caches, seqlens_k, block_table, **options), *stored
 
 
 def merge_attention_states(outs, lses):

@@ -9,11 +9,12 @@
 // Each operation rounds once, like the reference's: results are equal bit by bit.
 // See docs/kernels/process_logits.md.
 #pragma once
+#include <cuda_bf16.h>
+
 #include "kernels/process_logits/process_logits.h"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "tile/base.h"
-#include "tile/vector.cuh"
 
 namespace l4k {
 

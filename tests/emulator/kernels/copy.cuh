@@ -1,4 +1,5 @@
-// A launch before the one that is tested, in each mutant's namespace: so no pragma once.
+// A launch that writes what the next one reads, and lets it start at once. Included once for each mutant,
+// in a namespace of its own, after its ptx/sync.cuh and host/launch.h.
 
 namespace l4k {
 

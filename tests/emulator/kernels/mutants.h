@@ -1,5 +1,4 @@
-// What a program of mutants (mutant_program.py) shares: memory that can be poisoned and filled again,
-// and one line for each run of a mutant.
+// Mutants of a kernel in one program: the launches they share, and one line for each run of one.
 #pragma once
 #include <string>
 

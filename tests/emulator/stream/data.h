@@ -1,5 +1,4 @@
-// What the streaming kernel's mutants share: the weights, what the products must be, and one line
-// for each run of a mutant.
+// What the streaming kernel's mutants share: the weights, and what the products must be.
 #pragma once
 #include <cmath>
 
