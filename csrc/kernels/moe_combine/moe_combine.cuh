@@ -107,7 +107,7 @@ template <bool kFp8>
 __global__ void __maxnreg__(kMoeCombineNormRegisters)
     moe_combine_norm_kernel(MoeCombineNormParams params) {
   __shared__ float sums[2][32];
-  __shared__ uint32_t maxima[2][32];
+  __shared__ uint32_t maxima[32];  // all have read them when the next token's sums have met
   const MoeCombineParams& c = params.combine;
   const int width = static_cast<int>(c.width), vectors = width / kVector;
 
@@ -129,7 +129,7 @@ __global__ void __maxnreg__(kMoeCombineNormRegisters)
       y[u] = threadIdx.x + u * blockDim.x < vectors ? normalise(x[u], factor, weight[u]) : uint4{};
     if constexpr (kFp8)
       store_fp8_row<kScalingRow>(y, vectors, static_cast<uint2*>(params.q) + token * vectors,
-                                 params.scale + token, maxima[parity]);
+                                 params.scale + token, maxima);
     else store_vectors(y, params.normed, token, threadIdx.x, vectors);
   }
 }
