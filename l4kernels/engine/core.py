@@ -141,7 +141,9 @@ class EngineCore:
             for kind, pages in enumerate(sequence.pages):  # those that it found in the cache
                 self.state.set_pages(kind, sequence.slot, 0, pages)
         if self.scheduler.prefilling:
-            self._prefill()
+            left = self.scheduler.budget
+            while left and (computed := self._prefill(left)):
+                left -= computed
             self._begin_decoding()
         slots = self._ready_slots()
         if slots:
@@ -162,15 +164,16 @@ class EngineCore:
         events, self._events = self._events, []
         return events
 
-    def _prefill(self) -> None:
+    def _prefill(self, most: int) -> int:
+        """Runs the next pieces of prompts together; how many tokens that was."""
         pieces = [
             piece
-            for piece in self.scheduler.pieces()
+            for piece in self.scheduler.pieces(most)
             if self._has_pages(piece.sequence, piece.start, piece.end)
         ]
         pieces = [piece for piece in pieces if piece.sequence.slot == piece.slot]  # not preempted
         if not pieces:
-            return
+            return 0
         shown = [
             piece.sequence.images
             for piece in pieces
@@ -183,6 +186,7 @@ class EngineCore:
             piece.sequence.computed = piece.end
             if self.scheduler.reuse:
                 self.cache.remember(piece.sequence, piece.end)
+        return sum(piece.end - piece.start for piece in pieces)
 
     def _begin_decoding(self) -> None:
         for sequence in list(self.scheduler.prefilling):

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from l4kernels.engine.core import EngineCore
-from l4kernels.engine.graphs import Capture
+from l4kernels.engine.core import EngineCore, Event
 from l4kernels.engine.kv_cache import CacheShape, Pages
 from l4kernels.engine.prompts import prompts_of_batch
 from l4kernels.engine.sampling import Sampling
@@ -99,25 +98,35 @@ class Generation:
         known: list[deque[int]] = [deque() for _ in sequences]
         for sequence in sequences:
             core.add(sequence)
-        started, timings, first = time.perf_counter(), self.timings, True
-        while not core.idle or any(known):
-            while not all(known[row] or s.finish_reason for s, row in rows.items()):
-                for event in core.step():
-                    row = rows[event.sequence]
-                    if event.error is not None:
-                        _explain(row, event.error)
-                    known[row].append(event.token)
-                    if event.finish_reason is not None:
-                        self.finish_reasons[row] = event.finish_reason
-            now = time.perf_counter()
-            if first:
-                timings.image_s = core.image_s
-                timings.prefill_s, first = now - started - core.image_s, False
-            else:
-                timings.decode_s += now - started
-                timings.decode_steps += 1
-            yield [tokens.popleft() if tokens else self.pad_id for tokens in known]
-            started = time.perf_counter()
+        timings, first, before = self.timings, True, core.image_s
+        started = time.perf_counter()
+        try:
+            while not core.idle or any(known):
+                while not all(known[row] or s.finish_reason for s, row in rows.items()):
+                    for event in core.step():
+                        self._note(rows[event.sequence], event, known)
+                now = time.perf_counter()
+                if first:
+                    timings.image_s, first = core.image_s - before, False
+                    timings.prefill_s = now - started - timings.image_s
+                else:
+                    timings.decode_s += now - started
+                    timings.decode_steps += 1
+                yield [tokens.popleft() if tokens else self.pad_id for tokens in known]
+                started = time.perf_counter()
+        finally:
+            for sequence in sequences:  # of a generation that is left halfway, or has failed
+                core.cancel(sequence)
+            _keep(core)
+
+    def _note(self, row: int, event: Event, known: list[deque[int]]) -> None:
+        if isinstance(event.error, ValueError):
+            raise ValueError(f"row {row} has {event.error}")
+        if event.error is not None:
+            raise event.error
+        known[row].append(event.token)
+        if event.finish_reason is not None:
+            self.finish_reasons[row] = event.finish_reason
 
     def _sequences(self) -> list[Sequence]:
         seed = self.sampling.seed
@@ -147,20 +156,39 @@ def check_biases(model: Llama4Model, sampling: Sampling) -> None:
     token_ids("logit_bias", list(sampling.logit_bias), model.config.vocab_size)
 
 
-def core_for(
-    model: Llama4Model, sequences: list[Sequence], capture: Capture | None = None
-) -> EngineCore:
+def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     """An engine that has room for these sequences at once, and keeps nothing for others: the same
     call gives the same bits whatever ran before."""
     shape = CacheShape.of(model.config, model.kv_dtype)
-    needed = [shape.needed(sequence.capacity) for sequence in sequences]
-    pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
     context = max(s.prompt_length + s.choice.max_new_tokens for s in sequences)
-    sizes = {"slots": len(sequences), "context": context}
-    return EngineCore(model, **sizes, pages=pages, reuse=False, capture=capture)
+    if model.device.type != "cuda":
+        needed = [shape.needed(sequence.capacity) for sequence in sequences]
+        pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
+        return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+    # Captures and memory of the last call serve the next one of about the same size.
+    context = min(_rounded(context), model.config.max_position_embeddings)
+    pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
+    kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
+    if kept is not None and kept.idle:
+        if (kept.scheduler.slots, kept.context) == (len(sequences), context):
+            return kept
+        del kept  # before there is another
+    return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
 
 
-def _explain(row: int, error: Exception) -> None:
-    if isinstance(error, ValueError):
-        raise ValueError(f"row {row} has {error}") from None
-    raise error
+def _keep(core: EngineCore) -> None:
+    if core.model.device.type == "cuda" and core.idle:
+        core.model.__dict__[_KEPT] = core
+
+
+_KEPT = "_kept_core"
+
+
+def _rounded(tokens: int) -> int:
+    """Up by an eighth at the most, beyond 8,192.
+
+    >>> [_rounded(n) for n in (5, 1025, 9000, 100_000)]
+    [1024, 2048, 9216, 106496]
+    """
+    step = max(1024, 1 << (tokens.bit_length() - 4))
+    return -(-tokens // step) * step

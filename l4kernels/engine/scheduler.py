@@ -104,10 +104,14 @@ class Scheduler:
         self._refused = sequence, self.cache.releases
         return False
 
-    def pieces(self) -> list[Piece]:
-        """The next tokens of prompts, in the order of sequences, none across a chunk; all but the
-        last token, which is a step's. Their pages are still to be made."""
-        left = self.prefill_tokens if self.running else self.most_tokens
+    @property
+    def budget(self) -> int:
+        """Tokens of prompts in the next step."""
+        return self.prefill_tokens if self.running else self.most_tokens
+
+    def pieces(self, left: int) -> list[Piece]:
+        """The next tokens of prompts, at most `left`, in the order of sequences, none across a
+        chunk; all but the last token, which is a step's. Their pages are still to be made."""
         chunk, pieces = self.cache.shape.chunk, []
         for sequence in sorted(self.prefilling, key=lambda s: s.order):
             start, end = sequence.computed, len(sequence.tokens) - 1

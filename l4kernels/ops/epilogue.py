@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import gelu, linear, silu
 
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS
@@ -134,16 +135,18 @@ def matmul(
             with the weight.
     """
     m, k = a.shape
-    rows_of_b: RowsOfB = partial(_rows, b) if isinstance(b, Tensor) else b
-    step = max(n, 1)
+    step = n
     if not isinstance(b, Tensor):
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
     parts = [(None, 0, m)] if expert_offsets is None else segments(op_name, m, expert_offsets)
-    if len(parts) == 1 and parts[0][1:] == (0, m) and 0 < n <= step:
-        # One product is all: nothing is cut or copied.
-        acc = torch.mm(a, rows_of_b(parts[0][0], 0, n).mT)
+    few = len(parts) == 1 or m <= _BLOCK_ROWS
+    if few and n <= step and parts and parts[-1][2] == m:
+        # All rows have one epilogue, and nothing is cut or copied.
+        acc = _products(a, b, parts, n)
         acc = epilogue(acc, bias, residual, row_scale, activation)
         return acc if out_dtype == torch.float32 else acc.to(out_dtype)
+    rows_of_b: RowsOfB = partial(_rows, b) if isinstance(b, Tensor) else b
+    step = max(step, 1)
     out = a.new_empty((m, output_columns(n, activation)), dtype=out_dtype)
     filled = 0
     for expert, first, end in parts:
@@ -152,7 +155,7 @@ def matmul(
         for n0 in range(0, n, step):
             n1 = min(n0 + step, n)
             columns = slice(output_columns(n0, activation), output_columns(n1, activation))
-            acc = torch.mm(own, rows_of_b(expert, n0, n1).mT)
+            acc = linear(own, rows_of_b(expert, n0, n1))
             added = None if residual is None else residual[first:end, columns]
             own_bias = None if bias is None else bias[n0:n1]
             out[first:end, columns] = epilogue(acc, own_bias, added, scale, activation)
@@ -160,6 +163,22 @@ def matmul(
     if filled < m:
         out[filled:] = 0
     return out
+
+
+def _products(
+    a: Tensor, b: Tensor | RowsOfB, parts: list[tuple[int | None, int, int]], n: int
+) -> Tensor:
+    """`[M, n]`: the rows of each part with their own weights, which are N rows."""
+
+    def weight(expert: int | None) -> Tensor:
+        if not isinstance(b, Tensor):
+            return b(expert, 0, n)
+        return b if expert is None else b[expert]
+
+    if len(parts) == 1:
+        return linear(a, weight(parts[0][0]))
+    own = a.split_with_sizes([end - first for _, first, end in parts])
+    return torch.cat([linear(x, weight(e)) for x, (e, _, _) in zip(own, parts, strict=True)])
 
 
 def _rows(b: Tensor, expert: int | None, first: int, end: int) -> Tensor:
@@ -186,10 +205,10 @@ def epilogue(
 def activate(acc: Tensor, activation: str) -> Tensor:
     """GELU or SwiGLU."""
     if activation == "gelu":
-        return torch.nn.functional.gelu(acc)
+        return gelu(acc)
     m, n = acc.shape
-    gate, up = acc.view(m, n // (2 * INTERLEAVE), 2, INTERLEAVE).unbind(-2)
-    return torch.nn.functional.silu(gate).mul_(up).view(m, n // 2)
+    gate, up = acc.view(m, n // (2 * INTERLEAVE), 2, INTERLEAVE).unbind(2)
+    return silu(gate).mul_(up).view(m, n // 2)
 
 
 def experts_hit(num_experts: int, expert_offsets: Tensor | None) -> int:

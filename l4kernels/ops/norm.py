@@ -11,7 +11,7 @@ from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import BLOCK, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_dtype, as_float
+from l4kernels.ops.views import as_dtype, as_float, scalar
 
 
 class AddRmsNorm(NamedTuple):
@@ -69,8 +69,9 @@ def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def inverse_rms(value: Tensor, eps: float) -> Tensor:
-    """`[..., 1]` of float32 rows `[..., D]`."""
-    return torch.rsqrt_((value * value).mean(-1, keepdim=True).add_(eps))
+    """`rsqrt(mean(value^2) + eps)`, `[..., 1]` of float32 rows `[..., D]`."""
+    total = (value * value).sum(-1, keepdim=True)
+    return torch.addcdiv(scalar(eps, value), total, scalar(value.shape[-1], value)).rsqrt_()
 
 
 def _check_add_rms_norm(args: Bound) -> None:
@@ -109,7 +110,7 @@ def add_rms_norm(
     >>> add_rms_norm(torch.ones(1, 2), torch.tensor([[2.0, 3.0]]), torch.ones(2), eps=0.0)
     AddRmsNorm(y=tensor([[0.8485, 1.1314]]), residual=tensor([[3., 4.]]))
     """
-    total = (x.float() + residual.float()).to(x.dtype)
+    total = as_dtype(as_float(x) + as_float(residual), x.dtype)
     return _normalised(total, weight, eps), total
 
 

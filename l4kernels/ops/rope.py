@@ -243,7 +243,9 @@ def rope_cache(
         slot_mapping, key, value = slot_mapping[stored], key[stored], value[stored]
     _write(k_cache, key, slot_mapping, k_scale)
     _write(v_cache, value, slot_mapping, v_scale)
-    return q.to(qkv.dtype, copy=True, memory_format=torch.contiguous_format)
+    if q.dtype == qkv.dtype:  # one of its own: without a change it is part of qkv
+        return q.clone(memory_format=torch.contiguous_format)
+    return q.to(qkv.dtype, memory_format=torch.contiguous_format)
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
