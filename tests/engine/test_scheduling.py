@@ -1,7 +1,5 @@
 """Who runs next, and who has to wait for whom."""
 
-import pytest
-
 from l4kernels.engine.engine import Engine
 from l4kernels.engine.request import Request
 from tests.support.checksums import ChecksumModel, answer
