@@ -12,8 +12,9 @@ from l4kernels import Llama4
 from l4kernels.bench import shapes
 from l4kernels.bench.e2e import layers_that_fit, shortened
 from l4kernels.bench.timing import Timing, time_replays
-from l4kernels.engine.generate import core_for
+from l4kernels.engine.core import EngineCore
 from l4kernels.engine.graphs import Step, cuda_graphs
+from l4kernels.engine.kv_cache import CacheShape
 from l4kernels.engine.request import Request
 from l4kernels.engine.runner import Piece
 from l4kernels.engine.state import StepKind
@@ -67,7 +68,8 @@ def step_time(network: Llama4, context: int) -> Timing:
         replays.append(cuda_graphs()(step))
         return replays[-1]
 
-    core = core_for(network, [sequence], capture)
+    pages = CacheShape.of(network.config, network.kv_dtype).needed(context + ROOM)
+    core = EngineCore(network, slots=1, context=context + ROOM, pages=pages, capture=capture)
     runner, state = core.runner, core.state
     with torch.inference_mode():
         core.cache.extend(sequence, 0, sequence.capacity)

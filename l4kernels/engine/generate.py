@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from l4kernels.engine.core import EngineCore, Event
-from l4kernels.engine.graphs import Capture
 from l4kernels.engine.kv_cache import CacheShape, Pages
 from l4kernels.engine.prompts import prompts_of_batch
 from l4kernels.engine.sampling import Sampling
@@ -157,9 +156,7 @@ def check_biases(model: Llama4Model, sampling: Sampling) -> None:
     token_ids("logit_bias", list(sampling.logit_bias), model.config.vocab_size)
 
 
-def core_for(
-    model: Llama4Model, sequences: list[Sequence], capture: Capture | None = None
-) -> EngineCore:
+def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     """An engine that has room for these sequences at once, and keeps nothing for others: the same
     call gives the same bits whatever ran before."""
     shape = CacheShape.of(model.config, model.kv_dtype)
@@ -167,20 +164,16 @@ def core_for(
     if model.device.type != "cuda":
         needed = [shape.needed(sequence.capacity) for sequence in sequences]
         pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
-    else:
-        # Captures and memory of the last call serve the next one of about the same size.
-        context = min(_rounded(context), model.config.max_position_embeddings)
-        pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
-        kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
-        same = kept is not None and (kept.scheduler.slots, kept.context) == (
-            len(sequences),
-            context,
-        )
-        if kept is not None and same and kept.idle and capture is None:
+        return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+    # Captures and memory of the last call serve the next one of about the same size.
+    context = min(_rounded(context), model.config.max_position_embeddings)
+    pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
+    kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
+    if kept is not None and kept.idle:
+        if (kept.scheduler.slots, kept.context) == (len(sequences), context):
             return kept
         del kept  # before there is another
-    sizes = {"slots": len(sequences), "context": context}
-    return EngineCore(model, **sizes, pages=pages, reuse=False, capture=capture)
+    return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
 
 
 def _keep(core: EngineCore) -> None:

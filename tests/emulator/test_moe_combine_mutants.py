@@ -3,7 +3,13 @@ reported with its cause, or gives other results."""
 
 import pytest
 
-from tests.emulator.mutant_program import Mutant, MutantProgram, Run, check_mutant, check_original
+from tests.emulator.mutant_program import (
+    Mutant,
+    MutantProgram,
+    Run,
+    check_mutant,
+    check_original,
+)
 
 KERNEL, NORM = "moe_combine.cuh", "tile/norm.cuh"
 START = "  ptx::grid_dependency_wait();\n  ptx::grid_launch_dependents();\n  uint4 weight"

@@ -3,8 +3,6 @@
 // dependent, with the same workspaces and nonces again and again, at last with rows of A in slices.
 // Then a product with bf16 weights as they are, N and K ending inside a unit.
 
-#include "../kernels/copy.cuh"
-
 namespace l4k {
 
 using Int4 = Int4Weights<true>;
