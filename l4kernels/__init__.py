@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "STATUS",
+    "Engine",
     "Llama4",
     "Llama4Config",
+    "Output",
     "Prompter",
+    "Request",
     "Sampling",
     "flash_attn_varlen_func",
     "flash_attn_with_kvcache",
@@ -52,8 +55,10 @@ if TYPE_CHECKING or not _is_l4k():
     from l4kernels.ops import reference
     from l4kernels.ops.library import STATUS, take_device_error
 if TYPE_CHECKING:
+    from l4kernels.engine.engine import Engine
     from l4kernels.engine.llama4 import Llama4
-    from l4kernels.engine.sampler import Sampling
+    from l4kernels.engine.request import Output, Request
+    from l4kernels.engine.sampling import Sampling
     from l4kernels.model.config import Llama4Config
     from l4kernels.prompt.chat import Prompter
 
@@ -63,8 +68,10 @@ _LAZY = {
     "ops.library": ("STATUS", "take_device_error"),
     "prompt.chat": ("Prompter",),
     "model.config": ("Llama4Config",),
-    "engine.sampler": ("Sampling",),
+    "engine.sampling": ("Sampling",),
     "engine.llama4": ("Llama4",),
+    "engine.engine": ("Engine",),
+    "engine.request": ("Output", "Request"),
     "ops": ("reference",),
 }  # fmt: skip
 """Where names are that are imported when they are asked for: ops alone need no model."""

@@ -26,7 +26,10 @@ FP8_SUMS, SUM_ERROR = {"gemm_swiglu_fp8"}, 1e-3
 # For many tokens weights are rounded to bf16 after their scale, as those of a bf16 product are.
 ROUNDED_WEIGHTS = {"w4_gemm"}
 # No arithmetic, or only such as IEEE 754 leaves no choice in: division, reciprocal, product.
-EXACT = {"mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8"}
+EXACT = {
+    "mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8",
+    "process_logits", "advance_step",
+}  # fmt: skip
 
 
 def bound(op: str, case: Case, t: Tensor) -> float:
@@ -52,7 +55,11 @@ def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
 
 
 # Cases in which a kernel sets the error word, and what it says.
-REPORTS = {("moe_route", name): "moe_route: logits (NaN)" for name in ("NaN", "NaN shared")}
+REPORTS = {
+    (op, name): "moe_route: logits (NaN)"
+    for op in ("moe_route", "moe_router")
+    for name in ("NaN", "NaN shared")
+}
 
 
 def device_error(library: Path = testing.emulator.BUILD / "libl4kernels_emulated.so") -> str:
@@ -64,17 +71,16 @@ def device_error(library: Path = testing.emulator.BUILD / "libl4kernels_emulated
 
 def mutated(op: str, case: Case) -> Iterator[tuple[str, Tensor]]:
     """The arguments that the op writes into."""
-    schema = OPS[op].overload._schema
-    names = [argument.name for argument in schema.arguments]
-    for argument in schema.arguments:
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            position = names.index(argument.name)
-            in_place = position < len(case.args)
-            yield argument.name, case.args[position] if in_place else case.kwargs[argument.name]
+    arguments = OPS[op].overload._schema.arguments
+    given = dict(zip((a.name for a in arguments), case.args, strict=False)) | case.kwargs
+    for argument in arguments:
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        if written and given.get(argument.name) is not None:
+            yield argument.name, given[argument.name]
 
 
 def tensors(result: Any) -> tuple[Tensor, ...]:
-    return (result,) if isinstance(result, Tensor) else tuple(result)
+    return (result,) if isinstance(result, Tensor) else tuple(result or ())
 
 
 def check(op: str, case: Case) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from l4kernels.cli.loading import checkpoint_bytes, load_options
 from l4kernels.cli.output import can_print, line, print_json, stream, styled
 from l4kernels.cli.progress import loading_bar
 from l4kernels.engine.llama4 import Llama4
-from l4kernels.engine.sampler import Sampling
+from l4kernels.engine.sampling import Sampling
 from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompter
 from l4kernels.prompt.tokenizer import Detokenizer

@@ -14,9 +14,9 @@ from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
 from l4kernels.engine.generate import Generation
-from l4kernels.engine.input_checks import check_length
 from l4kernels.engine.llama4 import Llama4
-from l4kernels.engine.sampler import Sampling
+from l4kernels.engine.prompts import check_length
+from l4kernels.engine.sampling import Sampling
 from l4kernels.model.config import Llama4Config
 from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompt, Prompter, user_message

@@ -1,20 +1,22 @@
-"""The generation loop: prefill, then one token per sequence and step."""
+"""Generation for the rows of a batch: an engine of their own, and their tokens step by step."""
 
-import itertools
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from l4kernels.engine.runner import Runner
-from l4kernels.engine.sampler import Sampler, Sampling
-from l4kernels.engine.sequence import Sequence, make_sequences
+from l4kernels.engine.core import EngineCore, Event
+from l4kernels.engine.kv_cache import CacheShape, Pages
+from l4kernels.engine.prompts import prompts_of_batch
+from l4kernels.engine.sampling import Sampling
+from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.inputs.arguments import token_ids, whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
-from l4kernels.ops.library import take_device_error
+from l4kernels.ops.philox import stream_seed
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Generation:
     stop_ids: int | Iterable[int] | Tensor | None = None
     """Ends a row: one id or several; None: the end tokens of the checkpoint."""
     attention_mask: Tensor | None = None
-    """`[B, S]`, all ones: see `make_sequences`."""
+    """`[B, S]`, zeros where there is padding: see `prompts_of_batch`."""
     timings: Timings = field(default_factory=Timings)
     finish_reasons: list[str] = field(default_factory=list)
 
@@ -60,11 +62,9 @@ class Generation:
         self.max_new_tokens = whole_number("max_new_tokens", self.max_new_tokens, 1, 1 << 62)
         if not isinstance(self.sampling, Sampling):
             raise ValueError(f"expected sampling to be a Sampling, got {shown(self.sampling)}")
-        config, stop = self.model.config, self.stop_ids
-        known = stop is None
-        ids = config.eos_token_ids if known else token_ids("stop_ids", stop, config.vocab_size)
-        self._stop = frozenset(ids)
-        self._prompts, self.timings.image_s = make_sequences(
+        self._stop = frozenset(stop_ids_of(self.model, self.stop_ids))
+        check_biases(self.model, self.sampling)
+        self._prompts = prompts_of_batch(
             self.model, self.input_ids, self.pixel_values, self.max_new_tokens, self.attention_mask
         )
 
@@ -90,54 +90,105 @@ class Generation:
 
     def _steps(self) -> Iterator[list[int]]:
         # Of its own: iterators of one generation may be at different steps.
-        model, sequences = self.model, [prompt.from_the_start() for prompt in self._prompts]
+        sequences = self._sequences()
+        core = core_for(self.model, sequences)
         self.finish_reasons[:] = ["length"] * len(sequences)
-        self.timings.decode_s, self.timings.decode_steps = 0.0, 0
-        runner = Runner(model, sequences, self.max_new_tokens - 1)
-        draw = Sampler(self.sampling, [s.ids for s in sequences], model.config.vocab_size)
+        self.timings = Timings()
+        rows = {sequence: row for row, sequence in enumerate(sequences)}
+        known: list[deque[int]] = [deque() for _ in sequences]
+        for sequence in sequences:
+            core.add(sequence)
+        timings, first, before = self.timings, True, core.image_s
         started = time.perf_counter()
-        logits = runner.prefill()
-        for step in itertools.count():
-            ids = draw(logits, step)
-            tokens = ids.tolist()
-            _check(step, logits, ids.is_cuda, tokens)
-            now = time.perf_counter()
-            if step:
-                self.timings.decode_s += now - started
-                self.timings.decode_steps += 1
-            else:
-                self.timings.prefill_s = now - started
-            yield self._appended(sequences, tokens)
-            if all(sequence.finish_reason for sequence in sequences):
-                return
-            started = time.perf_counter()
-            logits = runner.decode(ids)
+        try:
+            while not core.idle or any(known):
+                while not all(known[row] or s.finish_reason for s, row in rows.items()):
+                    for event in core.step():
+                        self._note(rows[event.sequence], event, known)
+                now = time.perf_counter()
+                if first:
+                    timings.image_s, first = core.image_s - before, False
+                    timings.prefill_s = now - started - timings.image_s
+                else:
+                    timings.decode_s += now - started
+                    timings.decode_steps += 1
+                yield [tokens.popleft() if tokens else self.pad_id for tokens in known]
+                started = time.perf_counter()
+        finally:
+            for sequence in sequences:  # of a generation that is left halfway, or has failed
+                core.cancel(sequence)
+            _keep(core)
 
-    def _appended(self, sequences: list[Sequence], tokens: list[int]) -> list[int]:
-        """Gives each sequence its token; finished ones have the pad id."""
-        shown = []
-        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True)):
-            if sequence.finish_reason:
-                shown.append(self.pad_id)
-                continue
-            sequence.append(token, self._stop, self.max_new_tokens)
-            self.finish_reasons[row] = sequence.finish_reason or "length"
-            shown.append(token)
-        return shown
+    def _note(self, row: int, event: Event, known: list[deque[int]]) -> None:
+        if isinstance(event.error, ValueError):
+            raise ValueError(f"row {row} has {event.error}")
+        if event.error is not None:
+            raise event.error
+        known[row].append(event.token)
+        if event.finish_reason is not None:
+            self.finish_reasons[row] = event.finish_reason
+
+    def _sequences(self) -> list[Sequence]:
+        seed = self.sampling.seed
+        if seed is None:
+            seed = int(torch.randint(1 << 62, (), device="cpu"))
+        return [
+            Sequence(
+                prompt.ids.copy(),
+                Choice(self.sampling, stream_seed(seed, row), self._stop, self.max_new_tokens),
+                prompt.images,
+            )
+            for row, prompt in enumerate(self._prompts)
+        ]
 
 
-def _check(step: int, logits: Tensor, on_gpu: bool, tokens: list[int]) -> None:
-    """Raises what a step ran into."""
-    cause = None
-    try:
-        if on_gpu:  # the host has just waited for the device anyway
-            take_device_error()
-    except IndexError as error:
-        cause = error
-    if min(tokens) < 0:
-        row = tokens.index(-1)
-        nan = bool(logits[row].isnan().any())
-        why = "its logits are NaN" if nan else "all of its logits are -inf"
-        raise ValueError(f"row {row} has no next token at step {step}: {why}") from cause
-    if cause:
-        raise cause
+def stop_ids_of(
+    model: Llama4Model, stop_ids: int | Iterable[int] | Tensor | None
+) -> tuple[int, ...]:
+    """Those of a caller, checked; None: the end tokens of the checkpoint."""
+    config = model.config
+    if stop_ids is None:
+        return config.eos_token_ids
+    return token_ids("stop_ids", stop_ids, config.vocab_size)
+
+
+def check_biases(model: Llama4Model, sampling: Sampling) -> None:
+    token_ids("logit_bias", list(sampling.logit_bias), model.config.vocab_size)
+
+
+def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
+    """An engine that has room for these sequences at once, and keeps nothing for others: the same
+    call gives the same bits whatever ran before."""
+    shape = CacheShape.of(model.config, model.kv_dtype)
+    context = max(s.prompt_length + s.choice.max_new_tokens for s in sequences)
+    if model.device.type != "cuda":
+        needed = [shape.needed(sequence.capacity) for sequence in sequences]
+        pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
+        return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+    # Captures and memory of the last call serve the next one of about the same size.
+    context = min(_rounded(context), model.config.max_position_embeddings)
+    pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
+    kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
+    if kept is not None and kept.idle:
+        if (kept.scheduler.slots, kept.context) == (len(sequences), context):
+            return kept
+        del kept  # before there is another
+    return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+
+
+def _keep(core: EngineCore) -> None:
+    if core.model.device.type == "cuda" and core.idle:
+        core.model.__dict__[_KEPT] = core
+
+
+_KEPT = "_kept_core"
+
+
+def _rounded(tokens: int) -> int:
+    """Up by an eighth at the most, beyond 8,192.
+
+    >>> [_rounded(n) for n in (5, 1025, 9000, 100_000)]
+    [1024, 2048, 9216, 106496]
+    """
+    step = max(1024, 1 << (tokens.bit_length() - 4))
+    return -(-tokens // step) * step

@@ -1,87 +1,216 @@
-"""Paged KV cache that knows chunks.
+"""Paged KV cache that knows chunks: pages for global layers, and others for chunked layers.
 
-A chunked layer never looks back beyond its chunk, so it keeps a ring of pages that
-holds one chunk; its block table repeats the ring, and neither `rope_cache` nor attention knows.
-That is right as long as no step crosses a chunk boundary: the runner splits a prompt there. Global
-layers keep every token.
+A sequence's block tables name a page for each of its logical pages. A chunked layer never looks
+back beyond its chunk, so a sequence gives the pages of earlier chunks back; a table's entries there
+are never read, and neither `rope_cache` nor attention knows. That is right as long as no step
+crosses a chunk boundary: the scheduler splits prompts there.
 
-Page size: 64, or the largest power of two from 16 that divides the chunk, so that the ring is
-exactly one chunk. Only a chunk that 16 does not divide (tests; no published model) leaves its first
-page shared with the chunk before, and the ring takes one page more.
+Page size: 64, or the largest power of two from 16 that divides the chunk. Of a chunk that 16 does
+not divide (tests; no published model) a page may hold the end of one and the start of the next.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from l4kernels.inputs.arguments import whole_number
+from l4kernels.engine.pages import NO_PAGE, PagePool
+from l4kernels.engine.sequence import Sequence
 from l4kernels.layers.attention import LayerCache
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops.check import FP8
+
+GLOBAL, CHUNKED = 0, 1
 
 
 def page_size_for(chunk: int) -> int:
     return next((size for size in (64, 32) if chunk % size == 0), 16)
 
 
-def ring_pages(chunk: int, page_size: int) -> int:
+def chunk_pages(chunk: int, page_size: int) -> int:
     """Pages that hold one chunk wherever it starts."""
     return -(-chunk // page_size) + (chunk % page_size != 0)
 
 
-class KVCache:
-    """Keys and values of several sequences, each of its own capacity.
+class Pages(NamedTuple):
+    """How many of each kind."""
 
-    Args:
-        capacities: tokens that each sequence has room for.
-        dtype: the model's dtype, or float8_e4m3fn.
-        scratch: for a forward whose keys nobody reads again: all layers share one layer's pages,
-            and a prompt goes through in one step, whatever chunks it crosses.
+    of_global: int
+    of_chunked: int
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What pages a model's layers need."""
+
+    chunk: int
+    page_size: int
+    kinds: tuple[int, ...]
+    """By layer: GLOBAL or CHUNKED."""
+    page_bytes: Pages
+    """Of a page in all layers of its kind."""
+
+    @classmethod
+    def of(cls, config: Llama4Config, dtype: torch.dtype) -> "CacheShape":
+        chunk = config.attention_chunk_size
+        page_size = page_size_for(chunk)
+        kinds = tuple(int(config.chunk(layer) > 0) for layer in range(config.num_hidden_layers))
+        one = 2 * page_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+        return cls(chunk, page_size, kinds, Pages(*(one * kinds.count(kind) for kind in (0, 1))))
+
+    def pages(self, tokens: int) -> int:
+        return -(-tokens // self.page_size)
+
+    def first_page(self, position: int) -> int:
+        """The first that chunked layers see from a position."""
+        return (position - position % self.chunk if self.chunk else 0) // self.page_size
+
+    @property
+    def most_chunked(self) -> int:
+        """Pages of chunked layers that one sequence holds: of a chunk, and the next one's first."""
+        return chunk_pages(self.chunk, self.page_size) + 1 if self.chunk else 1 << 62
+
+    def needed(self, capacity: int) -> Pages:
+        """By a sequence that grows to a number of tokens."""
+        pages = self.pages(capacity)
+        return Pages(
+            pages if GLOBAL in self.kinds else 0,
+            min(pages, self.most_chunked) if CHUNKED in self.kinds else 0,
+        )
+
+    def within(self, num_bytes: int, sequences: int, context: int) -> Pages:
+        """The best use of memory for so many sequences of up to `context` tokens: as many pages of
+        both kinds, until chunked layers have all they can use."""
+        most = self.needed(context)
+        ends = Pages(*(sequences * count for count in most))
+        both = num_bytes // max(1, sum(self.page_bytes))
+        chunked = min(both, ends.of_chunked)
+        left = num_bytes - chunked * self.page_bytes.of_chunked
+        return Pages(min(left // max(1, self.page_bytes.of_global), ends.of_global), chunked)
+
+
+def layer_cache(
+    config: Llama4Config, pages: int, dtype: torch.dtype, device: torch.device
+) -> LayerCache:
+    """Pages of one layer, with anything in them."""
+    heads, head_dim = config.num_key_value_heads, config.head_dim
+    size = pages, page_size_for(config.attention_chunk_size), heads, head_dim
+    k, v = (torch.empty(size, dtype=dtype, device=device) for _ in "kv")
+    one = torch.ones(heads, dtype=torch.float32, device=device) if dtype == FP8 else None
+    return LayerCache(k, v, one, one)
+
+
+class KVCache:
+    """The keys and values of many sequences, and which pages they are in.
 
     Attributes:
         layers: pages of each layer.
-        block_tables: int32 `[B, logical pages]`, of the global layers and of the chunked ones; -1
-            where a shorter sequence has no page.
-        kinds: by layer, which of the two block tables is its own.
-        chunk: what no step may cross; 0: nothing.
+        pools: of the global layers and of the chunked ones; without a page where there are none.
     """
 
     def __init__(
-        self,
-        config: Llama4Config,
-        capacities: Iterable[int],
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        scratch: bool = False,
+        self, config: Llama4Config, pages: Pages, *, dtype: torch.dtype, device: torch.device
     ):
-        self.capacities = [whole_number("every capacity", c, 1) for c in capacities]
-        if not self.capacities:
-            raise ValueError("expected the capacity of at least one sequence, got none")
+        self.shape = CacheShape.of(config, dtype)
         self.device = device
-        self.chunk = 0 if scratch else config.attention_chunk_size
-        self.page_size = page_size_for(self.chunk)
-        pages = [-(-capacity // self.page_size) for capacity in self.capacities]
-        most = ring_pages(self.chunk, self.page_size) if self.chunk else max(pages)
-        owned = pages, [min(count, most) for count in pages]
-        self.block_tables = [_block_table(pages, own).to(device) for own in owned]
-        self.kinds = [int(config.chunk(layer) > 0) for layer in range(config.num_hidden_layers)]
-        heads, head_dim = config.num_key_value_heads, config.head_dim
-        one = torch.ones(heads, dtype=torch.float32, device=device) if dtype == FP8 else None
-        self.layers: list[LayerCache] = []
-        for kind in self.kinds[:1] if scratch else self.kinds:
-            shape = sum(owned[kind]), self.page_size, heads, head_dim
-            k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
-            self.layers.append(LayerCache(k, v, one, one))
-        self.bytes = sum(t.numel() * t.element_size() for c in self.layers for t in (c.k, c.v))
-        if scratch:
-            self.layers *= len(self.kinds)
+        self.releases = 0
+        """Times that a sequence gave pages back."""
+        self.pools = [PagePool(count) for count in pages]
+        self.bytes = sum(a * b for a, b in zip(pages, self.shape.page_bytes, strict=True))
+        self._used = [kind in self.shape.kinds for kind in (GLOBAL, CHUNKED)]
+        self.layers = [layer_cache(config, pages[kind], dtype, device) for kind in self.shape.kinds]
 
+    def reuse(self, sequence: Sequence) -> int:
+        """Gives a sequence the cached pages of its longest known prefix; returns how many tokens
+        they hold, fewer than the sequence has: its last token is always computed.
 
-def _block_table(pages: list[int], owned: list[int]) -> Tensor:
-    """`pages` logical pages for each sequence, on as many consecutive ones as it owns."""
-    count, own = (torch.tensor(x, dtype=torch.int32, device="cpu")[:, None] for x in (pages, owned))
-    first = own.cumsum(0, dtype=torch.int32) - own
-    logical = torch.arange(max(pages), dtype=torch.int32, device="cpu")
-    return torch.where(logical < count, first + logical % own, -1)
+        Global layers need every page of the prefix. Chunked layers need those from the start of
+        the chunk that the next token is in, so none where a chunk begins.
+        """
+        size, most = self.shape.page_size, (len(sequence.tokens) - 1) // self.shape.page_size
+        count = most
+        if self._used[GLOBAL]:
+            count = next((i for i in range(most) if self._find(GLOBAL, sequence, i) is None), most)
+        first = count
+        while self._used[CHUNKED]:
+            first = self.shape.first_page(count * size)
+            pages = range(count - 1, first - 1, -1)
+            missing = next((i for i in pages if self._find(CHUNKED, sequence, i) is None), None)
+            if missing is None:
+                break
+            count = missing
+        for kind, start in ((GLOBAL, 0), (CHUNKED, min(first, count))):
+            if self._used[kind]:
+                sequence.pages[kind][:] = [NO_PAGE] * start
+                for i in range(start, count):
+                    page = self._find(kind, sequence, i)
+                    assert page is not None
+                    self.pools[kind].take(page)
+                    sequence.pages[kind].append(page)
+        sequence.named = count
+        return count * size
+
+    def _find(self, kind: int, sequence: Sequence, page: int) -> int | None:
+        return self.pools[kind].find(sequence.page_name(page, self.shape.page_size))
+
+    def missing(self, sequence: Sequence, end: int) -> Pages:
+        """What `extend` to `end` tokens would take, were all of them needed at once."""
+        return Pages(
+            *(
+                max(0, needed - sum(page != NO_PAGE for page in pages))
+                for needed, pages in zip(self.shape.needed(end), sequence.pages, strict=True)
+            )
+        )
+
+    def has(self, pages: Iterable[Pages]) -> bool:
+        """Whether there are so many pages, all together."""
+        wanted = zip(*pages, strict=True)
+        return all(sum(n) <= pool.available for n, pool in zip(wanted, self.pools, strict=True))
+
+    def extend(self, sequence: Sequence, start: int, end: int) -> bool:
+        """Pages for tokens up to `end`, of which those from `start` on are computed next; pages of
+        chunks before that of `start` are given back. False, and nothing taken, if there are not
+        enough."""
+        if self._used[CHUNKED]:
+            self._give_back(sequence, self.shape.first_page(start))
+        wanted = self.shape.pages(end)
+        for kind in (GLOBAL, CHUNKED):
+            more = wanted - len(sequence.pages[kind])
+            if self._used[kind] and more > self.pools[kind].available:
+                return False
+        for kind in (GLOBAL, CHUNKED):
+            if self._used[kind]:
+                held, pool = sequence.pages[kind], self.pools[kind]
+                held += [pool.allocate() for _ in range(wanted - len(held))]
+        return True
+
+    def _give_back(self, sequence: Sequence, first: int) -> None:
+        held = sequence.pages[CHUNKED]
+        for i in range(min(first, len(held)) - 1, -1, -1):
+            if held[i] == NO_PAGE:
+                break
+            self.pools[CHUNKED].release(held[i])
+            held[i] = NO_PAGE
+            self.releases += 1
+
+    def remember(self, sequence: Sequence, computed: int) -> None:
+        """Names the full pages of the first `computed` tokens, so that others may reuse them."""
+        size = self.shape.page_size
+        for i in range(sequence.named, computed // size):
+            name = sequence.page_name(i, size)
+            for kind in (GLOBAL, CHUNKED):
+                if self._used[kind] and (page := sequence.pages[kind][i]) != NO_PAGE:
+                    self.pools[kind].name(page, name)
+            sequence.named = i + 1
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives all pages back; what is named can still be found. The last go first, so that the
+        start of a prefix is forgotten last."""
+        for kind, pool in enumerate(self.pools):
+            for page in reversed(sequence.pages[kind]):
+                if page != NO_PAGE:
+                    pool.release(page)
+            sequence.pages[kind].clear()
+        sequence.named = 0
+        self.releases += 1

@@ -9,9 +9,10 @@ from torch import Tensor
 from l4kernels.checkpoint.load import load_random, load_weights, open_checkpoint
 from l4kernels.checkpoint.progress import Progress
 from l4kernels.engine.generate import Generation
-from l4kernels.engine.runner import Runner
-from l4kernels.engine.sampler import Sampling
-from l4kernels.engine.sequence import make_sequences
+from l4kernels.engine.images import encode
+from l4kernels.engine.prompts import prompts_of_batch
+from l4kernels.engine.runner import run_whole
+from l4kernels.engine.sampling import Sampling
 from l4kernels.inputs.files import shown
 from l4kernels.layers.options import ModelOptions, find_kv_dtype
 from l4kernels.model.config import Llama4Config
@@ -36,19 +37,26 @@ class Llama4(Llama4Model):
         """Logits of every position.
 
         Args:
-            input_ids: int64 or int32 `[B, S]`, no padding.
+            input_ids: int64 or int32 `[B, S]`.
             pixel_values: `[tiles, 3, H, W]` of all images, in the order of the prompts.
-            attention_mask: `[B, S]`, all ones: every token is meant. Without it a row must not
-                begin with the pad token.
+            attention_mask: `[B, S]`, zeros where there is padding. Without it a row must not begin
+                with the pad token.
 
         Returns:
-            float32 `[B, S, vocab_size]`; no gradient leads back to the weights.
+            float32 `[B, S, vocab_size]`, zeros where there is padding; no gradient leads back to
+            the weights.
         """
-        sequences, _ = make_sequences(self, input_ids, pixel_values, 0, attention_mask)
-        runner = Runner(self, sequences, scratch=True)
-        hidden = runner.step([len(sequence.ids) for sequence in sequences])
+        prompts = prompts_of_batch(self, input_ids, pixel_values, 0, attention_mask)
+        encode(self, [prompt.images for prompt in prompts if prompt.images is not None])
+        hidden = run_whole(self, prompts)
         with outside_inference():
-            return self.compute_logits(hidden).view(*input_ids.shape, -1)
+            logits = self.compute_logits(hidden)
+            if len(logits) == input_ids.numel():
+                return logits.view(*input_ids.shape, -1)
+            assert attention_mask is not None
+            whole = logits.new_zeros(*input_ids.shape, logits.shape[-1])
+            whole[attention_mask.to(logits.device) == 1] = logits
+            return whole
 
     def generate(
         self,
@@ -63,6 +71,9 @@ class Llama4(Llama4Model):
         seed: int | None = None,
         repetition_penalty: float = 1.0,
         logit_bias: Mapping[int, float] | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        min_tokens: int = 0,
         stop_ids: int | Iterable[int] | Tensor | None = None,
         attention_mask: Tensor | None = None,
         streamer: Callable[[Tensor], None] | None = None,
@@ -78,7 +89,18 @@ class Llama4(Llama4Model):
         if streamer is not None and not callable(streamer):
             raise ValueError(f"expected streamer to be a function, got {shown(streamer)}")
         bias = {} if logit_bias is None else logit_bias
-        sampling = Sampling(temperature, top_k, top_p, min_p, seed, repetition_penalty, bias)
+        sampling = Sampling(
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            repetition_penalty,
+            bias,
+            frequency_penalty,
+            presence_penalty,
+            min_tokens,
+        )
         columns = [input_ids]
         for ids in self.stream(
             input_ids, max_new_tokens, pixel_values, sampling, stop_ids, attention_mask
@@ -123,8 +145,8 @@ class Llama4(Llama4Model):
             path: the folder.
             device: where the weights go.
             dtype: float32 or bfloat16, of the activations and of what is not quantised.
-            weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
-                quantised while loading, a tensor at a time.
+            weights: None or "bf16" (unquantised, in `dtype`), "fp8", "int4" (groups of 128), or
+                "int4+fp8attn" (attention in fp8); quantised while loading, a tensor at a time.
             kv_dtype: of the KV cache: None (`dtype`) or "fp8".
             progress: called with the bytes that were read and those of all files, after each
                 tensor; by default a terminal's standard error shows them.

@@ -1,243 +1,216 @@
-"""Runs steps of a model: which tokens each takes, in tensors that exist before it begins."""
+"""Runs a model over the sequences of an engine: pieces of prompts, and steps of a token each."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l4kernels.engine.kv_cache import KVCache
+from l4kernels import ops
+from l4kernels.engine.graphs import Capture, Step
+from l4kernels.engine.kv_cache import CacheShape, KVCache, layer_cache
+from l4kernels.engine.prompts import PromptTokens
 from l4kernels.engine.sequence import Sequence
-from l4kernels.inputs.arguments import whole_number
-from l4kernels.inputs.files import shown
+from l4kernels.engine.state import StepKind, StepRows, StepState, to_device
 from l4kernels.layers.attention import AttentionMetadata
 from l4kernels.model.llama4 import Llama4Model
-from l4kernels.ops.ambient import isolated
-from l4kernels.ops.check import describe
-from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
+
+_EAGER_USES = 2
+"""Times that a step runs before it is captured: a capture costs as much as many steps."""
 
 
-def prompt_pieces(starts: list[int], ends: list[int], chunk: int) -> Iterator[list[int]]:
-    """How many tokens of each sequence go into each step, from its start to its end.
+def bucket_of(slots: int, most: int) -> int:
+    """Rows of the captured step that serves so many slots: a power of two, or all there are.
 
-    None crosses a boundary of its chunk (0: there are none), and together they are at most
-    MAX_PREFILL_TOKENS, or one of each sequence. A chunk is split into pieces of equal length.
-
-    >>> list(prompt_pieces([0, 6], [20, 8], chunk=8))
-    [[8, 2], [8, 0], [4, 0]]
+    >>> [bucket_of(n, 48) for n in (0, 1, 2, 3, 33, 48)]
+    [0, 1, 2, 4, 48, 48]
     """
-    at = list(starts)
-    while running := sum(start < end for start, end in zip(at, ends, strict=True)):
-        most = max(1, MAX_PREFILL_TOKENS // running)
-        counts = []
-        for start, end in zip(at, ends, strict=True):
-            span = min(end, (start // chunk + 1) * chunk) - start if chunk else end - start
-            counts.append(-(-span // max(1, -(-span // most))))
-        yield counts
-        at = [start + count for start, count in zip(at, counts, strict=True)]
+    return min(1 << (slots - 1).bit_length(), most) if slots else 0
 
 
-@dataclass(frozen=True, eq=False)
-class StepTensors:
-    """What a step of T tokens of B sequences reads: made before it and filled in place, so that a
-    captured step finds the next one's values where it looks for them."""
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of a prompt: `[start, end)` of a sequence whose table row is `slot`."""
 
-    cache: KVCache
-    ids: Tensor  # int64 [T]
-    positions: Tensor  # int64 [T]
-    table_rows: Tensor  # int64 [T], where a token's row begins in a flattened block table
-    slots: tuple[Tensor, ...]  # int64 [T], by block table of the cache
-    cu_seqlens_q: Tensor  # int32 [B + 1]
-    seqlens_k: Tensor  # int32 [B]
-
-    @classmethod
-    def make(cls, cache: KVCache, num_tokens: int) -> "StepTensors":
-        def zeros(size: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(size, dtype=dtype, device=cache.device)
-
-        batch = len(cache.capacities)
-        return cls(
-            cache,
-            ids=zeros(num_tokens),
-            positions=zeros(num_tokens),
-            table_rows=zeros(num_tokens),
-            slots=tuple(zeros(num_tokens) for _ in cache.block_tables),
-            cu_seqlens_q=zeros(batch + 1, torch.int32),
-            seqlens_k=zeros(batch, torch.int32),
-        )
-
-    def first(self, num_tokens: int) -> "StepTensors":
-        """The same memory for a step of fewer tokens."""
-        return replace(
-            self,
-            ids=self.ids[:num_tokens],
-            positions=self.positions[:num_tokens],
-            table_rows=self.table_rows[:num_tokens],
-            slots=tuple(slots[:num_tokens] for slots in self.slots),
-        )
-
-    def place(self, starts: list[int], counts: list[int]) -> None:
-        """`counts[b]` tokens of sequence b, from position `starts[b]` on."""
-        device, width = self.ids.device, self.cache.block_tables[0].shape[1]
-        ends = [start + count for start, count in zip(starts, counts, strict=True)]
-        bounds = [0, *itertools.accumulate(counts)]
-        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            span = slice(bounds[row], bounds[row + 1])
-            torch.arange(start, end, dtype=torch.int64, device=device, out=self.positions[span])
-            self.table_rows[span] = row * width
-        self.cu_seqlens_q.copy_(torch.tensor(bounds, dtype=torch.int32, device="cpu"))
-        self.seqlens_k.copy_(torch.tensor(ends, dtype=torch.int32, device="cpu"))
-        self._find_slots()
-
-    def advance(self) -> None:
-        """One token of every sequence, after a step of one token of each."""
-        self.positions.add_(1)
-        self.seqlens_k.add_(1)
-        self._find_slots()
-
-    def _find_slots(self) -> None:
-        page_size = self.cache.page_size
-        offset, place = self.positions % page_size, self.positions // page_size + self.table_rows
-        for table, slots in zip(self.cache.block_tables, self.slots, strict=True):
-            page = table.view(-1).index_select(0, place)
-            torch.add(offset, page, alpha=page_size, out=slots)
-
-    def metadata(self, max_seqlen_q: int) -> list[AttentionMetadata]:
-        """Of each layer."""
-        kinds = [
-            AttentionMetadata(
-                self.positions, slots, self.cu_seqlens_q, self.seqlens_k, table, max_seqlen_q
-            )
-            for slots, table in zip(self.slots, self.cache.block_tables, strict=True)
-        ]
-        return [kinds[kind] for kind in self.cache.kinds]
+    sequence: Sequence
+    slot: int
+    start: int
+    end: int
 
 
 class Runner:
-    """Runs sequences of any lengths together, sequence b in row b of a KV cache of its own.
-
-    Args:
-        new_tokens: how many tokens of each sequence there is room for after its prompt.
-        scratch: for one step over whole prompts, whose keys nobody reads again: see `KVCache`.
-
-    Raises:
-        ValueError: by a step, that the cache has no room for it.
-    """
+    """Runs pieces of prompts eagerly, and steps of one token a slot as captures."""
 
     def __init__(
-        self,
-        model: Llama4Model,
-        sequences: list[Sequence],
-        new_tokens: int = 0,
-        *,
-        scratch: bool = False,
+        self, model: Llama4Model, cache: KVCache, state: StepState, capture: Capture | None
     ):
-        new_tokens = whole_number("new_tokens", new_tokens, 0)
-        capacities = [len(sequence.ids) + new_tokens for sequence in sequences]
-        formats: dict[str, Any] = {"dtype": model.kv_dtype, "device": model.device}
-        self.model, self.sequences = model, sequences
-        self.cache = KVCache(model.config, capacities, **formats, scratch=scratch)
-        model.rotate_up_to(max(capacities))
-        most = sum(capacities)
-        if not scratch:
-            most = min(most, max(len(sequences), MAX_PREFILL_TOKENS))
-        self._tensors = StepTensors.make(self.cache, most)
-        self._decoding: tuple[StepTensors, list[AttentionMetadata]] | None = None
-        self._next_starts: list[int] = []  # where another step of decoding finds `_decoding`
+        self.model, self.cache, self.state, self.capture = model, cache, state, capture
+        self._uses: dict[tuple[int, StepKind], int] = {}
+        self._replays: dict[tuple[int, StepKind], Step] = {}
 
-    @isolated
-    def prefill(self) -> Tensor:
-        """Runs the tokens of all prompts that are not in the cache yet.
-
-        Returns:
-            float32 `[B, vocab_size]`: logits after the last token of each.
-        """
-        starts = [sequence.position for sequence in self.sequences]
-        ends = [len(sequence.ids) for sequence in self.sequences]
-        self._require_room(starts, ends)
-        if any(start >= end for start, end in zip(starts, ends, strict=True)):
-            raise ValueError("expected tokens of every sequence that are not in the KV cache yet")
-        last = self.model.embedding.new_empty(len(ends), self.model.config.hidden_size)
-        for counts in prompt_pieces(starts, ends, self.cache.chunk):
-            hidden = self.step(counts)
-            for row, bound in enumerate(itertools.accumulate(counts)):
-                if counts[row] and self.sequences[row].position == ends[row]:
-                    last[row] = hidden[bound - 1]
-        return self.model.compute_logits(last)
-
-    @isolated
-    def step(self, counts: list[int]) -> Tensor:
-        """Runs the next `counts[b]` tokens of each prompt, within the limits of `prompt_pieces`.
-
-        Returns:
-            `[sum(counts), hidden_size]`, the last layer's output.
-        """
-        num_tokens, most = sum(counts), len(self._tensors.ids)
-        if not 1 <= num_tokens <= most:
-            raise ValueError(f"expected 1 to {most} tokens in one step, got {num_tokens}")
-        starts, self._decoding = self._starts(counts), None
-        tensors = self._tensors.first(num_tokens)
-        tensors.place(starts, counts)
-        parts = [
-            (sequence, slice(start, start + count))
-            for sequence, start, count in zip(self.sequences, starts, counts, strict=True)
-        ]
-        if any(sequence.features is not None for sequence in self.sequences):
-            x = torch.cat([sequence.embeddings(self.model, span) for sequence, span in parts])
+    def prefill(self, pieces: list[Piece]) -> None:
+        """Computes the keys and values of pieces of prompts."""
+        device, size = self.cache.device, self.cache.shape.page_size
+        spans = [(piece.start, piece.end) for piece in pieces]
+        slots = torch.tensor([piece.slot for piece in pieces], dtype=torch.int64, device="cpu")
+        slots, placement = to_device(slots, device), Placement.of(spans, device)
+        tables = [table[slots] for table in self.state.tables]
+        metadata = placement.metadata(tables, self.cache.shape.kinds, size)
+        if any(p.sequence.images and p.sequence.images.shown(p.start, p.end) for p in pieces):
+            x = torch.cat([embedded(self.model, p.sequence.prompt, p.start, p.end) for p in pieces])
         else:
-            x = torch.cat([sequence.ids[span] for sequence, span in parts], out=tensors.ids)
-        hidden: Tensor = self.model(x, tensors.metadata(max(counts)), self.cache.layers)
-        self._move_on(counts)
-        return hidden
+            tokens = itertools.chain(*(p.sequence.tokens[p.start : p.end] for p in pieces))
+            x = to_device(torch.tensor([*tokens], dtype=torch.int64, device="cpu"), device)
+        self.model(x, metadata, self.cache.layers)
 
-    @isolated
-    def decode(self, ids: Tensor) -> Tensor:
-        """Logits `[B, vocab_size]` after one more token of every sequence, `ids` `[B]`."""
-        batch = len(self.sequences)
-        found = (ids.shape, ids.dtype) if isinstance(ids, Tensor) else ()
-        if found not in (((batch,), torch.int64), ((batch,), torch.int32)):
-            got = describe(ids) if isinstance(ids, Tensor) else shown(ids)
-            raise ValueError(f"expected ids to be int64 or int32 [{batch}], got {got}")
-        one_each = [1] * batch
-        starts = self._starts(one_each)
-        if self._decoding and starts == self._next_starts:
-            tensors, metadata = self._decoding
-            tensors.advance()
+    def rows_for(self, slots: int) -> int:
+        """Rows of the step that serves the first `slots` slots."""
+        return slots if self.capture is None else bucket_of(slots, self.state.num_slots)
+
+    def step(self, slots: int, kind: StepKind) -> int:
+        """One token of each of the first `slots` slots; returns the rows it covers."""
+        count = self.rows_for(slots)
+        rows, key = self.state.rows(count), (count, kind)
+        if self.capture is None:
+            self._step(rows, kind)
+            return count
+        if key in self._replays:
+            self._replays[key]()
+            return count
+        self._uses[key] = self._uses.get(key, 0) + 1
+        if self._uses[key] <= _EAGER_USES:
+            self._step(rows, kind)
         else:
-            tensors = self._tensors.first(batch)
-            metadata = tensors.metadata(1)
-            tensors.place(starts, one_each)
-            self._decoding = tensors, metadata
-        self._next_starts = [start + 1 for start in starts]
-        tensors.ids.copy_(ids)
-        hidden = self.model(tensors.ids, metadata, self.cache.layers)
-        self._move_on(one_each)
-        return self.model.compute_logits(hidden)
+            self._replays[key] = self.capture(lambda: self._step(rows, kind))
+        return count
 
-    def _starts(self, counts: list[int]) -> list[int]:
-        """The positions where the new tokens of each sequence begin, if there is room for them."""
-        starts = [sequence.position for sequence in self.sequences]
-        ends, chunk = [a + count for a, count in zip(starts, counts, strict=True)], self.cache.chunk
-        self._require_room(starts, ends)
-        for start, end in zip(starts, ends, strict=True):
-            if chunk and end > start and start // chunk != (end - 1) // chunk:
-                raise ValueError(
-                    f"expected a step inside one chunk of {chunk} tokens, got positions {start} "
-                    f"to {end - 1}"
+    def _step(self, rows: StepRows, kind: StepKind) -> None:
+        """Reads and writes tensors of the state alone, and takes no number from the host: what
+        holds for one step holds for all."""
+        state = self.state
+        patches = () if state.features is None else (state.features, rows.feature_rows)
+        hidden = self.model(self.model.embed(rows.ids, *patches), rows.metadata, self.cache.layers)
+        raw = logits = self.model.compute_logits(hidden)
+        tally = None
+        if kind.processed:
+            tally = rows.processing["tally"]
+            wanted = rows.named("stop_bits", "generated", "min_tokens", "active", *_PENALTIES)
+            logits = ops.process_logits(raw, **rows.processing, **wanted)
+        filters = rows.named("temperature", "top_k", "top_p", "min_p", "seeds")
+        sampled = ops.sample(logits, **filters, counters=rows.generated).ids
+        if kind.logprobs:
+            self._report(raw, sampled, rows)
+        ops.advance_step(
+            sampled,
+            **rows.named("ids", "positions", "seqlens_k", "generated", "max_tokens", "stop_bits"),
+            slots=rows.slots,
+            block_tables=rows.tables,
+            results=rows.results,
+            page_size=state.shape.page_size,
+            tally=tally,
+            feature_rows=rows.feature_rows if patches else None,
+        )
+
+    def _report(self, raw: Tensor, sampled: Tensor, rows: StepRows) -> None:
+        """Log-probabilities by the model's own logits, whatever was drawn from."""
+        chosen, top_ids, top = rows.listed()
+        off = rows.named("top_k", "top_p", "min_p", "seeds")
+        greedy = torch.zeros_like(rows.named("temperature")["temperature"])
+        listed = ops.sample(
+            raw, greedy, **off, counters=rows.generated, top_logprobs=top_ids.shape[1]
+        )
+        top_ids.copy_(listed.top_ids)
+        top.copy_(listed.top_logprobs)
+        # The likeliest token's logit and log-probability differ by the normaliser.
+        first = listed.top_ids[:, :1].clamp(min=0)
+        total = raw.gather(1, first) - listed.top_logprobs[:, :1]
+        chosen.copy_((raw.gather(1, sampled.clamp(min=0)[:, None]) - total)[:, 0])
+
+
+_PENALTIES = "repetition_penalty", "frequency_penalty", "presence_penalty"
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where the tokens of several sequences are: sequence b has the positions of `spans[b]`."""
+
+    positions: Tensor  # int64 [T]
+    rows: Tensor  # int64 [T], of the block table
+    cu_seqlens_q: Tensor  # int32 [B + 1]
+    seqlens_k: Tensor  # int32 [B]
+    longest: int
+
+    @classmethod
+    def of(cls, spans: list[tuple[int, int]], device: torch.device) -> "Placement":
+        counts = [end - start for start, end in spans]
+        host: dict[str, Any] = {"dtype": torch.int64, "device": "cpu"}
+        positions = torch.cat([torch.arange(*span, **host) for span in spans])
+        rows = torch.arange(len(spans), **host).repeat_interleave(torch.tensor(counts, **host))
+        bounds = [0, *itertools.accumulate(counts)]
+        ends = [end for _, end in spans]
+
+        def int32(values: list[int]) -> Tensor:
+            return to_device(torch.tensor(values, dtype=torch.int32, device="cpu"), device)
+
+        return cls(
+            to_device(positions, device),
+            to_device(rows, device),
+            int32(bounds),
+            int32(ends),
+            max(counts),
+        )
+
+    def metadata(
+        self, tables: list[Tensor], kinds: Iterable[int], page_size: int
+    ) -> list[AttentionMetadata]:
+        """Of each layer, from the block tables `[B, pages]` of each kind."""
+        offset = self.positions % page_size
+        made = []
+        for table in tables:
+            page = table[self.rows, self.positions // page_size].long()
+            made.append(
+                AttentionMetadata(
+                    self.positions,
+                    torch.where(page < 0, -1, page * page_size + offset),
+                    self.cu_seqlens_q,
+                    self.seqlens_k,
+                    table,
+                    self.longest,
                 )
-        return starts
+            )
+        return [made[kind] for kind in kinds]
 
-    def _move_on(self, counts: list[int]) -> None:
-        """After a step: one that failed has left nothing in the cache."""
-        for sequence, count in zip(self.sequences, counts, strict=True):
-            sequence.position += count
 
-    def _require_room(self, starts: list[int], ends: list[int]) -> None:
-        for start, end, capacity in zip(starts, ends, self.cache.capacities, strict=True):
-            if end > capacity:
-                raise ValueError(
-                    f"expected at most {capacity - start} more tokens in this KV cache "
-                    f"(capacity {capacity}, in use {start}), got {end - start}"
-                )
+def embedded(model: Llama4Model, prompt: PromptTokens, start: int, end: int) -> Tensor:
+    """`[n, hidden_size]` of tokens `[start, end)`, some of which may be patches."""
+    ids = torch.tensor(prompt.ids[start:end], dtype=torch.int64, device="cpu")
+    ids = to_device(ids, model.device)
+    if prompt.images is None or prompt.images.features is None:
+        return model.embed(ids)
+    rows = prompt.images.rows[start:end]
+    rows += [-1] * (len(ids) - len(rows))  # the answer of a prompt that is computed again
+    at = to_device(torch.tensor(rows, dtype=torch.int32, device="cpu"), model.device)
+    return model.embed(ids, prompt.images.features, at)
+
+
+def run_whole(model: Llama4Model, prompts: list[PromptTokens]) -> Tensor:
+    """`[T, hidden_size]`: the last layer's output for all tokens of prompts, one after the other.
+
+    Nobody reads the keys again, so all layers share one layer's pages, and a prompt goes through in
+    one step, whatever chunks it crosses.
+    """
+    lengths = [len(prompt.ids) for prompt in prompts]
+    shape = CacheShape.of(model.config, model.kv_dtype)
+    counts = [shape.pages(length) for length in lengths]
+    logical = torch.arange(max(counts), dtype=torch.int32, device="cpu")
+    first = torch.tensor([0, *itertools.accumulate(counts)][:-1], dtype=torch.int32, device="cpu")
+    table = to_device(first[:, None] + logical, model.device)
+    pages = layer_cache(model.config, sum(counts), model.kv_dtype, model.device)
+    model.rotate_up_to(max(lengths))
+    placement = Placement.of([(0, length) for length in lengths], model.device)
+    metadata = placement.metadata([table] * 2, shape.kinds, shape.page_size)
+    parts = [embedded(model, prompt, 0, len(prompt.ids)) for prompt in prompts]
+    hidden: Tensor = model(torch.cat(parts), metadata, [pages] * len(shape.kinds))
+    return hidden

@@ -1,14 +1,33 @@
-"""One sequence: its tokens, what its images put in place of theirs, and how far it is."""
+"""One sequence: its tokens, what it asks for, and the pages and the slot that it has."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from l4kernels.engine.input_checks import check_ids, check_pixels
-from l4kernels.model.llama4 import Llama4Model
-from l4kernels.ops.ambient import isolated
+from l4kernels.engine.images import PromptImages
+from l4kernels.engine.pages import chain
+from l4kernels.engine.prompts import PromptTokens
+from l4kernels.engine.sampling import Sampling
+
+TokenMask = Callable[[list[int]], Tensor | None]
+"""The tokens of the answer so far -> which may follow: int32 `[ceil(V / 32)]`, token v is bit
+`v % 32` of word `v // 32`; None: all."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the tokens of a sequence are chosen, and when it ends."""
+
+    sampling: Sampling
+    seed: int
+    """Of this sequence: no other of a batch draws from the same stream."""
+    stop_ids: frozenset[int]
+    max_new_tokens: int
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report with each token's log-probability; None: not even
+    that."""
+    token_mask: TokenMask | None = None
 
 
 @dataclass(eq=False)
@@ -16,69 +35,62 @@ class Sequence:
     """A prompt and what follows it.
 
     Args:
-        ids: int64 `[S]` on the model's device, the prompt.
-        features: `[R, hidden_size]`, what the vision tower made of images; or None.
-        feature_rows: int32 `[S]`, with features: the row at a patch token, -1 at another one.
+        tokens: the prompt; the answer is appended as it becomes known.
+        priority: less goes first; among equals, who came first.
+        salt: only sequences with the same salt share pages.
     """
 
-    ids: Tensor
-    features: Tensor | None = None
-    feature_rows: Tensor | None = None
-    position: int = 0
-    """Its tokens that are in the KV cache."""
-    new_tokens: list[int] = field(default_factory=list)
+    tokens: list[int]
+    choice: Choice
+    images: PromptImages | None = None
+    priority: int = 0
+    salt: bytes = b""
+    prompt_length: int = field(init=False)
     finish_reason: str | None = None
-    """"stop" after an end token, "length" after as many tokens as it may have; None before."""
+    """"stop" after an end token, "length" after as many tokens as it may have, "cancelled",
+    "error"; None before."""
+    arrival: int = 0
+    slot: int | None = None
+    """Its row in the step's tensors, from the moment its prompt is computed."""
+    computed: int = 0
+    """Its tokens whose keys and values are in pages, or will be when the steps that were launched
+    are done."""
+    decoding: bool = False
+    pages: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """Of the global and of the chunked layers, by logical page."""
+    named: int = 0
+    """Full pages that others can find."""
+    awaits: "tuple[Sequence, int] | None" = None
+    """Who is about to compute pages that this one can share, and up to which token."""
+    preemptions: int = 0
+    _names: list[bytes] = field(default_factory=list)
 
-    def from_the_start(self) -> "Sequence":
-        """Another one of the same prompt, of which nothing is in a cache."""
-        return Sequence(self.ids, self.features, self.feature_rows)
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.tokens)
 
-    def append(self, token: int, stop_ids: frozenset[int], max_new_tokens: int) -> None:
-        self.new_tokens.append(token)
-        if token in stop_ids:
-            self.finish_reason = "stop"
-        elif len(self.new_tokens) == max_new_tokens:
-            self.finish_reason = "length"
+    @property
+    def prompt(self) -> PromptTokens:
+        """All of its tokens, as a prompt."""
+        return PromptTokens(self.tokens, self.images)
 
-    def embeddings(self, model: Llama4Model, span: slice) -> Tensor:
-        """`[n, hidden_size]` of a part of the prompt."""
-        rows = None if self.feature_rows is None else self.feature_rows[span]
-        return model.embed(self.ids[span], self.features, rows)
+    @property
+    def new_tokens(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
 
+    @property
+    def capacity(self) -> int:
+        """The most tokens it can have; the last is never read."""
+        return self.prompt_length + self.choice.max_new_tokens - 1
 
-@isolated
-def make_sequences(
-    model: Llama4Model,
-    input_ids: Tensor,
-    pixel_values: Tensor | None = None,
-    new_tokens: int = 0,
-    attention_mask: Tensor | None = None,
-) -> tuple[list[Sequence], float]:
-    """A sequence of each row, and the seconds that its images took.
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.priority, self.arrival
 
-    Args:
-        input_ids: int64 or int32 `[B, S]`, no padding; `S` counts towards the model's context.
-        pixel_values: `[tiles, channels, H, W]` of all images in the order of their patch tokens,
-            or None. Without images a patch token is a token like any other.
-        new_tokens: how many tokens are to follow.
-        attention_mask: `[B, S]` of any dtype, all ones: every token is meant, pad tokens as well.
-            None: a row must not begin with the pad token, nor end with it if tokens are to follow.
-
-    Raises:
-        ValueError: an argument, named with what was expected and what came.
-    """
-    check_ids(model.config, input_ids, new_tokens, attention_mask)
-    ids = input_ids.to(model.device, torch.int64)
-    sequences = [Sequence(row) for row in ids]
-    if pixel_values is None:
-        return sequences, 0.0
-    pixels = check_pixels(model.config, ids, pixel_values, model.options.dtype)
-    token = model.config.image_token_index
-    assert model.vision is not None and token is not None
-    started = time.perf_counter()
-    features, is_patch = model.vision(pixels), torch.eq(ids, token)
-    order = is_patch.flatten().cumsum(0).view(ids.shape) - 1
-    for sequence, rows in zip(sequences, torch.where(is_patch, order, -1), strict=True):
-        sequence.features, sequence.feature_rows = features, rows.to(torch.int32)
-    return sequences, time.perf_counter() - started
+    def page_name(self, page: int, size: int) -> bytes:
+        """Of the full page of tokens `[page * size, (page + 1) * size)`."""
+        while len(self._names) <= page:
+            start = len(self._names) * size
+            content = b"" if self.images is None else self.images.content(start, start + size)
+            parent = self._names[-1] if self._names else self.salt
+            self._names.append(chain(parent, self.tokens[start : start + size], content))
+        return self._names[page]

@@ -19,10 +19,11 @@ from l4kernels.ops.activation import ROW_SCALINGS
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
-from l4kernels.ops.indices import require_indices
+from l4kernels.ops.indices import require_indices, source_rows
+from l4kernels.ops.norm import normalised
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_dtype, as_float, scalar
+from l4kernels.ops.views import as_dtype, as_float
 
 MAX_EXPERTS = 256
 """Of the grouped products: a shared expert is one of them."""
@@ -47,11 +48,17 @@ class Routing(NamedTuple):
 def _check_moe_route(args: Bound) -> None:
     contract = Contract(args)
     contract.tensor("logits", FLOATS, ["T", "E"], "rows")
-    experts, most = contract.sizes["E"], MAX_EXPERTS - args.shared_expert
+    check_routing(contract, contract.sizes["E"], f"logits {list(args.logits.shape)}")
+
+
+def check_routing(contract: Contract, experts: int, counted: str) -> None:
+    """`top_k` of that many experts, and perhaps the shared one; `counted` says where they are."""
+    args = contract.args
+    most = MAX_EXPERTS - args.shared_expert
     beside = " beside the shared one" if args.shared_expert else ""
     contract.require(
         1 <= experts <= most,
-        f"expected 1 to {most} experts{beside}, got logits {list(args.logits.shape)}",
+        f"expected 1 to {most} experts{beside}, got {counted}",
     )
     limit = min(MAX_TOP_K, experts)
     contract.require(
@@ -62,9 +69,16 @@ def _check_moe_route(args: Bound) -> None:
 
 def _work_moe_route(args: Bound) -> Work:
     tokens, experts = args.logits.shape
-    written = tokens * (args.top_k + args.shared_expert) * 5 * 4
-    written += (experts + args.shared_expert + 1) * 4
-    return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
+    return Work(
+        flops=args.logits.numel() * args.top_k,
+        bytes=tensor_bytes(args.logits) + routing_bytes(args, tokens, experts),
+    )
+
+
+def routing_bytes(args: Bound, tokens: int, experts: int) -> int:
+    """Of the results of routing."""
+    written: int = tokens * (args.top_k + args.shared_expert) * 5 * 4
+    return written + (experts + args.shared_expert + 1) * 4
 
 
 def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
@@ -218,15 +232,7 @@ def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
     tensor([[2.],
             [1.]])
     """
-    require_indices("moe_permute", "permutation", permutation, 0, x.shape[0] * top_k)
-    return _gathered(x, permutation, top_k)
-
-
-def _gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
-    if x.shape[0] == 1:
-        return torch.cat([x] * top_k)
-    rows = permutation if top_k == 1 else permutation // scalar(top_k, permutation)
-    return x.index_select(0, rows)
+    return x.index_select(0, source_rows("moe_permute", permutation, top_k, x.shape[0]))
 
 
 def _check_moe_permute_fp8(args: Bound) -> None:
@@ -276,26 +282,36 @@ def moe_permute_fp8(
     >>> moe_permute_fp8(torch.tensor([[448.0], [896.0]]), order, 1).scale
     tensor([2., 1.])
     """
-    require_indices("moe_permute_fp8", "permutation", permutation, 0, x.shape[0] * top_k)
+    rows = source_rows("moe_permute_fp8", permutation, top_k, x.shape[0])
     q, scale = fp8_with_scale(x.float(), scaling)
-    return _gathered(q, permutation, top_k), _gathered(scale, permutation, top_k)
+    return q.index_select(0, rows), scale.index_select(0, rows)
 
 
-def _check_moe_combine(args: Bound) -> None:
+def _check_combined(args: Bound) -> Contract:
+    """What all that combine have in common: a token's rows, and the residual stream."""
     contract = Contract(args)
     contract.tensor("y", FLOATS, ["T*k", "D"], "rows")
     rows, top_k = contract.sizes["T*k"], _top_k(contract)
     contract.multiple("the number of rows of y", rows, top_k)
+    contract.sizes["T"] = rows // top_k
     contract.tensor("inverse", torch.int32, ["T*k"])
-    contract.tensor("shared", args.y.dtype, [rows // top_k, "D"], "rows")
-    contract.tensor("residual", args.y.dtype, [rows // top_k, "D"], "rows")
+    contract.tensor("residual", args.y.dtype, ["T", "D"], "rows")
+    return contract
+
+
+def _check_moe_combine(args: Bound) -> None:
+    _check_combined(args).tensor("shared", args.y.dtype, ["T", "D"], "rows")
+
+
+def _work_combined(args: Bound, *added: Tensor | None) -> Work:
+    y, top_k = args.y, args.top_k
+    sums = top_k - 1 + sum(t is not None for t in added)
+    moved = tensor_bytes(y, args.inverse, *added) + tensor_bytes(y) // top_k
+    return Work(flops=sums * (y.numel() // top_k), bytes=moved)
 
 
 def _work_moe_combine(args: Bound) -> Work:
-    y, top_k = args.y, args.top_k
-    added = top_k - 1 + (args.shared is not None) + (args.residual is not None)
-    moved = tensor_bytes(y, args.inverse, args.shared, args.residual) + tensor_bytes(y) // top_k
-    return Work(flops=added * (y.numel() // top_k), bytes=moved)
+    return _work_combined(args, args.shared, args.residual)
 
 
 def _fake_moe_combine(args: Bound) -> Tensor:
@@ -328,11 +344,124 @@ def moe_combine(
     tensor([[ 101.],
             [1010.]])
     """
-    require_indices("moe_combine", "inverse", inverse, 0, y.shape[0])
+    return _combined("moe_combine", y, inverse, top_k, shared, residual)
+
+
+def _combined(
+    op_name: str, y: Tensor, inverse: Tensor, top_k: int, *added: Tensor | None
+) -> Tensor:
+    require_indices(op_name, "inverse", inverse, 0, y.shape[0])
     total = as_float(y.index_select(0, inverse))
     if top_k > 1:
         total = total.view(-1, top_k, total.shape[1]).sum(1)
-    for other in (shared, residual):
+    for other in added:
         if other is not None:
             total.add_(other)
     return as_dtype(total, y.dtype)
+
+
+class CombinedNorm(NamedTuple):
+    """The residual stream, and its normalised rows."""
+
+    x: Tensor
+    normed: Tensor
+
+
+class CombinedNormFp8(NamedTuple):
+    """The residual stream, and its normalised rows in e4m3 with a scale each."""
+
+    x: Tensor
+    q: Tensor
+    scale: Tensor
+
+
+def _check_moe_combine_norm(args: Bound) -> None:
+    contract = _check_combined(args)
+    contract.tensor("norm_weight", args.y.dtype, ["D"])
+
+
+def _work_moe_combine_norm(args: Bound) -> Work:
+    values = args.y.numel() // args.top_k
+    moved = values * args.y.element_size() + tensor_bytes(args.norm_weight)
+    return _work_combined(args, args.residual) + Work(flops=4 * values, bytes=moved)
+
+
+def _fake_moe_combine_norm(args: Bound) -> tuple[Tensor, Tensor]:
+    return _fake_moe_combine(args), _fake_moe_combine(args)
+
+
+@op(
+    check=_check_moe_combine_norm,
+    work=_work_moe_combine_norm,
+    fake=_fake_moe_combine_norm,
+    returns=CombinedNorm,
+)
+def moe_combine_norm(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`moe_combine`, and `rms_norm` of what it gives: the end of one layer and the start of the
+    next.
+
+    Args:
+        y, inverse, top_k, residual: as for `moe_combine`.
+        norm_weight: `[D]`, the dtype of `y`; on CUDA D is at most 16,384.
+        eps: added to the mean square.
+
+    Returns:
+        `CombinedNorm(x, normed)`, both `[T, D]` in the dtype of `y`: `x` of `moe_combine`, rounded,
+        and `rms_norm(x, norm_weight, eps)`.
+
+    >>> y, order = torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([1, 0], dtype=torch.int32)
+    >>> moe_combine_norm(y, order, 2, torch.ones(2), eps=0.0)
+    CombinedNorm(x=tensor([[3., 4.]]), normed=tensor([[0.8485, 1.1314]]))
+    """
+    x = _combined("moe_combine_norm", y, inverse, top_k, residual)
+    return x, normalised(x, norm_weight, eps)
+
+
+def _work_moe_combine_norm_fp8(args: Bound) -> Work:
+    values, tokens = args.y.numel() // args.top_k, args.y.shape[0] // args.top_k
+    moved = values * FP8.itemsize + 4 * tokens + tensor_bytes(args.norm_weight)
+    return _work_combined(args, args.residual) + Work(flops=7 * values, bytes=moved)
+
+
+def _fake_moe_combine_norm_fp8(args: Bound) -> tuple[Tensor, Tensor, Tensor]:
+    x = _fake_moe_combine(args)
+    q, scale = x.new_empty(x.shape, dtype=FP8), x.new_empty(x.shape[0], dtype=torch.float32)
+    return x, q, scale
+
+
+@op(
+    check=_check_moe_combine_norm,
+    work=_work_moe_combine_norm_fp8,
+    fake=_fake_moe_combine_norm_fp8,
+    returns=CombinedNormFp8,
+)
+def moe_combine_norm_fp8(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`moe_combine`, and `rms_norm_fp8` of what it gives, with one scale per token.
+
+    Args:
+        y, inverse, top_k, norm_weight, eps, residual: as for `moe_combine_norm`.
+
+    Returns:
+        `CombinedNormFp8(x, q, scale)`: `x` `[T, D]` of `moe_combine`; e4m3 `[T, D]` and float32
+        `[T]` of `rms_norm_fp8(x, norm_weight, eps)`.
+
+    >>> y, order = torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([1, 0], dtype=torch.int32)
+    >>> moe_combine_norm_fp8(y, order, 2, torch.ones(2)).q
+    tensor([[320., 448.]], dtype=torch.float8_e4m3fn)
+    """
+    x = _combined("moe_combine_norm_fp8", y, inverse, top_k, residual)
+    return x, *fp8_with_scale(normalised(x, norm_weight, eps).float(), "row")

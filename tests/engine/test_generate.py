@@ -10,9 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4kernels import Llama4, Llama4Config, Sampling, demo
-from l4kernels.engine.kv_cache import KVCache
-from l4kernels.engine.runner import Runner
-from l4kernels.engine.sequence import make_sequences
 from tests.support.checkpoints import TEXT
 
 VOCAB, PAD = TEXT["vocab_size"], TEXT["pad_token_id"]
@@ -88,6 +85,9 @@ GOOD = {
     "min_p": [0, 0.0, 1, np.float32(0.5)],
     "seed": [None, 0, -1, -(1 << 63), (1 << 63) - 1, np.int64(-7), np.uint32(7)],
     "repetition_penalty": [1, 1.0, 0.5, 2, np.float32(1.5)],
+    "frequency_penalty": [0, -2, 2.0, np.float32(0.5)],
+    "presence_penalty": [0, -2, 2.0, np.float32(0.5)],
+    "min_tokens": [0, 3, 10**30, np.int64(3)],
     "logit_bias": [None, {}, {0: 1}, {np.int64(5): np.float32(-2)}, {159: -math.inf}],
 }
 NEVER = [True, False, "3", b"3", [1], (1,), {1: 1.0}, math.nan, object(), 1j, np.array([1, 1]),
@@ -100,6 +100,9 @@ BAD = {
     "min_p": [None, -0.1, 1.1, math.inf, *NEVER],
     "seed": [1 << 63, -(1 << 63) - 1, 0.0, 1.5, 10**5000, *NEVER],
     "repetition_penalty": [None, 0, -1, math.inf, 1e9, 1e-9, *NEVER],
+    "frequency_penalty": [None, math.inf, 1e9, -1e9, *NEVER],
+    "presence_penalty": [None, math.inf, 1e9, -1e9, *NEVER],
+    "min_tokens": [None, -1, 2.5, 2.0, *NEVER],
     "logit_bias": [1, "5", [(5, 1)], {"5": 1}, {5.0: 1}, {True: 1}, {-1: 1}, {VOCAB: 1}, {5: "1"},
                    {5: None}, {5: True}, {5: math.nan}, {5: math.inf}, {5: 1e39}],
 }  # fmt: skip
@@ -138,7 +141,7 @@ def test_a_setting_is_what_was_given_or_an_error(name, value):
 
 
 def test_what_is_not_there_is_not_ignored(model):
-    for option in ({"stop": ["x"]}, {"num_beams": 4}, {"presence_penalty": 1.0}, {"n": 2}):
+    for option in ({"stop": ["x"]}, {"num_beams": 4}, {"length_penalty": 1.0}, {"n": 2}):
         with pytest.raises(TypeError, match=next(iter(option))):
             model.generate(IDS, 2, **option)
     with pytest.raises(ValueError, match="expected sampling to be a Sampling"):
@@ -156,26 +159,57 @@ CALLS = {
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("call", CALLS)
-def test_masks_of_ones_are_taken_and_others_refused(model, call, batch):
+def test_masks_of_ones_are_taken_and_no_masks_refused(model, call, batch):
     ids, run = torch.arange(1, 1 + 4 * batch).view(batch, 4), CALLS[call]
     wanted = run(model, ids)
     for dtype in (torch.int64, torch.int32, torch.bool, torch.uint8, torch.float32, torch.bfloat16):
         assert torch.equal(run(model, ids, torch.ones(batch, 4, dtype=dtype)), wanted)
-    for edge in (0, -1, 1):
-        mask = torch.ones(batch, 4)
-        mask[-1, edge] = 0
-        for padded in (mask, mask.bool(), mask.long()):
-            with pytest.raises(ValueError, match=r"padding is not supported yet.* one by one"):
-                run(model, ids, padded)
     for other in (torch.full((batch, 4), math.nan), torch.full((batch, 4), 2)):
-        with pytest.raises(ValueError, match="to be all ones"):
+        with pytest.raises(ValueError, match="to be ones and zeros, got"):
             run(model, ids, other)
+    nothing = torch.ones(batch, 4)
+    nothing[-1] = 0
+    with pytest.raises(ValueError, match=rf"the prompt of row {batch - 1} is empty"):
+        run(model, ids, nothing)
     for shape in ((4,), (batch, 3), (batch, 5), (batch, 1, 1, 4), (batch + 1, 4)):
         with pytest.raises(ValueError, match=rf"attention_mask to be a tensor \[{batch}, 4\]"):
             run(model, ids, torch.ones(shape))
     for other in ([[1] * 4] * batch, np.ones((batch, 4)), "ones"):
         with pytest.raises(ValueError, match="attention_mask to be a tensor"):
             run(model, ids, other)
+
+
+def padded(texts, side, fill):
+    """Texts of several lengths, filled up on the left, on the right, or anywhere; and the mask."""
+    width, generator = max(map(len, texts)) + 2, torch.Generator().manual_seed(1)
+    ids = torch.full((len(texts), width), fill)
+    mask = torch.zeros(len(texts), width, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        at = torch.arange(len(text))
+        if side == "left":
+            at += width - len(text)
+        elif side == "anywhere":
+            at = torch.randperm(width, generator=generator)[: len(text)].sort().values
+        ids[row, at], mask[row, at] = torch.tensor(text), 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("fill", [PAD, 7], ids=["pad", "another token"])
+@pytest.mark.parametrize("side", ["left", "right", "anywhere"])
+def test_padding_is_left_out(model, side, fill):
+    """Each row is what it is alone, across chunks of 8."""
+    texts = [[*range(1, 20)], [5], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
+    ids, mask = padded(texts, side, fill)
+    got = model.generate(ids, 6, stop_ids=(), attention_mask=mask)
+    logits = model.prompt_logits(ids, attention_mask=mask)
+    for row, text in enumerate(texts):
+        alone = torch.tensor([text])
+        wanted = model.generate(alone, 6, stop_ids=())[0, len(text) :]
+        assert torch.equal(got[row, ids.shape[1] :], wanted)
+        assert torch.equal(got[row, : ids.shape[1]], ids[row])
+        at = mask[row].bool()
+        assert (logits[row, at] - model.prompt_logits(alone)[0]).abs().max() <= 1e-4
+        assert not logits[row, ~at].any()
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -185,7 +219,7 @@ def test_padding_without_a_mask_is_refused(model, call, batch):
     for count in (1, 2):
         left, right = rest.clone(), rest.clone()
         left[-1, :count], right[-1, -count:] = PAD, PAD
-        message = rf"row {batch - 1} of input_ids {{}} with the pad token \(id {PAD}\).* one by one"
+        message = rf"row {batch - 1} of input_ids {{}} with the pad token \(id {PAD}\): pass an att"
         with pytest.raises(ValueError, match=message.format("begins")):
             run(model, left)
         run(model, left, torch.ones_like(left))  # meant as a token
@@ -215,10 +249,10 @@ def test_a_pad_token_that_has_another_meaning_is_not_refused(pad):
 @pytest.mark.parametrize(
     "ids, message",
     [
-        ([[1, 2], [3]], "one by one"),
-        ([[1, 2], []], "one by one"),
+        ([[1, 2], [3]], "fill them up to one length"),
+        ([[1, 2], []], "fill them up to one length"),
         ([[1, 2], [3, 4]], r"a tensor \[batch, tokens\], got <class 'list'>"),
-        ([torch.tensor([1]), torch.tensor([1, 2])], "one by one"),
+        ([torch.tensor([1]), torch.tensor([1, 2])], "fill them up to one length"),
         ("text", "a tensor"),
         (None, "a tensor"),
         (np.array([[1, 2]]), "a tensor"),
@@ -403,26 +437,3 @@ def test_formats_of_a_model(name):
     for value in NO_FORMATS[name]:
         with pytest.raises(ValueError, match=rf"expected {name} to be|CUDA devices are visible"):
             Llama4.random(config, **{name: value})
-
-
-def test_a_cache_takes_what_it_was_made_for(model):
-    one = torch.tensor([7])
-    runner = Runner(model, make_sequences(model, IDS)[0], 1)
-    runner.prefill()
-    runner.decode(one)
-    with pytest.raises(ValueError, match=r"at most 0 more tokens in this KV cache \(capacity 4"):
-        runner.decode(one)
-    with pytest.raises(ValueError, match="expected tokens of every sequence that are not in"):
-        runner.prefill()
-    two = Runner(model, make_sequences(model, IDS.repeat(2, 1))[0], 5)
-    wrong = (one, one.repeat(3), one.repeat(2, 1), one.repeat(2, 2), one[0])
-    for ids in (*wrong, torch.tensor([1.5, 2.0]), torch.tensor([True, False]), [1, 2], None):
-        with pytest.raises(ValueError, match=r"expected ids to be int64 or int32 \[2\], got"):
-            two.decode(ids)
-    for new_tokens in (-1, 2.5, "x", None):
-        with pytest.raises(ValueError, match="expected new_tokens to be a whole number"):
-            Runner(model, two.sequences, new_tokens)
-    formats = {"dtype": torch.float32, "device": torch.device("cpu")}
-    for capacities in ([0], [3, -1], [2.5], ["x"], [None], []):
-        with pytest.raises(ValueError, match=r"expected (every|the) capacity"):
-            KVCache(model.config, capacities, **formats)

@@ -2,19 +2,25 @@
 
 import doctest
 import random
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l4kernels import Llama4, Llama4Config, ops
+from l4kernels import Llama4, Llama4Config, Sampling, demo, ops
+from l4kernels.engine import pages as pages_module
 from l4kernels.engine import runner as runner_module
-from l4kernels.engine.runner import Runner, prompt_pieces
-from l4kernels.engine.sequence import Sequence
+from l4kernels.engine.generate import core_for
+from l4kernels.engine.images import PromptImages
+from l4kernels.engine.kv_cache import CacheShape, KVCache, page_size_for
+from l4kernels.engine.kv_cache import Pages as KVPages
+from l4kernels.engine.scheduler import Scheduler
+from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.layers.attention import AttentionMetadata, LayerCache
 from l4kernels.model import llama4
-from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
+from tests.support import engines
 from tests.support.checkpoints import ALIGNED, TEXT
 from tests.support.parity import TOLERANCE
 from tests.support.tensors import i32
@@ -122,9 +128,9 @@ def test_what_came_before_matters():
 
 
 KERNELS = {
-    "one token of each": ([(0, 3, 4), (1, 7, 8)], "flash_decode"),
-    "as many of each": ([(0, 3, 6), (1, 7, 10)], "flash_decode"),
-    "the most that decoding takes": ([(0, 0, 16), (1, 1, 17)], "flash_decode"),
+    "one token of each": ([(0, 3, 4), (1, 7, 8)], "flash_decode_append"),
+    "as many of each": ([(0, 3, 6), (1, 7, 10)], "flash_decode_append"),
+    "the most that decoding takes": ([(0, 0, 16), (1, 1, 17)], "flash_decode_append"),
     "too many for decoding": ([(0, 0, 17), (1, 3, 20)], "flash_prefill"),
     "a token less in one": ([(0, 3, 6), (1, 8, 10)], "flash_prefill"),
     "a token and a prompt": ([(0, 3, 4), (1, 0, 10)], "flash_prefill"),
@@ -140,7 +146,7 @@ def test_which_kernel_attends(name, monkeypatch):
     def noted(kernel, run):
         return lambda *a, **o: called.append(kernel) or run(*a, **o)
 
-    for kernel in ("flash_decode", "flash_prefill"):
+    for kernel in ("flash_decode_append", "flash_prefill"):
         monkeypatch.setattr(ops, kernel, noted(kernel, getattr(ops, kernel)))
     pages = Pages(model, 2)
     tokens = sum(stop - start for _, start, stop in spans)
@@ -157,133 +163,113 @@ def texts_of(lengths, seed=5):
 def test_sequences_run_together_as_alone(model, lengths):
     """A prompt of each, then token by token across boundaries of chunks."""
     whole = texts_of([n + 8 for n in lengths])
-    sequences = [Sequence(ids[:n]) for ids, n in zip(whole, lengths, strict=True)]
-    runner = Runner(model, sequences, 8)
-    got = [runner.prefill()]
-    for step in range(7):
-        got.append(
-            runner.decode(
-                torch.stack([ids[n + step] for ids, n in zip(whole, lengths, strict=True)])
-            )
-        )
-    for row, (ids, n) in enumerate(zip(whole, lengths, strict=True)):
-        wanted = model.prompt_logits(ids[None])[0, n - 1 : n + 7]
-        assert close(model, torch.stack([logits[row] for logits in got]), wanted)
-    assert [s.position for s in sequences] == [n + 7 for n in lengths]
-
-
-def test_a_prompt_may_go_on_after_tokens_were_decoded():
-    model, (ids, other) = make(), texts_of([70, 50])
-    sequences = [Sequence(ids[:20]), Sequence(other[:3])]
-    runner = Runner(model, sequences, 50)
-    runner.prefill()
-    runner.decode(torch.stack([ids[20], other[3]]))
-    sequences[0].ids, sequences[1].ids = ids[:-1], other[:-1]
-    got = torch.stack([runner.prefill(), runner.decode(torch.stack([ids[-1], other[-1]]))])
-    for row, text in enumerate((ids, other)):
-        assert close(model, got[:, row], model.prompt_logits(text[None])[0, -2:])
-
-
-def test_a_step_begins_where_the_sequences_are():
-    """Also after a step that failed, or after tokens that were taken back."""
-    model, (ids,) = make(), texts_of([40])
-    sequence = Sequence(ids[:-4])
-    runner = Runner(model, [sequence], 4)
-    runner.prefill()
-    runner.decode(ids[-4:-3])
-    wanted = runner.decode(ids[-3:-2])
-    sequence.position -= 1
-    assert torch.equal(runner.decode(ids[-3:-2]), wanted)
-    with pytest.raises(IndexError):
-        runner.decode(torch.tensor([1 << 20]))
-    assert sequence.position == 38
-    assert close(model, runner.decode(ids[-2:-1]), model.prompt_logits(ids[None])[0, -2:-1])
-    failing = Sequence(torch.tensor([1, 1 << 20]))
-    with pytest.raises(IndexError):
-        Runner(model, [failing]).prefill()
-    assert failing.position == 0
-
-
-def test_nothing_to_run_is_refused():
-    with pytest.raises(ValueError, match="capacity of at least one sequence, got none"):
-        Runner(make(), [])
+    got = engines.logits_of(model, [ids.tolist() for ids in whole], list(lengths))
+    for ids, n, logits in zip(whole, lengths, got, strict=True):
+        assert close(model, logits, model.prompt_logits(ids[None])[0, n - 1 : n + 7])
 
 
 def test_a_step_is_in_tensors_that_were_there_before_it():
     """What a captured step needs: each value where the last one was, and nothing new between."""
     model, seen = make(), []
-    runner = Runner(model, [Sequence(ids) for ids in texts_of([30, 7])], 8)
-    runner.prefill()
 
     def note(_module, arguments):
         ids, metadata, _caches = arguments
-        fields = [value for m in metadata for value in vars(m).values()]
-        places = [t.data_ptr() for t in (ids, *fields) if isinstance(t, torch.Tensor)]
-        seen.append((places, [*map(id, metadata)], metadata[0].positions.tolist()))
+        if len(ids) == 2:
+            fields = [value for m in metadata for value in vars(m).values()]
+            places = [t.data_ptr() for t in fields if isinstance(t, torch.Tensor)]
+            seen.append((places, [*map(id, metadata)], metadata[0].positions.tolist()))
 
     model.register_forward_pre_hook(note)
-    for _ in range(5):
-        runner.decode(torch.tensor([1, 2]))
+    texts = [ids.tolist() for ids in texts_of([36, 13])]
+    engines.logits_of(model, texts, [31, 8])
     places, objects, positions = zip(*seen, strict=True)
     assert all(place == places[0] for place in places) and len({*map(tuple, objects)}) == 1
     assert [*positions] == [[30 + step, 7 + step] for step in range(5)]
 
 
-def test_steps_that_do_not_fit_are_refused():
-    runner = Runner(make(), [Sequence(ids) for ids in texts_of([40, 70])])
-    for counts, message in (
-        ([33, 1], r"inside one chunk of 32 tokens, got positions 0 to 32"),
-        ([0, 0], "expected 1 to 110 tokens in one step, got 0"),
-        ([41, 0], r"at most 40 more tokens in this KV cache \(capacity 40, in use 0\), got 41"),
-        ([40, 71], "expected 1 to 110 tokens in one step, got 111"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            runner.step(counts)
-    assert [sequence.position for sequence in runner.sequences] == [0, 0]
-    assert runner.step([32, 5]).shape[0] == 37
-    with pytest.raises(ValueError, match="got positions 5 to 32"):
-        runner.step([1, 28])
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 20_000)), min_size=1, max_size=40),
-    st.sampled_from([0, 7, 64, 1000, 8192]),
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 20)), min_size=1, max_size=12),
+    st.sampled_from([0, 7, 64, 100]),
+    st.integers(1, 90),
+    st.integers(1, 12),
 )
-def test_pieces_of_prompts(spans, chunk):
-    """All tokens, in order, none across a boundary, and no more in flight than was planned."""
-    at, ends = [a for a, _ in spans], [a + n for a, n in spans]
-    for counts in prompt_pieces(at, ends, chunk):
-        assert 0 < sum(counts) <= max(MAX_PREFILL_TOKENS, len(spans))
-        for start, count in zip(at, counts, strict=True):
-            assert not chunk or not count or start // chunk == (start + count - 1) // chunk
-        at = [start + count for start, count in zip(at, counts, strict=True)]
-    assert at == ends
+def test_pieces_of_prompts(sizes, chunk, budget, slots):
+    """All tokens but the last, in order, none across a boundary, and no more than was asked for."""
+    shape = CacheShape(chunk, page_size_for(chunk), (0, int(chunk > 0)), KVPages(1, 1))
+    cache = mock.Mock(spec=KVCache, shape=shape, releases=0)
+    cache.has.return_value = True
+    scheduler = Scheduler(cache, slots, budget, budget, reuse=False)
+    choice = Choice(Sampling(), 0, frozenset(), 5)
+    sequences = [Sequence([0] * length, choice) for length, _ in sizes]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    finished = []
+    for _ in range(10_000):
+        begun = [s.arrival for s in scheduler.admit()]
+        assert begun == sorted(begun) and len(scheduler.prefilling) <= slots
+        pieces = scheduler.pieces(scheduler.budget)
+        assert sum(piece.end - piece.start for piece in pieces) <= budget
+        for piece in pieces:
+            assert piece.start == piece.sequence.computed < piece.end
+            assert not chunk or piece.start // chunk == (piece.end - 1) // chunk
+            piece.sequence.computed = piece.end
+        for sequence in list(scheduler.prefilling):
+            if sequence.computed == len(sequence.tokens) - 1:
+                scheduler.begin_decoding(sequence)
+                scheduler.finish(sequence, "length")
+                finished.append(sequence)
+        if scheduler.idle:
+            break
+    assert {*finished} == {*sequences}
 
 
 def test_images_and_text_go_together():
     """Features where a sequence has them, the table elsewhere, whatever the pieces are."""
     model, lengths = make(), (40, 9, 70)
-    texts = texts_of(lengths)
+    texts = [ids.tolist() for ids in texts_of(lengths)]
     generator = random.Random(2)
-    sequences, alone = [], []
     torch.manual_seed(2)
-    for ids in texts[:2]:
-        rows = torch.full((len(ids),), -1, dtype=torch.int32)
-        places = generator.sample(range(len(ids)), 4)
-        rows[sorted(places)] = torch.arange(4, dtype=torch.int32)
-        features = torch.randn(4, model.config.hidden_size)
-        sequences.append(Sequence(ids, features, rows))
-        alone.append(Sequence(ids, features, rows))
-    sequences.append(Sequence(texts[2]))
-    alone.append(Sequence(texts[2]))
-    together = Runner(model, sequences).prefill()
-    for row, sequence in enumerate(alone):
-        assert close(model, together[row], Runner(model, [sequence]).prefill()[0])
-    assert not close(model, together[0], Runner(model, [Sequence(texts[0])]).prefill()[0])
+
+    def images_of(ids):
+        rows = [-1] * len(ids)
+        for row, place in enumerate(sorted(generator.sample(range(len(ids) - 2), 4))):
+            rows[place] = row
+        images = PromptImages(torch.zeros(1, 1), rows, 4)
+        images.features = torch.randn(4, model.config.hidden_size)
+        return images
+
+    images = [images_of(texts[0]), images_of(texts[1]), None]
+    alone = []
+    for ids, own in zip(texts, images, strict=True):
+        one = engines.sequence(model, ids, len(ids) - 1, own)
+        alone.append(engines.run(core_for(model, [one]), [one])[one])
+    together = [
+        engines.sequence(model, ids, len(ids) - 1, own)
+        for ids, own in zip(texts, images, strict=True)
+    ]
+    core = engines.engine_for(model, together, prefill_tokens=11)
+    for logits, own in zip(engines.run(core, together).values(), alone, strict=True):
+        assert close(model, logits, own)
+    plain = engines.logits_of(model, texts[:1], [len(texts[0]) - 1])[0]
+    assert not close(model, plain, alone[0])
 
 
-@pytest.mark.parametrize("module", [llama4, runner_module])
+def test_a_prompt_may_end_in_an_image():
+    """Its last token is a step's, which then takes a row of features and no embedding."""
+    model, (text, *_) = Llama4.from_pretrained(demo.CHECKPOINT), texts_of([40])
+    patches, patch = model.config.vision.tokens_per_tile, model.config.image_token_index
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([text, torch.full((patches,), patch)]).repeat(2, 1)
+    wanted = model.prompt_logits(ids, pixels)[:, -1].argmax(-1)
+    assert torch.equal(model.generate(ids, 1, pixel_values=pixels)[:, -1], wanted)
+    swapped = model.generate(ids, 1, pixel_values=pixels.flip(0))[:, -1]
+    assert torch.equal(swapped, wanted.flip(0))
+    shown = next(iter(model.stream(ids, 3, pixels)))
+    assert torch.equal(shown, wanted)
+
+
+@pytest.mark.parametrize("module", [llama4, pages_module, runner_module])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

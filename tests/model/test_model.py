@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.engine.kv_cache import KVCache, page_size_for, ring_pages
-from l4kernels.engine.runner import Runner, prompt_pieces
-from l4kernels.engine.sampler import Sampling
-from l4kernels.engine.sequence import Sequence, make_sequences
+from l4kernels.engine.kv_cache import CacheShape, chunk_pages, page_size_for
+from l4kernels.engine.sampling import Sampling
 from l4kernels.model import llama4
 from l4kernels.model.llama4 import Llama4Model
-from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
+from tests.support import engines
 from tests.support.checkpoints import TEXT, tensors_of, write
 from tests.support.parity import TOLERANCE, Case, difference, random_case
 
@@ -61,38 +59,17 @@ def model():
     return Llama4.random(Llama4Config.from_dict(TEXT))
 
 
-def split_prefill(model, ids, pieces):
-    """The logits at the end of each piece, the pieces going in one after the other."""
-    sequences = [Sequence(row[:0]) for row in ids]
-    runner, ends = Runner(model, sequences, ids.shape[1]), []
-    for part in ids.split(pieces, 1):
-        for sequence, row in zip(sequences, part, strict=True):
-            sequence.ids = torch.cat([sequence.ids, row])
-        ends.append(runner.prefill())
-    return ends
-
-
 @pytest.mark.parametrize("chunk", [4, 7, 8, 64])
-@pytest.mark.parametrize("pieces", [[1] * 30, [5, 8, 17], [13, 1, 16], [30], [8, 8, 8, 6]])
-def test_split_prefill_and_decode_match_one_shot(chunk, pieces):
+@pytest.mark.parametrize("piece", [1, 5, 13, 30])
+def test_split_prefill_and_decode_match_one_shot(chunk, piece):
+    """Prompts in pieces of so many tokens, while answers of others are under way."""
     config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": chunk})
     model = Llama4.random(config, seed=chunk)
-    ids = torch.randint(0, config.vocab_size, (2, 30), generator=torch.Generator().manual_seed(1))
-    whole = model.prompt_logits(ids)
-    ends = torch.tensor(pieces).cumsum(0) - 1
-    for end, logits in zip(ends, split_prefill(model, ids, pieces), strict=True):
-        assert (logits - whole[:, end]).abs().max() <= TOLERANCE
-
-
-@pytest.mark.parametrize("batch, capacity", [(1, 20_000), (3, 9000), (64, 1024), (9000, 3)])
-def test_no_more_tokens_are_in_flight_than_planned(batch, capacity):
-    """However many sequences there are: activations are what decides whether a prompt fits."""
-    counts = list(prompt_pieces([0] * batch, [capacity] * batch, chunk=8192))
-    assert all(len(set(step)) == 1 for step in counts)
-    pieces = [step[0] for step in counts]
-    assert sum(pieces) == capacity
-    assert batch * max(pieces) <= max(batch, MAX_PREFILL_TOKENS)
-    assert len(set(pieces[: min(capacity, 8192) // pieces[0]])) == 1
+    ids = torch.randint(0, config.vocab_size, (4, 30), generator=torch.Generator().manual_seed(1))
+    whole, prompts = model.prompt_logits(ids), [1, 13, 22, 29]
+    got = engines.logits_of(model, ids.tolist(), prompts, prefill_tokens=piece, slots=3)
+    for logits, wanted, prompt in zip(got, whole, prompts, strict=True):
+        assert (logits - wanted[prompt - 1 : -1]).abs().max() <= TOLERANCE
 
 
 def test_the_rope_table_grows_for_layers_that_rotate_without_chunks_alone(model):
@@ -171,44 +148,40 @@ def test_long_contexts_rotate_as_in_their_chunk(model):
 
 
 def test_chunked_layers_keep_one_chunk():
+    """And the first page of the next, where its first token is about to go."""
     config = Llama4Config.from_dict({**TEXT, "attention_chunk_size": 64, "num_hidden_layers": 4})
-    sizes = {}
-    for capacity in (640, 1280):
-        formats = {"dtype": torch.float32, "device": torch.device("cpu")}
-        cache = KVCache(config, [capacity] * 2, **formats)
-        sizes[capacity] = cache.bytes
-    per_token = 2 * 128 * 4 * 2  # K and V, head_dim, float32, two sequences
-    assert sizes[640] == per_token * (3 * 64 + 640)
-    assert sizes[1280] - sizes[640] == per_token * 640
+    shape = CacheShape.of(config, torch.float32)
+    assert shape.needed(640) == (10, 2) and shape.needed(1280) == (20, 2)
+    assert shape.page_bytes == (2 * 128 * 4 * 64, 3 * 2 * 128 * 4 * 64)
 
 
 @pytest.mark.parametrize("chunk, page, pages", [(8192, 64, 128), (64, 64, 1), (48, 16, 3)])
-def test_ring_is_exactly_one_chunk(chunk, page, pages):
-    assert (page_size_for(chunk), ring_pages(chunk, page)) == (page, pages)
+def test_pages_are_exactly_one_chunk(chunk, page, pages):
+    assert (page_size_for(chunk), chunk_pages(chunk, page)) == (page, pages)
 
 
 @pytest.mark.parametrize("chunk", range(1, 70))
-def test_ring_holds_every_chunk_without_overlap(chunk):
+def test_a_chunk_has_pages_wherever_it_starts(chunk):
     page = page_size_for(chunk)
-    pages = ring_pages(chunk, page)
-    for start in range(0, 20 * chunk, chunk):
-        used = {position // page for position in range(start, start + chunk)}
-        assert len({number % pages for number in used}) == len(used)
+    used = [
+        len({position // page for position in range(start, start + chunk)})
+        for start in range(0, 20 * chunk, chunk)
+    ]
+    assert max(used) <= chunk_pages(chunk, page) <= max(used) + 1
 
 
 def test_fp8_cache_is_close_and_half_the_size():
     config = Llama4Config.from_dict(TEXT)
     plain = Llama4.random(config, dtype=torch.bfloat16)
     small = Llama4.random(config, dtype=torch.bfloat16, kv_dtype="fp8")
-    formats = [(m.kv_dtype, m.device) for m in (small, plain)]
-    caches = [KVCache(config, [64], dtype=dtype, device=device) for dtype, device in formats]
-    assert caches[0].bytes * 2 == caches[1].bytes
+    sizes = [sum(CacheShape.of(config, m.kv_dtype).page_bytes) for m in (small, plain)]
+    assert sizes[0] * 2 == sizes[1]
     ids = torch.randint(0, 160, (1, 30), generator=torch.Generator().manual_seed(5))
     exact, got = plain.prompt_logits(ids), small.prompt_logits(ids)
     assert not torch.equal(exact, got)
     assert (got - exact).norm() / exact.norm() < 0.1
-    ends = split_prefill(small, ids, [13, 1, 16])
-    assert (ends[-1] - got[:, -1]).abs().max() <= 0.05 * got.abs().max()
+    (last,) = engines.logits_of(small, [[*ids[0].tolist(), 0]], [30], prefill_tokens=13)
+    assert (last[-1] - got[0, -1]).abs().max() <= 0.05 * got.abs().max()
 
 
 def test_generate_stops_and_pads(model):
@@ -271,15 +244,6 @@ def test_the_whole_context_can_be_used():
     assert model.prompt_logits(torch.zeros(1, 20, dtype=torch.int64)).shape == (1, 20, 160)
     with pytest.raises(ValueError, match="context of 20"):
         model.prompt_logits(torch.zeros(1, 21, dtype=torch.int64))
-
-
-def test_a_full_cache_says_so(model):
-    sequences, _ = make_sequences(model, torch.zeros(2, 8, dtype=torch.int64))
-    runner = Runner(model, sequences)
-    sequences[1].ids = torch.zeros(9, dtype=torch.int64)
-    with pytest.raises(ValueError, match="at most 8 more tokens"):
-        runner.prefill()
-    assert [sequence.position for sequence in sequences] == [0, 0]
 
 
 def test_sampling_defaults_to_greedy():

@@ -13,8 +13,7 @@ import l4kernels
 from bench.checks.cases import cases
 from bench.checks.kernel_checks import mutated, same_bits, tensors
 from l4kernels import Llama4, Llama4Config, Sampling, demo, ops
-from l4kernels.engine.runner import Runner
-from l4kernels.engine.sequence import make_sequences
+from tests.support import engines
 from tests.support.checkpoints import ALIGNED, TEXT
 
 
@@ -125,9 +124,7 @@ def answers(model: Llama4, pixels: Tensor | None = None, ids: Tensor = IDS) -> l
     found = [model.prompt_logits(ids, pixels), model.generate(ids, 4, pixel_values=pixels)]
     found += model.stream(ids, 4, pixels, drawn)
     if pixels is None:
-        sequences, _ = make_sequences(model, ids)
-        runner = Runner(model, sequences, 1)
-        found += [runner.prefill(), runner.decode(ids[:, 0])]
+        found += engines.logits_of(model, ids.tolist(), [ids.shape[1] - 2] * len(ids))
     return found + list(model.state_dict().values())
 
 

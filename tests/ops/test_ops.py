@@ -12,11 +12,11 @@ from torch import Tensor
 import l4kernels
 from bench.checks.cases import cases
 from bench.checks.inputs import FP8, Case
+from bench.checks.kernel_checks import mutated, tensors
 from l4kernels import ops
 from tests.support import naive
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MUTATES = {"rope_cache": (3, 4)}
 OPCHECKS = (
     "test_schema",
     "test_autograd_registration",
@@ -24,14 +24,21 @@ OPCHECKS = (
     "test_aot_dispatch_dynamic",
 )
 # Two roundings to bfloat16, not one.
-TWO_ROUNDINGS = {"rms_norm", "add_rms_norm", "rms_norm_fp8"}
+TWO_ROUNDINGS = {
+    "rms_norm",
+    "add_rms_norm",
+    "rms_norm_fp8",
+    "moe_combine_norm",
+    "moe_combine_norm_fp8",
+    "moe_router",
+    "flash_decode_append",
+}
 
 
 def run(op: ops.Op, case: Case) -> list[Tensor]:
     case = case.copy()
     result = op(*case.args, **case.kwargs)
-    results = [result] if isinstance(result, Tensor) else list(result)
-    return results + [case.args[i] for i in MUTATES.get(op.name, ())]
+    return [*tensors(result), *(t for _, t in mutated(op.name, case))]
 
 
 def assert_rounded(got: Tensor, exact: np.ndarray, slack: float) -> None:
@@ -112,14 +119,15 @@ def test_inputs_are_left_alone_and_results_repeat(name):
     for case in cases(name)[-3:]:
         own = case.copy()
         first = op(*own.args, **own.kwargs)
-        for i, (before, after) in enumerate(zip(case.args, own.args, strict=True)):
-            if isinstance(before, Tensor) and i not in MUTATES.get(name, ()):
+        written = [id(t) for _, t in mutated(name, own)]
+        for before, after in zip(case.args, own.args, strict=True):
+            if isinstance(before, Tensor) and id(after) not in written:
                 assert bits(before) == bits(after)
         again = case.copy()
         with l4kernels.reference():
             second = op(*again.args, **again.kwargs)
         assert type(first) is type(second)
-        pairs = [(first, second)] if isinstance(first, Tensor) else zip(first, second, strict=True)
+        pairs = zip(tensors(first), tensors(second), strict=True)
         assert all(bits(a) == bits(b) for a, b in pairs)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.checks.cases import cases
+from bench.checks.kernel_checks import tensors
 from l4kernels import ops
 
 WITH_OUT = [name for name, op in ops.OPS.items() if op.has_out]
@@ -32,15 +33,14 @@ class Program(torch.nn.Module):
     def inputs(self) -> tuple[Tensor, ...]:
         return tuple(t.clone() for t in self.tensors)
 
-    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
-        given = iter(tensors)
+    def forward(self, *inputs: Tensor) -> tuple[Any, ...]:
+        given = iter(inputs)
         args = [next(given) if isinstance(v, Tensor) else v for v in self.case.args]
         kwargs = {
             k: next(given) if isinstance(v, Tensor) else v for k, v in self.case.kwargs.items()
         }
-        result = self.op(*args, **kwargs)
-        results = (result,) if isinstance(result, Tensor) else tuple(result)
-        return *results, results[0].float() * 2
+        results = tensors(self.op(*args, **kwargs))
+        return *results, *(result.float() * 2 for result in results[:1])
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from l4kernels.engine.sampler import Sampling
+from l4kernels.engine.sampling import Sampling
 from l4kernels.prompt.chat import Prompter, image_block, user_message
 from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer

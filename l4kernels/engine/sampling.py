@@ -1,20 +1,16 @@
-"""How a token is chosen: settings, what a checkpoint asks for, and the sampler of a batch."""
+"""How a token is chosen: settings, and what a checkpoint asks for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from l4kernels import ops
-from l4kernels.inputs.arguments import number, token_ids, whole_number
+from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.fields import Fields
 from l4kernels.inputs.files import shown
-from l4kernels.ops.philox import stream_seed
 
-_TOP_K_MAX = 1 << 30
+TOP_K_MAX = 1 << 30
+_PENALTY_MAX = 1e3
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
@@ -28,7 +24,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "force_words_ids": ([],),
     "constraints": ([],),
     "min_length": (0,),
-    "min_new_tokens": (0,),
     "max_time": (),
     "stop_strings": ([],),
     "forced_bos_token_id": (),
@@ -55,7 +50,9 @@ class Sampling:
 
     Steps, in their order: `logit_bias` is added to the logits; `repetition_penalty` divides those
     of the tokens that the prompt or the answer holds already, or multiplies them where they are
-    negative; then temperature, top-k, top-p and min-p as in `ops.sample`.
+    negative; a token that the answer holds n times loses `frequency_penalty * n +
+    presence_penalty`; end tokens are banned until there are `min_tokens`; then temperature, top-k,
+    top-p and min-p as in `ops.sample`.
 
     Args:
         temperature: 0 to 1e6.
@@ -66,6 +63,8 @@ class Sampling:
             from a stream of its own: `ops.philox.stream_seed`.
         repetition_penalty: 0.001 to 1000; 1: off, above: fewer repetitions.
         logit_bias: token id -> what is added to its logit; -inf bans the token.
+        frequency_penalty, presence_penalty: -1000 to 1000 (OpenAI's: -2 to 2); 0: off.
+        min_tokens: new tokens before an end token may be chosen.
 
     Raises:
         ValueError: names the argument, what was expected and what came.
@@ -78,20 +77,32 @@ class Sampling:
     seed: int | None = None
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
-        penalty, seed = self.repetition_penalty, self.seed
+        penalty, seed, most = self.repetition_penalty, self.seed, _PENALTY_MAX
         plain = {
             "temperature": number("temperature", self.temperature, 0, 1e6),
             "top_k": whole_number("top_k", self.top_k, 0),
             "top_p": number("top_p", self.top_p, 0, 1, above=True),
             "min_p": number("min_p", self.min_p, 0, 1),
             "seed": None if seed is None else whole_number("seed", seed, -(1 << 63), (1 << 63) - 1),
-            "repetition_penalty": number("repetition_penalty", penalty, 1e-3, 1e3),
+            "repetition_penalty": number("repetition_penalty", penalty, 1 / most, most),
             "logit_bias": _biases(self.logit_bias),
+            "frequency_penalty": number("frequency_penalty", self.frequency_penalty, -most, most),
+            "presence_penalty": number("presence_penalty", self.presence_penalty, -most, most),
+            "min_tokens": whole_number("min_tokens", self.min_tokens, 0),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def processes(self) -> bool:
+        """Whether logits are changed before a token is drawn."""
+        penalties = self.repetition_penalty != 1, self.frequency_penalty, self.presence_penalty
+        return bool(any(penalties) or self.min_tokens or self.logit_bias)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "Sampling":
@@ -112,15 +123,18 @@ class Sampling:
             value = f.data.get(name)
             if value is not None and value not in neutral:
                 f.fail(f"{name} = {shown(value)} is not supported; take it out of the file")
-        penalty = f.number("repetition_penalty", 1e-3, 1e3, default=1.0)
+        always: dict[str, Any] = {
+            "repetition_penalty": f.number("repetition_penalty", 1e-3, 1e3, default=1.0),
+            "min_tokens": f.integer("min_new_tokens", 0, TOP_K_MAX, default=0) or 0,
+        }
         if not drawn:
-            return cls(repetition_penalty=penalty)
+            return cls(**always)
         return cls(
             temperature=f.number("temperature", 0.0, 1e6, default=1.0),
-            top_k=max(0, f.integer("top_k", -1, _TOP_K_MAX, default=0)),  # -1: off
+            top_k=max(0, f.integer("top_k", -1, TOP_K_MAX, default=0)),  # -1: off
             top_p=f.number("top_p", 1e-9, 1.0, default=1.0),
             min_p=f.number("min_p", 0.0, 1.0, default=0.0),
-            repetition_penalty=penalty,
+            **always,
         )
 
 
@@ -135,54 +149,3 @@ def _biases(given: Any) -> dict[int, float]:
         )
         for token, bias in given.items()
     }
-
-
-class Sampler:
-    """Chooses the tokens of a batch, step by step, with one setting for all rows.
-
-    Args:
-        prompts: int64 `[S]` of each row, the tokens that a repetition penalty counts from the
-            start.
-        vocab_size: of the logits.
-    """
-
-    def __init__(self, sampling: Sampling, prompts: Sequence[Tensor], vocab_size: int):
-        batch, device = len(prompts), prompts[0].device
-        seed = sampling.seed
-        if seed is None:
-            seed = int(torch.randint(1 << 62, (), device="cpu"))
-
-        def rows(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((batch,), value, dtype=dtype, device=device)
-
-        self._options = (
-            rows(sampling.temperature, torch.float32),
-            rows(min(sampling.top_k, _TOP_K_MAX), torch.int32),
-            rows(sampling.top_p, torch.float32),
-            rows(sampling.min_p, torch.float32),
-            torch.tensor([stream_seed(seed, row) for row in range(batch)], device=device),
-        )
-        self._counters = torch.zeros(batch, dtype=torch.int64, device=device)
-        self._penalty, self._seen, self._bias = sampling.repetition_penalty, None, None
-        if self._penalty != 1:
-            self._seen = torch.zeros(batch, vocab_size, dtype=torch.bool, device=device)
-            for row, prompt in zip(self._seen, prompts, strict=True):
-                row.index_fill_(0, prompt, True)
-        if sampling.logit_bias:
-            tokens = token_ids("logit_bias", list(sampling.logit_bias), vocab_size)
-            self._bias = torch.zeros(vocab_size, dtype=torch.float32, device=device)
-            index = torch.tensor(tokens, device=device)
-            values = list(sampling.logit_bias.values())
-            self._bias[index] = torch.tensor(values, dtype=torch.float32, device=device)
-
-    def __call__(self, logits: Tensor, step: int) -> Tensor:
-        """`[B, vocab_size]` float32 -> ids `[B]`, -1 where a row has no next token."""
-        if self._bias is not None:
-            logits = logits + self._bias
-        if self._seen is not None:
-            penalised = torch.where(logits < 0, logits * self._penalty, logits / self._penalty)
-            logits = torch.where(self._seen, penalised, logits)
-        ids = ops.sample(logits, *self._options, self._counters + step).ids
-        if self._seen is not None:
-            self._seen.scatter_(1, ids.clamp(min=0)[:, None], True)
-        return ids

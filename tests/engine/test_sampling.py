@@ -9,9 +9,10 @@ import transformers
 from transformers.generation import logits_process
 
 from l4kernels import Llama4, Llama4Config, Sampling, ops
-from l4kernels.engine.sampler import Sampler
+from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.inputs.fields import ConfigError
 from l4kernels.ops.philox import gumbel_noise, stream_seed
+from tests.support import engines
 from tests.support.checkpoints import TEXT, tensors_of, write
 
 VOCAB = TEXT["vocab_size"]
@@ -35,21 +36,30 @@ def processors(repetition_penalty=1.0, logit_bias=None):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_logits_are_processed_as_in_transformers(name, monkeypatch):
+def test_logits_are_processed_as_in_transformers(name, model, monkeypatch):
     """Bit by bit, over steps in which the rows' histories grow apart."""
     seen, sample = [], ops.sample
-    monkeypatch.setattr(ops, "sample", lambda *given: seen.append(given[0]) or sample(*given))
+    monkeypatch.setattr(ops, "sample", lambda *a, **o: seen.append(a[0]) or sample(*a, **o))
     torch.manual_seed(3)
     history = torch.randint(0, VOCAB, (4, 30))
-    draw = Sampler(Sampling(1.0, seed=5, **SETTINGS[name]), list(history), VOCAB)
-    for step in range(10):
+    sampling = Sampling(1.0, seed=5, **SETTINGS[name])
+    rows = [
+        Sequence(ids.tolist(), Choice(sampling, stream_seed(5, row), frozenset(), 10))
+        for row, ids in enumerate(history)
+    ]
+    core = engines.engine_for(model, rows)
+    for row in rows:
+        core.add(row)
+    for _ in range(10):
         logits = torch.randn(4, VOCAB) * 4
         logits[0, 5], logits[1, 6], logits[2, :2] = math.inf, -math.inf, 0.0
         given = logits.clone()
-        ids = draw(logits, step)
+        monkeypatch.setattr(core.model, "compute_logits", lambda _, logits=logits: logits)
+        assert sorted(id(event.sequence) for event in core.step()) == sorted(map(id, rows))
         wanted = processors(**SETTINGS[name])(history, given.clone())
         assert torch.equal(seen[-1], wanted) and torch.equal(logits, given)
-        history = torch.cat([history, ids[:, None]], 1)
+        history = torch.tensor([row.tokens for row in rows])
+    assert core.idle
 
 
 @pytest.mark.parametrize("name", ["penalty", "both"])
@@ -144,6 +154,10 @@ def test_a_checkpoint_asks_for_what_there_is(tmp_path):
     )
     assert ask(tmp_path, repetition_penalty=1.2) == Sampling(repetition_penalty=1.2)
     assert ask(tmp_path, do_sample=False, temperature=0.7, typical_p=0.5) == Sampling()
+    for drawn in (False, True):
+        wanted = Sampling(float(drawn), min_tokens=5)
+        assert ask(tmp_path, do_sample=drawn, min_new_tokens=5) == wanted
+    assert ask(tmp_path, min_new_tokens=None) == Sampling()
 
 
 REFUSED = {
@@ -151,7 +165,7 @@ REFUSED = {
     "penalty_alpha": 0.6, "typical_p": 0.9, "top_h": 0.4, "epsilon_cutoff": 3e-4,
     "eta_cutoff": 3e-4, "encoder_repetition_penalty": 1.5, "no_repeat_ngram_size": 3,
     "encoder_no_repeat_ngram_size": 3, "bad_words_ids": [[5]], "force_words_ids": [[5]],
-    "constraints": ["x"], "min_length": 5, "min_new_tokens": 5, "max_time": 2.0,
+    "constraints": ["x"], "min_length": 5, "max_time": 2.0,
     "stop_strings": ["END"], "forced_bos_token_id": 3, "forced_eos_token_id": 3,
     "remove_invalid_values": True, "exponential_decay_length_penalty": [3, 1.1],
     "suppress_tokens": [5], "begin_suppress_tokens": [5], "sequence_bias": [[[5], -1.0]],
