@@ -133,6 +133,30 @@ def _moe_route(make: Maker, name: str) -> Iterator[Case]:
     yield Case("NaN shared", (nan, 2, True))
 
 
+@_of("moe_router")
+def _moe_router(make: Maker, name: str) -> Iterator[Case]:
+    shapes = (
+        (0, 128, 16, 1), (1, 5120, 16, 1), (33, 264, 6, 2), (64, 648, 128, 1), (9, 640, 255, 8),
+        (5, 1288, 100, 4), (17, 8, 1, 1),
+    )  # fmt: skip
+    for tokens, width, experts, top_k in shapes:
+        x, norm = make.randn(tokens, width), make.randn(width)
+        # Rows of padding as a model has them, which nobody looks at.
+        router = make.randn(-(-experts // 8) * 8, width, scale=width**-0.5)
+        router[experts:] = torch.nan
+        label = f"{tokens}x{width} of {experts} top {top_k}"
+        yield Case(label, (x, norm, router, experts, 1e-5, top_k))
+        yield Case(f"{label} shared", (x, norm, router, experts, 1e-5, top_k, True))
+    x, norm, router = make.randn(9, 256), make.randn(256), make.randn(16, 256, scale=1 / 16)
+    yield Case("all tied", (x, norm, make.randn(16, 256, scale=0), 16, 1e-5, 2))
+    yield Case("strided", (make.randn(9, 768)[:, 256:512], norm, router, 16, 1e-6))
+    yield Case("zeros", (make.randn(3, 256, scale=0), norm, router, 16))
+    x = x.clone()
+    x[4, 100] = torch.nan
+    yield Case("NaN", (x, norm, router, 16, 1e-5, 2))
+    yield Case("NaN shared", (x, norm, router, 16, 1e-5, 2, True))
+
+
 def _permuted_sizes() -> Iterator[tuple[int, int, int]]:
     yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 9))
 
@@ -158,6 +182,16 @@ def _moe_combine(make: Maker, name: str) -> Iterator[Case]:
         yield Case(label, (y, inverse, top_k))
         yield Case(f"{label} shared", (y, inverse, top_k, shared))
         yield Case(f"{label} all", (y, inverse, top_k, shared, residual))
+
+
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(make: Maker, name: str) -> Iterator[Case]:
+    for tokens, width, top_k in (*_permuted_sizes(), (2, 16384, 2), (700, 136, 2)):
+        y, inverse = make.randn(tokens * top_k, width), make.permutation(tokens * top_k)
+        args = y, inverse, top_k, make.randn(width)
+        label = f"{tokens}x{width} top {top_k}"
+        yield Case(label, args)
+        yield Case(f"{label} residual", args, {"residual": make.randn(tokens, width), "eps": 1e-2})
 
 
 @_of("gemm")
@@ -190,6 +224,9 @@ def _gemm(make: Maker, name: str) -> Iterator[Case]:
         )
         residual = make.randn(rows, 96)
         yield Case(f"ragged {label} residual", (a, b), {**experts, "residual": residual})
+    for label, tokens, experts in _gathered(make):
+        b = make.randn(4, 48, 200, scale=0.1)
+        yield Case(f"gathered {label}", (make.randn(tokens, 200), b), experts)
     for sfa, sfb in (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row")):
         (a, sa), (b, sb) = make.fp8(35, 256, scaling=sfa), make.fp8(144, 256, scaling=sfb)
         yield Case(f"fp8 {sfa} {sfb}", (a, b), {"sfa": sa, "sfb": sb})
@@ -204,6 +241,15 @@ def _ragged() -> Iterator[tuple[str, list[int], int]]:
     yield "one each", [1] * 16, 16
     yield "tail", [2, 0, 5], 12
     yield "none", [0, 0], 0
+
+
+def _gathered(make: Maker) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Of four experts: tokens, and the arguments of a product that takes their rows itself."""
+    for counts, top_k in (([1, 0, 0, 1], 2), ([0, 9, 0, 7], 1), ([10, 6, 0, 15], 2), ([0] * 4, 2)):
+        tokens = -(-sum(counts) // top_k)
+        experts = {"expert_offsets": make.offsets(counts), "activation": "swiglu", "top_k": top_k}
+        order = {"permutation": make.permutation(tokens * top_k)}
+        yield f"{counts} top {top_k}", tokens, experts | order
 
 
 @_of("gemm_swiglu_fp8")
@@ -235,6 +281,10 @@ def _w4_gemm(make: Maker, name: str) -> Iterator[Case]:
             (make.randn(rows, 128), odd),
             {**experts, "residual": make.randn(rows, 32), "out_dtype": torch.float32},
         )
+
+    for label, tokens, experts in _gathered(make):
+        b = make.tiles(4, 48, 384)
+        yield Case(f"gathered {label}", (make.randn(tokens, 384), b), experts)
 
 
 # Rows on either side of what a tensor core's product and a kernel take; a few tiles, and a row of
@@ -386,6 +436,49 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
 
 
+_APPENDED = (
+    "one", "idle rows", "several", "chunked", "several over an edge", "fewer keys than tokens",
+    "no sequences", "long and short", "two blocks of rows", "page of 256", "chunk of 3",
+    "second chunk",
+)  # fmt: skip
+
+
+@_of("flash_decode_append")
+def _flash_decode_append(make: Maker, name: str) -> Iterator[Case]:
+    """Of several tokens the first's key is in the cache already; chunked layers rotate."""
+    table = ops.rope_table(64, theta=500000.0).to(make.device)
+    for cache in (make.dtype, FP8):
+        for label in _APPENDED:
+            tokens, len_ks, heads, kv_heads, page_size, chunk = _DECODE[label]
+            paged = _paged(make, len_ks, kv_heads, page_size, cache)
+            keys = [n - tokens + i for n in len_ks for i in range(tokens)]
+            slots = [
+                int(row[key // page_size]) * page_size + key % page_size
+                if key >= 0 and (i or tokens == 1)
+                else -1
+                for n, row in zip(len_ks, paged["table"].tolist(), strict=True)
+                for i, key in enumerate(range(n - tokens, n))
+            ]
+            options = {"num_heads": heads, "tokens": tokens, "softmax_scale": 128**-0.5}
+            options |= {"attn_scale": 0.1, "floor_scale": 16}
+            if chunk:
+                options |= {
+                    "chunk": chunk,
+                    "cos_sin": table,
+                    "qk_norm_eps": 1e-5,
+                    "attn_scale": 0.0,
+                }
+            if cache == FP8 and chunk:
+                options |= {
+                    s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
+                }
+            qkv = make.randn(len(keys), (heads + 2 * kv_heads) * 128)
+            at = (make.tensor([max(0, key) for key in keys], torch.int64),)
+            at += (make.tensor(slots, torch.int64), paged["k"], paged["v"])
+            at += (paged["lengths"], paged["table"])
+            yield Case(f"{label} {str(cache).removeprefix('torch.')}", (qkv, *at), options)
+
+
 @_of("merge_attention_states")
 def _merge_attention_states(make: Maker, name: str) -> Iterator[Case]:
     for shape in ((1, 1, 1), (2, 7, 5), (3, 2, 4, 8), (19, 5, 3), (2, 0, 4)):
@@ -413,8 +506,8 @@ def _embed(make: Maker, name: str) -> Iterator[Case]:
 
 @_of("process_logits")
 def _process_logits(make: Maker, name: str) -> Iterator[Case]:
-    for batch, vocab in ((0, 64), (1, 2048), (6, 202), (3, 2052)):
-        tally = (make.integers(batch, vocab, low=-9, high=7)).clamp(min=0)
+    for batch, vocab in ((0, 64), (1, 515), (3, 101), (4, 64)):
+        tally = make.integers(batch, vocab, low=-40, high=60).clamp(min=0)
         biases = make.randn(batch, vocab, dtype=torch.float32)
         masks = [make.integers(batch, -(-vocab // 32), low=-(2**31), high=2**31) for _ in "as"]
         counts = [make.integers(batch, high=4, dtype=torch.int64) for _ in "gm"]
@@ -441,7 +534,8 @@ def _advance_step(make: Maker, name: str) -> Iterator[Case]:
         slots = rows(99, of=kinds * batch).view(kinds, batch)
         tables = make.integers(kinds, batch, columns, low=-1, high=2**31 - 1)
         results = torch.zeros(2, batch, dtype=torch.int64, device=make.device)
-        args = (rows(vocab + 9, -2), *state, rows(30), stop_bits & stop_bits.roll(1, 0), slots)
+        limits = state[-1] + rows(4)
+        args = (rows(vocab + 9, -2), *state, limits, stop_bits & stop_bits.roll(1, 0), slots)
         options = {"page_size": 8}
         yield Case(f"{batch} rows", (*args, tables, results), options)
         tally = make.integers(batch, vocab, high=9)

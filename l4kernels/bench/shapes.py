@@ -14,8 +14,11 @@ from torch import Tensor
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
+from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
 from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
 from l4kernels.ops.quant import BLOCK
+from l4kernels.ops.router import MAX_ROUTER_TOKENS
+from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
@@ -221,6 +224,18 @@ def _moe_route(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k, True), {})
 
 
+@_of("moe_router")
+def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    d, experts, top_k = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+
+    def make(i: Inputs) -> Arguments:
+        weights = i.normal(d), i.normal(experts, d)
+        return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
+
+    if tokens <= MAX_ROUTER_TOKENS:
+        yield "", make
+
+
 @_of("moe_permute")
 def _moe_permute(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
@@ -235,14 +250,19 @@ def _moe_permute_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 
 @_of("moe_combine")
 def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    yield "", lambda i: _combined(i, config.hidden_size, tokens)
+
+
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
+    yield "", lambda i: _combined(i, d, tokens, i.normal(d))
 
-    def make(i: Inputs) -> Arguments:
-        inverse = i.permutation(tokens).argsort().to(torch.int32)
-        y, residual = i.normal(CHOICES * tokens, d), i.normal(tokens, d)
-        return (y, inverse, CHOICES), {"residual": residual}
 
-    yield "", make
+def _combined(i: Inputs, width: int, tokens: int, *norm_weight: Tensor) -> Arguments:
+    inverse = i.permutation(tokens).argsort().to(torch.int32)
+    y, residual = i.normal(CHOICES * tokens, width), i.normal(tokens, width)
+    return (y, inverse, CHOICES, *norm_weight), {"residual": residual}
 
 
 @_of("merge_attention_states")
@@ -288,6 +308,46 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "top_p", lambda i: make(i, 0.7)
 
 
+@_of("process_logits")
+def _process_logits(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    if tokens > 64:
+        return
+
+    def make(i: Inputs) -> Arguments:
+        shape = tokens, config.vocab_size
+        masks = [i.full(bits, tokens, words(shape[1]), dtype=torch.int32) for bits in (-1, 0)]
+        counts = [i.full(9, tokens, dtype=torch.int64) for _ in range(2)]
+        factors = [i.full(value, tokens) for value in (1.1, 0.5, 0.5)]
+        logits, bias = (i.normal(*shape, dtype=torch.float32) for _ in range(2))
+        tally = i.integers(3, *shape, dtype=torch.int32)
+        return (logits, tally, bias, *masks, *counts, *factors, i.numbers(torch.ones(tokens))), {}
+
+    yield "", make
+
+
+@_of("advance_step")
+def _advance_step(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    """Two kinds of layers, of which each row has a million positions."""
+    if tokens > 64:
+        return
+
+    def make(i: Inputs) -> Arguments:
+        long = {"dtype": torch.int64}
+        ids, positions, generated = (i.full(9, tokens, **long) for _ in range(3))
+        args = (
+            i.integers(config.vocab_size, tokens, **long), ids, positions,
+            i.numbers(torch.full((tokens,), 10)), generated, i.full(1 << 40, tokens, **long),
+            i.full(0, tokens, words(config.vocab_size), dtype=torch.int32),
+            i.full(9, 2, tokens, **long),
+            i.integers(99, 2, tokens, (1 << 20) // PAGE, dtype=torch.int32),
+            i.full(0, 2, tokens, **long),
+        )  # fmt: skip
+        tally = i.full(0, tokens, config.vocab_size, dtype=torch.int32)
+        return args, {"page_size": PAGE, "tally": tally}
+
+    yield "", make
+
+
 def products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
     """Weights by name: experts, the shared one among them (0: dense), N, K; what Maverick shares
     with Scout is Scout's. `gate_up` and `down` are one expert's, as a product of its own."""
@@ -330,6 +390,14 @@ def _product(
     return (i.fp8(rows, k), i.fp8(*weight, k)), options
 
 
+def _gathers(i: Inputs, args: tuple[Any, ...], options: dict[str, Any]) -> Arguments:
+    """The product of as many tokens as have these rows, which it takes in their order."""
+    rows, *weights = args
+    tokens = len(rows) // CHOICES
+    order = {"permutation": i.permutation(tokens), "top_k": CHOICES}
+    return (rows[:tokens], *weights), options | order
+
+
 @_of("gemm")
 def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(i: Inputs, shape: tuple[int, int, int], form: str, epilogue: str) -> Any:
@@ -348,6 +416,9 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{form}", lambda i, s=shape, f=form: make(i, s, f, "")
         if name == "moe_gate_up":
             yield f"{name}.bf16.swiglu", lambda i, s=shape: make(i, s, "bf16", "swiglu")
+            if CHOICES * tokens <= MAX_GATHERED_ROWS:
+                label = f"{name}.bf16.gathered"
+                yield label, lambda i, s=shape: _gathers(i, *make(i, s, "bf16", "swiglu"))
 
 
 @_of("w4_gemm")
@@ -371,6 +442,9 @@ def _w4_gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         yield name, lambda i, s=shape: make(i, s, False)
         if name == "moe_gate_up":
             yield f"{name}.swiglu", lambda i, s=shape: make(i, s, True)
+            if CHOICES * tokens <= MAX_GATHERED_ROWS:
+                label = f"{name}.gathered"
+                yield label, lambda i, s=shape: _gathers(i, *make(i, s, True))
 
 
 @_of("gemm_swiglu_fp8")

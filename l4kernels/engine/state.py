@@ -81,7 +81,7 @@ class StepState:
         if config.vision is not None:
             self.features = zeros(slots, config.hidden_size, dtype=dtype)
         self._rows: dict[int, StepRows] = {}
-        self._edits: list[tuple[int, int]] = []
+        self._edits: dict[int, int] = {}
 
     @cached_property
     def processing(self) -> dict[str, Tensor]:
@@ -118,11 +118,11 @@ class StepState:
         """Entries of a block table from its column `first` on, when `flush` is next called."""
         columns = self.tables.shape[2]
         at = (kind * self.num_slots + slot) * columns + first
-        self._edits += enumerate(pages, at)
+        self._edits.update(enumerate(pages, at))
 
     def flush(self) -> None:
         if self._edits:
-            edits = torch.tensor(self._edits, dtype=torch.int64, device="cpu").T.contiguous()
+            edits = torch.tensor([[*self._edits], [*self._edits.values()]], device="cpu")
             places, pages = to_device(edits, self.device)
             self.tables.view(-1)[places] = pages.to(torch.int32)
             self._edits.clear()
@@ -193,6 +193,7 @@ class StepState:
 
     def move(self, source: int, target: int, *, processed: bool) -> None:
         """What is in one slot is in another from the next step on."""
+        self.flush()
         for matrix in (self.int64, self.int32, self.float, self.slots, self.tables):
             matrix[:, target] = matrix[:, source]
         own = [self.stop_bits, *(self.processing.values() if processed else ())]

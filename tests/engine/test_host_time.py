@@ -26,17 +26,15 @@ class Recorder:
 
     def __init__(self, engine):
         self.seconds, self.done, self._engine = [], threading.Event(), engine
-        self._receive, engine._receive = engine._receive, self
-        self._started, self._tokens = 0.0, 0
+        self._turn, engine._turn = engine._turn, self
 
     def __call__(self):
-        took = time.thread_time() - self._started
-        if self._engine._new_tokens == self._tokens + SLOTS:
-            self.seconds.append(took)
+        started, tokens = time.thread_time(), self._engine._new_tokens
+        going_on = self._turn()
+        if self._engine._new_tokens == tokens + SLOTS:
+            self.seconds.append(time.thread_time() - started)
         if len(self.seconds) == STEPS:
             self.done.set()
-        going_on = self._receive()
-        self._started, self._tokens = time.thread_time(), self._engine._new_tokens
         return going_on
 
 

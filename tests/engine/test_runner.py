@@ -128,9 +128,9 @@ def test_what_came_before_matters():
 
 
 KERNELS = {
-    "one token of each": ([(0, 3, 4), (1, 7, 8)], "flash_decode"),
-    "as many of each": ([(0, 3, 6), (1, 7, 10)], "flash_decode"),
-    "the most that decoding takes": ([(0, 0, 16), (1, 1, 17)], "flash_decode"),
+    "one token of each": ([(0, 3, 4), (1, 7, 8)], "flash_decode_append"),
+    "as many of each": ([(0, 3, 6), (1, 7, 10)], "flash_decode_append"),
+    "the most that decoding takes": ([(0, 0, 16), (1, 1, 17)], "flash_decode_append"),
     "too many for decoding": ([(0, 0, 17), (1, 3, 20)], "flash_prefill"),
     "a token less in one": ([(0, 3, 6), (1, 8, 10)], "flash_prefill"),
     "a token and a prompt": ([(0, 3, 4), (1, 0, 10)], "flash_prefill"),
@@ -146,7 +146,7 @@ def test_which_kernel_attends(name, monkeypatch):
     def noted(kernel, run):
         return lambda *a, **o: called.append(kernel) or run(*a, **o)
 
-    for kernel in ("flash_decode", "flash_prefill"):
+    for kernel in ("flash_decode_append", "flash_prefill"):
         monkeypatch.setattr(ops, kernel, noted(kernel, getattr(ops, kernel)))
     pages = Pages(model, 2)
     tokens = sum(stop - start for _, start, stop in spans)
@@ -198,7 +198,7 @@ def test_pieces_of_prompts(sizes, chunk, budget, slots):
     """All tokens but the last, in order, none across a boundary, and no more than was asked for."""
     shape = CacheShape(chunk, page_size_for(chunk), (0, int(chunk > 0)), KVPages(1, 1))
     cache = mock.Mock(spec=KVCache, shape=shape, releases=0)
-    cache.room_for.return_value = True
+    cache.has.return_value = True
     scheduler = Scheduler(cache, slots, budget, budget, reuse=False)
     choice = Choice(Sampling(), 0, frozenset(), 5)
     sequences = [Sequence([0] * length, choice) for length, _ in sizes]

@@ -9,14 +9,13 @@ from tests.support.traffic import Traffic, require_empty, run
 
 def soak(requests: int, lag: int) -> None:
     chunk = 24
-    with Engine(ChecksumModel(chunk), slots=32, context=128, kv_tokens=1600) as engine:
+    with Engine(ChecksumModel(chunk), slots=32, context=128, kv_tokens=800) as engine:
         engine._core.lag = lag
-        run(engine, Traffic(lag, chunk), requests, at_once=80)
+        run(engine, Traffic(lag, chunk, new=14), requests, at_once=80)
         require_empty(engine)
         stats = engine.stats()
         assert stats.finished >= requests and stats.reused_tokens > stats.prompt_tokens / 5
         assert stats.preemptions > requests / 200
-        print(stats)
 
 
 @pytest.mark.parametrize("lag", [0, 1])

@@ -221,10 +221,19 @@ def moe_route(logits, top_k=1, shared_expert=False):
     )
 
 
+def gathered(x, permutation, top_k):
+    rows = [] if permutation is None else [int(i) // top_k for i in permutation]
+    return f64(x) if permutation is None else f64(x)[np.array(rows, int)]
+
+
+def moe_router(x, norm_weight, router_weight, num_experts, eps=1e-5, top_k=1, shared_expert=False):
+    normed = rms_norm(x, norm_weight, eps)[0]
+    logits = f64(torch.from_numpy(normed).to(x.dtype)) @ f64(router_weight[:num_experts]).T
+    return normed, *moe_route(torch.from_numpy(logits), top_k, shared_expert)
+
+
 def moe_permute(x, permutation, top_k):
-    rows = f64(x)
-    out = [rows[int(i) // top_k] for i in permutation]
-    return (np.array(out).reshape(len(out), x.shape[1]),)
+    return (gathered(x, permutation, top_k),)
 
 
 def moe_permute_fp8(x, permutation, top_k, scaling="row"):
@@ -240,6 +249,15 @@ def moe_combine(y, inverse, top_k, shared=None, residual=None):
     for other in (shared, residual):
         out += 0 if other is None else f64(other)
     return (out,)
+
+
+def moe_combine_norm(y, inverse, top_k, norm_weight, eps=1e-5, residual=None, norm=rms_norm):
+    (x,) = moe_combine(y, inverse, top_k, residual=residual)
+    return x, *norm(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
+
+
+def moe_combine_norm_fp8(*args, **options):
+    return moe_combine_norm(*args, **options, norm=rms_norm_fp8)
 
 
 def product(a, weight, n, offsets, bias, residual, row_scale, activation):
@@ -270,6 +288,8 @@ def gemm(
     b,
     *,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     sfa=None,
     sfb=None,
     bias=None,
@@ -279,7 +299,7 @@ def gemm(
     **_,
 ):
     n = b.shape[-2]
-    value_a, value_b = f64(a), f64(b)
+    value_a, value_b = gathered(a, permutation, top_k), f64(b)
     if sfa is not None:
         of_a = "1x128" if sfa.dim() == 2 else "tensor" if len(sfa) == 1 else "row"
         value_a = dequantized(a, sfa, of_a)
@@ -312,6 +332,8 @@ def w4_gemm(
     *,
     zeros=None,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     bias=None,
     residual=None,
     row_scale=None,
@@ -322,7 +344,7 @@ def w4_gemm(
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
-            f64(a),
+            gathered(a, permutation, top_k),
             lambda e: weights if e is None else weights[e],
             weights.shape[-2],
             offsets,
@@ -462,6 +484,20 @@ def flash_decode(
             v_scale,
         )
     return out, lse
+
+
+def flash_decode_append(
+    qkv, positions, slots, k_cache, v_cache, seqlens_k, block_table,
+    *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, **rule,
+):  # fmt: skip
+    """Between the two parts q and the cache are rounded."""
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    rule |= {"num_heads": num_heads, **scales}
+    q, *stored = rope_cache(qkv, positions, slots, k_cache, v_cache, **rule)
+    q = torch.from_numpy(q).to(qkv.dtype).unflatten(0, (len(seqlens_k), tokens))
+    caches = (torch.from_numpy(cache).to(k_cache.dtype) for cache in stored)
+    options = {"softmax_scale": softmax_scale, "chunk": chunk, **scales}
+    return *flash_decode(q, *caches, seqlens_k, block_table, **options), *stored
 
 
 def merge_attention_states(outs, lses):
