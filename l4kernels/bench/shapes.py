@@ -28,6 +28,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
+    "flash_decode_append": {"decode": (1024, 8192, 131_072)},
 }
 FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
@@ -35,9 +36,12 @@ FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "w4_gemm": {"decode": (1, 8, 16), "prefill": (1024,)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072)},
+    "flash_decode_append": {"decode": (1024, 8192, 131_072)},
 }
 """What a GPU run measures first, of our own kernels alone; of other ops all sizes."""
 PAGE = 64
+MIXED = [256 << b % 8 for b in range(64)]
+"""Keys of the sequences of a batch: 256 to 32,768, mean 8,160."""
 SCALINGS = {
     "fp8_row": ("row", "row"),
     "fp8_fast": ("row", "row"),
@@ -459,8 +463,35 @@ def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]
     if tokens <= 131_072:
         for new in (4, 16):  # guessed tokens that one step verifies
             yield f"new{new}", lambda i, n=new: make(i, [tokens], 0, torch.bfloat16, n)
+    for name, cache in _mixed_batches(tokens):
+        yield name, lambda i, t=cache: make(i, MIXED, 0, t)
+
+
+def _mixed_batches(tokens: int) -> Iterator[tuple[str, torch.dtype]]:
     if tokens == 8192:
-        mixed = [(tokens << b % 8) // 32 for b in range(64)]  # 256 to 32,768, mean 8,160
-        for cache in (torch.bfloat16, FP8):
-            name = "batch64" if cache != FP8 else "batch64.kv_fp8"
-            yield name, lambda i, t=cache: make(i, mixed, 0, t)
+        yield from (("batch64", torch.bfloat16), ("batch64.kv_fp8", FP8))
+
+
+@_of("flash_decode_append")
+def _flash_decode_append(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+    def make(i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype) -> Arguments:
+        k, v, numbers, table = _paged(i, config, lengths, cache)
+        pages = torch.tensor([-(-length // PAGE) for length in lengths]).cumsum(0)
+        last = torch.tensor(lengths) - 1
+        slots = (pages - 1) * PAGE + last % PAGE  # in the last page of each
+        at = (t.to(i.device) for t in (last, slots))
+        options = {"num_heads": heads, "softmax_scale": config.head_dim**-0.5, "chunk": chunk}
+        if chunk:
+            options["cos_sin"] = i.normal(8192, config.head_dim, dtype=torch.float32)
+            options["qk_norm_eps"] = config.rms_norm_eps if config.use_qk_norm else None
+        else:
+            options["attn_scale"] = config.attn_scale
+        qkv = i.normal(len(lengths), (heads + 2 * kv_heads) * config.head_dim)
+        return (qkv, *at, k, v, numbers, table), options
+
+    for label, chunk, cache in _masks(config, tokens):
+        yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
+    for name, cache in _mixed_batches(tokens):
+        yield name, lambda i, t=cache: make(i, MIXED, 0, t)
