@@ -6,44 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.checks.inputs import FP8, I32, Maker
+from bench.checks.appended import new_tokens
+from bench.checks.inputs import FP8
 from bench.checks.kernel_checks import same_bits
 from bench.checks.machine import Machine, edge
 from l4kernels import ops
 from l4kernels.testing import assert_close
 
 SCALE = {"softmax_scale": 128**-0.5}
-NAN = float("nan")
 CACHES = (torch.bfloat16, FP8)
-
-
-def new_tokens(
-    make: Maker,
-    lengths: list[int],
-    tokens: int,
-    heads: tuple[int, int],
-    cache: torch.dtype,
-    page: int = 16,
-) -> list[Tensor]:
-    """Arguments of flash_decode_append for q heads and KV heads. Slots of new keys, and what lies
-    behind them, are NaN before; table entries past the end are -1."""
-    counts = [-(-length // page) for length in lengths]
-    order = make.permutation(sum(counts)).tolist()
-    k, v = (make.randn(sum(counts), page, heads[1], 128).to(cache) for _ in "kv")
-    table = torch.full((len(lengths), max([*counts, 1]) + 1), -1, dtype=I32)
-    positions, slots = [], []
-    for b, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        pages = [order.pop() for _ in range(count)]
-        table[b, :count] = torch.tensor(pages, dtype=I32)
-        places = [pages[key // page] * page + key % page for key in range(page * count)]
-        for t in (k, v):
-            t.flatten(0, 1)[places[max(length - tokens, 0) :]] = NAN
-        keys = range(length - tokens, length)
-        positions += [max(key, 0) for key in keys]
-        slots += [places[key] if key >= 0 else -1 for key in keys]
-    qkv = make.randn(len(lengths) * tokens, (heads[0] + 2 * heads[1]) * 128)
-    at = (make.tensor(numbers, torch.int64) for numbers in (positions, slots))
-    return [qkv, *at, k, v, make.tensor(lengths), table.to(make.device)]
 
 
 def two_launches(args: list[Tensor], tokens: int, rule: dict[str, Any], **options: Any) -> Any:
