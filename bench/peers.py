@@ -17,7 +17,9 @@ from l4kernels.bench.shapes import SIZES, Arguments
 from l4kernels.ops import OPS
 from l4kernels.ops.check import FP8
 
-EAGER: dict[str, Callable[..., Any]] = {}
+EAGER: dict[str, Callable[..., Any]] = {
+    name: OPS[name].body for name in ("process_logits", "advance_step")
+}  # of these the typed body looks at nothing on the host
 
 
 def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,6 +64,32 @@ def moe_combine(
 
 
 @_eager
+def moe_combine_norm(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    x = moe_combine(y, inverse, top_k, residual=residual)
+    return x, rms_norm(x, norm_weight, eps)
+
+
+@_eager
+def moe_combine_norm_fp8(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    x, normed = moe_combine_norm(y, inverse, top_k, norm_weight, eps, residual)
+    return x, *quantize_fp8(normed, "row")
+
+
+@_eager
 def embed(input_ids: Tensor, weight: Tensor) -> Tensor:
     return F.embedding(input_ids, weight)
 
@@ -103,6 +131,21 @@ def moe_route(logits: Tensor, top_k: int, shared_expert: bool) -> Any:
     inverse = torch.empty_like(rows).scatter_(0, permutation, rows)
     scale = weights.flatten()[permutation]
     return ids.int(), weights, scale, offsets.int(), permutation.int(), inverse.int()
+
+
+@_eager
+def moe_router(
+    x: Tensor,
+    norm_weight: Tensor,
+    router_weight: Tensor,
+    num_experts: int,
+    eps: float,
+    top_k: int,
+    shared_expert: bool,
+) -> Any:
+    normed = rms_norm(x, norm_weight, eps)
+    logits = (normed @ router_weight.T)[:, :num_experts].float()
+    return normed, *moe_route(logits, top_k, shared_expert)
 
 
 @_eager
@@ -156,6 +199,8 @@ def gemm(
     b: Tensor,
     *,
     expert_offsets: Tensor | None = None,
+    permutation: Tensor | None = None,
+    top_k: int = 1,
     sfa: Tensor | None = None,
     sfb: Tensor | None = None,
     row_scale: Tensor | None = None,
@@ -163,6 +208,7 @@ def gemm(
     fast_accum: bool = False,
 ) -> Tensor:
     """cuBLAS and torch's grouped products; then SwiGLU in eager torch."""
+    a = a if permutation is None else moe_permute(a, permutation, top_k)
     w = b.transpose(-2, -1)
     options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast_accum}
     if expert_offsets is not None:
@@ -188,15 +234,10 @@ def gemm(
 def w4_gemm(
     a: Tensor,
     weight: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
+    **options: Any,
 ) -> Tensor:
     """bf16 products of the same weights, by cuBLAS and torch."""
-    return gemm(
-        a, weight, expert_offsets=expert_offsets, row_scale=row_scale, activation=activation
-    )
+    return gemm(a, weight, **options)
 
 
 @_eager

@@ -16,6 +16,7 @@ ROWS = {  # what it is called: the format, and the arguments of its quantiser th
     "fp8": ("fp8", {}),
     "int4, round to nearest (amax / 7.5)": ("int4", {"search": False}),
     "int4, searched clip": ("int4", {}),
+    "int4+fp8attn, searched clip": ("int4+fp8attn", {}),
 }
 
 

@@ -19,10 +19,11 @@ OPTIONS = {
     "fp8": {"weights": "fp8"},
     "fp8_kv": {"weights": "fp8", "kv_dtype": "fp8"},
     "int4": {"weights": "int4"},
+    "int4+fp8attn": {"weights": "int4+fp8attn"},
 }
-SAME_WEIGHTS = {"int4": {"weights": "int4"}}
-"""Formats whose activations are not quantised: what they are compared with has their weights, and
-differs from them by the rounding to bfloat16 alone."""
+SAME_WEIGHTS = {form: {"weights": form} for form in ("int4", "int4+fp8attn")}
+"""What these are compared with has their weights, and differs from them by the rounding to bfloat16
+alone: int4's activations are not quantised, and those of fp8 attention are in float32 as well."""
 # The prompt fills one chunk of 64 and most of the next; the new tokens cross into the third.
 PROMPT_TOKENS, NEW_TOKENS = 126, 4
 PASSAGES = ((12, 7), (32, 224))
@@ -74,6 +75,7 @@ CASES = [
     ("fp8_kv", "text"),
     ("int4", "text"),
     ("int4", "image"),
+    ("int4+fp8attn", "text"),
 ]
 
 
@@ -91,7 +93,8 @@ def generate(model: Llama4, prompt: dict[str, Any], route: AbstractContextManage
     hidden: list[Tensor] = []
     batch = len(prompt["input_ids"])
 
-    def see(_: Any, __: Any, rows: Tensor) -> None:
+    def see(_: Any, __: Any, out: tuple[Tensor, None]) -> None:
+        rows, _ = out
         hidden.append(rows.float().view(batch, -1, rows.shape[-1]))
 
     hooks = [

@@ -72,15 +72,15 @@ template <>
 constexpr ScalarType kScalarType<int64_t> = ScalarType::Long;
 
 template <typename T>
-const T* check_list(const Call& call, const Argument& t, const Shape& shape) {
+T* check_list(const Call& call, const Argument& t, const Shape& shape) {
   call.require_dtype(t, {kScalarType<T>});
   call.require_shape(t, shape);
   call.require_contiguous(t);
-  return static_cast<const T*>(call.address(t, sizeof(T)));
+  return static_cast<T*>(call.address(t, sizeof(T)));
 }
 
 template <typename T>
-const T* check_optional_list(const Call& call, const OptionalArgument& t, const Shape& shape) {
+T* check_optional_list(const Call& call, const OptionalArgument& t, const Shape& shape) {
   return t ? check_list<T>(call, *t, shape) : nullptr;
 }
 

@@ -5,7 +5,7 @@
 #include <array>
 
 #include "l4k_emulator.h"
-#include "runtime/registry.h"
+#include "runtime/work.h"
 
 namespace py = pybind11;
 using namespace l4k::emu;
@@ -108,6 +108,23 @@ void configure(const py::kwargs& settings) {
 
 using Triple = std::array<uint32_t, 3>;
 
+Triple triple(dim3 d) { return {d.x, d.y, d.z}; }
+
+py::list listed() {
+  py::list all;
+  for (const ListedLaunch& l : listed_launches()) {
+    py::dict d;
+    d["kernel"] = readable(l.kernel);
+    d["grid"] = py::tuple(py::cast(triple(l.grid)));
+    d["block"] = py::tuple(py::cast(triple(l.block)));
+    d["cluster"] = py::tuple(py::cast(triple(l.cluster)));
+    d["shared_bytes"] = l.shared;
+    d["dependent"] = l.dependent;
+    all.append(d);
+  }
+  return all;
+}
+
 // One entry of PTX text. Arguments are the bytes of each parameter.
 struct PtxKernel {
   PtxKernel(const std::string& text, const std::string& entry) {
@@ -180,6 +197,11 @@ PYBIND11_MODULE(l4k_emulator_control, m) {
       "refusal", [] { return std::string(l4k_emu_refusal()); },
       "Why the last runtime call was refused.");
   m.def("counters", &counters, "Counters by kernel, with the source lines that cause traffic.");
+  m.def("list_launches", &list_launches, py::arg("listed"),
+        "While True, launches are checked and listed but not run; True begins an empty list.");
+  m.def("listed_launches", &listed,
+        "Those of the list, as dicts: kernel, grid, block, cluster, shared_bytes (static and "
+        "dynamic, of a CTA), dependent.");
   m.def("counters_text", [] { return std::string(l4k_emu_counters()); });
   m.def(
       "register_range",

@@ -119,7 +119,22 @@ cudaError_t check_occupancy(const Kernel& k, uint64_t ctas, uint64_t threads, ui
 
 cudaError_t refused() { return Registry::get().last; }
 
+struct {
+  bool open = false;
+  std::vector<ListedLaunch> launches;
+} list;
+
+uint64_t static_shared(const Program& p) { return p.static_shared_end - 1024; }
+
 }  // namespace
+
+void list_launches(bool listed) {
+  Lock lock(runtime_mutex());
+  list.open = listed;
+  if (listed) list.launches.clear();
+}
+
+const std::vector<ListedLaunch>& listed_launches() { return list.launches; }
 
 cudaError_t prepare(KernelWork* work, const void* function, dim3 grid, dim3 block, void** args,
                     size_t shared, const cudaLaunchAttribute* attributes, unsigned count) {
@@ -130,7 +145,7 @@ cudaError_t prepare(KernelWork* work, const void* function, dim3 grid, dim3 bloc
   const PtxFunction& f = *p->ptx;
   if (!args && !f.params.empty())
     return refuse(cudaErrorInvalidValue, k->name + ": no arguments, but it has parameters");
-  uint64_t fixed = p->static_shared_end - 1024;
+  uint64_t fixed = static_shared(*p);
   LaunchAttributes asked;
   cudaError_t e = read_attributes(*k, f, attributes, count, &asked);
   if (e == cudaSuccess) e = check_shape(*k, f, grid, block);
@@ -160,6 +175,12 @@ cudaError_t prepare_packed(KernelWork* work, const void* function, dim3 grid, di
 }
 
 cudaError_t launch(const KernelWork& work, const StreamOperationPtr& operation) {
+  if (list.open) {
+    list.launches.push_back({work.kernel->name, work.grid, work.block, work.asked.cluster,
+                             static_shared(*work.kernel->program) + work.shared,
+                             work.asked.programmatic});
+    return cudaSuccess;
+  }
   auto l = std::make_unique<Launch>();
   l->program = work.kernel->program;
   l->operation = operation;

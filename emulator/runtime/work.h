@@ -62,6 +62,15 @@ cudaError_t prepare(KernelWork* work, const void* function, dim3 grid, dim3 bloc
 // The same, with the parameters as one block of bytes.
 cudaError_t prepare_packed(KernelWork* work, const void* function, dim3 grid, dim3 block,
                            const void* params, size_t bytes, size_t shared);
+// While launches are listed, one that the driver would accept is added to the list and not run.
+struct ListedLaunch {
+  std::string kernel;
+  dim3 grid, block, cluster;
+  uint64_t shared = 0;  // bytes of a CTA, static and dynamic
+  bool dependent = false;
+};
+void list_launches(bool listed);  // true begins an empty list
+const std::vector<ListedLaunch>& listed_launches();
 CopyWork linear_copy(void* dst, const void* src, size_t bytes, cudaMemcpyKind kind);
 FillWork linear_fill(void* dst, unsigned value, size_t bytes);
 // Whether the copy's and fill's memory is what it says; refused otherwise.

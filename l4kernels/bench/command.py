@@ -1,5 +1,5 @@
 """`l4k bench OP...`: floors of every case, and times where there is a GPU. `l4k bench e2e`: a whole
-model."""
+model. `l4k bench ledger`: what one decode step calls and costs at the least."""
 
 import argparse
 import json
@@ -47,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         from l4kernels.bench.e2e import main as whole_model
 
         return whole_model(arguments[1:])
+    if arguments[:1] == ["ledger"]:
+        from l4kernels.bench.ledger_command import main as one_step
+
+        return one_step(arguments[1:])
     options = parse(arguments)
     on_gpu = torch.cuda.is_available() and STATUS.loaded
     gpu = current_gpu() if on_gpu else options.gpu

@@ -53,7 +53,7 @@ def run(
     sequences = f"{batch} sequences of " if batch > 1 else ""
     table(
         f"{sequences}{tokens(length)} tokens; sizes in {unit} (10^{power} bytes)",
-        ["format", "GPU", "weight", "KV", "fits", "spare", "max ctx", "ms", "tok/s"],
+        ["format", "GPU", "weight", "KV", "fits", "spare", "ctx", "ms", "tok/s"],
         [_row(p, scale) for p in plans],
     )
     _notes(plans, weight_bytes(config, find_format("bf16")) / scale, unit)

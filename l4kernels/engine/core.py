@@ -32,7 +32,7 @@ class Event(NamedTuple):
     finish_reason: str | None
     logprob: float | None = None
     top_logprobs: list[tuple[int, float]] | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +260,7 @@ class EngineCore:
             try:
                 mask = sequence.choice.token_mask(sequence.new_tokens)
                 self.state.allow(sequence.slot, self._checked_mask(mask))
-            except Exception as error:  # of the caller's function, and its own affair
+            except BaseException as error:  # of the caller's function, and its own affair
                 self._finish(sequence, "error", stopped=False)
                 self._events.append(Event(sequence, -1, "error", error=error))
 

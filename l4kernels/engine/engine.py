@@ -1,12 +1,12 @@
 """The engine as a service: requests from any thread, their tokens as streams."""
 
-import atexit
 import contextlib
 import contextvars
 import queue
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,12 @@ from l4kernels.engine.sequence import Sequence
 from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
+from l4kernels.planning.footprint import MAX_PREFILL_TOKENS, activation_bytes
 from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer
 
 _CPU_KV_BYTES = 1 << 30
-_GPU_SHARE = 0.9
-"""Of what is free on a GPU, unless told otherwise; the rest is for prompts that are computed."""
+_GPU_SPARE = 1_000_000_000
+"""Bytes for captured graphs, workspaces and the step's tensors."""
 
 
 class EngineClosed(RuntimeError):
@@ -65,22 +66,27 @@ class Stream:
         self.request = request
         self._sequences, self._texts = sequences, texts
         self._left = len(sequences)
-        self._outputs: queue.SimpleQueue[Output | Exception | None] = queue.SimpleQueue()
-        self._end: Exception | None = None
+        self._outputs: queue.SimpleQueue[Output | BaseException | None] = queue.SimpleQueue()
         self._over = False
 
     def __iter__(self) -> Iterator[Output]:
         return self
 
     def __next__(self) -> Output:
+        output = self._outputs.get()
+        if isinstance(output, Output):
+            return output
+        self._outputs.put(output)  # for whoever asks again, or waits in another thread
+        if output is None:
+            raise StopIteration
+        if isinstance(output, StopIteration):
+            raise RuntimeError("a function of the request raised StopIteration") from output
+        raise output
+
+    def _finish(self, error: BaseException | None) -> None:
         if not self._over:
-            output = self._outputs.get()
-            if isinstance(output, Output):
-                return output
-            self._over, self._end = True, output
-        if self._end is not None:
-            raise self._end
-        raise StopIteration
+            self._over = True
+            self._outputs.put(error)
 
     def result(self) -> list[list[int]]:
         """Waits for the end; the tokens of each sample."""
@@ -91,21 +97,66 @@ class Stream:
         return samples
 
 
+_Letter = tuple[Callable[[Stream], None], Stream]
+
+
+class _Mailbox:
+    """What the thread of an engine is to do. It knows no engine, so that a thread that waits keeps
+    none in memory."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._letters: deque[_Letter] = deque()
+        self._why: str | None = None
+        self._drain = False
+
+    def put(self, act: Callable[[Stream], None], stream: Stream) -> None:
+        with self._wake:
+            if self._why is not None:
+                raise EngineClosed(f"{self._why}: it takes no more requests")
+            self._letters.append((act, stream))
+            self._wake.notify()
+
+    def close(self, why: str, *, drain: bool) -> None:
+        with self._wake:
+            if self._why is None:
+                self._why, self._drain = why, drain
+            self._wake.notify()
+
+    def wait(self, *, idle: bool) -> bool:
+        """Until there is something to do; False: never again."""
+        with self._wake:
+            while idle and not self._letters and self._why is None:
+                self._wake.wait()
+            return not idle or bool(self._letters)
+
+    def take(self) -> _Letter | None:
+        with self._wake:
+            return self._letters.popleft() if self._letters else None
+
+    @property
+    def closed(self) -> str | None:
+        """Why what is being done is to end now, if it is."""
+        with self._wake:
+            return None if self._drain else self._why
+
+
 class Engine:
     """Runs requests together as they come and go, in a thread of its own.
 
     Requests are independent: what one gets does not depend on which others run, up to the rounding
     of products of another size. First come, first served; prompts are computed in pieces beside
     sequences that are at a token. Pages of the KV cache are shared by requests with a common
-    prefix; when they run out, the youngest sequence waits and is computed again.
+    prefix; when they run out, the youngest sequence waits and is computed again. An engine that
+    nobody holds any more ends when its requests have.
 
     Args:
         model: stays usable, also by other threads.
         slots: samples at once; on a GPU steps are captured for 1, 2, 4, ... of them.
         context: the most tokens of one sample, prompt and answer; None: the model's, or what the
             KV cache holds.
-        kv_tokens: room of the KV cache in tokens, of all samples together; None: 90 % of what is
-            free on a GPU, on a CPU at most 1 GiB.
+        kv_tokens: room of the KV cache in tokens, of all samples together; None: on a GPU what
+            is free, but for what steps need by `l4k plan`; on a CPU at most 1 GiB.
         prefill_tokens: of prompts in one step while other samples wait for their next token.
         prefix_cache: whether the pages of finished samples are kept for prompts that begin alike.
         tokenizer: turns tokens into text and finds stop strings; None: outputs have no text.
@@ -149,19 +200,16 @@ class Engine:
             prefill_tokens=prefill_tokens,
             capture=capture,
         )
-        self._wake = threading.Condition()
-        self._inbox: deque[tuple[str, Stream]] = deque()
         self._streams: dict[Sequence, tuple[Stream, int]] = {}
         self._new_tokens = self._finished = 0
-        self._closed: str | None = None
-        self._drain = False
+        self._mail = _Mailbox()
         # Where ops go, and on how many threads, is what it is where the engine is made.
-        run = contextvars.copy_context().run
+        run, arguments = contextvars.copy_context().run, (self._mail, torch.get_num_threads())
         self._thread = threading.Thread(
-            target=run, args=(self._serve, torch.get_num_threads()), name="l4kernels", daemon=True
+            target=run, args=(_serve, weakref.ref(self), *arguments), name="l4kernels", daemon=True
         )
         self._thread.start()
-        atexit.register(self.close)
+        weakref.finalize(self, _close, self._mail, self._thread)
 
     def add(self, request: Request) -> Stream:
         """Hands in a request; its outputs come as they are made.
@@ -179,7 +227,7 @@ class Engine:
         if why := self._core.why_never(one.prompt_length, one.choice.max_new_tokens):
             raise ValueError(why)
         stream = Stream(request, sequences, texts)
-        self._send("add", stream)
+        self._mail.put(self._begin, stream)
         return stream
 
     def cancel(self, stream: Stream) -> None:
@@ -188,7 +236,7 @@ class Engine:
         if not isinstance(stream, Stream):
             raise ValueError(f"expected the Stream of a request, got {shown(stream)}")
         with contextlib.suppress(EngineClosed):  # which has ended all requests
-            self._send("cancel", stream)
+            self._mail.put(self._cancel, stream)
 
     def stats(self) -> Stats:
         core = self._core
@@ -212,13 +260,7 @@ class Engine:
     def close(self, *, drain: bool = False) -> None:
         """Ends the engine's thread; with `drain` after the requests that it has, which else end
         with `EngineClosed`. A second call changes nothing."""
-        with self._wake:
-            self._closed = self._closed or "the engine was closed"
-            self._drain = drain
-            self._wake.notify()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-            atexit.unregister(self.close)
+        _close(self._mail, self._thread, drain=drain)
 
     def __enter__(self) -> "Engine":
         return self
@@ -235,44 +277,31 @@ class Engine:
             )
         return []
 
-    def _send(self, verb: str, stream: Stream) -> None:
-        with self._wake:
-            if self._closed:
-                raise EngineClosed(f"{self._closed}: it takes no more requests")
-            self._inbox.append((verb, stream))
-            self._wake.notify()
+    def _turn(self) -> bool:
+        """Does what came, and a step; whether there is more to do."""
+        while (letter := self._mail.take()) is not None:
+            act, stream = letter
+            act(stream)
+        if (closed := self._mail.closed) is not None:
+            why = EngineClosed(f"{closed} before the request was done")
+            for stream in {stream for stream, _ in self._streams.values()}:
+                self._fail(stream, why)
+            return False
+        if self._core.idle:
+            return False
+        try:
+            events = self._core.step()
+        except Exception as error:
+            # The requests at hand end with it; those to come find an engine that is empty.
+            events = self._core.fail(error)
+        for event in events:
+            self._deliver(event)
+        return not self._core.idle
 
-    def _serve(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        if self.model.device.type == "cuda":
-            torch.cuda.set_device(self.model.device)
-        while self._receive():
-            try:
-                events = self._core.step()
-            except Exception as error:
-                # The requests at hand end with it; those to come find an engine that is empty.
-                events = self._core.fail(error)
-            for event in events:
-                self._deliver(event)
-        why = EngineClosed(f"{self._closed} before the request was done")
-        for stream in {stream for stream, _ in self._streams.values()}:
-            self._end(stream, why)
-
-    def _receive(self) -> bool:
-        """Waits until there is something to do; False: the thread is to end."""
-        with self._wake:
-            while not self._inbox and self._core.idle and not self._closed:
-                self._wake.wait()
-            letters, self._inbox = self._inbox, deque()
-            closed = self._closed
-        for verb, stream in letters:
-            if verb == "cancel":
-                self._cancel(stream)
-                continue
-            for index, sequence in enumerate(stream._sequences):
-                self._streams[sequence] = stream, index
-                self._core.add(sequence)
-        return not closed or (self._drain and not self._core.idle)
+    def _begin(self, stream: Stream) -> None:
+        for index, sequence in enumerate(stream._sequences):
+            self._streams[sequence] = stream, index
+            self._core.add(sequence)
 
     def _cancel(self, stream: Stream) -> None:
         for sequence in stream._sequences:
@@ -286,7 +315,7 @@ class Engine:
             return
         stream, index = self._streams[sequence]
         if event.error is not None:
-            self._end(stream, event.error)
+            self._fail(stream, event.error)
             return
         self._new_tokens += 1
         text = ""
@@ -311,19 +340,53 @@ class Engine:
         if stream.request.on_output is not None:
             try:
                 stream.request.on_output(output)
-            except Exception as error:
-                self._end(stream, error)
+            except BaseException as error:
+                self._fail(stream, error)
                 return
         if not stream._left:
-            stream._outputs.put(None)
+            stream._finish(None)
 
-    def _end(self, stream: Stream, error: Exception) -> None:
+    def _fail(self, stream: Stream, error: BaseException) -> None:
         """A request fails: all of its samples end."""
         for sequence in stream._sequences:
             if self._streams.pop(sequence, None) is not None:
                 self._core.cancel(sequence, "error")
                 self._finished += 1
-        stream._outputs.put(error)
+        stream._finish(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        """Nothing can be done any more, and nobody is to wait for it."""
+        why = f"the engine failed ({shown(error)})"
+        self._mail.close(why, drain=False)
+        streams = [stream for stream, _ in self._streams.values()]
+        while (letter := self._mail.take()) is not None:
+            streams.append(letter[1])
+        for stream in streams:
+            stream._finish(EngineClosed(why))
+        self._streams.clear()
+
+
+def _serve(engine_of: Callable[[], Engine | None], mail: _Mailbox, threads: int) -> None:
+    torch.set_num_threads(threads)
+    engine: Engine | None = None
+    while mail.wait(idle=engine is None):
+        engine = engine or engine_of()
+        assert engine is not None  # held by a letter, or here
+        if engine.model.device.type == "cuda":
+            torch.cuda.set_device(engine.model.device)
+        try:
+            going_on = engine._turn()
+        except BaseException as error:
+            engine._give_up(error)
+            raise
+        if not going_on:
+            engine = None
+
+
+def _close(mail: _Mailbox, thread: threading.Thread, *, drain: bool = False) -> None:
+    mail.close("the engine was closed", drain=drain)
+    if threading.current_thread() is not thread:
+        thread.join()
 
 
 def _room(
@@ -334,7 +397,7 @@ def _room(
     shape = CacheShape.of(model.config, model.kv_dtype)
     most = limit if context is None else whole_number("context", context, 2, limit)
     if kv_tokens is None:
-        pages = shape.within(_free_bytes(model.device), slots, most)
+        pages = shape.within(_free_bytes(model, slots), slots, most)
     else:
         count = shape.pages(whole_number("kv_tokens", kv_tokens, 1, 1 << 40))
         needed = shape.needed(count * shape.page_size)
@@ -349,7 +412,10 @@ def _room(
     return pages, most
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return _CPU_KV_BYTES
+def _free_bytes(model: Llama4Model, slots: int) -> int:
+    """Memory that a KV cache may have."""
+    if model.device.type != "cuda":
+        return _CPU_KV_BYTES
+    free, _ = torch.cuda.mem_get_info(model.device)
+    needed = activation_bytes(model.config, MAX_PREFILL_TOKENS, slots) + _GPU_SPARE
+    return max(0, free - int(needed))

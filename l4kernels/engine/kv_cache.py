@@ -9,6 +9,7 @@ Page size: 64, or the largest power of two from 16 that divides the chunk. Of a 
 not divide (tests; no published model) a page may hold the end of one and the start of the next.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -153,14 +154,19 @@ class KVCache:
     def _find(self, kind: int, sequence: Sequence, page: int) -> int | None:
         return self.pools[kind].find(sequence.page_name(page, self.shape.page_size))
 
-    def room_for(self, sequence: Sequence, end: int) -> bool:
-        """Whether `extend` to `end` tokens would succeed, were all of them needed at once."""
-        needed = self.shape.needed(end)
-        return all(
-            not used or needed[kind] - held <= pool.available
-            for kind, (used, pool) in enumerate(zip(self._used, self.pools, strict=True))
-            for held in (sum(page != NO_PAGE for page in sequence.pages[kind]),)
+    def missing(self, sequence: Sequence, end: int) -> Pages:
+        """What `extend` to `end` tokens would take, were all of them needed at once."""
+        return Pages(
+            *(
+                max(0, needed - sum(page != NO_PAGE for page in pages))
+                for needed, pages in zip(self.shape.needed(end), sequence.pages, strict=True)
+            )
         )
+
+    def has(self, pages: Iterable[Pages]) -> bool:
+        """Whether there are so many pages, all together."""
+        wanted = zip(*pages, strict=True)
+        return all(sum(n) <= pool.available for n, pool in zip(wanted, self.pools, strict=True))
 
     def extend(self, sequence: Sequence, start: int, end: int) -> bool:
         """Pages for tokens up to `end`, of which those from `start` on are computed next; pages of

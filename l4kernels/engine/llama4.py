@@ -145,8 +145,8 @@ class Llama4(Llama4Model):
             path: the folder.
             device: where the weights go.
             dtype: float32 or bfloat16, of the activations and of what is not quantised.
-            weights: None or "bf16" (unquantised, in `dtype`), "fp8", or "int4" (groups of 128);
-                quantised while loading, a tensor at a time.
+            weights: None or "bf16" (unquantised, in `dtype`), "fp8", "int4" (groups of 128), or
+                "int4+fp8attn" (attention in fp8); quantised while loading, a tensor at a time.
             kv_dtype: of the KV cache: None (`dtype`) or "fp8".
             progress: called with the bytes that were read and those of all files, after each
                 tensor; by default a terminal's standard error shows them.

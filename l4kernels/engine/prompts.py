@@ -1,5 +1,6 @@
 """What callers hand in as prompts, checked, and as the lists of tokens that the engine takes."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -175,15 +176,11 @@ def _with_images(
     assert vision is not None
     per_tile, first, prompts = vision.tokens_per_tile, 0, []
     for row, count in zip(rows, counts, strict=True):
-        if count % per_tile:
-            raise ValueError(
-                f"expected the patch tokens (id {token}) of every row to be whole tiles of "
-                f"{per_tile}, got {count} in one"
-            )
-        number = iter(range(count))
-        shown = [next(number) if i == token else -1 for i in row]
-        tiles = pixels[first : first + count // per_tile]
-        first += count // per_tile
+        # A tile may begin in one row and end in the next: then both have it.
+        tiles = pixels[first // per_tile : -(-(first + count) // per_tile)]
+        place = itertools.count(first % per_tile)
+        shown = [next(place) if i == token else -1 for i in row]
+        first += count
         prompts.append(PromptTokens(row, PromptImages(tiles, shown, per_tile) if count else None))
     return prompts
 

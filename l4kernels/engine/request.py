@@ -26,7 +26,8 @@ class Output(NamedTuple):
     sample: int
     """0 to n - 1."""
     token_id: int | None
-    """None where a sample ends without one: by a stop string, or cancelled."""
+    """None where a sample is cancelled. The token that completes a stop string is there, its text
+    is not."""
     text: str
     """What the token adds to the sample's text; empty without a tokenizer."""
     finish_reason: str | None
@@ -98,18 +99,10 @@ class Request:
         check_biases(model, self.sampling)
         prompt = prompt_of(model, self.prompt, self.pixel_values)
         seed = seed if self.sampling.seed is None else self.sampling.seed
-        made: list[EngineSequence] = []
-        for index in range(samples):
-            own = stream_seed(seed, index)
-            choice = Choice(self.sampling, own, stop, new_tokens, logprobs, self.token_mask)
-            made.append(
-                EngineSequence(
-                    prompt.ids.copy(),
-                    choice,
-                    prompt.images,
-                    priority,
-                    self.cache_salt.encode(),
-                    made[0] if made else None,
-                )
-            )
-        return made
+        seeds = [stream_seed(seed, index) for index in range(samples)]
+        rest = stop, new_tokens, logprobs, self.token_mask
+        shared = prompt.images, priority, self.cache_salt.encode()
+        return [
+            EngineSequence(prompt.ids.copy(), Choice(self.sampling, own, *rest), *shared)
+            for own in seeds
+        ]

@@ -88,21 +88,41 @@ class Scheduler:
         return begun
 
     def _fits_now(self, sequence: Sequence) -> bool:
-        leader = sequence.leader
-        if leader is not None and leader.finish_reason is None and not leader.decoding:
-            return False  # its pages are worth waiting for
+        if sequence.awaits is not None:
+            leader, end = sequence.awaits
+            if leader in self.prefilling and leader.computed < end:
+                return False
         if self._refused == (sequence, self.cache.releases):
             return False  # nothing has changed
         if self.reuse:
             sequence.computed = self.cache.reuse(sequence)
+            sequence.awaits = self._who_computes_next_page(sequence)
         # Room for the token after the last, too: a sequence that was preempted for lack of that
-        # page would otherwise be begun and preempted for ever.
-        if self.cache.room_for(sequence, min(len(sequence.tokens) + 1, sequence.capacity)):
+        # page would otherwise be begun and preempted for ever. Those whose prompts are being
+        # computed come first.
+        wanted = (
+            self.cache.missing(one, min(len(one.tokens) + 1, one.capacity))
+            for one in (*self.prefilling, sequence)
+        )
+        if sequence.awaits is None and self.cache.has(wanted):
             return True
         self.cache.release(sequence)
         sequence.computed = 0
-        self._refused = sequence, self.cache.releases
+        if sequence.awaits is None:
+            self._refused = sequence, self.cache.releases
         return False
+
+    def _who_computes_next_page(self, sequence: Sequence) -> tuple[Sequence, int] | None:
+        """Of prompts that begin alike and come together, one is computed; the others share it."""
+        size, start = self.cache.shape.page_size, sequence.computed
+        page, end = start // size, start + size
+        if end >= len(sequence.tokens):
+            return None
+        name = sequence.page_name(page, size)
+        for one in self.prefilling:
+            if one.computed < end < len(one.tokens) and one.page_name(page, size) == name:
+                return one, end
+        return None
 
     @property
     def budget(self) -> int:

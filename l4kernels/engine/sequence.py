@@ -38,7 +38,6 @@ class Sequence:
         tokens: the prompt; the answer is appended as it becomes known.
         priority: less goes first; among equals, who came first.
         salt: only sequences with the same salt share pages.
-        leader: another sequence with the same prompt, whose pages this one waits for.
     """
 
     tokens: list[int]
@@ -46,7 +45,6 @@ class Sequence:
     images: PromptImages | None = None
     priority: int = 0
     salt: bytes = b""
-    leader: "Sequence | None" = None
     prompt_length: int = field(init=False)
     finish_reason: str | None = None
     """"stop" after an end token, "length" after as many tokens as it may have, "cancelled",
@@ -62,6 +60,8 @@ class Sequence:
     """Of the global and of the chunked layers, by logical page."""
     named: int = 0
     """Full pages that others can find."""
+    awaits: "tuple[Sequence, int] | None" = None
+    """Who is about to compute pages that this one can share, and up to which token."""
     preemptions: int = 0
     _names: list[bytes] = field(default_factory=list)
 

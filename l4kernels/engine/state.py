@@ -1,6 +1,7 @@
 """What a step reads and writes, in tensors that are made once: a captured step finds the next
 one's values where it looks for them."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,7 @@ class StepState:
         if config.vision is not None:
             self.features = zeros(slots, config.hidden_size, dtype=dtype)
         self._rows: dict[int, StepRows] = {}
-        self._edits: list[tuple[int, int]] = []
+        self._edits: dict[int, int] = {}
 
     @cached_property
     def processing(self) -> dict[str, Tensor]:
@@ -117,11 +118,11 @@ class StepState:
         """Entries of a block table from its column `first` on, when `flush` is next called."""
         columns = self.tables.shape[2]
         at = (kind * self.num_slots + slot) * columns + first
-        self._edits += enumerate(pages, at)
+        self._edits.update(enumerate(pages, at))
 
     def flush(self) -> None:
         if self._edits:
-            edits = torch.tensor(self._edits, dtype=torch.int64, device="cpu").T.contiguous()
+            edits = torch.tensor([[*self._edits], [*self._edits.values()]], device="cpu")
             places, pages = to_device(edits, self.device)
             self.tables.view(-1)[places] = pages.to(torch.int32)
             self._edits.clear()
@@ -153,7 +154,7 @@ class StepState:
             tuple(getattr(sampling, name) for name in _FLOAT),
         )
         self._column(self.slots, slot, [-1 if p < 0 else p * size + last % size for p in page])
-        self.stop_bits[slot] = to_device(bits(choice.stop_ids, self.words), self.device)
+        self.stop_bits[slot] = to_device(_stop_bits(choice.stop_ids, self.words), self.device)
         if processes:
             self._start_processing(slot, sequence)
 
@@ -192,6 +193,7 @@ class StepState:
 
     def move(self, source: int, target: int, *, processed: bool) -> None:
         """What is in one slot is in another from the next step on."""
+        self.flush()
         for matrix in (self.int64, self.int32, self.float, self.slots, self.tables):
             matrix[:, target] = matrix[:, source]
         own = [self.stop_bits, *(self.processing.values() if processed else ())]
@@ -262,8 +264,14 @@ def bits(ids: Iterable[int], words: int) -> Tensor:
     return (flags.view(words, 32) * weights).sum(1).to(torch.int32)
 
 
+@functools.lru_cache(maxsize=64)
+def _stop_bits(ids: frozenset[int], words: int) -> Tensor:
+    """Most requests have the same end tokens, and a vocabulary is long."""
+    return bits(ids, words)
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A copy of host values that the host does not wait for."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not values.is_cuda:
         return values.pin_memory().to(device, non_blocking=True)
     return values

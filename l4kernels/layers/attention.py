@@ -89,9 +89,9 @@ class Attention(nn.Module):
         options: dict[str, Any] = {"softmax_scale": s.head_dim**-0.5, "chunk": s.chunk, **scales}
         num_tokens, batch, length = qkv.shape[0], m.seqlens_k.shape[0], m.max_seqlen_q
         if length <= MAX_DECODE_TOKENS and num_tokens == batch * length:
-            options |= {"tokens": length, **rotation}
-            new = qkv, m.positions, m.slots, k, v, *lengths
-            out, _ = ops.flash_decode_append(*new, **options)
+            options |= rotation
+            options["tokens"] = length
+            out, _ = ops.flash_decode_append(qkv, m.positions, m.slots, k, v, *lengths, **options)
         else:
             q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)
             options["max_seqlen_q"] = length

@@ -40,6 +40,10 @@ class ModelOptions:
     def format(self) -> WeightFormat:
         return FORMATS[self.weights]
 
+    def part(self, weights: str) -> "ModelOptions":
+        """Options of a part of the model whose weights are in another format; "": in this one."""
+        return replace(self, weights=weights) if weights else self
+
     @property
     def linear_class(self) -> type[Linear]:
         module, _, name = self.format.linear.rpartition(".")
@@ -54,21 +58,17 @@ class ModelOptions:
         in_features: int,
         out_features: int,
         *,
-        weights: str | None = None,
         experts: int | None = None,
         bias: bool = False,
     ) -> Linear:
-        """A linear layer in this model's format, or in the one that `weights` names."""
-        if weights is not None:
-            options = replace(self, weights=weights)
-            return options.linear(in_features, out_features, experts=experts, bias=bias)
+        """A linear layer in this format."""
         for kind, size, multiple in (
             ("input", in_features, self.format.k_multiple),
             ("output", out_features, self.format.n_multiple),
         ):
             if size % multiple:
                 raise ValueError(
-                    f'weights="{self.weights}" needs {kind} sizes that are multiples of '
+                    f"{self.weights} weights need {kind} sizes that are multiples of "
                     f'{multiple}, got {size}; load this model with weights="bf16"'
                 )
         return self.linear_class(

@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import TypeVar
+from dataclasses import asdict
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions
+from l4kernels.layers.weights.linear import Activations
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.vision import VisionModel
 from l4kernels.ops.ambient import outside_inference
@@ -40,10 +41,11 @@ class DecoderLayer(nn.Module):
             attn_scale=0.0 if rope or not config.attn_temperature_tuning else config.attn_scale,
             floor_scale=config.floor_scale,
         )
-        self.input_layernorm = RMSNorm(size, eps, options)
-        self.attention = Attention(size, shape, options)
+        attention = options.part(options.format.attention)
+        self.input_layernorm = RMSNorm(size, eps, attention)
+        self.attention = Attention(size, shape, attention)
         # A router and the gather of the experts' rows take them unquantised in every format.
-        form = replace(options, weights="bf16") if moe else options
+        form = options.part("bf16" if moe else "")
         self.post_attention_layernorm = RMSNorm(size, eps, form)
         self.feed_forward: MoE | MLP
         if moe:
@@ -53,10 +55,21 @@ class DecoderLayer(nn.Module):
             self.feed_forward = MLP(size, config.intermediate_size_mlp, options)
 
     def forward(
-        self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache, cos_sin: Tensor
-    ) -> Tensor:
-        x = self.attention(self.input_layernorm(x), x, metadata, cache, cos_sin)
-        return self.feed_forward(self.post_attention_layernorm(x), x)
+        self,
+        x: Tensor,
+        normed: Activations,
+        metadata: AttentionMetadata,
+        cache: LayerCache,
+        cos_sin: Tensor,
+        next_norm: RMSNorm | None,
+    ) -> tuple[Tensor, Activations | None]:
+        """The residual stream, and `next_norm` of it: of `x` on the way in, `input_layernorm`."""
+        x = self.attention(normed, x, metadata, cache, cos_sin)
+        own = self.post_attention_layernorm
+        if next_norm is not None and isinstance(self.feed_forward, MoE):
+            return self.feed_forward.forward_then_norm(x, own, next_norm)
+        x = self.feed_forward(x, own)
+        return x, None if next_norm is None else next_norm(x)
 
 
 class Llama4Model(nn.Module):
@@ -83,9 +96,9 @@ class Llama4Model(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, options) for layer in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(size, config.rms_norm_eps, options)
-        self.lm_head = options.linear(size, config.vocab_size, weights=options.format.head)
-        plain = replace(options, weights="bf16")
+        head, plain = options.part(options.format.head), options.part("bf16")
+        self.norm = RMSNorm(size, config.rms_norm_eps, head)
+        self.lm_head = head.linear(size, config.vocab_size)
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None
         table = rope_table(config, _rope_rows(config, _FIRST_POSITIONS))
         self.register_buffer("cos_sin", table.to(options.device), persistent=False)
@@ -128,8 +141,12 @@ class Llama4Model(nn.Module):
             )
         if not x.is_floating_point():
             x = self.embed(x)
-        for layer, seen, cache in zip(self.layers, metadata, caches, strict=True):
-            x = layer(x, seen, cache, self.cos_sin)
+        first, *others = cast("Sequence[DecoderLayer]", self.layers)
+        normed = first.input_layernorm(x)
+        # The next layer's norm is a part of the launch that ends an MoE layer.
+        norms = (*(layer.input_layernorm for layer in others), None)
+        for layer, seen, cache, norm in zip(self.layers, metadata, caches, norms, strict=True):
+            x, normed = layer(x, normed, seen, cache, self.cos_sin, norm)
         return x
 
     def embed(

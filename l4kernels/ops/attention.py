@@ -10,9 +10,16 @@ from torch import Tensor
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
-from l4kernels.ops.paged import PagedCache, attend_sequence, check_cache_scales, visible_pieces
+from l4kernels.ops.paged import (
+    PagedCache,
+    attend_one,
+    attend_sequence,
+    check_cache_scales,
+    visible_pieces,
+)
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import HEAD_DIM
+from l4kernels.ops.views import as_dtype, as_float, scalar
 
 MAX_DECODE_TOKENS = 16
 
@@ -272,14 +279,25 @@ def attend_batch(
     v_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The body of `flash_decode`, under the name of the op that it is a part of."""
-    batch, tokens, num_heads, _ = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
+    batch, tokens, num_heads, head_dim = q.shape
     cache = PagedCache(op_name, k_cache, v_cache, k_scale, v_scale)
     lengths = seqlens_k.tolist()
     shortest = min(lengths, default=0)
     if shortest < 0:
         raise IndexError(f"l4kernels.{op_name}: expected seqlens_k >= 0, got {lengths}")
+    if tokens == 1 and batch:
+        kv_heads = k_cache.shape[2]
+        value = as_float(q)
+        value = value * scalar(softmax_scale, value)
+        groups = value.view(batch, kv_heads, num_heads // kv_heads, head_dim)
+        found = [
+            attend_one(cache, groups[b], len_k, block_table[b], chunk)
+            for b, len_k in enumerate(lengths)
+        ]
+        value, lse = found[0] if batch == 1 else map(torch.cat, zip(*found, strict=True))
+        return as_dtype(value.view(q.shape), q.dtype), lse.view(batch, num_heads, 1)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((batch, num_heads, tokens), dtype=torch.float32)
     if shortest < tokens:  # some query sees no key
         out.zero_()
         lse.fill_(float("-inf"))

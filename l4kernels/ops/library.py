@@ -1,7 +1,9 @@
 """Finds and loads the compiled library, and says why not when it cannot."""
 
 import ctypes
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -78,12 +80,16 @@ def take_device_error() -> None:
     Kernels never stop for a bad id (its row comes out as zeros); the engine calls this where it
     synchronises anyway.
     """
-    if not STATUS.loaded:
-        return
+    if STATUS.loaded and (message := _taker()().decode()):
+        raise IndexError(f"{NAMESPACE}.{message}: a kernel met a value out of range")
+
+
+@functools.cache
+def _taker() -> Callable[[], bytes]:
+    """The library's function; looked up once, because an engine asks after every step."""
     take = ctypes.CDLL(str(LIBRARY_PATH)).l4k_take_device_error
     take.restype = ctypes.c_char_p
-    if message := take().decode():
-        raise IndexError(f"{NAMESPACE}.{message}: a kernel met a value out of range")
+    return take
 
 
 STATUS = _load()

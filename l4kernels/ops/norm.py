@@ -11,7 +11,7 @@ from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.quant import BLOCK, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
-from l4kernels.ops.views import as_dtype, as_float
+from l4kernels.ops.views import as_dtype, as_float, scalar
 
 
 class AddRmsNorm(NamedTuple):
@@ -60,17 +60,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.ones(2), eps=0.0)
     tensor([[0.8485, 1.1314]])
     """
-    return _normalised(x, weight, eps)
+    return normalised(x, weight, eps)
 
 
-def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The body of `rms_norm`."""
     value = as_float(x)
     return as_dtype(value * inverse_rms(value, eps), x.dtype).mul_(weight)
 
 
 def inverse_rms(value: Tensor, eps: float) -> Tensor:
-    """`[..., 1]` of float32 rows `[..., D]`."""
-    return torch.rsqrt_((value * value).mean(-1, keepdim=True).add_(eps))
+    """`rsqrt(mean(value^2) + eps)`, `[..., 1]` of float32 rows `[..., D]`."""
+    total = (value * value).sum(-1, keepdim=True)
+    return torch.addcdiv(scalar(eps, value), total, scalar(value.shape[-1], value)).rsqrt_()
 
 
 def _check_add_rms_norm(args: Bound) -> None:
@@ -109,8 +111,8 @@ def add_rms_norm(
     >>> add_rms_norm(torch.ones(1, 2), torch.tensor([[2.0, 3.0]]), torch.ones(2), eps=0.0)
     AddRmsNorm(y=tensor([[0.8485, 1.1314]]), residual=tensor([[3., 4.]]))
     """
-    total = (x.float() + residual.float()).to(x.dtype)
-    return _normalised(total, weight, eps), total
+    total = as_dtype(as_float(x) + as_float(residual), x.dtype)
+    return normalised(total, weight, eps), total
 
 
 def _check_rms_norm_fp8(args: Bound) -> None:
@@ -162,6 +164,6 @@ def rms_norm_fp8(
     total = nothing
     if residual is not None:
         total = x = (x.float() + residual.float()).to(x.dtype)
-    y = _normalised(x, weight, eps)
+    y = normalised(x, weight, eps)
     q, scale = fp8_with_scale(y.float(), scaling)
     return q, scale, y if keep_y else x.new_empty(0, x.shape[1]), total

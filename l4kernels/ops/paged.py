@@ -90,6 +90,36 @@ def _head_rows(pages: Tensor, first: int, count: int) -> Tensor:
     return pages.as_strided((heads, count, head_dim), (head_dim, stride, 1), start)
 
 
+def attend_one(
+    cache: PagedCache, q: Tensor, len_k: int, table: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """The last token of a sequence, which sees all keys of its chunk: no mask, and no blocks.
+
+    Args:
+        q: float32 `[Hkv, group, D]`, scaled.
+
+    Returns:
+        float32 `[Hkv, group, D]`, and the logarithms of the softmax denominators
+        `[Hkv, group, 1]`; without keys zeros and -inf.
+    """
+    if len_k == 0:
+        return torch.zeros_like(q), q.new_full((*q.shape[:2], 1), float("-inf"))
+    k, v = cache.gather(table, (len_k - 1) // chunk * chunk if chunk else 0, len_k)
+    weights, lse = _softmax(torch.bmm(q, k.mT))
+    return torch.bmm(weights, v), lse
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the last dimension, and the logarithm of its denominators `[..., 1]`.
+
+    Cheaper than `logsumexp`, and as exact: the largest weight is at least 1 / n. Where it is NaN
+    the largest score is infinite, as the sum then is, or NaN.
+    """
+    weights = scores.softmax(-1)
+    largest = weights.amax(-1, keepdim=True).nan_to_num_(1.0)
+    return weights, scores.amax(-1, keepdim=True).sub_(largest.log_())
+
+
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, offset: int, softmax_scale: float, out: Tensor, lse: Tensor
 ) -> None:
@@ -115,8 +145,8 @@ def _attend(
             query = torch.arange(offset + i, high, device=q.device)
             hidden = key > query[:, None]
             scores.view(kv_heads, group, rows, high).masked_fill_(hidden, float("-inf"))
-        block_lse = scores.logsumexp(-1, keepdim=True)
-        value = torch.bmm(scores.sub_(block_lse).exp_(), part(v, 0, high, dim=1))
+        weights, block_lse = _softmax(scores)
+        value = torch.bmm(weights, part(v, 0, high, dim=1))
         part(out, i, i + rows).copy_(value.view(num_heads, rows, head_dim).transpose(0, 1))
         part(lse, i, i + rows, dim=1).copy_(block_lse.view(num_heads, rows))
 

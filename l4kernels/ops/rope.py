@@ -263,9 +263,14 @@ def split_qkv(
     if least < 0:
         stored = slot_mapping >= 0
         slot_mapping, key, value = slot_mapping[stored], key[stored], value[stored]
-    _write(k_cache, key, slot_mapping, k_scale)
-    _write(v_cache, value, slot_mapping, v_scale)
-    return q.to(qkv.dtype, copy=True, memory_format=torch.contiguous_format)
+    where: Tensor | slice = slot_mapping
+    if len(positions) == 1 and least >= 0:  # a slice is filled sooner than rows are scattered
+        where = slice(least, least + 1)
+    _write(k_cache, key, where, k_scale)
+    _write(v_cache, value, where, v_scale)
+    if q.dtype == qkv.dtype:  # one of its own: without a change it is part of qkv
+        return q.clone(memory_format=torch.contiguous_format)
+    return q.to(qkv.dtype, memory_format=torch.contiguous_format)
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -277,10 +282,9 @@ def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
     return (pairs * torch.complex(cos, sin)).view(torch.float32)
 
 
-def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
+def _write(cache: Tensor, value: Tensor, slots: Tensor | slice, scale: Tensor | None) -> None:
     if cache.dtype == FP8:
         if scale is not None:
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
-    rows = cache.view(-1, *cache.shape[2:])
-    rows.index_put_((slots,), as_dtype(value, cache.dtype))
+    cache.view(-1, *cache.shape[2:])[slots] = as_dtype(value, cache.dtype)

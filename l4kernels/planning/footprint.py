@@ -91,6 +91,16 @@ def kv_read_bytes(c: Llama4Config, context: int, element: int = 2) -> int:
     return 2 * c.num_key_value_heads * c.head_dim * element * seen
 
 
+def experts_met(c: Llama4Config, tokens: int) -> float:
+    """Routed experts of a layer that at least one of the tokens visits, chosen uniformly: the mean.
+
+    >>> experts_met(Llama4Config.preset("scout"), 2)
+    1.9375
+    """
+    missed = (1 - c.num_experts_per_tok / c.num_local_experts) ** tokens
+    return c.num_local_experts * (1 - missed)
+
+
 def weight_read_bytes(c: Llama4Config, form: Format, batch: int = 1) -> float:
     """Weights that one decode step of `batch` sequences reads, experts chosen uniformly."""
     b = blocks(c)
@@ -98,8 +108,8 @@ def weight_read_bytes(c: Llama4Config, form: Format, batch: int = 1) -> float:
     kinds.append("embedding" if c.tie_word_embeddings else "lm_head")
     total = sum(b[kind].bytes(form.of(kind)) for kind in kinds)
     if c.num_local_experts:
-        missed = (1 - c.num_experts_per_tok / c.num_local_experts) ** batch
-        total += b["routed"].bytes(form.routed) * (1 - missed)
+        met = experts_met(c, batch) / c.num_local_experts
+        total += b["routed"].bytes(form.routed) * met
     return total
 
 

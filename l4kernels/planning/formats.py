@@ -53,14 +53,18 @@ def _mix(
 def _own(name: str) -> Format:
     """What `from_pretrained(weights=name)` makes."""
     form = FORMATS[name]
-    precision, head = _precision(name), _precision(form.head)
-    return _mix(name, attention=precision, ffn=precision, lm_head=head, fp8_cache=form.fp8_cache)
+    return _mix(
+        name,
+        attention=_precision(form.attention or name),
+        ffn=_precision(name),
+        lm_head=_precision(form.head),
+        fp8_cache=form.fp8_cache,
+    )
 
 
 PUBLISHED = {
     form.name: form
     for form in (
-        _mix("int4+fp8attn", attention=FP8, ffn=INT4, lm_head=FP8, fp8_cache=True),
         Format("fp8-experts", routed=FP8),  # official Maverick FP8
         _mix("fp8-ffn", ffn=FP8),  # FP8-dynamic
         _mix("fp8-bf16head", attention=FP8, ffn=FP8),

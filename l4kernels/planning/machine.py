@@ -93,7 +93,8 @@ def _library() -> dict[str, Any]:
 def gpu_problem(weights: str) -> str | None:
     """Why a model with weights in this format cannot run on CUDA kernels here; None if it can."""
     blocked = _blocked(_gpus())
-    others = {op for name, form in FORMATS.items() if name != weights for op in form.own_ops}
+    others = {op for form in FORMATS.values() for op in form.own_ops}
+    others -= {*FORMATS[weights].own_ops}
     needed = {name for name, op in OPS.items() if not op.without_kernel} - NO_MODEL_OPS - others
     missing = sorted(needed - set(STATUS.kernels))
     if not blocked and missing:

@@ -3,20 +3,24 @@
 import contextlib
 import ctypes
 import importlib
+import mmap
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from l4kernels.ops.dispatch import dispatch
 from l4kernels.ops.library import STATUS
 from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, OpWithOut
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "cmake"
+_MAP_NORESERVE = 0x4000  # Linux; Python 3.10 has no name for it
 _emulated_library: torch.library.Library | None = None
 
 
@@ -94,6 +98,49 @@ def serial_launches() -> Iterator[None]:
     finally:
         for allow, allowed in zip(switches, before, strict=True):
             allow(allowed)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a binding asks of the runtime."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: tuple[int, int, int]
+    shared_bytes: int  # of a CTA, static and dynamic
+    dependent: bool  # may start under the end of the kernel before it
+
+
+def launches_of(op: str, *args: Any, sms: int = 132, **kwargs: Any) -> tuple[Launch, ...]:
+    """What a call of an op launches on a GPU of so many SMs, by its binding's own choices.
+
+    Nothing runs, and tensors count by shape, strides and dtype alone: those on "meta" will do.
+
+    Raises:
+        ValueError: the op has no kernel of its own.
+        NotImplementedError: the emulator has not been built.
+    """
+    if OPS[op].without_kernel:
+        raise ValueError(f"{op} has no kernel of its own: {OPS[op].without_kernel}")
+    args, kwargs = tree_map_only(torch.Tensor, _untouched, (args, kwargs))
+    with emulated(sms=sms) as control:
+        control.list_launches(True)
+        try:
+            OPS[op](*args, **kwargs)
+        finally:
+            control.list_launches(False)
+        return tuple(Launch(**facts) for facts in control.listed_launches())
+
+
+def _untouched(like: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor of the same form in address space that costs no memory until it is touched."""
+    size = max(1, like.untyped_storage().nbytes())
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    memory = torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8)
+    empty = torch.empty(0, dtype=like.dtype)
+    storage, offset = memory.untyped_storage(), like.storage_offset()
+    return empty.set_(storage, offset, like.shape, like.stride())
 
 
 def _load_emulator() -> ModuleType:

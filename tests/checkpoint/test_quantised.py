@@ -1,6 +1,7 @@
 """fp8 and int4: what is quantised, how, and that the quantised model computes the same function."""
 
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
 SIZES = {**ALIGNED, "num_local_experts": 3}
 CONFIG = Llama4Config.from_dict({**TEXT, **SIZES})
 FP8 = torch.float8_e4m3fn
+quantize = ops.quantize_fp8
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +36,45 @@ def linears(model):
     return {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
 
 
-@pytest.mark.parametrize("weights", ["fp8", "int4"])
+PARTS = {  # of attention, the feed-forward layers and lm_head
+    "fp8": ("fp8", "fp8", "fp8"),
+    "int4": ("int4", "int4", "fp8"),
+    "int4+fp8attn": ("fp8", "int4", "fp8"),
+}
+
+
+@pytest.mark.parametrize("weights", PARTS)
 def test_what_is_quantised(tensors, tmp_path, weights):
     model = load(tensors, tmp_path, weights, torch.bfloat16)
+    attention, feed_forward, head = PARTS[weights]
     for name, linear in linears(model).items():
-        kept = name.endswith("router")
-        wanted = "bf16" if kept else "fp8" if name == "lm_head" else weights
+        wanted = feed_forward
+        if name.endswith("router"):
+            wanted = "bf16"
+        elif name == "lm_head" or "attention" in name:
+            wanted = head if name == "lm_head" else attention
         assert linear.name == wanted, name
     assert model.embedding.dtype == torch.bfloat16
     assert model.norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("weights", PARTS)
+def test_a_norm_writes_what_the_next_product_takes(tensors, tmp_path, ids, weights):
+    """Nothing but attention's output is quantised by an op of its own."""
+    model, rows, quantised = load(tensors, tmp_path, weights), {}, []
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("norm", "input_layernorm", "post_attention_layernorm"):
+            module.register_forward_hook(lambda _m, _i, out, n=name: rows.update({n: out}))
+    with mock.patch.object(ops, "quantize_fp8", lambda x, s: quantised.append(x) or quantize(x, s)):
+        model.prompt_logits(ids)
+    attention, feed_forward, head = PARTS[weights]
+    assert len(rows) == 2 * len(model.layers) + 1
+    for name, out in rows.items():
+        form = attention if "input" in name else head if name == "norm" else feed_forward
+        if "post" in name and int(name.split(".")[1]) in model.config.moe_layers:
+            form = "bf16"
+        assert isinstance(out, torch.Tensor) == (form != "fp8"), name
+    assert len(quantised) == (attention == "fp8") * len(model.layers)
 
 
 def weights_of(linear):
@@ -54,7 +86,7 @@ def weights_of(linear):
     return linear.weight.float()
 
 
-@pytest.mark.parametrize("weights, bound", [("fp8", 0.03), ("int4", 0.11)])
+@pytest.mark.parametrize("weights, bound", [("fp8", 0.03), ("int4", 0.11), ("int4+fp8attn", 0.11)])
 def test_weights_stay_close(tensors, tmp_path, weights, bound):
     exact, got = load(tensors, tmp_path, None), load(tensors, tmp_path, weights)
     for name, linear in linears(got).items():
@@ -123,16 +155,17 @@ def dequantised(model, tensors, folder):
 def test_int4_model_equals_its_dequantised_twin(tensors, tmp_path, ids):
     model = load(tensors, tmp_path, "int4")
     twin = dequantised(model, tensors, tmp_path)
-    # lm_head's activations are fp8 per token, so compare what goes into it.
+    # lm_head's activations are fp8 per token, so compare what its norm takes.
     hidden = {}
     for name, m in (("model", model), ("twin", twin)):
-        m.norm.register_forward_hook(lambda _m, _i, out, name=name: hidden.update({name: out}))
+        m.norm.register_forward_pre_hook(lambda _m, x, name=name: hidden.update({name: x[0]}))
         m.prompt_logits(ids)
     assert (hidden["model"] - hidden["twin"]).abs().max() <= 1e-4
 
 
-def test_fp8_model_equals_a_twin_that_rounds_its_activations(tensors, tmp_path, ids):
-    model = load(tensors, tmp_path, "fp8")
+@pytest.mark.parametrize("weights", ["fp8", "int4+fp8attn"])
+def test_fp8_products_equal_a_twin_that_rounds_its_activations(tensors, tmp_path, ids, weights):
+    model = load(tensors, tmp_path, weights)
     twin = dequantised(model, tensors, tmp_path)
 
     def rounded(scaling):
@@ -143,7 +176,7 @@ def test_fp8_model_equals_a_twin_that_rounds_its_activations(tensors, tmp_path, 
         return hook
 
     for name, linear in linears(twin).items():
-        if not name.endswith("router"):
+        if linears(model)[name].name == "fp8":
             # What SwiGLU writes has a scale per block of 128; all else has one per token.
             scaling = "1x128" if name.endswith("down_proj") else "row"
             linear.register_forward_pre_hook(rounded(scaling))
@@ -153,7 +186,7 @@ def test_fp8_model_equals_a_twin_that_rounds_its_activations(tensors, tmp_path, 
     assert error.median() <= 1e-3
 
 
-@pytest.mark.parametrize("weights, bound", [("fp8", 0.2), ("int4", 0.5)])
+@pytest.mark.parametrize("weights, bound", [("fp8", 0.2), ("int4", 0.5), ("int4+fp8attn", 0.5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantised_logits_stay_near(tensors, tmp_path, ids, weights, bound, dtype):
     exact = load(tensors, tmp_path, None).prompt_logits(ids)
@@ -163,7 +196,7 @@ def test_quantised_logits_stay_near(tensors, tmp_path, ids, weights, bound, dtyp
     assert error.median() <= bound
 
 
-@pytest.mark.parametrize("weights", ["fp8", "int4"])
+@pytest.mark.parametrize("weights", PARTS)
 def test_split_prefill_and_decode_match_one_shot(tensors, tmp_path, ids, weights):
     model = load(tensors, tmp_path, weights)
     out = model.generate(ids, 6)
@@ -178,7 +211,7 @@ def test_all_tokens_to_one_expert_and_empty_experts(tmp_path, ids):
     for name in content:
         if "router" in name:
             content[name] = torch.zeros_like(content[name])  # ties: expert 0 takes every token
-    for weights in (None, "fp8", "int4"):
+    for weights in (None, *PARTS):
         logits = load(content, tmp_path, weights).prompt_logits(ids)
         assert logits.isfinite().all()
 

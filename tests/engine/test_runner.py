@@ -198,7 +198,7 @@ def test_pieces_of_prompts(sizes, chunk, budget, slots):
     """All tokens but the last, in order, none across a boundary, and no more than was asked for."""
     shape = CacheShape(chunk, page_size_for(chunk), (0, int(chunk > 0)), KVPages(1, 1))
     cache = mock.Mock(spec=KVCache, shape=shape, releases=0)
-    cache.room_for.return_value = True
+    cache.has.return_value = True
     scheduler = Scheduler(cache, slots, budget, budget, reuse=False)
     choice = Choice(Sampling(), 0, frozenset(), 5)
     sequences = [Sequence([0] * length, choice) for length, _ in sizes]

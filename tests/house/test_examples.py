@@ -30,8 +30,18 @@ def test_an_example_runs(name, capsys, monkeypatch):
 
 def test_the_snippets_of_the_readme_run(capsys):
     snippets = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    known = {}  # one goes on where the other ended
     for snippet in snippets:
-        exec(snippet, {})
+        exec(snippet, known)
     printed = capsys.readouterr().out
-    assert "Work(flops=2560, bytes=6144)" in printed and len(snippets) == 2
-    assert printed.count(", when the king of") == 2  # generated, then streamed
+    assert "Work(flops=2560, bytes=6144)" in printed and len(snippets) == 3
+    assert printed.count(", when the king of") == 3  # generated, streamed, by the engine
+
+
+def test_the_snippets_of_the_page_on_the_engine_run(capsys):
+    (snippet,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs/engine.md").read_text(), re.M | re.S
+    )
+    exec(snippet, {})
+    printed = capsys.readouterr().out
+    assert ", when the king" in printed and "finished=2" in printed

@@ -1,5 +1,6 @@
 """Formats of weights: what each says of itself, and that one file and one line add another."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,16 +63,20 @@ def test_a_format_takes_the_memory_that_it_says(int8, name, experts):
 def test_sizes_that_a_format_cannot_hold_are_refused_by_name():
     options = ModelOptions(torch.bfloat16, CPU, "int4")
     for sizes, kind in (((100, 48), "input .* 128, got 100"), ((128, 40), "output .* 16, got 40")):
-        with pytest.raises(ValueError, match=f'weights="int4" needs {kind}.*weights="bf16"'):
+        with pytest.raises(ValueError, match=f'int4 weights need {kind}.*weights="bf16"'):
             options.linear(*sizes)
 
 
 def test_entries_of_the_table_fit_their_classes_and_one_another():
     for name, form in FORMATS.items():
-        assert name == form.name == ModelOptions(torch.bfloat16, CPU, name).linear_class.name
-        assert form.head in FORMATS
+        own = FORMATS[ModelOptions(torch.bfloat16, CPU, name).linear_class.name]
+        assert name == form.name and form.head in FORMATS and own.linear == form.linear
+        # A mix is a format of one class but for attention, and that is not a mix itself.
+        assert form == own or form == replace(own, name=name, attention=form.attention)
+        assert not form.attention or not FORMATS[form.attention].attention
         assert {*form.own_ops} <= {*ops.OPS}
-        assert not {*form.own_ops} & {o for f in FORMATS.values() if f != form for o in f.own_ops}
+        others = {o for f in FORMATS.values() if f.linear != form.linear for o in f.own_ops}
+        assert not {*form.own_ops} & others
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -111,7 +116,9 @@ def test_one_entry_adds_a_format_to_everything_that_offers_one(int8, capsys):
         assert main(command) == 0
     assert "int8" in capsys.readouterr().out
     assert e2e.parse(["--format", "int8"]).format == "int8"
-    with pytest.raises(ValueError, match="one of bf16, fp8, int4, int8, got 'int3'"):
+    with pytest.raises(
+        ValueError, match=r"one of bf16, fp8, int4, int4\+fp8attn, int8, got 'int3'"
+    ):
         Llama4.from_pretrained(CHECKPOINT, weights="int3")
 
 

@@ -132,6 +132,14 @@ ARGUMENTS = {
         lambda v: ops.moe_combine(Y, v, 2), ROWS,
         "moe_combine: expected every value of inverse in", "moe_combine: inverse",
     ),
+    "moe_combine_norm inverse": Argument(
+        lambda v: ops.moe_combine_norm(Y, v, 2, Y[0]), ROWS,
+        "moe_combine_norm: expected every value of inverse in", "moe_combine: inverse",
+    ),
+    "moe_combine_norm_fp8 inverse": Argument(
+        lambda v: ops.moe_combine_norm_fp8(Y, v, 2, Y[0]), ROWS,
+        "moe_combine_norm_fp8: expected every value of inverse in", "moe_combine: inverse",
+    ),
     "rope_cache positions": Argument(
         lambda v: rope(positions=v), [i64(0, -1), i64(-(2**63), 0)],
         "rope_cache: expected every value of positions in", "rope_cache: positions",
@@ -143,6 +151,14 @@ ARGUMENTS = {
     "gemm expert_offsets": Argument(
         lambda v: ops.gemm(X, EXPERTS, expert_offsets=v), OFFSETS,
         "gemm: expected expert_offsets to ascend from 0 to at most 4", "gemm: expert_offsets",
+    ),
+    "gemm permutation": Argument(
+        lambda v: ops.gemm(X, EXPERTS, expert_offsets=i32(0, 3, 8), permutation=v, top_k=2), ROWS,
+        "gemm: expected every value of permutation in", "gemm: permutation",
+    ),
+    "w4_gemm permutation": Argument(
+        lambda v: ops.w4_gemm(X, TILES, expert_offsets=i32(0, 3, 8), permutation=v, top_k=2), ROWS,
+        "w4_gemm: expected every value of permutation in", "w4_gemm: permutation",
     ),
     "gemm_swiglu_fp8 expert_offsets": Argument(
         lambda v: ops.gemm_swiglu_fp8(CODES, CODED, sfa=SCALES, sfb=CODED_SCALES, expert_offsets=v),

@@ -17,7 +17,8 @@ def test_a_model_needs_the_ops_of_its_format(monkeypatch):
     kernels = tuple(op for op in OPS if op not in ("w4_gemm", "embed"))
     monkeypatch.setattr(machine, "STATUS", type("Status", (), {"kernels": kernels}))
     assert machine.gpu_problem("fp8").endswith("no CUDA kernel: embed")
-    assert machine.gpu_problem("int4").endswith("no CUDA kernel: embed, w4_gemm")
+    for form in ("int4", "int4+fp8attn"):
+        assert machine.gpu_problem(form).endswith("no CUDA kernel: embed, w4_gemm")
 
 
 def test_env_tells_what_needs_no_kernel_from_what_lacks_one(monkeypatch):

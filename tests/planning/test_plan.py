@@ -92,6 +92,7 @@ def test_activations_are_part_of_the_reserve():
 
 def test_kv_dtype_follows_the_weights():
     assert plan(SCOUT, "int4", "h100").kv_dtype == "fp8"
+    assert plan(SCOUT, "int4+fp8attn", "h100").kv_dtype == "fp8"
     assert plan(SCOUT, "fp8", "h200").kv_dtype == "bf16"
 
 
@@ -104,7 +105,7 @@ def test_kv_dtype_follows_the_weights():
         ({"gpu": "²xh100"}, "COUNTxNAME"),
         ({"gpu": "9" * 5000 + "xh100"}, "COUNTxNAME"),
         ({"gpu": "xh100"}, "COUNTxNAME"),
-        ({"form": "int3"}, "unknown format 'int3'; known: bf16, fp8, int4"),
+        ({"form": "int3"}, "unknown format 'int3'; known: bf16, fp8, int4, int4.fp8attn"),
         ({"kv_dtype": "int4"}, "unknown KV dtype"),
         ({"context": 0}, "expected context"),
         ({"batch": 0}, "expected batch"),

@@ -5,8 +5,9 @@ import torch
 
 from bench.checks.inputs import FP8
 from bench.checks.kernel_checks import BF16_ERROR, E4M3_ERROR, SUM_ERROR
-from l4kernels import ops
-from l4kernels.testing import assert_close
+from l4kernels import STATUS, ops
+from l4kernels.testing import assert_close, emulated
+from l4kernels.testing.emulator import launches_of
 
 SHAPES = [(1, 128), (1, 5120), (64, 512)]
 
@@ -126,3 +127,30 @@ def test_the_reference_rounds_alike_on_every_device():
     assert torch.equal(scale, (x.float().abs().amax(-1).double() / 448).float())
     wanted = x.float() * (1 / scale.double()).float()[:, None]
     assert torch.equal(q.float(), wanted.to(FP8).float())
+
+
+compiled = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
+
+
+@compiled
+def test_launches_are_listed_and_not_run():
+    """Of 40 GB of weights, too: nobody touches them."""
+    weight = torch.empty(129, 30_000, 5120, dtype=torch.bfloat16, device="meta")
+    offsets = torch.empty(130, dtype=torch.int32, device="meta")
+    x = torch.empty(16, 5120, dtype=torch.bfloat16, device="meta")
+    (launch,) = launches_of("gemm", x, weight, expert_offsets=offsets, sms=78)
+    assert launch.grid == (78, 1, 1) and launch.dependent
+    assert "stream_gemm_kernel" in launch.kernel and 64 << 10 < launch.shared_bytes <= 227 << 10
+    small = torch.randn(3, 16).bfloat16()
+    with emulated() as control:  # afterwards kernels run again
+        control.reset()
+        assert_close(ops.silu_mul(small), ops.silu_mul.reference(small), SUM_ERROR)
+        assert sum(k["launches"] for k in control.counters().values()) == 1
+
+
+@compiled
+def test_what_cannot_be_launched_cannot_be_listed():
+    with pytest.raises(ValueError, match="quantize_int4 has no kernel of its own: "):
+        launches_of("quantize_int4", torch.empty(4, 128))
+    with pytest.raises(RuntimeError, match=r"gemm: expected the rows of a to be"):
+        launches_of("gemm", torch.empty(4, 12).bfloat16(), torch.empty(8, 12).bfloat16())

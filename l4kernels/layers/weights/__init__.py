@@ -3,12 +3,15 @@
 The table does without torch: `l4k plan` and `l4k --help` read it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """What can be said of a format without its class."""
+    """What can be said of a format without its class.
+
+    Sizes are those of its own class. A model may hold attention and lm_head in another format.
+    """
 
     name: str
     linear: str
@@ -19,6 +22,8 @@ class WeightFormat:
     """For the scale of an output channel."""
     head: str = "bf16"
     """The format of lm_head in a model of this one."""
+    attention: str = ""
+    """The format of attention's products in a model of this one; empty: this one."""
     k_multiple: int = 1
     """What divides the input size."""
     n_multiple: int = 1
@@ -28,12 +33,23 @@ class WeightFormat:
     fp8_cache: bool = False
     """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
     own_ops: tuple[str, ...] = ()
-    """Ops that no model in another format calls."""
+    """Ops that only models with weights of its class call."""
 
     def bytes(self, n: int, k: int, experts: int = 1) -> float:
         """Memory of weights `[experts, n, k]` in a bfloat16 model, scales included."""
         return experts * n * (k * self.bytes_per_weight + self.bytes_per_row)
 
+
+_INT4 = WeightFormat(
+    "int4",
+    "l4kernels.layers.weights.int4.Int4Linear",
+    bytes_per_weight=0.5 + 2 / 128,
+    head="fp8",  # the one place where an error of int4 is not averaged away
+    k_multiple=128,
+    n_multiple=16,
+    fp8_cache=True,
+    own_ops=("w4_gemm", "quantize_int4"),
+)
 
 FORMATS = {
     form.name: form
@@ -49,16 +65,9 @@ FORMATS = {
             fp8_products=True,
             own_ops=("gemm_swiglu_fp8",),
         ),
-        WeightFormat(
-            "int4",
-            "l4kernels.layers.weights.int4.Int4Linear",
-            bytes_per_weight=0.5 + 2 / 128,
-            head="fp8",  # the one place where an error of int4 is not averaged away
-            k_multiple=128,
-            n_multiple=16,
-            fp8_cache=True,
-            own_ops=("w4_gemm", "quantize_int4"),
-        ),
+        _INT4,
+        # A third of a token's bytes are attention's: what int4 saves there is 1.5 GB of Scout's 10.
+        replace(_INT4, name="int4+fp8attn", attention="fp8"),
     )
 }
 """What `weights=...` can be, by name."""
