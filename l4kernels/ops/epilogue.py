@@ -136,8 +136,12 @@ def output_columns(n: int, activation: str) -> int:
     return n // 2 if activation == "swiglu" else n
 
 
-def segments(op_name: str, m: int, expert_offsets: Tensor) -> list[tuple[int | None, int, int]]:
-    """`(expert, first row, end row)` of each expert that has rows."""
+Segment = tuple[int | None, int, int]
+"""An expert, or None, and its first row and their end."""
+
+
+def segments(op_name: str, m: int, expert_offsets: Tensor) -> list[Segment]:
+    """Of each expert that has rows."""
     offsets = expert_offsets.tolist()
     if offsets[0] != 0 or offsets[-1] > m or offsets != sorted(offsets):
         raise IndexError(
@@ -176,7 +180,9 @@ def matmul(
     step = n
     if not isinstance(b, Tensor):
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
-    parts = [(None, 0, m)] if expert_offsets is None else segments(op_name, m, expert_offsets)
+    parts: list[Segment] = [(None, 0, m)]
+    if expert_offsets is not None:
+        parts = segments(op_name, m, expert_offsets)
     few = len(parts) == 1 or m <= _BLOCK_ROWS
     if few and n <= step and parts and parts[-1][2] == m:
         # All rows have one epilogue, and nothing is cut or copied.
@@ -203,9 +209,7 @@ def matmul(
     return out
 
 
-def _products(
-    a: Tensor, b: Tensor | RowsOfB, parts: list[tuple[int | None, int, int]], n: int
-) -> Tensor:
+def _products(a: Tensor, b: Tensor | RowsOfB, parts: list[Segment], n: int) -> Tensor:
     """`[M, n]`: the rows of each part with their own weights, which are N rows."""
 
     def weight(expert: int | None) -> Tensor:

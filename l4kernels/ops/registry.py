@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 import torch
-from torch import Tensor, is_grad_enabled, strided
+from torch import Tensor, is_grad_enabled
 from torch._C import _any_requires_grad as any_requires_grad
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
@@ -396,21 +396,19 @@ def tensor_bytes(*tensors: Tensor | None) -> int:
 def _layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
     """All of a call that checks may read, types included; None if one of them is unusual."""
     layout: list[Any] = [*kwargs]
-    for value in (*args, *kwargs.values()):
-        kind = type(value)
-        if kind is Tensor or kind is Parameter:
-            if value.layout is not strided:
+    try:
+        for value in (*args, *kwargs.values()):
+            kind = type(value)
+            if kind is Tensor or kind is Parameter:
+                layout += (value.shape, value.stride(), value.dtype, value.device)
+            elif kind in _PLAIN:
+                layout += (kind, value)
+            elif kind is list or kind is tuple:
+                layout += (len(value), _layout(tuple(value), {}))
+            else:
                 return None
-            layout += (value.shape, value.stride(), value.dtype, value.device)
-        elif kind in _PLAIN:
-            layout += (kind, value)
-        elif kind is list or kind is tuple:
-            inner = _layout(tuple(value), {})
-            if inner is None:
-                return None
-            layout += (len(value), inner)
-        else:
-            return None
+    except RuntimeError:  # of a tensor that has no shape or strides
+        return None
     return tuple(layout)
 
 
