@@ -157,14 +157,15 @@ def rope_cache(
     v_cache: Tensor,
     *,
     num_heads: int,
-    cos_sin: Tensor,
+    cos_sin: Tensor | None,
     qk_norm_eps: float | None = None,
 ) -> Tensor:
     heads = qkv.unflatten(1, (-1, k_cache.shape[3]))
     qk, value = heads.split([heads.shape[1] - k_cache.shape[2], k_cache.shape[2]], 1)
-    cos, sin = cos_sin[positions % cos_sin.shape[0], None].chunk(2, -1)
-    a, b = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
-    qk = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    if cos_sin is not None:
+        cos, sin = cos_sin[positions % cos_sin.shape[0], None].chunk(2, -1)
+        a, b = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
+        qk = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
     if qk_norm_eps is not None:
         qk = F.rms_norm(qk, qk.shape[-1:], eps=qk_norm_eps)
     for cache, new in ((k_cache, qk[:, num_heads:]), (v_cache, value)):
@@ -286,6 +287,24 @@ def flash_decode(
             q.transpose(1, 2), *heads, scale=softmax_scale, enable_gqa=True
         )
     return out.transpose(1, 2)
+
+
+@_eager
+def flash_decode_append(
+    *args: Tensor,
+    num_heads: int,
+    softmax_scale: float,
+    chunk: int = 0,
+    attn_scale: float = 0.0,
+    cos_sin: Tensor | None = None,
+    qk_norm_eps: float | None = None,
+) -> Tensor:
+    """One part after the other."""
+    rule = {"num_heads": num_heads, "cos_sin": cos_sin, "qk_norm_eps": qk_norm_eps}
+    q = rope_cache(*args[:5], **rule)
+    if attn_scale:
+        q = q * (1 + attn_scale * ((args[1] + 1) // 8192).float().log1p())[:, None, None].bfloat16()
+    return flash_decode(q[:, None], *args[3:], softmax_scale=softmax_scale, chunk=chunk)
 
 
 def _one_bf16_sequence(k_cache: Tensor) -> None:

@@ -73,7 +73,7 @@ def _process_logits(
     return cp.where(active == 0, logits, cp.where(banned, -cp.inf, x))
 
 
-def _combine(cp: Any, y: Any, inverse: Any, top_k: int, residual: Any) -> Any:
+def _combine(cp: Any, y: Any, inverse: Any, top_k: int, *_: Any, residual: Any) -> Any:
     return y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
 
 
@@ -89,8 +89,8 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "moe_permute": lambda cp, x, order, top_k: x[order // top_k],
     "moe_permute_fp8": lambda cp, x, order, top_k: _e4m3(cp, x[order // top_k]),
     "moe_combine": _combine,
-    "moe_combine_norm": lambda cp, *args, residual: _combine(cp, *args[:3], residual),
-    "moe_combine_norm_fp8": lambda cp, *args, residual: _combine(cp, *args[:3], residual),
+    "moe_combine_norm": _combine,
+    "moe_combine_norm_fp8": _combine,
     "rope_cache": _rope_cache,
     "merge_attention_states": _merge,
     "embed": lambda cp, ids, weight: weight[ids],

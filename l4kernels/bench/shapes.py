@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l4kernels.bench.inputs import CHOICES, Inputs
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
 from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
-from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
-from l4kernels.ops.quant import BLOCK
 from l4kernels.ops.router import MAX_ROUTER_TOKENS
 from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
@@ -29,6 +28,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
+    "flash_decode_append": {"decode": (1024, 8192, 131_072)},
 }
 FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
@@ -36,12 +36,12 @@ FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "w4_gemm": {"decode": (1, 8, 16), "prefill": (1024,)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072)},
+    "flash_decode_append": {"decode": (1024, 8192, 131_072)},
 }
 """What a GPU run measures first, of our own kernels alone; of other ops all sizes."""
 PAGE = 64
-CHOICES = 2
-"""Rows of a token in an MoE layer: every published model routes it to one expert, and all to the
-shared one."""
+MIXED = [256 << b % 8 for b in range(64)]
+"""Keys of the sequences of a batch: 256 to 32,768, mean 8,160."""
 SCALINGS = {
     "fp8_row": ("row", "row"),
     "fp8_fast": ("row", "row"),
@@ -75,50 +75,6 @@ class Call:
         """Products of e4m3 operands are held against the e4m3 peak."""
         args, _ = self.make("meta")
         return gpu.floor_us(self.work(), fp8=args[0].dtype == FP8)
-
-
-class Inputs:
-    """Random tensors on a device; on "meta" only their shapes."""
-
-    def __init__(self, device: str):
-        self.device = device
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.randn(*shape, device=self.device, dtype=dtype)
-
-    def integers(self, high: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.randint(high, shape, device=self.device, dtype=dtype)
-
-    def arange(self, n: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.arange(n, device=self.device, dtype=dtype)
-
-    def shuffled(self, n: int) -> Tensor:
-        if self.device == "meta":
-            return torch.empty(n, dtype=torch.int32, device="meta")
-        return torch.randperm(n, device=self.device).to(torch.int32)
-
-    def permutation(self, tokens: int) -> Tensor:
-        """As `moe_route` makes it: the rows of the routed experts, then the shared one's."""
-        routed, token = self.shuffled(tokens), self.arange(tokens, torch.int32)
-        return torch.cat([CHOICES * routed, CHOICES * token + 1])
-
-    def fp8(self, *shape: int) -> Tensor:
-        return self.normal(*shape).to(FP8)
-
-    def int4_tiles(self, *shape: int) -> Tensor:
-        """Of weights `[(E,) N, K]`: any codes, one scale."""
-        *experts, n, k = shape
-        tiles = *experts, n // TILE_ROWS, k // BLOCK, tile_words()
-        words = self.integers(2**31, *tiles, dtype=torch.int32)
-        words[..., TILE_ROWS * BLOCK // 8 :] = 0x3C003C00  # 2^-7, twice
-        return words
-
-    def numbers(self, values: Tensor) -> Tensor:
-        """Lengths and offsets, which the op's work depends on: real values on "meta", too."""
-        return values.to(torch.int32).to("cpu" if self.device == "meta" else self.device)
-
-    def full(self, value: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(shape, value, device=self.device, dtype=dtype)
 
 
 _CALLS: dict[str, Callable[[Llama4Config, int], Iterator[tuple[str, Any]]]] = {}
@@ -507,8 +463,35 @@ def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]
     if tokens <= 131_072:
         for new in (4, 16):  # guessed tokens that one step verifies
             yield f"new{new}", lambda i, n=new: make(i, [tokens], 0, torch.bfloat16, n)
+    for name, cache in _mixed_batches(tokens):
+        yield name, lambda i, t=cache: make(i, MIXED, 0, t)
+
+
+def _mixed_batches(tokens: int) -> Iterator[tuple[str, torch.dtype]]:
     if tokens == 8192:
-        mixed = [(tokens << b % 8) // 32 for b in range(64)]  # 256 to 32,768, mean 8,160
-        for cache in (torch.bfloat16, FP8):
-            name = "batch64" if cache != FP8 else "batch64.kv_fp8"
-            yield name, lambda i, t=cache: make(i, mixed, 0, t)
+        yield from (("batch64", torch.bfloat16), ("batch64.kv_fp8", FP8))
+
+
+@_of("flash_decode_append")
+def _flash_decode_append(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+    def make(i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype) -> Arguments:
+        k, v, numbers, table = _paged(i, config, lengths, cache)
+        pages = torch.tensor([-(-length // PAGE) for length in lengths]).cumsum(0)
+        last = torch.tensor(lengths) - 1
+        slots = (pages - 1) * PAGE + last % PAGE  # in the last page of each
+        at = (t.to(i.device) for t in (last, slots))
+        options = {"num_heads": heads, "softmax_scale": config.head_dim**-0.5, "chunk": chunk}
+        if chunk:
+            options["cos_sin"] = i.normal(8192, config.head_dim, dtype=torch.float32)
+            options["qk_norm_eps"] = config.rms_norm_eps if config.use_qk_norm else None
+        else:
+            options["attn_scale"] = config.attn_scale
+        qkv = i.normal(len(lengths), (heads + 2 * kv_heads) * config.head_dim)
+        return (qkv, *at, k, v, numbers, table), options
+
+    for label, chunk, cache in _masks(config, tokens):
+        yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
+    for name, cache in _mixed_batches(tokens):
+        yield name, lambda i, t=cache: make(i, MIXED, 0, t)

@@ -139,7 +139,7 @@ def test_oracles_mean_the_same_as_the_op(op):
             assert relative_error(expected, torch.from_numpy(got)) < 0.03, case.key
 
 
-@pytest.mark.parametrize("op", ["flash_decode", "flash_prefill", "gemm"])
+@pytest.mark.parametrize("op", ["flash_decode", "flash_decode_append", "flash_prefill", "gemm"])
 def test_peers_of_products_and_attention_mean_the_same(op):
     compared = set()
     for case in calls(op, ("demo",), ("decode", "prefill"), {"decode": (64,), "prefill": (128,)}):
@@ -154,6 +154,7 @@ def test_peers_of_products_and_attention_mean_the_same(op):
         compared.add(case.label.partition(".")[2])
     wanted = {
         "flash_decode": {"full", "chunk"},
+        "flash_decode_append": {"full", "chunk"},
         "flash_prefill": {"full", "chunk"},
         "gemm": {"mlp_down.bf16", "mlp_down.fp8_row", "moe_gate_up.bf16.swiglu"},
     }[op]

@@ -10,7 +10,16 @@ from bench import gpu_steps
 from bench.checks import gpu_checks
 from l4kernels import Engine, Llama4, Llama4Config
 from l4kernels.bench.command import main
-from l4kernels.bench.e2e import Trial, key, layers_that_fit, prefill_flops, run, shortened, text
+from l4kernels.bench.e2e import (
+    Trial,
+    key,
+    kv_bytes,
+    layers_that_fit,
+    prefill_flops,
+    run,
+    shortened,
+    text,
+)
 from l4kernels.bench.report import table
 from l4kernels.bench.serving import Latencies, Load, Timeline, serve, warm
 from l4kernels.cli import main as l4k
@@ -93,6 +102,15 @@ def test_latencies_by_hand():
     assert (found.between_p50, found.between_p99) == (250, 1000)
     assert found.tokens_per_second == 7 / 3
     assert found.at_once == (0.5 + 1.0 + 0.0) / 2.5
+
+
+@pytest.mark.parametrize("batch, prompt, new", [(1, 8, 2), (2, 70, 3), (3, 200, 9)])
+def test_the_engine_has_the_pages_of_its_slots(batch, prompt, new):
+    trial = Trial("cpu", "demo", "bf16", batch, prompt, new, num_layers=4)
+    network = trial.network()
+    with trial.engine(network) as engine:
+        assert engine._core.cache.bytes == kv_bytes(network, batch, prompt + new)
+        assert engine.context == prompt + new
 
 
 def test_requests_are_sent_whether_or_not_others_are_done():

@@ -63,7 +63,7 @@ FORMATS = {
             head="fp8",
             k_multiple=128,
             fp8_products=True,
-            own_ops=("gemm_swiglu_fp8", "moe_combine_norm_fp8"),
+            own_ops=("gemm_swiglu_fp8",),
         ),
         _INT4,
         # A third of a token's bytes are attention's: what int4 saves there is 1.5 GB of Scout's 10.
