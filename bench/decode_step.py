@@ -1,7 +1,6 @@
-"""A decode step as one CUDA graph, replayed: what an engine without host gaps would take.
+"""The engine's decode step, captured as it captures it, and replayed without the host in between.
 
-Each replay is the step after the one before, positions and all, but always of the same token, so
-what it says means nothing; the work, and the memory it touches, are those of a real step.
+Each replay is the step after the one before: its token is the one that the step before it drew.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +11,14 @@ import torch
 from l4kernels import Llama4
 from l4kernels.bench import shapes
 from l4kernels.bench.e2e import layers_that_fit, shortened
-from l4kernels.bench.timing import Timing, capture, time_replays
-from l4kernels.engine.runner import Runner
-from l4kernels.engine.sequence import Sequence
+from l4kernels.bench.timing import Timing, time_replays
+from l4kernels.engine.core import EngineCore
+from l4kernels.engine.graphs import Step, cuda_graphs
+from l4kernels.engine.kv_cache import CacheShape
+from l4kernels.engine.request import Request
+from l4kernels.engine.runner import Piece
+from l4kernels.engine.state import StepKind
+from l4kernels.ops.step import RUNNING
 from l4kernels.planning.plan import plan
 
 CONTEXTS = 1024, 8000
@@ -55,9 +59,30 @@ def measured(
 
 
 def step_time(network: Llama4, context: int) -> Timing:
-    ids = torch.randint(network.config.vocab_size, (context,)).to(network.device)
+    """Of one sequence whose first replay, after some eager steps, has about `context` keys."""
+    ids = torch.randint(network.config.vocab_size, (context,))
+    (sequence,) = Request(ids, max_new_tokens=ROOM, stop_ids=()).sequences(network, seed=0)
+    replays: list[Step] = []
+
+    def capture(step: Step) -> Step:
+        replays.append(cuda_graphs()(step))
+        return replays[-1]
+
+    pages = CacheShape.of(network.config, network.kv_dtype).needed(context + ROOM)
+    core = EngineCore(network, slots=1, context=context + ROOM, pages=pages, capture=capture)
+    runner, state = core.runner, core.state
     with torch.inference_mode():
-        runner = Runner(network, [Sequence(ids)], ROOM)
-        runner.prefill()
-        graph = capture(lambda: runner.decode(ids[-1:]))
-        return time_replays(graph, repeats=REPLAYS)
+        core.cache.extend(sequence, 0, sequence.capacity)
+        for kind, pages in enumerate(sequence.pages):
+            state.set_pages(kind, 0, 0, pages)
+        state.flush()
+        chunk = core.cache.shape.chunk or context
+        for start in range(0, context - 1, chunk):
+            runner.prefill([Piece(sequence, 0, start, min(start + chunk, context - 1))])
+        state.start(0, sequence)
+        while not replays:
+            runner.step(1, StepKind())
+        timing = time_replays(replays[0], repeats=REPLAYS)
+    if int(state.results[1, 0]) != RUNNING:
+        raise RuntimeError(f"the sequence ended within {ROOM} steps: {state.results.tolist()}")
+    return timing

@@ -17,7 +17,9 @@ from l4kernels.bench.shapes import SIZES, Arguments
 from l4kernels.ops import OPS
 from l4kernels.ops.check import FP8
 
-EAGER: dict[str, Callable[..., Any]] = {}
+EAGER: dict[str, Callable[..., Any]] = {
+    name: OPS[name].body for name in ("process_logits", "advance_step")
+}  # of these the typed body looks at nothing on the host
 
 
 def _eager(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +61,32 @@ def moe_combine(
     for extra in (shared, residual):
         total = total if extra is None else total + extra
     return total
+
+
+@_eager
+def moe_combine_norm(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    x = moe_combine(y, inverse, top_k, residual=residual)
+    return x, rms_norm(x, norm_weight, eps)
+
+
+@_eager
+def moe_combine_norm_fp8(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    x, normed = moe_combine_norm(y, inverse, top_k, norm_weight, eps, residual)
+    return x, *quantize_fp8(normed, "row")
 
 
 @_eager
@@ -106,6 +134,21 @@ def moe_route(logits: Tensor, top_k: int, shared_expert: bool) -> Any:
 
 
 @_eager
+def moe_router(
+    x: Tensor,
+    norm_weight: Tensor,
+    router_weight: Tensor,
+    num_experts: int,
+    eps: float,
+    top_k: int,
+    shared_expert: bool,
+) -> Any:
+    normed = rms_norm(x, norm_weight, eps)
+    logits = (normed @ router_weight.T)[:, :num_experts].float()
+    return normed, *moe_route(logits, top_k, shared_expert)
+
+
+@_eager
 def rope_cache(
     qkv: Tensor,
     positions: Tensor,
@@ -114,14 +157,15 @@ def rope_cache(
     v_cache: Tensor,
     *,
     num_heads: int,
-    cos_sin: Tensor,
+    cos_sin: Tensor | None,
     qk_norm_eps: float | None = None,
 ) -> Tensor:
     heads = qkv.unflatten(1, (-1, k_cache.shape[3]))
     qk, value = heads.split([heads.shape[1] - k_cache.shape[2], k_cache.shape[2]], 1)
-    cos, sin = cos_sin[positions % cos_sin.shape[0], None].chunk(2, -1)
-    a, b = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
-    qk = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+    if cos_sin is not None:
+        cos, sin = cos_sin[positions % cos_sin.shape[0], None].chunk(2, -1)
+        a, b = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
+        qk = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
     if qk_norm_eps is not None:
         qk = F.rms_norm(qk, qk.shape[-1:], eps=qk_norm_eps)
     for cache, new in ((k_cache, qk[:, num_heads:]), (v_cache, value)):
@@ -155,6 +199,8 @@ def gemm(
     b: Tensor,
     *,
     expert_offsets: Tensor | None = None,
+    permutation: Tensor | None = None,
+    top_k: int = 1,
     sfa: Tensor | None = None,
     sfb: Tensor | None = None,
     row_scale: Tensor | None = None,
@@ -162,6 +208,7 @@ def gemm(
     fast_accum: bool = False,
 ) -> Tensor:
     """cuBLAS and torch's grouped products; then SwiGLU in eager torch."""
+    a = a if permutation is None else moe_permute(a, permutation, top_k)
     w = b.transpose(-2, -1)
     options = {"out_dtype": torch.bfloat16, "use_fast_accum": fast_accum}
     if expert_offsets is not None:
@@ -187,15 +234,10 @@ def gemm(
 def w4_gemm(
     a: Tensor,
     weight: Tensor,
-    *,
-    expert_offsets: Tensor | None = None,
-    row_scale: Tensor | None = None,
-    activation: str = "none",
+    **options: Any,
 ) -> Tensor:
     """bf16 products of the same weights, by cuBLAS and torch."""
-    return gemm(
-        a, weight, expert_offsets=expert_offsets, row_scale=row_scale, activation=activation
-    )
+    return gemm(a, weight, **options)
 
 
 @_eager
@@ -245,6 +287,24 @@ def flash_decode(
             q.transpose(1, 2), *heads, scale=softmax_scale, enable_gqa=True
         )
     return out.transpose(1, 2)
+
+
+@_eager
+def flash_decode_append(
+    *args: Tensor,
+    num_heads: int,
+    softmax_scale: float,
+    chunk: int = 0,
+    attn_scale: float = 0.0,
+    cos_sin: Tensor | None = None,
+    qk_norm_eps: float | None = None,
+) -> Tensor:
+    """One part after the other."""
+    rule = {"num_heads": num_heads, "cos_sin": cos_sin, "qk_norm_eps": qk_norm_eps}
+    q = rope_cache(*args[:5], **rule)
+    if attn_scale:
+        q = q * (1 + attn_scale * ((args[1] + 1) // 8192).float().log1p())[:, None, None].bfloat16()
+    return flash_decode(q[:, None], *args[3:], softmax_scale=softmax_scale, chunk=chunk)
 
 
 def _one_bf16_sequence(k_cache: Tensor) -> None:

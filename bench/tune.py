@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.checks.edges_w4 import int4_configs
 from l4kernels import ops
-from l4kernels.bench import shapes
+from l4kernels.bench import inputs, shapes
 from l4kernels.bench.rows import load
 from l4kernels.bench.timing import time_calls, time_graph
 from tools.gemm_configs import CSRC, STREAM, gemm_configs, max_splits, streamed_rows
@@ -69,7 +69,7 @@ def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, 
 
 def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
     """Microseconds of every candidate: `{M: {choice: us}}`."""
-    make, fp8 = shapes.Inputs("cuda"), form != "bf16"
+    make, fp8 = inputs.Inputs("cuda"), form != "bf16"
     shape = (experts, n, k) if experts else (n, k)
     weights = [
         make.fp8(*shape) if fp8 else make.normal(*shape)
@@ -80,7 +80,7 @@ def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
         options: dict[str, Any] = {"fast_accum": form == "fp8_fast"}
         m = tokens
         if experts:
-            m *= shapes.CHOICES
+            m *= inputs.CHOICES
             options["expert_offsets"] = make.numbers(shapes.expert_offsets(experts, tokens))
         if fp8:
             options |= {"sfa": make.full(1.0, m), "sfb": make.full(1.0, *shape[:-1])}
@@ -108,7 +108,7 @@ def int4_steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[
 
 def tune_int4(experts: int, n: int, k: int) -> dict[str, Any]:
     """Microseconds of every configuration that takes the rows: `{M: {config: us}}`."""
-    make = shapes.Inputs("cuda")
+    make = inputs.Inputs("cuda")
     shape = (experts, n, k) if experts else (n, k)
     tiles = [make.int4_tiles(*shape) for _ in range(copies(shape, 0.5))]
     found = {}
@@ -116,7 +116,7 @@ def tune_int4(experts: int, n: int, k: int) -> dict[str, Any]:
         options: dict[str, Any] = {"static_weights": True}
         m = tokens
         if experts:
-            m *= shapes.CHOICES
+            m *= inputs.CHOICES
             options["expert_offsets"] = make.numbers(shapes.expert_offsets(experts, tokens))
         found[m] = int4_candidates(make.normal(m, k), tiles, options)
     return {"op": None, "n": n, "k": k, "experts": experts or 1, "us": found}

@@ -4,13 +4,14 @@
 small, and legal for the CUDA kernels: K and N multiples of what the kernels need, heads of 128.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.checks.inputs import FP8, I32, Case, Maker
+from bench.checks import cases_moe
+from bench.checks.inputs import FP8, I32, Case, Cases, Maker, added_to
 from l4kernels import ops
 
 
@@ -18,16 +19,8 @@ def cases(op_name: str, device: str = "cpu", dtype: torch.dtype = torch.bfloat16
     return list(_CASES[op_name](Maker(device, dtype, seed=0)))
 
 
-_CASES: dict[str, Callable[[Maker], Iterator[Case]]] = {}
-
-
-def _of(*names: str) -> Callable[..., Any]:
-    def register(generator: Callable[..., Iterator[Case]]) -> Callable[..., Iterator[Case]]:
-        for name in names:
-            _CASES[name] = lambda make, name=name: generator(make, name)
-        return generator
-
-    return register
+_CASES: Cases = {**cases_moe.CASES}
+_of = added_to(_CASES)
 
 
 @_of("mma_tile")
@@ -107,59 +100,6 @@ def _rope_cache(make: Maker, name: str) -> Iterator[Case]:
                 yield Case(label, (qkv, positions, slots, *caches), options)
 
 
-@_of("moe_route")
-def _moe_route(make: Maker, name: str) -> Iterator[Case]:
-    shapes = ((0, 16, 1), (1, 16, 1), (33, 16, 1), (70, 128, 1), (9, 16, 2), (5, 256, 8), (6, 4, 4))
-    for tokens, experts, top_k in shapes:
-        yield Case(f"{tokens} of {experts} top {top_k}", (make.randn(tokens, experts), top_k))
-    shapes = ((0, 16, 1), (1, 16, 1), (64, 128, 1), (70, 16, 1), (9, 255, 8), (100, 6, 5))
-    for tokens, experts, top_k in shapes:
-        logits = make.randn(tokens, experts)
-        yield Case(f"{tokens} of {experts} top {top_k} shared", (logits, top_k, True))
-    yield Case("all tied", (make.randn(40, 16, scale=0), 2))
-    yield Case("few values", (make.integers(65, 16, high=3).to(make.dtype), 3))
-    yield Case(
-        "one takes all", (make.randn(50, 16) + 30 * (torch.arange(16) == 5).to(make.tensor(0)),)
-    )
-    extremes = make.randn(6, 16)
-    extremes[0] = float("-inf")
-    extremes[1, 3] = float("inf")
-    extremes[2, 7] = -0.0
-    extremes[3] = -100
-    extremes[4] = 100
-    yield Case("extremes", (extremes, 2))
-    nan = extremes.where(extremes < 100, torch.nan)
-    yield Case("NaN", (nan, 2))
-    yield Case("NaN shared", (nan, 2, True))
-
-
-def _permuted_sizes() -> Iterator[tuple[int, int, int]]:
-    yield from ((0, 128, 1), (1, 5120, 1), (37, 256, 1), (9, 384, 2), (3, 128, 9))
-
-
-@_of("moe_permute", "moe_permute_fp8")
-def _moe_permute(make: Maker, name: str) -> Iterator[Case]:
-    for tokens, width, top_k in _permuted_sizes():
-        x, order = make.randn(tokens, width), make.permutation(tokens * top_k)
-        label = f"{tokens}x{width} top {top_k}"
-        yield Case(label, (x, order, top_k))
-        if name == "moe_permute_fp8":
-            yield Case(f"{label} 1x128", (x, order, top_k), {"scaling": "1x128"})
-        else:
-            yield Case(f"{label} e4m3", (x.to(FP8), order, top_k))
-
-
-@_of("moe_combine")
-def _moe_combine(make: Maker, name: str) -> Iterator[Case]:
-    for tokens, width, top_k in _permuted_sizes():
-        y, inverse = make.randn(tokens * top_k, width), make.permutation(tokens * top_k)
-        shared, residual = make.randn(tokens, width), make.randn(tokens, width)
-        label = f"{tokens}x{width} top {top_k}"
-        yield Case(label, (y, inverse, top_k))
-        yield Case(f"{label} shared", (y, inverse, top_k, shared))
-        yield Case(f"{label} all", (y, inverse, top_k, shared, residual))
-
-
 @_of("gemm")
 def _gemm(make: Maker, name: str) -> Iterator[Case]:
     for m, n, k in ((0, 16, 128), (1, 128, 1024), (7, 16, 128), (65, 200, 384), (129, 264, 128)):
@@ -190,6 +130,9 @@ def _gemm(make: Maker, name: str) -> Iterator[Case]:
         )
         residual = make.randn(rows, 96)
         yield Case(f"ragged {label} residual", (a, b), {**experts, "residual": residual})
+    for label, tokens, experts in _gathered(make):
+        b = make.randn(4, 48, 200, scale=0.1)
+        yield Case(f"gathered {label}", (make.randn(tokens, 200), b), experts)
     for sfa, sfb in (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "row")):
         (a, sa), (b, sb) = make.fp8(35, 256, scaling=sfa), make.fp8(144, 256, scaling=sfb)
         yield Case(f"fp8 {sfa} {sfb}", (a, b), {"sfa": sa, "sfb": sb})
@@ -204,6 +147,23 @@ def _ragged() -> Iterator[tuple[str, list[int], int]]:
     yield "one each", [1] * 16, 16
     yield "tail", [2, 0, 5], 12
     yield "none", [0, 0], 0
+
+
+def _gathered(make: Maker) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Of four experts: tokens, and the arguments of a product that takes their rows itself."""
+    for tokens, top_k, counts in (
+        (1, 2, [1, 0, 0, 1]),
+        (16, 1, [0, 9, 0, 7]),
+        (16, 2, [10, 6, 0, 15]),
+        (0, 2, [0] * 4),
+    ):
+        experts = {
+            "expert_offsets": make.offsets(counts),
+            "permutation": make.permutation(tokens * top_k),
+            "top_k": top_k,
+            "activation": "swiglu",
+        }
+        yield f"{counts} top {top_k}", tokens, experts
 
 
 @_of("gemm_swiglu_fp8")
@@ -235,6 +195,10 @@ def _w4_gemm(make: Maker, name: str) -> Iterator[Case]:
             (make.randn(rows, 128), odd),
             {**experts, "residual": make.randn(rows, 32), "out_dtype": torch.float32},
         )
+
+    for label, tokens, experts in _gathered(make):
+        b = make.tiles(4, 48, 384)
+        yield Case(f"gathered {label}", (make.randn(tokens, 384), b), experts)
 
 
 # Rows on either side of what a tensor core's product and a kernel take; a few tiles, and a row of
@@ -386,6 +350,49 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
 
 
+_APPENDED = (
+    "one", "idle rows", "several", "chunked", "several over an edge", "fewer keys than tokens",
+    "no sequences", "long and short", "two blocks of rows", "page of 256", "chunk of 3",
+    "second chunk",
+)  # fmt: skip
+
+
+@_of("flash_decode_append")
+def _flash_decode_append(make: Maker, name: str) -> Iterator[Case]:
+    """Of several tokens the first's key is in the cache already; chunked layers rotate."""
+    table = ops.rope_table(64, theta=500000.0).to(make.device)
+    for cache in (make.dtype, FP8):
+        for label in _APPENDED:
+            tokens, len_ks, heads, kv_heads, page_size, chunk = _DECODE[label]
+            paged = _paged(make, len_ks, kv_heads, page_size, cache)
+            keys = [n - tokens + i for n in len_ks for i in range(tokens)]
+            slots = [
+                int(row[key // page_size]) * page_size + key % page_size
+                if key >= 0 and (i or tokens == 1)
+                else -1
+                for n, row in zip(len_ks, paged["table"].tolist(), strict=True)
+                for i, key in enumerate(range(n - tokens, n))
+            ]
+            options = {"num_heads": heads, "tokens": tokens, "softmax_scale": 128**-0.5}
+            options |= {"attn_scale": 0.1, "floor_scale": 16}
+            if chunk:
+                options |= {
+                    "chunk": chunk,
+                    "cos_sin": table,
+                    "qk_norm_eps": 1e-5,
+                    "attn_scale": 0.0,
+                }
+            if cache == FP8 and chunk:
+                options |= {
+                    s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
+                }
+            qkv = make.randn(len(keys), (heads + 2 * kv_heads) * 128)
+            at = (make.tensor([max(0, key) for key in keys], torch.int64),)
+            at += (make.tensor(slots, torch.int64), paged["k"], paged["v"])
+            at += (paged["lengths"], paged["table"])
+            yield Case(f"{label} {str(cache).removeprefix('torch.')}", (qkv, *at), options)
+
+
 @_of("merge_attention_states")
 def _merge_attention_states(make: Maker, name: str) -> Iterator[Case]:
     for shape in ((1, 1, 1), (2, 7, 5), (3, 2, 4, 8), (19, 5, 3), (2, 0, 4)):
@@ -413,8 +420,8 @@ def _embed(make: Maker, name: str) -> Iterator[Case]:
 
 @_of("process_logits")
 def _process_logits(make: Maker, name: str) -> Iterator[Case]:
-    for batch, vocab in ((0, 64), (1, 2048), (6, 202), (3, 2052)):
-        tally = (make.integers(batch, vocab, low=-9, high=7)).clamp(min=0)
+    for batch, vocab in ((0, 64), (1, 515), (3, 101), (4, 64)):
+        tally = make.integers(batch, vocab, low=-40, high=60).clamp(min=0)
         biases = make.randn(batch, vocab, dtype=torch.float32)
         masks = [make.integers(batch, -(-vocab // 32), low=-(2**31), high=2**31) for _ in "as"]
         counts = [make.integers(batch, high=4, dtype=torch.int64) for _ in "gm"]
@@ -441,7 +448,8 @@ def _advance_step(make: Maker, name: str) -> Iterator[Case]:
         slots = rows(99, of=kinds * batch).view(kinds, batch)
         tables = make.integers(kinds, batch, columns, low=-1, high=2**31 - 1)
         results = torch.zeros(2, batch, dtype=torch.int64, device=make.device)
-        args = (rows(vocab + 9, -2), *state, rows(30), stop_bits & stop_bits.roll(1, 0), slots)
+        limits = state[-1] + rows(4)
+        args = (rows(vocab + 9, -2), *state, limits, stop_bits & stop_bits.roll(1, 0), slots)
         options = {"page_size": 8}
         yield Case(f"{batch} rows", (*args, tables, results), options)
         tally = make.integers(batch, vocab, high=9)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import l4kernels
-from bench.checks import edges_w4  # noqa: F401  registers its own
+from bench.checks import edges_append, edges_w4  # noqa: F401  register their own
 from bench.checks.cases import cases
 from bench.checks.edges_sample import sampling
+from bench.checks.edges_step import advanced, processing, state
 from bench.checks.inputs import FP8, I32, Case
 from bench.checks.kernel_checks import BF16_ERROR, E4M3_ERROR, bound, mutated, tensors
 from bench.checks.machine import EDGES, Machine, edge
@@ -82,14 +83,38 @@ def a_bad_index_zeroes_its_row_and_no_other(m: Machine) -> None:
             assert m.error() == "moe_permute: permutation"
             combined = ops.moe_combine(x.repeat(2, 1), wrong, 2, x)
             assert m.error() == "moe_combine: inverse"
+            normed = ops.moe_combine_norm_fp8(x.repeat(2, 1), wrong, 2, x[0], residual=x)
+            assert m.error() == "moe_combine: inverse"
         expected = ops.moe_permute.reference(x, order, 2)
         assert rows[4].count_nonzero() == 0 and torch.equal(rows[kept], expected[kept])
         assert quantised.q[4].float().count_nonzero() == 0 and quantised.scale[4] == 1
         reference = ops.moe_permute_fp8.reference(x, order, 2)
         assert_close(quantised.q[kept], reference.q[kept], 0.0)
         assert combined[2].count_nonzero() == 0
+        assert torch.equal(normed.x, combined)
+        assert normed.q[2].float().count_nonzero() == 0
+        assert normed.scale[2] == 1
         summed = ops.moe_combine.reference(x.repeat(2, 1), order, 2, x)
         assert_close(combined[:2], summed[:2], 3e-3)
+
+
+@edge
+def a_bad_index_zeroes_its_row_of_a_product_that_gathers(m: Machine) -> None:
+    x = m.make.randn(3, 256)
+    order = m.make.permutation(6)
+    options = {"expert_offsets": m.ids(0, 1, 6, dtype=I32), "top_k": 2}
+    weights = {"gemm": m.make.randn(2, 16, 256), "w4_gemm": m.make.tiles(2, 16, 256)}
+    kept = [0, 1, 2, 3, 5]
+    for form, b in weights.items():
+        expected = OPS[form].reference(x, b, permutation=order, **options)
+        for bad in (-1, 6, 2**31 - 1, -(2**31)):
+            wrong = order.clone()
+            wrong[4] = bad
+            with m.dispatch():
+                got = OPS[form](x, b, permutation=wrong, **options)
+                assert m.error() == f"{form}: permutation"
+            assert got[4].count_nonzero() == 0
+            assert_close(got[kept], expected[kept], BF16_ERROR)
 
 
 @edge
@@ -150,7 +175,8 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
     t, d = 13, 640
     x, other, weight = m.make.randn(t, d), m.make.randn(t, d), m.make.randn(d)
     table = ops.rope_table(8, theta=500000.0).to(m.device)
-    scattered = m.make.permutation(t)
+    scattered, router = m.make.permutation(t), m.make.randn(24, d, scale=d**-0.5)
+    options, step, tokens = processing(m, t, d), state(m, t, 99), m.make.permutation(t).long()
 
     def rope(x: Tensor, order: Tensor) -> tuple[Tensor, ...]:
         """Tokens move, and with them positions and slots; the caches then hold the same."""
@@ -171,9 +197,18 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
         "moe_permute": lambda x, order: ops.moe_permute(other, scattered[order], 1),
         "moe_permute_fp8": lambda x, order: ops.moe_permute_fp8(other, scattered[order], 1),
         "moe_combine": lambda x, order: ops.moe_combine(other, scattered[order], 1, x, x),
+        "moe_combine_norm": lambda x, order: ops.moe_combine_norm(
+            other, scattered[order], 1, weight, residual=x
+        ),
+        "moe_combine_norm_fp8": lambda x, order: ops.moe_combine_norm_fp8(
+            other, scattered[order], 1, weight, residual=x
+        ),
         "embed": lambda x, order: ops.embed(order, weight.expand(t, d).contiguous()),
         "moe_route": lambda x, order: ops.moe_route(x[:, :128], 4)[:2],
+        "moe_router": lambda x, order: ops.moe_router(x, weight, router, 20, top_k=4)[:3],
         "sample": lambda x, order: ops.sample(x, *sampling(t, rows=order), top_logprobs=3),
+        "process_logits": lambda x, order: ops.process_logits(x, *(o[order] for o in options)),
+        "advance_step": lambda x, order: advanced(step, tokens, order),
     }
     stay, order = torch.arange(t, device=m.device), m.make.permutation(t).long()
     for name, run in rows.items():
@@ -185,10 +220,21 @@ def a_row_has_the_same_bits_at_any_place(m: Machine) -> None:
 
 
 @edge
+def the_router_normalises_as_rms_norm_does(m: Machine) -> None:
+    """To the bit, so that a token's rows do not depend on how many others there are."""
+    for tokens, width in ((1, 5120), (64, 648), (9, 16_384), (3, 8)):
+        x, norm = m.make.randn(tokens, width), m.make.randn(width)
+        router = m.make.randn(8, width, scale=width**-0.5)
+        with m.dispatch(perturb=False):
+            normed, wanted = ops.moe_router(x, norm, router, 8).normed, ops.rms_norm(x, norm)
+        assert torch.equal(normed, wanted), f"{tokens} x {width}"
+
+
+@edge
 def a_layer_of_dependent_launches(m: Machine) -> None:
-    """Norm, routing in two launches, gather, combine, sample: none reads ahead of another."""
+    """Norm, routing in two launches, gather, combine, sample, router: none reads ahead."""
     x, residual, weight = m.make.randn(80, 256), m.make.randn(80, 256), m.make.randn(256)
-    plain = [t.to(m.device) for t in sampling(80)]
+    plain, router = [t.to(m.device) for t in sampling(80)], m.make.randn(32, 256, scale=1 / 16)
 
     def layer(given: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         normed = ops.add_rms_norm(x, residual, weight)
@@ -199,7 +245,8 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         quantised = ops.moe_permute_fp8(y, order.permutation, 3)
         summed = ops.moe_combine(given[2] if given else rows, order.inverse, 3, y, stream)
         sampled = ops.sample(given[4] if given else summed, *plain)
-        return normed, routing, rows, quantised, summed, sampled
+        routed = ops.moe_router((given[4] if given else summed)[:17], weight, router, 30, top_k=2)
+        return normed, routing, rows, quantised, summed, sampled, routed
 
     for mode in ("late", "early", "random"):
         with m.dispatch(mode=mode, seed=5, sms=2), m.chained():
@@ -208,15 +255,16 @@ def a_layer_of_dependent_launches(m: Machine) -> None:
         with l4kernels.reference():
             expected = layer(got)
         for a, b, tolerance in zip(
-            got, expected, (BF16_ERROR, 1e-5, 0.0, 0.0, BF16_ERROR, 1e-5), strict=True
+            got, expected, (BF16_ERROR, 1e-5, 0.0, 0.0, BF16_ERROR, 1e-5, BF16_ERROR), strict=True
         ):
             assert_close(a, b, tolerance)
 
 
 STREAMING = (
-    "add_rms_norm", "embed", "moe_combine", "moe_permute", "moe_permute_fp8", "moe_route",
-    "quantize_fp8", "rms_norm", "rms_norm_fp8", "rope_cache", "sample", "silu_mul", "silu_mul_fp8",
-    "w4_gemm", "word_sum",
+    "add_rms_norm", "advance_step", "embed", "moe_combine", "moe_combine_norm",
+    "moe_combine_norm_fp8", "moe_permute", "moe_permute_fp8", "moe_route", "moe_router",
+    "process_logits", "quantize_fp8", "rms_norm", "rms_norm_fp8", "rope_cache", "sample",
+    "silu_mul", "silu_mul_fp8", "w4_gemm", "word_sum",
 )  # fmt: skip
 
 
@@ -279,9 +327,13 @@ def rows_beyond_4_gib(m: Machine) -> None:
         "moe_permute": lambda: (far(5, 256), order, 1),
         "moe_permute_fp8": lambda: (far(5, 256), order, 1),
         "moe_combine": lambda: (far(5, 256), order, 1, far(5, 256), far(5, 256)),
+        "moe_combine_norm": lambda: (far(5, 256), order, 1, weight, 1e-5, far(5, 256)),
+        "moe_combine_norm_fp8": lambda: (far(5, 256), order, 1, weight, 1e-5, far(5, 256)),
         "moe_route": lambda: (far(5, 128), 2),
+        "moe_router": lambda: (far(5, 256), weight, m.make.randn(16, 256, scale=1 / 16), 16),
         "embed": lambda: (m.ids(4, 0, 3), far(5, 256)),
         "sample": lambda: (far(5, 1000), *(t.to(m.device) for t in sampling(5)), 3),
+        "process_logits": lambda: (far(5, 1000), *processing(m, 5, 1000)),
     }
     for op, make in calls.items():
         args = make()

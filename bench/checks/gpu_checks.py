@@ -32,6 +32,7 @@ from l4kernels import STATUS, ops, take_device_error
 from l4kernels.bench.shapes import SIZES, calls
 from l4kernels.bench.timing import capture, time_calls
 from l4kernels.ops import OPS
+from l4kernels.ops.step import words
 from l4kernels.testing import assert_close, relative_error, serial_launches
 
 REPEATS = 20
@@ -365,6 +366,18 @@ def _sampled() -> Large:
     return _rows(_random(*SAMPLED), *settings)
 
 
+def _processed() -> Large:
+    """One row of tallies and biases for all."""
+    rows, vocab = SAMPLED
+    tally = torch.randint(5, (1, vocab), dtype=I32, device="cuda").expand(rows, vocab)
+    bias = torch.randn(1, vocab, device="cuda").expand(rows, vocab)
+    masks = torch.randint(2**31, (2, rows, words(vocab)), dtype=I32, device="cuda")
+    counts = torch.randint(9, (2, rows), device="cuda")
+    factors = torch.rand(3, rows, device="cuda") + 0.5
+    active = torch.randint(2, (rows,), dtype=I32, device="cuda")
+    return _rows(_random(rows, vocab), tally, bias, *masks, *counts, *factors, active)
+
+
 _LARGE: dict[str, Callable[[], Large]] = {
     "rms_norm": lambda: _rows(_random(TOKENS, WIDTH), _random(1, WIDTH)[0]),
     "rms_norm_fp8": lambda: _rows(_random(TOKENS, WIDTH), _random(1, WIDTH)[0]),
@@ -377,8 +390,11 @@ _LARGE: dict[str, Callable[[], Large]] = {
     "moe_permute": lambda: _gathered(0, 1),
     "moe_permute_fp8": lambda: _gathered(0, 1),
     "moe_combine": lambda: _gathered(0, 1),
+    "moe_combine_norm": lambda: _gathered(0, 1, _random(1, WIDTH)[0]),
+    "moe_combine_norm_fp8": lambda: _gathered(0, 1, _random(1, WIDTH)[0]),
     "embed": lambda: _gathered(1),
     "sample": _sampled,
+    "process_logits": _processed,
 }
 
 

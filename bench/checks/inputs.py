@@ -1,5 +1,6 @@
 """Seeded sample tensors, and one call of an op."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,24 @@ class Case:
 
         kwargs = {name: own(value) for name, value in self.kwargs.items()}
         return Case(self.name, tuple(own(value) for value in self.args), kwargs)
+
+
+Cases = dict[str, Callable[["Maker"], Iterator[Case]]]
+"""What makes the cases of each op."""
+
+
+def added_to(table: Cases) -> Callable[..., Any]:
+    """A decorator of generators, which names the ops whose cases one makes."""
+
+    def of(*names: str) -> Callable[..., Any]:
+        def register(generator: Callable[..., Iterator[Case]]) -> Callable[..., Iterator[Case]]:
+            for name in names:
+                table[name] = lambda make, name=name: generator(make, name)
+            return generator
+
+        return register
+
+    return of
 
 
 class Maker:

@@ -55,7 +55,11 @@ def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
 
 
 # Cases in which a kernel sets the error word, and what it says.
-REPORTS = {("moe_route", name): "moe_route: logits (NaN)" for name in ("NaN", "NaN shared")}
+REPORTS = {
+    (op, name): "moe_route: logits (NaN)"
+    for op in ("moe_route", "moe_router")
+    for name in ("NaN", "NaN shared")
+}
 
 
 def device_error(library: Path = testing.emulator.BUILD / "libl4kernels_emulated.so") -> str:

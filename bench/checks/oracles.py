@@ -52,6 +52,31 @@ def _merge(cp: Any, outs: Any, lses: Any) -> Any:
     return (outs * weight).sum(0) / weight.sum(0)
 
 
+def _process_logits(
+    cp: Any,
+    logits: Any,
+    tally: Any,
+    bias: Any,
+    allowed: Any,
+    stop_bits: Any,
+    generated: Any,
+    min_tokens: Any,
+    *settings: Any,
+) -> Any:
+    repetition, frequency, presence, active = (setting[:, None] for setting in settings)
+    x, n = logits + bias, tally // 2
+    x = cp.where(tally > 0, x * repetition ** cp.where(x < 0, 1, -1), x)
+    x = x - frequency * n - presence * (n > 0)
+    token = cp.arange(x.shape[1])
+    stops, kept = (mask[:, token // 32] >> token % 32 & 1 for mask in (stop_bits, allowed))
+    banned = (kept == 0) | ((stops == 1) & (generated < min_tokens)[:, None])
+    return cp.where(active == 0, logits, cp.where(banned, -cp.inf, x))
+
+
+def _combine(cp: Any, y: Any, inverse: Any, top_k: int, *_: Any, residual: Any) -> Any:
+    return y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     "rms_norm": _norm,
     "add_rms_norm": lambda cp, x, residual, weight: _norm(cp, x + residual, weight),
@@ -60,14 +85,16 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "silu_mul_fp8": lambda cp, x, scaling: _e4m3(cp, _silu_mul(cp, x), scaling),
     "quantize_fp8": _e4m3,
     "moe_route": _moe_route,
+    "moe_router": lambda cp, x, norm_weight, *_: _norm(cp, x, norm_weight),
     "moe_permute": lambda cp, x, order, top_k: x[order // top_k],
     "moe_permute_fp8": lambda cp, x, order, top_k: _e4m3(cp, x[order // top_k]),
-    "moe_combine": lambda cp, y, inverse, top_k, residual: (
-        y[inverse].reshape(-1, top_k, y.shape[1]).sum(1) + residual
-    ),
+    "moe_combine": _combine,
+    "moe_combine_norm": _combine,
+    "moe_combine_norm_fp8": _combine,
     "rope_cache": _rope_cache,
     "merge_attention_states": _merge,
     "embed": lambda cp, ids, weight: weight[ids],
+    "process_logits": _process_logits,
     "sample": lambda cp, logits, temperature, *_: None if temperature.any() else logits.argmax(-1),
 }
 """Op -> its first result, given the array module and the op's arguments with float32 arrays."""

@@ -93,7 +93,8 @@ def generate(model: Llama4, prompt: dict[str, Any], route: AbstractContextManage
     hidden: list[Tensor] = []
     batch = len(prompt["input_ids"])
 
-    def see(_: Any, __: Any, rows: Tensor) -> None:
+    def see(_: Any, __: Any, out: tuple[Tensor, None]) -> None:
+        rows, _ = out
         hidden.append(rows.float().view(batch, -1, rows.shape[-1]))
 
     hooks = [

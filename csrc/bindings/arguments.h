@@ -1,10 +1,12 @@
 // Arguments that several ops take: each check returns what the kernels need to know of them.
 #pragma once
+#include <optional>
 #include <string>
 #include <tuple>
 
 #include "bindings/call.h"
 #include "tile/base.h"
+#include "tile/rope.h"
 #include "tile/scaling.h"
 
 namespace l4k {
@@ -70,15 +72,15 @@ template <>
 constexpr ScalarType kScalarType<int64_t> = ScalarType::Long;
 
 template <typename T>
-const T* check_list(const Call& call, const Argument& t, const Shape& shape) {
+T* check_list(const Call& call, const Argument& t, const Shape& shape) {
   call.require_dtype(t, {kScalarType<T>});
   call.require_shape(t, shape);
   call.require_contiguous(t);
-  return static_cast<const T*>(call.address(t, sizeof(T)));
+  return static_cast<T*>(call.address(t, sizeof(T)));
 }
 
 template <typename T>
-const T* check_optional_list(const Call& call, const OptionalArgument& t, const Shape& shape) {
+T* check_optional_list(const Call& call, const OptionalArgument& t, const Shape& shape) {
   return t ? check_list<T>(call, *t, shape) : nullptr;
 }
 
@@ -129,6 +131,29 @@ inline PagedCache check_paged_cache(const Call& call, const Tensor& k_cache, con
           .fp8 = fp8,
           .k_scale = check_optional_list<float>(call, {"k_scale", k_scale}, {k.sizes[2]}),
           .v_scale = check_optional_list<float>(call, {"v_scale", v_scale}, {k.sizes[2]})};
+}
+
+// What is done to heads of q and k, of the arguments under these names.
+inline HeadRule check_head_rule(const Call& call, const OptionalTensor& cos_sin,
+                                const std::optional<double>& qk_norm_eps, double attn_scale,
+                                int64_t floor_scale) {
+  call.require(floor_scale >= 1 && floor_scale < kIntLimit,
+               "expected floor_scale to be positive, got ", floor_scale);
+  call.require(qk_norm_eps.value_or(0.0) >= 0.0,
+               "expected qk_norm_eps to be None (off) or not negative, got ",
+               qk_norm_eps.value_or(0.0));
+  const Rows table =
+      check_optional_rows(call, {"cos_sin", cos_sin}, ScalarType::Float, {"R", kHeadDim});
+  if (cos_sin.has_value()) {
+    call.require_contiguous({"cos_sin", *cos_sin});
+    call.require(table.count > 0 && table.count < kIntLimit,
+                 "expected cos_sin to hold 1 to 2^31 - 1 positions, got ", table.count);
+  }
+  return {.cos_sin = static_cast<const float*>(table.data),
+          .table_rows = table.count,
+          .qk_norm_eps = static_cast<float>(qk_norm_eps.value_or(-1.0)),
+          .attn_scale = static_cast<float>(attn_scale),
+          .floor_scale = static_cast<int>(floor_scale)};
 }
 
 // kScalingNone if there is no such name.

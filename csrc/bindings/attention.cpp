@@ -11,9 +11,16 @@ namespace l4k::binding {
 
 namespace {
 
-constexpr int64_t kMaxTokens = 16, kMaxGroup = 16, kHeadDim = 128;
+constexpr int64_t kMaxTokens = 16, kMaxGroup = 16;
 
-// The queries of both attention ops: [..., num_heads, 128] bf16.
+void check_heads(const Call& call, const Argument& q, int64_t num_heads, const PagedCache& cache) {
+  call.require(cache.kv_heads >= 1 && num_heads >= 1 && num_heads % cache.kv_heads == 0 &&
+                   num_heads / cache.kv_heads <= kMaxGroup,
+               "expected 1 to ", kMaxGroup, " heads of q for each of the ", cache.kv_heads,
+               " heads of k_cache, got ", num_heads, " and ", q);
+}
+
+// Queries of their own: [..., num_heads, 128] bf16.
 struct Queries {
   const void* data;
   int64_t num_heads;
@@ -22,14 +29,11 @@ struct Queries {
 Queries check_queries(const Call& call, const Argument& q, const PagedCache& cache) {
   call.require_dtype(q, {ScalarType::BFloat16});
   const int64_t num_heads = q.sizes[q.rank() - 2];
-  call.require(cache.kv_heads >= 1 && num_heads >= 1 && num_heads % cache.kv_heads == 0 &&
-                   num_heads / cache.kv_heads <= kMaxGroup,
-               "expected 1 to ", kMaxGroup, " heads of q for each of the ", cache.kv_heads,
-               " heads of k_cache, got q ", q);
+  check_heads(call, q, num_heads, cache);
   return {check_vectors(call, q), num_heads};
 }
 
-// The cache of both attention ops; a page holds a multiple of `unit` keys.
+// The cache of the attention ops; a page holds a multiple of `unit` keys.
 PagedCache check_cache(const Call& call, const Tensor& k_cache, const Tensor& v_cache,
                        const OptionalTensor& k_scale, const OptionalTensor& v_scale, int64_t unit) {
   const PagedCache cache = check_paged_cache(call, k_cache, v_cache, k_scale, v_scale, kHeadDim);
@@ -127,6 +131,41 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
   return {out, lse};
 }
 
+namespace {
+
+int64_t check_new_tokens(const Call& call, int64_t tokens, const Argument& q) {
+  call.require(tokens >= 1 && tokens <= kMaxTokens, "expected 1 to ", kMaxTokens,
+               " new tokens per sequence, got ", tokens, " and ", q);
+  return tokens;
+}
+
+// What both decoding ops say of a batch, but for where its queries are.
+FlashDecodeParams decode_params(const Sequences& sequences, int64_t batch, int64_t tokens,
+                                int64_t num_heads, const PagedCache& cache, double softmax_scale,
+                                int64_t chunk) {
+  return {.batch = static_cast<int>(batch),
+          .tokens = static_cast<int>(tokens),
+          .kv_heads = static_cast<int>(cache.kv_heads),
+          .group = static_cast<int>(num_heads / cache.kv_heads),
+          .chunk = static_cast<int>(chunk),
+          .num_pages = static_cast<int>(cache.pages),
+          .page_size = static_cast<int>(cache.page_size),
+          .max_pages = sequences.max_pages,
+          .k_cache = cache.k,
+          .v_cache = cache.v,
+          .seqlens_k = sequences.seqlens_k,
+          .block_table = sequences.block_table,
+          .table_stride = sequences.table_stride,
+          .k_scale = cache.k_scale,
+          .v_scale = cache.v_scale,
+          .nonce = launch_nonce(),
+          .softmax_scale_log2 = static_cast<float>(softmax_scale * 1.4426950408889634),
+          .error = error_word(),
+          .fp8_cache = cache.fp8};
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
                                         const Tensor& v_cache, const Tensor& seqlens_k,
                                         const Tensor& block_table, double softmax_scale,
@@ -134,9 +173,7 @@ std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
                                         const OptionalTensor& v_scale) {
   const Call call("flash_decode", {"q", q});
   call.require_shape({"q", q}, {"B", "S", "Hq", kHeadDim});
-  const int64_t batch = q.size(0), tokens = q.size(1);
-  call.require(tokens >= 1 && tokens <= kMaxTokens, "expected 1 to ", kMaxTokens,
-               " new tokens per sequence, got q ", q);
+  const int64_t batch = q.size(0), tokens = check_new_tokens(call, q.size(1), {"q", q});
   const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 16);
   const Queries queries = check_queries(call, {"q", q}, cache);
   const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
@@ -144,35 +181,59 @@ std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
   Tensor out = call.empty(q.sizes(), ScalarType::BFloat16);
   Tensor lse = call.empty({batch, queries.num_heads, tokens}, ScalarType::Float);
   if (batch == 0) return {out, lse};
-  FlashDecodeParams params{
-      .batch = static_cast<int>(batch),
-      .tokens = static_cast<int>(tokens),
-      .kv_heads = static_cast<int>(cache.kv_heads),
-      .group = static_cast<int>(queries.num_heads / cache.kv_heads),
-      .chunk = static_cast<int>(chunk),
-      .num_pages = static_cast<int>(cache.pages),
-      .page_size = static_cast<int>(cache.page_size),
-      .max_pages = sequences.max_pages,
-      .q = queries.data,
-      .q_batch_stride = q.stride(0),
-      .q_token_stride = q.stride(1),
-      .q_head_stride = q.stride(2),
-      .k_cache = cache.k,
-      .v_cache = cache.v,
-      .seqlens_k = sequences.seqlens_k,
-      .block_table = sequences.block_table,
-      .table_stride = sequences.table_stride,
-      .k_scale = cache.k_scale,
-      .v_scale = cache.v_scale,
-      .out = pointer(out),
-      .lse = pointer<float>(lse),
-      .nonce = launch_nonce(),
-      .softmax_scale_log2 = static_cast<float>(softmax_scale * 1.4426950408889634),
-      .error = error_word(),
-      .fp8_cache = cache.fp8};
+  FlashDecodeParams params =
+      decode_params(sequences, batch, tokens, queries.num_heads, cache, softmax_scale, chunk);
+  params.q = queries.data;
+  params.q_batch_stride = q.stride(0);
+  params.q_token_stride = q.stride(1);
+  params.q_head_stride = q.stride(2);
+  params.out = pointer(out);
+  params.lse = pointer<float>(lse);
   Tensor partials = call.workspace(flash_decode_workspace(params));
   params.partials = pointer<float>(partials);
   call.launch(l4k::flash_decode, params);
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor> flash_decode_append(
+    const Tensor& qkv, const Tensor& positions, const Tensor& slot_mapping, Tensor k_cache,
+    Tensor v_cache, const Tensor& seqlens_k, const Tensor& block_table, int64_t num_heads,
+    double softmax_scale, int64_t tokens, int64_t chunk, const OptionalTensor& cos_sin,
+    std::optional<double> qk_norm_eps, double attn_scale, int64_t floor_scale,
+    const OptionalTensor& k_scale, const OptionalTensor& v_scale) {
+  const Call call("flash_decode_append", {"qkv", qkv});
+  check_new_tokens(call, tokens, {"qkv", qkv});
+  const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 16);
+  call.require(num_heads >= 1 && num_heads < kIntLimit, "expected num_heads to be positive, got ",
+               num_heads);
+  check_heads(call, {"qkv", qkv}, num_heads, cache);
+  const Rows in = check_rows(call, {"qkv", qkv}, ScalarType::BFloat16,
+                             {"T", (num_heads + 2 * cache.kv_heads) * kHeadDim});
+  const int64_t batch = in.count / tokens;
+  call.require(in.count == batch * tokens, "expected tokens = ", tokens,
+               " rows of qkv for each sequence, got qkv ", Argument("qkv", qkv));
+  const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
+  check_softmax(call, softmax_scale, chunk);
+  const int64_t* positions_data = check_list<int64_t>(call, {"positions", positions}, {in.count});
+  const int64_t* slots_data = check_list<int64_t>(call, {"slot_mapping", slot_mapping}, {in.count});
+  const HeadRule rule = check_head_rule(call, cos_sin, qk_norm_eps, attn_scale, floor_scale);
+  Tensor out = call.empty({batch, tokens, num_heads, kHeadDim}, ScalarType::BFloat16);
+  Tensor lse = call.empty({batch, num_heads, tokens}, ScalarType::Float);
+  if (batch == 0) return {out, lse};
+  FlashDecodeAppendParams params{
+      .attention = decode_params(sequences, batch, tokens, num_heads, cache, softmax_scale, chunk),
+      .qkv = in.data,
+      .qkv_stride = in.stride,
+      .positions = positions_data,
+      .slot_mapping = slots_data,
+      .rule = rule,
+      .k_cache = cache.k,
+      .v_cache = cache.v};
+  params.attention.out = pointer(out);
+  params.attention.lse = pointer<float>(lse);
+  Tensor partials = call.workspace(flash_decode_workspace(params.attention));
+  params.attention.partials = pointer<float>(partials);
+  call.launch(l4k::flash_decode_append, params);
   return {out, lse};
 }
 
@@ -212,5 +273,6 @@ std::tuple<Tensor, Tensor> merge_attention_states(const Tensor& outs, const Tens
 L4K_REGISTER(m) {
   l4k::bind<l4k::binding::flash_prefill>(m, "flash_prefill");
   l4k::bind<l4k::binding::flash_decode>(m, "flash_decode");
+  l4k::bind<l4k::binding::flash_decode_append>(m, "flash_decode_append");
   l4k::bind<l4k::binding::merge_attention_states>(m, "merge_attention_states");
 }

@@ -9,8 +9,8 @@ namespace l4k::binding {
 namespace {
 
 void check_width(const Call& call, const Tensor& x, const Rows& rows) {
-  call.require(rows.width % 8 == 0 && rows.width >= 8 && rows.width <= kRmsNormMaxWidth,
-               "expected the last dimension of x to be a multiple of 8, at most ", kRmsNormMaxWidth,
+  call.require(rows.width % 8 == 0 && rows.width >= 8 && rows.width <= kNormMaxWidth,
+               "expected the last dimension of x to be a multiple of 8, at most ", kNormMaxWidth,
                ", got ", x);
 }
 

@@ -52,6 +52,10 @@ template <typename T>
 struct TypeText<std::optional<T>> {
   static std::string text() { return TypeText<T>::text() + "?"; }
 };
+template <>
+struct TypeText<void> {
+  static std::string text() { return "()"; }
+};
 template <typename... T>
 struct TypeText<std::tuple<T...>> {
   static std::string text() {

@@ -18,27 +18,16 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
                              {"T", (num_heads + 2 * cache.kv_heads) * kHeadDim});
   const int64_t* positions_data = check_list<int64_t>(call, {"positions", positions}, {in.count});
   const int64_t* slots_data = check_list<int64_t>(call, {"slot_mapping", slot_mapping}, {in.count});
-  call.require(floor_scale >= 1 && floor_scale < kIntLimit,
-               "expected floor_scale to be positive, got ", floor_scale);
-  call.require(qk_norm_eps.value_or(0.0) >= 0.0,
-               "expected qk_norm_eps to be None (off) or not negative, got ",
-               qk_norm_eps.value_or(0.0));
-  const Rows table =
-      check_optional_rows(call, {"cos_sin", cos_sin}, ScalarType::Float, {"R", kHeadDim});
-  if (cos_sin.has_value()) {
-    call.require_contiguous({"cos_sin", *cos_sin});
-    call.require(table.count > 0, "expected cos_sin to hold at least one position, got none");
-  }
+  const HeadRule rule = check_head_rule(call, cos_sin, qk_norm_eps, attn_scale, floor_scale);
   Tensor q = call.empty({in.count, num_heads, kHeadDim}, ScalarType::BFloat16);
   const RopeCacheParams params{.tokens = in.count,
                                .num_heads = static_cast<int>(num_heads),
                                .kv_heads = static_cast<int>(cache.kv_heads),
                                .num_slots = cache.pages * cache.page_size,
-                               .table_rows = table.count,
                                .qkv = in.data,
                                .positions = positions_data,
                                .slot_mapping = slots_data,
-                               .cos_sin = static_cast<const float*>(table.data),
+                               .rule = rule,
                                .k_scale = cache.k_scale,
                                .v_scale = cache.v_scale,
                                .q = pointer(q),
@@ -46,9 +35,6 @@ Tensor rope_cache(const Tensor& qkv, const Tensor& positions, const Tensor& slot
                                .v_cache = cache.v,
                                .qkv_stride = in.stride,
                                .error = error_word(),
-                               .floor_scale = static_cast<int>(floor_scale),
-                               .attn_scale = static_cast<float>(attn_scale),
-                               .qk_norm_eps = static_cast<float>(qk_norm_eps.value_or(-1.0)),
                                .fp8_cache = cache.fp8};
   call.launch(l4k::rope_cache, params);
   return q;

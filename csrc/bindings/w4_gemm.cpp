@@ -1,6 +1,7 @@
 #include "kernels/w4_gemm/w4_gemm.h"
 
 #include "bindings/epilogue.h"
+#include "bindings/gather.h"
 #include "bindings/registry.h"
 #include "host/nonce.h"
 #include "kernels/stream_gemm/stream_gemm.h"
@@ -11,15 +12,13 @@ namespace l4k::binding {
 
 namespace {
 
-// Rows of A for which weights stream: one tile of tokens when dense; with experts the rows of sixteen
-// tokens and, for each, of the shared one.
-constexpr int kStreamRows = 16, kStreamRaggedRows = 32;
-
 // The operands of a product with tiles; the rest of the parameters is zero.
 StreamGemmParams check_operands(const Call& call, const Argument& a, const Argument& tiles,
-                                const OptionalTensor& expert_offsets) {
+                                const OptionalTensor& expert_offsets,
+                                const GatherArguments& gather) {
   const Rows rows = check_rows(call, a, ScalarType::BFloat16, {"M", "K"});
-  const int64_t m = rows.count, k = rows.width, rank = tiles.rank();
+  const int64_t m = rows_of_product(call, gather, rows.count, expert_offsets);
+  const int64_t k = rows.width, rank = tiles.rank();
   call.require_dtype(tiles, {ScalarType::Int});
   call.require(rank == 3 || rank == 4, "expected packed to be the tiles of tile_int4, ",
                "[N / 16, K / 128, words] or [E, N / 16, K / 128, words], got ", tiles);
@@ -37,8 +36,8 @@ StreamGemmParams check_operands(const Call& call, const Argument& a, const Argum
   const int64_t n = row_tiles * kInt4TileRows;
   call.require(m < kIntLimit && n < kIntLimit && k < kIntLimit,
                "expected sizes of a and packed below 2^31, got ", a, " and ", tiles);
-  call.require(m <= 1 || rows.stride >= k, "expected the rows of a not to overlap, got ", a,
-               " with stride ", rows.stride, "; call contiguous() first");
+  call.require(rows.count <= 1 || rows.stride >= k, "expected the rows of a not to overlap, got ",
+               a, " with stride ", rows.stride, "; call contiguous() first");
   call.require_contiguous(tiles);
   StreamGemmParams p{};
   p.m = static_cast<int>(m);
@@ -46,7 +45,8 @@ StreamGemmParams check_operands(const Call& call, const Argument& a, const Argum
   p.k = static_cast<int>(k);
   p.num_experts = static_cast<int>(experts);
   p.a = rows.data;
-  p.a_stride = m > 1 ? rows.stride : k;
+  p.a_stride = rows.count > 1 ? rows.stride : k;
+  p.gather = check_gather(call, gather, m);
   p.weights = check_vectors(call, tiles);
   p.tile = tile;
   p.expert_offsets =
@@ -58,6 +58,7 @@ StreamGemmParams check_operands(const Call& call, const Argument& a, const Argum
 struct W4Arguments {
   const Tensor &a, &packed;
   const OptionalTensor &scales, &zeros, &expert_offsets;
+  const GatherArguments gather;
   bool static_weights;
   int64_t config;
 };
@@ -66,12 +67,16 @@ StreamGemmParams check_product(const Call& call, const W4Arguments& w,
                                const EpilogueArguments& epilogue) {
   call.require(!w.scales && !w.zeros, "expected packed to be the tiles of tile_int4, which hold ",
                "scales and zeros: call tile_int4 once, when the weights are loaded");
-  StreamGemmParams p = check_operands(call, {"a", w.a}, {"packed", w.packed}, w.expert_offsets);
+  StreamGemmParams p =
+      check_operands(call, {"a", w.a}, {"packed", w.packed}, w.expert_offsets, w.gather);
   p.epilogue = check_epilogue(call, epilogue, p.m, p.n);
   p.static_weights = w.static_weights;
   call.require(w.config >= -1 && w.config < 1 + kNumW4GemmConfigs, "expected config to be -1, 0 ",
                "(streaming) or 1 to ", kNumW4GemmConfigs, ", got ", w.config);
-  call.require(w.config != 0 || can_stream(p.format, p.m, p.k, p.num_experts),
+  const bool gathers = p.gather.permutation != nullptr;
+  call.require(!gathers || w.config <= 0, "expected config 0 (streaming) or -1 with permutation, ",
+               "got ", w.config);
+  call.require((w.config != 0 && !gathers) || can_stream(p.format, p.m, p.k, p.num_experts),
                "expected config 0 (streaming) with fewer rows of a ", "or a smaller K, got ",
                Argument("a", w.a));
   return p;
@@ -97,7 +102,7 @@ W4GemmParams many_tokens(const StreamGemmParams& p, int64_t config) {
 
 void launch(const Call& call, StreamGemmParams p, int64_t config) {
   if (p.m == 0) return;
-  const int rows = p.expert_offsets == nullptr ? kStreamRows : kStreamRaggedRows;
+  const int rows = p.expert_offsets == nullptr ? kFewRows : kFewRaggedRows;
   if (config == 0 || (config < 0 && p.m <= rows && can_stream(p.format, p.m, p.k, p.num_experts))) {
     Tensor workspace = call.workspace(stream_gemm_workspace(p));
     p.workspace = pointer(workspace);
@@ -114,13 +119,15 @@ void launch(const Call& call, StreamGemmParams p, int64_t config) {
 
 Tensor w4_gemm(const Tensor& a, const Tensor& packed, const OptionalTensor& scales,
                const OptionalTensor& zeros, const OptionalTensor& expert_offsets,
-               const OptionalTensor& bias, const OptionalTensor& residual,
-               const OptionalTensor& row_scale, const std::string& activation,
-               const std::optional<ScalarType>& out_dtype, bool static_weights, int64_t config) {
+               const OptionalTensor& permutation, int64_t top_k, const OptionalTensor& bias,
+               const OptionalTensor& residual, const OptionalTensor& row_scale,
+               const std::string& activation, const std::optional<ScalarType>& out_dtype,
+               bool static_weights, int64_t config) {
   const Call call("w4_gemm", {"a", a});
-  StreamGemmParams p =
-      check_product(call, {a, packed, scales, zeros, expert_offsets, static_weights, config},
-                    {bias, residual, row_scale, activation, out_dtype});
+  StreamGemmParams p = check_product(
+      call,
+      {a, packed, scales, zeros, expert_offsets, {permutation, top_k}, static_weights, config},
+      {bias, residual, row_scale, activation, out_dtype});
   Tensor out = call.empty({p.m, result_columns(p.epilogue, p.n)}, result_dtype(p.epilogue));
   p.epilogue.d = pointer(out);
   launch(call, p, config);
@@ -129,16 +136,17 @@ Tensor w4_gemm(const Tensor& a, const Tensor& packed, const OptionalTensor& scal
 
 Tensor w4_gemm_out(const Tensor& a, const Tensor& packed, const OptionalTensor& scales,
                    const OptionalTensor& zeros, const OptionalTensor& expert_offsets,
-                   const OptionalTensor& bias, const OptionalTensor& residual,
-                   const OptionalTensor& row_scale, const std::string& activation,
-                   const std::optional<ScalarType>& out_dtype, bool static_weights, int64_t config,
-                   Tensor out) {
+                   const OptionalTensor& permutation, int64_t top_k, const OptionalTensor& bias,
+                   const OptionalTensor& residual, const OptionalTensor& row_scale,
+                   const std::string& activation, const std::optional<ScalarType>& out_dtype,
+                   bool static_weights, int64_t config, Tensor out) {
   const Call call("w4_gemm", {"a", a});
-  StreamGemmParams p =
-      check_product(call, {a, packed, scales, zeros, expert_offsets, static_weights, config},
-                    {bias, residual, row_scale, activation, out_dtype});
+  StreamGemmParams p = check_product(
+      call,
+      {a, packed, scales, zeros, expert_offsets, {permutation, top_k}, static_weights, config},
+      {bias, residual, row_scale, activation, out_dtype});
   p.epilogue.d = check_out(call, {"out", out}, p.epilogue, p.m, p.n, {&a, &packed},
-                           {&expert_offsets, &bias, &row_scale}, residual);
+                           {&expert_offsets, &permutation, &bias, &row_scale}, residual);
   launch(call, p, config);
   return out;
 }

@@ -57,6 +57,18 @@ __device__ __forceinline__ void store_shared(void* smem, float a, float b, float
                : "memory");
 }
 
+__device__ __forceinline__ void store_shared(void* smem, uint4 v) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(smem)), "r"(v.x),
+               "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+// PTX ISA: st.shared. 8 bytes.
+__device__ __forceinline__ void store_shared(void* smem, uint2 v) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(smem_address(smem)), "r"(v.x), "r"(v.y)
+               : "memory");
+}
+
 // PTX ISA: stmatrix, four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of
 // matrix i / 8. A lane holds elements 2c and 2c + 1 of row lane / 4 of each, c = lane % 4;
 // transposed, elements lane / 4 of rows 2c and 2c + 1.

@@ -21,6 +21,10 @@ enum class DeviceError : uint32_t {
   kFlashPrefillPages,
   kFlashPrefillSeqlens,
   kW4GemmExpertOffsets,
+  kGemmPermutation,
+  kW4GemmPermutation,
+  kFlashDecodePositions,
+  kFlashDecodeSlotMapping,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -39,6 +43,10 @@ constexpr const char* kDeviceErrorNames[] = {
     "flash_prefill: block_table",
     "flash_prefill: seqlens_k",
     "w4_gemm: expert_offsets",
+    "gemm: permutation",
+    "w4_gemm: permutation",
+    "flash_decode: positions",
+    "flash_decode: slot_mapping",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l4kernels.bench.inputs import CHOICES, Inputs
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
-from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
-from l4kernels.ops.quant import BLOCK
+from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
+from l4kernels.ops.router import MAX_ROUTER_TOKENS
+from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
 
 PHASES = {"decode": (1, 64), "prefill": (1024, 16_384)}
@@ -26,6 +28,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "w4_gemm": {"decode": (1, 4, 8, 16, 64), "prefill": (1024, 8192)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072, 1 << 20, 10 << 20)},
+    "flash_decode_append": {"decode": (1024, 8192, 131_072)},
 }
 FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "gemm": {"decode": (1, 64), "prefill": (1024, 8192)},
@@ -33,12 +36,12 @@ FIRST_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "w4_gemm": {"decode": (1, 8, 16), "prefill": (1024,)},
     "flash_prefill": {"prefill": (8192, 32_768, 131_072)},
     "flash_decode": {"decode": (1024, 8192, 131_072)},
+    "flash_decode_append": {"decode": (1024, 8192, 131_072)},
 }
 """What a GPU run measures first, of our own kernels alone; of other ops all sizes."""
 PAGE = 64
-CHOICES = 2
-"""Rows of a token in an MoE layer: every published model routes it to one expert, and all to the
-shared one."""
+MIXED = [256 << b % 8 for b in range(64)]
+"""Keys of the sequences of a batch: 256 to 32,768, mean 8,160."""
 SCALINGS = {
     "fp8_row": ("row", "row"),
     "fp8_fast": ("row", "row"),
@@ -72,50 +75,6 @@ class Call:
         """Products of e4m3 operands are held against the e4m3 peak."""
         args, _ = self.make("meta")
         return gpu.floor_us(self.work(), fp8=args[0].dtype == FP8)
-
-
-class Inputs:
-    """Random tensors on a device; on "meta" only their shapes."""
-
-    def __init__(self, device: str):
-        self.device = device
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.randn(*shape, device=self.device, dtype=dtype)
-
-    def integers(self, high: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.randint(high, shape, device=self.device, dtype=dtype)
-
-    def arange(self, n: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.arange(n, device=self.device, dtype=dtype)
-
-    def shuffled(self, n: int) -> Tensor:
-        if self.device == "meta":
-            return torch.empty(n, dtype=torch.int32, device="meta")
-        return torch.randperm(n, device=self.device).to(torch.int32)
-
-    def permutation(self, tokens: int) -> Tensor:
-        """As `moe_route` makes it: the rows of the routed experts, then the shared one's."""
-        routed, token = self.shuffled(tokens), self.arange(tokens, torch.int32)
-        return torch.cat([CHOICES * routed, CHOICES * token + 1])
-
-    def fp8(self, *shape: int) -> Tensor:
-        return self.normal(*shape).to(FP8)
-
-    def int4_tiles(self, *shape: int) -> Tensor:
-        """Of weights `[(E,) N, K]`: any codes, one scale."""
-        *experts, n, k = shape
-        tiles = *experts, n // TILE_ROWS, k // BLOCK, tile_words()
-        words = self.integers(2**31, *tiles, dtype=torch.int32)
-        words[..., TILE_ROWS * BLOCK // 8 :] = 0x3C003C00  # 2^-7, twice
-        return words
-
-    def numbers(self, values: Tensor) -> Tensor:
-        """Lengths and offsets, which the op's work depends on: real values on "meta", too."""
-        return values.to(torch.int32).to("cpu" if self.device == "meta" else self.device)
-
-    def full(self, value: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.full(shape, value, device=self.device, dtype=dtype)
 
 
 _CALLS: dict[str, Callable[[Llama4Config, int], Iterator[tuple[str, Any]]]] = {}
@@ -221,6 +180,18 @@ def _moe_route(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "", lambda i: ((i.normal(tokens, experts, dtype=torch.float32), top_k, True), {})
 
 
+@_of("moe_router")
+def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    d, experts, top_k = config.hidden_size, config.num_local_experts, config.num_experts_per_tok
+
+    def make(i: Inputs) -> Arguments:
+        weights = i.normal(d), i.normal(experts, d)
+        return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
+
+    if tokens <= MAX_ROUTER_TOKENS:
+        yield "", make
+
+
 @_of("moe_permute")
 def _moe_permute(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
@@ -235,14 +206,19 @@ def _moe_permute_fp8(config: Llama4Config, tokens: int) -> Iterator[tuple[str, A
 
 @_of("moe_combine")
 def _moe_combine(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    yield "", lambda i: _combined(i, config.hidden_size, tokens)
+
+
+@_of("moe_combine_norm", "moe_combine_norm_fp8")
+def _moe_combine_norm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     d = config.hidden_size
+    yield "", lambda i: _combined(i, d, tokens, i.normal(d))
 
-    def make(i: Inputs) -> Arguments:
-        inverse = i.permutation(tokens).argsort().to(torch.int32)
-        y, residual = i.normal(CHOICES * tokens, d), i.normal(tokens, d)
-        return (y, inverse, CHOICES), {"residual": residual}
 
-    yield "", make
+def _combined(i: Inputs, width: int, tokens: int, *norm_weight: Tensor) -> Arguments:
+    inverse = i.permutation(tokens).argsort().to(torch.int32)
+    y, residual = i.normal(CHOICES * tokens, width), i.normal(tokens, width)
+    return (y, inverse, CHOICES, *norm_weight), {"residual": residual}
 
 
 @_of("merge_attention_states")
@@ -288,6 +264,46 @@ def _sample(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     yield "top_p", lambda i: make(i, 0.7)
 
 
+@_of("process_logits")
+def _process_logits(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    if tokens > 64:
+        return
+
+    def make(i: Inputs) -> Arguments:
+        shape = tokens, config.vocab_size
+        masks = [i.full(bits, tokens, words(shape[1]), dtype=torch.int32) for bits in (-1, 0)]
+        counts = [i.full(9, tokens, dtype=torch.int64) for _ in range(2)]
+        factors = [i.full(value, tokens) for value in (1.1, 0.5, 0.5)]
+        logits, bias = (i.normal(*shape, dtype=torch.float32) for _ in range(2))
+        tally = i.integers(3, *shape, dtype=torch.int32)
+        return (logits, tally, bias, *masks, *counts, *factors, i.numbers(torch.ones(tokens))), {}
+
+    yield "", make
+
+
+@_of("advance_step")
+def _advance_step(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    """Two kinds of layers, of which each row has a million positions."""
+    if tokens > 64:
+        return
+
+    def make(i: Inputs) -> Arguments:
+        long = {"dtype": torch.int64}
+        ids, positions, generated = (i.full(9, tokens, **long) for _ in range(3))
+        args = (
+            i.integers(config.vocab_size, tokens, **long), ids, positions,
+            i.numbers(torch.full((tokens,), 10)), generated, i.full(1 << 40, tokens, **long),
+            i.full(0, tokens, words(config.vocab_size), dtype=torch.int32),
+            i.full(9, 2, tokens, **long),
+            i.integers(99, 2, tokens, (1 << 20) // PAGE, dtype=torch.int32),
+            i.full(0, 2, tokens, **long),
+        )  # fmt: skip
+        tally = i.full(0, tokens, config.vocab_size, dtype=torch.int32)
+        return args, {"page_size": PAGE, "tally": tally}
+
+    yield "", make
+
+
 def products(c: Llama4Config, tokens: int) -> dict[str, tuple[int, int, int]]:
     """Weights by name: experts, the shared one among them (0: dense), N, K; what Maverick shares
     with Scout is Scout's. `gate_up` and `down` are one expert's, as a product of its own."""
@@ -330,6 +346,14 @@ def _product(
     return (i.fp8(rows, k), i.fp8(*weight, k)), options
 
 
+def _gathers(i: Inputs, args: tuple[Any, ...], options: dict[str, Any]) -> Arguments:
+    """The product of as many tokens as have these rows, which it takes in their order."""
+    rows, *weights = args
+    tokens = len(rows) // CHOICES
+    order = {"permutation": i.permutation(tokens), "top_k": CHOICES}
+    return (rows[:tokens], *weights), options | order
+
+
 @_of("gemm")
 def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
     def make(i: Inputs, shape: tuple[int, int, int], form: str, epilogue: str) -> Any:
@@ -348,6 +372,9 @@ def _gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{form}", lambda i, s=shape, f=form: make(i, s, f, "")
         if name == "moe_gate_up":
             yield f"{name}.bf16.swiglu", lambda i, s=shape: make(i, s, "bf16", "swiglu")
+            if CHOICES * tokens <= MAX_GATHERED_ROWS:
+                label = f"{name}.bf16.gathered"
+                yield label, lambda i, s=shape: _gathers(i, *make(i, s, "bf16", "swiglu"))
 
 
 @_of("w4_gemm")
@@ -371,6 +398,9 @@ def _w4_gemm(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         yield name, lambda i, s=shape: make(i, s, False)
         if name == "moe_gate_up":
             yield f"{name}.swiglu", lambda i, s=shape: make(i, s, True)
+            if CHOICES * tokens <= MAX_GATHERED_ROWS:
+                label = f"{name}.gathered"
+                yield label, lambda i, s=shape: _gathers(i, *make(i, s, True))
 
 
 @_of("gemm_swiglu_fp8")
@@ -433,8 +463,35 @@ def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]
     if tokens <= 131_072:
         for new in (4, 16):  # guessed tokens that one step verifies
             yield f"new{new}", lambda i, n=new: make(i, [tokens], 0, torch.bfloat16, n)
+    for name, cache in _mixed_batches(tokens):
+        yield name, lambda i, t=cache: make(i, MIXED, 0, t)
+
+
+def _mixed_batches(tokens: int) -> Iterator[tuple[str, torch.dtype]]:
     if tokens == 8192:
-        mixed = [(tokens << b % 8) // 32 for b in range(64)]  # 256 to 32,768, mean 8,160
-        for cache in (torch.bfloat16, FP8):
-            name = "batch64" if cache != FP8 else "batch64.kv_fp8"
-            yield name, lambda i, t=cache: make(i, mixed, 0, t)
+        yield from (("batch64", torch.bfloat16), ("batch64.kv_fp8", FP8))
+
+
+@_of("flash_decode_append")
+def _flash_decode_append(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+
+    def make(i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype) -> Arguments:
+        k, v, numbers, table = _paged(i, config, lengths, cache)
+        pages = torch.tensor([-(-length // PAGE) for length in lengths]).cumsum(0)
+        last = torch.tensor(lengths) - 1
+        slots = (pages - 1) * PAGE + last % PAGE  # in the last page of each
+        at = (t.to(i.device) for t in (last, slots))
+        options = {"num_heads": heads, "softmax_scale": config.head_dim**-0.5, "chunk": chunk}
+        if chunk:
+            options["cos_sin"] = i.normal(8192, config.head_dim, dtype=torch.float32)
+            options["qk_norm_eps"] = config.rms_norm_eps if config.use_qk_norm else None
+        else:
+            options["attn_scale"] = config.attn_scale
+        qkv = i.normal(len(lengths), (heads + 2 * kv_heads) * config.head_dim)
+        return (qkv, *at, k, v, numbers, table), options
+
+    for label, chunk, cache in _masks(config, tokens):
+        yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
+    for name, cache in _mixed_batches(tokens):
+        yield name, lambda i, t=cache: make(i, MIXED, 0, t)

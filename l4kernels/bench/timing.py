@@ -61,18 +61,18 @@ def time_graph(
     tensors, so that L2 holds no more of them than it does in a model.
     """
     graph = capture(lambda: [calls[i % len(calls)]() for i in range(chain)])
-    return time_replays(graph, repeats=repeats, of=chain)
+    return time_replays(graph.replay, repeats=repeats, of=chain)
 
 
-def time_replays(graph: torch.cuda.CUDAGraph, *, repeats: int = 30, of: int = 1) -> Timing:
-    """Times one of the `of` equal parts of a graph."""
-    graph.replay()
+def time_replays(replay: Callable[[], object], *, repeats: int = 30, of: int = 1) -> Timing:
+    """Times one of the `of` equal parts of a graph that `replay` runs."""
+    replay()
     torch.cuda.synchronize()
     samples = []
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        graph.replay()
+        replay()
         end.record()
         torch.cuda.synchronize()
         samples.append(begin.elapsed_time(end) * 1e3 / of)

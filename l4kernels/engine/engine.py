@@ -20,11 +20,12 @@ from l4kernels.engine.sequence import Sequence
 from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
+from l4kernels.planning.footprint import MAX_PREFILL_TOKENS, activation_bytes
 from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer
 
 _CPU_KV_BYTES = 1 << 30
-_GPU_SHARE = 0.9
-"""Of what is free on a GPU, unless told otherwise; the rest is for prompts that are computed."""
+_GPU_SPARE = 1_000_000_000
+"""Bytes for captured graphs, workspaces and the step's tensors."""
 
 
 class EngineClosed(RuntimeError):
@@ -154,8 +155,8 @@ class Engine:
         slots: samples at once; on a GPU steps are captured for 1, 2, 4, ... of them.
         context: the most tokens of one sample, prompt and answer; None: the model's, or what the
             KV cache holds.
-        kv_tokens: room of the KV cache in tokens, of all samples together; None: 90 % of what is
-            free on a GPU, on a CPU at most 1 GiB.
+        kv_tokens: room of the KV cache in tokens, of all samples together; None: on a GPU what
+            is free, but for what steps need by `l4k plan`; on a CPU at most 1 GiB.
         prefill_tokens: of prompts in one step while other samples wait for their next token.
         prefix_cache: whether the pages of finished samples are kept for prompts that begin alike.
         tokenizer: turns tokens into text and finds stop strings; None: outputs have no text.
@@ -396,7 +397,7 @@ def _room(
     shape = CacheShape.of(model.config, model.kv_dtype)
     most = limit if context is None else whole_number("context", context, 2, limit)
     if kv_tokens is None:
-        pages = shape.within(_free_bytes(model.device), slots, most)
+        pages = shape.within(_free_bytes(model, slots), slots, most)
     else:
         count = shape.pages(whole_number("kv_tokens", kv_tokens, 1, 1 << 40))
         needed = shape.needed(count * shape.page_size)
@@ -411,7 +412,10 @@ def _room(
     return pages, most
 
 
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(_GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return _CPU_KV_BYTES
+def _free_bytes(model: Llama4Model, slots: int) -> int:
+    """Memory that a KV cache may have."""
+    if model.device.type != "cuda":
+        return _CPU_KV_BYTES
+    free, _ = torch.cuda.mem_get_info(model.device)
+    needed = activation_bytes(model.config, MAX_PREFILL_TOKENS, slots) + _GPU_SPARE
+    return max(0, free - int(needed))

@@ -1,6 +1,7 @@
 """What a step reads and writes, in tensors that are made once: a captured step finds the next
 one's values where it looks for them."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,7 +154,7 @@ class StepState:
             tuple(getattr(sampling, name) for name in _FLOAT),
         )
         self._column(self.slots, slot, [-1 if p < 0 else p * size + last % size for p in page])
-        self.stop_bits[slot] = to_device(bits(choice.stop_ids, self.words), self.device)
+        self.stop_bits[slot] = to_device(_stop_bits(choice.stop_ids, self.words), self.device)
         if processes:
             self._start_processing(slot, sequence)
 
@@ -260,8 +261,14 @@ def bits(ids: Iterable[int], words: int) -> Tensor:
     return (flags.view(words, 32) * weights).sum(1).to(torch.int32)
 
 
+@functools.lru_cache(maxsize=64)
+def _stop_bits(ids: frozenset[int], words: int) -> Tensor:
+    """Most requests have the same end tokens, and a vocabulary is long."""
+    return bits(ids, words)
+
+
 def to_device(values: Tensor, device: torch.device) -> Tensor:
     """A copy of host values that the host does not wait for."""
-    if device.type == "cuda":
+    if device.type == "cuda" and not values.is_cuda:
         return values.pin_memory().to(device, non_blocking=True)
     return values

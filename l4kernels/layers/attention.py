@@ -85,14 +85,15 @@ class Attention(nn.Module):
             scales = {"k_scale": cache.k_scale, "v_scale": cache.v_scale}
         rotation = self.rotation if not s.rope else {**self.rotation, "cos_sin": cos_sin}
         qkv, k, v = self.qkv_proj(x), cache.k, cache.v
-        q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)
-        options: dict[str, Any] = {"softmax_scale": s.head_dim**-0.5, "chunk": s.chunk, **scales}
         lengths = m.seqlens_k, m.block_table
-        num_tokens, batch, length = q.shape[0], m.seqlens_k.shape[0], m.max_seqlen_q
+        options: dict[str, Any] = {"softmax_scale": s.head_dim**-0.5, "chunk": s.chunk, **scales}
+        num_tokens, batch, length = qkv.shape[0], m.seqlens_k.shape[0], m.max_seqlen_q
         if length <= MAX_DECODE_TOKENS and num_tokens == batch * length:
-            q = q.view(batch, length, s.num_heads, s.head_dim)
-            out, _ = ops.flash_decode(q, k, v, *lengths, **options)
+            options |= rotation
+            options["tokens"] = length
+            out, _ = ops.flash_decode_append(qkv, m.positions, m.slots, k, v, *lengths, **options)
         else:
+            q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)
             options["max_seqlen_q"] = length
             out, _ = ops.flash_prefill(q, k, v, m.cu_seqlens_q, *lengths, **options)
         return self.o_proj(out.reshape(num_tokens, -1), residual=residual)

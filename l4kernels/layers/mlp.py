@@ -2,12 +2,12 @@
 
 from torch import Tensor, nn
 
+from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions, round_up
-from l4kernels.layers.weights.linear import Activations
 
 
 class MLP(nn.Module):
-    """`down(silu(gate(x)) * up(x)) + residual`"""
+    """`down(silu(gate(y)) * up(y)) + x`, y = norm(x)"""
 
     def __init__(self, hidden_size: int, intermediate_size: int, options: ModelOptions):
         super().__init__()
@@ -16,6 +16,6 @@ class MLP(nn.Module):
         self.gate_up_proj = options.linear(hidden_size, 2 * width)
         self.down_proj = options.linear(width, hidden_size)
 
-    def forward(self, x: Activations, residual: Tensor) -> Tensor:
-        hidden = self.gate_up_proj(x, activation="swiglu")
-        return self.down_proj(hidden, residual=residual)
+    def forward(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        hidden = self.gate_up_proj(norm(x), activation="swiglu")
+        return self.down_proj(hidden, residual=x)

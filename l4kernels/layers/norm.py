@@ -20,3 +20,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Activations:
         return self.linear.rms_norm(x, self.weight, self.eps)
+
+    def of_combined(
+        self, y: Tensor, inverse: Tensor, top_k: int, residual: Tensor
+    ) -> tuple[Tensor, Activations]:
+        """`moe_combine` of its arguments, and this norm of what that gives, in one launch."""
+        return self.linear.combine_norm(y, inverse, top_k, self.weight, self.eps, residual)

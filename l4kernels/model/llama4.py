@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from l4kernels.layers.mlp import MLP
 from l4kernels.layers.moe import MoE
 from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions
+from l4kernels.layers.weights.linear import Activations
 from l4kernels.model.config import Llama4Config
 from l4kernels.model.vision import VisionModel
 from l4kernels.ops.ambient import outside_inference
@@ -54,10 +55,21 @@ class DecoderLayer(nn.Module):
             self.feed_forward = MLP(size, config.intermediate_size_mlp, options)
 
     def forward(
-        self, x: Tensor, metadata: AttentionMetadata, cache: LayerCache, cos_sin: Tensor
-    ) -> Tensor:
-        x = self.attention(self.input_layernorm(x), x, metadata, cache, cos_sin)
-        return self.feed_forward(self.post_attention_layernorm(x), x)
+        self,
+        x: Tensor,
+        normed: Activations,
+        metadata: AttentionMetadata,
+        cache: LayerCache,
+        cos_sin: Tensor,
+        next_norm: RMSNorm | None,
+    ) -> tuple[Tensor, Activations | None]:
+        """The residual stream, and `next_norm` of it: of `x` on the way in, `input_layernorm`."""
+        x = self.attention(normed, x, metadata, cache, cos_sin)
+        own = self.post_attention_layernorm
+        if next_norm is not None and isinstance(self.feed_forward, MoE):
+            return self.feed_forward.forward_then_norm(x, own, next_norm)
+        x = self.feed_forward(x, own)
+        return x, None if next_norm is None else next_norm(x)
 
 
 class Llama4Model(nn.Module):
@@ -129,8 +141,12 @@ class Llama4Model(nn.Module):
             )
         if not x.is_floating_point():
             x = self.embed(x)
-        for layer, seen, cache in zip(self.layers, metadata, caches, strict=True):
-            x = layer(x, seen, cache, self.cos_sin)
+        first, *others = cast("Sequence[DecoderLayer]", self.layers)
+        normed = first.input_layernorm(x)
+        # The next layer's norm is a part of the launch that ends an MoE layer.
+        norms = (*(layer.input_layernorm for layer in others), None)
+        for layer, seen, cache, norm in zip(self.layers, metadata, caches, norms, strict=True):
+            x, normed = layer(x, normed, seen, cache, self.cos_sin, norm)
         return x
 
     def embed(

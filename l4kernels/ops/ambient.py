@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch._C import _get_tracing_state as tracing
+from torch._C import _len_torch_dispatch_stack as in_dispatch_mode
+from torch._C import _len_torch_function_stack as in_function_mode
+from torch._C._autograd import _profiler_enabled as profiling
+from torch._C._functorch import get_dynamic_layer_stack_depth as transform_depth
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,6 +24,19 @@ R = TypeVar("R")
 
 autocasting: Callable[[], bool] = torch._C._is_any_autocast_enabled
 """On any device, in 0.1 us: every op's body asks."""
+
+
+def observed() -> bool:
+    """Whether something of torch's takes part in every call of an op: a mode, a transform of
+    functorch, a trace, a profiler, autocast. Seven questions in 0.4 us."""
+    return (
+        in_dispatch_mode() > 0
+        or in_function_mode() > 0
+        or profiling()
+        or tracing() is not None
+        or transform_depth() > 0
+        or autocasting()
+    )
 
 
 @contextlib.contextmanager

@@ -200,7 +200,7 @@ def flash_prefill(
     return out, lse
 
 
-def _check_flash_decode(args: Bound) -> None:
+def check_flash_decode(args: Bound) -> None:
     contract = Contract(args)
     contract.shape("q", args.q, ["B", "S", "Hq", "D"])
     contract.require(
@@ -211,11 +211,11 @@ def _check_flash_decode(args: Bound) -> None:
     _check_cache(contract)
 
 
-def _work_flash_decode(args: Bound) -> Work:
+def work_flash_decode(args: Bound) -> Work:
     return _attention_work(args, [(args.q.shape[1], len_k) for len_k in args.seqlens_k.tolist()])
 
 
-def _fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
+def fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
     batch, tokens, num_heads, _ = args.q.shape
     return (
         args.q.new_empty(args.q.shape),
@@ -224,9 +224,9 @@ def _fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
 
 
 @op(
-    check=_check_flash_decode,
-    work=_work_flash_decode,
-    fake=_fake_flash_decode,
+    check=check_flash_decode,
+    work=work_flash_decode,
+    fake=fake_flash_decode,
     returns=Attention,
 )
 def flash_decode(
@@ -262,12 +262,29 @@ def flash_decode(
     >>> flash_decode(torch.zeros(1, 1, 1, 1), k, v, two, page, softmax_scale=1.0)
     Attention(out=tensor([[[[2.]]]]), lse=tensor([[[0.6931]]]))
     """
+    caches = k_cache, v_cache, seqlens_k, block_table
+    return attend_batch("flash_decode", q, *caches, softmax_scale, chunk, k_scale, v_scale)
+
+
+def attend_batch(
+    op_name: str,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    seqlens_k: Tensor,
+    block_table: Tensor,
+    softmax_scale: float,
+    chunk: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The body of `flash_decode`, under the name of the op that it is a part of."""
     batch, tokens, num_heads, head_dim = q.shape
-    cache = PagedCache("flash_decode", k_cache, v_cache, k_scale, v_scale)
+    cache = PagedCache(op_name, k_cache, v_cache, k_scale, v_scale)
     lengths = seqlens_k.tolist()
     shortest = min(lengths, default=0)
     if shortest < 0:
-        raise IndexError(f"l4kernels.flash_decode: expected seqlens_k >= 0, got {lengths}")
+        raise IndexError(f"l4kernels.{op_name}: expected seqlens_k >= 0, got {lengths}")
     if tokens == 1 and batch:
         kv_heads = k_cache.shape[2]
         value = as_float(q)

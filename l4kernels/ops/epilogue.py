@@ -11,12 +11,17 @@ from torch.nn.functional import gelu, linear, silu
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS
 from l4kernels.ops.contract import Contract
+from l4kernels.ops.indices import source_rows
+from l4kernels.ops.moe import MAX_CHOICES
 from l4kernels.ops.registry import Work, tensor_bytes
 from l4kernels.ops.views import part
 
 ACTIVATIONS = ("none", "gelu", "swiglu")
 INTERLEAVE = 8
 """SwiGLU weights alternate: 8 gate rows, then the 8 up rows of the same outputs."""
+
+MAX_GATHERED_ROWS = 32
+"""Rows of a product by expert that takes them from where they lie (csrc/tile/few_rows.h)."""
 
 _BLOCK_ELEMENTS = 1 << 20
 _BLOCK_ROWS = 128
@@ -94,12 +99,49 @@ def check_experts(contract: Contract) -> None:
     contract.tensor("row_scale", torch.float32, ["M"])
 
 
+def check_gather(contract: Contract) -> None:
+    """`permutation` and `top_k`, before anything else looks at M: from here on that is the number
+    of rows of the product.
+    """
+    args, sizes = contract.args, contract.sizes
+    contract.require(
+        1 <= args.top_k <= MAX_CHOICES, f"expected top_k in 1 to {MAX_CHOICES}, got {args.top_k}"
+    )
+    if args.permutation is None:
+        contract.require(
+            args.top_k == 1, f"expected no top_k without permutation, got {args.top_k}"
+        )
+        return
+    contract.require(
+        args.expert_offsets is not None, "expected expert_offsets with permutation, got none"
+    )
+    contract.dtype("a", args.a, FLOATS)
+    rows = sizes["M"] = sizes["M"] * args.top_k
+    contract.require(
+        rows <= MAX_GATHERED_ROWS,
+        f"expected at most {MAX_GATHERED_ROWS} rows of permutation, got {rows}; call moe_permute "
+        "first",
+    )
+    contract.tensor("permutation", torch.int32, ["M"])
+
+
+def gathered(op_name: str, a: Tensor, permutation: Tensor | None, top_k: int) -> Tensor:
+    """The rows of the product: `a`, or row i is `a[permutation[i] // top_k]`."""
+    if permutation is None:
+        return a
+    return a.index_select(0, source_rows(op_name, permutation, top_k, a.shape[0]))
+
+
 def output_columns(n: int, activation: str) -> int:
     return n // 2 if activation == "swiglu" else n
 
 
-def segments(op_name: str, m: int, expert_offsets: Tensor) -> list[tuple[int | None, int, int]]:
-    """`(expert, first row, end row)` of each expert that has rows."""
+Segment = tuple[int | None, int, int]
+"""An expert, or None, and its first row and their end."""
+
+
+def segments(op_name: str, m: int, expert_offsets: Tensor) -> list[Segment]:
+    """Of each expert that has rows."""
     offsets = expert_offsets.tolist()
     if offsets[0] != 0 or offsets[-1] > m or offsets != sorted(offsets):
         raise IndexError(
@@ -138,7 +180,9 @@ def matmul(
     step = n
     if not isinstance(b, Tensor):
         step = max(_BLOCK_ELEMENTS // max(k, 1) // _BLOCK_ROWS, 1) * _BLOCK_ROWS
-    parts = [(None, 0, m)] if expert_offsets is None else segments(op_name, m, expert_offsets)
+    parts: list[Segment] = [(None, 0, m)]
+    if expert_offsets is not None:
+        parts = segments(op_name, m, expert_offsets)
     few = len(parts) == 1 or m <= _BLOCK_ROWS
     if few and n <= step and parts and parts[-1][2] == m:
         # All rows have one epilogue, and nothing is cut or copied.
@@ -165,9 +209,7 @@ def matmul(
     return out
 
 
-def _products(
-    a: Tensor, b: Tensor | RowsOfB, parts: list[tuple[int | None, int, int]], n: int
-) -> Tensor:
+def _products(a: Tensor, b: Tensor | RowsOfB, parts: list[Segment], n: int) -> Tensor:
     """`[M, n]`: the rows of each part with their own weights, which are N rows."""
 
     def weight(expert: int | None) -> Tensor:
@@ -228,10 +270,11 @@ def gemm_work(
     out_dtype: torch.dtype,
     activation: str,
     others: tuple[Tensor | None, ...],
+    top_k: int = 1,
 ) -> Work:
     """2MNK, A and D once, and the weights of the experts that have rows once."""
     a, expert_offsets = args.a, args.expert_offsets
-    m, k = a.shape
+    m, k = top_k * a.shape[0], a.shape[1]
     columns = output_columns(n, activation)
     share = 1.0
     if expert_offsets is not None:

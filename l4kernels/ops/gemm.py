@@ -14,6 +14,8 @@ from l4kernels.ops.epilogue import (
     RowsOfB,
     check_epilogue,
     check_experts,
+    check_gather,
+    gathered,
     gemm_work,
     matmul,
     output_columns,
@@ -29,6 +31,7 @@ LEGAL_SCALES = (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x
 def _check_gemm(args: Bound) -> None:
     contract = Contract(args)
     _check_operands(contract, (*FLOATS, FP8))
+    check_gather(contract)
     check_epilogue(contract)
 
 
@@ -98,7 +101,8 @@ def _work_gemm(args: Bound) -> Work:
         (args.b, args.sfb),
         out_dtype=args.out_dtype or _default_dtype(args.a),
         activation=args.activation,
-        others=(args.sfa, args.bias, args.residual, args.row_scale),
+        others=(args.sfa, args.bias, args.residual, args.row_scale, args.permutation),
+        top_k=args.top_k,
     )
 
 
@@ -109,7 +113,7 @@ def _default_dtype(a: Tensor) -> torch.dtype:
 def _fake_gemm(args: Bound) -> Tensor:
     columns = output_columns(args.b.shape[-2], args.activation)
     dtype = args.out_dtype or _default_dtype(args.a)
-    empty: Tensor = args.a.new_empty((args.a.shape[0], columns), dtype=dtype)
+    empty: Tensor = args.a.new_empty((args.a.shape[0] * args.top_k, columns), dtype=dtype)
     return empty
 
 
@@ -119,6 +123,8 @@ def gemm(
     b: Tensor,
     *,
     expert_offsets: Tensor | None = None,
+    permutation: Tensor | None = None,
+    top_k: int = 1,
     sfa: Tensor | None = None,
     sfb: Tensor | None = None,
     bias: Tensor | None = None,
@@ -139,6 +145,10 @@ def gemm(
         b: `[N, K]`, or `[E, N, K]` with `expert_offsets`; the dtype of `a`. On CUDA, N is a
             multiple of 8 and a row of K a multiple of 16 bytes.
         expert_offsets: int32 `[E + 1]`, ascending from 0.
+        permutation: int32 `[M]` of `moe_route`, only with `expert_offsets`: `a` is then `[T, K]` in
+            the order of tokens, and row i of the product is `a[permutation[i] // top_k]`, as
+            `moe_permute` would lay them out. Of few rows, M <= 32, and not of e4m3.
+        top_k: rows per token of `permutation`, 1 to 9: M = T * top_k.
         sfa: float32 scales of e4m3 `a`: `[1]`, `[M]` (per row) or `[M, K / 128]`.
         sfb: float32 scales of e4m3 `b`: `[1]`, `[N]` (per channel) or `[ceil(N / 128), K / 128]`,
             with a leading E for `[E, N, K]`. Legal pairs: tensor and tensor, row and channel,
@@ -162,7 +172,8 @@ def gemm(
         `[M, N']`, N' = N, or N / 2 for "swiglu".
 
     Raises:
-        IndexError: `expert_offsets` that do not ascend from 0 to at most M.
+        IndexError: `expert_offsets` that do not ascend from 0 to at most M, or a `permutation` with
+            values outside `[0, M)`.
 
     >>> a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
     >>> gemm(a, b, row_scale=torch.tensor([0.5]))
@@ -170,7 +181,7 @@ def gemm(
     """
     return matmul(
         "gemm",
-        *_operands(a, b, sfa, sfb),
+        *_operands(gathered("gemm", a, permutation, top_k), b, sfa, sfb),
         b.shape[-2],
         expert_offsets,
         row_scale,

@@ -6,6 +6,16 @@ _FEW = 16
 """As Python's numbers these are compared sooner than by two reductions."""
 
 
+def source_rows(op_name: str, permutation: Tensor, top_k: int, tokens: int) -> Tensor:
+    """Of each row in expert order the token that it is a copy of, int32 `[tokens * top_k]`.
+
+    Raises:
+        IndexError: a `permutation` that leads outside.
+    """
+    require_indices(op_name, "permutation", permutation, 0, tokens * top_k)
+    return permutation if top_k == 1 else permutation // top_k
+
+
 def require_indices(op_name: str, name: str, ids: Tensor, low: int, high: int) -> tuple[int, int]:
     """Raises `IndexError` unless every one of `ids` `[n]` is in `[low, high)`.
 

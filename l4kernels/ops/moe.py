@@ -5,6 +5,10 @@ The router's score is an argument (`row_scale`) of the first expert GEMM: Llama 
 `moe_permute` nor `moe_combine` multiplies by it.
 """
 
+import heapq
+import itertools
+import math
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +19,8 @@ from l4kernels.ops.activation import ROW_SCALINGS
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8
 from l4kernels.ops.contract import Contract
-from l4kernels.ops.indices import require_indices
+from l4kernels.ops.indices import require_indices, source_rows
+from l4kernels.ops.norm import normalised
 from l4kernels.ops.quant import BLOCK, Quantized, fp8_with_scale
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.views import as_dtype, as_float
@@ -25,6 +30,8 @@ MAX_EXPERTS = 256
 MAX_TOP_K = 8
 MAX_CHOICES = MAX_TOP_K + 1
 """Rows of a token: its experts and the shared one."""
+_FEW_LOGITS = 128
+"""Sorted in Python sooner than by torch."""
 
 
 class Routing(NamedTuple):
@@ -41,11 +48,17 @@ class Routing(NamedTuple):
 def _check_moe_route(args: Bound) -> None:
     contract = Contract(args)
     contract.tensor("logits", FLOATS, ["T", "E"], "rows")
-    experts, most = contract.sizes["E"], MAX_EXPERTS - args.shared_expert
+    check_routing(contract, contract.sizes["E"], f"logits {list(args.logits.shape)}")
+
+
+def check_routing(contract: Contract, experts: int, counted: str) -> None:
+    """`top_k` of that many experts, and perhaps the shared one; `counted` says where they are."""
+    args = contract.args
+    most = MAX_EXPERTS - args.shared_expert
     beside = " beside the shared one" if args.shared_expert else ""
     contract.require(
         1 <= experts <= most,
-        f"expected 1 to {most} experts{beside}, got logits {list(args.logits.shape)}",
+        f"expected 1 to {most} experts{beside}, got {counted}",
     )
     limit = min(MAX_TOP_K, experts)
     contract.require(
@@ -56,12 +69,32 @@ def _check_moe_route(args: Bound) -> None:
 
 def _work_moe_route(args: Bound) -> Work:
     tokens, experts = args.logits.shape
-    written = tokens * (args.top_k + args.shared_expert) * 5 * 4
-    written += (experts + args.shared_expert + 1) * 4
-    return Work(flops=args.logits.numel() * args.top_k, bytes=tensor_bytes(args.logits) + written)
+    return Work(
+        flops=args.logits.numel() * args.top_k,
+        bytes=tensor_bytes(args.logits) + routing_bytes(args, tokens, experts),
+    )
 
 
-@op(check=_check_moe_route, work=_work_moe_route, returns=Routing)
+def routing_bytes(args: Bound, tokens: int, experts: int) -> int:
+    """Of the results of routing."""
+    written: int = tokens * (args.top_k + args.shared_expert) * 5 * 4
+    return written + (experts + args.shared_expert + 1) * 4
+
+
+def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
+    tokens, experts = args.logits.shape
+    choices, ends = args.top_k + args.shared_expert, experts + args.shared_expert + 1
+
+    def empty(dtype: torch.dtype, *shape: int) -> Tensor:
+        made: Tensor = args.logits.new_empty(shape, dtype=dtype)
+        return made
+
+    rows, i32, f32 = tokens * choices, torch.int32, torch.float32
+    grid = empty(i32, tokens, choices), empty(f32, tokens, choices)
+    return *grid, empty(f32, rows), empty(i32, ends), empty(i32, rows), empty(i32, rows)
+
+
+@op(check=_check_moe_route, work=_work_moe_route, fake=_fake_moe_route, returns=Routing)
 def moe_route(
     logits: Tensor, top_k: int = 1, shared_expert: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -95,6 +128,8 @@ def moe_route(
     >>> r.topk_ids.tolist(), r.permutation.tolist(), r.expert_offsets.tolist()
     ([[1, 2], [0, 2]], [2, 0, 1, 3], [0, 1, 2, 4])
     """
+    if logits.is_cpu and 0 < logits.numel() <= _FEW_LOGITS:
+        return _route_few(logits, top_k, shared_expert)
     value = as_float(logits)
     if top_k == 1:
         chosen, ids = value.max(-1, keepdim=True)  # a NaN is the largest
@@ -118,6 +153,40 @@ def moe_route(
     inverse = permutation.argsort().to(torch.int32)
     row_scale = weights.take(permutation)
     return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
+
+
+def _route_few(
+    logits: Tensor, top_k: int, shared_expert: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`moe_route` in Python's numbers: done before torch would have sorted anything."""
+    tokens, experts = logits.shape
+    ids, chosen = array("i"), array("f")
+    for row in logits.tolist():
+        if any(map(math.isnan, row)):
+            ids.extend(range(top_k))
+            chosen.extend([math.nan] * top_k)
+        else:  # of equals the first ones
+            best = heapq.nlargest(top_k, range(experts), key=row.__getitem__)
+            ids.extend(best)
+            chosen.extend([row[expert] for expert in best])
+        if shared_expert:
+            ids.append(experts)
+            chosen.append(math.inf)  # whose sigmoid is 1
+    rows = range(len(ids))
+    permutation = sorted(rows, key=ids.__getitem__)
+    inverse = sorted(rows, key=permutation.__getitem__)
+    counts = map(ids.count, range(experts + shared_expert))
+    offsets = itertools.accumulate(counts, initial=0)
+    weights, row_scale = (
+        torch.frombuffer(values, dtype=torch.float32).sigmoid_()
+        for values in (chosen, array("f", [chosen[i] for i in permutation]))
+    )
+    topk_ids, expert_offsets, *orders = (
+        torch.frombuffer(values, dtype=torch.int32)
+        for values in (ids, array("i", offsets), array("i", permutation), array("i", inverse))
+    )
+    grid = tokens, len(ids) // tokens
+    return topk_ids.view(grid), weights.view(grid), row_scale, expert_offsets, orders[0], orders[1]
 
 
 def _check_moe_permute(args: Bound) -> None:
@@ -163,13 +232,7 @@ def moe_permute(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
     tensor([[2.],
             [1.]])
     """
-    require_indices("moe_permute", "permutation", permutation, 0, x.shape[0] * top_k)
-    return _gathered(x, permutation, top_k)
-
-
-def _gathered(x: Tensor, permutation: Tensor, top_k: int) -> Tensor:
-    rows = permutation if top_k == 1 else permutation // top_k
-    return x.index_select(0, rows)
+    return x.index_select(0, source_rows("moe_permute", permutation, top_k, x.shape[0]))
 
 
 def _check_moe_permute_fp8(args: Bound) -> None:
@@ -219,26 +282,36 @@ def moe_permute_fp8(
     >>> moe_permute_fp8(torch.tensor([[448.0], [896.0]]), order, 1).scale
     tensor([2., 1.])
     """
-    require_indices("moe_permute_fp8", "permutation", permutation, 0, x.shape[0] * top_k)
+    rows = source_rows("moe_permute_fp8", permutation, top_k, x.shape[0])
     q, scale = fp8_with_scale(x.float(), scaling)
-    return _gathered(q, permutation, top_k), _gathered(scale, permutation, top_k)
+    return q.index_select(0, rows), scale.index_select(0, rows)
 
 
-def _check_moe_combine(args: Bound) -> None:
+def _check_combined(args: Bound) -> Contract:
+    """What all that combine have in common: a token's rows, and the residual stream."""
     contract = Contract(args)
     contract.tensor("y", FLOATS, ["T*k", "D"], "rows")
     rows, top_k = contract.sizes["T*k"], _top_k(contract)
     contract.multiple("the number of rows of y", rows, top_k)
+    contract.sizes["T"] = rows // top_k
     contract.tensor("inverse", torch.int32, ["T*k"])
-    contract.tensor("shared", args.y.dtype, [rows // top_k, "D"], "rows")
-    contract.tensor("residual", args.y.dtype, [rows // top_k, "D"], "rows")
+    contract.tensor("residual", args.y.dtype, ["T", "D"], "rows")
+    return contract
+
+
+def _check_moe_combine(args: Bound) -> None:
+    _check_combined(args).tensor("shared", args.y.dtype, ["T", "D"], "rows")
+
+
+def _work_combined(args: Bound, *added: Tensor | None) -> Work:
+    y, top_k = args.y, args.top_k
+    sums = top_k - 1 + sum(t is not None for t in added)
+    moved = tensor_bytes(y, args.inverse, *added) + tensor_bytes(y) // top_k
+    return Work(flops=sums * (y.numel() // top_k), bytes=moved)
 
 
 def _work_moe_combine(args: Bound) -> Work:
-    y, top_k = args.y, args.top_k
-    added = top_k - 1 + (args.shared is not None) + (args.residual is not None)
-    moved = tensor_bytes(y, args.inverse, args.shared, args.residual) + tensor_bytes(y) // top_k
-    return Work(flops=added * (y.numel() // top_k), bytes=moved)
+    return _work_combined(args, args.shared, args.residual)
 
 
 def _fake_moe_combine(args: Bound) -> Tensor:
@@ -271,11 +344,124 @@ def moe_combine(
     tensor([[ 101.],
             [1010.]])
     """
-    require_indices("moe_combine", "inverse", inverse, 0, y.shape[0])
+    return _combined("moe_combine", y, inverse, top_k, shared, residual)
+
+
+def _combined(
+    op_name: str, y: Tensor, inverse: Tensor, top_k: int, *added: Tensor | None
+) -> Tensor:
+    require_indices(op_name, "inverse", inverse, 0, y.shape[0])
     total = as_float(y.index_select(0, inverse))
     if top_k > 1:
-        total = total.unflatten(0, (-1, top_k)).sum(1)
-    for other in (shared, residual):
+        total = total.view(-1, top_k, total.shape[1]).sum(1)
+    for other in added:
         if other is not None:
             total.add_(other)
     return as_dtype(total, y.dtype)
+
+
+class CombinedNorm(NamedTuple):
+    """The residual stream, and its normalised rows."""
+
+    x: Tensor
+    normed: Tensor
+
+
+class CombinedNormFp8(NamedTuple):
+    """The residual stream, and its normalised rows in e4m3 with a scale each."""
+
+    x: Tensor
+    q: Tensor
+    scale: Tensor
+
+
+def _check_moe_combine_norm(args: Bound) -> None:
+    contract = _check_combined(args)
+    contract.tensor("norm_weight", args.y.dtype, ["D"])
+
+
+def _work_moe_combine_norm(args: Bound) -> Work:
+    values = args.y.numel() // args.top_k
+    moved = values * args.y.element_size() + tensor_bytes(args.norm_weight)
+    return _work_combined(args, args.residual) + Work(flops=4 * values, bytes=moved)
+
+
+def _fake_moe_combine_norm(args: Bound) -> tuple[Tensor, Tensor]:
+    return _fake_moe_combine(args), _fake_moe_combine(args)
+
+
+@op(
+    check=_check_moe_combine_norm,
+    work=_work_moe_combine_norm,
+    fake=_fake_moe_combine_norm,
+    returns=CombinedNorm,
+)
+def moe_combine_norm(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`moe_combine`, and `rms_norm` of what it gives: the end of one layer and the start of the
+    next.
+
+    Args:
+        y, inverse, top_k, residual: as for `moe_combine`.
+        norm_weight: `[D]`, the dtype of `y`; on CUDA D is at most 16,384.
+        eps: added to the mean square.
+
+    Returns:
+        `CombinedNorm(x, normed)`, both `[T, D]` in the dtype of `y`: `x` of `moe_combine`, rounded,
+        and `rms_norm(x, norm_weight, eps)`.
+
+    >>> y, order = torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([1, 0], dtype=torch.int32)
+    >>> moe_combine_norm(y, order, 2, torch.ones(2), eps=0.0)
+    CombinedNorm(x=tensor([[3., 4.]]), normed=tensor([[0.8485, 1.1314]]))
+    """
+    x = _combined("moe_combine_norm", y, inverse, top_k, residual)
+    return x, normalised(x, norm_weight, eps)
+
+
+def _work_moe_combine_norm_fp8(args: Bound) -> Work:
+    values, tokens = args.y.numel() // args.top_k, args.y.shape[0] // args.top_k
+    moved = values * FP8.itemsize + 4 * tokens + tensor_bytes(args.norm_weight)
+    return _work_combined(args, args.residual) + Work(flops=7 * values, bytes=moved)
+
+
+def _fake_moe_combine_norm_fp8(args: Bound) -> tuple[Tensor, Tensor, Tensor]:
+    x = _fake_moe_combine(args)
+    q, scale = x.new_empty(x.shape, dtype=FP8), x.new_empty(x.shape[0], dtype=torch.float32)
+    return x, q, scale
+
+
+@op(
+    check=_check_moe_combine_norm,
+    work=_work_moe_combine_norm_fp8,
+    fake=_fake_moe_combine_norm_fp8,
+    returns=CombinedNormFp8,
+)
+def moe_combine_norm_fp8(
+    y: Tensor,
+    inverse: Tensor,
+    top_k: int,
+    norm_weight: Tensor,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`moe_combine`, and `rms_norm_fp8` of what it gives, with one scale per token.
+
+    Args:
+        y, inverse, top_k, norm_weight, eps, residual: as for `moe_combine_norm`.
+
+    Returns:
+        `CombinedNormFp8(x, q, scale)`: `x` `[T, D]` of `moe_combine`; e4m3 `[T, D]` and float32
+        `[T]` of `rms_norm_fp8(x, norm_weight, eps)`.
+
+    >>> y, order = torch.tensor([[1.0, 1.0], [2.0, 3.0]]), torch.tensor([1, 0], dtype=torch.int32)
+    >>> moe_combine_norm_fp8(y, order, 2, torch.ones(2)).q
+    tensor([[320., 448.]], dtype=torch.float8_e4m3fn)
+    """
+    x = _combined("moe_combine_norm_fp8", y, inverse, top_k, residual)
+    return x, *fp8_with_scale(normalised(x, norm_weight, eps).float(), "row")

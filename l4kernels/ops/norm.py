@@ -60,10 +60,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.ones(2), eps=0.0)
     tensor([[0.8485, 1.1314]])
     """
-    return _normalised(x, weight, eps)
+    return normalised(x, weight, eps)
 
 
-def _normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The body of `rms_norm`."""
     value = as_float(x)
     return as_dtype(value * inverse_rms(value, eps), x.dtype).mul_(weight)
 
@@ -111,7 +112,7 @@ def add_rms_norm(
     AddRmsNorm(y=tensor([[0.8485, 1.1314]]), residual=tensor([[3., 4.]]))
     """
     total = as_dtype(as_float(x) + as_float(residual), x.dtype)
-    return _normalised(total, weight, eps), total
+    return normalised(total, weight, eps), total
 
 
 def _check_rms_norm_fp8(args: Bound) -> None:
@@ -163,6 +164,6 @@ def rms_norm_fp8(
     total = nothing
     if residual is not None:
         total = x = (x.float() + residual.float()).to(x.dtype)
-    y = _normalised(x, weight, eps)
+    y = normalised(x, weight, eps)
     q, scale = fp8_with_scale(y.float(), scaling)
     return q, scale, y if keep_y else x.new_empty(0, x.shape[1]), total

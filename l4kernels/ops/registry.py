@@ -7,11 +7,12 @@ oracle: `op.reference(...)` runs it on whatever device its arguments are on.
 
 What a call costs beside the kernel: types are checked once per form of a call (how many arguments,
 their names and types), contracts once per layout of the arguments (shapes, strides, dtypes,
-devices, numbers).
+devices, numbers). On a CPU a call of a layout that passed goes straight to the body, unless torch
+would do more with it: a mode, a transform, a trace, a profiler or autocast is active (`observed`).
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, overload
 
@@ -20,10 +21,11 @@ from torch import Tensor, is_grad_enabled
 from torch._C import _any_requires_grad as any_requires_grad
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from l4kernels.inputs.files import shown
 from l4kernels.ops import dispatch
-from l4kernels.ops.ambient import autocasting, no_autocast
+from l4kernels.ops.ambient import autocasting, no_autocast, observed
 from l4kernels.ops.bound import Binder, Bound, stands_for
 from l4kernels.ops.check import NAMESPACE, Checker, describe, share_memory, tensors_in
 from l4kernels.ops.gradients import refuse_gradients
@@ -37,6 +39,9 @@ OPS: dict[str, "Op[..., Any]"] = {}
 
 _MAX_LAYOUTS = 4096
 """Of an op that are remembered at a time."""
+
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+"""Types of arguments that are what they are equal to."""
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -59,6 +64,8 @@ class Op(Generic[P, R]):
     """
 
     has_out = False
+    direct = True
+    """Whether calls may go past torch's dispatcher. Who replaces CPU kernels in it sets False."""
 
     def __init__(
         self,
@@ -105,6 +112,11 @@ class Op(Generic[P, R]):
         # The good path is short: a model makes a hundred of these calls for a token.
         if dispatch.open_blocks or is_dynamo_compiling():
             return self._call_dispatched(args, kwargs)
+        layout = None
+        if self.direct and args and type(args[0]) is Tensor and args[0].is_cpu and not observed():
+            layout = _layout(args, kwargs)
+            if layout in self._layouts:
+                return self._call_body(args, kwargs)
         form: list[Any] = [*map(type, args)]
         if kwargs:
             form += [*kwargs, *map(type, kwargs.values())]
@@ -120,6 +132,14 @@ class Op(Generic[P, R]):
         except (RuntimeError, OverflowError):  # bad input is the same error as on a CPU
             self._require_contract(args, kwargs)
             raise
+        if layout is not None:
+            self._remember(layout)
+        return result if self.returns is None else tuple.__new__(self.returns, result)
+
+    def _call_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if is_grad_enabled():
+            refuse_gradients(self.name, args, kwargs)
+        result = self.body(*args, **kwargs)
         return result if self.returns is None else tuple.__new__(self.returns, result)
 
     def reference(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -188,13 +208,18 @@ class Op(Generic[P, R]):
         """The implementation for CPUs, and for a GPU where the op needs no kernel."""
         if is_grad_enabled():
             refuse_gradients(self.name, args, kwargs)
-        key = (*kwargs, *_layout((*args, *kwargs.values())))  # all that a check may read
-        if key not in self._layouts:
+        layout = _layout(args, kwargs)
+        if layout is None or layout not in self._layouts:
             self._require_contract(args, kwargs)
-            if len(self._layouts) >= _MAX_LAYOUTS:
-                self._layouts.clear()
-            self._layouts.add(key)
+            self._remember(layout)
         return self._run_body(args, kwargs)
+
+    def _remember(self, layout: tuple[Any, ...] | None) -> None:
+        if layout is None:
+            return
+        if len(self._layouts) >= _MAX_LAYOUTS:
+            self._layouts.clear()
+        self._layouts.add(layout)
 
     def _run_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if autocasting():
@@ -232,6 +257,13 @@ class OpWithOut(Op[P, Tensor]):
         out, inputs = _without_out(kwargs)
         self._require_out(out)
         result: Tensor = super().reference(*args, **inputs)
+        return result if out is None else self._filled(out, result)
+
+    def _call_body(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        out, inputs = _without_out(kwargs)
+        if out is not None:
+            self._require_apart(out, args, inputs)
+        result: Tensor = super()._call_body(args, inputs)
         return result if out is None else self._filled(out, result)
 
     def _kernel_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
@@ -361,16 +393,23 @@ def tensor_bytes(*tensors: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-def _layout(values: Iterable[Any]) -> list[Any]:
-    layout: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            layout += value.shape, value.stride(), value.dtype, value.device
-        elif isinstance(value, (list, tuple)):
-            layout += len(value), *_layout(value)
-        else:
-            layout.append(value)
-    return layout
+def _layout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """All of a call that checks may read, types included; None if one of them is unusual."""
+    layout: list[Any] = [*kwargs]
+    try:
+        for value in (*args, *kwargs.values()):
+            kind = type(value)
+            if kind is Tensor or kind is Parameter:
+                layout += (value.shape, value.stride(), value.dtype, value.device)
+            elif kind in _PLAIN:
+                layout += (kind, value)
+            elif kind is list or kind is tuple:
+                layout += (len(value), _layout(tuple(value), {}))
+            else:
+                return None
+    except RuntimeError:  # of a tensor that has no shape or strides
+        return None
+    return tuple(layout)
 
 
 def _without_out(kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

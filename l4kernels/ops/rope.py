@@ -111,7 +111,7 @@ def rope_table(
     return torch.cat([angles.cos(), angles.sin()], -1).float()
 
 
-def _check_rope_cache(args: Bound) -> None:
+def check_rope_cache(args: Bound) -> None:
     contract = Contract(args)
     contract.dtype("qkv", args.qkv, FLOATS)
     cache = ["P", "page", "Hkv", "D"]
@@ -147,7 +147,7 @@ def _check_rope_cache(args: Bound) -> None:
     check_cache_scales(contract)
 
 
-def _work_rope_cache(args: Bound) -> Work:
+def work_rope_cache(args: Bound) -> Work:
     qkv, k_cache = args.qkv, args.k_cache
     tokens, (kv_heads, head_dim) = qkv.shape[0], k_cache.shape[2:]
     rotated = tokens * (args.num_heads + kv_heads) * head_dim
@@ -166,8 +166,8 @@ def _fake_rope_cache(args: Bound) -> Tensor:
 
 
 @op(
-    check=_check_rope_cache,
-    work=_work_rope_cache,
+    check=check_rope_cache,
+    work=work_rope_cache,
     fake=_fake_rope_cache,
     mutates=("k_cache", "v_cache"),
 )
@@ -222,10 +222,32 @@ def rope_cache(
     >>> q.tolist(), cache[0][1, 0].tolist()
     ([[[0.0, 1.0, 2.0, 3.0]]], [[4.0, 5.0, 6.0, 7.0]])
     """
+    options = qk_norm_eps, attn_scale, floor_scale, k_scale, v_scale
+    return split_qkv(
+        "rope_cache", qkv, positions, slot_mapping, k_cache, v_cache, num_heads, cos_sin, *options
+    )
+
+
+def split_qkv(
+    op_name: str,
+    qkv: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    num_heads: int,
+    cos_sin: Tensor | None,
+    qk_norm_eps: float | None,
+    attn_scale: float,
+    floor_scale: int,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> Tensor:
+    """The body of `rope_cache`, under the name of the op that it is a part of."""
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
-    _, last = require_indices("rope_cache", "positions", positions, 0, 2**63 - 1)
+    _, last = require_indices(op_name, "positions", positions, 0, 2**63 - 1)
     slots = num_pages * page_size
-    least, _ = require_indices("rope_cache", "slot_mapping", slot_mapping, -1, slots)
+    least, _ = require_indices(op_name, "slot_mapping", slot_mapping, -1, slots)
     heads = as_float(qkv).view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
     qk, value = heads.split_with_sizes([num_heads + kv_heads, kv_heads], 1)
     if cos_sin is not None:
@@ -241,8 +263,11 @@ def rope_cache(
     if least < 0:
         stored = slot_mapping >= 0
         slot_mapping, key, value = slot_mapping[stored], key[stored], value[stored]
-    _write(k_cache, key, slot_mapping, k_scale)
-    _write(v_cache, value, slot_mapping, v_scale)
+    where: Tensor | slice = slot_mapping
+    if len(positions) == 1 and least >= 0:  # a slice is filled sooner than rows are scattered
+        where = slice(least, least + 1)
+    _write(k_cache, key, where, k_scale)
+    _write(v_cache, value, where, v_scale)
     if q.dtype == qkv.dtype:  # one of its own: without a change it is part of qkv
         return q.clone(memory_format=torch.contiguous_format)
     return q.to(qkv.dtype, memory_format=torch.contiguous_format)
@@ -257,10 +282,9 @@ def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:
     return (pairs * torch.complex(cos, sin)).view(torch.float32)
 
 
-def _write(cache: Tensor, value: Tensor, slots: Tensor, scale: Tensor | None) -> None:
+def _write(cache: Tensor, value: Tensor, slots: Tensor | slice, scale: Tensor | None) -> None:
     if cache.dtype == FP8:
         if scale is not None:
             value = value * scale.reciprocal()[:, None]
         value = value.clamp(-FP8_MAX, FP8_MAX)
-    rows = cache.view(-1, *cache.shape[2:])
-    rows.index_put_((slots,), as_dtype(value, cache.dtype))
+    cache.view(-1, *cache.shape[2:])[slots] = as_dtype(value, cache.dtype)

@@ -10,7 +10,7 @@ from l4kernels.ops.registry import Work, op, tensor_bytes
 
 RUNNING, STOP, LENGTH, FAILED, IDLE = range(5)
 """What `advance_step` says of a row: it goes on; a stop token ended it; its limit did; it has no
-next token; there was no request in it. `csrc/kernels/advance_step/advance_step.h` has the same."""
+next token; there was no request in it. `csrc/kernels/advance_step/rules.h` has the same."""
 
 WORD = 32
 """Tokens in a word of a bit mask: token v is bit v % 32 of word v // 32."""
@@ -53,18 +53,11 @@ def _check_process_logits(args: Bound) -> None:
 
 def _work_process_logits(args: Bound) -> Work:
     batch, vocab = args.logits.shape
-    active = args.active != 0
-    stopped = active & (args.generated < args.min_tokens)
-    masks = 4 * words(vocab) * int(active.sum() + stopped.sum())
-    settings = (8 + 8 + 3 * 4) * int(active.sum())
-    return Work(
-        flops=8 * vocab * int(active.sum()),
-        bytes=tensor_bytes(args.logits, args.active)
-        + 4 * batch * vocab
-        + 8 * vocab * int(active.sum())
-        + masks
-        + settings,
-    )
+    active = int((args.active != 0).sum())
+    # Tally and bias, two bit masks, two counts and three penalties.
+    row = 8 * vocab + 2 * 4 * words(vocab) + 2 * 8 + 3 * 4
+    copied = tensor_bytes(args.logits, args.active) + 4 * batch * vocab
+    return Work(flops=8 * vocab * active, bytes=copied + active * row)
 
 
 def _fake_process_logits(args: Bound) -> Tensor:

@@ -10,6 +10,8 @@ from l4kernels.ops.check import FLOATS, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.epilogue import (
     check_epilogue,
+    check_gather,
+    gathered,
     gemm_work,
     matmul,
     output_columns,
@@ -34,6 +36,7 @@ def _check_w4_gemm(args: Bound) -> None:
     else:
         _check_rows(contract, k // 8)
     contract.sizes["N"] = _rows(args.packed, args.scales)
+    check_gather(contract)
     check_epilogue(contract)
 
 
@@ -83,14 +86,15 @@ def _work_w4_gemm(args: Bound) -> Work:
         (args.packed, args.scales, args.zeros),
         out_dtype=args.out_dtype or args.a.dtype,
         activation=args.activation,
-        others=(args.bias, args.residual, args.row_scale),
+        others=(args.bias, args.residual, args.row_scale, args.permutation),
+        top_k=args.top_k,
     )
 
 
 def _fake_w4_gemm(args: Bound) -> Tensor:
     columns = output_columns(_rows(args.packed, args.scales), args.activation)
     dtype = args.out_dtype or args.a.dtype
-    empty: Tensor = args.a.new_empty((args.a.shape[0], columns), dtype=dtype)
+    empty: Tensor = args.a.new_empty((args.a.shape[0] * args.top_k, columns), dtype=dtype)
     return empty
 
 
@@ -102,6 +106,8 @@ def w4_gemm(
     *,
     zeros: Tensor | None = None,
     expert_offsets: Tensor | None = None,
+    permutation: Tensor | None = None,
+    top_k: int = 1,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     row_scale: Tensor | None = None,
@@ -129,13 +135,14 @@ def w4_gemm(
             models have the shared expert, is asked for ahead.
         config: of the kernels: -1 chooses, 0 streams (few rows), 1 and on are the tiles of
             csrc/kernels/w4_gemm/configs.h.
-        bias, residual, row_scale, activation, out_dtype, out: as for `gemm`.
+        permutation, top_k, bias, residual, row_scale, activation, out_dtype, out: as for `gemm`.
 
     Returns:
         `[M, N']`, N' = N, or N / 2 for "swiglu". Accumulated in float32, rounded once.
 
     Raises:
-        IndexError: `expert_offsets` that do not ascend from 0 to at most M.
+        IndexError: `expert_offsets` that do not ascend from 0 to at most M, or a `permutation` with
+            values outside `[0, M)`.
 
     >>> from l4kernels.ops import quantize_int4, tile_int4
     >>> a, weight = torch.ones(1, 128), quantize_int4(torch.ones(16, 128))
@@ -153,7 +160,7 @@ def w4_gemm(
 
     return matmul(
         "w4_gemm",
-        as_float(a),
+        as_float(gathered("w4_gemm", a, permutation, top_k)),
         rows_of_b,
         _rows(packed, scales),
         expert_offsets,

@@ -19,7 +19,7 @@ PACKAGES = {
     "vision": ("pillow",),
     "core": ("torch", "numpy", "safetensors", "tokenizers"),
 }
-NO_MODEL_OPS = {"merge_attention_states", "mma_tile", "word_sum"}
+NO_MODEL_OPS = {"flash_decode", "merge_attention_states", "mma_tile", "word_sum"}
 """Ops that no model calls."""
 MINIMUM_DRIVER = 580  # the library carries CUDA 13's runtime
 

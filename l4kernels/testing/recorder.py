@@ -188,14 +188,19 @@ class _Tracer(TorchDispatchMode):
         self.recording, self.foreign = recording, foreign
         self.unwritten: dict[int, Tensor] = {}  # by storage: uint8 of each byte, 0 until written
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to say so would import the compiler, for seconds."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        composite = "CompositeImplicitAutograd"
+        composite = torch._C.DispatchKey.CompositeImplicitAutograd
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
             with self:  # it is what it is made of
-                return func.decompose(*args, **kwargs)
+                return func._op_dk(composite, *args, **kwargs)
         if func is torch.ops.aten.lift_fresh.default:
             return self._constant(args[0])
         return self._recorded(func, args, kwargs)

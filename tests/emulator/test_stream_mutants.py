@@ -1,61 +1,16 @@
 """The emulator on the streaming kernel: each mistake put into it is reported with its cause, or
-gives other results.
-
-A mutant is a copy of the kernel's sources with replacements. All of them and the original are one
-program, each in a namespace of its own (stream/chain.cuh): the headers of CUDA are read once. It
-and what it printed stay in build/ until a source changes.
-"""
-
-import fcntl
-import hashlib
-import re
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+gives other results."""
 
 import pytest
 
-from l4kernels.emulation import toolchain
-from tests.emulator.emulator_programs import BUILD, HERE, ROOT
-
-SEEDS = 2
-FOLDERS = ("ptx", "tile", "host", "kernels/stream_gemm")
-
-
-Change = tuple[str, str, str]  # a file of csrc, what stands there once, what is put in its place
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`kinds` are those of the report, "result" if the results may be others instead, "conflicts"
-    for bank conflicts; none if nothing changes at all."""
-
-    name: str
-    kinds: str
-    changes: tuple[Change, ...]
-
-    def __str__(self) -> str:
-        return self.name.replace(" ", "-")
-
-    def applied(self, sources: dict[str, str]) -> dict[str, str]:
-        changed = dict(sources)
-        for file, old, new in self.changes:
-            path = file if "/" in file else f"kernels/stream_gemm/{file}"
-            assert changed[path].count(old) == 1, f"{self}: not once in {path}: {old}"
-            changed[path] = changed[path].replace(old, new)
-        return changed
-
-
-@dataclass(frozen=True)
-class Run:
-    """One line of the program."""
-
-    mutant: str
-    how: str  # mode and seed
-    kind: str  # of the report, or ""
-    results: str  # their hash
-    conflicts: int
-
+from tests.emulator.mutant_program import (
+    Change,
+    Mutant,
+    MutantProgram,
+    Run,
+    check_mutant,
+    check_original,
+)
 
 MAIN, LOAD, FINISH, SMEM = "stream_gemm.cuh", "load.cuh", "finish.cuh", "smem.cuh"
 ROWS, SCHEDULE, ARRIVE = "row_major.cuh", "schedule.h", "tile/arrive.cuh"
@@ -133,7 +88,23 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("boxes are read as if they had no swizzle", "conflicts",
      (ROWS, "swizzle_128(lane", "(lane")),
     ("nothing follows the end of K", "uninitialised-shared-read result",
-     (LOAD, "int at = bytes + 16 * lane;", "int at = padded;")),
+     (LOAD, "? bytes : 0) + 16 * lane;", "? padded : 0) + 16 * lane;")),
+    # Rows that are gathered.
+    ("a choice is taken for its token", "global-out-of-bounds result",
+     (LOAD, "return index / p.gather.top_k;", "return index;")),
+    ("an index outside is followed", "global-out-of-bounds",
+     (LOAD, "if (index >= 0 && index < p.m)", "if (true)")),
+    ("a row that lies nowhere is left as it was", "uninitialised-shared-read result",
+     (LOAD, "(loaded >> r & 1 ? bytes : 0)", "bytes")),
+    ("bytes of a row that lies nowhere are expected", "deadlock",
+     (LOAD, "__popc(loaded) * bytes", "i.rows * bytes")),
+    ("every item takes the first one's rows", "result",
+     (LOAD, "own_row, i.row + lane)", "own_row, lane)")),
+    ("the order is read before it is there", "dependency-race",
+     (MAIN, "  if (p.expert_offsets != nullptr) {\n    if constexpr",
+      "  const int early = warp == kWarpRows ? gathered_row<Weights>(p) : -1;\n"
+      "  if (p.expert_offsets != nullptr) {\n    if constexpr"),
+     (MAIN, "own_row = gathered_row<Weights>(p);", "own_row = early;")),
     ("rows past the end of N are stored", "global-out-of-bounds",
      (FINISH, "both = Weights::kTiled || channel + 8 < p.n;", "both = true;")),
     # The launch before.
@@ -146,94 +117,18 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (MAIN, f"prefetch_last_expert(smem, p, source);\n    {DEPENDENT}",
       "prefetch_last_expert(smem, p, source);")),
 )]  # fmt: skip
-ORIGINAL = "original"
-
-
-def sources() -> dict[str, str]:
-    return {
-        str(path.relative_to(ROOT / "csrc")): path.read_text()
-        for folder in FOLDERS
-        for path in sorted((ROOT / "csrc" / folder).iterdir())
-        if path.suffix in (".h", ".cuh")
-    }
-
-
-def write_program(folder: Path) -> None:
-    """The sources of each mutant in a folder of its own, and a main file that includes them all."""
-    original = sources()
-    lines = ['#include "data.h"']
-    entries = []
-    for number, mutant in enumerate([None, *MUTANTS]):
-        space = f"mutant_{number}"
-        for path, text in (mutant.applied(original) if mutant else original).items():
-            place = folder / space / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            own = re.sub(r'(?m)^#include "', f'#include "{space}/', text)
-            place.write_text(f"{own}// {space}\n")  # else one file to a compiler's pragma once
-        lines += [
-            f"#define l4k {space}",
-            f'#include "{space}/kernels/stream_gemm/stream_gemm.cuh"',
-            f'#include "{space}/host/launch.h"',
-            f'#include "{space}/host/tensor_map.h"',
-            '#include "chain.cuh"',
-            "#undef l4k",
-        ]
-        entries.append(f'{{"{mutant or ORIGINAL}", {space}::run_chain}}')
-    lines.append(f"int main() {{ return run_all({{{', '.join(entries)}}}, {SEEDS}); }}")
-    (folder / "main.cu").write_text("\n".join(lines))
-
-
-def build(folder: Path) -> None:
-    write_program(folder)
-    flags = ("-std=c++20", "-O2", "-DL4K_EMULATED", toolchain.PTX, *toolchain.READABLE)
-    included = [folder, HERE / "stream", ROOT / "csrc", ROOT / "emulator" / "include"]
-    for command in (
-        [toolchain.need_nvcc(), *flags, *(f"-I{path}" for path in included),
-         "-c", f"{folder}/main.cu", "-o", f"{folder}/main.o"],
-        ["c++", f"{folder}/main.o", "-o", f"{folder}/main",
-         *toolchain.linked_with(toolchain.library())],
-    ):  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
+PROGRAM = MutantProgram("stream_gemm", "stream", MUTANTS, ("launch", "tensor_map"))
 
 
 @pytest.fixture(scope="module")
 def runs() -> list[Run]:
-    library = toolchain.library()
-    files = [HERE / "kernels" / "host.h", *sorted((HERE / "stream").iterdir())]
-    drivers = [path.read_text() for path in files]
-    text = f"{sorted(sources().items())}{MUTANTS}{drivers}{library}{library.stat().st_mtime_ns}"
-    folder = BUILD / "stream" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests of other processes wait for the first
-        printed = folder / "printed.txt"
-        if not printed.exists():
-            build(folder)
-            done = subprocess.run(
-                [f"{folder}/main"], check=False, capture_output=True, text=True, timeout=600
-            )
-            assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-            printed.write_text(done.stdout)
-    lines = (line.split("|") for line in printed.read_text().splitlines())
-    return [Run(*line[:4], int(line[4])) for line in lines]
+    return PROGRAM.runs()
 
 
 def test_the_original_is_right_and_the_same_in_every_mode(runs: list[Run]) -> None:
-    own = [run for run in runs if run.mutant == ORIGINAL]
-    assert len(own) == 3 * SEEDS and len({run.results for run in own}) == 1, own
-    assert all(run.kind == "" and run.conflicts == 0 for run in own), own
+    check_original(runs)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_mutant_is_reported_or_gives_other_results(mutant: Mutant, runs: list[Run]) -> None:
-    right = runs[0].results
-    last = [run for run in runs if run.mutant == str(mutant)][-1]
-    if last.kind:
-        found = last.kind
-    elif last.conflicts:
-        found = "conflicts"
-    else:
-        found = "" if last.results == right else "result"
-    expected = mutant.kinds.split() or [""]
-    assert any(found == kind or (kind and found.startswith(f"{kind}-")) for kind in expected), last
+    check_mutant(mutant, runs)

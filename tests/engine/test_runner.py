@@ -128,9 +128,9 @@ def test_what_came_before_matters():
 
 
 KERNELS = {
-    "one token of each": ([(0, 3, 4), (1, 7, 8)], "flash_decode"),
-    "as many of each": ([(0, 3, 6), (1, 7, 10)], "flash_decode"),
-    "the most that decoding takes": ([(0, 0, 16), (1, 1, 17)], "flash_decode"),
+    "one token of each": ([(0, 3, 4), (1, 7, 8)], "flash_decode_append"),
+    "as many of each": ([(0, 3, 6), (1, 7, 10)], "flash_decode_append"),
+    "the most that decoding takes": ([(0, 0, 16), (1, 1, 17)], "flash_decode_append"),
     "too many for decoding": ([(0, 0, 17), (1, 3, 20)], "flash_prefill"),
     "a token less in one": ([(0, 3, 6), (1, 8, 10)], "flash_prefill"),
     "a token and a prompt": ([(0, 3, 4), (1, 0, 10)], "flash_prefill"),
@@ -146,7 +146,7 @@ def test_which_kernel_attends(name, monkeypatch):
     def noted(kernel, run):
         return lambda *a, **o: called.append(kernel) or run(*a, **o)
 
-    for kernel in ("flash_decode", "flash_prefill"):
+    for kernel in ("flash_decode_append", "flash_prefill"):
         monkeypatch.setattr(ops, kernel, noted(kernel, getattr(ops, kernel)))
     pages = Pages(model, 2)
     tokens = sum(stop - start for _, start, stop in spans)

@@ -27,6 +27,19 @@ l4k::DecodeTotals totals_of(const DecodeShape& shape, const std::vector<int>& le
   return totals;
 }
 
+// The splits of an item have its new tokens in order, each where its key lies.
+void check_new_tokens(const DecodeShape& shape, const l4k::DecodeWork& work, int64_t& before) {
+  const l4k::Span tokens = work.new_tokens(shape.tokens);
+  const l4k::DecodeSplit split = work.split();
+  EXPECT(tokens.first == before && tokens.end >= before, tokens.first << " after " << before);
+  before = tokens.end;
+  for (int64_t token = tokens.first; token < tokens.end; ++token) {
+    const int64_t key = work.sequence.first_position + token, tile = key / l4k::kDecodeTile;
+    EXPECT(key < 0 || (tile >= split.first_tile && tile < split.first_tile + split.tiles),
+           "key " << key << " of a new token");
+  }
+}
+
 void check(DecodeShape shape, const std::vector<int>& lengths, int balance_percent = 0) {
   shape.batch = static_cast<int>(lengths.size());
   const int64_t items = int64_t{shape.batch} * shape.items;
@@ -36,6 +49,7 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
   EXPECT(splitting.max_tiles >= 1, splitting.max_tiles);
 
   std::map<std::pair<int, int>, std::vector<std::pair<int, int>>> seen;  // item -> [begin, end)
+  std::map<std::pair<int, int>, int64_t> appended;  // item -> new tokens of its splits so far
   std::set<int64_t> slots;
   int64_t splits = 0, busiest = 0;
   for (int cta = 0; cta < shape.grid; ++cta) {
@@ -65,6 +79,7 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
       auto& list = seen[{work.b, work.item}];
       EXPECT(static_cast<int>(list.size()) == work.k, "split " << work.k);
       list.push_back({split.first_tile, split.first_tile + split.tiles});
+      check_new_tokens(shape, work, appended[{work.b, work.item}]);
       if (work.splits.count > 1) {
         const int64_t slot = work.slot(schedule, work.k);
         EXPECT(slot >= 0 && slot < int64_t{l4k::kDecodeSlotsPerCta} * shape.grid, slot);
@@ -86,6 +101,7 @@ void check(DecodeShape shape, const std::vector<int>& lengths, int balance_perce
         at = end;
       }
       EXPECT(at == sequence.first_tile + sequence.tiles, "item " << b << "," << item);
+      EXPECT((appended[{b, item}] == shape.tokens), "new tokens of item " << b << "," << item);
     }
   }
   if (balance_percent) {

@@ -11,7 +11,9 @@
 
 #include "expect.h"
 #include "kernels/moe_route/plan.h"
+#include "tile/norm.h"
 #include "tile/ordered.h"
+#include "tile/route.h"
 #include "tile/row_tiles.h"
 
 namespace {
@@ -37,10 +39,12 @@ void tiles_cover_the_tokens_once() {
 
 void warps_cover_the_choices_once() {
   for (int choices = 0; choices < 70000; choices += choices < 3000 ? 1 : 997) {
-    const int stride = l4k::choices_per_warp(choices);
-    EXPECT(stride % 32 == 0 && stride >= 32, stride);
-    EXPECT(stride * l4k::kRouteWarps >= choices, choices);
-    EXPECT(l4k::ceil_div(choices, stride) <= l4k::kRouteWarps, choices);
+    for (int warps : {8, 32}) {
+      const int stride = l4k::choices_per_warp(choices, warps);
+      EXPECT(stride % 32 == 0 && stride >= 32, stride);
+      EXPECT(stride * warps >= choices, choices);
+      EXPECT(l4k::ceil_div(choices, stride) <= warps, choices);
+    }
   }
 }
 
@@ -98,7 +102,7 @@ std::vector<int> counting_sort(const std::vector<int>& ids, int experts, int top
       offset += all;
     }
     const int begin = bound(tile), end = bound(tile + 1);
-    const int stride = l4k::choices_per_warp(end - begin);
+    const int stride = l4k::choices_per_warp(end - begin, l4k::kRouteThreads / 32);
     for (int from = begin; from < end; from += stride) {
       std::vector<int> rows = starts;
       for (int i = begin; i < from; ++i) ++rows[ids[i]];
@@ -147,6 +151,15 @@ void row_tiles_cover_a_row() {
     }
 }
 
+void a_cta_holds_a_row_that_it_norms() {
+  for (int vectors = 1; vectors <= l4k::kNormMaxWidth / 8; ++vectors) {
+    const int threads = l4k::norm_threads(vectors);
+    EXPECT(threads % 32 == 0 && threads <= 1024, vectors);
+    EXPECT(threads * l4k::kNormVectors >= vectors, vectors);
+    EXPECT((threads - 32) * l4k::kNormVectors < vectors, vectors);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -157,4 +170,5 @@ int main() {
   the_counting_sort_is_stable();
   all_choices_have_a_place();
   row_tiles_cover_a_row();
+  a_cta_holds_a_row_that_it_norms();
 }

@@ -10,6 +10,8 @@
 
 #include "expect.h"
 #include "kernels/stream_gemm/schedule.h"
+#include "tile/few_rows.h"
+#include "tile/norm.h"
 
 namespace {
 
@@ -210,6 +212,14 @@ void no_offsets_make_more_items_than_there_is_room_for() {
   EXPECT(layout.most_items(2'000'000'000, 16, false) > l4k::kStreamMaxItems, "64 bits");
 }
 
+// A layer gathers rows by their number alone: of every width that a norm takes there is room for them.
+void rows_that_are_gathered_have_room() {
+  for (auto format : {l4k::StreamFormat::kInt4, l4k::StreamFormat::kBf16})
+    for (int k = 8; k <= l4k::kNormMaxWidth; k += 8)
+      for (int m = 1; m <= l4k::kFewRaggedRows; ++m)
+        EXPECT(l4k::can_stream(format, m, k, 17), m << " rows of " << k);
+}
+
 void ragged_batches(int trials) {
   std::mt19937 random(1);
   const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
@@ -235,5 +245,6 @@ int main() {
   small_problems();
   sliced_items();
   no_offsets_make_more_items_than_there_is_room_for();
+  rows_that_are_gathered_have_room();
   ragged_batches(4000);
 }

@@ -8,7 +8,9 @@ from l4kernels.bench.counters import count
 from l4kernels.bench.shapes import SIZES, benchmarked_ops, calls
 
 TOKENS = 48
-OWN_TESTS = {"embed", "moe_route", "sample", *SIZES}
+OWN_TESTS = {
+    "advance_step", "embed", "moe_route", "moe_router", "process_logits", "sample", *SIZES,
+}  # fmt: skip
 STREAMING = sorted(set(benchmarked_ops()) & set(STATUS.kernels) - OWN_TESTS)
 
 
@@ -41,6 +43,44 @@ def test_routing_is_one_launch_up_to_64_tokens_and_two_beyond():
             assert c.touched_bytes <= c.needed_bytes + 12 * 32 + again, f"{key}: {c}"
 
 
+def test_the_router_is_one_launch_that_leaves_a_logit_for_each_slice():
+    for tokens in (1, 8, 64):
+        sizes = {"decode": (tokens,)}
+        for call in calls("moe_router", ("scout", "maverick"), ("decode",), sizes):
+            args, kwargs = call.make("cpu")
+            c, experts = count("moe_router", args, kwargs, sms=132), args[3]
+            assert c.launches == 1, f"{call.key}: {c}"
+            # Partial logits of eight slices, written and read; sectors cut in half.
+            again = 2 * 8 * tokens * experts * 4 + 12 * 32 + 16 * tokens
+            assert c.touched_bytes <= c.needed_bytes + again, f"{call.key}: {c}"
+            # Counters of experts lie in the banks that the choices say.
+            assert c.bank_conflicts < tokens, f"{call.key}: {c}"
+
+
 def test_sampling_reads_the_logits_once():
     for key, c in counters("sample", 1):
         assert c.touched_bytes <= 1.05 * c.needed_bytes and c.launches == 1, f"{key}: {c}"
+
+
+def test_logits_are_processed_in_one_pass():
+    for key, c in counters("process_logits", 1):
+        assert c.touched_bytes <= 1.05 * c.needed_bytes and c.launches == 1, f"{key}: {c}"
+        # Beyond the sectors of the tables each warp asks for its row's settings.
+        assert c.requested_bytes <= 1.15 * c.needed_bytes, f"{key}: {c}"
+
+
+def test_a_row_that_is_not_processed_costs_its_copy():
+    (call,) = calls("process_logits", ("scout",), ("decode",), {"decode": (1,)})
+    args, kwargs = call.make("cpu")
+    args[-1].zero_()
+    c = count("process_logits", args, kwargs)
+    assert c.needed_bytes < 9 * args[0].numel() and c.touched_bytes <= 1.05 * c.needed_bytes, str(c)
+
+
+def test_a_step_is_advanced_in_one_launch():
+    for tokens in (1, 64):
+        for key, c in counters("advance_step", tokens):
+            # A row of it touches a stop word, two pages and a tally, each in a sector of its own;
+            # arrays of one element are a sector, too.
+            assert c.launches == 1, f"{key}: {c}"
+            assert c.touched_bytes <= c.needed_bytes + tokens * 5 * 32 + 18 * 32, f"{key}: {c}"

@@ -123,7 +123,12 @@ TAKEN = {
         ["moe_route logits", "sample logits", "flash_prefill block_table"], ["rows apart"]
     ),
     ("flash_decode block_table", "rows apart"),
-}
+    ("flash_decode_append block_table", "rows apart"),
+    *((f"process_logits {name}", "rows apart")
+      for name in ("logits", "tally", "bias", "allowed", "stop_bits")),
+    *((f"advance_step {name}", "rows apart")
+      for name in ("stop_bits", "slots", "block_tables", "results", "tally")),
+}  # fmt: skip
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "no dimension": lambda t: t.new_zeros(()),
     "one less": lambda t: t[0].clone(),
@@ -139,6 +144,7 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
 BIG = 2**31
 NUMBERS: dict[str, list[Any]] = {
     "top_k": [0, -1, 10, BIG, 2**62],
+    "num_experts": [0, -1, 1000, BIG, 2**62],
     "top_logprobs": [-1, BIG, 2**62],
     # The last would be the right number, if products had no more than 64 bits.
     "num_heads": [0, -1, BIG, 2**62, 2**57 + 1],
@@ -146,7 +152,9 @@ NUMBERS: dict[str, list[Any]] = {
     "qk_norm_eps": [-1.0, float("nan")],
     "softmax_scale": [0.0, -1.0, float("nan"), float("inf")],
     "chunk": [-1, BIG],
+    "page_size": [0, -1, BIG, 2**62],
     "max_seqlen_q": [-1],
+    "tokens": [0, -1, 17, BIG, 2**62],
     "config": [-4, 99, 10_000, BIG, 2**32 - 1],
     "scaling": ["", "rows"],
     "activation": ["", "relu"],

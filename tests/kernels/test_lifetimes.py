@@ -79,6 +79,7 @@ EARLY = {  # op -> the binding's file, what it drops before the launch
     "flash_prefill": ("attention.cpp", "plan"),
     "flash_decode": ("attention.cpp", "partials"),
     "moe_route": ("moe.cpp", "counts"),
+    "moe_router": ("moe.cpp", "workspace"),
     "quantize_tensor": ("quant.cpp", "maxima"),
     "moe_permute": ("moe.cpp", "out"),
 }
@@ -140,6 +141,7 @@ calls = {
         x, *keys, starts, length, table, softmax_scale=1.0, max_seqlen_q=4),
     "flash_decode": lambda: ops.flash_decode(x[None], *keys, length, table, softmax_scale=1.0),
     "moe_route": lambda: ops.moe_route(many, 1),
+    "moe_router": lambda: ops.moe_router(flat, flat[0], flat[:16], 16),
     "quantize_tensor": lambda: ops.quantize_fp8(flat, "tensor"),
     "moe_permute": lambda: ops.moe_permute(flat, order, 1),
 }

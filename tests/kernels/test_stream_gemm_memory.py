@@ -49,6 +49,12 @@ class Scales(ctypes.Structure):
     )
 
 
+class Gather(ctypes.Structure):
+    """RowGather of csrc/tile/few_rows.h."""
+
+    _fields_ = (("permutation", ctypes.c_void_p), ("top_k", ctypes.c_int))
+
+
 class Epilogue(ctypes.Structure):
     """Of csrc/tile/epilogue.h."""
 
@@ -67,6 +73,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_int) for name in ("m", "n", "k", "num_experts", "format")),
         ("a", ctypes.c_void_p),
         ("a_stride", ctypes.c_int64),
+        ("gather", Gather),
         ("weights", ctypes.c_void_p),
         ("tile", Tile),
         ("scales", Scales),

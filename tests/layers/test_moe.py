@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from bench.checks.kernel_checks import same_bits
 from l4kernels import ops
 from l4kernels.layers.moe import MoE
+from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions
 from l4kernels.testing import emulated, relative_error
 
@@ -16,9 +18,11 @@ SIZES = ((1, 1), (4, 1), (3, 2), (255, 8))
 
 
 def layer(experts: int, top_k: int, dtype: torch.dtype = torch.float32, weights: str = "bf16"):
-    """The layer, and what it was made of."""
+    """The layer, the norm before it, and what they were made of."""
     generator = torch.Generator().manual_seed(experts)
     moe = MoE(HIDDEN, WIDTH, experts, top_k, ModelOptions(dtype, CPU, weights))
+    norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(dtype, CPU))
+    norm.weight.copy_(torch.rand(HIDDEN, generator=generator) + 0.5)
     router = torch.randn(experts, HIDDEN, generator=generator) * 0.1
     gate_up = torch.randn(experts + 1, 2 * WIDTH, HIDDEN, generator=generator) * 0.1
     down = torch.randn(experts + 1, HIDDEN, WIDTH, generator=generator) * 0.1
@@ -26,16 +30,16 @@ def layer(experts: int, top_k: int, dtype: torch.dtype = torch.float32, weights:
     for expert in range(experts + 1):
         moe.gate_up_proj.store(gate_up[expert], "gate_up", expert)
         moe.down_proj.store(down[expert], expert=expert)
-    return moe, router, gate_up, down
+    return moe, norm, router, gate_up, down
 
 
-def by_loops(x, router, gate_up, down, top_k):
+def by_loops(x, norm, router, gate_up, down, top_k):
     """The score scales an expert's input; that of the shared one, which is the last, stays."""
     out = torch.empty_like(x)
-    for t, row in enumerate(x):
+    for t, row in enumerate(norm(x)):
         scores, chosen = (router @ row).topk(top_k)
         inputs = [(int(e), s.sigmoid() * row) for s, e in zip(scores, chosen, strict=True)]
-        out[t] = row
+        out[t] = x[t]
         for expert, scaled in (*inputs, (len(router), row)):
             gate, up = (gate_up[expert] @ scaled).chunk(2)
             out[t] += down[expert] @ (silu(gate) * up)
@@ -43,46 +47,90 @@ def by_loops(x, router, gate_up, down, top_k):
 
 
 @pytest.mark.parametrize("experts, top_k", SIZES)
-@pytest.mark.parametrize("tokens", [0, 1, 20])
+@pytest.mark.parametrize("tokens", [0, 1, 20, 65])
 def test_a_token_gets_its_experts_and_the_shared_one(experts, top_k, tokens):
-    moe, *parts = layer(experts, top_k)
+    moe, norm, *parts = layer(experts, top_k)
     x = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(moe(x, x), by_loops(x, *parts, top_k), rtol=1e-4, atol=1e-4)
+    expected = by_loops(x, norm, *parts, top_k)
+    torch.testing.assert_close(moe(x, norm), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("experts, top_k", SIZES)
 @pytest.mark.parametrize("weights", ["bf16", "fp8"])
 def test_kernels_compute_what_the_references_do(experts, top_k, weights):
-    moe, *_ = layer(experts, top_k, torch.bfloat16, weights)
+    moe, norm, *_ = layer(experts, top_k, torch.bfloat16, weights)
     x = torch.randn(19, HIDDEN, generator=torch.Generator().manual_seed(0)).bfloat16()
-    expected = moe(x, x)
+    expected = moe(x, norm)
     for mode in ("late", "early", "random"):
         with emulated(mode=mode):
-            got = moe(x, x)
+            got = moe(x, norm)
         assert relative_error(got - x, expected - x) < 1e-2
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
 def test_a_row_of_nan_spoils_its_own_token_only(weights):
-    moe, *_ = layer(4, 2, torch.bfloat16, weights)
+    moe, norm, *_ = layer(4, 2, torch.bfloat16, weights)
     x = torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(0)).bfloat16()
-    clean = moe(x, x)
+    clean = moe(x, norm)
     x[2, 7] = torch.nan
-    got = moe(x, x)
+    got = moe(x, norm)
     assert got[2].isnan().all()
     kept = [0, 1, 3, 4]
     assert torch.equal(got[kept], clean[kept])
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
-def test_each_product_is_one_call(weights, monkeypatch):
-    """Six calls of a layer, whatever the format."""
+def calls_of(moe, norm, tokens, monkeypatch) -> list[str]:
+    """The ops that a layer calls, the next layer's norm among them."""
     calls = []
     for name, op in ops.OPS.items():
         counted = lambda *a, name=name, op=op, **k: (calls.append(name), op(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(ops, name, counted)
-    moe, *_ = layer(4, 1, torch.bfloat16, weights)
+    next_norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU, moe.gate_up_proj.name))
+    next_norm.weight.fill_(1)
     calls.clear()
-    x = torch.randn(3, HIDDEN).bfloat16()
-    moe(x, x)
-    assert len(calls) == 6, calls
+    moe.forward_then_norm(torch.randn(tokens, HIDDEN).bfloat16(), norm, next_norm)
+    return calls
+
+
+@pytest.mark.parametrize("tokens", [3, 16, 17, 64, 65])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+def test_each_product_is_one_call(weights, tokens, monkeypatch):
+    """Of few tokens the way to the experts is one call, too, and the first product gathers the
+    rows itself, if they are not quantised."""
+    moe, norm, *_ = layer(4, 1, torch.bfloat16, weights)
+    product = {"bf16": "gemm", "fp8": "gemm_swiglu_fp8", "int4": "w4_gemm"}[weights]
+    down = {"fp8": "gemm"}.get(weights, product)
+    fp8 = "_fp8" * (weights == "fp8")
+    route = ["moe_router"] if tokens <= 64 else ["rms_norm", "gemm", "moe_route"]
+    permute = [f"moe_permute{fp8}"] * (tokens > 16 or weights == "fp8")
+    assert calls_of(moe, norm, tokens, monkeypatch) == [
+        *route, *permute, product, down, f"moe_combine_norm{fp8}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 16, 17])
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
+def test_a_layer_with_the_next_norm_is_the_layer_and_the_norm(weights, tokens):
+    moe, own, *_ = layer(3, 1, torch.bfloat16, weights)
+    norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU, weights))
+    generator = torch.Generator().manual_seed(tokens)
+    norm.weight.copy_(torch.randn(HIDDEN, generator=generator))
+    x = torch.randn(tokens, HIDDEN, generator=generator).bfloat16()
+    alone = moe(x, own)
+    together, normed = moe.forward_then_norm(x, own, norm)
+    assert torch.equal(together, alone)
+    wanted = norm(alone)
+    if weights == "fp8":
+        assert same_bits(normed.q, wanted.q) and torch.equal(normed.scale, wanted.scale)
+    else:
+        assert torch.equal(normed, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_tokens_have_the_bits_of_many(dtype, monkeypatch):
+    """Whichever way they take: on the references it is the same arithmetic."""
+    moe, norm, *_ = layer(4, 2, dtype)
+    x = torch.randn(9, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
+    few = moe(x, norm)
+    monkeypatch.setattr("l4kernels.layers.moe.MAX_ROUTER_TOKENS", 0)
+    assert torch.equal(moe(x, norm), few)

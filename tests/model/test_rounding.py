@@ -143,7 +143,7 @@ FAULTS = {
         "router of layer 0",
     ),
     "residual stream rounded again, a bit short": (
-        lambda model: on_output(model.layers, coarse(7)),
+        lambda model: on_output(model.layers, lambda out: (coarse(7)(out[0]), out[1])),
         "logits",
     ),
     "router's input rounded to e4m3": (

@@ -24,7 +24,15 @@ OPCHECKS = (
     "test_aot_dispatch_dynamic",
 )
 # Two roundings to bfloat16, not one.
-TWO_ROUNDINGS = {"rms_norm", "add_rms_norm", "rms_norm_fp8"}
+TWO_ROUNDINGS = {
+    "rms_norm",
+    "add_rms_norm",
+    "rms_norm_fp8",
+    "moe_combine_norm",
+    "moe_combine_norm_fp8",
+    "moe_router",
+    "flash_decode_append",
+}
 
 
 def run(op: ops.Op, case: Case) -> list[Tensor]:

@@ -79,6 +79,9 @@ EMPTY = {  # name: the call, the shape of its first result
     "embed tokens": (lambda: ops.embed(ids(0), zeros(3, 128)), (0, 128)),
     "embed vocabulary": (lambda: ops.embed(ids(0), zeros(0, 128)), (0, 128)),
     "moe_route tokens": (lambda: ops.moe_route(zeros(0, 16)), (0, 1)),
+    "moe_router tokens": (
+        lambda: ops.moe_router(zeros(0, 128), zeros(128), zeros(16, 128), 16), (0, 128)
+    ),
     "moe_permute tokens": (lambda: ops.moe_permute(zeros(0, 128), ids(0), 2), (0, 128)),
     "moe_combine tokens": (lambda: ops.moe_combine(zeros(0, 128), ids(0), 2), (0, 128)),
     "rope_cache tokens": (lambda: rope(), (0, 1, 128)),
@@ -129,6 +132,12 @@ REFUSED = {  # name: the call, what the message says
         "pages of at least one slot",
     ),
     "moe_route experts": (lambda: ops.moe_route(zeros(2, 0)), "expected 1 to 256 experts"),
+    "moe_router experts": (
+        lambda: ops.moe_router(zeros(2, 8), zeros(8), zeros(0, 8), 0), "expected 1 to 256 experts"
+    ),
+    "moe_router columns": (
+        lambda: ops.moe_router(zeros(2, 0), zeros(0), zeros(8, 0), 8), "rows of x that are not"
+    ),
     "moe_permute top_k": (lambda: ops.moe_permute(zeros(2, 128), ids(0), 0), "top_k in 1 to 9"),
 }  # fmt: skip
 

@@ -71,6 +71,16 @@ def decode(**changed: Tensor) -> Any:
     return ops.flash_decode(Q[:4].unflatten(0, (2, 2)), CACHE, CACHE, softmax_scale=0.1, **given)
 
 
+def append(**changed: Tensor) -> Any:
+    """Two sequences of 20 and 30 keys, the last of the first new, of the second cached."""
+    given = {"positions": i64(19, 29), "slot_mapping": i64(19, -1)}
+    given |= {name: GOOD[name] for name in ("seqlens_k", "block_table")} | changed
+    options = {"num_heads": 1, "softmax_scale": 0.1, "cos_sin": ops.rope_table(8, theta=1e4)}
+    return ops.flash_decode_append(
+        QKV, k_cache=CACHE.clone(), v_cache=CACHE.clone(), **given, **options
+    )
+
+
 def varlen(queries: int, **changed: Any) -> Any:
     """A few queries a sequence are decoded, more go through flash_prefill."""
     ends = i32(0, queries, 2 * queries)
@@ -122,6 +132,14 @@ ARGUMENTS = {
         lambda v: ops.moe_combine(Y, v, 2), ROWS,
         "moe_combine: expected every value of inverse in", "moe_combine: inverse",
     ),
+    "moe_combine_norm inverse": Argument(
+        lambda v: ops.moe_combine_norm(Y, v, 2, Y[0]), ROWS,
+        "moe_combine_norm: expected every value of inverse in", "moe_combine: inverse",
+    ),
+    "moe_combine_norm_fp8 inverse": Argument(
+        lambda v: ops.moe_combine_norm_fp8(Y, v, 2, Y[0]), ROWS,
+        "moe_combine_norm_fp8: expected every value of inverse in", "moe_combine: inverse",
+    ),
     "rope_cache positions": Argument(
         lambda v: rope(positions=v), [i64(0, -1), i64(-(2**63), 0)],
         "rope_cache: expected every value of positions in", "rope_cache: positions",
@@ -133,6 +151,14 @@ ARGUMENTS = {
     "gemm expert_offsets": Argument(
         lambda v: ops.gemm(X, EXPERTS, expert_offsets=v), OFFSETS,
         "gemm: expected expert_offsets to ascend from 0 to at most 4", "gemm: expert_offsets",
+    ),
+    "gemm permutation": Argument(
+        lambda v: ops.gemm(X, EXPERTS, expert_offsets=i32(0, 3, 8), permutation=v, top_k=2), ROWS,
+        "gemm: expected every value of permutation in", "gemm: permutation",
+    ),
+    "w4_gemm permutation": Argument(
+        lambda v: ops.w4_gemm(X, TILES, expert_offsets=i32(0, 3, 8), permutation=v, top_k=2), ROWS,
+        "w4_gemm: expected every value of permutation in", "w4_gemm: permutation",
     ),
     "gemm_swiglu_fp8 expert_offsets": Argument(
         lambda v: ops.gemm_swiglu_fp8(CODES, CODED, sfa=SCALES, sfb=CODED_SCALES, expert_offsets=v),
@@ -170,6 +196,27 @@ ARGUMENTS = {
     "flash_decode block_table": Argument(
         lambda v: decode(block_table=v), TABLES,
         "flash_decode: expected the visible entries of block_table in", "flash_decode: block_table",
+    ),
+    "flash_decode_append positions": Argument(
+        lambda v: append(positions=v), [i64(0, -1), i64(-(2**63), 0)],
+        "flash_decode_append: expected every value of positions in", "flash_decode: positions",
+    ),
+    "flash_decode_append slot_mapping": Argument(
+        lambda v: append(slot_mapping=v),
+        [i64(18, -1), i64(20, -1), i64(19, 30), i64(19, -2), i64(64, -1), i64(2**62, -1)],
+        "flash_decode_append: expected every value of slot_mapping to be -1 or",
+        "flash_decode: slot_mapping",
+    ),
+    "flash_decode_append seqlens_k": Argument(
+        lambda v: append(seqlens_k=v), [i32(20, -1), *LENGTHS],
+        "flash_decode_append: expected (seqlens_k >= 0|every value of slot_mapping to be -1 or)",
+        "flash_decode: (seqlens_k|slot_mapping)",
+    ),
+    "flash_decode_append block_table": Argument(
+        lambda v: append(block_table=v),
+        [*TABLES[:2], i32(0, 1, 3, 9).view(2, 2), i32(BIG, 1, 3, 2).view(2, 2)],
+        "flash_decode_append: expected (the visible entries of block_table in|.*block_table, the)",
+        "flash_decode: block_table",
     ),
     "grouped_gemm offs": Argument(
         lambda v: l4kernels.grouped_gemm(X, EXPERTS.mT, v),

@@ -67,6 +67,32 @@ def test_the_shared_expert_moves_nothing_of_the_others(tokens, top_k, seed):
     assert (shared.row_scale[routed:] == 1).all() and shared.expert_offsets[17] == routed + tokens
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens, experts, top_k, shared", [(1, 16, 1, True), (64, 13, 3, False)])
+def test_the_router_is_its_three_ops_to_the_bit(dtype, tokens, experts, top_k, shared):
+    torch.manual_seed(tokens)
+    x, norm, router = (torch.randn(*s).to(dtype) for s in ((tokens, 96), (96,), (16, 96)))
+    routed = ops.moe_router(x, norm, router, experts, 1e-6, top_k, shared)
+    normed = ops.rms_norm(x, norm, 1e-6)
+    logits = ops.gemm(normed, router, out_dtype=torch.float32)[:, :experts]
+    expected = normed, *ops.moe_route(logits, top_k, shared)
+    assert routed._fields == ("normed", *ops.Routing._fields)
+    for name, got, wanted in zip(routed._fields, routed, expected, strict=True):
+        assert torch.equal(got, wanted), name
+
+
+def test_the_router_says_what_it_expects():
+    x, norm, router = torch.zeros(65, 8), torch.zeros(8), torch.zeros(16, 8)
+    with pytest.raises(ValueError, match=r"at most 64 tokens, got x .*; call rms_norm, gemm"):
+        ops.moe_router(x, norm, router, 16)
+    with pytest.raises(ValueError, match="row for each of 17 experts"):
+        ops.moe_router(x[:2], norm, router, 17)
+    with pytest.raises(ValueError, match="1 to 255 experts beside the shared one, got num"):
+        ops.moe_router(x[:2], norm, torch.zeros(256, 8), 256, shared_expert=True)
+    with pytest.raises(ValueError, match="top_k in 1 to 8 for 16 experts, got 9"):
+        ops.moe_router(x[:2], norm, router, 16, top_k=9)
+
+
 def test_ties_go_to_the_lowest_expert_in_a_wide_row():
     routing = ops.moe_route(torch.zeros(300, 128), 8)
     assert torch.equal(routing.topk_ids, torch.arange(8, dtype=I32).expand(300, 8))
@@ -190,6 +216,73 @@ def test_hostile_expert_offsets(offsets):
 def test_gemm_arguments(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         ops.gemm(torch.zeros(4, 8), torch.zeros(24, 8), **options)
+
+
+GATHER = {
+    "expert_offsets": torch.tensor([0, 3, 8], dtype=I32),
+    "permutation": torch.tensor([7, 1, 0, 3, 2, 5, 4, 6], dtype=I32),
+    "top_k": 2,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_that_gathers_equals_one_of_permuted_rows(dtype):
+    a, b = torch.randn(4, 128).to(dtype), torch.randn(2, 32, 128).to(dtype)
+    tiles = ops.tile_int4(*ops.quantize_int4(b.float(), search=False))
+    experts, order, top_k = GATHER.values()
+    rows = ops.moe_permute(a, order, top_k)
+    options = {"row_scale": torch.rand(8), "activation": "swiglu"}
+    for product, weight in ((ops.gemm, b), (ops.w4_gemm, tiles)):
+        wanted = product(rows, weight, expert_offsets=experts, **options)
+        assert torch.equal(product(a, weight, **GATHER, **options), wanted)
+        work = product.work(a, weight, **GATHER), product.work(rows, weight, expert_offsets=experts)
+        assert work[0].flops == work[1].flops
+        assert work[0].bytes == work[1].bytes - (rows.nbytes - a.nbytes) + order.nbytes
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"top_k": 0}, "top_k in 1 to 9, got 0"),
+        ({"top_k": 1}, r"permutation to be \[4\], got \[8\]"),
+        ({"permutation": None}, "no top_k without permutation, got 2"),
+        ({"permutation": GATHER["permutation"].long()}, "permutation to be int32"),
+        ({"top_k": 9}, "at most 32 rows of permutation, got 36; call moe_permute first"),
+        ({"row_scale": torch.ones(4)}, r"row_scale to be \[8\], got \[4\]"),
+        ({"residual": torch.ones(4, 32)}, r"residual to be \[8, 32\], got \[4, 32\]"),
+    ],
+)
+def test_what_a_product_that_gathers_refuses(changed, message):
+    a, b = torch.zeros(4, 128), torch.zeros(2, 32, 128)
+    tiles = ops.tile_int4(*ops.quantize_int4(b, search=False))
+    for product, weight in ((ops.gemm, b), (ops.w4_gemm, tiles)):
+        with pytest.raises((ValueError, TypeError), match=message):
+            product(a, weight, **{**GATHER, **changed})
+
+
+def test_only_unquantised_rows_of_experts_are_gathered():
+    order = {"permutation": torch.arange(4, dtype=I32)}
+    with pytest.raises(ValueError, match="expected expert_offsets with permutation, got none"):
+        ops.gemm(torch.zeros(4, 128), torch.zeros(8, 128), **order)
+    a, b, one = torch.zeros(4, 128).to(FP8), torch.zeros(1, 16, 128).to(FP8), torch.ones(1)
+    offsets = torch.tensor([0, 4], dtype=I32)
+    with pytest.raises(TypeError, match=r"expected a to be float32 .*got .* float8_e4m3fn"):
+        ops.gemm(a, b, sfa=one, sfb=one[None], expert_offsets=offsets, **order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_combining_with_the_next_norm_is_both_ops_bit_by_bit(dtype, with_residual):
+    y, weight = torch.randn(12, 128).to(dtype), torch.randn(128).to(dtype)
+    order = torch.randperm(12).to(I32)
+    residual = torch.randn(6, 128).to(dtype) if with_residual else None
+    x = ops.moe_combine(y, order, 2, residual=residual)
+    fused = ops.moe_combine_norm(y, order, 2, weight, 1e-3, residual)
+    assert torch.equal(fused.x, x) and torch.equal(fused.normed, ops.rms_norm(x, weight, 1e-3))
+    coded = ops.moe_combine_norm_fp8(y, order, 2, weight, 1e-3, residual)
+    wanted = ops.rms_norm_fp8(x, weight, 1e-3)
+    assert torch.equal(coded.x, x) and torch.equal(coded.scale, wanted.scale)
+    assert torch.equal(coded.q.view(torch.uint8), wanted.q.view(torch.uint8))
 
 
 def test_gemm_operands():

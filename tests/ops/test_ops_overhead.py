@@ -23,8 +23,9 @@ CALLS = {  # the op, its arguments, what stands for the result
 
 
 @pytest.fixture
-def without_kernels() -> Iterator[None]:
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Kernels on the CPU that do nothing, for the ops of the table."""
+    monkeypatch.setattr(ops.registry.Op, "direct", False)
     library = torch.library.Library("l4kernels", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that others are overridden

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+from l4kernels.engine.engine import Engine
+from l4kernels.engine.graphs import as_it_is
 from l4kernels.testing.emulator import BUILD, emulated
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -144,16 +146,27 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
     patches += [mock.patch.object(torch, "autocast", lambda _, *a, **k: autocast("cpu", *a, **k))]
     patches += [
         mock.patch(f"{module}.capture", FakeGraph)
-        for module in ("l4kernels.bench.timing", "bench.decode_step", "bench.checks.gpu_checks")
+        for module in ("l4kernels.bench.timing", "bench.checks.gpu_checks")
+    ]
+    patches += [
+        mock.patch(f"{module}.cuda_graphs", return_value=as_it_is)
+        for module in ("l4kernels.engine.core", "bench.decode_step")
     ]
     library = BUILD / "libl4kernels_emulated.so"
     patches += [
         mock.patch(f"{module}.LIBRARY_PATH", library)
         for module in ("bench.checks.kernel_checks", "bench.checks.machine")
     ]
+    gpu, serve = FakeCuda(), Engine._serve
+
+    def serve_on_it(engine: Engine, threads: int) -> None:
+        with gpu:  # a mode is of a thread, and an engine has its own
+            serve(engine, threads)
+
+    patches += [mock.patch.object(Engine, "_serve", serve_on_it)]
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         stack.enter_context(emulated(**settings))
-        stack.enter_context(FakeCuda())
+        stack.enter_context(gpu)
         yield

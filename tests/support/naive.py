@@ -8,19 +8,20 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from tests.support.naive_quant import (
+    dequantized,
+    f64,
+    int4_rows,
+    int4_tiles,
+    quantized,
+)
 from tests.support.naive_sample import sample
 from tests.support.naive_step import advance_step, process_logits
 
 __all__ = ["advance_step", "process_logits", "sample"]
 
 FP8 = torch.float8_e4m3fn
-NIBBLE_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-def f64(t: Tensor) -> np.ndarray:
-    return t.detach().double().numpy().copy()
 
 
 def silu(z: float) -> float:
@@ -73,73 +74,6 @@ def rms_norm_fp8(x, weight, eps=1e-5, scaling="row", residual=None, keep_y=False
         y, total = add_rms_norm(x, residual, weight, eps)
     rounded = f64(torch.from_numpy(y).to(x.dtype))
     return *quantized(rounded, scaling), rounded if keep_y else nothing, total
-
-
-def blocks(shape, scaling):
-    """`(index of the scale, slices of the block)` of every block of a tensor."""
-    *lead, k = shape
-    if scaling == "tensor":
-        if len(shape) == 3:
-            yield from (((e, 0), (e,)) for e in range(shape[0]))
-        else:
-            yield (0,), ()
-    elif scaling == "row":
-        yield from ((i, i) for i in np.ndindex(*lead))
-    elif scaling == "1x128":
-        for i in np.ndindex(*lead):
-            yield from (((*i, j), (*i, slice(128 * j, 128 * j + 128))) for j in range(k // 128))
-    else:
-        *outer, n = lead
-        for i in np.ndindex(*outer, -(-n // 128), k // 128):
-            *o, r, c = i
-            yield i, (*o, slice(128 * r, 128 * r + 128), slice(128 * c, 128 * c + 128))
-
-
-def scale_shape(shape, scaling):
-    *lead, k = shape
-    if scaling == "tensor":
-        return (shape[0], 1) if len(shape) == 3 else (1,)
-    if scaling == "row":
-        return tuple(lead)
-    if scaling == "1x128":
-        return (*lead, k // 128)
-    return (*lead[:-1], -(-lead[-1] // 128), k // 128)
-
-
-def quantized(x, scaling):
-    q, scale = np.zeros(x.shape), np.ones(scale_shape(x.shape, scaling))
-    for index, block in blocks(x.shape, scaling):
-        amax = np.abs(x[block]).max(initial=0)
-        scale[index] = amax / 448 or 1.0
-        q[block] = x[block] / scale[index]
-    return q, scale
-
-
-def quantize_fp8(x, scaling):
-    return quantized(f64(x), scaling)
-
-
-def dequantized(q, scale, scaling):
-    value, scale = f64(q), f64(scale)
-    for index, block in blocks(value.shape, scaling):
-        value[block] *= scale[index]
-    return value
-
-
-def quantize_int4(w, search=True):
-    assert not search
-    x = w.float().numpy().reshape(-1, 128)
-    packed, scales = np.zeros((len(x), 16), dtype=np.int64), np.zeros(len(x))
-    for i, group in enumerate(x):
-        scale = torch.tensor(np.abs(group).max() / np.float32(7.5)).bfloat16().float().item() or 1.0
-        q = np.clip(np.rint(group / np.float32(scale)), -8, 7).astype(np.int64)
-        for element, code in enumerate(q):
-            nibble = NIBBLE_ORDER.index(element % 8)
-            packed[i, element // 8] |= (code + 8) << (4 * nibble)
-        scales[i] = scale
-    words = packed.astype(np.uint32).view(np.int32)
-    rows = tuple(w.shape[:-1])
-    return words.reshape(*rows, w.shape[-1] // 8), scales.reshape(*rows, w.shape[-1] // 128)
 
 
 def rope_cache(
@@ -221,10 +155,19 @@ def moe_route(logits, top_k=1, shared_expert=False):
     )
 
 
+def gathered(x, permutation, top_k):
+    rows = [] if permutation is None else [int(i) // top_k for i in permutation]
+    return f64(x) if permutation is None else f64(x)[np.array(rows, int)]
+
+
+def moe_router(x, norm_weight, router_weight, num_experts, eps=1e-5, top_k=1, shared_expert=False):
+    normed = rms_norm(x, norm_weight, eps)[0]
+    logits = f64(torch.from_numpy(normed).to(x.dtype)) @ f64(router_weight[:num_experts]).T
+    return normed, *moe_route(torch.from_numpy(logits), top_k, shared_expert)
+
+
 def moe_permute(x, permutation, top_k):
-    rows = f64(x)
-    out = [rows[int(i) // top_k] for i in permutation]
-    return (np.array(out).reshape(len(out), x.shape[1]),)
+    return (gathered(x, permutation, top_k),)
 
 
 def moe_permute_fp8(x, permutation, top_k, scaling="row"):
@@ -240,6 +183,15 @@ def moe_combine(y, inverse, top_k, shared=None, residual=None):
     for other in (shared, residual):
         out += 0 if other is None else f64(other)
     return (out,)
+
+
+def moe_combine_norm(y, inverse, top_k, norm_weight, eps=1e-5, residual=None, norm=rms_norm):
+    (x,) = moe_combine(y, inverse, top_k, residual=residual)
+    return x, *norm(torch.from_numpy(x).to(y.dtype), norm_weight, eps)[:2]
+
+
+def moe_combine_norm_fp8(*args, **options):
+    return moe_combine_norm(*args, **options, norm=rms_norm_fp8)
 
 
 def product(a, weight, n, offsets, bias, residual, row_scale, activation):
@@ -270,6 +222,8 @@ def gemm(
     b,
     *,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     sfa=None,
     sfb=None,
     bias=None,
@@ -279,7 +233,7 @@ def gemm(
     **_,
 ):
     n = b.shape[-2]
-    value_a, value_b = f64(a), f64(b)
+    value_a, value_b = gathered(a, permutation, top_k), f64(b)
     if sfa is not None:
         of_a = "1x128" if sfa.dim() == 2 else "tensor" if len(sfa) == 1 else "row"
         value_a = dequantized(a, sfa, of_a)
@@ -312,6 +266,8 @@ def w4_gemm(
     *,
     zeros=None,
     expert_offsets=None,
+    permutation=None,
+    top_k=1,
     bias=None,
     residual=None,
     row_scale=None,
@@ -322,7 +278,7 @@ def w4_gemm(
     offsets = None if expert_offsets is None else expert_offsets.tolist()
     return (
         product(
-            f64(a),
+            gathered(a, permutation, top_k),
             lambda e: weights if e is None else weights[e],
             weights.shape[-2],
             offsets,
@@ -332,45 +288,6 @@ def w4_gemm(
             activation,
         ),
     )
-
-
-def int4_rows(packed, scales, zeros):
-    """The weights [..., N, K] in nibbles of rows, with scales and zero points beside them."""
-    words, scale = packed.numpy().view(np.uint32), f64(scales)
-    zero = np.full(scale.shape, 8.0) if zeros is None else f64(zeros)
-    weights = np.zeros((*packed.shape[:-1], 8 * packed.shape[-1]))
-    for nibble, element in enumerate(NIBBLE_ORDER):
-        weights[..., element::8] = words >> (4 * nibble) & 15
-    group = weights.shape[-1] // scale.shape[-1]
-    for i in range(scale.shape[-1]):
-        own = weights[..., group * i : group * i + group]
-        own -= zero[..., i : i + 1]
-        own *= scale[..., i : i + 1]
-    return weights
-
-
-def int4_tiles(tiles):
-    """The weights [..., N, K] in tiles of 16 rows by 128 of K, word by word."""
-    groups, zeros = {264: (1, 0), 268: (1, 1), 272: (2, 0), 280: (2, 1), 288: (4, 0), 304: (4, 1)}[
-        tiles.shape[-1]
-    ]
-    words = tiles.contiguous().numpy().view(np.uint32)
-    halves = words[..., 256 : 256 + 8 * groups].copy().view(np.uint16).astype(np.uint32) << 16
-    scale, zero = halves.view(np.float32).astype(float), np.full(halves.shape, 8.0)
-    if zeros:
-        zero = words[..., 256 + 8 * groups :].copy().view(np.uint8).astype(float)
-    tile = np.zeros((*tiles.shape[:-1], 16, 128))
-    for word, field in np.ndindex(256, 8):
-        half, lane, step = word // 128, word // 4 % 32, word % 4
-        row, k = lane // 4, 64 * half + 16 * step + 2 * (lane % 4)
-        # Four bits after four: the row, eight rows below, then both eight columns on; the upper
-        # half of the word is one column on.
-        row, k = row + 8 * (field % 2), k + 8 * (field // 2 % 2) + field // 4
-        at = 16 * (k * groups // 128) + 2 * (row % 8) + row // 8
-        code = words[..., word] >> (4 * field) & 15
-        tile[..., row, k] = (code - zero[..., at]) * scale[..., at]
-    *lead, rows, blocks, _, _ = tile.shape
-    return np.moveaxis(tile, -2, -3).reshape(*lead, 16 * rows, 128 * blocks)
 
 
 def visible(position, num_keys, chunk):
@@ -462,6 +379,20 @@ def flash_decode(
             v_scale,
         )
     return out, lse
+
+
+def flash_decode_append(
+    qkv, positions, slots, k_cache, v_cache, seqlens_k, block_table,
+    *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, **rule,
+):  # fmt: skip
+    """Between the two parts q and the cache are rounded."""
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    rule |= {"num_heads": num_heads, **scales}
+    q, *stored = rope_cache(qkv, positions, slots, k_cache, v_cache, **rule)
+    q = torch.from_numpy(q).to(qkv.dtype).unflatten(0, (len(seqlens_k), tokens))
+    caches = (torch.from_numpy(cache).to(k_cache.dtype) for cache in stored)
+    options = {"softmax_scale": softmax_scale, "chunk": chunk, **scales}
+    return *flash_decode(q, *caches, seqlens_k, block_table, **options), *stored
 
 
 def merge_attention_states(outs, lses):

@@ -1,5 +1,6 @@
 """The recorder: a right step replays as it runs, and what a graph would freeze or refuse shows."""
 
+import contextlib
 import doctest
 
 import pytest
@@ -48,6 +49,7 @@ class Decoding:
         off = torch.zeros(rows, dtype=torch.int32)
         self.sampling = ones, off, ones, torch.zeros(rows), torch.arange(rows)
         self.said, self.done = self.ids.tolist(), 0  # what the host knows
+        self.tokens = []
 
     def begin(self):
         pass
@@ -78,7 +80,7 @@ class Decoding:
 
     def run(self, steps, capture=lambda step: step):
         """The tokens of every step, of which the first is captured."""
-        tokens, step = [], self.step
+        step = self.step
         for n in range(steps):
             for row, first in enumerate(FIRST):
                 if n == 0 or (first + n) % PAGE == 0:
@@ -91,8 +93,8 @@ class Decoding:
             else:
                 replay()
             self.said, self.done = self.ids.tolist(), self.done + 1
-            tokens.append(self.said)
-        return tokens
+            self.tokens.append(self.said)
+        return self.tokens
 
 
 def test_a_right_step_replays_as_it_runs(model):
@@ -103,7 +105,8 @@ def test_a_right_step_replays_as_it_runs(model):
         assert Decoding(model).run(201, capture) == wanted
     assert len({*map(tuple, wanted)}) > 150
     assert capture.escaped() == []
-    assert capture.launches["l4kernels.flash_decode"] == len(model.layers)
+    attends = [n for name, n in capture.launches.items() if "flash_decode" in name]
+    assert sum(attends) == len(model.layers)
     assert capture.launches["l4kernels.sample"] == 1
     assert not {"aten.empty", "aten.view", "aten.select"} & {*capture.launches}
     largest = len(FIRST) * model.config.vocab_size * 4
@@ -155,8 +158,10 @@ def test_a_value_of_the_host_gives_other_tokens(bug, model):
     with torch.inference_mode():
         wanted = Decoding(model).run(24)
         assert bug(model).run(24) == wanted
-        got = bug(model).run(24, Recorder())
-    assert got[0] == wanted[0] and got != wanted
+        decoding = bug(model)
+        with contextlib.suppress(IndexError):  # slots that are not where the lengths are
+            decoding.run(24, Recorder())
+    assert decoding.tokens[0] == wanted[0] and decoding.tokens != wanted
 
 
 def test_what_a_step_leaves_behind_is_named(model):

@@ -30,17 +30,17 @@ struct Attend {
   float scale[2];
 
   // Rows are (token, head of the group); those past the last are zeros.
-  __device__ __forceinline__ void load_queries(const DecodeItem& item, int first_row) {
+  template <typename Tokens>
+  __device__ __forceinline__ void load_queries(const DecodeItem& item, const Tokens& tokens,
+                                               int first_row) {
     const FlashDecodeParams& p = item.p;
-    const int b = item.work.b, kv_head = item.kv_head, c = threadIdx.x % 4;
-    const float k_scale = p.k_scale == nullptr ? 1.f : p.k_scale[kv_head];
+    const int c = threadIdx.x % 4;
+    const float k_scale = p.k_scale == nullptr ? 1.f : p.k_scale[item.kv_head];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + threadIdx.x % 32 / 4 + half * 8;
       const bool exists = row < item.end_row();
-      const auto* from = static_cast<const __nv_bfloat16*>(p.q) + b * p.q_batch_stride +
-                         row / p.group * p.q_token_stride +
-                         (kv_head * p.group + row % p.group) * p.q_head_stride;
+      const __nv_bfloat16* from = tokens.query(item, row);
 #pragma unroll
       for (int k = 0; k < kDecodeHeadDim / 16; ++k) {
         uint2 four{0, 0};
@@ -85,10 +85,16 @@ struct Attend {
     for (int half = 0; half < 2; ++half) maximum[half] = kMinusInfinity, sum[half] = 0;
   }
 
-  // s[n][i]: row g + i / 2 * 8, key 8n + 2c + i % 2 of the block at `keys` in shared memory.
-  __device__ __forceinline__ void scores(uint32_t keys, float (&s)[2][4]) const {
+  // The key, and the value, of a block whose row in shared memory the lane names.
+  __device__ __forceinline__ static int key_row() {
+    return threadIdx.x % 32 / 16 * 8 + threadIdx.x % 8;
+  }
+  __device__ __forceinline__ static int value_row() { return threadIdx.x % 16; }
+
+  // s[n][i]: row g + i / 2 * 8, key 8n + 2c + i % 2 of the block of which key_row() is at `row`.
+  __device__ __forceinline__ void scores(uint32_t row, float (&s)[2][4]) const {
     constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
-    const int lane = threadIdx.x % 32, row = lane / 16 * 8 + lane % 8;
+    const int lane = threadIdx.x % 32;
     float odd[2][4] = {};  // a second set of sums halves the chain of dependent products
 #pragma unroll
     for (auto& tile : s)
@@ -97,7 +103,7 @@ struct Attend {
     for (int pair = 0; pair < kRowBytes / 32; ++pair) {  // of 16-byte chunks
       uint32_t k[4];
       const int chunk = (2 * pair + lane / 8 % 2) ^ (lane % 8);
-      ptx::ldmatrix_x4<false>(k, keys + row * kRowBytes + chunk * 16);
+      ptx::ldmatrix_x4<false>(k, row + chunk * 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kFp8) {
@@ -160,14 +166,15 @@ struct Attend {
       }
   }
 
-  __device__ __forceinline__ void add_values(uint32_t values, const uint32_t (&w)[4]) {
+  // Of the block of which value_row() is at `row`.
+  __device__ __forceinline__ void add_values(uint32_t row, const uint32_t (&w)[4]) {
     constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
-    const int lane = threadIdx.x % 32, row = lane / 8 % 2 * 8 + lane % 8;
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int pair = 0; pair < kRowBytes / 32; ++pair) {
       uint32_t v[4];  // chunk 2 pair: keys 0-7, 8-15; chunk 2 pair + 1: keys 0-7, 8-15
       const int chunk = (2 * pair + lane / 16) ^ (lane % 8);
-      ptx::ldmatrix_x4<true>(v, values + row * kRowBytes + chunk * 16);
+      ptx::ldmatrix_x4<true>(v, row + chunk * 16);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         if constexpr (kFp8) {

@@ -4,6 +4,7 @@
 
 #include "host/device.h"
 #include "host/launch.h"
+#include "kernels/flash_decode/append.cuh"
 
 namespace l4k {
 
@@ -17,13 +18,13 @@ int grid_of(const FlashDecodeParams& p) {
   return static_cast<int>(std::min<int64_t>(items * tiles, std::min(sm_count(), kDecodeMaxGrid)));
 }
 
-template <bool kFp8>
-cudaError_t launch_decode(const FlashDecodeParams& p, cudaStream_t stream) {
-  const LaunchConfig config{.grid = dim3(grid_of(p)),
-                            .block = dim3(kDecodeWarps * 32),
-                            .smem_bytes = sizeof(DecodeSmem<kFp8>)};
-  return launch(flash_decode_kernel<kFp8>, config, stream, p,
-                decode_shape(p, static_cast<int>(config.grid.x)));
+template <typename Smem, typename Params>
+cudaError_t launch_decode(void (*kernel)(Params, DecodeShape), const FlashDecodeParams& attention,
+                          const Params& p, cudaStream_t stream) {
+  const int grid = grid_of(attention);
+  const LaunchConfig config{
+      .grid = dim3(grid), .block = dim3(kDecodeWarps * 32), .smem_bytes = sizeof(Smem)};
+  return launch(kernel, config, stream, p, decode_shape(attention, grid));
 }
 
 }  // namespace
@@ -33,7 +34,15 @@ int64_t flash_decode_workspace(const FlashDecodeParams& p) {
 }
 
 cudaError_t flash_decode(const FlashDecodeParams& p, cudaStream_t stream) {
-  return p.fp8_cache ? launch_decode<true>(p, stream) : launch_decode<false>(p, stream);
+  return p.fp8_cache ? launch_decode<DecodeSmem<true>>(flash_decode_kernel<true>, p, p, stream)
+                     : launch_decode<DecodeSmem<false>>(flash_decode_kernel<false>, p, p, stream);
+}
+
+cudaError_t flash_decode_append(const FlashDecodeAppendParams& p, cudaStream_t stream) {
+  const FlashDecodeParams& a = p.attention;
+  return a.fp8_cache
+             ? launch_decode<AppendSmem<true>>(flash_decode_append_kernel<true>, a, p, stream)
+             : launch_decode<AppendSmem<false>>(flash_decode_append_kernel<false>, a, p, stream);
 }
 
 }  // namespace l4k

@@ -9,6 +9,9 @@
 // empty[s]   one lane of each consumer warp         producers   nobody reads stage s any more
 // named 1    consumers                              themselves  states, exchanged sums, the flag
 //
+// `Tokens` says where queries and keys are: in memory, or for flash_decode_append, which rotates and
+// stores them first, in shared memory (append.cuh).
+//
 // Persistent: CTA c computes the splits that schedule.h gives it; every CTA computes the schedule
 // from the lengths in device memory, and producers run ahead into the next split. The CTA that
 // leaves an item's last partial result combines them, in the order of the splits (combine.cuh). See
@@ -56,12 +59,32 @@ struct WarpKeys {
   }
 };
 
+// Queries in memory, and all keys in the cache.
+struct StoredTokens {
+  static constexpr bool kAppends = false;
+
+  // By all consumer warps before a split; true if a token is bad.
+  __device__ __forceinline__ bool prepare(const DecodeItem&) { return false; }
+
+  __device__ __forceinline__ const __nv_bfloat16* query(const DecodeItem& item, int row) const {
+    const FlashDecodeParams& p = item.p;
+    return static_cast<const __nv_bfloat16*>(p.q) + item.work.b * p.q_batch_stride +
+           row / p.group * p.q_token_stride +
+           (item.kv_head * p.group + row % p.group) * p.q_head_stride;
+  }
+
+  // Where a key, or its value, is in shared memory; it has a place in the ring.
+  __device__ __forceinline__ uint32_t row_of(int, bool, uint32_t in_ring) const { return in_ring; }
+};
+
 // The tiles of a split, as they come through the ring; true if a page of one does not exist.
-template <bool kFp8>
-__device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const DecodeSplit& split,
-                                             const WarpKeys& visible, const WarpShare& share,
-                                             DecodeSmem<kFp8>& smem,
+template <bool kFp8, typename Tokens>
+__device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const Tokens& tokens,
+                                             const DecodeSplit& split, const WarpKeys& visible,
+                                             const WarpShare& share, DecodeSmem<kFp8>& smem,
                                              Stage<DecodeSmem<kFp8>::kStages>& stage) {
+  constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
+  const int key_row = Attend<kFp8>::key_row(), value_row = Attend<kFp8>::value_row();
   uint32_t bad = 0;
 #pragma unroll 1
   for (int tile = split.first_tile; tile < split.first_tile + split.tiles; ++tile) {
@@ -77,13 +100,17 @@ __device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const DecodeS
       if (key >= visible.any.end || key <= visible.any.first - kDecodeKeyBlock) continue;
       float s[2][4];
       uint32_t w[4];
-      const int offset = block * kDecodeKeyBlock * DecodeSmem<kFp8>::kRowBytes;
-      attend.scores(ptx::smem_address(smem.ring[keys.index]) + offset, s);
+      const uint32_t key_block =
+          ptx::smem_address(smem.ring[keys.index]) + block * kDecodeKeyBlock * kRowBytes;
+      attend.scores(tokens.row_of(key + key_row, false, key_block + key_row * kRowBytes), s);
       if (key < visible.all.first || key > visible.all.end - kDecodeKeyBlock)
         attend.mask(visible.seen, key, s);
       attend.weights(s, w);
       smem.pipeline.wait_full(values);
-      attend.add_values(ptx::smem_address(smem.ring[values.index]) + offset, w);
+      const uint32_t value_block =
+          ptx::smem_address(smem.ring[values.index]) + block * kDecodeKeyBlock * kRowBytes;
+      attend.add_values(tokens.row_of(key + value_row, true, value_block + value_row * kRowBytes),
+                        w);
     }
     smem.pipeline.wait_full(values);  // also without a key block: arrivals must not run ahead
     __syncwarp();
@@ -141,9 +168,9 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const DecodeIt
   }
 }
 
-template <bool kFp8>
+template <bool kFp8, typename Tokens>
 __device__ __forceinline__ void consume(const FlashDecodeParams& p, const DecodeShape& shape,
-                                        DecodeSmem<kFp8>& smem) {
+                                        DecodeSmem<kFp8>& smem, Tokens& tokens) {
   const int row_blocks = decode_row_blocks(p.tokens * p.group);
   const DecodeWorkspace workspace(p, shape.grid);
   const WarpShare share(workspace.rows);
@@ -156,15 +183,33 @@ __device__ __forceinline__ void consume(const FlashDecodeParams& p, const Decode
                           .work = work,
                           .kv_head = work.item / row_blocks,
                           .block_row = work.item % row_blocks * kDecodeRows};
+    bool bad = tokens.prepare(item);
     const int first_row = item.block_row + share.row_warp * 16;
     const WarpKeys visible(item, first_row);
     Attend<kFp8> attend;
-    attend.load_queries(item, first_row);
+    attend.load_queries(item, tokens, first_row);
     attend.clear();
-    const bool bad = attend_split(attend, work.split(), visible, share, smem, stage);
+    bad |= attend_split(attend, tokens, work.split(), visible, share, smem, stage);
     attend.merge(smem, share.row_warps);
     store(attend, item, share, bad);
     if (item.splits() > 1) combine(item, smem);
+  }
+}
+
+template <bool kFp8, typename Tokens>
+__device__ __forceinline__ void decode(const FlashDecodeParams& p, const DecodeShape& shape,
+                                       DecodeSmem<kFp8>& smem, Tokens tokens) {
+  if (threadIdx.x == 0)
+    smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32 + kDecodeProducers);
+  ptx::grid_dependency_wait();
+  ptx::grid_launch_dependents();
+  plan_decode(p, shape, smem);
+  if (threadIdx.x / 32 < kDecodeConsumers) {
+    ptx::registers_increase<216>();
+    consume(p, shape, smem, tokens);
+  } else {
+    ptx::registers_decrease<72>();
+    DecodeProducer<kFp8, Tokens::kAppends>(p, smem).run(shape);
   }
 }
 
@@ -173,19 +218,7 @@ __global__ void __launch_bounds__(kDecodeWarps * 32, 1)
     flash_decode_kernel(const __grid_constant__ FlashDecodeParams p,
                         const __grid_constant__ DecodeShape shape) {
   extern __shared__ __align__(1024) char raw[];
-  auto& smem = *reinterpret_cast<DecodeSmem<kFp8>*>(raw);
-  if (threadIdx.x == 0)
-    smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32 + kDecodeProducers);
-  ptx::grid_dependency_wait();
-  ptx::grid_launch_dependents();
-  plan_decode(p, shape, smem);
-  if (threadIdx.x / 32 < kDecodeConsumers) {
-    ptx::registers_increase<216>();
-    consume(p, shape, smem);
-  } else {
-    ptx::registers_decrease<72>();
-    DecodeProducer<kFp8>(p, smem).run(shape);
-  }
+  decode(p, shape, *reinterpret_cast<DecodeSmem<kFp8>*>(raw), StoredTokens{});
 }
 
 }  // namespace l4k

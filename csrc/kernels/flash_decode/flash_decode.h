@@ -1,8 +1,11 @@
-// out = softmax(scale * q k^T) v for a few queries at the end of each sequence, over a paged cache
+// out = softmax(scale * q k^T) v for a few queries at the end of each sequence, over a paged cache;
+// or first q, k = rotate, normalise, scale (qkv) and the cache takes k and v, in the same launch
 #pragma once
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "tile/rope.h"
 
 namespace l4k {
 
@@ -33,7 +36,19 @@ struct FlashDecodeParams {
   bool fp8_cache;
 };
 
+struct FlashDecodeAppendParams {
+  FlashDecodeParams attention;  // without q
+  const void* qkv;              // [B * S, (Hkv * group + 2 Hkv) * 128] bf16, 16-byte aligned rows
+  int64_t qkv_stride;           // elements between tokens, a multiple of 8
+  const int64_t* positions;     // [B * S]
+  const int64_t* slot_mapping;  // [B * S] where block_table puts the key; -1: it is there already
+  HeadRule rule;
+  void* k_cache;  // attention's
+  void* v_cache;
+};
+
 int64_t flash_decode_workspace(const FlashDecodeParams& params);
 cudaError_t flash_decode(const FlashDecodeParams& params, cudaStream_t stream);
+cudaError_t flash_decode_append(const FlashDecodeAppendParams& params, cudaStream_t stream);
 
 }  // namespace l4k

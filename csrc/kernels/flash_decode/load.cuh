@@ -7,8 +7,9 @@
 namespace l4k {
 
 // A producer warp copies two key blocks of each tile. What no query sees arrives as zeros and is not
-// read, so that a value nobody wrote cannot turn a weight of zero into NaN.
-template <bool kFp8>
+// read, so that a value nobody wrote cannot turn a weight of zero into NaN. Nor are the keys of new
+// tokens that this launch appends.
+template <bool kFp8, bool kAppends>
 struct DecodeProducer {
   using Smem = DecodeSmem<kFp8>;
   static constexpr int kChunks = Smem::kRowBytes / 16, kRows = 32 / kChunks;  // of a warp's copy
@@ -103,8 +104,10 @@ struct DecodeProducer {
     const DecodeWork& work = smem.work[threadIdx.x / 32];
     for (; !work.done(shape, smem.schedule); next_split(p, shape, smem)) {
       split = work.split();
-      first_key = static_cast<int>(work.sequence.keys.first);
-      keys = static_cast<uint32_t>(work.sequence.keys.end) - first_key;
+      const Span seen = work.sequence.keys;
+      const int64_t stored = max(work.sequence.first_position, seen.first);
+      first_key = static_cast<int>(seen.first);
+      keys = static_cast<uint32_t>(kAppends ? stored : seen.end) - first_key;
       table = p.block_table + work.b * p.table_stride;
       own = row * row_stride + work.item / row_blocks * Smem::kRowBytes + lane % kChunks * 16;
       if (!work.sequence.valid && lane == 0)

@@ -24,6 +24,7 @@ namespace l4k {
 constexpr int kDecodeTile = 128;        // keys
 constexpr int kDecodeKeyBlock = 16;     // keys that lie in one page, and that one warp multiplies
 constexpr int kDecodeRows = 128;        // queries x heads of a work item
+constexpr int kDecodeTokens = 16;       // new ones of a sequence, at most
 constexpr int kDecodeSplitsPerCta = 4;  // where there are more items than CTAs can share
 constexpr int kDecodeSlotsPerCta = 2 * kDecodeSplitsPerCta;
 
@@ -149,6 +150,16 @@ struct DecodeWork {
   }
   L4K_HD DecodeSplit split() const {
     return {sequence.first_tile + splits.begin(k), splits.begin(k + 1) - splits.begin(k)};
+  }
+  // Those of the sequence's `tokens` new tokens whose keys lie in the tiles of the split. Tokens without
+  // a key come first, and belong to the first split.
+  L4K_HD Span new_tokens(int tokens) const {
+    const int64_t first = sequence.first_position > 0 ? sequence.first_position : 0;
+    const auto before = [&](int split) -> int64_t {
+      const int64_t key = int64_t{sequence.first_tile + splits.begin(split)} * kDecodeTile;
+      return key < first ? 0 : key - first < tokens ? key - first : tokens;
+    };
+    return {before(k), before(k + 1)};
   }
   // Of any split of the item.
   L4K_HD int64_t slot(const DecodeSchedule& schedule, int index) const {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/gemm/configs.h"
+#include "tile/few_rows.h"
 
 namespace l4k {
 
@@ -140,9 +141,10 @@ constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
   return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
 }
 
-// Up to how many rows of A a problem streams: one tile of tokens when dense; with experts sixteen
-// tokens and, for each, the shared expert's row.
-constexpr int streamed_rows(const GemmProblem& p) { return p.num_experts == 1 ? 16 : 32; }
+// Up to how many rows of A a problem streams.
+constexpr int streamed_rows(const GemmProblem& p) {
+  return p.num_experts == 1 ? kFewRows : kFewRaggedRows;
+}
 
 // Whether `asked` is a configuration that computes the problem, and splits that it can make.
 constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {

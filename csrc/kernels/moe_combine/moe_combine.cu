@@ -19,4 +19,15 @@ cudaError_t moe_combine(const MoeCombineParams& params, cudaStream_t stream) {
   return launch(moe_combine_kernel, config, stream, params, tiles.row_tiles);
 }
 
+cudaError_t moe_combine_norm(const MoeCombineNormParams& params, cudaStream_t stream) {
+  const MoeCombineParams& c = params.combine;
+  if (c.tokens * c.top_k >= int64_t{1} << 31) return cudaErrorInvalidValue;
+  const int threads = norm_threads(static_cast<int>(c.width / kVector));
+  const int64_t resident = int64_t{sm_count()} * (65536 / kMoeCombineNormRegisters / threads);
+  LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(c.tokens, resident))),
+                      .block = dim3(threads)};
+  return params.q == nullptr ? launch(moe_combine_norm_kernel<false>, config, stream, params)
+                             : launch(moe_combine_norm_kernel<true>, config, stream, params);
+}
+
 }  // namespace l4k

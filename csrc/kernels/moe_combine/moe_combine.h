@@ -1,8 +1,10 @@
-// out[t] = sum over j of y[inverse[t * top_k + j]] + shared[t] + residual[t]
+// out[t] = sum over j of y[inverse[t * top_k + j]] + shared[t] + residual[t], and its RMSNorm
 #pragma once
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "tile/norm.h"
 
 namespace l4k {
 
@@ -21,6 +23,19 @@ struct MoeCombineParams {
   uint32_t* error;  // tile/report.cuh
 };
 
+struct MoeCombineNormParams {
+  MoeCombineParams combine;  // D at most kNormMaxWidth, no `shared`
+  const void* weight;        // [D] bf16
+  float eps;
+  void* normed;  // [T, D] bf16 contiguous, null for
+  void* q;       // [T, D] e4m3 contiguous and
+  float* scale;  // [T]
+};
+
+// Registers per thread of the latter: three CTAs of a 5,120-wide row fit an SM.
+constexpr int kMoeCombineNormRegisters = 64;
+
 cudaError_t moe_combine(const MoeCombineParams& params, cudaStream_t stream);
+cudaError_t moe_combine_norm(const MoeCombineNormParams& params, cudaStream_t stream);
 
 }  // namespace l4k

@@ -11,11 +11,12 @@ int64_t moe_route_workspace(int64_t tokens, int num_experts) {
 }
 
 cudaError_t moe_route(const MoeRouteParams& params, cudaStream_t stream) {
-  const RoutePlan plan = plan_route(params.tokens, sm_count());
-  if (params.tokens * params.choices() >= int64_t{1} << 31) return cudaErrorInvalidValue;
+  const RoutePlan plan = plan_route(params.routing.tokens, sm_count());
+  if (params.routing.tokens * params.routing.choices() >= int64_t{1} << 31)
+    return cudaErrorInvalidValue;
   LaunchConfig config{.grid = dim3(plan.tiles), .block = dim3(kRouteThreads)};
   // Zero tokens still have offsets.
-  if (params.tokens <= kRouteOneLaunchTokens)
+  if (params.routing.tokens <= kRouteOneLaunchTokens)
     return params.float32 ? launch(moe_route_small_kernel<float>, config, stream, params)
                           : launch(moe_route_small_kernel<__nv_bfloat16>, config, stream, params);
   cudaError_t error =

@@ -4,7 +4,6 @@
 
 #include "host/device.h"
 #include "host/launch.h"
-#include "tile/base.h"
 
 namespace l4k {
 
@@ -29,8 +28,7 @@ Kernel kernel_for(Scaling scaling) {
 }  // namespace
 
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream) {
-  const int vectors = params.width / kVector;
-  const int threads = round_up(ceil_div(vectors, kRmsNormVectors), 32);
+  const int threads = norm_threads(params.width / kVector);
   const int registers = rms_norm_registers(params.residual != nullptr, params.scaling);
   const int64_t resident = int64_t{sm_count()} * (65536 / registers / threads);
   LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(params.rows, resident))),

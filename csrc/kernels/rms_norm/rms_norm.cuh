@@ -10,15 +10,12 @@
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "tile/fp8.cuh"
-#include "tile/reduce.cuh"
-#include "tile/vector.cuh"
+#include "tile/norm.cuh"
 
 namespace l4k {
 
-constexpr int kRmsNormVectors = 2;  // per thread
-
 struct RmsNormRow {
-  uint4 x[kRmsNormVectors], residual[kRmsNormVectors];
+  uint4 x[kNormVectors], residual[kNormVectors];
 };
 
 template <bool kResidual>
@@ -28,7 +25,7 @@ __device__ __forceinline__ void load_row(const RmsNormParams& params, int64_t ro
   const uint4* residual =
       static_cast<const uint4*>(params.residual) + row * (params.residual_stride / kVector);
 #pragma unroll
-  for (int u = 0; u < kRmsNormVectors; ++u) {
+  for (int u = 0; u < kNormVectors; ++u) {
     const int v = threadIdx.x + u * blockDim.x;
     out.x[u] = out.residual[u] = uint4{};  // zeros change neither sum nor maximum
     if (row < params.rows && v < params.width / kVector) {
@@ -36,18 +33,6 @@ __device__ __forceinline__ void load_row(const RmsNormParams& params, int64_t ro
       if constexpr (kResidual) out.residual[u] = ptx::load_streaming(residual + v);
     }
   }
-}
-
-// round(s * factor) * weight: two roundings, as in the model.
-__device__ __forceinline__ uint4 normalise(uint4 s_raw, float factor, uint4 weight_raw) {
-  float s[kVector];
-  unpack(s_raw, s);
-#pragma unroll
-  for (float& value : s) value *= factor;
-  Bf16Vector y{pack(s)}, weight{weight_raw};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) y.pairs[i] = __hmul2_rn(y.pairs[i], weight.pairs[i]);
-  return y.raw;
 }
 
 template <bool kResidual, int kScaling>
@@ -61,31 +46,23 @@ __global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
   ptx::grid_launch_dependents();
   RmsNormRow ahead;
   load_row<kResidual>(params, blockIdx.x, ahead);
-  uint4 weight[kRmsNormVectors];
-#pragma unroll
-  for (int u = 0; u < kRmsNormVectors; ++u) {
-    const int v = threadIdx.x + u * blockDim.x;
-    if (v < vectors) weight[u] = ptx::load_streaming(static_cast<const uint4*>(params.weight) + v);
-  }
+  uint4 weight[kNormVectors];
+  load_norm_weight(params.weight, vectors, weight);
   int parity = 0;
   for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x, parity ^= 1) {
-    uint4 s[kRmsNormVectors];
+    uint4 s[kNormVectors];
     float sum = 0.f;
 #pragma unroll
-    for (int u = 0; u < kRmsNormVectors; ++u) {
+    for (int u = 0; u < kNormVectors; ++u) {
       s[u] = kResidual ? add(ahead.x[u], ahead.residual[u]) : ahead.x[u];
-      float values[kVector];
-      unpack(s[u], values);
-#pragma unroll
-      for (float value : values) sum += value * value;
+      add_squares(s[u], sum);
     }
     load_row<kResidual>(params, row + gridDim.x, ahead);
-    const float mean = cta_sum(sum, sums[parity]) / params.width;
-    const float factor = rsqrtf(mean + params.eps);
+    const float factor = inverse_rms(sum, params.width, params.eps, sums[parity]);
 
-    uint4 y[kRmsNormVectors];
+    uint4 y[kNormVectors];
 #pragma unroll
-    for (int u = 0; u < kRmsNormVectors; ++u) {
+    for (int u = 0; u < kNormVectors; ++u) {
       const int v = threadIdx.x + u * blockDim.x;
       y[u] = uint4{};
       if (v >= vectors) continue;

@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+#include "tile/norm.h"
 #include "tile/scaling.h"
 
 namespace l4k {
-
-constexpr int kRmsNormMaxWidth = 16384;
 
 // Registers per thread: four CTAs of a 5,120-wide row fit an SM with 48, three with 64.
 constexpr int rms_norm_registers(bool residual, int scaling) {
@@ -17,7 +16,7 @@ constexpr int rms_norm_registers(bool residual, int scaling) {
 
 struct RmsNormParams {
   int64_t rows;          // T
-  int width;             // D, a multiple of 8, at most kRmsNormMaxWidth
+  int width;             // D, a multiple of 8, at most kNormMaxWidth
   const void* x;         // [T, D] bf16, 16-byte aligned rows
   const void* residual;  // [T, D] bf16, 16-byte aligned rows, or null
   const void* weight;    // [D] bf16

@@ -1,6 +1,5 @@
-// Per head of q and k:  (a, b) -> (a cos - b sin, a sin + b cos) for each adjacent pair,
-//                       then x * rsqrt(mean(x^2) + eps), then for q x * temperature(position);
-// k and v go to their slot of the paged cache, q to a dense tensor. One rounding at the end.
+// Heads of q and k are rotated, normalised and scaled (tile/rope.cuh); k and v go to their slot of the
+// paged cache, q to a dense tensor. One rounding at the end.
 //
 // A head of 128 elements is 16 vectors of 16 bytes, half a warp; a warp takes kRopeHeads heads of
 // one token and has all its loads in flight at once. Warps share nothing, so there is no barrier:
@@ -12,72 +11,31 @@
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "tile/base.h"
-#include "tile/fp8.cuh"
-#include "tile/reduce.cuh"
 #include "tile/report.cuh"
-#include "tile/vector.cuh"
+#include "tile/rope.cuh"
 
 namespace l4k {
 
 constexpr int kRopeThreads = 128;
 constexpr int kRopeCtas = 8;                                // per SM: 64 registers
-constexpr int kRopeLanes = kHeadDim / kVector;              // per head
 constexpr int kRopeVectors = 4;                             // per lane
-constexpr int kRopeHeads = kRopeVectors * 32 / kRopeLanes;  // per warp
-
-// Positions beyond 32 bits are legal but rare, and 64-bit division is slow.
-__device__ __forceinline__ uint64_t divide(uint64_t a, uint32_t b) {
-  return a >> 32 ? a / b : static_cast<uint32_t>(a) / b;
-}
-
-// 1 + attn_scale * ln(1 + floor((position + 1) / floor_scale))
-__device__ __forceinline__ float temperature(const RopeCacheParams& params, int64_t position) {
-  if (params.attn_scale == 0.f) return 1.f;
-  const uint64_t steps = divide(static_cast<uint64_t>(position) + 1, params.floor_scale);
-  return 1.f + params.attn_scale * log1pf(static_cast<float>(steps));
-}
-
-struct RopeAngles {
-  float cosines[4], sines[4];  // of the lane's four pairs
-};
-
-__device__ __forceinline__ RopeAngles load_angles(const RopeCacheParams& params, int64_t position) {
-  const uint64_t rows = params.table_rows;
-  const uint64_t row = position - divide(position, static_cast<uint32_t>(rows)) * rows;
-  const float4* cosines =
-      reinterpret_cast<const float4*>(params.cos_sin + row * kHeadDim) + threadIdx.x % kRopeLanes;
-  const float4 c = cosines[0], s = cosines[kRopeLanes];
-  return {{c.x, c.y, c.z, c.w}, {s.x, s.y, s.z, s.w}};
-}
-
-__device__ __forceinline__ void rotate(const RopeAngles& angles, float (&x)[kVector]) {
-#pragma unroll
-  for (int i = 0; i < kVector / 2; ++i) {
-    const float a = x[2 * i], b = x[2 * i + 1];
-    x[2 * i] = a * angles.cosines[i] - b * angles.sines[i];
-    x[2 * i + 1] = a * angles.sines[i] + b * angles.cosines[i];
-  }
-}
+constexpr int kRopeHeads = kRopeVectors * 32 / kHeadLanes;  // per warp
 
 // The lane's part of one head of K or V.
 template <bool kFp8>
 __device__ __forceinline__ void store_cache(const RopeCacheParams& params, int64_t slot,
                                             int kv_head, bool is_value, float (&x)[kVector]) {
   void* cache = is_value ? params.v_cache : params.k_cache;
-  const int64_t v = (slot * params.kv_heads + kv_head) * kRopeLanes + threadIdx.x % kRopeLanes;
-  if constexpr (kFp8) {
-    const float* scales = is_value ? params.v_scale : params.k_scale;
-    const float inverse = scales == nullptr ? 1.f : 1.f / scales[kv_head];
-    ptx::store_streaming(static_cast<uint2*>(cache) + v, to_fp8(x, inverse));
-  } else {
-    ptx::store_streaming(static_cast<uint4*>(cache) + v, pack(x));
-  }
+  const float* scales = is_value ? params.v_scale : params.k_scale;
+  const int64_t v = (slot * params.kv_heads + kv_head) * kHeadLanes + threadIdx.x % kHeadLanes;
+  ptx::store_streaming(static_cast<CacheVector<kFp8>*>(cache) + v,
+                       to_cache<kFp8>(x, scales, kv_head));
 }
 
 template <bool kRotate, bool kFp8>
 __global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
     rope_cache_kernel(RopeCacheParams params) {
-  const int half = threadIdx.x % 32 / kRopeLanes, lane = threadIdx.x % kRopeLanes;
+  const int half = threadIdx.x % 32 / kHeadLanes, lane = threadIdx.x % kHeadLanes;
   const int heads = params.num_heads + 2 * params.kv_heads;
   const uint32_t groups = ceil_div(heads, kRopeHeads);
   const uint32_t units = static_cast<uint32_t>(params.tokens) * groups;
@@ -95,7 +53,7 @@ __global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
 #pragma unroll
     for (int u = 0; u < kRopeVectors; ++u) {
       const int head = first + 2 * u;
-      raw[u] = head < heads ? ptx::load_streaming(heads_in + head * kRopeLanes) : uint4{};
+      raw[u] = head < heads ? ptx::load_streaming(heads_in + head * kHeadLanes) : uint4{};
     }
     const int64_t position = params.positions[token], slot = params.slot_mapping[token];
     const bool bad_slot = slot < -1 || slot >= params.num_slots;
@@ -104,8 +62,8 @@ __global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
       report_error(params.error, bad_slot ? DeviceError::kRopeCacheSlotMapping
                                           : DeviceError::kRopeCachePositions);
     RopeAngles angles;
-    if constexpr (kRotate) angles = load_angles(params, position < 0 ? 0 : position);
-    const float q_factor = bad ? 0.f : temperature(params, position);
+    if constexpr (kRotate) angles = load_angles(params.rule, position < 0 ? 0 : position);
+    const float q_factor = bad ? 0.f : temperature(params.rule, position);
 
 #pragma unroll
     for (int u = 0; u < kRopeVectors; ++u) {
@@ -113,21 +71,11 @@ __global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
       const bool is_value = kv_head >= params.kv_heads;
       float x[kVector];
       unpack(bad ? uint4{} : raw[u], x);
-      if (kRotate && !is_value) rotate(angles, x);
-      float factor = kv_head < 0 ? q_factor : 1.f;
-      if (params.qk_norm_eps >= 0.f) {
-        float sum = 0.f;
-#pragma unroll
-        for (float value : x) sum += value * value;
-        sum = warp_sum<kRopeLanes>(sum);
-        if (!is_value) factor *= rsqrtf(sum * (1.f / kHeadDim) + params.qk_norm_eps);
-      }
-#pragma unroll
-      for (float& value : x) value *= factor;
+      finish_head(params.rule, angles, kRotate, is_value, kv_head < 0 ? q_factor : 1.f, x);
 
       if (head >= heads) continue;
       if (kv_head < 0) {
-        uint4* q = static_cast<uint4*>(params.q) + (token * params.num_heads + head) * kRopeLanes;
+        uint4* q = static_cast<uint4*>(params.q) + (token * params.num_heads + head) * kHeadLanes;
         ptx::store_streaming(q + lane, pack(x));
       } else if (slot >= 0 && !bad_slot) {
         store_cache<kFp8>(params, slot, is_value ? kv_head - params.kv_heads : kv_head, is_value,

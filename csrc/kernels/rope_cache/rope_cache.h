@@ -4,30 +4,26 @@
 
 #include <cstdint>
 
-namespace l4k {
+#include "tile/rope.h"
 
-constexpr int kHeadDim = 128;
+namespace l4k {
 
 struct RopeCacheParams {
   int64_t tokens;               // T
   int num_heads;                // Hq
   int kv_heads;                 // Hkv
   int64_t num_slots;            // P * page_size
-  int64_t table_rows;           // R
   const void* qkv;              // [T, (Hq + 2 Hkv) * 128] bf16, 16-byte aligned rows
   const int64_t* positions;     // [T]
   const int64_t* slot_mapping;  // [T], -1: K and V are not written
-  const float* cos_sin;         // [R, 128]: 64 cosines, 64 sines; null: no rotation
-  const float* k_scale;         // [Hkv] or null; only with an e4m3 cache
+  HeadRule rule;
+  const float* k_scale;  // [Hkv] or null; only with an e4m3 cache
   const float* v_scale;
   void* q;        // [T, Hq, 128] bf16 contiguous
   void* k_cache;  // [P * page_size, Hkv, 128] bf16 or e4m3, contiguous
   void* v_cache;
   int64_t qkv_stride;  // elements between tokens, a multiple of 8
   uint32_t* error;     // tile/report.cuh
-  int floor_scale;
-  float attn_scale;   // 0: no temperature
-  float qk_norm_eps;  // negative: no norm
   bool fp8_cache;
 };
 

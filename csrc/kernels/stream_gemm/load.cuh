@@ -6,6 +6,7 @@
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
+#include "tile/report.cuh"
 
 namespace l4k {
 
@@ -76,11 +77,25 @@ __device__ __forceinline__ void prefetch_last_expert(const StreamSmem<Weights, k
     Weights::prefetch(p, source, {p.num_experts - 1, begin / k_blocks, begin % k_blocks, units});
 }
 
-// Rows of A of each item of the share, when the consumers have left the last one's. Where K ends
-// inside a unit zeros follow: the weights' zeros must not meet a NaN. By a warp.
+// Where in A a gathered product's row `lane` lies; -1 if its index is outside, which is reported.
+template <typename Weights>
+__device__ __forceinline__ int gathered_row(const StreamGemmParams& p) {
+  static_assert(kFewRaggedRows <= 32);
+  const int lane = threadIdx.x % 32;
+  if (p.gather.permutation == nullptr || lane >= p.m) return -1;
+  const int index = p.gather.permutation[lane];
+  if (index >= 0 && index < p.m) return index / p.gather.top_k;
+  report_error(p.error, Weights::kPermutationError);
+  return -1;
+}
+
+// Rows of A of each item of the share, when the consumers have left the last one's; `own_row` is this
+// lane's gathered_row. Where K ends inside a unit zeros follow: the weights' zeros must not meet a NaN.
+// A row that lies nowhere is all zeros. By a warp.
 template <typename Weights, int kTiles>
 __device__ __forceinline__ void load_rows(StreamSmem<Weights, kTiles>& smem,
-                                          const StreamGemmParams& p, int first_item, int end) {
+                                          const StreamGemmParams& p, int own_row, int first_item,
+                                          int end) {
   const int lane = threadIdx.x % 32;
   uint32_t phase = 0;
   for (int item = first_item;; ++item, phase ^= 1) {
@@ -89,20 +104,25 @@ __device__ __forceinline__ void load_rows(StreamSmem<Weights, kTiles>& smem,
     const int padded = i.blocks * Weights::kRowBytes;
     const int bytes = min(padded, (p.k - first_k) * Weights::kElementBytes);
     const int pitch = StreamRows::pitch(i.blocks, Weights::kRowBytes);
+    const int gathered = __shfl_sync(0xffffffff, own_row, i.row + lane);
+    const int row = p.gather.permutation == nullptr ? i.row + lane : gathered;
+    const bool loads = lane < i.rows && row >= 0;
+    const uint32_t loaded = __ballot_sync(0xffffffff, loads);
     ptx::mbarrier_wait(&smem.rows_empty, phase ^ 1);
-    for (int at = bytes + 16 * lane; at < padded; at += 512)
 #pragma unroll 1
-      for (int row = 0; row < i.rows; ++row)
-        *reinterpret_cast<uint4*>(smem.rows() + row * pitch + at) = make_uint4(0, 0, 0, 0);
+    for (int r = 0; r < i.rows; ++r)
+#pragma unroll 1
+      for (int at = (loaded >> r & 1 ? bytes : 0) + 16 * lane; at < padded; at += 512)
+        *reinterpret_cast<uint4*>(smem.rows() + r * pitch + at) = make_uint4(0, 0, 0, 0);
     ptx::fence_proxy_async();  // a later item's copy may lie where these zeros do
     __syncwarp();
-    if (lane == 0) ptx::mbarrier_arrive_expect_tx(&smem.rows_full, i.rows * bytes);
+    if (lane == 0) ptx::mbarrier_arrive_expect_tx(&smem.rows_full, __popc(loaded) * bytes);
     __syncwarp();
-    if (lane < i.rows)
-      ptx::bulk_load(smem.rows() + lane * pitch,
-                     static_cast<const char*>(p.a) +
-                         ((i.row + lane) * p.a_stride + first_k) * Weights::kElementBytes,
-                     bytes, &smem.rows_full);
+    if (loads)
+      ptx::bulk_load(
+          smem.rows() + lane * pitch,
+          static_cast<const char*>(p.a) + (row * p.a_stride + first_k) * Weights::kElementBytes,
+          bytes, &smem.rows_full);
     if (i.end_unit >= end) break;
   }
 }

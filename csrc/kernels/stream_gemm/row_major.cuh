@@ -51,6 +51,7 @@ struct RowMajorWeights {
   static constexpr bool kTiled = false;
   static constexpr float kFactors[2] = {1.f, 1.f};
   static constexpr DeviceError kOffsetsError = DeviceError::kGemmExpertOffsets;
+  static constexpr DeviceError kPermutationError = DeviceError::kGemmPermutation;
   using Source = CUtensorMap;
   template <int kTiles>
   using Factors = std::conditional_t<kBlockScales, BlockFactors<kTiles>, NoFactors<kTiles>>;

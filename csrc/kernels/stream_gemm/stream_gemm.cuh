@@ -163,7 +163,9 @@ __global__ void __launch_bounds__(StreamSmem<Weights, kTiles>::kThreads,
         prefetch_last_expert(smem, p, source);
     ptx::grid_dependency_wait();
   }
+  int own_row = -1;
   if (warp == 0) list_items(smem, p, ceil_div(p.n, 16));
+  else if (warp == kWarpRows) own_row = gathered_row<Weights>(p);
   __syncthreads();
   const Shares shares = smem.shares;
   const bool works = shares.units > 0 && blockIdx.x < shares.ctas;
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(StreamSmem<Weights, kTiles>::kThreads,
   } else {
     ptx::grid_dependency_wait();
     if (warp == kWarpRows) {
-      if (works) load_rows(smem, p, smem.schedule().first(blockIdx.x).item, end);
+      if (works) load_rows(smem, p, own_row, smem.schedule().first(blockIdx.x).item, end);
     } else if (warp >= kWarpFinish) {
       const int thread = threadIdx.x - 32 * kWarpFinish, threads = 32 * smem.kFinishers;
       clear_tail(p, smem.last_row, blockIdx.x * threads + thread, gridDim.x * threads);

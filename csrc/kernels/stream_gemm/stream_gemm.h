@@ -7,6 +7,7 @@
 
 #include "kernels/stream_gemm/schedule.h"
 #include "tile/epilogue.h"
+#include "tile/few_rows.h"
 #include "tile/int4.h"
 #include "tile/scaling.h"
 
@@ -18,6 +19,7 @@ struct StreamGemmParams {
   StreamFormat format;        // int4: n a multiple of 16, k of 128
   const void* a;              // [M, K], e4m3 with weights of e4m3, else bf16
   int64_t a_stride;           // elements between rows
+  RowGather gather;           // of bf16 rows, with expert_offsets: A is [M / top_k, K]
   const void* weights;        // [E, N, K], or [E, N / 16, K / 128] tiles of int4
   Int4Tile tile;              // what each of those holds
   GemmScales scales;          // of e4m3

@@ -40,6 +40,7 @@ struct Int4Weights {
   static constexpr int kFinishers = kPlain ? 4 : 2;  // two more would leave 128 registers
   static constexpr bool kTiled = true;
   static constexpr DeviceError kOffsetsError = DeviceError::kW4GemmExpertOffsets;
+  static constexpr DeviceError kPermutationError = DeviceError::kW4GemmPermutation;
   using Source = const char*;  // the tiles
   template <int kTiles>
   using Factors = NoFactors<kTiles>;

@@ -13,8 +13,8 @@ from l4kernels.ops.check import FP8
 class Fp8Linear(Linear):
     """e4m3 with one float32 scale per output channel, times e4m3 rows with one per token.
 
-    RMSNorm, the permutation of an MoE and SwiGLU write e4m3 rows themselves; rows that come
-    unquantised are quantised here.
+    RMSNorm, the permutation and the sum of an MoE, and SwiGLU write e4m3 rows themselves; rows that
+    come unquantised are quantised here.
     """
 
     name = "fp8"
@@ -44,5 +44,14 @@ class Fp8Linear(Linear):
         return ops.rms_norm_fp8(x, weight, eps)
 
     @staticmethod
-    def permute(x: Activations, permutation: Tensor, top_k: int) -> ops.Quantized:
-        return ops.moe_permute_fp8(unquantised(x), permutation, top_k)
+    def combine_norm(
+        y: Tensor, inverse: Tensor, top_k: int, weight: Tensor, eps: float, residual: Tensor
+    ) -> tuple[Tensor, ops.Quantized]:
+        x, *rows = ops.moe_combine_norm_fp8(y, inverse, top_k, weight, eps, residual)
+        return x, ops.Quantized(*rows)
+
+    @staticmethod
+    def by_expert(
+        x: Activations, permutation: Tensor, top_k: int
+    ) -> tuple[ops.Quantized, dict[str, Any]]:
+        return ops.moe_permute_fp8(unquantised(x), permutation, top_k), {}

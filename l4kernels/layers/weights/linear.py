@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.ops.epilogue import INTERLEAVE
+from l4kernels.ops.epilogue import INTERLEAVE, MAX_GATHERED_ROWS
 
 Activations = Tensor | ops.Quantized | ops.RmsNormFp8
 """Rows of a GEMM: unquantised, or e4m3 with scales."""
@@ -86,9 +86,22 @@ class Linear(nn.Module, ABC):
         return ops.rms_norm(x, weight, eps)
 
     @staticmethod
-    def permute(x: Activations, permutation: Tensor, top_k: int) -> Activations:
-        """Rows sorted by expert, as this format's `multiply` wants them."""
-        return ops.moe_permute(unquantised(x), permutation, top_k)
+    def combine_norm(
+        y: Tensor, inverse: Tensor, top_k: int, weight: Tensor, eps: float, residual: Tensor
+    ) -> tuple[Tensor, Activations]:
+        """`moe_combine`, and `rms_norm` of it."""
+        return ops.moe_combine_norm(y, inverse, top_k, weight, eps, residual)
+
+    @staticmethod
+    def by_expert(
+        x: Activations, permutation: Tensor, top_k: int
+    ) -> tuple[Activations, dict[str, Any]]:
+        """Rows for a product by expert, and what else that needs to know of them: a few are
+        gathered by the product itself, more are sorted here.
+        """
+        if len(permutation) <= MAX_GATHERED_ROWS:
+            return unquantised(x), {"permutation": permutation, "top_k": top_k}
+        return ops.moe_permute(unquantised(x), permutation, top_k), {}
 
     def tie(self, embedding: nn.Parameter, *, filled: bool) -> None:
         """Makes the embedding's weights those of this layer, unless it was `filled` with others."""
@@ -100,8 +113,8 @@ class Linear(nn.Module, ABC):
 
         Args:
             epilogue: `expert_offsets`, `row_scale`, `residual`, `activation` and `out_dtype` as of
-                `ops.gemm`, those that are not its defaults: every argument of an op costs time. The
-                default of `out_dtype` is the layer's.
+                `ops.gemm`, and what `by_expert` gave; those that are not its defaults: every
+                argument of an op costs time. The default of `out_dtype` is the layer's.
         """
         if self.bias is not None:
             epilogue["bias"] = self.bias

@@ -1,5 +1,5 @@
 // One mutant's launches, included once for each in a namespace of its own: copies of tokens and
-// weights, their dense product, a copy of offsets, a product by expert of the first one's result; all
+// weights, their dense product, a copy of what a router says, a product by expert that gathers the first one's rows; all
 // dependent, with the same workspaces and nonces again and again, at last with rows of A in slices.
 // Then a product with bf16 weights as they are, N and K ending inside a unit.
 
@@ -7,21 +7,6 @@ namespace l4k {
 
 using Int4 = Int4Weights<true>;
 using Bf16 = RowMajorWeights<false>;
-
-__global__ void copy_words(const uint32_t* from, uint32_t* to, int count) {
-  ptx::grid_launch_dependents();
-  for (int i = threadIdx.x + blockIdx.x * blockDim.x; i < count; i += blockDim.x * gridDim.x)
-    to[i] = from[i];
-  ptx::grid_dependency_wait();
-}
-
-template <typename T>
-bool copy(const Buffer<T>& from, const Buffer<T>& to) {
-  const LaunchConfig config{.grid = dim3(2), .block = dim3(128)};
-  return launch(copy_words, config, nullptr, reinterpret_cast<const uint32_t*>(from.data),
-                reinterpret_cast<uint32_t*>(to.data),
-                static_cast<int>(from.size * sizeof(T) / 4)) == cudaSuccess;
-}
 
 struct Chain {
   World& w;
@@ -32,14 +17,15 @@ struct Chain {
 
   StreamGemmParams product(int which) const {
     StreamGemmParams p{};
-    p.m = kTokens;
+    p.m = which == 0 ? kTokens : kRows;
     p.n = p.k = kWidth;
     p.num_experts = which == 0 ? 1 : kExperts;
     p.a = which == 0 ? w.x.data : w.y.data;
     p.a_stride = kWidth;
     p.weights = which == 0 ? w.first.data : w.second.data;
     p.static_weights = which == 1;
-    p.expert_offsets = which == 0 ? nullptr : w.offsets.data;
+    p.expert_offsets = which == 0 ? nullptr : w.routed.data;
+    if (which == 1) p.gather = {w.routed.data + kExperts + 1, kTopK};
     p.epilogue.d = which == 0 ? static_cast<void*>(w.y.data) : w.z.data;
     p.epilogue.out_float32 = which == 1;
     p.workspace = w.workspaces[which].data;
@@ -82,11 +68,11 @@ struct Chain {
   // False if a report has ended the run.
   bool run(uint32_t salt, std::vector<float>& results) const {
     const bool filled = upload(w.dense.tiles, w.source) && upload(w.experts.tiles, w.second) &&
-                        upload(w.ends, w.given) && upload(tokens(salt), w.asked) && poison(w.x) &&
-                        poison(w.first) && poison(w.offsets) && poison(w.y) && poison(w.z) &&
-                        poison(w.of_rows);
+                        upload(w.routing, w.given) && upload(tokens(salt), w.asked) &&
+                        poison(w.x) && poison(w.first) && poison(w.routed) && poison(w.y) &&
+                        poison(w.z) && poison(w.of_rows);
     if (!filled || !copy(w.asked, w.x) || !copy(w.source, w.first) || !multiply(0) ||
-        !copy(w.given, w.offsets) || !multiply(1) || !multiply_rows() ||
+        !copy(w.given, w.routed) || !multiply(1) || !multiply_rows() ||
         cudaDeviceSynchronize() != cudaSuccess)
       return false;
     for (float value : w.of_rows.download()) results.push_back(value);

@@ -1,24 +1,17 @@
-// What the streaming kernel's mutants share: the weights, what the products must be, and one line
-// for each run of a mutant.
+// What the streaming kernel's mutants share: the weights, and what the products must be.
 #pragma once
 #include <cmath>
-#include <string>
 
-#include "../kernels/host.h"
-#include "l4k_emulator.h"
+#include "../kernels/mutants.h"
 #include "tile/int4.h"
 
 constexpr int kWidth = 1152, kRowTiles = kWidth / 16, kBlocks = kWidth / 128;
-constexpr int kExperts = 3, kTokens = 7;  // the last token is nobody's
-constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};
-constexpr int kRowsN = 200, kRowsK = 1112;  // weights that are no tiles
+constexpr int kExperts = 3, kTokens = 7, kTopK = 2, kRows = kTopK * kTokens;
+constexpr int kOffsets[kExperts + 1] = {0, 4, 4, 6};  // the other rows are nobody's
+constexpr int kOrder[kRows] = {9, 0, 13, 4, 7, kRows, 1,
+                               2, 3, 5,  6, 8, 10,    11};  // one leads outside
+constexpr int kRowsN = 200, kRowsK = 1112;                  // weights that are no tiles
 constexpr int kTileWords = l4k::Int4Tile{}.words();
-
-inline uint32_t hash(uint32_t x) {
-  x = (x ^ x >> 16) * 0x7feb352du;
-  x = (x ^ x >> 15) * 0x846ca68bu;
-  return x ^ x >> 16;
-}
 
 // Tokens whose sums depend on the order of addition.
 inline std::vector<uint16_t> tokens(uint32_t salt) {
@@ -70,15 +63,21 @@ inline std::vector<uint16_t> plain_rows() {
   return rows;
 }
 
+inline std::vector<int> offsets_and_order() {
+  std::vector<int> both(kOffsets, kOffsets + kExperts + 1);
+  both.insert(both.end(), kOrder, kOrder + kRows);
+  return both;
+}
+
 // The device's memory, and what it is filled with before each run; the same for all mutants.
 struct World {
   Weights dense{1}, experts{kExperts};
-  std::vector<int> ends{kOffsets, kOffsets + kExperts + 1};
+  std::vector<int> routing = offsets_and_order();
   Buffer<uint32_t> source{dense.tiles}, first{dense.tiles}, second{experts.tiles};
   Buffer<uint16_t> asked{kTokens * kWidth}, x{kTokens * kWidth}, y{kTokens * kWidth};
-  Buffer<float> z{kTokens * kWidth}, of_rows{kTokens * kRowsN};
+  Buffer<float> z{kRows * kWidth}, of_rows{kTokens * kRowsN};
   Buffer<uint16_t> rows{plain_rows()};
-  Buffer<int> given{ends}, offsets{ends};
+  Buffer<int> given{routing}, routed{routing};
   Buffer<uint32_t> error{1}, workspaces[3] = {Buffer<uint32_t>(1 << 18), Buffer<uint32_t>(1 << 18),
                                               Buffer<uint32_t>(1 << 18)};
 };
@@ -86,17 +85,6 @@ struct World {
 inline World& world() {
   static World it;
   return it;
-}
-
-template <typename T>
-bool poison(const Buffer<T>& buffer) {
-  return cudaMemset(buffer.data, 0xff, buffer.size * sizeof(T)) == cudaSuccess;
-}
-
-template <typename T>
-bool upload(const std::vector<T>& host, const Buffer<T>& to) {
-  return cudaMemcpy(to.data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice) ==
-         cudaSuccess;
 }
 
 // The product with rows of weights.
@@ -115,72 +103,30 @@ inline void check_rows(const std::vector<uint16_t>& tokens, const float* got) {
     }
 }
 
-// Of the original's results, the three products of one run that were appended last.
+// Of the original's results, the three products of one run that were appended last: that with rows of
+// weights, the dense one, and that by expert, whose rows are those of the dense one in another order.
 inline void check_results(uint32_t salt, const std::vector<float>& results) {
   const std::vector<uint16_t> rows = tokens(salt);
-  const float* middle = &results[results.size() - 2 * rows.size()];
+  const float* last = &results[results.size() - size_t(kRows) * kWidth];
+  const float* middle = last - rows.size();
   check_rows(rows, middle - size_t(kTokens) * kRowsN);
-  for (int token = 0; token < kTokens; ++token) {
-    const int expert = token < kOffsets[1] ? 0 : token < kOffsets[3] ? 2 : -1;
-    const std::vector<uint16_t> own = to_bf16(
-        std::vector<float>(middle + size_t(token) * kWidth, middle + size_t(token + 1) * kWidth));
-    for (int row = 0; row < kWidth; row += 37) {
-      const float* got = middle + size_t(token) * kWidth + row;
-      const double y = product(world().dense, 0, &rows[size_t(token) * kWidth], row);
-      const double z = expert < 0 ? 0 : product(world().experts, expert, own.data(), row);
-      const bool right = std::fabs(*got - y) <= 0.01 * std::fabs(y) + 0.01 &&
-                         std::fabs(got[rows.size()] - z) <= 1e-4 * std::fabs(z) + 1e-3;
-      if (right) continue;
-      std::printf("WRONG token %d, row %d: %g for %g, %g for %g\n", token, row, *got, y,
-                  got[rows.size()], z);
-      std::exit(1);
+  const auto expect = [](float got, double wanted, double relative, double absolute) {
+    if (std::fabs(got - wanted) <= relative * std::fabs(wanted) + absolute) return;
+    std::printf("WRONG %g for %g\n", got, wanted);
+    std::exit(1);
+  };
+  for (int row = 0; row < kRows; ++row) {
+    const int token = row % kTokens, source = kOrder[row] / kTopK;
+    const int expert = row < kOffsets[1] ? 0 : row < kOffsets[3] ? 2 : -1;
+    std::vector<uint16_t> own(kWidth);
+    if (source < kTokens)
+      own = to_bf16(std::vector<float>(middle + size_t(source) * kWidth,
+                                       middle + size_t(source + 1) * kWidth));
+    for (int n = 0; n < kWidth; n += 37) {
+      expect(middle[size_t(token) * kWidth + n],
+             product(world().dense, 0, &rows[size_t(token) * kWidth], n), 0.01, 0.01);
+      expect(last[size_t(row) * kWidth + n],
+             expert < 0 ? 0 : product(world().experts, expert, own.data(), n), 1e-4, 1e-3);
     }
   }
-}
-
-struct Mutant {
-  const char* name;
-  void (*run)(std::vector<float>& results, bool original);
-};
-
-// Prints a mutant's name, mode and seed; the kind of its report; the hash of its results; its bank
-// conflicts.
-inline uint32_t run_in(const Mutant& mutant, const char* mode, int seed, bool original) {
-  l4k_emu_reset();
-  const std::string settings = std::string("mode=") + mode + ",seed=" + std::to_string(seed) +
-                               ",sms=3,threads=1,stop=benign,print=0";
-  if (l4k_emu_configure_text(settings.c_str()) != 0) std::exit(2);
-  std::vector<float> results;
-  mutant.run(results, original);
-  uint32_t sum = 0;
-  for (float value : results) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    sum = hash(sum ^ bits);
-  }
-  const std::string counters = l4k_emu_counters(), name = "conflicts";
-  long conflicts = 0;
-  for (size_t at = 0; (at = counters.find(name, at)) != std::string::npos; at += name.size())
-    conflicts += std::atol(counters.c_str() + counters.find_first_of("0123456789", at));
-  std::printf("%s|%s %d|%s|%08x|%ld\n", mutant.name, mode, seed, l4k_emu_report_kind(), sum,
-              conflicts);
-  std::fflush(stdout);
-  return *l4k_emu_report_kind() != '\0' || conflicts > 0 ? 0 : sum;
-}
-
-// The first is the original, in all modes; a mutant until it differs from it.
-inline int run_all(const std::vector<Mutant>& mutants, int seeds) {
-  uint32_t right = 0;
-  for (const Mutant& mutant : mutants) {
-    const bool original = &mutant == mutants.data();
-    bool found = false;
-    for (int seed = 0; seed < seeds; ++seed)
-      for (const char* mode : {"late", "early", "random"}) {
-        if (found) continue;
-        const uint32_t sum = run_in(mutant, mode, seed, original);
-        if (right == 0) right = sum;
-        found = !original && sum != right;
-      }
-  }
-  return 0;
 }
