@@ -82,11 +82,16 @@ def routing_bytes(args: Bound, tokens: int, experts: int) -> int:
 
 
 def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
-    tokens, experts = args.logits.shape
+    return empty_routing(args, args.logits, args.logits.shape[1])
+
+
+def empty_routing(args: Bound, of: Tensor, experts: int) -> tuple[Tensor, ...]:
+    """Where the results of routing the rows of a tensor go."""
+    tokens = of.shape[0]
     choices, ends = args.top_k + args.shared_expert, experts + args.shared_expert + 1
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-        made: Tensor = args.logits.new_empty(shape, dtype=dtype)
+        made: Tensor = of.new_empty(shape, dtype=dtype)
         return made
 
     rows, i32, f32 = tokens * choices, torch.int32, torch.float32
