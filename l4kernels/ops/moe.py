@@ -82,12 +82,16 @@ def routing_bytes(args: Bound, tokens: int, experts: int) -> int:
 
 
 def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
-    tokens, experts = args.logits.shape
+    return empty_routing(args, args.logits, args.logits.shape[1])
+
+
+def empty_routing(args: Bound, like: Tensor, experts: int) -> tuple[Tensor, ...]:
+    """`Routing` of as many tokens as `like` has, by `top_k` and `shared_expert` of the call."""
+    tokens = like.shape[0]
     choices, ends = args.top_k + args.shared_expert, experts + args.shared_expert + 1
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-        made: Tensor = args.logits.new_empty(shape, dtype=dtype)
-        return made
+        return like.new_empty(shape, dtype=dtype)
 
     rows, i32, f32 = tokens * choices, torch.int32, torch.float32
     grid = empty(i32, tokens, choices), empty(f32, tokens, choices)
@@ -155,31 +159,36 @@ def moe_route(
     return ids, weights, row_scale, offsets, permutation.to(torch.int32), inverse
 
 
+def _sigmoid(value: float) -> float:
+    """The same wherever it stands: torch's depends on the place in a vector by a last bit."""
+    return 1 / (1 + math.exp(min(-value, 700.0)))
+
+
 def _route_few(
     logits: Tensor, top_k: int, shared_expert: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`moe_route` in Python's numbers: done before torch would have sorted anything."""
     tokens, experts = logits.shape
-    ids, chosen = array("i"), array("f")
+    ids, scores = array("i"), array("f")
     for row in logits.tolist():
         if any(map(math.isnan, row)):
             ids.extend(range(top_k))
-            chosen.extend([math.nan] * top_k)
+            scores.extend([math.nan] * top_k)
         else:  # of equals the first ones
             best = heapq.nlargest(top_k, range(experts), key=row.__getitem__)
             ids.extend(best)
-            chosen.extend([row[expert] for expert in best])
+            scores.extend([_sigmoid(row[expert]) for expert in best])
         if shared_expert:
             ids.append(experts)
-            chosen.append(math.inf)  # whose sigmoid is 1
+            scores.append(1.0)
     rows = range(len(ids))
     permutation = sorted(rows, key=ids.__getitem__)
     inverse = sorted(rows, key=permutation.__getitem__)
     counts = map(ids.count, range(experts + shared_expert))
     offsets = itertools.accumulate(counts, initial=0)
     weights, row_scale = (
-        torch.frombuffer(values, dtype=torch.float32).sigmoid_()
-        for values in (chosen, array("f", [chosen[i] for i in permutation]))
+        torch.frombuffer(values, dtype=torch.float32)
+        for values in (scores, array("f", [scores[i] for i in permutation]))
     )
     topk_ids, expert_offsets, *orders = (
         torch.frombuffer(values, dtype=torch.int32)

@@ -9,7 +9,7 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.gemm import gemm
-from l4kernels.ops.moe import check_routing, moe_route, routing_bytes
+from l4kernels.ops.moe import check_routing, empty_routing, moe_route, routing_bytes
 from l4kernels.ops.norm import rms_norm
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
@@ -59,7 +59,11 @@ def _work_moe_router(args: Bound) -> Work:
     )
 
 
-@op(check=_check_moe_router, work=_work_moe_router, returns=RoutedRows)
+def _fake_moe_router(args: Bound) -> tuple[Tensor, ...]:
+    return args.x.new_empty(args.x.shape), *empty_routing(args, args.x, args.num_experts)
+
+
+@op(check=_check_moe_router, work=_work_moe_router, fake=_fake_moe_router, returns=RoutedRows)
 def moe_router(
     x: Tensor,
     norm_weight: Tensor,
