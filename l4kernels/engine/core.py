@@ -85,9 +85,11 @@ class EngineCore:
             self.state = StepState(
                 model.config, self.cache.shape, slots, context, dtype=model.options.dtype, **device
             )
+        # A step that is captured for good is worth rows without a sequence; a CPU computes them.
+        buckets = on_gpu or capture is not None
         if capture is None:
             capture = cuda_graphs() if on_gpu else tape.capture
-        self.runner = Runner(model, self.cache, self.state, capture)
+        self.runner = Runner(model, self.cache, self.state, capture, buckets=buckets)
         self.scheduler = Scheduler(self.cache, slots, prefill_tokens, MAX_PREFILL_TOKENS, reuse)
         self.image_s = 0.0
         self.steps = 0
