@@ -129,14 +129,14 @@ def _require_places(
     slot_mapping: Tensor, seqlens_k: Tensor, block_table: Tensor, tokens: int, page_size: int
 ) -> None:
     """Raises `IndexError` for a slot that is neither -1 nor where the block table puts the key."""
-    slots = slot_mapping.tolist()
+    slots, table = slot_mapping.tolist(), block_table.cpu().numpy()
     for b, length in enumerate(seqlens_k.tolist()):
         for i in range(tokens):
             slot, key = slots[b * tokens + i], length - tokens + i
             column = key // page_size
             place = -1
             if 0 <= column < block_table.shape[1]:
-                place = int(block_table[b, column]) * page_size + key % page_size
+                place = int(table[b, column]) * page_size + key % page_size
             if slot not in (-1, place):
                 raise IndexError(
                     f"l4kernels.flash_decode_append: expected every value of slot_mapping to be -1 "

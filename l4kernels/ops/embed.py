@@ -59,7 +59,9 @@ def embed(
     if image_features is None or image_rows is None:
         require_indices("embed", "input_ids", input_ids, 0, weight.shape[0])
         return weight.index_select(0, input_ids)
-    require_indices("embed", "image_rows", image_rows, -1, image_features.shape[0])
+    _, last = require_indices("embed", "image_rows", image_rows, -1, image_features.shape[0])
+    if last < 0:
+        return embed.body(input_ids, weight)
     text = (image_rows < 0).nonzero().squeeze(1)
     image = (image_rows >= 0).nonzero().squeeze(1)
     text_ids = input_ids[text]

@@ -81,17 +81,20 @@ def routing_bytes(args: Bound, tokens: int, experts: int) -> int:
     return written + (experts + args.shared_expert + 1) * 4
 
 
-def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
-    tokens, experts = args.logits.shape
-    choices, ends = args.top_k + args.shared_expert, experts + args.shared_expert + 1
+def fake_routing(like: Tensor, experts: int, top_k: int, shared: bool) -> tuple[Tensor, ...]:
+    """Empty results of `moe_route`, for each row of `like`."""
+    tokens, choices, ends = like.shape[0], top_k + shared, experts + shared + 1
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-        made: Tensor = args.logits.new_empty(shape, dtype=dtype)
-        return made
+        return like.new_empty(shape, dtype=dtype)
 
     rows, i32, f32 = tokens * choices, torch.int32, torch.float32
     grid = empty(i32, tokens, choices), empty(f32, tokens, choices)
     return *grid, empty(f32, rows), empty(i32, ends), empty(i32, rows), empty(i32, rows)
+
+
+def _fake_moe_route(args: Bound) -> tuple[Tensor, ...]:
+    return fake_routing(args.logits, args.logits.shape[1], args.top_k, args.shared_expert)
 
 
 @op(check=_check_moe_route, work=_work_moe_route, fake=_fake_moe_route, returns=Routing)
@@ -158,35 +161,42 @@ def moe_route(
 def _route_few(
     logits: Tensor, top_k: int, shared_expert: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`moe_route` in Python's numbers: done before torch would have sorted anything."""
+    """`moe_route` in Python's numbers: done before torch would have sorted anything. A weight is
+    rounded from float64, whatever stands beside it."""
     tokens, experts = logits.shape
-    ids, chosen = array("i"), array("f")
+    ids, weights = array("i"), array("f")
     for row in logits.tolist():
         if any(map(math.isnan, row)):
             ids.extend(range(top_k))
-            chosen.extend([math.nan] * top_k)
+            weights.extend([math.nan] * top_k)
         else:  # of equals the first ones
             best = heapq.nlargest(top_k, range(experts), key=row.__getitem__)
             ids.extend(best)
-            chosen.extend([row[expert] for expert in best])
+            weights.extend([_sigmoid(row[expert]) for expert in best])
         if shared_expert:
             ids.append(experts)
-            chosen.append(math.inf)  # whose sigmoid is 1
+            weights.append(1.0)
     rows = range(len(ids))
     permutation = sorted(rows, key=ids.__getitem__)
     inverse = sorted(rows, key=permutation.__getitem__)
     counts = map(ids.count, range(experts + shared_expert))
     offsets = itertools.accumulate(counts, initial=0)
-    weights, row_scale = (
-        torch.frombuffer(values, dtype=torch.float32).sigmoid_()
-        for values in (chosen, array("f", [chosen[i] for i in permutation]))
+    topk_weights, row_scale = (
+        torch.frombuffer(values, dtype=torch.float32)
+        for values in (weights, array("f", [weights[i] for i in permutation]))
     )
     topk_ids, expert_offsets, *orders = (
         torch.frombuffer(values, dtype=torch.int32)
         for values in (ids, array("i", offsets), array("i", permutation), array("i", inverse))
     )
     grid = tokens, len(ids) // tokens
-    return topk_ids.view(grid), weights.view(grid), row_scale, expert_offsets, orders[0], orders[1]
+    grids = topk_ids.view(grid), topk_weights.view(grid)
+    return *grids, row_scale, expert_offsets, orders[0], orders[1]
+
+
+def _sigmoid(x: float) -> float:
+    power = math.exp(-abs(x))
+    return (1.0 if x >= 0 else power) / (1.0 + power)
 
 
 def _check_moe_permute(args: Bound) -> None:

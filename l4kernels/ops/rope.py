@@ -223,9 +223,10 @@ def rope_cache(
     ([[[0.0, 1.0, 2.0, 3.0]]], [[4.0, 5.0, 6.0, 7.0]])
     """
     options = qk_norm_eps, attn_scale, floor_scale, k_scale, v_scale
-    return split_qkv(
+    q = split_qkv(
         "rope_cache", qkv, positions, slot_mapping, k_cache, v_cache, num_heads, cos_sin, *options
     )
+    return q.clone(memory_format=torch.contiguous_format)
 
 
 def split_qkv(
@@ -243,7 +244,8 @@ def split_qkv(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> Tensor:
-    """The body of `rope_cache`, under the name of the op that it is a part of."""
+    """The body of `rope_cache`, under the name of the op that it is a part of; its q may be a part
+    of `qkv` or of a larger tensor."""
     num_pages, page_size, kv_heads, head_dim = k_cache.shape
     _, last = require_indices(op_name, "positions", positions, 0, 2**63 - 1)
     slots = num_pages * page_size
@@ -251,8 +253,7 @@ def split_qkv(
     heads = as_float(qkv).view(qkv.shape[0], num_heads + 2 * kv_heads, head_dim)
     qk, value = heads.split_with_sizes([num_heads + kv_heads, kv_heads], 1)
     if cos_sin is not None:
-        rows = positions if last < cos_sin.shape[0] else positions % cos_sin.shape[0]
-        qk = _rotated(qk, cos_sin.index_select(0, rows))
+        qk = _rotated(qk, _table_rows(cos_sin, positions, last))
     if qk_norm_eps is not None:
         qk = qk * inverse_rms(qk, qk_norm_eps)
     q, key = qk.split_with_sizes([num_heads, kv_heads], 1)
@@ -268,9 +269,15 @@ def split_qkv(
         where = slice(least, least + 1)
     _write(k_cache, key, where, k_scale)
     _write(v_cache, value, where, v_scale)
-    if q.dtype == qkv.dtype:  # one of its own: without a change it is part of qkv
-        return q.clone(memory_format=torch.contiguous_format)
-    return q.to(qkv.dtype, memory_format=torch.contiguous_format)
+    return as_dtype(q, qkv.dtype)
+
+
+def _table_rows(cos_sin: Tensor, positions: Tensor, last: int) -> Tensor:
+    """`[T, D]`; `last` is the largest position."""
+    size = cos_sin.shape[0]
+    if len(positions) == 1:
+        return cos_sin[last % size : last % size + 1]
+    return cos_sin.index_select(0, positions if last < size else positions % size)
 
 
 def _rotated(x: Tensor, cos_sin: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, describe
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.gemm import gemm
-from l4kernels.ops.moe import check_routing, moe_route, routing_bytes
+from l4kernels.ops.moe import check_routing, fake_routing, moe_route, routing_bytes
 from l4kernels.ops.norm import rms_norm
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
@@ -59,7 +59,12 @@ def _work_moe_router(args: Bound) -> Work:
     )
 
 
-@op(check=_check_moe_router, work=_work_moe_router, returns=RoutedRows)
+def _fake_moe_router(args: Bound) -> tuple[Tensor, ...]:
+    normed = rms_norm.body(args.x, args.norm_weight, args.eps)
+    return normed, *fake_routing(args.x, args.num_experts, args.top_k, args.shared_expert)
+
+
+@op(check=_check_moe_router, work=_work_moe_router, fake=_fake_moe_router, returns=RoutedRows)
 def moe_router(
     x: Tensor,
     norm_weight: Tensor,

@@ -1,12 +1,14 @@
-"""A step of many op calls as one Python function: on a CPU what a CUDA graph is on a GPU.
+"""A step of many op calls as a list of calls: on a CPU what a CUDA graph is on a GPU.
 
 A small model's step costs as much in modules, argument checks and dispatching as in arithmetic, and
 all of that comes out the same each time: the step reads and writes tensors that stay, of shapes
-that stay. `capture` runs it once, notes which op got which tensors and numbers, and writes a
-function of one line per op, which calls their bodies.
+that stay. `capture` runs it once and notes which op got which tensors and numbers; what repeats
+the step calls the ops' bodies with them, one after the other.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -63,14 +65,40 @@ def capture(step: Step) -> Step:
     return again
 
 
+@dataclass
+class _Call:
+    """One call of a program, whose tensors and numbers are known by their places in a list."""
+
+    function: Callable[..., Any]
+    args: list[int]
+    kwargs: dict[str, int]
+    results: list[int | None]  # None: nothing new; a call in place gives what it got
+    several: bool
+    gone: list[int] = field(default_factory=list)  # what nobody reads any more
+
+    def compiled(self) -> tuple[Any, ...]:
+        """As `_Tape.program` wants it: what takes the arguments out of the list, and the rest."""
+        places = self.results if any(place is not None for place in self.results) else []
+        return (
+            self.function,
+            _taking(self.args),
+            tuple(self.kwargs),
+            _taking([*self.kwargs.values()]),
+            [(i, place) for i, place in enumerate(places) if place is not None],
+            self.several,
+            self.gone,
+        )
+
+
 class _Tape(TorchDispatchMode):
     """Notes what a step calls, but not what an op's body does."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[list[str], str, list[str]]] = []  # results, call, what it reads
-        self.names: dict[int, str] = {}  # of tensors, by id: t1 is made by a call, c1 stays
-        self.bound: dict[str, Any] = {}  # what stays, and the functions
+        self.calls: list[_Call] = []
+        self.values: list[Any] = []  # what stays, and room for what is made
+        self.made: set[int] = set()  # places of what is made
+        self.places: dict[int, int] = {}  # of tensors, by id
         self.alive: list[Any] = []  # so that no id is given twice
 
     def __torch_dispatch__(
@@ -85,59 +113,80 @@ class _Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         self.alive += result, args, kwargs
         if not self._is_part_of_what_stays(func, result, args):
-            shown = [self._name(value) for value in args]
-            shown += [f"{key}={self._name(value)}" for key, value in kwargs.items()]
-            call = f"{self._bind('f', _function(func))}({', '.join(shown)})"
-            read = [self._name(t) for t in tensors_in((*args, *kwargs.values()))]
-            self.calls.append((self._results(result), call, read))
+            places = [self._place(value) for value in args]
+            named = {key: self._place(value) for key, value in kwargs.items()}
+            self._note(_function(func), places, named, result)
         return result
 
     def _is_part_of_what_stays(self, func: Any, result: Any, args: tuple[Any, ...]) -> bool:
         """A view of such a tensor is one itself, and need not be made again."""
         given = [*tensors_in(args)]
-        if not func.is_view or any(self._name(t).startswith("t") for t in given):
+        if not func.is_view or any(self._place(t) in self.made for t in given):
             return False
         memory = {t.untyped_storage()._cdata for t in given}
         return all(t.untyped_storage()._cdata in memory for t in tensors_in(_several(result)))
 
-    def _name(self, value: Any) -> str:
-        if isinstance(value, (list, tuple)):
-            return f"[{', '.join(map(self._name, value))}]"
-        if not isinstance(value, Tensor):
-            return self._bind("c", value)
-        if id(value) not in self.names:
-            self.names[id(value)] = self._bind("c", value)
-        return self.names[id(value)]
-
-    def _bind(self, letter: str, value: Any) -> str:
-        name = f"{letter}{len(self.bound)}"
-        self.bound[name] = value
-        self.alive.append(value)
-        return name
-
-    def _results(self, result: Any) -> list[str]:
-        """The names of tensors that are new: a call in place gives what it got."""
-        names = []
+    def _note(
+        self, function: Callable[..., Any], args: list[int], kwargs: dict[str, int], result: Any
+    ) -> None:
+        results: list[int | None] = []
         for value in _several(result):
-            new = isinstance(value, Tensor) and id(value) not in self.names
-            if new:
-                self.names[id(value)] = f"t{len(self.names)}"
-            names.append(self.names[id(value)] if new else "_")
-        return names if any(name != "_" for name in names) else []
+            new = isinstance(value, Tensor) and id(value) not in self.places
+            results.append(self._make(value) if new else None)
+        self.calls.append(_Call(function, args, kwargs, results, isinstance(result, (list, tuple))))
+
+    def _make(self, value: Any) -> int:
+        place = self.places[id(value)] = len(self.values)
+        self.values.append(None)
+        self.made.add(place)
+        return place
+
+    def _place(self, value: Any) -> int:
+        if isinstance(value, (list, tuple)) and any(True for _ in tensors_in(value)):
+            items, own = [self._place(item) for item in value], [*value]
+            self.alive.append(own)
+            self.calls.append(_Call(lambda *found: [*found], items, {}, [self._make(own)], False))
+            return self.places[id(own)]
+        if isinstance(value, Tensor) and id(value) in self.places:
+            return self.places[id(value)]
+        self.alive.append(value)
+        self.values.append(value)
+        place = len(self.values) - 1
+        if isinstance(value, Tensor):
+            self.places[id(value)] = place
+        return place
 
     def program(self) -> Step:
-        """A line for each call, which lets go of what nobody reads any more."""
-        lines: list[str] = []
-        read_later: set[str] = set()
-        for results, call, read in reversed(self.calls):
-            gone = {name for name in (*results, *read) if name.startswith("t")} - read_later
-            read_later |= gone
-            lines += [f"    del {', '.join(sorted(gone))}"] if gone else []
-            lines.append(f"    {', '.join(results)} = {call}" if results else f"    {call}")
-        source = "\n".join(["def program():", *reversed(lines), "    return None"])
-        exec(compile(source, "<capture>", "exec"), self.bound)
-        program: Step = self.bound["program"]
+        """Makes the calls again, and lets go of what nobody reads any more."""
+        read_later: set[int] = set()
+        for call in reversed(self.calls):
+            used = {*call.args, *call.kwargs.values(), *(r for r in call.results if r is not None)}
+            call.gone = [*(used & self.made) - read_later]
+            read_later |= used
+        calls, start = [call.compiled() for call in self.calls], self.values
+
+        def program() -> None:
+            values = [*start]
+            for function, args, names, named, results, several, gone in calls:
+                if names:
+                    kwargs = dict(zip(names, named(values), strict=True))
+                    result = function(*args(values), **kwargs)
+                    del kwargs
+                else:
+                    result = function(*args(values))
+                for i, place in results:
+                    values[place] = result[i] if several else result
+                del result
+                for place in gone:
+                    values[place] = None
+
         return program
+
+
+def _taking(places: list[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[place] for place in places)
 
 
 def _several(result: Any) -> tuple[Any, ...]:

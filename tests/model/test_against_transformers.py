@@ -13,7 +13,8 @@ def test_forward_is_no_slower_and_takes_half_the_memory(tmp_path):
     assert time["ours"] <= time["theirs"], result
 
 
-def test_decoding_a_token_costs_little_more():
-    """1.12 to 1.17 times their CPU time when this was written, and 1.25 before."""
+def test_decoding_a_token_costs_less():
+    """0.71 to 0.85 times their CPU time when this was written, with the prompt and the capture of
+    the step in 33 tokens; a token more costs 0.62 times theirs."""
     cost = measure(str(demo.CHECKPOINT), "decode", "6")
-    assert cost["ours"] <= 1.35 * cost["theirs"], cost
+    assert cost["ours"] <= 0.95 * cost["theirs"], cost
