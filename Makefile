@@ -3,7 +3,7 @@
 #   make test    every test that needs no GPU               make build   the compiled libraries
 #   make check   format, lint, types, house tests           make gpu     a GPU run (docs/measuring.md)
 #   make fmt     formats Python and C++                     make size    lines and density by room
-#   make soak    100,000 requests through the engine (make test: 10,000)
+#   make soak    50,000 requests through the engine (make test: 10,000)
 #   make sanitize   the emulator's and the host tests under ASan and UBSan
 #   make kernel K=silu_mul   compile one kernel, print its report
 #   make emulate F=FILE.cu ARGS="--mode all"   run a CUDA program without a GPU (docs/emulating.md)

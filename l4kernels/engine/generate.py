@@ -190,5 +190,5 @@ def _rounded(tokens: int) -> int:
     >>> [_rounded(n) for n in (5, 1025, 9000, 100_000)]
     [1024, 2048, 9216, 106496]
     """
-    step = max(1024, 1 << (tokens.bit_length() - 4))
+    step = max(1024, (1 << tokens.bit_length()) >> 4)
     return -(-tokens // step) * step
