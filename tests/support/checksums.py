@@ -92,8 +92,13 @@ def _chunk_alone(x, meta, keys, chunk):
 
 
 def _write(keys: Tensor, slots: Tensor, values: Tensor) -> None:
+    """Where slots are -1, nothing; without asking which, as a captured step must."""
     keys = keys.view(keys.shape[0] * keys.shape[1], -1)[:, 0]
-    keys[slots[slots >= 0]] = values[slots >= 0].float()
+    size = len(keys)
+    places = torch.where(slots < 0, size, slots)
+    written = torch.zeros(size + 1, dtype=torch.bool).scatter_(0, places, True)[:size]
+    fresh = torch.zeros(size + 1).scatter_(0, places, values.float())[:size]
+    keys.copy_(torch.where(written, fresh, keys))
 
 
 def _weights(positions: int | Tensor, kind: int) -> int | Tensor:
