@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -413,3 +415,20 @@ def test_outputs_come_in_the_order_of_their_making(engine):
         seen[output.sample].append(output.token_id)
     assert seen == [answer([4] * 30, 40, CHUNK)] * 3
     assert not [*itertools.islice(stream, 1)]
+
+
+LEAVING = """
+from l4kernels.engine.engine import Engine
+from l4kernels.engine.request import Request
+from tests.support.checksums import ChecksumModel
+engine = Engine(ChecksumModel(16), slots=2)
+next(engine.add(Request([1, 2, 3], 400, stop_ids=())))
+print("left")
+"""
+
+
+def test_a_process_ends_while_its_engine_works():
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")

@@ -92,12 +92,13 @@ def _chunk_alone(x, meta, keys, chunk):
 
 
 def _write(keys: Tensor, slots: Tensor, values: Tensor) -> None:
-    """A row without a place writes what another one does: a captured step has no masks."""
+    """Where slots are -1, nothing; without asking which, as a captured step must."""
     keys = keys.view(keys.shape[0] * keys.shape[1], -1)[:, 0]
-    some = slots.argmax(0, keepdim=True)
-    rows = torch.where(slots >= 0, torch.arange(len(slots)), some)
-    places = slots[rows]
-    keys[places] = torch.where(places >= 0, values[rows].float(), keys[places])
+    size = len(keys)
+    places = torch.where(slots < 0, size, slots)
+    written = torch.zeros(size + 1, dtype=torch.bool).scatter_(0, places, True)[:size]
+    fresh = torch.zeros(size + 1).scatter_(0, places, values.float())[:size]
+    keys.copy_(torch.where(written, fresh, keys))
 
 
 def _weights(positions: int | Tensor, kind: int) -> int | Tensor:
