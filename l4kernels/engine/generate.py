@@ -16,6 +16,7 @@ from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.inputs.arguments import token_ids, whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
+from l4kernels.ops import tape
 from l4kernels.ops.philox import stream_seed
 
 
@@ -164,7 +165,14 @@ def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     if model.device.type != "cuda":
         needed = [shape.needed(sequence.capacity) for sequence in sequences]
         pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
-        return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+        return EngineCore(
+            model,
+            slots=len(sequences),
+            context=context,
+            pages=pages,
+            reuse=False,
+            capture=tape.capture,
+        )
     # Captures and memory of the last call serve the next one of about the same size.
     context = min(_rounded(context), model.config.max_position_embeddings)
     pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
