@@ -84,14 +84,13 @@ def max_splits(csrc: Path = CSRC) -> int:
 
 def streamed_rows(experts: int, csrc: Path = CSRC) -> int:
     """Up to how many rows of A a product streams, unless measurements say otherwise."""
-    dense, grouped = re.search(
-        r"p\.num_experts == 1 \? (\d+) : (\d+)", _header(csrc, "gemm", "choose.h")
-    ).groups()
+    text = (csrc / "tile" / "few_rows.h").read_text()
+    dense, grouped = re.search(r"kFewRows = (\d+), kFewRaggedRows = (\d+);", text).groups()
     return int(dense if experts == 1 else grouped)
 
 
-def _header(csrc: Path, kernel: str, name: str = "configs.h") -> str:
-    return (csrc / "kernels" / kernel / name).read_text()
+def _header(csrc: Path, kernel: str) -> str:
+    return (csrc / "kernels" / kernel / "configs.h").read_text()
 
 
 def _entries(csrc: Path, kernel: str) -> Iterator[tuple[tuple[int, str], dict[str, Any]]]:

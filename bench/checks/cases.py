@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.checks import cases_moe
+from bench.checks.appended import new_tokens
 from bench.checks.inputs import FP8, I32, Case, Cases, Maker, added_to
 from l4kernels import ops
 
@@ -359,38 +360,20 @@ _APPENDED = (
 
 @_of("flash_decode_append")
 def _flash_decode_append(make: Maker, name: str) -> Iterator[Case]:
-    """Of several tokens the first's key is in the cache already; chunked layers rotate."""
-    table = ops.rope_table(64, theta=500000.0).to(make.device)
+    """Chunked layers rotate."""
+    rope = {"cos_sin": ops.rope_table(64, theta=500000.0).to(make.device), "qk_norm_eps": 1e-5}
     for cache in (make.dtype, FP8):
         for label in _APPENDED:
             tokens, len_ks, heads, kv_heads, page_size, chunk = _DECODE[label]
-            paged = _paged(make, len_ks, kv_heads, page_size, cache)
-            keys = [n - tokens + i for n in len_ks for i in range(tokens)]
-            slots = [
-                int(row[key // page_size]) * page_size + key % page_size
-                if key >= 0 and (i or tokens == 1)
-                else -1
-                for n, row in zip(len_ks, paged["table"].tolist(), strict=True)
-                for i, key in enumerate(range(n - tokens, n))
-            ]
+            args = new_tokens(make, len_ks, tokens, (heads, kv_heads), cache, page_size)
             options = {"num_heads": heads, "tokens": tokens, "softmax_scale": 128**-0.5}
-            options |= {"attn_scale": 0.1, "floor_scale": 16}
-            if chunk:
-                options |= {
-                    "chunk": chunk,
-                    "cos_sin": table,
-                    "qk_norm_eps": 1e-5,
-                    "attn_scale": 0.0,
-                }
+            options |= {"chunk": chunk, **(rope if chunk else {"attn_scale": 0.1})}
             if cache == FP8 and chunk:
                 options |= {
                     s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
                 }
-            qkv = make.randn(len(keys), (heads + 2 * kv_heads) * 128)
-            at = (make.tensor([max(0, key) for key in keys], torch.int64),)
-            at += (make.tensor(slots, torch.int64), paged["k"], paged["v"])
-            at += (paged["lengths"], paged["table"])
-            yield Case(f"{label} {str(cache).removeprefix('torch.')}", (qkv, *at), options)
+            label = f"{label} {str(cache).removeprefix('torch.')}"
+            yield Case(label, tuple(args), options | {"floor_scale": 16})
 
 
 @_of("merge_attention_states")

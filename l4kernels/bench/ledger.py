@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from l4kernels.engine.graphs import as_it_is
 from l4kernels.engine.kv_cache import CacheShape, KVCache, Pages
 from l4kernels.engine.runner import Runner
 from l4kernels.engine.state import StepKind, StepState
@@ -102,7 +103,7 @@ def calls_of_step(config: Llama4Config, form: str, batch: int, context: int) -> 
     pages = Pages(*(batch * count for count in shape.needed(context)))
     cache = KVCache(config, pages, dtype=kv_dtype, device=META)
     state = StepState(config, shape, batch, context, device=META, dtype=torch.bfloat16)
-    runner = Runner(model, cache, state, capture=None)
+    runner = Runner(model, cache, state, as_it_is, buckets=True)
     with _Recorder().watching(model.layers) as recorder:
         runner.step(batch, StepKind())
     return recorder.calls

@@ -15,6 +15,7 @@ from l4kernels.engine.scheduler import Scheduler
 from l4kernels.engine.sequence import Sequence
 from l4kernels.engine.state import StepKind, StepState
 from l4kernels.model.llama4 import Llama4Model
+from l4kernels.ops import tape
 from l4kernels.ops.ambient import isolated
 from l4kernels.ops.library import take_device_error
 from l4kernels.ops.step import FAILED, IDLE, LENGTH, RUNNING, STOP
@@ -58,7 +59,7 @@ class EngineCore:
         pages: of global and of chunked layers.
         reuse: whether what sequences leave in the cache may serve others.
         prefill_tokens: of prompts in one step while others wait for their next token.
-        capture: how steps are repeated; default: CUDA graphs on a GPU, else as they are.
+        capture: how steps are repeated; default: CUDA graphs on a GPU, else `tape.capture`.
         lag: steps by which results are read late; default 1 on a GPU, else 0.
     """
 
@@ -84,9 +85,11 @@ class EngineCore:
             self.state = StepState(
                 model.config, self.cache.shape, slots, context, dtype=model.options.dtype, **device
             )
-        if capture is None and on_gpu:
-            capture = cuda_graphs()
-        self.runner = Runner(model, self.cache, self.state, capture)
+        # A step that is captured for good is worth rows without a sequence; a CPU computes them.
+        buckets = on_gpu or capture is not None
+        if capture is None:
+            capture = cuda_graphs() if on_gpu else tape.capture
+        self.runner = Runner(model, self.cache, self.state, capture, buckets=buckets)
         self.scheduler = Scheduler(self.cache, slots, prefill_tokens, MAX_PREFILL_TOKENS, reuse)
         self.image_s = 0.0
         self.steps = 0

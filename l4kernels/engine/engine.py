@@ -170,7 +170,7 @@ class Engine:
     >>> with Engine(Llama4.from_pretrained(demo.CHECKPOINT)) as engine:
     ...     stream = engine.add(Request([1, 2, 100], max_new_tokens=3))
     ...     [output.finish_reason for output in stream][-1]
-    'stop'
+    'length'
     """
 
     def __init__(

@@ -16,7 +16,6 @@ from l4kernels.engine.sequence import Choice, Sequence
 from l4kernels.inputs.arguments import token_ids, whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
-from l4kernels.ops import tape
 from l4kernels.ops.philox import stream_seed
 
 
@@ -165,14 +164,7 @@ def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     if model.device.type != "cuda":
         needed = [shape.needed(sequence.capacity) for sequence in sequences]
         pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
-        return EngineCore(
-            model,
-            slots=len(sequences),
-            context=context,
-            pages=pages,
-            reuse=False,
-            capture=tape.capture,
-        )
+        return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
     # Captures and memory of the last call serve the next one of about the same size.
     context = min(_rounded(context), model.config.max_position_embeddings)
     pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
@@ -198,5 +190,5 @@ def _rounded(tokens: int) -> int:
     >>> [_rounded(n) for n in (5, 1025, 9000, 100_000)]
     [1024, 2048, 9216, 106496]
     """
-    step = max(1024, 1 << (tokens.bit_length() - 4))
+    step = max(1024, (1 << tokens.bit_length()) >> 4)
     return -(-tokens // step) * step

@@ -44,9 +44,16 @@ class Runner:
     """Runs pieces of prompts eagerly, and steps of one token a slot as captures."""
 
     def __init__(
-        self, model: Llama4Model, cache: KVCache, state: StepState, capture: Capture | None
+        self,
+        model: Llama4Model,
+        cache: KVCache,
+        state: StepState,
+        capture: Capture,
+        *,
+        buckets: bool,
     ):
-        self.model, self.cache, self.state, self.capture = model, cache, state, capture
+        self.model, self.cache, self.state = model, cache, state
+        self.capture, self.buckets = capture, buckets
         self._uses: dict[tuple[int, StepKind], int] = {}
         self._replays: dict[tuple[int, StepKind], Step] = {}
 
@@ -67,15 +74,12 @@ class Runner:
 
     def rows_for(self, slots: int) -> int:
         """Rows of the step that serves the first `slots` slots."""
-        return slots if self.capture is None else bucket_of(slots, self.state.num_slots)
+        return bucket_of(slots, self.state.num_slots) if self.buckets else slots
 
     def step(self, slots: int, kind: StepKind) -> int:
         """One token of each of the first `slots` slots; returns the rows it covers."""
         count = self.rows_for(slots)
         rows, key = self.state.rows(count), (count, kind)
-        if self.capture is None:
-            self._step(rows, kind)
-            return count
         if key in self._replays:
             self._replays[key]()
             return count

@@ -192,17 +192,14 @@ class StepState:
         self.int64[_INT64.index("positions"), slot] = 0
 
     def move(self, source: int, target: int, *, processed: bool) -> None:
-        """What is in one slot is in another from the next step on."""
+        """What is in one slot is in another from the next step on; a step has begun it, so that it
+        is at no patch any more."""
         self.flush()
         for matrix in (self.int64, self.int32, self.float, self.slots, self.tables):
             matrix[:, target] = matrix[:, source]
         own = [self.stop_bits, *(self.processing.values() if processed else ())]
         for tensor in own:
             tensor[target] = tensor[source]
-        if self.features is not None:
-            self.features[target] = self.features[source]
-            patches = self._int32("feature_rows")
-            patches[target] = torch.where(patches[target] < 0, -1, target)
         self.stop(source)
 
     def _column(self, matrix: Tensor, slot: int, values: Sequence[float]) -> None:

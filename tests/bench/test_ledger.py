@@ -1,6 +1,7 @@
 """`l4k bench ledger`: the calls of a decode step against the plan, the emulator and by hand."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -121,12 +122,20 @@ def ledger_of_nothing():
 
 
 @compiled
+def test_a_layer_of_scout_in_int4_is_seven_launches():
+    step = ledger(Llama4Config.preset("scout"), "int4")
+    assert step.unknown == ()
+    assert {group.launches for group in step.groups() if not group.place} == {7}
+
+
+@compiled
 def test_the_command_says_what_overlaps_nothing(capsys):
     assert main(["bench", "ledger", "--model", "scout", "--format", "int4"]) == 0
     out = capsys.readouterr().out
     assert "each of 36 layers (0, 1, 2, 4, 5, 6, ..., 46), launches: " in out
-    (line,) = {text for text in out.splitlines() if "  !" in text}
-    assert line.split()[:2] == ["w4_gemm", "stream_gemm<Int4Weights<true>,"]
+    pairs = re.findall(r" (!?)(\d+\.\d) +\d+\.\d{3} +\d+\.\d{2} ", out)
+    assert len({mark for mark, _ in pairs}) == 2
+    assert all((mark == "!") == (float(size) > 227) for mark, size in pairs)
     assert "by `l4k plan` 2.007 ms (+" in out
 
 

@@ -1,5 +1,7 @@
 """fp8 and int4: what is quantised, how, and that the quantised model computes the same function."""
 
+import functools
+from collections import Counter
 from itertools import pairwise
 from unittest import mock
 
@@ -59,22 +61,23 @@ def test_what_is_quantised(tensors, tmp_path, weights):
 
 
 @pytest.mark.parametrize("weights", PARTS)
-def test_a_norm_writes_what_the_next_product_takes(tensors, tmp_path, ids, weights):
+def test_norms_write_what_the_next_product_takes(tensors, tmp_path, ids, weights):
     """Nothing but attention's output is quantised by an op of its own."""
-    model, rows, quantised = load(tensors, tmp_path, weights), {}, []
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("norm", "input_layernorm", "post_attention_layernorm"):
-            module.register_forward_hook(lambda _m, _i, out, n=name: rows.update({n: out}))
-    with mock.patch.object(ops, "quantize_fp8", lambda x, s: quantised.append(x) or quantize(x, s)):
-        model.prompt_logits(ids)
+    model, quantised, seen = load(tensors, tmp_path, weights), [], Counter()
     attention, feed_forward, head = PARTS[weights]
-    assert len(rows) == 2 * len(model.layers) + 1
-    for name, out in rows.items():
-        form = attention if "input" in name else head if name == "norm" else feed_forward
-        if "post" in name and int(name.split(".")[1]) in model.config.moe_layers:
-            form = "bf16"
-        assert isinstance(out, torch.Tensor) == (form != "fp8"), name
-    assert len(quantised) == (attention == "fp8") * len(model.layers)
+    wanted = {"qkv_proj": attention, "gate_up_proj": feed_forward, "lm_head": head}
+
+    def check(linear, args, name):
+        seen[name] += 1
+        assert isinstance(args[0], torch.Tensor) == (wanted[name] != "fp8"), name
+
+    for name, linear in linears(model).items():
+        if (kind := name.rpartition(".")[2]) in wanted:
+            linear.register_forward_pre_hook(functools.partial(check, name=kind))
+    with mock.patch.object(ops, "quantize_fp8", lambda x, s: quantised.append(x) or quantize(x, s)):
+        model.generate(ids, 3)
+    assert seen.keys() == wanted.keys()
+    assert len(quantised) == (seen["qkv_proj"] if attention == "fp8" else 0)
 
 
 def weights_of(linear):

@@ -11,6 +11,7 @@ import torch
 
 from l4kernels import Sampling
 from l4kernels.engine.engine import Engine, EngineClosed
+from l4kernels.engine.graphs import as_it_is
 from l4kernels.engine.request import Request
 from tests.support.checksums import PATCH, VOCAB, ChecksumModel, answer
 from tests.support.deadlines import within
@@ -255,7 +256,7 @@ def test_logits_that_are_nan_are_one_requests_affair():
 
 def test_a_step_that_fails_ends_those_at_hand_and_no_others():
     model = SickModel(CHUNK)
-    with Engine(model, slots=2, context=256) as engine:
+    with Engine(model, slots=2, context=256, capture=as_it_is) as engine:
         for error in (RuntimeError("of the device"), MemoryError("too little")):
             streams = [engine.add(endless()) for _ in range(3)]
             assert within(20, lambda: next(streams[0])).token_id is not None  # noqa: B023

@@ -25,4 +25,4 @@ def test_nothing_leaks(lag):
 
 @pytest.mark.soak
 def test_nothing_leaks_for_long():
-    soak(100_000, 1)
+    soak(50_000, 1)

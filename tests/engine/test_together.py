@@ -25,7 +25,7 @@ def make_request(model, draw: random.Random) -> Request:
     vocab, patch = 1000, model.config.image_token_index
     common = [*range(1, 101)]
     ids = common[: draw.choice([0, 0, 30, 64, 100])]
-    ids += [draw.randrange(vocab) for _ in range(draw.choice([1, 5, 20, 63, 64, 65, 130]))]
+    ids += [draw.randrange(vocab) for _ in range(draw.choice([1, 57, 60, 63, 64, 65, 124]))]
     tiles = draw.choice([0, 0, 0, 1, 2])
     pixels = None
     if tiles:

@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from bench.checks.edges_append import SCALE, new_tokens, rules
+from bench.checks.appended import new_tokens
+from bench.checks.edges_append import SCALE, rules
 from bench.checks.inputs import FP8, I32, Maker
 from bench.checks.kernel_checks import device_error
 from bench.checks.machine import Machine

@@ -92,8 +92,12 @@ def _chunk_alone(x, meta, keys, chunk):
 
 
 def _write(keys: Tensor, slots: Tensor, values: Tensor) -> None:
+    """A row without a place writes what another one does: a captured step has no masks."""
     keys = keys.view(keys.shape[0] * keys.shape[1], -1)[:, 0]
-    keys[slots[slots >= 0]] = values[slots >= 0].float()
+    some = slots.argmax(0, keepdim=True)
+    rows = torch.where(slots >= 0, torch.arange(len(slots)), some)
+    places = slots[rows]
+    keys[places] = torch.where(places >= 0, values[rows].float(), keys[places])
 
 
 def _weights(positions: int | Tensor, kind: int) -> int | Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from l4kernels.engine.engine import Engine
+from l4kernels.engine import engine
 from l4kernels.engine.graphs import as_it_is
 from l4kernels.testing.emulator import BUILD, emulated
 
@@ -157,13 +157,13 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
         mock.patch(f"{module}.LIBRARY_PATH", library)
         for module in ("bench.checks.kernel_checks", "bench.checks.machine")
     ]
-    gpu, serve = FakeCuda(), Engine._serve
+    gpu, serve = FakeCuda(), engine._serve
 
-    def serve_on_it(engine: Engine, threads: int) -> None:
+    def serve_on_it(*arguments: Any) -> None:
         with gpu:  # a mode is of a thread, and an engine has its own
-            serve(engine, threads)
+            serve(*arguments)
 
-    patches += [mock.patch.object(Engine, "_serve", serve_on_it)]
+    patches += [mock.patch.object(engine, "_serve", serve_on_it)]
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)

@@ -14,12 +14,14 @@ from tests.support.naive_quant import (
     f64,
     int4_rows,
     int4_tiles,
+    quantize_fp8,
+    quantize_int4,
     quantized,
 )
 from tests.support.naive_sample import sample
 from tests.support.naive_step import advance_step, process_logits
 
-__all__ = ["advance_step", "process_logits", "sample"]
+__all__ = ["advance_step", "process_logits", "quantize_fp8", "quantize_int4", "sample"]
 
 FP8 = torch.float8_e4m3fn
 
