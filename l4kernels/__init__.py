@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "STATUS",
     "Engine",
+    "EngineClosed",
     "Llama4",
     "Llama4Config",
     "Output",
@@ -55,7 +56,7 @@ if TYPE_CHECKING or not _is_l4k():
     from l4kernels.ops import reference
     from l4kernels.ops.library import STATUS, take_device_error
 if TYPE_CHECKING:
-    from l4kernels.engine.engine import Engine
+    from l4kernels.engine.engine import Engine, EngineClosed
     from l4kernels.engine.llama4 import Llama4
     from l4kernels.engine.request import Output, Request
     from l4kernels.engine.sampling import Sampling
@@ -70,7 +71,7 @@ _LAZY = {
     "model.config": ("Llama4Config",),
     "engine.sampling": ("Sampling",),
     "engine.llama4": ("Llama4",),
-    "engine.engine": ("Engine",),
+    "engine.engine": ("Engine", "EngineClosed"),
     "engine.request": ("Output", "Request"),
     "ops": ("reference",),
 }  # fmt: skip

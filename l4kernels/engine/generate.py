@@ -4,11 +4,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from l4kernels.engine.core import EngineCore, Event
+from l4kernels.engine.core import EngineCore, Event, has_hooks
 from l4kernels.engine.kv_cache import CacheShape, Pages
 from l4kernels.engine.prompts import prompts_of_batch
 from l4kernels.engine.sampling import Sampling
@@ -158,37 +159,40 @@ def check_biases(model: Llama4Model, sampling: Sampling) -> None:
 
 def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     """An engine that has room for these sequences at once, and keeps nothing for others: the same
-    call gives the same bits whatever ran before."""
-    shape = CacheShape.of(model.config, model.kv_dtype)
-    context = max(s.prompt_length + s.choice.max_new_tokens for s in sequences)
-    if model.device.type != "cuda":
-        needed = [shape.needed(sequence.capacity) for sequence in sequences]
-        pages = Pages(*(sum(counts) for counts in zip(*needed, strict=True)))
-        return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
-    # Captures and memory of the last call serve the next one of about the same size.
-    context = min(_rounded(context), model.config.max_position_embeddings)
-    pages = Pages(*(len(sequences) * count for count in shape.needed(context)))
+    call gives the same bits whatever ran before. Its memory and its captured steps serve the next
+    call of about the same size."""
+    context = _rounded(max(s.prompt_length + s.choice.max_new_tokens for s in sequences))
+    context = min(context, model.config.max_position_embeddings)
+    made_for = len(sequences), context, *_captured(model)
     kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
-    if kept is not None and kept.idle:
-        if (kept.scheduler.slots, kept.context) == (len(sequences), context):
-            return kept
-        del kept  # before there is another
-    return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+    if kept is not None and kept.idle and kept.made_for == made_for:
+        return kept
+    del kept  # before there is another
+    needed = CacheShape.of(model.config, model.kv_dtype).needed(context)
+    pages = Pages(*(len(sequences) * count for count in needed))
+    core = EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
+    core.made_for = made_for
+    return core
+
+
+_KEPT = "_kept_engine"
 
 
 def _keep(core: EngineCore) -> None:
-    if core.model.device.type == "cuda" and core.idle:
+    if core.idle:
         core.model.__dict__[_KEPT] = core
 
 
-_KEPT = "_kept_core"
+def _captured(model: Llama4Model) -> tuple[Any, ...]:
+    """What a captured step has of its model: where the weights are, and who looks on."""
+    return has_hooks(model), *(p.data_ptr() for p in model.parameters())
 
 
 def _rounded(tokens: int) -> int:
-    """Up by an eighth at the most, beyond 8,192.
+    """Up by an eighth at the most, beyond 1,024.
 
     >>> [_rounded(n) for n in (5, 1025, 9000, 100_000)]
-    [1024, 2048, 9216, 106496]
+    [128, 1152, 9216, 106496]
     """
-    step = max(1024, (1 << tokens.bit_length()) >> 4)
+    step = max(128, (1 << tokens.bit_length()) >> 4)
     return -(-tokens // step) * step

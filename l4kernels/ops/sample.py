@@ -1,5 +1,6 @@
 """Choosing the next token."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from l4kernels.ops.check import FLOATS
 from l4kernels.ops.contract import Contract
 from l4kernels.ops.philox import gumbel_noise
 from l4kernels.ops.registry import Work, op, tensor_bytes
+from l4kernels.ops.views import scalar
 
 
 class Sample(NamedTuple):
@@ -106,6 +108,10 @@ def sample(
     value = logits.float()
     # Relative to the largest, and exactly 0 there: infinite logits then need no other care.
     top = value.amax(-1, keepdim=True)
+    if top_logprobs == 0 and _all_greedy(top, temperature, top_p, min_p):
+        total = (value - top).exp().sum(-1).log()
+        none = value.new_empty(len(value), 0)
+        return value.argmax(-1), scalar(0.0, total) - total, none.long(), none
     value = torch.where(value == top, 0.0, value - top)
     ids = value.argmax(-1)
     settings = temperature.isnan() | top_p.isnan() | min_p.isnan()
@@ -126,6 +132,15 @@ def sample(
     top_ids = order[:, :top_logprobs].masked_fill(nothing[:, None], -1)
     top = ordered[:, :top_logprobs].masked_fill(nothing[:, None], float("nan"))
     return ids, chosen, top_ids.contiguous(), top.contiguous()
+
+
+def _all_greedy(top: Tensor, temperature: Tensor, top_p: Tensor, min_p: Tensor) -> bool:
+    """Whether every row takes its likeliest token: nothing is drawn, infinite or NaN."""
+    return (
+        all(map(math.isfinite, top.flatten().tolist()))
+        and all(t <= 0 for t in temperature.tolist())
+        and not any(map(math.isnan, (*top_p.tolist(), *min_p.tolist())))
+    )
 
 
 def _filtered(

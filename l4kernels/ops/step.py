@@ -237,38 +237,38 @@ def advance_step(
     >>> results.flatten().tolist() == [3, STOP], length.item()
     (True, 0)
     """
-    running = seqlens_k > 0
     vocab = WORD * stop_bits.shape[1] if tally is None else tally.shape[1]
-    found = (sampled >= 0) & (sampled < vocab)
-    token = torch.where(found, sampled, 0).unsqueeze(1)
-    counted = running & found
-    generated += counted
-    stops = stop_bits.gather(1, token // WORD) >> token % WORD & 1
-    code = torch.where(generated >= max_tokens, LENGTH, RUNNING)
-    code = torch.where(stops.squeeze(1) != 0, STOP, code)
-    code = torch.where(found, code, FAILED)
-    code = torch.where(running, code, IDLE)
-    goes_on = code == RUNNING
-    results[0] = torch.where(running, sampled, -1)
-    results[1] = code
-    if tally is not None:
-        tally.scatter_add_(1, token, 2 * counted.int().unsqueeze(1))
     if feature_rows is not None:
-        feature_rows.masked_fill_(running, -1)
-    ids.copy_(torch.where(goes_on, sampled, ids))
-    ended = running & ~goes_on
-    for grows in (positions, seqlens_k):
-        grows += goes_on
-        grows.masked_fill_(ended, 0)
-    slots.copy_(torch.where(running, _slots(goes_on, positions, block_tables, page_size), slots))
+        feature_rows.masked_fill_(seqlens_k > 0, -1)
+    fields = ids, positions, seqlens_k, generated
+    # In Python's numbers: a row is a few branches, and for a tensor each would be several calls.
+    before = zip(sampled.tolist(), max_tokens.tolist(), *(t.tolist() for t in fields), strict=True)
+    after, places = [], slots.tolist()
+    for row, (token, most, id, position, length, count) in enumerate(before):
+        code = IDLE if length <= 0 else RUNNING if 0 <= token < vocab else FAILED
+        if code == RUNNING:
+            count += 1
+            if tally is not None:
+                tally[row, token] += 2
+            stops = stop_bits[row, token // WORD].item() >> token % WORD & 1
+            code = STOP if stops else LENGTH if count >= most else RUNNING
+        if code == RUNNING:
+            id, position, length = token, position + 1, length + 1
+        elif code != IDLE:
+            position, length = 0, 0
+        if code != IDLE:
+            for own, table in zip(places, block_tables, strict=True):
+                own[row] = _slot(table[row], position, page_size) if code == RUNNING else -1
+        after.append((id, position, length, count, -1 if code == IDLE else token, code))
+    if not after:
+        return
+    for t, values in zip((*fields, *results), zip(*after, strict=True), strict=True):
+        t.copy_(torch.tensor(values, dtype=t.dtype, device=t.device))
+    slots.copy_(torch.tensor(places, dtype=I64, device=slots.device))
 
 
-def _slots(goes_on: Tensor, positions: Tensor, block_tables: Tensor, page_size: int) -> Tensor:
-    """int64 `[K, B]`; -1 where there is none."""
-    kinds, rows, columns = block_tables.shape
-    column = positions // page_size
-    goes_on = goes_on & (column >= 0) & (column < columns)
-    index = torch.where(goes_on, column, 0).view(1, rows, 1).expand(kinds, rows, 1)
-    page = block_tables.gather(2, index).squeeze(2)
-    slot = page.long() * page_size + positions % page_size
-    return torch.where(goes_on & (page >= 0), slot, -1)
+def _slot(table: Tensor, position: int, page_size: int) -> int:
+    """-1 where there is none."""
+    column = position // page_size
+    page = table[column].item() if 0 <= column < len(table) else -1
+    return -1 if page < 0 else int(page) * page_size + position % page_size

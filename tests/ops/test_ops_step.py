@@ -287,13 +287,12 @@ def test_the_kernel_has_the_same_codes():
     assert [getattr(ops.step, code) for code in codes] == [0, 1, 2, 3, 4]
 
 
-def test_neither_reads_a_value_on_the_host():
-    """Their bodies run on tensors without data: what a captured step must be able to do."""
-    for name in ("advance_step", "process_logits"):
-        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            for case in cases(name):
-                args, kwargs = tree_map_only(Tensor, mode.from_tensor, (case.args, case.kwargs))
-                ops.OPS[name].body(*args, **kwargs)
+def test_logits_are_processed_without_a_value_on_the_host():
+    """The body runs on tensors without data: on a GPU nothing waits for it."""
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for case in cases("process_logits"):
+            args, kwargs = tree_map_only(Tensor, mode.from_tensor, (case.args, case.kwargs))
+            ops.OPS["process_logits"].body(*args, **kwargs)
 
 
 WRONG = {
