@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench import ceilings, conformance, decode_step, micro, profilers, tune
-from bench.checks import gpu_checks
+from bench.checks import engine, gpu_checks
 from bench.checks.edges import EDGES
 from bench.checks.whole_model import CASES
 from bench.gpu_run import Result
@@ -47,6 +47,7 @@ COSTS = {
     "e2e.scout.fp8": 10,
     "e2e.": 5,
     "test.cupy": 7,
+    "test.engine.": 3,
     "test.states": 3,
     "test.": 0.5,
     "bench.flash_prefill.scout.131072": 5,
@@ -59,7 +60,7 @@ COSTS = {
     "": 0.25,
 }
 """Seconds of a step by the start of its key, the first that fits; measured on an H200, but for
-e2e.scout.int4: 33 s of quantising at full bandwidth, counted and not measured."""
+e2e.scout.int4 (33 s of quantising at full bandwidth) and test.engine, which are counted."""
 COUNTED = (
     "bf16_128x256_2x1",
     "fp8_256x128_1x2_promote",
@@ -138,6 +139,12 @@ def _correctness(formats: list[str]) -> Iterator[tuple[str, Step]]:
     for form, prompt in CASES:
         if form.split("_")[0] in formats:
             yield f"test.model.{form}.{prompt}", _check(gpu_checks.whole_model, form, prompt)
+    for form in formats:
+        for settings in engine.SETTINGS:
+            yield (
+                f"test.engine.{form}.{settings}",
+                _check(engine.captures_are_right, form, settings),
+            )
     yield "test.cupy", _check(gpu_checks.cupy_agrees)
 
 

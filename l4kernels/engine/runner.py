@@ -72,6 +72,11 @@ class Runner:
             x = to_device(torch.tensor([*tokens], dtype=torch.int64, device="cpu"), device)
         self.model(x, metadata, self.cache.layers)
 
+    @property
+    def captured(self) -> tuple[tuple[int, StepKind], ...]:
+        """Rows and kind of the steps that are replayed."""
+        return tuple(self._replays)
+
     def rows_for(self, slots: int) -> int:
         """Rows of the step that serves the first `slots` slots."""
         return bucket_of(slots, self.state.num_slots) if self.buckets else slots

@@ -87,6 +87,7 @@ def keys():
     elsewhere = (
         "test.gemm",
         "test.model.",
+        "test.engine.",
         "test.graph.attention",
         "micro.",
         "conformance.",
