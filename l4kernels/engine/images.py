@@ -47,7 +47,7 @@ class PromptImages:
 
 def encode(model: Llama4Model, images: Iterable[PromptImages]) -> float:
     """Runs the vision model over those that have no features yet; returns the seconds it took."""
-    fresh = [one for one in images if one.features is None]
+    fresh = [*dict.fromkeys(one for one in images if one.features is None)]  # samples share theirs
     if not fresh:
         return 0.0
     assert model.vision is not None

@@ -203,7 +203,8 @@ def _checked_pixels(model: Llama4Model, patches: int, pixels: Tensor) -> Tensor:
             f"expected pixel_values to be normalised floats [tiles, "
             f"{', '.join(map(str, wanted))}], got {describe(pixels)}"
         )
-    pixels = pixels.to(model.device, dtype)
+    # A copy: they are looked at later, when the caller may have other pictures there.
+    pixels = pixels.to(model.device, dtype, copy=True)
     # The extremes are NaN if any value is.
     if not bool(torch.stack(pixels.aminmax()).isfinite().all()):
         raise ValueError(f"expected pixel_values to be finite in {dtype}, got NaN or infinity")

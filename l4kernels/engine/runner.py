@@ -14,6 +14,7 @@ from l4kernels.engine.kv_cache import CacheShape, KVCache, layer_cache
 from l4kernels.engine.prompts import PromptTokens
 from l4kernels.engine.sequence import Sequence
 from l4kernels.engine.state import StepKind, StepRows, StepState, to_device
+from l4kernels.engine.taken import Taken
 from l4kernels.layers.attention import AttentionMetadata
 from l4kernels.model.llama4 import Llama4Model
 
@@ -56,6 +57,7 @@ class Runner:
         self.capture, self.buckets = capture, buckets
         self._uses: dict[tuple[int, StepKind], int] = {}
         self._replays: dict[tuple[int, StepKind], Step] = {}
+        self._taken = Taken(model)
 
     def prefill(self, pieces: list[Piece]) -> None:
         """Computes the keys and values of pieces of prompts."""
@@ -82,9 +84,17 @@ class Runner:
         return bucket_of(slots, self.state.num_slots) if self.buckets else slots
 
     def step(self, slots: int, kind: StepKind) -> int:
-        """One token of each of the first `slots` slots; returns the rows it covers."""
+        """One token of each of the first `slots` slots; returns the rows it covers.
+
+        A step that hooks of modules look at runs as it is: no capture would call them.
+        """
         count = self.rows_for(slots)
         rows, key = self.state.rows(count), (count, kind)
+        if not self._taken.is_current():
+            self._start_over()
+        if self._taken.is_hooked():
+            self._step(rows, kind)
+            return count
         if key in self._replays:
             self._replays[key]()
             return count
@@ -94,6 +104,14 @@ class Runner:
         else:
             self._replays[key] = self.capture(lambda: self._step(rows, kind))
         return count
+
+    def _start_over(self) -> None:
+        """Captures have in them what the model had, which somebody has replaced."""
+        if self.cache.device.type == "cuda":  # the last replay may be running
+            torch.cuda.current_stream(self.cache.device).synchronize()
+        self._replays.clear()
+        self._uses.clear()
+        self._taken = Taken(self.model)
 
     def _step(self, rows: StepRows, kind: StepKind) -> None:
         """Reads and writes tensors of the state alone, and takes no number from the host: what

@@ -31,7 +31,8 @@ def capture(step: Step) -> Step:
 
     What may change between two runs has to be in tensors that were there before: as with a CUDA
     graph, numbers and shapes stay what they were, and so does what the step makes of them. While
-    something looks on (`observed`) or an open block sends ops elsewhere, the step itself runs.
+    something looks on (`observed`) or an open block sends ops elsewhere, the step itself runs, and
+    nothing is noted.
 
     Args:
         step: takes nothing, returns nothing, reads and writes tensors of a CPU that stay.
@@ -48,20 +49,21 @@ def capture(step: Step) -> Step:
     >>> again(); x
     tensor([[3.0000, 3.0000]])
     """
-    if dispatch.open_blocks or observed():
-        step()
-        return step
-    tape = _Tape()
-    with torch.inference_mode(), tape:
-        step()
-    program = isolated(tape.program())
+    program: Step | None = None
 
     def again() -> None:
+        nonlocal program
         if dispatch.open_blocks or observed():
             step()
-        else:
+        elif program is not None:
             program()
+        else:
+            tape = _Tape()
+            with torch.inference_mode(), tape:
+                step()
+            program = isolated(tape.program())
 
+    again()
     return again
 
 

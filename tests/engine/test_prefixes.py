@@ -1,5 +1,7 @@
 """Prefixes that are shared: what is not computed again, and that nobody can tell."""
 
+import threading
+
 import pytest
 import torch
 
@@ -151,3 +153,27 @@ def test_samples_of_a_picture_share_it(model):
     assert greedy == [greedy[0]] * 4 and len({*map(tuple, drawn)}) == 4
     rows = torch.tensor([ids] * 4), 8, 0.9, pixels.repeat(4, 1, 1, 1)
     assert drawn == model.generate(*rows, seed=5, stop_ids=())[:, len(ids) :].tolist()
+
+
+def test_samples_that_share_no_pages_share_a_picture(model):
+    ids = [3, *[model.config.image_token_index] * 4, 5, 6]
+    tiles = []
+    hook = model.vision.register_forward_hook(lambda _, args, __: tiles.append(len(args[0])))
+    with Engine(model, slots=4, context=64, prefix_cache=False) as engine:
+        engine.add(Request(ids, 2, pixel_values=torch.rand(1, 3, 32, 32), n=4)).result()
+    hook.remove()
+    assert tiles == [1]
+
+
+def test_a_picture_is_what_it_was_when_its_request_was_added():
+    """The caller may put the next one into the same tensor."""
+    model, pixels = ChecksumModel(24), PICTURES[:1].clone()
+    ids = [9] * 3 + [PATCH] * TILE_TOKENS + [4] * 30
+    wanted = answer(contents(ids, pixels), 5, 24)
+    with Engine(model, slots=1, context=256) as engine:
+        gate = threading.Event()
+        engine.add(Request([1], 2, stop_ids=(), on_output=lambda _: gate.wait()))
+        stream = engine.add(Request(ids, 5, pixel_values=pixels, stop_ids=()))
+        pixels.copy_(PICTURES[1:2])
+        gate.set()
+        assert stream.result() == [wanted]
