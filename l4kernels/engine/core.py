@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from l4kernels.engine.graphs import Capture, as_it_is, cuda_graphs
+from l4kernels.engine.graphs import Capture, cuda_graphs
 from l4kernels.engine.images import encode
 from l4kernels.engine.kv_cache import GLOBAL, KVCache, Pages
 from l4kernels.engine.runner import Runner
@@ -20,12 +20,6 @@ from l4kernels.ops.ambient import isolated
 from l4kernels.ops.library import take_device_error
 from l4kernels.ops.step import FAILED, IDLE, LENGTH, RUNNING, STOP
 from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
-
-
-def has_hooks(model: Llama4Model) -> bool:
-    """Whether somebody looks into the model: captured steps would not call them."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
 
 _REASONS = {RUNNING: None, STOP: "stop", LENGTH: "length", FAILED: "error"}
 
@@ -65,8 +59,7 @@ class EngineCore:
         pages: of global and of chunked layers.
         reuse: whether what sequences leave in the cache may serve others.
         prefill_tokens: of prompts in one step while others wait for their next token.
-        capture: how steps are repeated; default: CUDA graphs on a GPU, else `tape.capture`; as they
-            are if a module of the model has hooks.
+        capture: how steps are repeated; default: CUDA graphs on a GPU, else `tape.capture`.
         lag: steps by which results are read late; default 1 on a GPU, else 0.
     """
 
@@ -94,16 +87,12 @@ class EngineCore:
             )
         # A step that is captured for good is worth rows without a sequence; a CPU computes them.
         buckets = on_gpu or capture is not None
-        if capture is None and has_hooks(model):
-            capture = as_it_is
-        elif capture is None:
+        if capture is None:
             capture = cuda_graphs() if on_gpu else tape.capture
         self.runner = Runner(model, self.cache, self.state, capture, buckets=buckets)
         self.scheduler = Scheduler(self.cache, slots, prefill_tokens, MAX_PREFILL_TOKENS, reuse)
         self.image_s = 0.0
         self.steps = 0
-        self.made_for: tuple[Any, ...] = ()
-        """What `generate` made it for, and may use it for again."""
         self._launched: deque[_Launched] = deque()
         self._events: list[Event] = []
         self._processed: set[Sequence] = set()

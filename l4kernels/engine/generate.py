@@ -4,12 +4,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from l4kernels.engine.core import EngineCore, Event, has_hooks
+from l4kernels.engine.core import EngineCore, Event
 from l4kernels.engine.kv_cache import CacheShape, Pages
 from l4kernels.engine.prompts import prompts_of_batch
 from l4kernels.engine.sampling import Sampling
@@ -163,16 +162,14 @@ def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     call of about the same size."""
     context = _rounded(max(s.prompt_length + s.choice.max_new_tokens for s in sequences))
     context = min(context, model.config.max_position_embeddings)
-    made_for = len(sequences), context, *_captured(model)
     kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
-    if kept is not None and kept.idle and kept.made_for == made_for:
+    size = None if kept is None else (kept.scheduler.slots, kept.context)
+    if kept is not None and kept.idle and size == (len(sequences), context):
         return kept
     del kept  # before there is another
     needed = CacheShape.of(model.config, model.kv_dtype).needed(context)
     pages = Pages(*(len(sequences) * count for count in needed))
-    core = EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
-    core.made_for = made_for
-    return core
+    return EngineCore(model, slots=len(sequences), context=context, pages=pages, reuse=False)
 
 
 _KEPT = "_kept_engine"
@@ -181,11 +178,6 @@ _KEPT = "_kept_engine"
 def _keep(core: EngineCore) -> None:
     if core.idle:
         core.model.__dict__[_KEPT] = core
-
-
-def _captured(model: Llama4Model) -> tuple[Any, ...]:
-    """What a captured step has of its model: where the weights are, and who looks on."""
-    return has_hooks(model), *(p.data_ptr() for p in model.parameters())
 
 
 def _rounded(tokens: int) -> int:
