@@ -160,6 +160,7 @@ class Engine:
         prefill_tokens: of prompts in one step while other samples wait for their next token.
         prefix_cache: whether the pages of finished samples are kept for prompts that begin alike.
         tokenizer: turns tokens into text and finds stop strings; None: outputs have no text.
+        capture: how steps are repeated; None: CUDA graphs on a GPU, else `ops.tape.capture`.
 
     Raises:
         ValueError: an argument, named with what was expected and what came.
@@ -187,6 +188,14 @@ class Engine:
     ):
         if not isinstance(model, Llama4Model):
             raise ValueError(f"expected model to be a Llama4, got {shown(model)}")
+        of_prompter = tokenizer is None or isinstance(tokenizer, Tokenizer)
+        for name, given, good, expected in (
+            ("prefix_cache", prefix_cache, isinstance(prefix_cache, bool), "True or False"),
+            ("tokenizer", tokenizer, of_prompter, "a Prompter's tokenizer or None"),
+            ("capture", capture, capture is None or callable(capture), "a function or None"),
+        ):
+            if not good:
+                raise ValueError(f"expected {name} to be {expected}, got {shown(given)}")
         slots = whole_number("slots", slots, 1, 1 << 12)
         prefill_tokens = whole_number("prefill_tokens", prefill_tokens, 1, 1 << 30)
         pages, context = _room(model, slots, context, kv_tokens)

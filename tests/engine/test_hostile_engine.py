@@ -57,6 +57,8 @@ ENGINES = [
     ({"context": 0}, "context"), ({"context": 513}, "context"), ({"context": 2.0}, "context"),
     ({"kv_tokens": 0}, "kv_tokens"), ({"kv_tokens": -5}, "kv_tokens"),
     ({"prefill_tokens": 0}, "prefill_tokens"), ({"model": None}, "model"),
+    ({"tokenizer": "demo"}, "tokenizer"), ({"capture": 3}, "capture"),
+    ({"prefix_cache": "no"}, "prefix_cache"),
 ]  # fmt: skip
 
 
