@@ -226,17 +226,23 @@ class Engine:
         Raises:
             ValueError: an argument of the request, or that it could never run: its prompt and
                 answer are longer than the engine's context, or than its KV cache.
-            EngineClosed: the engine is closed.
+            EngineClosed: the engine is closed, or was made before this process was forked.
         """
         if not isinstance(request, Request):
             raise ValueError(f"expected a Request, got {shown(request)}")
         texts = self._texts(request)
-        sequences = request.sequences(self.model, int(torch.randint(1 << 62, (), device="cpu")))
+        sequences = request.sequences(self.model)
         one = sequences[0]
         if why := self._core.why_never(one.prompt_length, one.choice.max_new_tokens):
             raise ValueError(why)
         stream = Stream(request, sequences, texts)
+        alive = self._thread.is_alive()
         self._mail.put(self._begin, stream)
+        if not alive:  # and not closed
+            raise EngineClosed(
+                "the engine's thread does not run in this process, which was forked from the one "
+                "that made the engine: make one here"
+            )
         return stream
 
     def cancel(self, stream: Stream) -> None:
