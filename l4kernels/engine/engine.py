@@ -160,6 +160,7 @@ class Engine:
         prefill_tokens: of prompts in one step while other samples wait for their next token.
         prefix_cache: whether the pages of finished samples are kept for prompts that begin alike.
         tokenizer: turns tokens into text and finds stop strings; None: outputs have no text.
+        capture: how steps are repeated; None: CUDA graphs on a GPU, else `ops.tape.capture`.
 
     Raises:
         ValueError: an argument, named with what was expected and what came.
@@ -187,6 +188,14 @@ class Engine:
     ):
         if not isinstance(model, Llama4Model):
             raise ValueError(f"expected model to be a Llama4, got {shown(model)}")
+        of_prompter = tokenizer is None or isinstance(tokenizer, Tokenizer)
+        for name, given, good, expected in (
+            ("prefix_cache", prefix_cache, isinstance(prefix_cache, bool), "True or False"),
+            ("tokenizer", tokenizer, of_prompter, "a Prompter's tokenizer or None"),
+            ("capture", capture, capture is None or callable(capture), "a function or None"),
+        ):
+            if not good:
+                raise ValueError(f"expected {name} to be {expected}, got {shown(given)}")
         slots = whole_number("slots", slots, 1, 1 << 12)
         prefill_tokens = whole_number("prefill_tokens", prefill_tokens, 1, 1 << 30)
         pages, context = _room(model, slots, context, kv_tokens)
@@ -217,17 +226,23 @@ class Engine:
         Raises:
             ValueError: an argument of the request, or that it could never run: its prompt and
                 answer are longer than the engine's context, or than its KV cache.
-            EngineClosed: the engine is closed.
+            EngineClosed: the engine is closed, or was made before this process was forked.
         """
         if not isinstance(request, Request):
             raise ValueError(f"expected a Request, got {shown(request)}")
         texts = self._texts(request)
-        sequences = request.sequences(self.model, int(torch.randint(1 << 62, (), device="cpu")))
+        sequences = request.sequences(self.model)
         one = sequences[0]
         if why := self._core.why_never(one.prompt_length, one.choice.max_new_tokens):
             raise ValueError(why)
         stream = Stream(request, sequences, texts)
+        alive = self._thread.is_alive()
         self._mail.put(self._begin, stream)
+        if not alive:  # and not closed
+            raise EngineClosed(
+                "the engine's thread does not run in this process, which was forked from the one "
+                "that made the engine: make one here"
+            )
         return stream
 
     def cancel(self, stream: Stream) -> None:

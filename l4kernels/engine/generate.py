@@ -129,9 +129,7 @@ class Generation:
             self.finish_reasons[row] = event.finish_reason
 
     def _sequences(self) -> list[Sequence]:
-        seed = self.sampling.seed
-        if seed is None:
-            seed = int(torch.randint(1 << 62, (), device="cpu"))
+        seed = self.sampling.seed_now()
         return [
             Sequence(
                 prompt.ids.copy(),

@@ -74,8 +74,8 @@ class Request:
     token_mask: TokenMask | None = None
     on_output: Callable[[Output], None] | None = None
 
-    def sequences(self, model: Llama4Model, seed: int) -> list[EngineSequence]:
-        """One for each sample; `seed` for those that have none.
+    def sequences(self, model: Llama4Model) -> list[EngineSequence]:
+        """One for each sample.
 
         Raises:
             ValueError: an argument, named with what was expected and what came.
@@ -98,7 +98,7 @@ class Request:
         stop = frozenset(stop_ids_of(model, self.stop_ids))
         check_biases(model, self.sampling)
         prompt = prompt_of(model, self.prompt, self.pixel_values)
-        seed = seed if self.sampling.seed is None else self.sampling.seed
+        seed = self.sampling.seed_now()
         seeds = [stream_seed(seed, index) for index in range(samples)]
         rest = stop, new_tokens, logprobs, self.token_mask
         shared = prompt.images, priority, self.cache_salt.encode()

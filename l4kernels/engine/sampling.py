@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.fields import Fields
 from l4kernels.inputs.files import shown
@@ -103,6 +105,16 @@ class Sampling:
         """Whether logits are changed before a token is drawn."""
         penalties = self.repetition_penalty != 1, self.frequency_penalty, self.presence_penalty
         return bool(any(penalties) or self.min_tokens or self.logit_bias)
+
+    def seed_now(self) -> int:
+        """Its seed, or a new one of torch's generator, which stays as it is if nothing is drawn.
+
+        >>> Sampling(seed=7).seed_now(), Sampling().seed_now()
+        (7, 0)
+        """
+        if self.seed is not None or not self.temperature:
+            return self.seed or 0
+        return int(torch.randint(1 << 62, (), device="cpu"))
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "Sampling":

@@ -67,7 +67,7 @@ def test_launches_are_those_of_a_step_that_runs(form):
     rows = ledger(config, form, context=11, sms=4).rows
     kv_dtype = FP8 if FORMATS[form].fp8_cache else None
     model = Llama4.random(config, dtype=torch.bfloat16, weights=form, kv_dtype=kv_dtype)
-    (sequence,) = Request([1, 2, 3, 4, 5, 6, 7, 8], max_new_tokens=3).sequences(model, 0)
+    (sequence,) = Request([1, 2, 3, 4, 5, 6, 7, 8], max_new_tokens=3).sequences(model)
     core = core_for(model, [sequence])
     core.add(sequence)
     core.step()

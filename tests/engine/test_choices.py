@@ -202,3 +202,11 @@ def test_a_stop_string_that_does_not_come_keeps_nothing_back(engine):
     (text,) = texts(outputs)
     _, outputs = run(engine, 20, stop_ids=(), stop=text[-4:] + "and what never comes")
     assert texts(outputs) == [text] and outputs[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "seed"])
+def test_torchs_generator_stays_as_it_is_where_it_decides_nothing(model, engine, settings):
+    before = torch.get_rng_state()
+    engine.add(Request(PROMPT, 2, Sampling(**settings))).result()
+    model.generate(torch.tensor([PROMPT]), 2, **settings)
+    assert torch.equal(torch.get_rng_state(), before)

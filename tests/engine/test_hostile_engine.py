@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import subprocess
 import sys
 import threading
@@ -57,6 +58,8 @@ ENGINES = [
     ({"context": 0}, "context"), ({"context": 513}, "context"), ({"context": 2.0}, "context"),
     ({"kv_tokens": 0}, "kv_tokens"), ({"kv_tokens": -5}, "kv_tokens"),
     ({"prefill_tokens": 0}, "prefill_tokens"), ({"model": None}, "model"),
+    ({"tokenizer": "demo"}, "tokenizer"), ({"capture": 3}, "capture"),
+    ({"prefix_cache": "no"}, "prefix_cache"),
 ]  # fmt: skip
 
 
@@ -392,6 +395,20 @@ def test_an_engine_that_nobody_holds_ends(model):
             break
         time.sleep(0.05)
     assert not thread.is_alive() and core() is None, "its memory stays taken"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told_to_make_its_own(engine):
+    works(engine)
+    child = os.fork()
+    if not child:  # without a word to pytest
+        try:
+            engine.add(endless())
+        except EngineClosed as error:
+            os._exit(7 if "forked" in str(error) else 8)
+        finally:
+            os._exit(9)
+    assert within(20, lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) == 7
 
 
 def test_a_stream_keeps_its_engine(model):
