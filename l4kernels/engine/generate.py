@@ -114,10 +114,12 @@ class Generation:
                     timings.decode_steps += 1
                 yield [tokens.popleft() if tokens else self.pad_id for tokens in known]
                 started = time.perf_counter()
-        finally:
-            for sequence in sequences:  # of a generation that is left halfway, or has failed
+        except GeneratorExit:  # left between two steps
+            for sequence in sequences:
                 core.cancel(sequence)
             _keep(core)
+            raise
+        _keep(core)  # but not one that was interrupted in a step, or failed
 
     def _note(self, row: int, event: Event, known: list[deque[int]]) -> None:
         if isinstance(event.error, ValueError):
@@ -160,7 +162,7 @@ def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
     call of about the same size."""
     context = _rounded(max(s.prompt_length + s.choice.max_new_tokens for s in sequences))
     context = min(context, model.config.max_position_embeddings)
-    kept: EngineCore | None = model.__dict__.pop(_KEPT, None)
+    kept: EngineCore | None = model.__dict__.pop(_KEPT, _Kept()).core
     size = None if kept is None else (kept.scheduler.slots, kept.context)
     if kept is not None and kept.idle and size == (len(sequences), context):
         return kept
@@ -173,9 +175,19 @@ def core_for(model: Llama4Model, sequences: list[Sequence]) -> EngineCore:
 _KEPT = "_kept_engine"
 
 
+@dataclass
+class _Kept:
+    """The engine of the last call. It is for this model alone: a copy, or a file, has none."""
+
+    core: EngineCore | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Kept, ()
+
+
 def _keep(core: EngineCore) -> None:
     if core.idle:
-        core.model.__dict__[_KEPT] = core
+        core.model.__dict__[_KEPT] = _Kept(core)
 
 
 def _rounded(tokens: int) -> int:

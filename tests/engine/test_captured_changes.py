@@ -1,5 +1,7 @@
 """What is changed in a model while its steps are replayed: as if there were no replays."""
 
+import copy
+import pickle
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
@@ -10,6 +12,7 @@ import torch
 from l4kernels import Llama4, Llama4Config, ops
 from l4kernels.engine.engine import Engine
 from l4kernels.engine.graphs import as_it_is, cuda_graphs
+from l4kernels.engine.pages import PagePool
 from l4kernels.engine.request import Request
 from l4kernels.ops import tape
 from tests.support.checkpoints import ALIGNED, TEXT
@@ -168,3 +171,33 @@ def test_a_step_that_was_watched_at_first_is_captured_later():
     for _ in range(3):
         again()
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
+def test_a_copy_of_a_model_takes_no_captures_with_it(copied):
+    """What it generates is by its own weights."""
+    own = model()
+    wanted = own.generate(PROMPT, NEW, stop_ids=())
+    other, fresh = copied(own), model()
+    assert torch.equal(other.generate(PROMPT, NEW, stop_ids=()), wanted)
+    for one in (other, fresh):
+        one.lm_head.weight.data.copy_(one.lm_head.weight.flip(0))
+    changed = other.generate(PROMPT, NEW, stop_ids=())
+    assert torch.equal(changed, fresh.generate(PROMPT, NEW, stop_ids=()))
+    assert torch.equal(own.generate(PROMPT, NEW, stop_ids=()), wanted)
+
+
+def test_what_an_interrupted_step_has_left_serves_no_other_call(monkeypatch):
+    own, allocate = model(), PagePool.allocate
+
+    def interrupted(pool):
+        allocate(pool)  # nobody will give it back
+        raise KeyboardInterrupt
+
+    wanted = own.generate(PROMPT, NEW, stop_ids=())
+    with monkeypatch.context() as patch:
+        patch.setattr(PagePool, "allocate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own.generate(PROMPT, NEW, stop_ids=())
+    steps = own.stream(PROMPT, 120, stop_ids=())
+    assert torch.equal(torch.stack([*steps], 1)[:, :NEW], wanted[:, PROMPT.shape[1] :])
