@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from l4kernels import Llama4, Llama4Config, Sampling, demo, ops
 from l4kernels.engine import pages as pages_module
 from l4kernels.engine import runner as runner_module
-from l4kernels.engine.generate import core_for
 from l4kernels.engine.images import PromptImages
 from l4kernels.engine.kv_cache import CacheShape, KVCache, page_size_for
 from l4kernels.engine.kv_cache import Pages as KVPages
@@ -243,7 +242,7 @@ def test_images_and_text_go_together():
     alone = []
     for ids, own in zip(texts, images, strict=True):
         one = engines.sequence(model, ids, len(ids) - 1, own)
-        alone.append(engines.run(core_for(model, [one]), [one])[one])
+        alone.append(engines.run(engines.engine_for(model, [one]), [one])[one])
     together = [
         engines.sequence(model, ids, len(ids) - 1, own)
         for ids, own in zip(texts, images, strict=True)

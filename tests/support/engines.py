@@ -8,7 +8,6 @@ from torch import Tensor
 
 from l4kernels import Llama4, Sampling
 from l4kernels.engine.core import EngineCore
-from l4kernels.engine.generate import core_for
 from l4kernels.engine.graphs import as_it_is
 from l4kernels.engine.images import PromptImages
 from l4kernels.engine.kv_cache import CacheShape, Pages
@@ -61,7 +60,7 @@ def logits_of(
 ) -> list[Tensor]:
     """Texts whose first tokens are prompts, in an engine with just the room that they need."""
     sequences = [sequence(model, ids, n) for ids, n in zip(texts, prompts, strict=True)]
-    core = engine_for(model, sequences, **options) if options else core_for(model, sequences)
+    core = engine_for(model, sequences, **options)
     found = run(core, sequences)
     return [found[s] for s in sequences]
 

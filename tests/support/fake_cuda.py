@@ -49,6 +49,8 @@ class FakeCuda(TorchFunctionMode):
         owner = getattr(function, "__self__", None)
         if name == "__get__" and owner is Tensor.is_cuda:
             return self.on_device(args[0])
+        if name == "__get__" and owner is Tensor.is_cpu:
+            return not self.on_device(args[0])
         if name == "__get__" and owner is Tensor.device:
             return CUDA if self.on_device(args[0]) else CPU
         if name == "cuda":

@@ -1,7 +1,9 @@
 // One mutant's launches, included once for each in a namespace of its own: copies of tokens and
-// weights, their dense product, a copy of what a router says, a product by expert that gathers the first one's rows; all
-// dependent, with the same workspaces and nonces again and again, at last with rows of A in slices.
-// Then a product with bf16 weights as they are, N and K ending inside a unit.
+// weights, their dense product, a copy of what a router says, a product by expert that gathers the
+// first one's rows; all dependent, with the same workspaces and nonces again and again, at last with
+// rows of A in slices. Then a product with bf16 weights as they are, N and K ending inside a unit.
+
+#include "../kernels/copy.cuh"
 
 namespace l4k {
 
