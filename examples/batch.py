@@ -1,15 +1,11 @@
-"""Several prompts at once: prompts of one length form a batch, whatever their order.
+"""Several prompts at once, of any lengths: an engine runs them together.
 
     python examples/batch.py [CHECKPOINT]
 
-A batch has no padding, so prompts are grouped by their number of tokens. A row that has met an end
-token is filled with the pad token until all rows have ended.
+Each is a request of its own, with its own settings and its own end; none waits for another.
 """
 
 import sys
-from collections import defaultdict
-
-import torch
 
 import l4kernels
 from l4kernels.demo import CHECKPOINT
@@ -24,26 +20,18 @@ PROMPTS = [
 ]
 
 
-def by_length(rows: list[list[int]]) -> list[list[int]]:
-    """The numbers of the rows that have one length, for each length."""
-    groups = defaultdict(list)
-    for number, row in enumerate(rows):
-        groups[len(row)].append(number)
-    return list(groups.values())
-
-
 def complete(folder: str, prompts: list[str], new_tokens: int) -> list[str]:
     """Continues every prompt; the results are in the order of the prompts."""
-    model = l4kernels.Llama4.from_pretrained(folder)
     prompter = l4kernels.Prompter(folder)
-    rows = [prompter.raw(prompt).ids for prompt in prompts]
-    texts = [""] * len(prompts)
-    for group in by_length(rows):
-        ids = torch.tensor([rows[number] for number in group])  # [B, S]
-        for number, tokens in zip(group, model.generate(ids, new_tokens), strict=True):
-            texts[number] = prompter.tokenizer.decode(tokens)
-        print(f"{len(group)} prompts of {ids.shape[1]} tokens in one batch", file=sys.stderr)
-    return texts
+    model = l4kernels.Llama4.from_pretrained(folder)
+    with l4kernels.Engine(model, tokenizer=prompter.tokenizer) as engine:
+        streams = [
+            engine.add(l4kernels.Request(prompter.raw(prompt).ids, new_tokens))
+            for prompt in prompts
+        ]
+        answers = ["".join(output.text for output in stream) for stream in streams]
+        print(f"{len(prompts)} prompts in {engine.stats().steps} steps", file=sys.stderr)
+    return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 if __name__ == "__main__":
