@@ -20,6 +20,15 @@ def chain(parent: bytes, tokens: Sequence[int], content: bytes = b"") -> bytes:
     return hashlib.blake2b(parent + array("q", tokens).tobytes() + content, digest_size=16).digest()
 
 
+def root(salt: bytes) -> bytes:
+    """The parent of a first page: a name that no page has, whatever the salt.
+
+    >>> len(root(b"")), root(chain(b"", [1])) == chain(b"", [1])
+    (16, False)
+    """
+    return hashlib.blake2b(salt, digest_size=16, person=b"cache salt").digest()
+
+
 class PagePool:
     """The pages of one kind of layers.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from l4kernels.engine.images import PromptImages
-from l4kernels.engine.pages import chain
+from l4kernels.engine.pages import chain, root
 from l4kernels.engine.prompts import PromptTokens
 from l4kernels.engine.sampling import Sampling
 
@@ -91,6 +91,6 @@ class Sequence:
         while len(self._names) <= page:
             start = len(self._names) * size
             content = b"" if self.images is None else self.images.content(start, start + size)
-            parent = self._names[-1] if self._names else self.salt
+            parent = self._names[-1] if self._names else root(self.salt)
             self._names.append(chain(parent, self.tokens[start : start + size], content))
         return self._names[page]

@@ -298,6 +298,17 @@ def test_a_name_depends_on_all_that_came_before():
     assert sequence([1] * 16, salt=b"x").page_name(0, 16) != sequence([1] * 16).page_name(0, 16)
 
 
+def test_no_salt_continues_another_prefix():
+    """A salt with the bytes of a page's name, or of a token, would else be what comes before."""
+    whole, size = sequence([1] * 16 + [2] * 16), 16
+    name = whole.page_name(0, size)
+    assert sequence([2] * 16, salt=name).page_name(0, size) != whole.page_name(1, size)
+    token = (7).to_bytes(8, "little")
+    assert sequence([8] * 15, salt=token).page_name(0, 15) != sequence([7] + [8] * 15).page_name(
+        0, 16
+    )
+
+
 @pytest.mark.parametrize("chunk", [0, 1, 15, 16, 17, 24, 64, 8192])
 def test_no_sequence_holds_more_chunked_pages_than_are_said_to_be_needed(chunk):
     """Growing a token at a time, with a page for the next one."""
