@@ -15,6 +15,7 @@ from l4kernels.engine.sampling import TOP_K_MAX
 from l4kernels.engine.sequence import Sequence as EngineSequence
 from l4kernels.layers.attention import AttentionMetadata
 from l4kernels.model.config import Llama4Config
+from l4kernels.ops.step import pack_bits, words
 
 MAX_LOGPROBS = 20
 """The likeliest tokens that a step can report."""
@@ -63,7 +64,7 @@ class StepState:
         dtype: torch.dtype,
     ):
         self.config, self.shape, self.num_slots, self.device = config, shape, slots, device
-        self.words = -(-config.vocab_size // 32)
+        self.words = words(config.vocab_size)
 
         def zeros(*size: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
@@ -154,7 +155,9 @@ class StepState:
             tuple(getattr(sampling, name) for name in _FLOAT),
         )
         self._column(self.slots, slot, [-1 if p < 0 else p * size + last % size for p in page])
-        self.stop_bits[slot] = to_device(_stop_bits(choice.stop_ids, self.words), self.device)
+        self.stop_bits[slot] = to_device(
+            _stop_bits(choice.stop_ids, self.config.vocab_size), self.device
+        )
         if processes:
             self._start_processing(slot, sequence)
 
@@ -249,22 +252,10 @@ class StepRows:
         return (t[: self.count] for t in self.state.listed)
 
 
-def bits(ids: Iterable[int], words: int) -> Tensor:
-    """int32 `[words]`, token v is bit `v % 32` of word `v // 32`.
-
-    >>> bits([0, 33], 2).tolist()
-    [1, 2]
-    """
-    flags = torch.zeros(32 * words, dtype=torch.int64, device="cpu")
-    flags[list(ids)] = 1
-    weights = 1 << torch.arange(32, dtype=torch.int64, device="cpu")
-    return (flags.view(words, 32) * weights).sum(1).to(torch.int32)
-
-
 @functools.lru_cache(maxsize=64)
-def _stop_bits(ids: frozenset[int], words: int) -> Tensor:
+def _stop_bits(ids: frozenset[int], vocab: int) -> Tensor:
     """Most requests have the same end tokens, and a vocabulary is long."""
-    return bits(ids, words)
+    return pack_bits(ids, vocab)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -1,5 +1,7 @@
 """What a decoding step does around the model: logits before sampling, state after it."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -27,10 +29,22 @@ def words(vocab: int) -> int:
     return -(-vocab // WORD)
 
 
-def bits(mask: Tensor, vocab: int) -> Tensor:
+def pack_bits(ids: Iterable[int], vocab: int) -> Tensor:
+    """The int32 bit mask `[words(vocab)]` of some tokens, on the CPU.
+
+    >>> pack_bits([0, 33], 40).tolist()
+    [1, 2]
+    """
+    flags = torch.zeros(words(vocab), WORD, dtype=I64, device="cpu")
+    flags.view(-1)[list(ids)] = 1
+    places = torch.arange(WORD, dtype=I64, device="cpu")
+    return (flags << places).sum(1).to(I32)
+
+
+def unpack_bits(mask: Tensor, vocab: int) -> Tensor:
     """Bool `[B, vocab]` of an int32 bit mask `[B, words(vocab)]`.
 
-    >>> bits(torch.tensor([[5]], dtype=torch.int32), 4)
+    >>> unpack_bits(torch.tensor([[5]], dtype=torch.int32), 4)
     tensor([[ True, False,  True, False]])
     """
     places = torch.arange(WORD, dtype=I32, device=mask.device)
@@ -123,7 +137,7 @@ def process_logits(
     changed = changed - frequency * counts - presence * (counts > 0)
     vocab = logits.shape[1]
     early = (generated < min_tokens).unsqueeze(1)
-    banned = ~bits(allowed, vocab) | (bits(stop_bits, vocab) & early)
+    banned = ~unpack_bits(allowed, vocab) | (unpack_bits(stop_bits, vocab) & early)
     changed = changed.masked_fill(banned, float("-inf"))
     return torch.where(active.unsqueeze(1) != 0, changed, x)
 

@@ -12,7 +12,7 @@ from l4kernels.engine.graphs import as_it_is
 from l4kernels.engine.images import PromptImages
 from l4kernels.engine.kv_cache import CacheShape, Pages
 from l4kernels.engine.sequence import Choice, Sequence
-from l4kernels.engine.state import bits
+from l4kernels.ops.step import pack_bits
 
 
 def sequence(
@@ -25,7 +25,7 @@ def sequence(
     """The first tokens are its prompt, the others its answer, whatever its logits say."""
 
     def next_token(new: list[int]) -> Tensor:
-        return bits([ids[prompt + len(new)]], -(-model.config.vocab_size // 32))
+        return pack_bits([ids[prompt + len(new)]], model.config.vocab_size)
 
     choice = Choice(Sampling(**settings), 0, frozenset(), len(ids) - prompt, token_mask=next_token)
     return Sequence(ids[:prompt], choice, images)
