@@ -10,6 +10,7 @@ spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares th
     setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
     sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
     loop = { n_tiles = 1, slots_per_pair = "<= 3.6" }     # of the loop of products: tools/slots.py
+    epilogue = { plain = "<= 300" }   # between the products of two tiles: tools/epilogue.py
 
 Spills, stack and local memory are never allowed and need no line.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from l4kernels.emulation.toolchain import nvcc
+from tools.epilogue import facts_of
 from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
 from tools.sass import hot_loop, kernels
@@ -37,7 +39,12 @@ except ModuleNotFoundError:  # Python 3.10
 KERNELS = {p.name: p for room in ("kernels", "probes") for p in (ROOT / "csrc" / room).iterdir()}
 """The folder of each kernel."""
 
-READERS = ("budget", "sass", "slots")  # what a cached report depends on besides the sources
+READERS = (
+    "budget",
+    "epilogue",
+    "sass",
+    "slots",
+)  # what a cached report depends on besides the sources
 
 # ptxas: setmaxnreg ignored (C7508); wgmma serialised for one reason or another (C7510 and on).
 FORBIDDEN_NOTICES = ["C7508", *(f"C75{n}" for n in range(10, 30))]
@@ -54,6 +61,7 @@ class Report:
     notices: list[str] = field(default_factory=list)
     sass: dict[str, int] = field(default_factory=dict)
     loop: Slots | None = None
+    epilogue: dict[str, int] = field(default_factory=dict)
 
     def count(self, prefix: str) -> int:
         return sum(n for opcode, n in self.sass.items() if opcode.startswith(prefix))
@@ -88,6 +96,9 @@ def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
         if not holds(report.count(prefix), rule):
             found.append(f"{name}: {report.count(prefix)} {prefix}, expected {rule}")
     found += [f"{name}: {problem}" for problem in _loop_violations(report, budget.get("loop"))]
+    for what, rule in budget.get("epilogue", {}).items():
+        if what not in report.epilogue or not holds(report.epilogue[what], rule):
+            found.append(f"{name}: {report.epilogue.get(what)} {what} of its epilogue, not {rule}")
     if warpgroups := budget.get("setmaxnreg"):
         pool = round_up(report.registers, 8) * budget["threads"]
         if 128 * sum(warpgroups) > pool:
@@ -188,6 +199,7 @@ def _read_sass(text: str, found: dict[str, Report]) -> None:
             report.sass = dict(Counter(i.opcode for i in code))
             loop = hot_loop(code)
             report.loop = loop and slots_of(loop)
+            report.epilogue = facts_of(code)
 
 
 def main(names: list[str]) -> int:
@@ -202,6 +214,8 @@ def main(names: list[str]) -> int:
             if report.loop:
                 tiles = budgets.get(name, {}).get("loop", {}).get("n_tiles", 1)
                 print(f"    {describe(report.loop, tiles)}")
+            if report.epilogue:
+                print(f"    epilogue: {report.epilogue}")
             for opcode, n in sorted(report.sass.items(), key=lambda item: -item[1])[:24]:
                 print(f"    {n:5d} {opcode}")
             problems = violations(name, report, budgets[name]) if name in budgets else []

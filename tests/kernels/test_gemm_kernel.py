@@ -24,6 +24,7 @@ BF16_CONFIGS = [config for config in PLAIN_CONFIGS if not config.fp8]
 PROMOTED_CONFIGS = [config for config in CONFIGS if config.promote]
 FAST_CONFIGS = [config for config in CONFIGS if config.fp8 and not config.promote]
 FP8_RESULT_CONFIGS = [config for config in CONFIGS if config.fp8_result]
+ROW_CONFIGS = [config for config in PLAIN_CONFIGS if not config.swap]
 FAR = "bf16_128x256", "fp8_128x128_1x2_promote", "bf16_swap_16x128", "fp8_swap_16x128_promote"
 
 
@@ -166,6 +167,21 @@ def test_epilogues_of_every_config(config, activation):
             return
         got = gemm(*args, **options)
     assert_close(got, gemm.reference(*args, **options), 3e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("config", ROW_CONFIGS, ids=str)
+def test_residuals_come_by_tma_or_by_loads(config, mode):
+    """Whole tiles, ragged ends of experts, the end of A; rows that overlap; in the result's place."""
+    make = maker(config.number)
+    args, options = operands(make, config, 560, 2, 272, 256)
+    options |= {"expert_offsets": make.offsets([260, 300]), "row_scale": make.uniform(560)}
+    apart, same, own = make.randn(560, 280)[:, :272], make.randn(1, 272), make.randn(560, 272)
+    for residual, out in ((apart, None), (same.expand(560, 272), None), (own, own)):
+        expected = gemm.reference(*args, residual=residual, **options)
+        with emulated(fp8_accumulation="exact", mode=mode, seed=config.number, sms=4):
+            got = gemm(*args, residual=residual, out=out, **options)
+        assert_close(got, expected, 3e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)

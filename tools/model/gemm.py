@@ -5,7 +5,7 @@ Two kinds of program: "lockstep", whose warps issue their own loads some blocks 
 boxes. A few SMs run a few tiles with a few blocks of K; both are extrapolated linearly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from .engine import SM, Engine, Gate, Machine, Process, Ring, memory
@@ -13,6 +13,7 @@ from .engine import SM, Engine, Gate, Machine, Process, Ring, memory
 SIMULATED = 4  # SMs
 TILES = 3
 BLOCKS = (16, 32)
+EXPOSED_BLOCKS = (24, 48)
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Program:
     persistent: bool = False
     in_flight: int = 1  # specialised: groups of wgmma that may run when a stage is released
     store: str = "awaited"  # or read (staging has been read), direct (from registers)
+    instructions: int = 0  # of a warp between two tiles, of SASS; 0: assumed by registers
+    special: int = 0  # of them special functions
     joint_store: bool = False  # one thread stores for all consumers, which wait before and after
     round_bytes: int = 0  # read: what the staging buffer of one warpgroup holds
     cluster_m: int = 1
@@ -150,8 +153,15 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
     p, m, engine = cta.program, cta.machine, cta.engine
     bytes_left = p.block_m * p.block_n * p.result * warpgroups / p.warpgroups
     registers = p.n * p.sub_tiles / 2
+    work = m.epilogue_register * registers
+    if p.instructions:
+        # A scheduler has a warp of each consumer: alone one of them waits for its own results, both
+        # together share its slots and its special functions.
+        slots = cta.sm.issue.take(engine.now, p.instructions)
+        special = cta.sm.mufu.take(engine.now, p.special * m.exp_cycles)
+        work = max(slots, special, engine.now + p.instructions * m.lone_issue) - engine.now
     if p.swap:  # staged sums, a cluster barrier, each CTA finishes its tokens
-        yield engine.now + registers * m.epilogue_register + m.named_barrier
+        yield engine.now + work + m.named_barrier
         if p.splits > 1:
             rounds = 1 + p.block_m / 8 / p.splits
             yield engine.now + 2 * m.remote_arrive + rounds * m.remote_arrive
@@ -159,7 +169,7 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
     rounds = max(1, round(bytes_left / p.round_bytes)) if p.store == "read" else 1
     read = 0.0
     for _ in range(rounds):
-        yield max(read, engine.now) + registers / rounds * m.epilogue_register + m.named_barrier
+        yield max(read, engine.now) + work / rounds + m.named_barrier
         if p.joint_store:
             cta.staged.add()
             yield cta.staged, p.warpgroups * (tile + 1)
@@ -243,10 +253,23 @@ def simulate(
     return first, (last - first) / max(1, tiles - 1)
 
 
+def k_blocks(program: Program, problem: Problem) -> int:
+    return max(1, ceil(problem.k * program.element / program.block_bytes / program.splits))
+
+
+def exposed(program: Program, problem: Problem, machine: Machine) -> float:
+    """Share of a tile's cycles in which the tensor core has nothing because one tile ends and the next
+    begins: what each further tile takes beyond its blocks, at the rate of the blocks in its middle."""
+    program = replace(program, slots=program.slots or machine.sms)
+    few, many = (simulate(program, problem, machine, TILES + 2, b)[1] for b in EXPOSED_BLOCKS)
+    block = (many - few) / (EXPOSED_BLOCKS[1] - EXPOSED_BLOCKS[0])
+    between = few - EXPOSED_BLOCKS[0] * block
+    return between / (between + k_blocks(program, problem) * block)
+
+
 def estimate(program: Program, problem: Problem, machine: Machine) -> Estimate:
     """Time of a product: rounds of tiles, the start, and never faster than DRAM."""
-    k_bytes = problem.k * program.element
-    blocks = max(1, ceil(k_bytes / program.block_bytes / program.splits))
+    blocks, k_bytes = k_blocks(program, problem), problem.k * program.element
     rounds = float(problem.tiles)
     if not rounds:
         tiles = ceil(problem.m / program.block_m) * ceil(problem.n / program.block_n)
