@@ -59,8 +59,8 @@ def test_the_check_sees_a_hundredth_of_a_step():
 
 def truncated(keys, extra_bits, lanes=16, ranges=1):
     """The published model of Hopper's tensor cores for bf16 (arXiv 2512.07004): the accumulator and
-    16 products are cut to the largest exponent's 24 bits and some more, the sum to 24 bits. The sums
-    of the ranges of keys are added in float32, one after the other."""
+    16 products are cut to the largest exponent's 24 bits and some more, the sum to 24 bits. Sums of
+    the ranges of keys are added in float32, one after the other."""
     random, wide = np.random.default_rng(0), (ranges, lanes)
     accumulator, exact = np.zeros(wide), np.zeros(wide)
     for _ in range(keys // ranges // 16384):
