@@ -159,12 +159,15 @@ struct PrefillProducer {
   __device__ __forceinline__ void operator()(const PrefillWork& work) {
     publish(work);
     if (work.first_tile >= work.end_tile) return;
-    // The block table is read one tile ahead; V follows the next tile's K.
+    // The block table is read one tile ahead; V follows the next tile's K, but for the last of those
+    // that are added up in one go.
     Box previous, current = find(work, work.first_tile);
     for (int tile = work.first_tile; tile < work.end_tile; ++tile) {
       const Box next = tile + 1 < work.end_tile ? find(work, tile + 1) : current;
+      const bool anew = (tile - work.first_tile) % kAnchorTiles == 0;
+      if (anew && tile > work.first_tile) load(map_v, work, previous);
       load(map_k, work, current);
-      if (tile > work.first_tile) load(map_v, work, previous);
+      if (!anew) load(map_v, work, previous);
       previous = current;
       current = next;
     }

@@ -30,17 +30,17 @@ struct OnlineSoftmax {
   __device__ __forceinline__ explicit OnlineSoftmax(float scale)
       : scale{scale, scale}, max{kMinusInfinity, kMinusInfinity}, sum{0.f, 0.f} {}
 
-  // Scaled, rounded up: no weight becomes larger than 2^kShift.
-  __device__ __forceinline__ float top(int h) const { return __fmul_ru(max[h], scale[h]); }
-  // The exponent that weights are relative to.
-  __device__ __forceinline__ float base(int h) const {
-    return kShift == 0 ? top(h) : __fadd_ru(top(h), -kShift);
+  // The exponent that weights are relative to. Rounded up: no weight becomes larger than 2^kShift.
+  __device__ __forceinline__ float base(int h, float maximum) const {
+    return __fmaf_ru(maximum, scale[h], -kShift);
   }
 
-  // What turns sums relative to `earlier`, a maximum, into sums relative to the one of now.
+  // What turns sums relative to `earlier`, a maximum, into sums relative to the one of now. Exactly
+  // 1 if they are equal: a little less, a thousand times, would be a loss.
   __device__ __forceinline__ float rescale(int h, float earlier) const {
     // A row that has seen no key yet: inf - inf would be NaN.
-    return earlier == kMinusInfinity ? 0.f : ptx::exp2_approx(earlier * scale[h] - top(h));
+    if (earlier == kMinusInfinity) return 0.f;
+    return ptx::exp2_approx(base(h, earlier) - base(h, max[h]));
   }
 
   // S becomes the weights; what was summed up before is to be multiplied by `factor`.
@@ -56,7 +56,7 @@ struct OnlineSoftmax {
       m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
       m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
       max[h] = m;
-      relative_to[h] = m == kMinusInfinity ? 0.f : base(h);
+      relative_to[h] = m == kMinusInfinity ? 0.f : base(h, m);
       factor[h] = rescale(h, before);
     }
 #pragma unroll
@@ -82,7 +82,7 @@ struct OnlineSoftmax {
   // Natural logarithm of a row's denominator; -inf if it sees nothing.
   __device__ __forceinline__ float lse(int h) const {
     constexpr float kLn2 = 0.6931471805599453f;
-    return sum[h] == 0.f ? kMinusInfinity : (base(h) + log2f(sum[h])) * kLn2;
+    return sum[h] == 0.f ? kMinusInfinity : (base(h, max[h]) + log2f(sum[h])) * kLn2;
   }
 };
 
