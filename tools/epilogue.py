@@ -1,13 +1,14 @@
 """What a consumer warp of a persistent product issues between two tiles, by kind of epilogue.
 
-The way of a tile leads from the head of the loop over tiles back to it. Of all ways the one that passes
-most of what a kind is made of is that kind's, of several the shortest. What the loop of products in it
-issues is left out. tests/kernels/test_budgets.py holds the numbers to
+The way of a tile leads from the head of the loop over tiles back to it. Of all ways the one that
+passes most of what a kind is made of is that kind's, of several the shortest. What the loop of
+products in it issues is left out. tests/kernels/test_budgets.py holds the numbers to
 
     epilogue = { plain = "<= 300", residual_waits = "== 0" }
 
-where `KIND` are instructions and `KIND_waits` how often they stand still for a load from global memory:
-loads that are on their way together are waited for once. tools/model takes the instructions from there.
+where `KIND` are instructions and `KIND_waits` how often they stand still for a load from global
+memory: loads that are on their way together are waited for once. The timing model takes the
+instructions from there.
 """
 
 import re

@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tools.budget import load_budget
 from tools.gemm_configs import CSRC, gemm_config
 from tools.nvcc import ROOT
 
@@ -43,24 +45,53 @@ def integer(path: Path, pattern: str) -> int:
     return int(re.search(pattern, path.read_text()).group(1))
 
 
+def counted(name: str, kind: str, shape: Program) -> dict[str, Any]:
+    """What a configuration's budget says of a kind of epilogue. e4m3 products have factors of
+    columns in every kind."""
+    rules = load_budget("gemm")[f"gemm_kernel<{name}>"].get("epilogue", {})
+    number = {what: int(rule.split()[1]) for what, rule in rules.items()}
+    if kind not in number:
+        raise ValueError(f"expected an epilogue of {sorted(number)} for {name}, got {kind}")
+    gated = kind in ("swiglu", "codes")
+    return {
+        "instructions": number[kind] + number.get("scaled", number["plain"]) - number["plain"],
+        "load_waits": number.get("scaled_waits", 0),
+        "special": shape.n * shape.sub_tiles // 2 * gated,
+        "result": {"swiglu": 1, "codes": 0.5}.get(kind, 2),
+        "residual": kind == "residual",
+    }
+
+
 def gemm(
-    m: int, n: int, k: int, experts: int, form: str, name: str | None, sms: int, csrc: Path = CSRC
+    m: int,
+    n: int,
+    k: int,
+    experts: int,
+    form: str,
+    name: str | None,
+    sms: int,
+    csrc: Path = CSRC,
+    *,
+    swiglu: bool = False,
+    epilogue: str = "",
 ) -> tuple[str, Program, Problem] | None:
     """The configuration (None: choose_gemm's) as a program, and its problem; None if it cannot
-    compute that."""
+    compute that. The epilogue is a kind of tools/epilogue.py, counted; empty: assumed."""
     fp8, fast = form != "bf16", form == "fp8_fast"
     number = -1 if name is None else gemm_config(name, csrc).number
-    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {number} {sms}\n", csrc)
+    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {swiglu:d} {number} {sms}\n", csrc)
     if facts["config"] is None:
         return None
     config = gemm_config(facts["config"], csrc)
     raster = integer(csrc / "kernels/gemm/gemm.cuh", r"kGemmRaster = (\d+)")
+    halves = facts["splits"] > 1 and not config.swap  # of K: a pair that shares no box
+    cluster_m = 1 if halves else config.cluster_m
     shape = Program(
         "specialised",
         block_m=config.block_m,
         block_n=config.block_n,
         stages=config.stages,
-        cluster_m=config.cluster_m,
+        cluster_m=cluster_m,
         cluster_n=config.cluster_n,
         promote=config.promote,
         swap=config.swap,
@@ -69,8 +100,10 @@ def gemm(
         round_bytes=facts["staging"] // 2,
         splits=facts["splits"],
         slots=facts["clusters"] * facts["ctas"],
-        rows_of_tiles=-(-facts["clusters"] // raster) * config.cluster_m,
+        rows_of_tiles=-(-facts["clusters"] // raster) * cluster_m,
     )
+    if epilogue:
+        shape = replace(shape, **counted(config.name, epilogue, shape))
     return config.name, shape, Problem(m, n, k, experts, facts["tiles"])
 
 

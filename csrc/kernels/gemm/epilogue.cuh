@@ -38,17 +38,17 @@ struct RowFactors {
 };
 
 // Multiplies rows and, if `channel` is not null, columns; adds the bias if there is one. Both begin at
-// the thread's first column, of `left` that exist.
-template <bool kBias, int kRegisters>
+// the thread's first column, of `left` that exist: all of a whole tile.
+template <bool kBias, bool kWhole, int kRegisters>
 __device__ __forceinline__ void scale_columns(float (&acc)[kRegisters], const RowFactors& factors,
                                               const float* channel, const __nv_bfloat16* bias,
                                               int left) {
 #pragma unroll
   for (int j = 0; j < kRegisters / 4; ++j) {
     float2 factor = {1.f, 1.f}, offset = {0.f, 0.f};
-    if (channel != nullptr && 8 * j < left)
+    if (channel != nullptr && (kWhole || 8 * j < left))
       factor = *reinterpret_cast<const float2*>(channel + 8 * j);
-    if (kBias && 8 * j < left) offset = load_pair(bias, 8 * j);
+    if (kBias && (kWhole || 8 * j < left)) offset = load_pair(bias, 8 * j);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       acc[4 * j + 2 * h] = acc[4 * j + 2 * h] * (factors.row[h] * factor.x) + offset.x;
@@ -65,11 +65,14 @@ __device__ __forceinline__ void scale_and_bias(float (&acc)[kRegisters], const G
   const GemmScales scales = kFp8 ? p.scales : GemmScales{};
   const float* channel = channel_factors(scales, tile.expert, p.n);
   const auto* bias = static_cast<const __nv_bfloat16*>(p.epilogue.bias);
+  const int left = p.n - at.column;
+  if (channel != nullptr) channel += at.column;
   if (bias != nullptr) {
-    if (channel != nullptr) channel += at.column;
-    scale_columns<true>(acc, factors, channel, bias + at.column, p.n - at.column);
+    scale_columns<true, false>(acc, factors, channel, bias + at.column, left);
+  } else if (channel != nullptr && tile.column + 2 * kRegisters <= p.n) {
+    scale_columns<false, true>(acc, factors, channel, bias, left);
   } else if (channel != nullptr) {
-    scale_columns<false>(acc, factors, channel + at.column, nullptr, p.n - at.column);
+    scale_columns<false, false>(acc, factors, channel, bias, left);
   } else if (has_row_factor(p.epilogue, scales)) {
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) acc[r] *= factors.row[r / 2 % 2];
@@ -118,12 +121,12 @@ __device__ __forceinline__ void store_direct(const float (&acc)[kRegisters], con
 
 // Stages a warpgroup's 64 rows as bf16 and hands them to TMA, which clips columns past N', a round of
 // columns at a time. The staging buffer is free.
-template <int kCount, int kRegisters>
+template <int kBox, int kCount, int kRegisters>
 __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
                                              const CUtensorMap& map_d, char* staging,
                                              const GemmPlace& at, int barrier, int first_row,
                                              int first_column) {
-  constexpr int kBox = box_columns(2 * kCount), kRound = kGemmRound / 2;  // registers
+  constexpr int kRound = kGemmRound / 2;  // registers
   const bool elected = at.warp == 0 && at.lane == 0;
 #pragma unroll
   for (int first = 0; first < kCount; first += kRound) {
@@ -240,7 +243,7 @@ __device__ __forceinline__ void store(float (&acc)[kRegisters], const GemmParams
   constexpr int kHalves = kRegisters / kCount;  // SwiGLU leaves half of the columns
   const int columns = p.n / kHalves, first_column = share.tile.column / kHalves;
   const int column = first_column + 2 * (at.lane % 4), barrier = kBarrierStaging + consumer;
-  char* staging = smem.staging + consumer * C.staging_bytes() / 2;
+  char* staging = smem.staging + consumer * C.result_bytes();
   Stage<C.stages> read = stage;
   if (share.residual_stages > 0) {
     add_from_ring<I, kCount>(acc, smem, stage, at, consumer);
@@ -256,7 +259,7 @@ __device__ __forceinline__ void store(float (&acc)[kRegisters], const GemmParams
       release(smem, read.index);
   }
   if (first_row + 64 <= share.tile.row_end && !p.epilogue.out_float32) {
-    store_staged<kCount>(acc, map_d, staging, at, barrier, first_row, first_column);
+    store_staged<C.result_box(), kCount>(acc, map_d, staging, at, barrier, first_row, first_column);
   } else {
     store_direct<kCount>(acc, p.epilogue, at, column, columns);
   }

@@ -20,8 +20,8 @@
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
 // row counts come from device memory; the producer never talks to a consumer except through the ring,
 // so it runs ahead into the next tile while the consumers still store the last one. A
-// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped operands) the
-// splits of K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
+// cluster is one CTA, neighbouring tiles that share a box of A or B, or the splits of K of one tile.
+// See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
 
@@ -46,8 +46,7 @@ namespace l4k {
 constexpr int kGemmRaster = 8;
 
 // Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
-// slice of it for all; those that share B have columns of their own in a tail tile, and load both
-// slices.
+// slice of it for all; of B, those that have a box of their own load all of its slices.
 template <int I>
 __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                            const CUtensorMap& map_b, int stage, int k,
@@ -65,7 +64,7 @@ __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap&
     ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
   }
   constexpr int kSlice = C.block_n / C.cluster_m;
-  if (C.cluster_m > 1 && !tile.tail) {
+  if (shares_b<I>(smem.cluster, tile)) {
     ptx::tma_load_3d_multicast(smem.b[stage] + rank * kSlice * 128, &map_b, full, k,
                                tile.column + rank * kSlice, tile.expert, kAll);
   } else {
@@ -84,12 +83,16 @@ __device__ __forceinline__ void prefetch_weights(const GemmSmem<I>& smem, const 
   constexpr GemmConfig C = kGemmConfigs[I];
   if (p.expert_offsets != nullptr) return;
   const RaggedTile& tile = share.tile;
-  const int slice = C.block_n / C.cluster_m;
-  const int column = tile.column + (C.cluster_m > 1 && !tile.tail ? slice * smem.cluster.rank : 0);
+  constexpr int kSlice = C.block_n / C.cluster_m;
+  const bool shared = shares_b<I>(smem.cluster, tile);
+  const int column = tile.column + (shared ? kSlice * smem.cluster.rank : 0);
 #pragma unroll 1
   for (int block = share.first_block; block < min(share.first_block + C.stages, share.end_block);
-       ++block)
+       ++block) {
     ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column, tile.expert);
+    if (C.cluster_m > 1 && !shared)
+      ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column + kSlice, tile.expert);
+  }
 }
 
 template <int I>
@@ -103,6 +106,7 @@ __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& ma
   if (share.exists()) prefetch_weights(smem, map_b, p, share);
   ptx::grid_dependency_wait();
   for (; share.exists(); share = take_tile<1>(smem, slot)) {
+    if constexpr (!C.swap) prefetch_residual<I>(map_residual, p, share);
     for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
       smem.ring.wait_empty(stage);
       load_stage(smem, map_a, map_b, stage.index, block * C.block_k(), share.tile);
@@ -128,27 +132,39 @@ __device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& 
   ptx::wgmma_commit();
 }
 
-// The factors of one K block: those of the rows of A times that of the one column of 128 x 128
-// blocks of B under the tile. A thread needs two rows; swapped, it needs two of every eight
-// columns, and the warp's lanes hold one each of every 32.
-template <bool kSwap, int kRegisters>
+// The factors of one K block: those of the rows of A times that of the 128 x 128 block of B under a
+// column. A thread needs two rows; swapped, it needs two of every eight columns, and the warp's lanes
+// hold one each of every 32. A tile lies over one column of blocks, or, if its width does not divide
+// 128, over two.
+template <int I, int kRegisters>
 struct BlockScales {
+  static constexpr GemmConfig C = kGemmConfigs[I];
+  static constexpr bool kSwap = C.swap, kTwoBlocks = 128 % C.block_n != 0;
   static constexpr int kOwn = kSwap ? ceil_div(kRegisters, 16) : 2;
   float own[kOwn];
+  float of_b[2];
+  int boundary;  // where the second column of blocks begins in the tile
+
+  __device__ __forceinline__ static float scale_of_b(const GemmParams& p, const RaggedTile& tile,
+                                                     int column, int block) {
+    if (p.scales.kind_b != GemmScale::kBlock) return 1.f;
+    column = min(column, p.n - 1);  // a cluster's second tile may be past N
+    const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
+    return p.scales.b[row * (p.k / 128) + block];
+  }
 
   __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int first_row,
                                        int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
-    float scale_b = 1.f;
-    if (p.scales.kind_b == GemmScale::kBlock) {
-      const int column = min(tile.column, p.n - 1);  // a cluster's second tile may be past N
-      const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
-      scale_b = p.scales.b[row * blocks + block];
+    of_b[0] = scale_of_b(p, tile, tile.column, block);
+    if constexpr (kTwoBlocks) {
+      of_b[1] = scale_of_b(p, tile, tile.column + C.block_n - 1, block);
+      boundary = 128 - tile.column % 128;
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int row = tile.row + (kSwap ? 32 * i + lane : first_row + 16 * warp + lane / 4 + 8 * i);
-      own[i] = scale_b;
+      own[i] = kTwoBlocks ? 1.f : of_b[0];
       if (p.scales.kind_a == GemmScale::kBlock && row < tile.row_end)
         own[i] *= p.scales.a[int64_t{row} * blocks + block];
     }
@@ -160,6 +176,12 @@ struct BlockScales {
 #pragma unroll
     for (int r = 0; r < kRegisters; r += 4) {
       float factor[4] = {own[0], own[0], own[1 % kOwn], own[1 % kOwn]};
+      if constexpr (kTwoBlocks) {  // both change at multiples of a box alone
+        const int column = r / 4 * 8 / C.result_box() * C.result_box();
+        const float b = column < boundary ? of_b[0] : of_b[1];
+        factor[0] = factor[1] = own[0] * b;
+        factor[2] = factor[3] = own[1] * b;
+      }
       if constexpr (kSwap) {
         const int column = r / 4 % 4 * 8 + threadIdx.x % 4 * 2;
         factor[0] = factor[2] = __shfl_sync(0xffffffff, own[r / 16], column);
@@ -211,7 +233,7 @@ __device__ __forceinline__ void accumulate_promoted(float (&acc)[kSubTiles][kReg
       float scratch[kRegisters];
       multiply<I>(scratch, smem, stage.index, first_row, false);
       // The scales arrive while the products run.
-      BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
+      BlockScales<I, kRegisters> scales;
       scales.load(p, share.tile, first_row, block);
       ptx::wgmma_wait<0>();
       if (sub_tile == sub_tiles - 1) release(smem, stage.index);
@@ -240,6 +262,38 @@ __device__ __forceinline__ GemmPlace place(const RaggedTile& tile, int first_row
   return at;
 }
 
+// Two splits of K: each CTA finishes the rows of one consumer and adds to its sums those of the other
+// CTA, in which order makes no difference. Returns whether this consumer is the one.
+template <int I, int kRegisters>
+__device__ __forceinline__ bool add_halves(float (&acc)[kRegisters], GemmSmem<I>& smem,
+                                           int consumer) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  const int thread = threadIdx.x - 128, rank = smem.cluster.rank;
+  const bool finishes = consumer == rank;
+  // Every thread finds the sums of its own registers where it would have staged them.
+  auto* sums = reinterpret_cast<float4*>(smem.staging + 2 * C.result_bytes()) + thread % 128;
+  if (!finishes) {
+#pragma unroll
+    for (int r = 0; r < kRegisters; r += 4)
+      sums[32 * r] = make_float4(acc[r], acc[r + 1], acc[r + 2], acc[r + 3]);
+  }
+  smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, thread, 2);
+  smem.cluster_barrier.wait(0);
+  if (finishes) {
+#pragma unroll
+    for (int r = 0; r < kRegisters; r += 4) {
+      const float4 other = ptx::load_cluster(sums + 32 * r, rank ^ 1);
+      acc[r] += other.x;
+      acc[r + 1] += other.y;
+      acc[r + 2] += other.z;
+      acc[r + 3] += other.w;
+    }
+  }
+  smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, thread, 2);
+  smem.cluster_barrier.wait(1);
+  return finishes;
+}
+
 // What follows the products of 128 rows of a tile.
 template <int I, int kRegisters>
 __device__ __forceinline__ void finish(float (&acc)[kRegisters], GemmSmem<I>& smem,
@@ -248,18 +302,24 @@ __device__ __forceinline__ void finish(float (&acc)[kRegisters], GemmSmem<I>& sm
                                        const RowFactors& factors, int consumer,
                                        ConsumerState<I>& state) {
   constexpr GemmConfig C = kGemmConfigs[I];
+  if constexpr (C.split_k) {
+    if (smem.cluster.splits > 1 && !add_halves<I>(acc, smem, consumer))
+      return skip_residual(smem, state.stage, share.residual_stages);
+  }
   const int first_row = at.row[0] - 16 * at.warp - at.lane / 4;
   scale_and_bias<C.fp8>(acc, p, share.tile, at, factors);
   if constexpr (C.gelu) {
     gelu(acc);
-  } else if (p.epilogue.activation == Activation::kSwiglu) {
-    swiglu(acc);
-    if (C.fp8_results() && p.d_scale != nullptr) {
-      store_fp8<I>(acc, p, smem, share.tile, at, consumer, state.exchanges++);
-    } else {
-      store<I, kRegisters / 2>(acc, p, map_d, smem, state.stage, share, at, consumer, first_row);
+  } else if constexpr (C.swiglu()) {
+    if (p.epilogue.activation == Activation::kSwiglu) {
+      swiglu(acc);
+      if constexpr (C.fp8_results()) {
+        if (p.d_scale != nullptr)
+          return store_fp8<I>(acc, p, smem, share.tile, at, consumer, state.exchanges++);
+      }
+      return store<I, kRegisters / 2>(acc, p, map_d, smem, state.stage, share, at, consumer,
+                                      first_row);
     }
-    return;
   }
   store<I, kRegisters>(acc, p, map_d, smem, state.stage, share, at, consumer, first_row);
 }
@@ -332,6 +392,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   static_assert(sizeof(GemmSmem<I>) == C.smem_bytes());
 
   const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
+  const bool pair = C.cluster_m > 1 && !(C.split_k && p.choice.splits > 1);
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&map_a);
     ptx::prefetch_tensor_map(&map_b);
@@ -345,16 +406,16 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
   const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
   const RaggedSchedule schedule{.num_experts = p.num_experts,
-                                .block_m = C.block_m * C.cluster_m,
+                                .block_m = pair ? C.block_m * C.cluster_m : C.block_m,
                                 .block_n = width,
                                 .column_tiles = ceil_div(p.n, width),
                                 .raster = kGemmRaster,
-                                .tail_tiles = C.cluster_m > 1,
+                                .tail_tiles = pair,
                                 .row_ends = smem.row_ends,
                                 .tile_ends = smem.tile_ends};
   if (threadIdx.x < 32)
     scan_experts(p, DeviceError::kGemmExpertOffsets, schedule, smem.row_ends, smem.tile_ends);
-  if (threadIdx.x == 32) smem.cluster = GemmCluster::of(ctas);
+  if (threadIdx.x == 32) smem.cluster = GemmCluster::of(ctas, p.choice.splits);
   __syncthreads();
   // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.
   if (ctas > 1) {

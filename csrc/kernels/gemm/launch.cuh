@@ -23,7 +23,6 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const uint64_t columns = p.epilogue.activation == Activation::kSwiglu ? n / 2 : n;
   const auto m = static_cast<uint64_t>(p.m), experts = static_cast<uint64_t>(p.num_experts);
   const uint32_t block_k = C.block_k();
-  const int halves = p.epilogue.activation == Activation::kSwiglu ? 2 : 1;
   // CTAs that share a box load a slice each.
   const uint32_t slice_m = C.block_m / C.cluster_n, slice_n = C.block_n / C.cluster_m;
   const TensorMapSpec spec_a{.type = type,
@@ -38,7 +37,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
                              .shape = {k, n, experts},
                              .strides = {k * element, n * k * element},
                              .box = {block_k, slice_n, 1}};
-  const uint32_t box = box_columns(C.block_n / halves);
+  const uint32_t box = C.result_box();
   TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
                        .rank = 2,
                        .base = p.epilogue.d,
@@ -66,8 +65,8 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int ctas = p.ctas_per_tile;
   const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-  const int64_t tiles =
-      int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} * ceil_div(p.n, tile_n);
+  const int tile_m = C.split_k && p.choice.splits > 1 ? C.block_m : C.block_m * C.cluster_m;
+  const int64_t tiles = int64_t{max_row_tiles(p.m, p.num_experts, tile_m)} * ceil_div(p.n, tile_n);
   const int64_t clusters = std::min<int64_t>(tiles, p.max_clusters);
   LaunchConfig config = gemm_launch<I>(ctas);
   config.grid = dim3(static_cast<unsigned>(clusters * ctas));

@@ -16,13 +16,21 @@ __device__ __forceinline__ int sub_tiles_of(const RaggedTile& tile) {
   return kGemmConfigs[I].sub_tiles() == 1 || tile.row + 128 >= tile.row_end ? 1 : 2;
 }
 
+// Whether the CTAs of a cluster have a column of tiles in common, and so B's boxes.
+template <int I>
+__device__ __forceinline__ bool shares_b(const GemmCluster& cluster, const RaggedTile& tile) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  return C.cluster_m > 1 && !tile.tail && !(C.split_k && cluster.splits > 1);
+}
+
 // How many stages of the ring hold the residual of a tile, after its K blocks: all CTAs of a cluster
 // have as many. None where the tile holds rows of another expert, which somebody else may store to.
 template <int I>
-__device__ __forceinline__ int residual_stages(const RaggedTile& tile, const GemmParams& p) {
+__device__ __forceinline__ int residual_stages(const RaggedTile& tile, const GemmParams& p,
+                                               const GemmCluster& cluster) {
   constexpr GemmConfig C = kGemmConfigs[I];
   if (C.swap || !p.residual_boxes) return 0;
-  const int rows = tile.tail ? C.block_m : C.block_m * C.cluster_m;
+  const int rows = shares_b<I>(cluster, tile) ? C.block_m * C.cluster_m : C.block_m;
   if (tile.row + rows > tile.row_end && tile.row_end < p.m) return 0;
   const bool halves = p.epilogue.activation == Activation::kSwiglu;
   return sub_tiles_of<I>(tile) * ceil_div(halves ? C.block_n / 2 : C.block_n, kGemmRound);
@@ -33,15 +41,18 @@ template <int I>
 __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams& p,
                                               const GemmCluster& cluster) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  const int k_blocks = ceil_div(p.k, C.block_k()), residual = residual_stages<I>(tile, p);
-  if constexpr (!C.swap) {
+  const int k_blocks = ceil_div(p.k, C.block_k());
+  const int residual = residual_stages<I>(tile, p, cluster);
+  if constexpr (C.swap || C.split_k) {
+    if (cluster.splits > 1)
+      return {tile, k_blocks * cluster.rank / cluster.splits,
+              k_blocks * (cluster.rank + 1) / cluster.splits, residual};
+  }
+  if constexpr (C.swap) {
+    if (p.d_scale != nullptr) tile.column += cluster.rank * C.block_n;
+  } else {
     if (C.cluster_n > 1 || tile.tail) tile.column += cluster.rank * C.block_n;
     else tile.row += cluster.rank * C.block_m;
-  } else if (p.d_scale != nullptr) {
-    tile.column += cluster.rank * C.block_n;
-  } else if (cluster.ctas > 1) {
-    return {tile, k_blocks * cluster.rank / cluster.ctas,
-            k_blocks * (cluster.rank + 1) / cluster.ctas, residual};
   }
   return {tile, 0, k_blocks, residual};
 }

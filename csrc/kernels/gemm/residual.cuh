@@ -22,17 +22,43 @@ struct GemmPlace {
   int column;      // first column of this thread
 };
 
-// Columns of a box of results of a tile that is so wide: rows of up to 128 bytes in whole boxes.
-L4K_HD constexpr int box_columns(int width) {
-  return width % 64 == 0 ? 64 : width % 32 == 0 ? 32 : 16;
-}
-
 // Where this lane's row of the `block`-th 16 columns lies in boxes of 64 rows, for stmatrix and ldmatrix.
 template <int kBox>
 __device__ __forceinline__ uint32_t matrix_offset(const GemmPlace& at, int block) {
   const int row = 16 * at.warp + at.lane % 16, in_box = block % (kBox / 16);
   const uint32_t offset = row * 2 * kBox + in_box * 32 + at.lane / 16 * 16;
-  return block / (kBox / 16) * (64 * 2 * kBox) + swizzle(offset, 2 * kBox);
+  return block / (kBox / 16) * (64 * 2 * kBox) + swizzle<2 * kBox>(offset);
+}
+
+// The part of a tile's residual that its i-th stage holds: 128 rows of so many columns.
+struct ResidualPart {
+  int column, row, columns;
+};
+
+template <int I>
+__device__ __forceinline__ ResidualPart residual_part(const GemmParams& p, const RaggedTile& tile,
+                                                      int i) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  const int halves = p.epilogue.activation == Activation::kSwiglu ? 2 : 1;
+  const int width = C.block_n / halves, rounds = ceil_div(width, kGemmRound);
+  const int first = i % rounds * kGemmRound;
+  return {tile.column / halves + first, tile.row + i / rounds * 128,
+          min(width - first, kGemmRound)};
+}
+
+// Into L2 while the products run: in the end all CTAs would ask DRAM for theirs at the same time.
+template <int I>
+__device__ __forceinline__ void prefetch_residual(const CUtensorMap& map_residual,
+                                                  const GemmParams& p, const GemmShare& share) {
+#pragma unroll 1
+  for (int i = 0; i < share.residual_stages; ++i) {
+    const ResidualPart part = residual_part<I>(p, share.tile, i);
+#pragma unroll 1
+    for (int column = 0; column < part.columns; column += kGemmConfigs[I].result_box()) {
+      ptx::tma_prefetch_2d(&map_residual, part.column + column, part.row);
+      ptx::tma_prefetch_2d(&map_residual, part.column + column, part.row + 64);
+    }
+  }
 }
 
 // Loads what follows a tile's K blocks.
@@ -40,22 +66,17 @@ template <int I>
 __device__ __forceinline__ void load_residual(GemmSmem<I>& smem, const CUtensorMap& map_residual,
                                               const GemmParams& p, const GemmShare& share,
                                               Stage<kGemmConfigs[I].stages>& stage) {
-  constexpr GemmConfig C = kGemmConfigs[I];
-  const bool halves = p.epilogue.activation == Activation::kSwiglu;
-  const int width = halves ? C.block_n / 2 : C.block_n, box = box_columns(width);
-  const int first_column = halves ? share.tile.column / 2 : share.tile.column;
-  const int rounds = ceil_div(width, kGemmRound);
+#pragma unroll 1
   for (int i = 0; i < share.residual_stages; ++i, stage.advance()) {
-    const int first = i % rounds * kGemmRound, columns = min(width - first, kGemmRound);
-    const int row = share.tile.row + i / rounds * 128;
+    const ResidualPart part = residual_part<I>(p, share.tile, i);
     smem.ring.wait_empty(stage);
     uint64_t* full = &smem.ring.full[stage.index];
-    ptx::mbarrier_arrive_expect_tx(full, 128 * 2 * columns);
+    ptx::mbarrier_arrive_expect_tx(full, 128 * 2 * part.columns);
 #pragma unroll 1
-    for (int column = 0; column < columns; column += box) {
-      const int x = first_column + first + column;
-      ptx::tma_load_2d(smem.a[stage.index] + column * 128, &map_residual, full, x, row);
-      ptx::tma_load_2d(smem.b[stage.index] + column * 128, &map_residual, full, x, row + 64);
+    for (int column = 0; column < part.columns; column += kGemmConfigs[I].result_box()) {
+      const int x = part.column + column;
+      ptx::tma_load_2d(smem.a[stage.index] + column * 128, &map_residual, full, x, part.row);
+      ptx::tma_load_2d(smem.b[stage.index] + column * 128, &map_residual, full, x, part.row + 64);
     }
   }
 }
@@ -72,7 +93,7 @@ __device__ __forceinline__ void add_from_ring(float (&acc)[kRegisters], GemmSmem
 #pragma unroll
     for (int r = first; r < min(first + kGemmRound / 2, kCount); r += 8) {
       uint32_t pairs[4];
-      const uint32_t offset = matrix_offset<box_columns(2 * kCount)>(at, (r - first) / 8);
+      const uint32_t offset = matrix_offset<kGemmConfigs[I].result_box()>(at, (r - first) / 8);
       ptx::ldmatrix_x4<false>(pairs, ptx::smem_address(rows + offset));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -81,6 +102,16 @@ __device__ __forceinline__ void add_from_ring(float (&acc)[kRegisters], GemmSmem
         acc[r + 2 * i + 1] += pair.y;
       }
     }
+  }
+}
+
+// The stages of a consumer whose rows another CTA finishes.
+template <int I>
+__device__ __forceinline__ void skip_residual(GemmSmem<I>& smem,
+                                              Stage<kGemmConfigs[I].stages>& stage, int stages) {
+  for (int i = 0; i < stages; ++i, stage.advance()) {
+    smem.ring.wait_full(stage);
+    release(smem, stage.index);
   }
 }
 
