@@ -5,6 +5,7 @@
 // touched; ptxas does not always say so.
 #pragma once
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <cstdint>
@@ -109,23 +110,23 @@ L4K_WGMMA(128, 64, "64", "65", "66")
 L4K_WGMMA(160, 80, "80", "81", "82")
 L4K_WGMMA(224, 112, "112", "113", "114")
 L4K_WGMMA(256, 128, "128", "129", "130")
+L4K_WGMMA_SS(128, 64, __half, "k16", "f16", "1, 1, 0, 0", "66", "64", "65")
 
-// bf16 with A in registers, two elements each: lane i of warp w holds what mma.m16n8k16 wants of rows
-// 16 w ... 16 w + 15. The four A registers may not be written before the wait either. B is K-major, or
-// transposed: P V of attention.
-template <int N>
+// bf16 or f16 with A in registers, two elements each: lane i of warp w holds what mma.m16n8k16 wants
+// of rows 16 w ... 16 w + 15. The four A registers may not be written before the wait either. B is
+// K-major, or transposed: P V of attention.
+template <int N, typename T>
 struct WgmmaRegisterA;
 
-#define L4K_WGMMA_RS(n, registers, a0, a1, a2, a3, sb, sd, st)                                 \
+#define L4K_WGMMA_RS(n, registers, type, name, a0, a1, a2, a3, sb, sd, st)                     \
   template <>                                                                                  \
-  struct WgmmaRegisterA<n> {                                                                   \
+  struct WgmmaRegisterA<n, type> {                                                             \
     template <bool kTransposed>                                                                \
     static __device__ __forceinline__ void rs(float (&d)[registers], const uint32_t (&a)[4],   \
                                               uint64_t b, bool accumulate) {                   \
       asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" sd                                 \
                    ", 0;\n\t"                                                                  \
-                   "wgmma.mma_async.sync.aligned.m64n" #n                                      \
-                   "k16.f32.bf16.bf16"                                                         \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." name "." name             \
                    " {" L4K_D##registers "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" sb       \
                                          ", p, 1, 1, %" st ";\n\t}"                            \
                    : L4K_O##registers(d)                                                       \
@@ -134,8 +135,9 @@ struct WgmmaRegisterA;
     }                                                                                          \
   };
 
-L4K_WGMMA_RS(32, 16, "16", "17", "18", "19", "20", "21", "22")
-L4K_WGMMA_RS(64, 32, "32", "33", "34", "35", "36", "37", "38")
-L4K_WGMMA_RS(128, 64, "64", "65", "66", "67", "68", "69", "70")
+L4K_WGMMA_RS(32, 16, __nv_bfloat16, "bf16", "16", "17", "18", "19", "20", "21", "22")
+L4K_WGMMA_RS(64, 32, __nv_bfloat16, "bf16", "32", "33", "34", "35", "36", "37", "38")
+L4K_WGMMA_RS(128, 64, __nv_bfloat16, "bf16", "64", "65", "66", "67", "68", "69", "70")
+L4K_WGMMA_RS(128, 64, __half, "f16", "64", "65", "66", "67", "68", "69", "70")
 
 }  // namespace l4k::ptx
