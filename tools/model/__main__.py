@@ -54,9 +54,10 @@ def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
     size = options.tokens, options.heads, options.kv_heads, options.chunk
-    us, tflops = attention.estimate(
-        *headers.prefill(*size, options.format == "fp8", board.sms), board
-    )
+    shape, work = headers.prefill(*size, options.format == "fp8", board.sms)
+    asked = {name: getattr(options, name) for name in ("convert", "queries", "end", "pair")}
+    shape = replace(shape, **{name: value for name, value in asked.items() if value is not None})
+    us, tflops = attention.estimate(shape, work, board)
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
     say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
 
@@ -163,6 +164,9 @@ def main() -> None:
     for name in ("--n", "--k", "--experts"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
+    prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
+    for name in ("--convert", "--queries", "--end"):
+        prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
         prompt.add_argument(f"--{name}", type=int, default=size)
     published.add_argument("--rows", action="store_true")
@@ -179,6 +183,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "gemm" and (options.n is None) != (options.k is None):
         parser.error("--n and --k go together; without them: Llama 4 Scout's products")
+    if options.command == "attention" and options.pair and options.format == "fp8":
+        parser.error("--pair is modelled for bf16 keys: converters of two SMs share nothing")
     options.report(options)
 
 
