@@ -42,8 +42,9 @@ __global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
   __shared__ uint32_t maxima[2][32];
   const int vectors = params.width / kVector;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  prefetch_norm_weight(params.weight, vectors);
+  ptx::grid_dependency_wait();
   RmsNormRow ahead;
   load_row<kResidual>(params, blockIdx.x, ahead);
   uint4 weight[kNormVectors];
