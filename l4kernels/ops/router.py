@@ -15,19 +15,19 @@ from l4kernels.ops.registry import Work, op, tensor_bytes
 
 MAX_ROUTER_TOKENS = 65_536
 """Of one call of `moe_router`."""
-_MANY_EXPERTS, _TOKENS_OF_MANY = 64, 256
+_FEW_EXPERTS, _TOKENS_OF_MANY = 32, 256
 
 
 def router_tokens(experts: int) -> int:
     """Up to how many tokens `moe_router` beats `rms_norm`, `gemm` and `moe_route`, by the model.
 
     Every 8 tokens read the router's weights again: that is less than what the GEMM reads again,
-    the rows, for up to 64 experts; for more of them only few tokens save their launches.
+    the rows, for up to 32 experts; of more experts only few tokens are worth it.
 
     >>> router_tokens(16), router_tokens(128)
     (65536, 256)
     """
-    return MAX_ROUTER_TOKENS if experts <= _MANY_EXPERTS else _TOKENS_OF_MANY
+    return MAX_ROUTER_TOKENS if experts <= _FEW_EXPERTS else _TOKENS_OF_MANY
 
 
 class RoutedRows(NamedTuple):

@@ -10,11 +10,10 @@ from dataclasses import replace
 from . import rates
 from .engine import Machine
 from .stream import Chain, Kernel
-from .streaming import FORMATS, KB, STAGES, Format, Product, stream_gemm
+from .streaming import KB, STAGES, Format, Product, stream_gemm
 
 LAYERS = 3
 """Simulated; the period is that of the last."""
-LAUNCHES = ("QKV", "attention", "O", "router", "gate-up", "down", "combine + norm")
 EXPERTS = 2  # of a token: the routed one and the shared one
 
 
@@ -32,33 +31,29 @@ def experts(form: Format, product: Product, m: int, machine: Machine, ahead: int
     kernel = stream_gemm(form, replace(product, experts=EXPERTS), m, machine)
     ctas = len(kernel.shares)
     own = product.weights(form) / ctas
-    cached = min(1.0, ahead / own)
-    second = [max(0.0, min(1.0, EXPERTS * (i + 1) - ctas) / 1.0) for i in range(ctas)]
-    return replace(
-        kernel,
-        prefetch=int(cached * own),
-        cached=tuple(cached * min(1.0, part) for part in second),
-    )
+    asked = min(1.0, ahead / own)
+    shared = [max(0, min(EXPERTS, EXPERTS * (i + 1) - ctas)) / EXPERTS for i in range(ctas)]
+    return replace(kernel, prefetch=int(asked * own), cached=tuple(asked * part for part in shared))
 
 
 def decode_layer(
     form: Format, m: int, machine: Machine, early: bool = True, rings: float = 1.0
 ) -> list[Kernel]:
-    """`early`: launches between the products trigger before their wait. `rings`: how much of the
-    shared expert is asked for ahead, in rings of a CTA."""
+    """`early`: router and combine trigger before their wait. `rings`: how much of the shared
+    expert's first weights is asked for ahead, in rings of a CTA; of its others one ring."""
     trigger = "start" if early else "wait"
-    ahead = int(rings * STAGES * form.stage_units * form.unit)
+    ring = STAGES * form.stage_units * form.unit
     products = {
         name: stream_gemm(form, Product(name, n, k), m, machine)
         for name, n, k in (("QKV", 7168, 5120), ("O", 5120, 5120))
     }
     return [
         products["QKV"],
-        small("attention", machine, machine.sms, trigger, per_sm=2, cached=0.0),
+        small("attention", machine, machine.sms, "wait", per_sm=2, cached=0.0),
         products["O"],
         small("router", machine, 8, trigger),
-        experts(form, Product("gate-up", 16384, 5120), m, machine, ahead),
-        experts(form, Product("down", 5120, 8192), m, machine, ahead),
+        experts(form, Product("gate-up", 16384, 5120), m, machine, int(rings * ring)),
+        experts(form, Product("down", 5120, 8192), m, machine, ring),
         small("combine", machine, m, trigger),
     ]
 
@@ -67,14 +62,3 @@ def period_us(kernels: list[Kernel], machine: Machine) -> float:
     """Of a layer among others."""
     ends = [max(e) for e in Chain(kernels * LAYERS, machine).ends]
     return (ends[-1] - ends[-1 - len(kernels)]) / machine.clock_mhz
-
-
-def variants(form: str, m: int, machine: Machine) -> dict[str, float]:
-    """Time of a layer by trigger and by depth of the prefetch."""
-    found = {}
-    for early in (False, True):
-        for rings in (1.0, 2.0, 3.0, 4.0):
-            name = f"trigger {'before' if early else 'after'} the wait, {rings:.0f} rings ahead"
-            kernels = decode_layer(FORMATS[form], m, machine, early, rings)
-            found[name] = period_us(kernels, machine)
-    return found
