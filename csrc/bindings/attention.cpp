@@ -103,6 +103,7 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
       .batch = static_cast<int>(batch),
       .num_heads = static_cast<int>(queries.num_heads),
       .kv_heads = static_cast<int>(cache.kv_heads),
+      .group = SmallDivisor::of(static_cast<int>(queries.num_heads / cache.kv_heads)),
       .num_pages = static_cast<int>(cache.pages),
       .page_size = static_cast<int>(cache.page_size),
       .max_pages = sequences.max_pages,
@@ -127,6 +128,8 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
       .error = error_word()};
   Tensor plan = call.workspace(flash_prefill_plan_words(params));
   params.plan = pointer<int>(plan);
+  Tensor anchors = call.workspace(flash_prefill_anchor_words(params));
+  params.anchors = pointer<float>(anchors);
   call.launch(l4k::flash_prefill, params);
   return {out, lse};
 }

@@ -1,6 +1,7 @@
 // What the project's integer headers say of a problem, as one line of JSON for each line read:
 //
-//   gemm m n k experts fp8 fast config sms    the configuration chosen, its splits, its schedule,
+//   gemm m n k experts fp8 fast swiglu config sms
+//                                             the configuration chosen, its splits, its schedule,
 //                                             streaming aside
 //   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
 //   int4 groups zeros                         a tile's bytes, and its codes' (row by row), scales'
@@ -21,15 +22,16 @@ namespace {
 using namespace l4k;
 
 // Tiles of the busiest cluster if rows are spread evenly over experts.
-int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
+int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int splits, int clusters) {
   std::vector<int> row_ends(p.num_experts), tile_ends(p.num_experts);
   const int width = c.block_n * c.cluster_n;
+  const bool pair = c.cluster_m > 1 && splits == 1;
   const RaggedSchedule schedule{.num_experts = p.num_experts,
-                                .block_m = c.block_m * c.cluster_m,
+                                .block_m = pair ? c.block_m * c.cluster_m : c.block_m,
                                 .block_n = width,
                                 .column_tiles = ceil_div(p.n, width),
                                 .raster = 1,
-                                .tail_tiles = c.cluster_m > 1,
+                                .tail_tiles = pair,
                                 .row_ends = row_ends.data(),
                                 .tile_ends = tile_ends.data()};
   int begin = 0, tiles = 0;
@@ -44,11 +46,12 @@ int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
 
 bool answer_gemm() {
   GemmProblem p{};
-  int fp8, fast, config, sms;
-  if (std::scanf("%d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast, &config,
-                 &sms) != 8)
+  int fp8, fast, swiglu, config, sms;
+  if (std::scanf("%d %d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast,
+                 &swiglu, &config, &sms) != 9)
     return false;
   p.fp8 = fp8 != 0;
+  p.swiglu = swiglu != 0;
   p.fast_accum = fast != 0;
   const GemmMachine machine = GemmMachine::assumed(sms);
   const GemmChoice choice = choose_gemm(p, GemmChoice::of(config), machine);
@@ -59,8 +62,8 @@ bool answer_gemm() {
              "{\"config\": \"%s\", \"splits\": %d, \"staging\": %d, \"clusters\": %d, \"ctas\": "
              "%d, "
              "\"tiles\": %d}\n",
-             c.name, choice.splits, c.staging_bytes(), clusters, ctas,
-             busiest_cluster(c, p, clusters)) > 0;
+             c.name, choice.splits, c.swap ? c.sums_bytes() : 2 * c.result_bytes(), clusters, ctas,
+             busiest_cluster(c, p, choice.splits, clusters)) > 0;
 }
 
 bool answer_prefill() {

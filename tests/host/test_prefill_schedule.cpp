@@ -1,10 +1,12 @@
 // Every tile of queries covers its tokens once and visits the keys it must; costs sort as they
-// should; every item has one CTA, and the long items are spread evenly.
+// should; every item has one CTA, and the long items are spread evenly. No length makes a tile visit
+// more keys than the workspace for its sums was sized for.
 #include <algorithm>
 #include <vector>
 
 #include "expect.h"
 #include "kernels/flash_prefill/schedule.h"
+#include "tile/divide.h"
 
 namespace {
 
@@ -39,6 +41,7 @@ void check_capacity(int len_k, int64_t chunk, int64_t capacity) {
   for (int tile = 0; tile < 6; ++tile) {
     const auto whole = l4k::prefill_tile(tile, 130, len_k, 5, chunk, int64_t{1} << 31);
     const auto cut = l4k::prefill_tile(tile, 130, len_k, 5, chunk, capacity);
+    EXPECT(cut.end_tile - cut.first_tile <= l4k::max_key_tiles(chunk, capacity), "bound");
     EXPECT(cut.first_tile == whole.first_tile && cut.end_tile <= whole.end_tile, tile);
     if (whole.end_key <= capacity) EXPECT(cut.end_tile == whole.end_tile, tile);
     if (whole.end_key > capacity) {
@@ -46,6 +49,12 @@ void check_capacity(int len_k, int64_t chunk, int64_t capacity) {
       EXPECT(cut.first_tile <= seen / 128 && seen / 128 == cut.end_tile - 1, tile);
     }
   }
+}
+
+void check_division(int group) {
+  const auto divisor = l4k::SmallDivisor::of(group);
+  EXPECT(divisor.value == group, group);
+  for (int n = 0; n < 65536 / group; ++n) EXPECT(divisor.quotient(n) == n / group, n);
 }
 
 void check_snake(int items, int ctas) {
@@ -72,11 +81,14 @@ int main() {
       for (int len_q : {0, 1, 7, 8, 25, 26, 128, 129, 300})
         for (int len_k : {0, 1, len_q - 1, len_q, len_q + 1, len_q + 127, 8192, 16385, 10'485'760})
           if (len_k >= 0) check_tiles(len_q, len_k, group, chunk);
+  for (int group = 1; group <= 16; ++group) check_division(group);
   check_tiles(130, 0x7fffffff, 5, 0);
   for (int len_k : {130, 500, 1000, 8192, 16400, 0x7fffffff})
-    for (int64_t chunk : {0, 64, 8192})
+    for (int64_t chunk : {0, 1, 64, 100, 8192})
       for (int64_t capacity : {0, 8, 128, 136, 512, 8192, 16384})
         check_capacity(len_k, chunk, capacity);
+  EXPECT(l4k::max_key_tiles(0, 65536) == l4k::kAnchorTiles + 1, "anchors");
+  EXPECT(l4k::max_key_tiles(8192, 10'485'760) < l4k::kAnchorTiles, "chunks need none");
   EXPECT(l4k::max_prefill_items(1000, 4, 1000, 5) == 44, "rows");
   EXPECT(l4k::max_prefill_items(1000, 40, 25, 5) == 40, "lengths");
   for (int64_t cost = 0; cost < 1 << 24; cost += 1 + cost / 1000) {

@@ -36,9 +36,10 @@ def report_gemm(options: argparse.Namespace) -> None:
     say(f"{options.gpu} at {board.clock_mhz:.0f} MHz, {options.format}")
     for name, n, k, experts in products:
         size = (options.m, n, k, experts, options.format)
-        chosen = headers.gemm(*size, None, board.sms)
+        swiglu = name.endswith("gate_up")
+        chosen = headers.gemm(*size, None, board.sms, swiglu=swiglu)
         for config in [options.config] if options.config else map(str, gemm_configs()):
-            found = headers.gemm(*size, config, board.sms)
+            found = headers.gemm(*size, config, board.sms, swiglu=swiglu)
             if not (chosen and found) or found[1].promote != chosen[1].promote:
                 continue
             answer, mark = gemm.estimate(*found[1:], board), " *"[config == chosen[0]]

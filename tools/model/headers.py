@@ -44,23 +44,34 @@ def integer(path: Path, pattern: str) -> int:
 
 
 def gemm(
-    m: int, n: int, k: int, experts: int, form: str, name: str | None, sms: int, csrc: Path = CSRC
+    m: int,
+    n: int,
+    k: int,
+    experts: int,
+    form: str,
+    name: str | None,
+    sms: int,
+    csrc: Path = CSRC,
+    *,
+    swiglu: bool = False,
 ) -> tuple[str, Program, Problem] | None:
     """The configuration (None: choose_gemm's) as a program, and its problem; None if it cannot
     compute that."""
     fp8, fast = form != "bf16", form == "fp8_fast"
     number = -1 if name is None else gemm_config(name, csrc).number
-    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {number} {sms}\n", csrc)
+    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {swiglu:d} {number} {sms}\n", csrc)
     if facts["config"] is None:
         return None
     config = gemm_config(facts["config"], csrc)
     raster = integer(csrc / "kernels/gemm/gemm.cuh", r"kGemmRaster = (\d+)")
+    halves = facts["splits"] > 1 and not config.swap  # of K: a pair that shares no box
+    cluster_m = 1 if halves else config.cluster_m
     shape = Program(
         "specialised",
         block_m=config.block_m,
         block_n=config.block_n,
         stages=config.stages,
-        cluster_m=config.cluster_m,
+        cluster_m=cluster_m,
         cluster_n=config.cluster_n,
         promote=config.promote,
         swap=config.swap,
@@ -69,7 +80,7 @@ def gemm(
         round_bytes=facts["staging"] // 2,
         splits=facts["splits"],
         slots=facts["clusters"] * facts["ctas"],
-        rows_of_tiles=-(-facts["clusters"] // raster) * config.cluster_m,
+        rows_of_tiles=-(-facts["clusters"] // raster) * cluster_m,
     )
     return config.name, shape, Problem(m, n, k, experts, facts["tiles"])
 

@@ -12,12 +12,12 @@ namespace l4k {
 namespace {
 
 int64_t max_items(const FlashPrefillParams& p) {
-  return max_prefill_items(p.rows, p.batch, p.max_seqlen_q, p.num_heads / p.kv_heads);
+  return max_prefill_items(p.rows, p.batch, p.max_seqlen_q, p.group.value);
 }
 
 // [64 of D, heads of a KV head, tokens] of Q: the rows of a tile.
 TensorMapSpec query_map(const FlashPrefillParams& p) {
-  const auto group = static_cast<uint32_t>(p.num_heads / p.kv_heads);
+  const auto group = static_cast<uint32_t>(p.group.value);
   return {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
           .rank = 3,
           .base = p.q,
@@ -38,6 +38,11 @@ TensorMapSpec cache_map(const FlashPrefillParams& p, const void* cache) {
           .box = {p.fp8 ? 128u : 64u, 1, static_cast<uint32_t>(box_slots(p.page_size)), 1}};
 }
 
+// At least one CTA: there may be rows that no sequence owns.
+int64_t prefill_ctas(const FlashPrefillParams& p) {
+  return std::clamp<int64_t>(max_items(p) * p.kv_heads, 1, sm_count());
+}
+
 template <bool kFp8>
 cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
   CUtensorMap q, k, v;
@@ -45,9 +50,7 @@ cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
   if (error == cudaSuccess) error = make_tensor_map(cache_map(p, p.k_cache), &k);
   if (error == cudaSuccess) error = make_tensor_map(cache_map(p, p.v_cache), &v);
   if (error != cudaSuccess) return error;
-  // At least one CTA: there may be rows that no sequence owns.
-  const int64_t ctas = std::clamp<int64_t>(max_items(p) * p.kv_heads, 1, sm_count());
-  LaunchConfig config{.grid = dim3(static_cast<unsigned>(ctas)),
+  LaunchConfig config{.grid = dim3(static_cast<unsigned>(prefill_ctas(p))),
                       .block = dim3(kPrefillThreads),
                       .smem_bytes = sizeof(PrefillSmem<kFp8>) + 1024};
   return launch(flash_prefill_kernel<kFp8>, config, stream, q, k, v, p);
@@ -57,6 +60,11 @@ cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
 
 int64_t flash_prefill_plan_words(const FlashPrefillParams& p) {
   return (sizeof(PrefillPlan) + max_items(p) * sizeof(PrefillItem)) / sizeof(int);
+}
+
+int64_t flash_prefill_anchor_words(const FlashPrefillParams& p) {
+  if (max_key_tiles(p.chunk, p.capacity()) <= kAnchorTiles) return 0;
+  return prefill_ctas(p) * AnchoredSums::kWords;
 }
 
 cudaError_t flash_prefill(const FlashPrefillParams& p, cudaStream_t stream) {

@@ -5,12 +5,14 @@
 #include <cstdint>
 
 #include "tile/base.h"
+#include "tile/divide.h"
 
 namespace l4k {
 
 struct FlashPrefillParams {
   int rows, batch;  // rows of Q: the new tokens of all sequences
   int num_heads, kv_heads;
+  SmallDivisor group;                   // heads of Q for each of the cache
   int num_pages, page_size, max_pages;  // page_size: a multiple of 8
   int max_seqlen_q;
   int64_t chunk;  // 0: none
@@ -29,6 +31,7 @@ struct FlashPrefillParams {
   void* out;        // [rows, num_heads, 128] bf16, contiguous
   float* lse;       // [num_heads, rows]
   int* plan;        // workspace of flash_prefill_plan_words()
+  float* anchors;   // workspace of flash_prefill_anchor_words()
   uint32_t* error;  // sticky error word
 
   // Keys that a row of the block table has a place for.
@@ -36,6 +39,7 @@ struct FlashPrefillParams {
 };
 
 int64_t flash_prefill_plan_words(const FlashPrefillParams& params);
+int64_t flash_prefill_anchor_words(const FlashPrefillParams& params);
 cudaError_t flash_prefill(const FlashPrefillParams& params, cudaStream_t stream);
 
 }  // namespace l4k

@@ -44,7 +44,7 @@ __device__ __forceinline__ int running_total(int value, int (&warp_totals)[32]) 
 template <typename Visit>
 __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanSmem& smem,
                                               Visit visit) {
-  const int group = p.num_heads / p.kv_heads;
+  const int group = p.group.value;
   for (int base = 0; base < p.batch; base += kPlanThreads) {
     const int mine = base + threadIdx.x;
     int tiles = 0;

@@ -8,6 +8,7 @@ namespace l4k {
 
 constexpr int kPrefillRows = 128;  // of a tile of queries: tokens x heads of one KV head
 constexpr int kPrefillKeys = 128;  // of a tile of keys
+constexpr int kAnchorTiles = 512;  // of keys, 64K keys, that one accumulator adds up (anchor.cuh)
 
 // Tile `tile` of sequence `sequence`, for every KV head.
 struct PrefillItem {
@@ -63,6 +64,13 @@ L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int gr
           .end_tile = narrow(end_tile),
           .first_whole = narrow(tiles.whole.first),
           .end_whole = narrow(tiles.whole.end)};
+}
+
+// Tiles of keys that a tile of queries visits, whatever the lengths are: the bound for anchors.
+L4K_HD constexpr int64_t max_key_tiles(int64_t chunk, int64_t capacity) {
+  const int64_t by_capacity = capacity / kPrefillKeys + 1;
+  const int64_t by_chunk = (chunk + kPrefillRows) / kPrefillKeys + 2;
+  return chunk == 0 || by_capacity < by_chunk ? by_capacity : by_chunk;
 }
 
 // Costs (in key tiles) that differ by less than 1/32 share a class; a higher class costs more.
