@@ -52,7 +52,7 @@ struct GemmQuestion {
     return hash_of({pair(problem.m, problem.n), pair(problem.k, problem.num_experts),
                     pair(asked.config, asked.splits),
                     uint64_t{problem.fp8} | problem.fast_accum << 1 | problem.gelu << 2 |
-                        problem.block_scales << 3 | problem.fp8_out << 4});
+                        problem.block_scales << 3 | problem.fp8_out << 4 | problem.swiglu << 5});
   }
   bool operator==(const GemmQuestion&) const = default;
 };
