@@ -8,6 +8,7 @@
 #include "kernels/silu_mul/silu_mul.h"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
+#include "tile/activation.cuh"
 #include "tile/base.h"
 #include "tile/fp8.cuh"
 #include "tile/vector.cuh"
@@ -24,7 +25,7 @@ __device__ __forceinline__ void silu_mul_vector(uint4 gate_raw, uint4 up_raw,
   unpack(gate_raw, gate);
   unpack(up_raw, up);
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) out[i] = __fdividef(gate[i], 1.f + __expf(-gate[i])) * up[i];
+  for (int i = 0; i < kVector; ++i) out[i] = silu(gate[i]) * up[i];
 }
 
 __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams params) {
@@ -32,8 +33,8 @@ __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams
   const int row_tiles = ceil_div(row_vectors, kSiluMulTile);
   const int64_t num_tiles = params.rows * row_tiles;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const int64_t row = tile / row_tiles;
     const int first = static_cast<int>(tile - row * row_tiles) * kSiluMulTile + threadIdx.x;
@@ -91,8 +92,8 @@ __global__ void __maxnreg__(kSiluMulFp8Registers) silu_mul_fp8_kernel(SiluMulFp8
   const int vectors = params.width / kVector;
   const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   SiluMulRow ahead;
   load_row(params, blockIdx.x, ahead);
   int parity = 0;
