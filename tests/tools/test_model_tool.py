@@ -118,6 +118,22 @@ def test_a_stage_less_never_helps(config):
     assert times[-1] > 1.1 * times[0], "two stages do not hide a copy"
 
 
+def test_pairs_that_split_k_share_no_box_and_halve_its_blocks():
+    """O at 128 rows, where 64 tiles leave half of the SMs idle; at 256 rows nothing is gained."""
+
+    def us(m: int, splits: int) -> float:
+        size = (m, 5120, 5120, 1, "bf16")
+        _, program, problem = headers.gemm(*size, "bf16_128x80_2x1", 132)
+        if m == 128:
+            assert (program.splits, program.cluster_m, problem.tiles) == (2, 1, 1)
+        pair = vars(program) | {"splits": splits, "cluster_m": 3 - splits}
+        shares = vars(problem) | {"tiles": m // 128 if splits == 2 else 1}
+        return gemm.estimate(gemm.Program(**pair), gemm.Problem(**shares), rates.machine()).us
+
+    assert us(128, 2) < 0.75 * us(128, 1)
+    assert us(256, 2) > us(256, 1)
+
+
 def test_attention_follows_its_scalar_work_and_its_ring():
     board = rates.machine("h100", 1600)
     shape, work = headers.prefill(8192, 40, 8, 0, False, board.sms)
