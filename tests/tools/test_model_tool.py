@@ -148,6 +148,21 @@ def test_attention_follows_its_scalar_work_and_its_ring():
     assert attention.estimate(*chunked, board)[0] < 0.4 * attention.estimate(*whole, board)[0]
 
 
+def test_attention_pays_for_e4m3_and_for_what_l2_gives():
+    board = rates.machine("h200", 1600)
+    shape, work = headers.prefill(8192, 40, 8, 0, True, board.sms)
+    us = attention.estimate(shape, work, board)[0]
+    slow = attention.Attention(**{**vars(shape), "convert": 3 * shape.convert})
+    assert attention.estimate(slow, work, board)[0] > 1.05 * us
+    plain = headers.prefill(8192, 40, 8, 0, False, board.sms)[0]
+    pair = attention.Attention(**{**vars(plain), "pair": True})
+    alone, together = (attention.estimate(s, work, board)[0] for s in (plain, pair))
+    assert alone < us and abs(together / alone - 1) < 0.05
+    starved = rates.Machine(**{**vars(board), "l2_rate": 22})
+    alone, together = (attention.estimate(s, work, starved)[0] for s in (plain, pair))
+    assert together < 0.9 * alone
+
+
 def test_shapes_come_from_the_headers(tmp_path):
     """A configuration with two stages in a copy of configs.h, and a kernel with a shorter ring."""
     shutil.copytree(headers.CSRC, tmp_path / "csrc")
@@ -183,6 +198,7 @@ def test_few_rows_cost_their_bytes_and_a_start():
         "gemm --m 1 --n 7168 --k 5120 --format fp8 --gpu h200",
         "gemm --m 64 --n 5120 --k 8192 --experts 16 --config bf16_swap_16x128 --clock 1500",
         "attention --tokens 8192 --gpu h200",
+        "attention --tokens 1024 --pair --end 882",
         "rates --rows",
     ],
 )
