@@ -7,7 +7,7 @@ from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
-from . import attention, gemm, headers, rates, stream, streaming
+from . import attention, gemm, headers, rates, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -114,6 +114,13 @@ def report_check(options: argparse.Namespace) -> None:
         )
 
 
+def report_tables(options: argparse.Namespace) -> None:
+    """For the kernels' pages: model / floor / best peer, in us, and a verdict if there is one."""
+    for page in [options.page] if options.page else tables.TABLES:
+        for line in tables.TABLES[page]():
+            say(line)
+
+
 def report_rates(options: argparse.Namespace) -> None:
     """Errors against the published rates, by group: a table for docs/model.md."""
     rows = rates.validate()
@@ -148,6 +155,8 @@ def main() -> None:
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
     published = commands.add_parser("rates", help="errors against published rates")
+    beside = commands.add_parser("tables", help="Llama 4's shapes beside floors and peers")
+    beside.add_argument("--page", choices=tables.TABLES, help="one page's; all if not given")
     for streamed in (flow, whatif, check):
         streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="loaded")
     for streamed in (flow, whatif):
@@ -173,6 +182,7 @@ def main() -> None:
         whatif: report_what_if,
         check: report_check,
         published: report_rates,
+        beside: report_tables,
     }
     for command, report in reports.items():
         command.set_defaults(report=report)
