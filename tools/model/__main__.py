@@ -7,7 +7,7 @@ from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
-from . import attention, gemm, headers, rates, stream, streaming, tables
+from . import attention, gemm, headers, layer, rates, router, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -54,9 +54,10 @@ def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
     size = options.tokens, options.heads, options.kv_heads, options.chunk
-    us, tflops = attention.estimate(
-        *headers.prefill(*size, options.format == "fp8", board.sms), board
-    )
+    shape, work = headers.prefill(*size, options.format == "fp8", board.sms)
+    asked = {name: getattr(options, name) for name in ("convert", "queries", "end", "pair")}
+    shape = replace(shape, **{name: value for name, value in asked.items() if value is not None})
+    us, tflops = attention.estimate(shape, work, board)
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
     say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
 
@@ -121,6 +122,33 @@ def report_tables(options: argparse.Namespace) -> None:
             say(line)
 
 
+def report_layer(options: argparse.Namespace) -> None:
+    """A decode step's MoE layer by where its launches trigger, and by how much is asked ahead."""
+    board = stream.machine()
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} weights, {options.m} tokens")
+    say("| launches between products trigger | rings ahead | us of a layer |")
+    say("| --- | --- | --- |")
+    for early, rings in ((False, 1), (True, 1), (False, 2), (True, 2), (True, 3)):
+        kernels = layer.decode_layer(
+            streaming.FORMATS[options.format], options.m, board, early, rings
+        )
+        where = "before their wait" if early else "after it"
+        say(f"| {where} | {rings} | {layer.period_us(kernels, board):.1f} |")
+
+
+def report_router(options: argparse.Namespace) -> None:
+    """One launch from rows to their experts, beside the norm, the GEMM and routing's two."""
+    board = stream.machine()
+    say("| experts | tokens | one launch us | four us | |")
+    say("| --- | --- | --- | --- | --- |")
+    for experts in (16, 128):
+        for tokens in (128, 256, 512, 1024, 2048, 8192, 16384):
+            one = router.one_launch_us(tokens, experts, board)
+            four = router.three_ops_us(tokens, experts, board)
+            verdict = "one" if 1.1 * one < four else "four" if one > 1.1 * four else "undecided"
+            say(f"| {experts} | {tokens} | {one:.1f} | {four:.1f} | {verdict} |")
+
+
 def report_rates(options: argparse.Namespace) -> None:
     """Errors against the published rates, by group: a table for docs/model.md."""
     rows = rates.validate()
@@ -154,15 +182,18 @@ def main() -> None:
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
+    step = commands.add_parser("layer", help="the launches of a decode step's MoE layer")
+    routed = commands.add_parser("router", help="moe_router beside the ops that it replaces")
     published = commands.add_parser("rates", help="errors against published rates")
     beside = commands.add_parser("tables", help="Llama 4's shapes beside floors and peers")
     beside.add_argument("--page", choices=tables.TABLES, help="one page's; all if not given")
     for streamed in (flow, whatif, check):
         streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="loaded")
-    for streamed in (flow, whatif):
+    for streamed in (flow, whatif, step):
         streamed.add_argument("--format", choices=sorted(streaming.FORMATS), default="int4")
-        streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
         streamed.add_argument("--m", type=int, choices=range(1, 17), default=1, metavar="M")
+    for streamed in (flow, whatif):
+        streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
     for board in (product, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
         board.add_argument("--clock", type=float, help="MHz")
@@ -172,6 +203,9 @@ def main() -> None:
     for name in ("--n", "--k", "--experts"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
+    prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
+    for name in ("--convert", "--queries", "--end"):
+        prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
         prompt.add_argument(f"--{name}", type=int, default=size)
     published.add_argument("--rows", action="store_true")
@@ -181,6 +215,8 @@ def main() -> None:
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,
+        step: report_layer,
+        routed: report_router,
         published: report_rates,
         beside: report_tables,
     }
@@ -189,6 +225,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "gemm" and (options.n is None) != (options.k is None):
         parser.error("--n and --k go together; without them: Llama 4 Scout's products")
+    if options.command == "attention" and options.pair and options.format == "fp8":
+        parser.error("--pair is modelled for bf16 keys: converters of two SMs share nothing")
     options.report(options)
 
 

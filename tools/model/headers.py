@@ -15,6 +15,7 @@ from tools.nvcc import ROOT
 
 from .attention import Attention, Work
 from .gemm import Problem, Program
+from .rates import constants
 
 SOURCE = ROOT / "tests" / "host" / "facts.cpp"
 
@@ -94,7 +95,17 @@ def prefill(
     ring = integer(loads, r"kStages = kFp8 \? (?:%s)" % (r"(\d+)" if fp8 else r"\d+ : (\d+)"))
     whole, rest = divmod(tokens, chunk or tokens)
     pairs = whole * (chunk or tokens) ** 2 / 2 + rest**2 / 2
-    shape = Attention(128, facts["rows"] // 64, facts["keys"], ring, awaited=False)
+    counted = {name: entry["value"] for name, entry in constants()["attention"].items()}
+    shape = Attention(
+        128,
+        facts["rows"] // 64,
+        facts["keys"],
+        ring,
+        awaited=False,
+        convert=counted["convert"] if fp8 else 0,
+        queries=counted["queries"] if fp8 else 0,
+        end=counted["end"],
+    )
     flops = 4.0 * 128 * heads * pairs
     counts = facts["items"], facts["key_tiles"], facts["masked"]
     return shape, Work(*counts, flops, facts["ctas"])
