@@ -7,7 +7,7 @@ from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
-from . import attention, gemm, headers, layer, rates, router, stream, streaming
+from . import attention, gemm, headers, layer, rates, router, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -115,6 +115,13 @@ def report_check(options: argparse.Namespace) -> None:
         )
 
 
+def report_tables(options: argparse.Namespace) -> None:
+    """For the kernels' pages: model / floor / best peer, in us, and a verdict if there is one."""
+    for page in [options.page] if options.page else tables.TABLES:
+        for line in tables.TABLES[page]():
+            say(line)
+
+
 def report_layer(options: argparse.Namespace) -> None:
     """A decode step's MoE layer by where its launches trigger, and by how much is asked ahead."""
     board = stream.machine()
@@ -178,6 +185,8 @@ def main() -> None:
     step = commands.add_parser("layer", help="the launches of a decode step's MoE layer")
     routed = commands.add_parser("router", help="moe_router beside the ops that it replaces")
     published = commands.add_parser("rates", help="errors against published rates")
+    beside = commands.add_parser("tables", help="Llama 4's shapes beside floors and peers")
+    beside.add_argument("--page", choices=tables.TABLES, help="one page's; all if not given")
     for streamed in (flow, whatif, check):
         streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="loaded")
     for streamed in (flow, whatif, step):
@@ -209,6 +218,7 @@ def main() -> None:
         step: report_layer,
         routed: report_router,
         published: report_rates,
+        beside: report_tables,
     }
     for command, report in reports.items():
         command.set_defaults(report=report)
