@@ -87,6 +87,30 @@ def test_the_page_shows_what_the_tool_says(rows):
         assert f"| {error:.1%} |" in line, f"python -m tools.model rates says {error:.1%}: {line}"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "most"),
+    [
+        *(("bf16_128x256_2x1", kind, most) for kind, most in (("plain", 0.02), ("swiglu", 0.04))),
+        ("bf16_128x256_2x1", "residual", 0.02),
+        *(("fp8_256x128_1x2_promote", kind, 0.04) for kind in ("plain", "residual")),
+        ("fp8_256x128_1x2_promote", "codes", 0.08),
+    ],
+)
+def test_the_tensor_core_has_work_between_tiles(name, kind, most):
+    """By the instructions that budget.toml allows a consumer between two tiles of K = 5120."""
+    _, program, problem = headers.gemm(8192, 16384, 5120, 1, form(name), name, 132, epilogue=kind)
+    assert gemm.exposed(program, problem, rates.machine()) <= most
+
+
+def test_what_the_tensor_core_waits_for_grows_with_the_epilogue():
+    _, program, problem = headers.gemm(
+        8192, 16384, 5120, 1, "bf16", "bf16_128x256_2x1", 132, epilogue="plain"
+    )
+    longer = gemm.Program(**{**vars(program), "instructions": 3000})
+    board = rates.machine()
+    assert gemm.exposed(longer, problem, board) > 0.02 + gemm.exposed(program, problem, board)
+
+
 def test_half_of_a_bandwidth_slows_what_it_binds():
     assert own("bf16_128x128", l2_rate=0.5) > 1.5 * own("bf16_128x128"), (
         "a lone 128 x 128 tile lives on L2"

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
-from tools.gemm_configs import gemm_configs
+from tools.budget import load_budget
+from tools.gemm_configs import GemmConfig, gemm_config, gemm_configs
 
 from . import attention, gemm, headers, layer, rates, router, stream, streaming, tables
 
@@ -48,6 +49,28 @@ def report_gemm(options: argparse.Namespace) -> None:
                 f"{found[1].splits}  {answer.us:9.1f} us  {answer.tflops:7.1f} TFLOP/s  tensor "
                 f"{answer.tensor_busy:4.0%}  bytes alone {answer.memory_us:7.1f} us"
             )
+
+
+def report_epilogue(options: argparse.Namespace) -> None:
+    """The exposed part of every kind of epilogue that budget.toml counts, by configuration."""
+    board = rates.machine(options.gpu, options.clock)
+    say(f"{options.gpu} at {board.clock_mhz:.0f} MHz, K = {options.k}")
+    say("| configuration | epilogue | instructions | exposed |")
+    say("| --- | --- | --- | --- |")
+    for config in map(str, gemm_configs()):
+        rules = load_budget("gemm")[f"gemm_kernel<{config}>"].get("epilogue", {})
+        for kind in (name for name in rules if not name.endswith("_waits") and name != "scaled"):
+            size = options.m, options.n, options.k, 1, form_of(gemm_config(config))
+            found = headers.gemm(*size, config, board.sms, epilogue=kind)
+            if found is None:
+                continue
+            share = max(0.0, gemm.exposed(*found[1:], board))
+            say(f"| `{config}` | {kind} | {found[1].instructions} | {share:.1%} |")
+
+
+def form_of(config: GemmConfig) -> str:
+    """The operands of a configuration, as `--format` has them."""
+    return "bf16" if not config.fp8 else "fp8" if config.promote else "fp8_fast"
 
 
 def report_attention(options: argparse.Namespace) -> None:
@@ -178,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     product = commands.add_parser("gemm", help="configurations of configs.h")
+    between = commands.add_parser("epilogue", help="what of it the tensor core waits for")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
@@ -194,7 +218,7 @@ def main() -> None:
         streamed.add_argument("--m", type=int, choices=range(1, 17), default=1, metavar="M")
     for streamed in (flow, whatif):
         streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
-    for board in (product, prompt):
+    for board in (product, between, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
         board.add_argument("--clock", type=float, help="MHz")
     product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
@@ -203,6 +227,8 @@ def main() -> None:
     for name in ("--n", "--k", "--experts"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
+    for name, default in ("--m", 8192), ("--n", 16384), ("--k", 5120):
+        between.add_argument(name, type=int, default=default)
     prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
     for name in ("--convert", "--queries", "--end"):
         prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
@@ -211,6 +237,7 @@ def main() -> None:
     published.add_argument("--rows", action="store_true")
     reports = {
         product: report_gemm,
+        between: report_epilogue,
         prompt: report_attention,
         flow: report_stream,
         whatif: report_what_if,
