@@ -9,6 +9,7 @@ spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares th
     smem = 0                      # static bytes, exactly
     setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
     sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
+    first_copy = "<= 150"         # instructions up to it, on the shortest way
     loop = { n_tiles = 1, slots_per_pair = "<= 3.6" }     # of the loop of products: tools/slots.py
 
 Spills, stack and local memory are never allowed and need no line.
@@ -26,7 +27,7 @@ from typing import Any
 from l4kernels.emulation.toolchain import nvcc
 from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
-from tools.sass import hot_loop, kernels
+from tools.sass import first_copy, hot_loop, kernels
 from tools.slots import Slots, describe, slots_of
 
 try:
@@ -53,6 +54,7 @@ class Report:
     smem: int = 0
     notices: list[str] = field(default_factory=list)
     sass: dict[str, int] = field(default_factory=dict)
+    first_copy: int | None = None
     loop: Slots | None = None
 
     def count(self, prefix: str) -> int:
@@ -87,6 +89,9 @@ def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
     for prefix, rule in budget.get("sass", {}).items():
         if not holds(report.count(prefix), rule):
             found.append(f"{name}: {report.count(prefix)} {prefix}, expected {rule}")
+    way, rule = report.first_copy, budget.get("first_copy")
+    if rule and (way is None or not holds(way, rule)):
+        found.append(f"{name}: {way} instructions to a copy, expected {rule}")
     found += [f"{name}: {problem}" for problem in _loop_violations(report, budget.get("loop"))]
     if warpgroups := budget.get("setmaxnreg"):
         pool = round_up(report.registers, 8) * budget["threads"]
@@ -186,6 +191,7 @@ def _read_sass(text: str, found: dict[str, Report]) -> None:
     for name, code in kernels(text):
         if report := found.get(name):
             report.sass = dict(Counter(i.opcode for i in code))
+            report.first_copy = first_copy(code)
             loop = hot_loop(code)
             report.loop = loop and slots_of(loop)
 

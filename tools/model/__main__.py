@@ -7,7 +7,7 @@ from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
-from . import attention, gemm, headers, rates, stream, streaming
+from . import attention, decode, gemm, headers, rates, stream, streaming
 
 
 def say(text: str) -> None:
@@ -79,6 +79,26 @@ def report_stream(options: argparse.Namespace) -> None:
         )
 
 
+def report_decode(options: argparse.Namespace) -> None:
+    """One layer of Scout: floor, the form that planned in every CTA, and the present one alone and
+    beside the launch before it."""
+    board = stream.machine()
+    forms = decode.before(board), decode.after(board)
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} cache, us a layer")
+    say("| sequences | keys | floor | before | alone | beside |")
+    say("| --- | --- | --- | --- | --- | --- |")
+    size = {"bf16": 2, "fp8": 1}[options.format]
+    for batch in (1, 8, 64):
+        for keys in (1024, 8192, 131072):
+            old, new = (decode.predict(form, board, batch, keys, size) for form in forms)
+            say(
+                f"| {batch} | {keys:,} | {new.floor_us:.1f} | {old.alone_us:.1f} "
+                f"| {new.alone_us:.1f} | {new.chained_us:.1f} |"
+            )
+    issue = decode.ISSUE[options.format]
+    say(f"issue slots of a tile while its bytes come: {issue.share(board, size):.0%}")
+
+
 def report_what_if(options: argparse.Namespace) -> None:
     """How much each constant and choice decides, in us of a chained launch."""
     form = streaming.FORMATS[options.format]
@@ -143,6 +163,8 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     product = commands.add_parser("gemm", help="configurations of configs.h")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
+    step = commands.add_parser("decode", help="flash_decode on an H200, phase by phase")
+    step.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
@@ -168,6 +190,7 @@ def main() -> None:
     reports = {
         product: report_gemm,
         prompt: report_attention,
+        step: report_decode,
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,
