@@ -8,7 +8,7 @@ from itertools import chain
 from tools.budget import load_budget
 from tools.gemm_configs import GemmConfig, gemm_config, gemm_configs
 
-from . import attention, gemm, headers, layer, rates, router, stream, streaming, tables
+from . import attention, decode, gemm, headers, layer, rates, router, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -102,6 +102,26 @@ def report_stream(options: argparse.Namespace) -> None:
             f"| {product.name} | {floor:.2f} | {answer.single_us:.2f} | {answer.chained_us:.2f} "
             f"| {floor / answer.chained_us:.0%} | {slow.chained_us:.2f} |"
         )
+
+
+def report_decode(options: argparse.Namespace) -> None:
+    """One layer of Scout: floor, the form that planned in every CTA, and the present one alone and
+    beside the launch before it."""
+    board = stream.machine()
+    forms = decode.before(board), decode.after(board)
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} cache, us a layer")
+    say("| sequences | keys | floor | before | alone | beside |")
+    say("| --- | --- | --- | --- | --- | --- |")
+    size = {"bf16": 2, "fp8": 1}[options.format]
+    for batch in (1, 8, 64):
+        for keys in (1024, 8192, 131072):
+            old, new = (decode.predict(form, board, batch, keys, size) for form in forms)
+            say(
+                f"| {batch} | {keys:,} | {new.floor_us:.1f} | {old.alone_us:.1f} "
+                f"| {new.alone_us:.1f} | {new.chained_us:.1f} |"
+            )
+    issue = decode.ISSUE[options.format]
+    say(f"issue slots of a tile while its bytes come: {issue.share(board, size):.0%}")
 
 
 def report_what_if(options: argparse.Namespace) -> None:
@@ -203,6 +223,8 @@ def main() -> None:
     product = commands.add_parser("gemm", help="configurations of configs.h")
     between = commands.add_parser("epilogue", help="what of it the tensor core waits for")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
+    step = commands.add_parser("decode", help="flash_decode on an H200, phase by phase")
+    step.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
@@ -239,6 +261,7 @@ def main() -> None:
         product: report_gemm,
         between: report_epilogue,
         prompt: report_attention,
+        step: report_decode,
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,
