@@ -10,6 +10,7 @@ spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares th
     setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
     sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
     turn = { "F2FP" = "<= 320" }  # instructions of a turn of the innermost loop around that prefix
+    first_copy = "<= 150"         # instructions up to it, on the shortest way
     loop = { n_tiles = 1, slots_per_pair = "<= 3.6" }     # of the loop of products: tools/slots.py
     epilogue = { plain = "<= 300" }   # between the products of two tiles: tools/epilogue.py
 
@@ -29,7 +30,7 @@ from l4kernels.emulation.toolchain import nvcc
 from tools.epilogue import facts_of
 from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
-from tools.sass import hot_loop, kernels, turn_of
+from tools.sass import first_copy, hot_loop, kernels, turn_of
 from tools.slots import Slots, describe, slots_of
 
 try:
@@ -62,6 +63,7 @@ class Report:
     notices: list[str] = field(default_factory=list)
     sass: dict[str, int] = field(default_factory=dict)
     turns: dict[str, int | None] = field(default_factory=dict)
+    first_copy: int | None = None
     loop: Slots | None = None
     epilogue: dict[str, int] = field(default_factory=dict)
 
@@ -101,6 +103,9 @@ def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
         turn = report.turns.get(prefix)
         if turn is None or not holds(turn, rule):
             found.append(f"{name}: {turn} instructions a turn around {prefix}, expected {rule}")
+    way, rule = report.first_copy, budget.get("first_copy")
+    if rule and (way is None or not holds(way, rule)):
+        found.append(f"{name}: {way} instructions to a copy, expected {rule}")
     found += [f"{name}: {problem}" for problem in _loop_violations(report, budget.get("loop"))]
     for what, rule in budget.get("epilogue", {}).items():
         if what not in report.epilogue or not holds(report.epilogue[what], rule):
@@ -206,6 +211,7 @@ def _read_sass(text: str, found: dict[str, Report], around: set[str]) -> None:
         if report := found.get(name):
             report.sass = dict(Counter(i.opcode for i in code))
             report.turns = {prefix: turn_of(code, prefix) for prefix in around}
+            report.first_copy = first_copy(code)
             loop = hot_loop(code)
             report.loop = loop and slots_of(loop)
             report.epilogue = facts_of(code)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 
 from tools.gemm_configs import gemm_config, gemm_configs
-from tools.model import attention, gemm, headers, rates
+from tools.model import attention, decode, gemm, headers, rates, stream, tables
 from tools.model.engine import Machine
 from tools.nvcc import ROOT
 
@@ -231,3 +231,60 @@ def test_everything_printed_says_model(command):
     lines = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert len(lines.splitlines()) >= 2
     assert all(line.startswith("model") for line in lines.splitlines()), lines
+
+
+TRIPLE = re.compile(r"[\d.,]+ / [\d.,]+ / ")
+
+
+def cells(page: str, title: str) -> list[list[str]]:
+    """Of the predictions of a page, the lines that begin with a title."""
+    text = (ROOT / "docs" / "kernels" / f"{page}.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith(f"| {title} | ")]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines]
+    return [row for row in rows if TRIPLE.match(row[0])]
+
+
+def shown(page: str, title: str, number: int, size: int, cell: tables.Cell) -> None:
+    said = cells(page, title)[number][size]
+    assert said == str(cell), f"python -m tools.model tables --page {page}: {title} is {cell}"
+
+
+def test_the_pages_show_predictions_beside_floors_and_peers():
+    """Streamed rows take a second each: one of them stands for the others."""
+    for number, form_ in enumerate(tables.FORMS):
+        for name, (title, *_) in tables.PRODUCTS.items():
+            for size, m in enumerate(tables.SIZES):
+                if m > 16 or name == "o":
+                    shown("gemm", title, number, size, tables.product(name, form_, m))
+    for tokens, chunk in tables.PROMPTS:
+        for size, form_ in enumerate(tables.FORMS):
+            title = f"{tokens:,}{f', chunk {chunk:,}' if chunk else ''}"
+            shown("flash_prefill", title, 0, size, tables.prompt(tokens, chunk, form_))
+
+
+def test_a_verdict_needs_more_than_the_models_error():
+    for model, peer, off, verdict in (
+        (89, 100, 0.1, "ahead"), (91, 100, 0.1, "undecided"), (109, 100, 0.1, "undecided"),
+        (111, 100, 0.1, "behind"), (89, 100, 0.32, "undecided"), (67, 100, 0.32, "ahead"),
+        (111, 100, 0.32, "behind"), (1, None, 0.1, "no peer"),
+    ):  # fmt: skip
+        assert tables.Cell(model, 1.0, peer, off).verdict == verdict, (model, peer, off)
+
+
+def test_the_page_says_why_a_shape_is_behind():
+    page = (ROOT / "docs" / "kernels" / "gemm.md").read_text()
+    why = page.partition("**Predicted behind**")[2].partition("\n## ")[0]
+    behind = {t for t, *_ in tables.PRODUCTS.values() if "behind" in str(cells("gemm", t))}
+    assert not {title for title in behind if title not in why}
+
+
+def test_decode_attention_is_met_where_a_timeline_was_taken():
+    """Measured, bf16 and e4m3: 24.4 and 22.0 us for 8,192 keys, 152.6 us for 131,072."""
+    board = stream.machine()
+    old, new = decode.before(board), decode.after(board)
+    for keys, size, measured in ((8192, 2, 24.38), (8192, 1, 21.98), (131072, 2, 152.59)):
+        error = decode.predict(old, board, 1, keys, size).alone_us / measured - 1
+        assert -0.14 < error < 0.02, "the page says what is missing"
+        made = decode.predict(new, board, 1, keys, size)
+        assert made.floor_us < made.chained_us < made.alone_us < measured
+    assert decode.ISSUE["fp8"].share(board, 1) > decode.ISSUE["bf16"].share(board, 2)

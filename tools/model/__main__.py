@@ -8,7 +8,7 @@ from itertools import chain
 from tools.budget import load_budget
 from tools.gemm_configs import GemmConfig, gemm_config, gemm_configs
 
-from . import attention, gemm, headers, layer, rates, router, stream, streaming
+from . import attention, decode, gemm, headers, layer, rates, router, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -104,6 +104,26 @@ def report_stream(options: argparse.Namespace) -> None:
         )
 
 
+def report_decode(options: argparse.Namespace) -> None:
+    """One layer of Scout: floor, the form that planned in every CTA, and the present one alone and
+    beside the launch before it."""
+    board = stream.machine()
+    forms = decode.before(board), decode.after(board)
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} cache, us a layer")
+    say("| sequences | keys | floor | before | alone | beside |")
+    say("| --- | --- | --- | --- | --- | --- |")
+    size = {"bf16": 2, "fp8": 1}[options.format]
+    for batch in (1, 8, 64):
+        for keys in (1024, 8192, 131072):
+            old, new = (decode.predict(form, board, batch, keys, size) for form in forms)
+            say(
+                f"| {batch} | {keys:,} | {new.floor_us:.1f} | {old.alone_us:.1f} "
+                f"| {new.alone_us:.1f} | {new.chained_us:.1f} |"
+            )
+    issue = decode.ISSUE[options.format]
+    say(f"issue slots of a tile while its bytes come: {issue.share(board, size):.0%}")
+
+
 def report_what_if(options: argparse.Namespace) -> None:
     """How much each constant and choice decides, in us of a chained launch."""
     form = streaming.FORMATS[options.format]
@@ -136,6 +156,13 @@ def report_check(options: argparse.Namespace) -> None:
             f"| {v.format} | {v.m} | {v.product} | {v.swapped_us:.1f} | {v.streaming_us:.1f} "
             f"| {v.slow_us:.1f} | {v.verdict} |"
         )
+
+
+def report_tables(options: argparse.Namespace) -> None:
+    """For the kernels' pages: model / floor / best peer, in us, and a verdict if there is one."""
+    for page in [options.page] if options.page else tables.TABLES:
+        for line in tables.TABLES[page]():
+            say(line)
 
 
 def report_layer(options: argparse.Namespace) -> None:
@@ -196,12 +223,16 @@ def main() -> None:
     product = commands.add_parser("gemm", help="configurations of configs.h")
     between = commands.add_parser("epilogue", help="what of it the tensor core waits for")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
+    few = commands.add_parser("decode", help="flash_decode on an H200, phase by phase")
+    few.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
     step = commands.add_parser("layer", help="the launches of a decode step's MoE layer")
     routed = commands.add_parser("router", help="moe_router beside the ops that it replaces")
     published = commands.add_parser("rates", help="errors against published rates")
+    beside = commands.add_parser("tables", help="Llama 4's shapes beside floors and peers")
+    beside.add_argument("--page", choices=tables.TABLES, help="one page's; all if not given")
     for streamed in (flow, whatif, check):
         streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="loaded")
     for streamed in (flow, whatif, step):
@@ -230,12 +261,14 @@ def main() -> None:
         product: report_gemm,
         between: report_epilogue,
         prompt: report_attention,
+        few: report_decode,
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,
         step: report_layer,
         routed: report_router,
         published: report_rates,
+        beside: report_tables,
     }
     for command, report in reports.items():
         command.set_defaults(report=report)

@@ -26,6 +26,7 @@ class Attention:
     convert: float = 0  # cycles of a warp that makes a 16-bit tile of an e4m3 one; 0: there is none
     queries: float = 0  # cycles until Q of an item has become f16
     end: float = 0  # cycles from an item's last product to its last store; 0: by its registers
+    early_q: bool = False  # Q is handed back after its last scores, not after their softmax
     pair: bool = False  # two SMs load one half of every tile of K and V each, for both
 
 
@@ -154,12 +155,15 @@ def consume(block: Block, own: int, items: int, tiles: int, masked: bool) -> Pro
             block.turns[(own + 1) % count].add()
             yield from warpgroup.wait(value_steps)
             block.release(k)
+            if shape.early_q and tile == tiles - 1:
+                block.q_empty.add()
             yield from softmax(block, False)
             yield from warpgroup.wait()
             block.release(v)
             rescale = shape.d / 2 + shape.keys / 4 * m.alu_cycles
             yield block.sm.alu.take(engine.now, rescale) + m.attention_fixed
-        block.q_empty.add()
+        if not shape.early_q or tiles == 1:
+            block.q_empty.add()
         index += 2 * tiles
         yield block.tile_full(index - 1)
         yield engine.now + m.fence

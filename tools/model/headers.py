@@ -127,6 +127,7 @@ def prefill(
         convert=counted["convert"] if fp8 else 0,
         queries=counted["queries"] if fp8 else 0,
         end=counted["end"],
+        early_q=True,
     )
     flops = 4.0 * 128 * heads * pairs
     counts = facts["items"], facts["key_tiles"], facts["masked"]

@@ -21,9 +21,17 @@ def small(
     name: str, machine: Machine, ctas: int, trigger: str, per_sm: int = 8, cached: float = 1.0
 ) -> Kernel:
     """A launch that waits for latencies. What it reads is in L2, if the launch before wrote it."""
-    cycles = rates.constants()["layer"][name]["value"] * machine.clock_mhz
-    shares, found = (((4 * KB, 0.0),),) * ctas, (cached,) * ctas
-    return Kernel(shares, 4 * KB, 1, end=cycles, per_sm=per_sm, trigger=trigger, cached=found)
+    us = rates.constants()["layer"][name]["value"]
+    run = (4 * KB, 0.0)
+    return Kernel(
+        shares=((run,),) * ctas,
+        stage=4 * KB,
+        stages=1,
+        end=us * machine.clock_mhz,
+        per_sm=per_sm,
+        trigger=trigger,
+        cached=(cached,) * ctas,
+    )
 
 
 def experts(form: Format, product: Product, m: int, machine: Machine, ahead: int) -> Kernel:
@@ -43,22 +51,24 @@ def decode_layer(
     expert's first weights is asked for ahead, in rings of a CTA; of its others one ring."""
     trigger = "start" if early else "wait"
     ring = STAGES * form.stage_units * form.unit
-    products = {
-        name: stream_gemm(form, Product(name, n, k), m, machine)
-        for name, n, k in (("QKV", 7168, 5120), ("O", 5120, 5120))
-    }
+    qkv = Product("QKV", 7168, 5120)
+    out = Product("O", 5120, 5120)
+    gate_up = Product("gate-up", 16384, 5120)
+    down = Product("down", 5120, 8192)
     return [
-        products["QKV"],
+        stream_gemm(form, qkv, m, machine),
         small("attention", machine, machine.sms, "wait", per_sm=2, cached=0.0),
-        products["O"],
+        stream_gemm(form, out, m, machine),
         small("router", machine, 8, trigger),
-        experts(form, Product("gate-up", 16384, 5120), m, machine, int(rings * ring)),
-        experts(form, Product("down", 5120, 8192), m, machine, ring),
+        experts(form, gate_up, m, machine, int(rings * ring)),
+        experts(form, down, m, machine, ring),
         small("combine", machine, m, trigger),
     ]
 
 
 def period_us(kernels: list[Kernel], machine: Machine) -> float:
     """Of a layer among others."""
-    ends = [max(e) for e in Chain(kernels * LAYERS, machine).ends]
-    return (ends[-1] - ends[-1 - len(kernels)]) / machine.clock_mhz
+    chain = Chain(kernels * LAYERS, machine)
+    ends = [max(e) for e in chain.ends]
+    cycles = ends[-1] - ends[-1 - len(kernels)]
+    return float(cycles / machine.clock_mhz)
