@@ -351,6 +351,17 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
 
 
+@_of("flash_decode_plan")
+def _flash_decode_plan(make: Maker, name: str) -> Iterator[Case]:
+    for label in ("one", "several", "chunked", "long and short", "two blocks of rows"):
+        tokens, len_ks, heads, kv_heads, page_size, chunk = _DECODE[label]
+        options = {"num_heads": heads, "kv_heads": kv_heads, "tokens": tokens, "chunk": chunk}
+        columns = 1 + max(-(-length // page_size) for length in len_ks)
+        yield Case(label, (make.tensor(len_ks),), options | {"capacity": columns * page_size})
+    many = make.integers(700, high=3000, dtype=I32)
+    yield Case("many", (many,), {"num_heads": 8, "kv_heads": 8, "capacity": 1 << 40})
+
+
 _APPENDED = (
     "one", "idle rows", "several", "chunked", "several over an edge", "fewer keys than tokens",
     "no sequences", "long and short", "two blocks of rows", "page of 256", "chunk of 3",

@@ -24,6 +24,12 @@ __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
   return v;
 }
 
+// PTX ISA: ld.global. The sector of 32 bytes around it comes to L1, where another warp will read it.
+__device__ __forceinline__ void touch(const void* pointer) {
+  [[maybe_unused]] uint16_t unused;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(unused) : "l"(pointer));
+}
+
 // PTX ISA: atom.acquire.cas. Returns what was there; what another thread of the GPU released with it is
 // visible afterwards.
 __device__ __forceinline__ unsigned long long compare_and_swap_acquire(unsigned long long* pointer,
@@ -33,6 +39,17 @@ __device__ __forceinline__ unsigned long long compare_and_swap_acquire(unsigned 
   asm volatile("atom.acquire.gpu.global.cas.b64 %0, [%1], %2, %3;"
                : "=l"(seen)
                : "l"(pointer), "l"(expected), "l"(value)
+               : "memory");
+  return seen;
+}
+
+// PTX ISA: atom.inc. Counts up to `last`, then begins at 0 again; returns what was there. Releases what
+// the thread knows of, and acquires what the threads that counted before released.
+__device__ __forceinline__ uint32_t increment_wrapping(uint32_t* pointer, uint32_t last) {
+  uint32_t seen;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(seen)
+               : "l"(pointer), "r"(last)
                : "memory");
   return seen;
 }

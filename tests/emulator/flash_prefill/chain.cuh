@@ -34,8 +34,8 @@ inline void run_chain(std::vector<float>& results, bool original) {
   const Buffer<float> anchors(flash_prefill_anchor_words(p));
   p.plan = plan.data;
   p.anchors = anchors.data;
-  const bool done = flash_prefill(p, nullptr) == cudaSuccess &&
-                    cudaDeviceSynchronize() == cudaSuccess;
+  const bool done =
+      flash_prefill(p, nullptr) == cudaSuccess && cudaDeviceSynchronize() == cudaSuccess;
   if (done) {
     const std::vector<uint16_t> out = w.out.download();
     for (uint16_t value : out) results.push_back(from_bf16(value));
