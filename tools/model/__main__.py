@@ -223,8 +223,8 @@ def main() -> None:
     product = commands.add_parser("gemm", help="configurations of configs.h")
     between = commands.add_parser("epilogue", help="what of it the tensor core waits for")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
-    phases = commands.add_parser("decode", help="flash_decode on an H200, phase by phase")
-    phases.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
+    few = commands.add_parser("decode", help="flash_decode on an H200, phase by phase")
+    few.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
@@ -261,7 +261,7 @@ def main() -> None:
         product: report_gemm,
         between: report_epilogue,
         prompt: report_attention,
-        phases: report_decode,
+        few: report_decode,
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,
