@@ -40,8 +40,7 @@ void a_question_is_asked_once() {
 void equal_hashes_are_told_apart() {
   Asker<16, 4> asker;
   for (int turn = 0; turn < 3; ++turn)
-    for (int beside = 0; beside < 4; ++beside)
-      EXPECT(asker.of(5, beside) == 5000 + beside, beside);
+    for (int beside = 0; beside < 4; ++beside) EXPECT(asker.of(5, beside) == 5000 + beside, beside);
   EXPECT(asker.asked == 4, asker.asked << " questions for as many keys as a set holds");
 }
 

@@ -260,6 +260,10 @@ def test_the_pages_show_predictions_beside_floors_and_peers():
         for size, form_ in enumerate(tables.FORMS):
             title = f"{tokens:,}{f', chunk {chunk:,}' if chunk else ''}"
             shown("flash_prefill", title, 0, size, tables.prompt(tokens, chunk, form_))
+    for sequences, keys in tables.STEPS:
+        for size, form_ in enumerate(tables.FORMS):
+            title = f"{sequences}, {keys:,}"
+            shown("flash_decode", title, 0, size, tables.decoded(sequences, keys, form_))
 
 
 def test_a_verdict_needs_more_than_the_models_error():

@@ -8,22 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from . import attention, gemm, headers, rates, stream, streaming
+from tools.budget import load_budget
+
+from . import attention, decode, gemm, headers, rates, stream, streaming
 
 SIZES = (1, 64, 1024, 8192)
 FORMS = {"bf16": "bf16", "fp8": "fp8_row"}  # the tool's name and that of the rows
-PRODUCTS = {  # by the rows' name: what it is called, N, K, experts
-    "qkv": ("QKV", 7168, 5120, 1),
-    "o": ("O", 5120, 5120, 1),
-    "gate_up": ("gate and up", 16384, 5120, 1),
-    "down": ("down", 5120, 8192, 1),
-    "experts_gate_up": ("gate and up, 16 experts", 16384, 5120, 16),
+PRODUCTS = {  # by the rows' name: what it is called, N, K, experts, kinds of epilogue
+    "qkv": ("QKV", 7168, 5120, 1, ("plain",)),
+    "o": ("O + residual", 5120, 5120, 1, ("residual",)),
+    "gate_up": ("gate and up, SwiGLU", 16384, 5120, 1, ("codes", "swiglu")),
+    "down": ("down", 5120, 8192, 1, ("plain",)),
+    "experts_gate_up": ("16 experts, the same", 16384, 5120, 16, ("codes", "swiglu")),
 }
 PROMPTS = ((8192, 0), (32_768, 8192), (32_768, 0))  # new tokens, chunk
 HEADS, KV_HEADS, D = 40, 8, 128
+STEPS = ((1, 1024), (1, 8192), (1, 131_072), (64, 8192))  # sequences, keys of each
 OFF = {1: 0.35, 64: 0.39, 1024: 0.15, 8192: 0.16}
 """By how much the model was too fast at the most, by rows of A; docs/model.md has the table."""
-OFF_PREFILL = 0.32
+OFF_PREFILL, OFF_DECODE = 0.32, 0.23
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def peers() -> dict[str, float]:
 
 def product(name: str, form: str, m: int) -> Cell:
     """Up to 16 rows, in a chain of such launches, as they are measured."""
-    _, n, k, experts = PRODUCTS[name]
+    _, n, k, experts, kinds = PRODUCTS[name]
     element = 2 if form == "bf16" else 1
     active = min(m, experts)
     board, flow = rates.machine("h200"), stream.machine()
@@ -82,9 +85,12 @@ def product(name: str, form: str, m: int) -> Cell:
         kernel = streaming.stream_gemm(weights, streaming.Product(name, n, k, active), m, flow)
         us = stream.simulate(kernel, flow).chained_us
     else:
-        swiglu = name.endswith("gate_up")
-        found = headers.gemm(m, n, k, experts, form, None, board.sms, swiglu=swiglu)
+        size, swiglu = (m, n, k, experts, form), name.endswith("gate_up")
+        found = headers.gemm(*size, None, board.sms, swiglu=swiglu)
         assert found is not None, (name, form, m)
+        counted = load_budget("gemm")[f"gemm_kernel<{found[0]}>"].get("epilogue", {})
+        if kind := next((kind for kind in kinds if kind in counted), ""):
+            found = headers.gemm(*size, found[0], board.sms, swiglu=swiglu, epilogue=kind) or found
         us = gemm.estimate(*found[1:], board).us
     return Cell(us, floor, peers().get(f"gemm.scout.{m}.{name}.{FORMS[form]}"), OFF[m])
 
@@ -97,6 +103,19 @@ def prompt(tokens: int, chunk: int, form: str) -> Cell:
     label = f"flash_prefill.scout.{tokens}.{'chunk' if chunk else 'full'}"
     peer = peers().get(label + (".kv_fp8" if form == "fp8" else ""))
     return Cell(attention.estimate(shape, work, board)[0], floor, peer, OFF_PREFILL)
+
+
+def decoded(sequences: int, keys: int, form: str) -> Cell:
+    """With the step's plan, beside the launch before it, as a layer calls it. Peers of an e4m3
+    cache are published figures."""
+    board = stream.machine()
+    found = decode.predict(decode.after(board), board, sequences, keys, 1 if form == "fp8" else 2)
+    published = rates.constants()["published"].get(f"decode_{form}_{keys}", {}).get("value")
+    calls = [f"{keys}.full"] + ["131072.chunk", "1048576.chunk"] * (keys == 8192)  # as many keys
+    took = [us for call in calls if (us := peers().get(f"flash_decode.scout.{call}"))]
+    measured = min(took) if form == "bf16" else published
+    peer = measured if sequences == 1 else None
+    return Cell(found.chained_us, found.floor_us, peer, OFF_DECODE)
 
 
 def product_rows(form: str) -> Iterator[str]:
@@ -114,8 +133,17 @@ def prompt_rows() -> Iterator[str]:
         yield f"| {tokens:,}{f', chunk {chunk:,}' if chunk else ''} | {cells} |"
 
 
+def step_rows() -> Iterator[str]:
+    yield "| sequences, keys of each, us | bf16 | e4m3 |"
+    yield "| --- | --- | --- |"
+    for sequences, keys in STEPS:
+        cells = " | ".join(str(decoded(sequences, keys, form)) for form in FORMS)
+        yield f"| {sequences}, {keys:,} | {cells} |"
+
+
 TABLES = {
     "gemm": lambda: (row for form in FORMS for row in (*product_rows(form), "")),
     "flash_prefill": prompt_rows,
+    "flash_decode": step_rows,
 }
 """By page: its lines."""
