@@ -28,8 +28,10 @@ ROUNDED_WEIGHTS = {"w4_gemm"}
 # No arithmetic, or only such as IEEE 754 leaves no choice in: division, reciprocal, product.
 EXACT = {
     "mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8",
-    "process_logits", "advance_step",
+    "process_logits", "advance_step", "flash_prefill_plan",
 }  # fmt: skip
+# What of a result the reference says as well: a GPU's plan cuts, and its order is its own.
+COMPARED = {"flash_prefill_plan": slice(7)}
 
 
 def bound(op: str, case: Case, t: Tensor) -> float:
@@ -93,7 +95,8 @@ def check(op: str, case: Case) -> tuple[Tensor, ...]:
     expected = tensors(OPS[op].reference(*theirs.args, **theirs.kwargs))
     assert len(got) == len(expected)
     for i, (a, e) in enumerate(zip(got, expected, strict=True)):
-        assert_close(a, e, bound(op, case, e), f"{op} [{case}] result {i}")
+        part = COMPARED.get(op, ...)
+        assert_close(a[part], e[part], bound(op, case, e), f"{op} [{case}] result {i}")
     written = zip(mutated(op, mine), mutated(op, theirs), strict=True)
     for (name, a), (_, e) in written:
         assert_close(a, e, bound(op, case, e), f"{op} [{case}] {name}")

@@ -1,5 +1,7 @@
 // Every tile of queries covers its tokens once and visits the keys it must; costs sort as they
-// should; every item has one CTA, and the long items are spread evenly.
+// should; every piece has one CTA, and the long ones are spread evenly. However a batch is cut, every
+// key tile of an item lies in one piece, the lists and the partial results have room, and few items
+// share the grid.
 #include <algorithm>
 #include <vector>
 
@@ -64,6 +66,76 @@ void check_snake(int items, int ctas) {
   if (items >= 16 * ctas) EXPECT(*most <= 1.05 * *least, "load " << *least << " to " << *most);
 }
 
+// What the planner chooses for these key tiles of a KV head's items.
+int chosen(const std::vector<int>& items, int kv_heads, int ctas, int64_t* cost = nullptr) {
+  l4k::PrefillTotals totals{static_cast<int>(items.size()), 0, 0};
+  for (int tiles : items) totals.largest = std::max(totals.largest, tiles), totals.tiles += tiles;
+  int64_t least = INT64_MAX;
+  int best = 0;
+  for (int candidate = 0; candidate < l4k::kCutCandidates; ++candidate) {
+    const int tiles = l4k::cut_candidate(totals, kv_heads, ctas, candidate);
+    int64_t pieces = 0;
+    for (int own : items) pieces += l4k::count_pieces(own, tiles);
+    if (candidate == 0) EXPECT(pieces == totals.items, "the first candidate cuts nothing");
+    if (pieces > totals.items)
+      EXPECT(pieces <= l4k::max_prefill_slots(kv_heads, ctas), candidate << ": " << pieces);
+    const int64_t own = l4k::cut_cost(totals, kv_heads, ctas, tiles, pieces);
+    if (own < least || (own == least && tiles > best)) least = own, best = tiles;
+  }
+  if (cost != nullptr) *cost = least;
+  return best;
+}
+
+void check_cut(const std::vector<int>& items, int kv_heads, int ctas) {
+  const int max_tiles = chosen(items, kv_heads, ctas);
+  int64_t pieces = 0, cut = 0;
+  for (int tiles : items) {
+    const int count = l4k::count_pieces(tiles, max_tiles);
+    const l4k::PrefillPieces parts = l4k::pieces_of(tiles, count);
+    EXPECT(1 <= count && count < 1 << 16 && parts.begin(0) == 0 && parts.begin(count) == tiles,
+           "every key tile once: " << tiles << " in " << count);
+    for (int k = 0; k < count; ++k) {
+      const int own = parts.begin(k + 1) - parts.begin(k);
+      EXPECT(own <= std::max(max_tiles, 1) && own >= (tiles > 0) && own >= tiles / count, own);
+    }
+    pieces += count;
+    cut += count > 1;
+  }
+  EXPECT(pieces <= l4k::max_prefill_pieces(items.size()), pieces);
+  EXPECT(cut <= l4k::max_prefill_cut(items.size()), cut);
+  EXPECT(2 * cut <= l4k::max_prefill_slots(kv_heads, ctas), "as the kernels bound it: " << cut);
+}
+
+// Chunks, lengths and heads of serving: the busiest CTA's share, and who is left alone.
+void check_cuts() {
+  for (int ctas : {1, 2, 7, 132, 256})
+    for (int kv_heads : {1, 2, 8, 16})
+      for (int items = 1; l4k::may_cut(items, kv_heads, ctas); items += 1 + items / 5)
+        for (int tiles : {0, 1, 2, 3, 8, 63, 64, 1024, 8192, 16'777'216}) {
+          check_cut(std::vector<int>(items, tiles), kv_heads, ctas);
+          std::vector<int> mixed(items, std::max(tiles / 100, 1));
+          mixed[items / 2] = tiles;
+          check_cut(mixed, kv_heads, ctas);
+          for (int i = 0; i < items; ++i) mixed[i] = static_cast<int>(int64_t{tiles} * i / items);
+          check_cut(mixed, kv_heads, ctas);
+        }
+  // Scout on 132 SMs: 17 tokens at 8K and 128K keys fill the grid, a short sequence is left whole.
+  EXPECT(chosen({64}, 8, 132) == 4, chosen({64}, 8, 132));
+  EXPECT(chosen({1024}, 8, 132) == 64, chosen({1024}, 8, 132));
+  EXPECT(chosen({1024}, 1, 132) == 8, chosen({1024}, 1, 132));
+  for (int tiles : {1, 2, 3, 4}) EXPECT(chosen({tiles}, 8, 132) == tiles, tiles);
+  // 1,000 tokens over 128K keys are 320 works: enough, nobody cuts them.
+  EXPECT(!l4k::may_cut(40, 8, 132) && l4k::may_cut(32, 8, 132) && !l4k::may_cut(33, 8, 132), "");
+  int64_t cost = 0, whole = 4 * 1024 + l4k::kItemCost;
+  for (int items = 1; items <= 16; ++items) {  // a single wave
+    chosen(std::vector<int>(items, 1024), 8, 132, &cost);
+    EXPECT(cost * 132 <= 1.35 * whole * items * 8, items << ": " << cost);
+  }
+  EXPECT(l4k::merge_warps(2) == 1 && l4k::merge_warps(16) == 2 && l4k::merge_warps(132) == 8, "");
+  EXPECT(l4k::prefill_ctas(1, 8, 8192, 132) == 132 && l4k::prefill_ctas(1, 8, 128, 132) == 16, "");
+  EXPECT(l4k::prefill_ctas(0, 8, 8192, 132) == 1 && l4k::prefill_ctas(9, 8, 64, 400) == 72, "");
+}
+
 }  // namespace
 
 int main() {
@@ -86,5 +158,6 @@ int main() {
   }
   for (int ctas : {1, 2, 7, 132})
     for (int items : {0, 1, 5, 131, 132, 133, 264, 265, 2624, 5000}) check_snake(items, ctas);
+  check_cuts();
   return 0;
 }

@@ -15,14 +15,13 @@
 // named 1       both consumers                both        rows of V that nobody sees are zero
 // named 2, 3    the other consumer            a consumer  its turn to feed the tensor cores
 //
-// Persistent: CTA c takes its items from the list of plan.cuh in snake order; the producer hands
-// them on. See docs/kernels/flash_prefill.md.
+// Persistent: CTA c takes its pieces from the list of plan.cuh in snake order; the producer hands
+// them on. A piece that is not all of its item leaves a partial result (merge.cuh). See
+// docs/kernels/flash_prefill.md.
 #pragma once
 #include <cuda.h>
 
-#include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/flash_prefill/loads.cuh"
-#include "kernels/flash_prefill/schedule.h"
 #include "kernels/flash_prefill/softmax.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/wgmma.cuh"
@@ -238,6 +237,25 @@ struct PrefillConsumer {
     }
   }
 
+  // What merge.cuh adds up: sums of values, relative to the row's maximum.
+  __device__ __forceinline__ void store_partial(const float (&o)[64], const OnlineSoftmax& softmax,
+                                                uint32_t broken, const PrefillWork& at) {
+    const PrefillPartials partials(p);
+    const int column = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (row(h) / group() >= at.tokens) continue;
+      const int64_t place = int64_t{at.slot} * kPrefillRows + row(h);
+      if (column == 0)
+        partials.states[place] = {softmax.max[h] * softmax.scale,
+                                  (broken >> h & 1) != 0 ? -1.f : softmax.sum[h]};
+      float* to = partials.values + place * 128 + column;
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        *reinterpret_cast<float2*>(to + 8 * i) = {o[4 * i + 2 * h], o[4 * i + 2 * h + 1]};
+    }
+  }
+
   __device__ __forceinline__ void run() {
     constexpr float kLog2E = 1.4426950408889634f;
     for (;; ++items) {
@@ -256,7 +274,8 @@ struct PrefillConsumer {
         arrive(&smem.q_empty);
       }
       softmax.finish();
-      store(o, softmax, broken, work());
+      if (work().slot < 0) store(o, softmax, broken, work());
+      else store_partial(o, softmax, broken, work());
     }
   }
 };
@@ -291,21 +310,21 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   __syncthreads();
-  const auto& plan = *reinterpret_cast<const PrefillPlan*>(p.plan);
-  clear_tail(p, plan.rows);
+  const PrefillLists lists(p);
+  clear_tail(p, lists.rows);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<56>();
     if (warp == 0) {
       PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
-      for_each_item(p, producer);
+      for_each_work(lists, producer);
       PrefillWork end{};
       end.row = -1;
       producer.publish(end);
     } else if constexpr (kFp8) {
       PrefillConverter converter{smem, warp - 1};
-      for_each_item(p, converter);
+      for_each_work(lists, converter);
     }
   } else {
     ptx::registers_increase<224>();
