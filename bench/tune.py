@@ -21,7 +21,7 @@ from l4kernels.bench.rows import load
 from l4kernels.bench.timing import time_calls, time_graph
 from tools.gemm_configs import CSRC, STREAM, gemm_configs, max_splits, streamed_rows
 
-TOKENS = (1, 16, 64, 128, 256, 512, 1024, 4096, 8192)
+TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 INT4_TOKENS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 1024)
 OPERANDS = ("bf16", "fp8_row", "fp8_fast")
 SPLIT_UP_TO = 256  # rows of A: more of them fill the GPU without
@@ -52,6 +52,7 @@ HOPELESS = 1.5
 """Times the best so far: such a candidate is not timed properly, and has no figure."""
 HEADER = CSRC / "kernels" / "gemm" / "tuned.h"
 CONFIGS = {config.name: config for config in gemm_configs()}
+GENERATION = max(config.generation for config in CONFIGS.values())
 
 
 def steps(model: str) -> Iterator[tuple[str, Callable[[], tuple[None, dict[str, Any]]]]]:
@@ -93,6 +94,7 @@ def tune(experts: int, n: int, k: int, form: str) -> dict[str, Any]:
         "experts": experts or 1,
         "fp8": fp8,
         "fast_accum": form == "fp8_fast",
+        "generation": GENERATION,
         "us": found,
     }
 
@@ -177,8 +179,8 @@ def timed(
     return time_calls(calls[0], repeats=5, warmup=1).median
 
 
-Entry = tuple[int, int, int, bool, bool, int, str]
-"""n, k, experts, fp8, fast_accum, largest M, choice."""
+Entry = tuple[int, int, int, bool, bool, int, str, int]
+"""n, k, experts, fp8, fast_accum, largest M, choice, generation of the configurations timed."""
 
 
 def entries(rows: list[dict[str, Any]], gain: float = 0.05) -> Iterator[Entry]:
@@ -205,7 +207,8 @@ def entries(rows: list[dict[str, Any]], gain: float = 0.05) -> Iterator[Entry]:
             found.append((end, choice))
         if found[-1][1] == MODEL:
             found.pop()
-        yield from ((*product, end, choice) for end, choice in found)
+        generation = row.get("generation", 0)
+        yield from ((*product, end, choice, generation) for end, choice in found)
 
 
 def named(times: dict[str, float]) -> dict[str, float]:
@@ -233,9 +236,11 @@ def header(found: list[Entry]) -> str:
         "// Written by `python -m bench.tune` from the rows of a GPU run; not by hand.",
         "// clang-format off: one entry a line, its choice below where the model's was slower",
     ]
-    for n, k, experts, fp8, fast, max_m, choice in found:
+    for n, k, experts, fp8, fast, max_m, choice, generation in found:
         flags = f".fp8 = {str(fp8).lower()}, .fast_accum = {str(fast).lower()}"
         product = f"{{.n = {n}, .k = {k}, .num_experts = {experts}, {flags}, .max_m = {max_m}"
+        if generation:
+            product += f", .generation = {generation}"
         if choice == "stream":
             product += ",\n .choice = {GemmChoice::kStream, 1}"
         elif choice != MODEL:

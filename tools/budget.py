@@ -9,6 +9,7 @@ spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares th
     smem = 0                      # static bytes, exactly
     setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
     sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
+    turn = { "F2FP" = "<= 320" }  # instructions of a turn of the innermost loop around that prefix
     loop = { n_tiles = 1, slots_per_pair = "<= 3.6" }     # of the loop of products: tools/slots.py
 
 Spills, stack and local memory are never allowed and need no line.
@@ -26,7 +27,7 @@ from typing import Any
 from l4kernels.emulation.toolchain import nvcc
 from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
-from tools.sass import hot_loop, kernels
+from tools.sass import hot_loop, kernels, turn_of
 from tools.slots import Slots, describe, slots_of
 
 try:
@@ -53,6 +54,7 @@ class Report:
     smem: int = 0
     notices: list[str] = field(default_factory=list)
     sass: dict[str, int] = field(default_factory=dict)
+    turns: dict[str, int | None] = field(default_factory=dict)
     loop: Slots | None = None
 
     def count(self, prefix: str) -> int:
@@ -87,6 +89,10 @@ def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
     for prefix, rule in budget.get("sass", {}).items():
         if not holds(report.count(prefix), rule):
             found.append(f"{name}: {report.count(prefix)} {prefix}, expected {rule}")
+    for prefix, rule in budget.get("turn", {}).items():
+        turn = report.turns.get(prefix)
+        if turn is None or not holds(turn, rule):
+            found.append(f"{name}: {turn} instructions a turn around {prefix}, expected {rule}")
     found += [f"{name}: {problem}" for problem in _loop_violations(report, budget.get("loop"))]
     if warpgroups := budget.get("setmaxnreg"):
         pool = round_up(report.registers, 8) * budget["threads"]
@@ -135,7 +141,9 @@ def _reports_of(source: Path) -> dict[str, Report]:
     cubin = folder / f"{source.stem}.{key}.cubin"
     log = output_of(compiler, *FLAGS, "-Xptxas=-v", "-cubin", str(source), "-o", str(cubin))
     found = _parse_ptxas(log)
-    _read_sass(output_of(disassembler, "-sass", str(cubin)), found)
+    budgets = load_budget(source.parent.name).values()
+    around = {prefix for budget in budgets for prefix in budget.get("turn", {})}
+    _read_sass(output_of(disassembler, "-sass", str(cubin)), found, around)
     demangled = output_of("c++filt", *found).splitlines()
     named = {_short(d): r for d, r in zip(demangled, found.values(), strict=True)}
     cubin.unlink()
@@ -182,10 +190,11 @@ def _parse_ptxas(log: str) -> dict[str, Report]:
     return found
 
 
-def _read_sass(text: str, found: dict[str, Report]) -> None:
+def _read_sass(text: str, found: dict[str, Report], around: set[str]) -> None:
     for name, code in kernels(text):
         if report := found.get(name):
             report.sass = dict(Counter(i.opcode for i in code))
+            report.turns = {prefix: turn_of(code, prefix) for prefix in around}
             loop = hot_loop(code)
             report.loop = loop and slots_of(loop)
 
@@ -202,6 +211,8 @@ def main(names: list[str]) -> int:
             if report.loop:
                 tiles = budgets.get(name, {}).get("loop", {}).get("n_tiles", 1)
                 print(f"    {describe(report.loop, tiles)}")
+            for prefix, turn in report.turns.items():
+                print(f"    {turn} instructions a turn around {prefix}")
             for opcode, n in sorted(report.sass.items(), key=lambda item: -item[1])[:24]:
                 print(f"    {n:5d} {opcode}")
             problems = violations(name, report, budgets[name]) if name in budgets else []

@@ -28,6 +28,8 @@ class GemmConfig:
     swap: bool = False
     promote: bool = False
     gelu: bool = False
+    split_k: bool = False
+    generation: int = 0
     cluster_m: int = 1
     cluster_n: int = 1
 

@@ -69,7 +69,8 @@ class HotLoop:
 class Flow:
     """Basic blocks from one entry: block -> instructions, successors, dominators."""
 
-    def __init__(self, code: list[Instruction]):
+    def __init__(self, code: list[Instruction], product: str = PRODUCT):
+        self.product = product
         starts = {code[0].at} | {i.target for i in code if i.target is not None}
         starts |= {b.at for a, b in pairwise(code) if ends_block(a)}
         self.blocks: dict[int, list[Instruction]] = {}
@@ -136,7 +137,7 @@ class Flow:
         return found
 
     def products(self, at: int) -> int:
-        return sum(i.opcode.startswith(PRODUCT) for i in self.blocks[at])
+        return sum(i.opcode.startswith(self.product) for i in self.blocks[at])
 
 
 def ends_block(i: Instruction) -> bool:
@@ -164,6 +165,19 @@ def hot_loop(code: list[Instruction]) -> HotLoop | None:
         raise ValueError(f"{unclear[0].opcode} at {unclear[0].at:#x} in the loop of products")
     every = sum(len(flow.blocks[at]) for at in loops[header])
     return HotLoop([i.opcode for i in hot], every - len(hot))
+
+
+def turn_of(code: list[Instruction], opcode: str) -> int | None:
+    """Instructions of a turn of the innermost loop around an opcode: of those that pass the most of
+    them, the shortest. None if no loop has any."""
+    flow = Flow(code, opcode)
+    loops = [
+        (len(body), h, body) for h, body in flow.loops().items() if any(map(flow.products, body))
+    ]
+    if not loops:
+        return None
+    _, header, body = min(loops, key=lambda loop: loop[:2])
+    return sum(len(flow.blocks[at]) for at in _way_around(flow, header, body))
 
 
 def _way_around(flow: Flow, header: int, allowed: set[int]) -> list[int]:

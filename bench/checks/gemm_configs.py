@@ -18,6 +18,11 @@ class Config(GemmConfig):
         return FP8 if self.fp8 else BF16
 
     @property
+    def swiglu(self) -> bool:
+        """Whether half of a tile's columns are whole boxes of results."""
+        return self.swap or self.block_n % 128 == 0
+
+    @property
     def fp8_result(self) -> bool:
         """Whether it can quantise its SwiGLU results."""
         return self.fp8 and (self.swap or self.cluster_n == 2)

@@ -44,7 +44,7 @@ ROUTED = (400_000, 128, 1, True), (TOKENS, 16, 2, True), (8_500_000, 256, 1, Fal
 ROPE_HEADS, ROPE_PAGES = 8, 33_000
 LONG_PREFILL = 1 << 20, 64  # keys, queries
 SLAB = 1024, 4096  # rows of a weight that are quantised at a time
-LONG_PREFILL_BOUND = 2e-3  # 2^-9, what rounding to bf16 may cost: docs/decisions.md
+LONG_PREFILL_BOUND = 1e-3  # a quarter of a bf16 step: docs/decisions.md
 
 
 def size(case: Case) -> int:
@@ -201,7 +201,7 @@ def long_prefill_of_ones(device: str = "cuda") -> dict[str, Any]:
         "error_of_ones": (out[..., 0] - 1).abs().max().item(),
     }
     assert abs(found["lost"]) <= LONG_PREFILL_BOUND, f"more than {LONG_PREFILL_BOUND}: {found}"
-    assert relative_error(out, expected) <= 2 * LONG_PREFILL_BOUND, found
+    assert relative_error(out, expected) <= 2.0**-8, found  # a bf16 result
     return found
 
 

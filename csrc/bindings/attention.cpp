@@ -100,6 +100,7 @@ FlashPrefillParams prefill_params(const Call& call, const Tensor& cu_seqlens_q,
       .batch = static_cast<int>(batch),
       .num_heads = static_cast<int>(num_heads),
       .kv_heads = static_cast<int>(kv_heads),
+      .group = SmallDivisor::of(static_cast<int>(num_heads / kv_heads)),
       .page_size = static_cast<int>(page_size),
       .max_pages = static_cast<int>(pages),
       // No sequence has more than all rows.
@@ -177,6 +178,8 @@ std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
   if (!params.planned) params.plan = pointer<int>(plan);
   Tensor partials = call.workspace(flash_prefill_partial_words(params));
   params.partials = pointer<float>(partials);
+  Tensor anchors = call.workspace(flash_prefill_anchor_words(params));
+  params.anchors = pointer<float>(anchors);
   call.launch(l4k::flash_prefill, params);
   return {out, lse};
 }

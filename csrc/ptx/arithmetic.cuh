@@ -35,6 +35,11 @@ __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
+template <typename T>
+__device__ __forceinline__ T* opaque(T* address) {
+  asm volatile("" : "+l"(address));
+  return address;
+}
 
 // PTX ISA: redux.sync over a converged warp.
 __device__ __forceinline__ uint32_t warp_max_u32(uint32_t value) {

@@ -42,19 +42,6 @@ __device__ __forceinline__ uint2 to_fp8(uint4 raw, float inverse) {
   return to_fp8(v, inverse);
 }
 
-// Eight e4m3 as bf16, which holds every e4m3 exactly; NaN stays NaN.
-__device__ __forceinline__ uint4 fp8_to_bf16(uint2 raw) {
-  Bf16Vector out;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t word = i < 2 ? raw.x : raw.y;
-    const auto pair = static_cast<__nv_fp8x2_storage_t>(word >> 16 * (i % 2));
-    const __half2 half(__nv_cvt_fp8x2_to_halfraw2(pair, __NV_E4M3));
-    out.pairs[i] = __float22bfloat162_rn(__half22float2(half));
-  }
-  return out.raw;
-}
-
 // Quantises a row that a CTA holds in registers: vector u * blockDim.x + threadIdx.x of it is y[u],
 // eight bf16 (uint4) or float[8], zeros past the end. `q` and `scale` are those of the row. One
 // barrier for kScalingRow, none for kScaling1x128; `partials` as for cta_max.

@@ -1,8 +1,10 @@
 // Eight bf16 values in one 16-byte register quad: the unit of every streaming kernel.
 #pragma once
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace l4k {
 
@@ -14,9 +16,13 @@ union Bf16Vector {
   __nv_bfloat162 pairs[4];
 };
 
-// Two values rounded, the first in the lower half.
+// Two values rounded to T, the first in the lower half.
+template <typename T = __nv_bfloat16>
 __device__ __forceinline__ uint32_t pack_pair(float a, float b) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  const auto pair = [&] {
+    if constexpr (std::is_same_v<T, __half>) return __floats2half2_rn(a, b);
+    else return __floats2bfloat162_rn(a, b);
+  }();
   return reinterpret_cast<const uint32_t&>(pair);
 }
 

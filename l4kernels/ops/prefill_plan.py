@@ -14,7 +14,7 @@ _ROWS, _KEYS = 128, 128
 """Of a tile of queries (tokens x heads of a KV head), and of keys."""
 _HEADER, _PIECE, _WHOLE = 12, 4, 1 << 16
 """Words of the header and of a piece; a piece that is all of its tile. As in schedule.h."""
-_MAX_CTAS, _WAVES = 256, 4
+_MAX_CTAS, _WAVES, _MAX_CUT = 256, 5, 3
 _LIMIT = 2**31 - 1
 
 
@@ -22,11 +22,11 @@ def plan_words(rows: int, batch: int, max_seqlen_q: int, group: int) -> int:
     """Of a plan, from shapes alone: the same on every GPU, and for all lengths.
 
     >>> plan_words(17, 1, 17, 5)
-    4112
+    5136
     """
     tokens = _ROWS // group
     tiles = min(rows // tokens + batch, batch * -(-min(max_seqlen_q, rows) // tokens))
-    return _HEADER + _PIECE * (max(tiles, _WAVES * _MAX_CTAS) + min(tiles, 2 * _MAX_CTAS))
+    return _HEADER + _PIECE * (max(tiles, _WAVES * _MAX_CTAS) + min(tiles, _MAX_CUT * _MAX_CTAS))
 
 
 def plan_header(

@@ -2,7 +2,7 @@
 
 import re
 
-from bench.tune import CONFIGS, HEADER, MODEL, NUMBERED, Entry, choices, entries, header
+from bench.tune import CONFIGS, GENERATION, HEADER, MODEL, NUMBERED, Entry, choices, entries, header
 from l4kernels.bench.rows import load
 from tools import budget
 from tools.model import headers
@@ -24,19 +24,19 @@ def test_a_gain_is_an_entry_up_to_the_middle():
     us = {"16": {MODEL: 10.0, PROMOTED: 10.0}, "64": {MODEL: 30.0, PROMOTED: 20.0}}
     us["256"] = {MODEL: 40.0, PROMOTED: 39.0}
     product = (512, 256, 1, True, False)
-    assert found(us) == [(*product, 32, MODEL), (*product, 128, PROMOTED)]
+    assert found(us) == [(*product, 32, MODEL, 0), (*product, 128, PROMOTED, 0)]
 
 
 def test_neighbours_of_one_choice_are_one_entry():
     us = {str(m): {MODEL: 30.0, PROMOTED: 20.0} for m in (32, 64, 128)}
-    assert found(us) == [(512, 256, 1, True, False, 2**31 - 1, PROMOTED)]
+    assert found(us) == [(512, 256, 1, True, False, 2**31 - 1, PROMOTED, 0)]
 
 
 def test_a_fast_row_is_only_for_who_asked():
     us = {"64": {MODEL: 30.0, PROMOTED: 20.0, FAST: 10.0}}
-    assert [entry[-1] for entry in found(us)] == [PROMOTED]
-    assert [entry[-1] for entry in found(us, fast=True)] == [FAST]
-    assert [entry[-1] for entry in found({"64": {MODEL: 30.0, FAST: 10.0}}, fp8=False)] == [FAST]
+    assert [entry[-2] for entry in found(us)] == [PROMOTED]
+    assert [entry[-2] for entry in found(us, fast=True)] == [FAST]
+    assert [entry[-2] for entry in found({"64": {MODEL: 30.0, FAST: 10.0}}, fp8=False)] == [FAST]
 
 
 def test_small_gains_and_failed_rows_are_none():
@@ -55,9 +55,19 @@ def test_old_rows_count_by_numbers():
     assert found({"64": {"-2": 30.0, "204": 20.0}}) == found(
         {"64": {MODEL: 30.0, PROMOTED[:-1] + "2": 20.0}}
     )
-    assert found({"64": {"-1": 30.0, "104": 20.0}})[0][-1] == PROMOTED
+    assert found({"64": {"-1": 30.0, "104": 20.0}})[0][-2] == PROMOTED
     assert found({"64": {"-2": 30.0, "114": 20.0}}, fast=True) == [], "it is no longer there"
-    assert set(CONFIGS) <= set(NUMBERED) and NUMBERED[14] not in CONFIGS
+    old = {name for name, config in CONFIGS.items() if config.generation == 0}
+    assert old <= set(NUMBERED) and NUMBERED[14] not in CONFIGS
+
+
+def test_an_entry_knows_the_newest_configurations_that_were_timed():
+    """Those of later generations may still beat it in the model; rows without one knew none."""
+    gain = row({"64": {MODEL: 30.0, PROMOTED: 20.0}})
+    old, new = (list(entries([r])) for r in (gain, gain | {"generation": GENERATION}))
+    assert (old[0][-1], new[0][-1]) == (0, GENERATION) and GENERATION > 0
+    assert ".generation" not in header(old)
+    assert f", .max_m = {2**31 - 1}, .generation = {GENERATION},\n" in header(new)
 
 
 def test_where_streaming_was_not_measured_few_rows_stream():
@@ -66,9 +76,9 @@ def test_where_streaming_was_not_measured_few_rows_stream():
     assert found({"16": gain}) == [] and len(found({"17": gain})) == 1
     ragged = [row({m: gain}) | {"experts": 16} for m in ("32", "33")]
     assert [len(list(entries([r]))) for r in ragged] == [0, 1]
-    assert found({"16": {MODEL: 30.0, "stream": 30.0, PROMOTED: 20.0}})[0][-1] == PROMOTED
+    assert found({"16": {MODEL: 30.0, "stream": 30.0, PROMOTED: 20.0}})[0][-2] == PROMOTED
     streamed = found({"64": {MODEL: 30.0, "stream": 20.0, PROMOTED: 25.0}})
-    assert streamed[0][-1] == "stream" and "{GemmChoice::kStream, 1}" in header(streamed)
+    assert streamed[0][-2] == "stream" and "{GemmChoice::kStream, 1}" in header(streamed)
 
 
 def test_every_choice_is_timed_once():

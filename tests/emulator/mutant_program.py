@@ -55,6 +55,10 @@ class MutantProgram:
     mutants: list[Mutant]
     host: tuple[str, ...] = ("launch",)
     """Headers of csrc/host that the launches need."""
+    source: str = ""
+    """The kernel's file that the launches include; its header, if they launch by themselves."""
+    always: tuple[Change, ...] = ()
+    """Of the original as well: what makes a problem small enough."""
 
     def runs(self) -> list[Run]:
         """What the program prints: the original in all modes, a mutant until it differs."""
@@ -82,12 +86,12 @@ class MutantProgram:
             str(path.relative_to(ROOT / "csrc")): path.read_text()
             for folder in ("ptx", "tile", "host", f"kernels/{self.kernel}")
             for path in sorted((ROOT / "csrc" / folder).iterdir())
-            if path.suffix in (".h", ".cuh")
+            if path.suffix in (".h", ".cuh") or path.name == self.source
         }
 
-    def _applied(self, mutant: Mutant) -> dict[str, str]:
+    def _applied(self, mutant: Mutant | None) -> dict[str, str]:
         changed = self._sources()
-        for file, old, new in mutant.changes:
+        for file, old, new in (*self.always, *(mutant.changes if mutant else ())):
             path = file if "/" in file else f"kernels/{self.kernel}/{file}"
             assert changed[path].count(old) == 1, f"{mutant}: not once in {path}: {old}"
             changed[path] = changed[path].replace(old, new)
@@ -99,14 +103,14 @@ class MutantProgram:
         entries = []
         for number, mutant in enumerate([None, *self.mutants]):
             space = f"mutant_{number}"
-            for path, text in (self._applied(mutant) if mutant else self._sources()).items():
+            for path, text in self._applied(mutant).items():
                 place = folder / space / path
                 place.parent.mkdir(parents=True, exist_ok=True)
                 own = re.sub(r'(?m)^#include "', f'#include "{space}/', text)
                 place.write_text(f"{own}// {space}\n")  # else one file to a compiler's pragma once
             lines += [
                 f"#define l4k {space}",
-                f'#include "{space}/kernels/{self.kernel}/{self.kernel}.cuh"',
+                f'#include "{space}/kernels/{self.kernel}/{self.source or self.kernel + ".cuh"}"',
                 *(f'#include "{space}/host/{header}.h"' for header in self.host),
                 '#include "chain.cuh"',
                 "#undef l4k",

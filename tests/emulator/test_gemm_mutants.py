@@ -6,6 +6,7 @@ from tests.emulator.gemm_mutants import Mutant, check_original, check_reported, 
 
 # Configurations of configs.h.
 PLAIN, PAIR, SWAPPED = "bf16_128x128", "bf16_128x256_2x1", "bf16_swap_16x128"
+HALVED = "bf16_128x80_2x1"  # whose pairs split K in the program
 PROMOTED_PAIR, TALL_PAIR = "fp8_128x128_1x2_promote", "fp8_256x128_1x2_promote"
 
 WAIT = "ptx::grid_dependency_wait();\n"
@@ -60,10 +61,25 @@ MUTANTS = [
     Mutant("a cluster barrier without the CTA's other threads", SWAPPED, "../../tile/cluster.cuh",
            "ptx::named_barrier_sync(named_barrier, threads);", "",
            "shared-race uninitialised-shared-read"),
+    Mutant("the other half's sums are read too early", HALVED, "gemm.cuh",
+           "  smem.cluster_barrier.wait(0);\n", "",
+           "shared-race uninitialised-shared-read mbarrier"),
+    Mutant("half sums are overwritten", HALVED, "gemm.cuh",
+           "  smem.cluster_barrier.wait(1);\n  return", "  return", "shared-race mbarrier"),
+    Mutant("half sums lie where results are staged", HALVED, "gemm.cuh",
+           "(smem.staging + 2 * C.result_bytes())", "(smem.staging)", "shared-in-flight"),
+    Mutant("both CTAs finish the same rows", HALVED, "gemm.cuh", "consumer == rank",
+           "consumer == 0", "global-race"),
+    Mutant("halves of K share a box of B", HALVED, "gemm.cuh",
+           "!(C.split_k && cluster.splits > 1);\n}", "true;\n}",
+           "result shared-race shared-in-flight mbarrier"),
+    Mutant("halves of K overlap", HALVED, "gemm.cuh",
+           "k_blocks * (cluster.rank + 1) / cluster.splits", "k_blocks / 2 + cluster.rank",
+           "result deadlock mbarrier"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", [PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED])
+@pytest.mark.parametrize("config", [PLAIN, PAIR, PROMOTED_PAIR, TALL_PAIR, SWAPPED, HALVED])
 def test_original_is_right(config: str) -> None:
     check_original(program("gemm", config))
 

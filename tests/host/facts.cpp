@@ -1,8 +1,11 @@
 // What the project's integer headers say of a problem, as one line of JSON for each line read:
 //
-//   gemm m n k experts fp8 fast config sms    the configuration chosen, its splits, its schedule,
+//   gemm m n k experts fp8 fast swiglu config sms
+//                                             the configuration chosen, its splits, its schedule,
 //                                             streaming aside
-//   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
+//   prefill tokens keys heads kv_heads chunk sms cut
+//                                             the busiest CTA's pieces and tiles of keys, the pieces
+//                                             of all; cut 0: no item is cut
 //   int4 groups zeros                         a tile's bytes, and its codes' (row by row), scales'
 //                                             and zero points' (group by group) first bits
 #include <algorithm>
@@ -13,6 +16,7 @@
 
 #include "kernels/flash_prefill/schedule.h"
 #include "kernels/gemm/choose.h"
+#include "prefill_cut.h"
 #include "tile/int4.h"
 #include "tile/schedule.h"
 
@@ -21,15 +25,16 @@ namespace {
 using namespace l4k;
 
 // Tiles of the busiest cluster if rows are spread evenly over experts.
-int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
+int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int splits, int clusters) {
   std::vector<int> row_ends(p.num_experts), tile_ends(p.num_experts);
   const int width = c.block_n * c.cluster_n;
+  const bool pair = c.cluster_m > 1 && splits == 1;
   const RaggedSchedule schedule{.num_experts = p.num_experts,
-                                .block_m = c.block_m * c.cluster_m,
+                                .block_m = pair ? c.block_m * c.cluster_m : c.block_m,
                                 .block_n = width,
                                 .column_tiles = ceil_div(p.n, width),
                                 .raster = 1,
-                                .tail_tiles = c.cluster_m > 1,
+                                .tail_tiles = pair,
                                 .row_ends = row_ends.data(),
                                 .tile_ends = tile_ends.data()};
   int begin = 0, tiles = 0;
@@ -44,11 +49,12 @@ int busiest_cluster(const GemmConfig& c, const GemmProblem& p, int clusters) {
 
 bool answer_gemm() {
   GemmProblem p{};
-  int fp8, fast, config, sms;
-  if (std::scanf("%d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast, &config,
-                 &sms) != 8)
+  int fp8, fast, swiglu, config, sms;
+  if (std::scanf("%d %d %d %d %d %d %d %d %d", &p.m, &p.n, &p.k, &p.num_experts, &fp8, &fast,
+                 &swiglu, &config, &sms) != 9)
     return false;
   p.fp8 = fp8 != 0;
+  p.swiglu = swiglu != 0;
   p.fast_accum = fast != 0;
   const GemmMachine machine = GemmMachine::assumed(sms);
   const GemmChoice choice = choose_gemm(p, GemmChoice::of(config), machine);
@@ -59,19 +65,36 @@ bool answer_gemm() {
              "{\"config\": \"%s\", \"splits\": %d, \"staging\": %d, \"clusters\": %d, \"ctas\": "
              "%d, "
              "\"tiles\": %d}\n",
-             c.name, choice.splits, c.staging_bytes(), clusters, ctas,
-             busiest_cluster(c, p, clusters)) > 0;
+             c.name, choice.splits, c.swap ? c.sums_bytes() : 2 * c.result_bytes(), clusters, ctas,
+             busiest_cluster(c, p, choice.splits, clusters)) > 0;
 }
 
 bool answer_prefill() {
-  int tokens, heads, kv_heads, chunk, sms;
-  if (std::scanf("%d %d %d %d %d", &tokens, &heads, &kv_heads, &chunk, &sms) != 5) return false;
-  std::vector<std::pair<int, int>> items;  // tiles of keys, of them masked
+  int tokens, keys, heads, kv_heads, chunk, sms, cut;
+  if (std::scanf("%d %d %d %d %d %d %d", &tokens, &keys, &heads, &kv_heads, &chunk, &sms, &cut) !=
+      7)
+    return false;
+  std::vector<PrefillTile> tiles;
+  std::vector<int> lengths;
   for (int t = 0; t < ceil_div(tokens, prefill_tokens(heads / kv_heads)); ++t) {
-    const PrefillTile tile = prefill_tile(t, tokens, tokens, heads / kv_heads, chunk, tokens);
+    tiles.push_back(prefill_tile(t, tokens, keys, heads / kv_heads, chunk, keys));
+    lengths.push_back(tiles.back().end_tile - tiles.back().first_tile);
+  }
+  const int64_t all = static_cast<int64_t>(tiles.size());
+  const int grid = prefill_ctas(all, kv_heads, keys, sms);
+  const bool cuts = cut != 0 && may_cut(all, kv_heads, grid);
+  const int most = cuts ? prefill_cut(lengths, kv_heads, grid).max_tiles : keys;
+  std::vector<std::pair<int, int>> items;  // tiles of keys, of them masked
+  for (const PrefillTile& tile : tiles) {
     const int touched = tile.end_tile - tile.first_tile;
-    const int whole = std::max(0, tile.end_whole - tile.first_whole);
-    for (int head = 0; head < kv_heads; ++head) items.push_back({touched, touched - whole});
+    const PrefillPieces pieces = pieces_of(touched, count_pieces(touched, most));
+    for (int k = 0; k < pieces.count; ++k) {
+      const int first = tile.first_tile + pieces.begin(k);
+      const int end = tile.first_tile + pieces.begin(k + 1);
+      const int whole = std::min(end, tile.end_whole) - std::max(first, tile.first_whole);
+      for (int head = 0; head < kv_heads; ++head)
+        items.push_back({end - first, end - first - std::max(0, whole)});
+    }
   }
   std::sort(items.rbegin(), items.rend());
   const int count = static_cast<int>(items.size()), ctas = std::min(count, sms);
@@ -89,8 +112,9 @@ bool answer_prefill() {
   }
   return std::printf(
              "{\"items\": %d, \"key_tiles\": %d, \"masked\": %d, \"keys\": %d, "
-             "\"rows\": %d, \"ctas\": %d}\n",
-             best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas) > 0;
+             "\"rows\": %d, \"ctas\": %d, \"pieces\": %d}\n",
+             best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas,
+             count > all * kv_heads ? count : 0) > 0;
 }
 
 template <typename Value>

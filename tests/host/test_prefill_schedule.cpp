@@ -1,12 +1,14 @@
 // Every tile of queries covers its tokens once and visits the keys it must; costs sort as they
-// should; every piece has one CTA, and the long ones are spread evenly. However a batch is cut, every
-// key tile of an item lies in one piece, the lists and the partial results have room, and few items
-// share the grid.
+// should; every piece has one CTA, and the long ones are spread evenly. No length makes a tile visit
+// more keys than the workspace for its sums was sized for. However a batch is cut, every key tile of
+// an item lies in one piece, the lists and the partial results have room, and few items share the grid.
 #include <algorithm>
 #include <vector>
 
 #include "expect.h"
 #include "kernels/flash_prefill/schedule.h"
+#include "prefill_cut.h"
+#include "tile/divide.h"
 
 namespace {
 
@@ -41,6 +43,7 @@ void check_capacity(int len_k, int64_t chunk, int64_t capacity) {
   for (int tile = 0; tile < 6; ++tile) {
     const auto whole = l4k::prefill_tile(tile, 130, len_k, 5, chunk, int64_t{1} << 31);
     const auto cut = l4k::prefill_tile(tile, 130, len_k, 5, chunk, capacity);
+    EXPECT(cut.end_tile - cut.first_tile <= l4k::max_key_tiles(chunk, capacity), "bound");
     EXPECT(cut.first_tile == whole.first_tile && cut.end_tile <= whole.end_tile, tile);
     if (whole.end_key <= capacity) EXPECT(cut.end_tile == whole.end_tile, tile);
     if (whole.end_key > capacity) {
@@ -48,6 +51,12 @@ void check_capacity(int len_k, int64_t chunk, int64_t capacity) {
       EXPECT(cut.first_tile <= seen / 128 && seen / 128 == cut.end_tile - 1, tile);
     }
   }
+}
+
+void check_division(int group) {
+  const auto divisor = l4k::SmallDivisor::of(group);
+  EXPECT(divisor.value == group, group);
+  for (int n = 0; n < 65536 / group; ++n) EXPECT(divisor.quotient(n) == n / group, n);
 }
 
 void check_snake(int items, int ctas) {
@@ -66,28 +75,12 @@ void check_snake(int items, int ctas) {
   if (items >= 16 * ctas) EXPECT(*most <= 1.05 * *least, "load " << *least << " to " << *most);
 }
 
-// What the planner chooses for these key tiles of a KV head's items.
-int chosen(const std::vector<int>& items, int kv_heads, int ctas, int64_t* cost = nullptr) {
-  l4k::PrefillTotals totals{static_cast<int>(items.size()), 0, 0};
-  for (int tiles : items) totals.largest = std::max(totals.largest, tiles), totals.tiles += tiles;
-  int64_t least = INT64_MAX;
-  int best = 0;
-  for (int candidate = 0; candidate < l4k::kCutCandidates; ++candidate) {
-    const int tiles = l4k::cut_candidate(totals, kv_heads, ctas, candidate);
-    int64_t pieces = 0;
-    for (int own : items) pieces += l4k::count_pieces(own, tiles);
-    if (candidate == 0) EXPECT(pieces == totals.items, "the first candidate cuts nothing");
-    if (pieces > totals.items)
-      EXPECT(pieces <= l4k::max_prefill_slots(kv_heads, ctas), candidate << ": " << pieces);
-    const int64_t own = l4k::cut_cost(totals, kv_heads, ctas, tiles, pieces);
-    if (own < least || (own == least && tiles > best)) least = own, best = tiles;
-  }
-  if (cost != nullptr) *cost = least;
-  return best;
-}
-
 void check_cut(const std::vector<int>& items, int kv_heads, int ctas) {
-  const int max_tiles = chosen(items, kv_heads, ctas);
+  for (const PrefillCut& c : prefill_candidates(items, kv_heads, ctas))
+    EXPECT(c.pieces == static_cast<int64_t>(items.size()) ||
+               c.pieces <= l4k::max_prefill_slots(kv_heads, ctas),
+           c.max_tiles << ": " << c.pieces);
+  const int max_tiles = prefill_cut(items, kv_heads, ctas).max_tiles;
   int64_t pieces = 0, cut = 0;
   for (int tiles : items) {
     const int count = l4k::count_pieces(tiles, max_tiles);
@@ -120,15 +113,18 @@ void check_cuts() {
           check_cut(mixed, kv_heads, ctas);
         }
   // Scout on 132 SMs: 17 tokens at 8K and 128K keys fill the grid, a short sequence is left whole.
-  EXPECT(chosen({64}, 8, 132) == 4, chosen({64}, 8, 132));
-  EXPECT(chosen({1024}, 8, 132) == 64, chosen({1024}, 8, 132));
-  EXPECT(chosen({1024}, 1, 132) == 8, chosen({1024}, 1, 132));
-  for (int tiles : {1, 2, 3, 4}) EXPECT(chosen({tiles}, 8, 132) == tiles, tiles);
-  // 1,000 tokens over 128K keys are 320 works: enough, nobody cuts them.
-  EXPECT(!l4k::may_cut(40, 8, 132) && l4k::may_cut(32, 8, 132) && !l4k::may_cut(33, 8, 132), "");
-  int64_t cost = 0, whole = 4 * 1024 + l4k::kItemCost;
+  const auto chosen = [](int tiles, int kv_heads) {
+    return prefill_cut({tiles}, kv_heads, 132).max_tiles;
+  };
+  EXPECT(chosen(64, 8) == 4 && chosen(1024, 8) == 64 && chosen(1024, 1) == 8, chosen(64, 8));
+  for (int tiles : {1, 2, 3, 4}) EXPECT(chosen(tiles, 8) == tiles, tiles);
+  // 1,000 tokens are 40 items: three for some CTAs and two for the others, unless they are halved.
+  const int half = prefill_cut(std::vector<int>(40, 1024), 8, 132).max_tiles;
+  EXPECT(l4k::count_pieces(1024, half) == 2, half);
+  EXPECT(l4k::may_cut(49, 8, 132) && !l4k::may_cut(50, 8, 132) && !l4k::may_cut(0, 8, 132), "");
+  const int64_t whole = 4 * 1024 + l4k::kItemCost;
   for (int items = 1; items <= 16; ++items) {  // a single wave
-    chosen(std::vector<int>(items, 1024), 8, 132, &cost);
+    const int64_t cost = prefill_cut(std::vector<int>(items, 1024), 8, 132).cost;
     EXPECT(cost * 132 <= 1.35 * whole * items * 8, items << ": " << cost);
   }
   EXPECT(l4k::merge_warps(2) == 1 && l4k::merge_warps(16) == 2 && l4k::merge_warps(132) == 8, "");
@@ -144,11 +140,14 @@ int main() {
       for (int len_q : {0, 1, 7, 8, 25, 26, 128, 129, 300})
         for (int len_k : {0, 1, len_q - 1, len_q, len_q + 1, len_q + 127, 8192, 16385, 10'485'760})
           if (len_k >= 0) check_tiles(len_q, len_k, group, chunk);
+  for (int group = 1; group <= 16; ++group) check_division(group);
   check_tiles(130, 0x7fffffff, 5, 0);
   for (int len_k : {130, 500, 1000, 8192, 16400, 0x7fffffff})
-    for (int64_t chunk : {0, 64, 8192})
+    for (int64_t chunk : {0, 1, 64, 100, 8192})
       for (int64_t capacity : {0, 8, 128, 136, 512, 8192, 16384})
         check_capacity(len_k, chunk, capacity);
+  EXPECT(l4k::max_key_tiles(0, 65536) == l4k::kAnchorTiles + 1, "anchors");
+  EXPECT(l4k::max_key_tiles(8192, 10'485'760) < l4k::kAnchorTiles, "chunks need none");
   EXPECT(l4k::max_prefill_items(1000, 4, 1000, 5) == 44, "rows");
   EXPECT(l4k::max_prefill_items(1000, 40, 25, 5) == 40, "lengths");
   for (int64_t cost = 0; cost < 1 << 24; cost += 1 + cost / 1000) {

@@ -23,6 +23,7 @@ I32 = torch.int32
 BF16_CONFIGS = [config for config in PLAIN_CONFIGS if not config.fp8]
 PROMOTED_CONFIGS = [config for config in CONFIGS if config.promote]
 FAST_CONFIGS = [config for config in CONFIGS if config.fp8 and not config.promote]
+HALVED_CONFIGS = [config for config in CONFIGS if config.split_k]
 FP8_RESULT_CONFIGS = [config for config in CONFIGS if config.fp8_result]
 FAR = "bf16_128x256", "fp8_128x128_1x2_promote", "bf16_swap_16x128", "fp8_swap_16x128_promote"
 
@@ -90,6 +91,44 @@ def test_splits_that_are_asked_for(splits):
         args, options = operands(maker(splits), config, 13, 128, 1024)
         options["config"] += 100 * splits
         check_exact(config, args, options, sms=8)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("config", HALVED_CONFIGS, ids=str)
+def test_halves_of_k_add_up_in_one_order(config, mode):
+    """By two thread blocks, each of which finishes half of the rows; several tiles each."""
+    for m in (13, 65, 300):
+        args, options = operands(maker(m), config, m, 264, 512)
+        options["config"] += 200
+        check_exact(config, args, options, mode=mode, sms=4)
+    args, options = operands(maker(), config, sum(EDGES) + 2, len(EDGES), 136, 512)
+    options |= {"config": 200 + config.number, "expert_offsets": maker().offsets(EDGES)}
+    check_exact(config, args, options, mode=mode, sms=3)
+    random = tuple(torch.randn(rows, 1024).to(config.dtype) for rows in (140, 136))
+    scales = {"sfa": torch.ones(1), "sfb": torch.ones(1)} if config.fp8 else {}
+    results = []
+    for seed in range(3):
+        with emulated(mode="random", seed=seed, sms=4):
+            results.append(gemm(*random, config=200 + config.number, **scales))
+    assert all(same_bits(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("config", HALVED_CONFIGS, ids=str)
+def test_halves_of_k_must_be_equal(config):
+    args, options = operands(maker(), config, 13, 128, 3 * 128 // config.dtype.itemsize)
+    for splits in (2, 3):
+        with emulated(), pytest.raises(RuntimeError, match="expected config to be a row for these"):
+            gemm(*args, **(options | {"config": 100 * splits + config.number}))
+
+
+@pytest.mark.parametrize("config", PROMOTED_CONFIGS, ids=str)
+def test_scales_of_b_change_inside_a_tile(config):
+    """Powers of two, another one for each block: sums of integers stay exact."""
+    make = maker()
+    (a, b), options = operands(make, config, 70, 2, 528, 256)
+    powers = torch.arange(2 * 5 * 2).view(2, 5, 2) % 7 - 3.0
+    options |= {"sfa": torch.ones(70, 2), "sfb": torch.exp2(powers)}
+    check_exact(config, (a, b), options | {"expert_offsets": make.offsets([3, 67])})
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
@@ -160,7 +199,8 @@ def test_epilogues_of_every_config(config, activation):
         "activation": activation,
     }
     with emulated(fp8_accumulation="exact"):
-        if not config.swap and config.gelu != (activation == "gelu"):
+        other = not config.swap and config.gelu != (activation == "gelu")
+        if other or (activation == "swiglu" and not config.swiglu):
             with pytest.raises(RuntimeError, match="expected config to be a row for these"):
                 gemm(*args, **options)
             return
@@ -185,7 +225,7 @@ def test_swiglu_results_leave_as_fp8_with_the_scales_of_the_reference(config, mo
         gemm_swiglu_fp8(*args, **(options | {"config": FAST_CONFIGS[0].number}))
 
 
-@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+@pytest.mark.parametrize("config", [c for c in PLAIN_CONFIGS if c.swiglu], ids=str)
 def test_the_router_score_scales_the_input_of_the_expert(config):
     """As in the model; scaling the output instead is another function (a negative control)."""
     make = maker()

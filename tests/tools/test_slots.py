@@ -8,7 +8,7 @@ import pytest
 from l4kernels.emulation.toolchain import nvcc
 from tools.budget import Report, violations
 from tools.nvcc import cuobjdump, output_of
-from tools.sass import Instruction, hot_loop, instructions, kernels
+from tools.sass import Instruction, hot_loop, instructions, kernels, turn_of
 from tools.slots import PIPE_OF, pipe_of, slots_of
 
 PROGRAM = """
@@ -174,6 +174,27 @@ def test_a_call_inside_a_turn_is_refused():
     )
     with pytest.raises(ValueError, match=r"CALL.REL.NOINC at 0x10"):
         hot_loop(code)
+
+
+def test_a_turn_around_an_opcode_is_the_innermost_loops():
+    code = sass(
+        "F2FP.F16.E4M3 R4, R8",  # the outer loop
+        "F2FP.F16.E4M3 R4, R8",  # 0x10: the inner one
+        "@P0 BRA 0x50",
+        "FADD R0, R0, R0",  # now and then
+        "FADD R0, R0, R0",
+        "@P1 BRA 0x10",  # 0x50
+        "@P2 BRA 0x0",
+        "EXIT",
+    )
+    assert turn_of(code, "F2FP.F16.E4M3") == 3
+    assert turn_of(code, "FADD") == 5, "its way passes them"
+    assert turn_of(code, "HGMMA") is None
+    limits, report = {"registers": 999, "smem": 0}, Report(turns={"F2FP": 3})
+    assert not violations("k", report, limits | {"turn": {"F2FP": "<= 3"}})
+    for rule in ({"F2FP": "<= 2"}, {"HGMMA": "<= 9"}):
+        (problem,) = violations("k", report, limits | {"turn": rule})
+        assert "instructions a turn around" in problem
 
 
 def test_an_instruction_without_a_pipe_is_refused():

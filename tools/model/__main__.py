@@ -36,9 +36,10 @@ def report_gemm(options: argparse.Namespace) -> None:
     say(f"{options.gpu} at {board.clock_mhz:.0f} MHz, {options.format}")
     for name, n, k, experts in products:
         size = (options.m, n, k, experts, options.format)
-        chosen = headers.gemm(*size, None, board.sms)
+        swiglu = name.endswith("gate_up")
+        chosen = headers.gemm(*size, None, board.sms, swiglu=swiglu)
         for config in [options.config] if options.config else map(str, gemm_configs()):
-            found = headers.gemm(*size, config, board.sms)
+            found = headers.gemm(*size, config, board.sms, swiglu=swiglu)
             if not (chosen and found) or found[1].promote != chosen[1].promote:
                 continue
             answer, mark = gemm.estimate(*found[1:], board), " *"[config == chosen[0]]
@@ -53,11 +54,20 @@ def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
     size = options.tokens, options.heads, options.kv_heads, options.chunk
-    us, tflops = attention.estimate(
-        *headers.prefill(*size, options.format == "fp8", board.sms), board
-    )
+    keys = options.keys or options.tokens
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
-    say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
+    for cut in (False, True):
+        fp8 = options.format == "fp8"
+        shape, work = headers.prefill(*size, fp8, board.sms, keys=keys, cut=cut)
+        if cut and not work.pieces:
+            break
+        us, tflops = attention.estimate(shape, work, board)
+        say(
+            f"{options.tokens} tokens of {keys}, chunk {options.chunk}, "
+            f"{f'cut into {work.pieces}' if cut else 'whole'}: busiest CTA {work.items} and "
+            f"{work.key_tiles} tiles of keys, {work.active} CTAs  {us:9.1f} us  "
+            f"{tflops:7.1f} TFLOP/s"
+        )
 
 
 def report_stream(options: argparse.Namespace) -> None:
@@ -164,6 +174,7 @@ def main() -> None:
     product.add_argument("--m", type=int, default=8192)
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
         prompt.add_argument(f"--{name}", type=int, default=size)
+    prompt.add_argument("--keys", type=int, help="of the sequence; default: its new tokens")
     published.add_argument("--rows", action="store_true")
     reports = {
         product: report_gemm,

@@ -145,9 +145,24 @@ def lockstep(cta: Cta, tiles: int, blocks: int) -> Process:
             yield engine.now + m.cta_start
 
 
+def _add_halves(cta: Cta, own: int) -> Process:
+    """Two splits of K: one consumer stages its sums, the other one adds those of the other CTA."""
+    m, engine = cta.machine, cta.engine
+    registers = cta.program.n / 2
+    yield engine.now + registers + m.named_barrier
+    yield engine.now + 2 * m.remote_arrive  # a fence, and the arrival
+    if own == 0:  # eight vectors of four sums in flight
+        yield engine.now + (1 + registers / 32) * m.remote_arrive
+    yield engine.now + m.named_barrier + m.remote_arrive
+
+
 def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
     """From accumulators to memory, for the rows of this many warpgroups."""
     p, m, engine = cta.program, cta.machine, cta.engine
+    if p.splits > 1 and not p.swap:
+        yield from _add_halves(cta, own)
+        if own > 0:
+            return
     bytes_left = p.block_m * p.block_n * p.result * warpgroups / p.warpgroups
     registers = p.n * p.sub_tiles / 2
     if p.swap:  # staged sums, a cluster barrier, each CTA finishes its tokens

@@ -44,23 +44,34 @@ def integer(path: Path, pattern: str) -> int:
 
 
 def gemm(
-    m: int, n: int, k: int, experts: int, form: str, name: str | None, sms: int, csrc: Path = CSRC
+    m: int,
+    n: int,
+    k: int,
+    experts: int,
+    form: str,
+    name: str | None,
+    sms: int,
+    csrc: Path = CSRC,
+    *,
+    swiglu: bool = False,
 ) -> tuple[str, Program, Problem] | None:
     """The configuration (None: choose_gemm's) as a program, and its problem; None if it cannot
     compute that."""
     fp8, fast = form != "bf16", form == "fp8_fast"
     number = -1 if name is None else gemm_config(name, csrc).number
-    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {number} {sms}\n", csrc)
+    facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {swiglu:d} {number} {sms}\n", csrc)
     if facts["config"] is None:
         return None
     config = gemm_config(facts["config"], csrc)
     raster = integer(csrc / "kernels/gemm/gemm.cuh", r"kGemmRaster = (\d+)")
+    halves = facts["splits"] > 1 and not config.swap  # of K: a pair that shares no box
+    cluster_m = 1 if halves else config.cluster_m
     shape = Program(
         "specialised",
         block_m=config.block_m,
         block_n=config.block_n,
         stages=config.stages,
-        cluster_m=config.cluster_m,
+        cluster_m=cluster_m,
         cluster_n=config.cluster_n,
         promote=config.promote,
         swap=config.swap,
@@ -69,21 +80,39 @@ def gemm(
         round_bytes=facts["staging"] // 2,
         splits=facts["splits"],
         slots=facts["clusters"] * facts["ctas"],
-        rows_of_tiles=-(-facts["clusters"] // raster) * config.cluster_m,
+        rows_of_tiles=-(-facts["clusters"] // raster) * cluster_m,
     )
     return config.name, shape, Problem(m, n, k, experts, facts["tiles"])
 
 
 def prefill(
-    tokens: int, heads: int, kv_heads: int, chunk: int, fp8: bool, sms: int, csrc: Path = CSRC
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    chunk: int,
+    fp8: bool,
+    sms: int,
+    csrc: Path = CSRC,
+    *,
+    keys: int | None = None,
+    cut: bool = True,
 ) -> tuple[Attention, Work]:
-    """One causal sequence of new tokens."""
-    facts = ask(f"prefill {tokens} {heads} {kv_heads} {chunk} {sms}\n", csrc)
+    """One causal sequence of new tokens, the last of so many keys; without `cut` every tile of
+    queries is one CTA's."""
+    keys = tokens if keys is None else keys
+    facts = ask(f"prefill {tokens} {keys} {heads} {kv_heads} {chunk} {sms} {cut:d}\n", csrc)
     loads = csrc / "kernels/flash_prefill/loads.cuh"
     ring = integer(loads, r"kStages = kFp8 \? (?:%s)" % (r"(\d+)" if fp8 else r"\d+ : (\d+)"))
-    whole, rest = divmod(tokens, chunk or tokens)
-    pairs = whole * (chunk or tokens) ** 2 / 2 + rest**2 / 2
+    size = chunk or keys
+    ends = keys, keys - tokens
+
+    def pairs(end: int) -> float:
+        whole, rest = divmod(end, size)
+        return whole * size**2 / 2 + rest**2 / 2
+
     shape = Attention(128, facts["rows"] // 64, facts["keys"], ring, awaited=False)
-    flops = 4.0 * 128 * heads * pairs
+    flops = 4.0 * 128 * heads * (pairs(ends[0]) - pairs(ends[1]))
     counts = facts["items"], facts["key_tiles"], facts["masked"]
-    return shape, Work(*counts, flops, facts["ctas"])
+    first = (keys - tokens) // chunk * chunk if chunk else 0  # key that somebody sees
+    read = 2.0 * (keys - first) * kv_heads * 128 * (1 if fp8 else 2)
+    return shape, Work(*counts, flops, facts["ctas"], facts["pieces"], read)

@@ -14,6 +14,7 @@
 #include "kernels/flash_decode/item.cuh"
 #include "ptx/arithmetic.cuh"
 #include "ptx/mma.cuh"
+#include "tile/f16.cuh"
 #include "tile/vector.cuh"
 
 namespace l4k {
@@ -58,8 +59,7 @@ struct Attend {
     }
   }
 
-  // A row times a power of two that brings its largest value near 2^8: exact in f16 but for values
-  // 2^-22 of the largest. Returns what undoes it.
+  // A row of q in the range of f16. Returns what undoes that.
   __device__ __forceinline__ float to_f16(int half) {
     uint32_t amax = 0;
 #pragma unroll
@@ -67,14 +67,13 @@ struct Attend {
       for (uint32_t word : {step[half], step[half + 2]})
         amax = max(amax, max(word & 0x7fff0000, word << 16 & 0x7fff0000));
     amax = warp_max<4>(amax);
-    const uint32_t exponent = amax >> 23;
-    const uint32_t field = exponent == 0 || exponent == 255 ? 127 : min(262 - exponent, 253u);
-    const float up = __uint_as_float(field << 23);
+    const PowerOfTwo range = f16_range(amax);
 #pragma unroll
     for (auto& step : q)
       for (uint32_t* word : {&step[half], &step[half + 2]})
-        *word = pack(__uint_as_float(*word << 16) * up, __uint_as_float(*word & 0xffff0000) * up);
-    return __uint_as_float((254 - field) << 23);
+        *word = pack_pair<Element>(__uint_as_float(*word << 16) * range.up,
+                                   __uint_as_float(*word & 0xffff0000) * range.up);
+    return range.down;
   }
 
   __device__ __forceinline__ void clear() {
@@ -162,7 +161,7 @@ struct Attend {
         const float a = ptx::exp2_approx(s[n][2 * half] - base[half]);
         const float b = ptx::exp2_approx(s[n][2 * half + 1] - base[half]);
         sum[half] += a + b;
-        w[2 * n + half] = pack(a, b);
+        w[2 * n + half] = pack_pair<Element>(a, b);
       }
   }
 
@@ -238,14 +237,6 @@ struct Attend {
   }
 
  private:
-  __device__ __forceinline__ static uint32_t pack(float a, float b) {
-    const auto two = [&] {
-      if constexpr (kFp8) return __floats2half2_rn(a, b);
-      else return __floats2bfloat162_rn(a, b);
-    }();
-    return *reinterpret_cast<const uint32_t*>(&two);
-  }
-
   // Keeps kTiles of 2 * kTiles column tiles: the upper ones if the warp's bit is set.
   template <int kTiles>
   __device__ __forceinline__ void exchange(float* buffer, int bit) {

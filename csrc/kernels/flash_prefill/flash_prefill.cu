@@ -14,7 +14,7 @@ namespace {
 
 // [64 of D, heads of a KV head, tokens] of Q: the rows of a tile.
 TensorMapSpec query_map(const FlashPrefillParams& p) {
-  const auto group = static_cast<uint32_t>(p.num_heads / p.kv_heads);
+  const auto group = static_cast<uint32_t>(p.group.value);
   return {.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
           .rank = 3,
           .base = p.q,
@@ -51,7 +51,7 @@ cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
 }  // namespace
 
 void size_flash_prefill(FlashPrefillParams& p) {
-  p.max_items = max_prefill_items(p.rows, p.batch, p.max_seqlen_q, p.num_heads / p.kv_heads);
+  p.max_items = max_prefill_items(p.rows, p.batch, p.max_seqlen_q, p.group.value);
   p.ctas = prefill_ctas(p.max_items, p.kv_heads, p.capacity(), sm_count());
 }
 
@@ -67,6 +67,11 @@ int64_t flash_prefill_partial_words(const FlashPrefillParams& p) {
 cudaError_t flash_prefill_plan(const FlashPrefillParams& p, cudaStream_t stream) {
   LaunchConfig config{.grid = dim3(1), .block = dim3(kPlanThreads)};
   return launch(flash_prefill_plan_kernel, config, stream, p);
+}
+
+int64_t flash_prefill_anchor_words(const FlashPrefillParams& p) {
+  if (max_key_tiles(p.chunk, p.capacity()) <= kAnchorTiles) return 0;
+  return int64_t{p.ctas} * AnchoredSums::kWords;
 }
 
 cudaError_t flash_prefill(const FlashPrefillParams& p, cudaStream_t stream) {

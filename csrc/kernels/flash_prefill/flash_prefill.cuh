@@ -2,18 +2,19 @@
 //
 //   warpgroup 0                          warpgroups 1, 2: 64 rows of the tile each
 //   warp 0: Q, then K0 K1 V0 K2 V1 ...   S = Q K_j, O += P V_(j-1) in flight; softmax of S; P
-//   warps 1-3, e4m3 only: to bf16        ... -> O / sum -> staging -> global
+//   warps 1-3, e4m3 only: to f16         ... -> O / sum -> staging -> global
 //
 // barrier       arrives                       waits       promises
 // q_full        producer, and TMA's bytes     consumers   the item and its Q
 // q_empty       each consumer warp            producer    it needs Q no more
-// ring.full     producer and TMA's bytes, or  consumers   a tile of K or V in bf16
+// ring.full     producer and TMA's bytes, or  consumers   a tile of K or V
 //               each converting warp
 // ring.empty    each consumer warp            producer or converters
 // raw.full      producer, and TMA's bytes     converters  a tile of K or V in e4m3
 // raw.empty     each converting warp          producer
 // named 1       both consumers                both        rows of V that nobody sees are zero
 // named 2, 3    the other consumer            a consumer  its turn to feed the tensor cores
+// named 4, 5    a consumer, e4m3 only         the same    its rows of Q are f16
 //
 // Persistent: CTA c takes its pieces from the list of plan.cuh in snake order; the producer hands
 // them on. A piece that is not all of its item leaves a partial result (merge.cuh). See
@@ -21,6 +22,7 @@
 #pragma once
 #include <cuda.h>
 
+#include "kernels/flash_prefill/anchor.cuh"
 #include "kernels/flash_prefill/loads.cuh"
 #include "kernels/flash_prefill/softmax.cuh"
 #include "ptx/memory.cuh"
@@ -30,12 +32,13 @@
 namespace l4k {
 
 constexpr int kPrefillThreads = 384;
-constexpr int kConsumers = 256;
+constexpr int kConsumers = AnchoredSums::kThreads;
 
 // Ids of named barriers; 0 is __syncthreads'.
 enum PrefillBarrier : int {
   kBarrierCleared = 1,
-  kBarrierTurn = 2,  // and 3: of one consumer warpgroup each
+  kBarrierTurn = 2,     // and 3: of one consumer warpgroup each
+  kBarrierQueries = 4,  // and 5: the same
 };
 
 // Zeroes the rows of a V tile outside `keep`: weights of 0 would not stop a NaN there. Both
@@ -57,6 +60,9 @@ __device__ __forceinline__ void clear_rows(char (&v)[2][kHalfTile], TileSpan kee
 template <bool kFp8>
 struct PrefillConsumer {
   using Smem = PrefillSmem<kFp8>;
+  // What the tensor cores multiply: e4m3 fits f16.
+  using Element = std::conditional_t<kFp8, __half, __nv_bfloat16>;
+  using Softmax = OnlineSoftmax<kFp8 ? 15 : 0>;
   Smem& smem;
   const FlashPrefillParams& p;
   int warp;  // of both consumers: 0 ... 7
@@ -69,7 +75,6 @@ struct PrefillConsumer {
   }
 
   __device__ __forceinline__ const PrefillWork& work() const { return smem.work[items % 2]; }
-  __device__ __forceinline__ int group() const { return p.num_heads / p.kv_heads; }
   __device__ __forceinline__ int consumer() const { return warp / 4; }
   __device__ __forceinline__ int row(int h) const {
     return warp * 16 + threadIdx.x % 32 / 4 + 8 * h;
@@ -83,7 +88,7 @@ struct PrefillConsumer {
       const uint64_t k = ptx::smem_descriptor_sw128(smem.kv[index][half]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)  // 16 of D are 32 bytes, 2 units of the descriptor
-        ptx::Wgmma<128, __nv_bfloat16>::ss(s, q + 2 * i, k + 2 * i, half + i > 0);
+        ptx::Wgmma<128, Element>::ss(s, q + 2 * i, k + 2 * i, half + i > 0);
     }
     ptx::wgmma_commit();
   }
@@ -94,7 +99,8 @@ struct PrefillConsumer {
     const uint64_t v = ptx::smem_descriptor_sw128_transposed(smem.kv[index][0], kHalfTile);
 #pragma unroll
     for (int i = 0; i < 8; ++i)  // 16 keys are 16 rows of 128 bytes
-      ptx::WgmmaRegisterA<128>::rs<true>(o, weights[i], v + i * (16 * 128 / 16), true);
+      ptx::WgmmaRegisterA<128, Element>::template rs<true>(o, weights[i], v + i * (16 * 128 / 16),
+                                                           true);
     ptx::wgmma_commit();
   }
 
@@ -105,7 +111,7 @@ struct PrefillConsumer {
     TileSpan seen[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const Span keys = visible_keys(int64_t{work().position} + row(h) / group(), p.chunk);
+      const Span keys = visible_keys(int64_t{work().position} + p.group.quotient(row(h)), p.chunk);
       seen[h] = within_tile(keys, int64_t{key_tile} * kPrefillKeys, kPrefillKeys);
       if (bad_boxes == 0 || seen[h].first == seen[h].end) continue;
       const int slots = box_slots(p.page_size);
@@ -127,7 +133,7 @@ struct PrefillConsumer {
 
   // S becomes the next weights, against all keys so far. Two calls, since after an optional mask
   // ptxas moves the wait that follows in front of the exponentials, and nothing overlaps.
-  __device__ __forceinline__ void softmax_step(float (&s)[64], OnlineSoftmax& softmax, int key_tile,
+  __device__ __forceinline__ void softmax_step(float (&s)[64], Softmax& softmax, int key_tile,
                                                uint32_t bad_boxes, float (&rescale)[2],
                                                uint32_t& broken) {
     const bool whole = work().first_whole <= key_tile && key_tile < work().end_whole;
@@ -139,32 +145,32 @@ struct PrefillConsumer {
     }
   }
 
-  // Adds all keys of one item to O, which stays unnormalised.
-  __device__ __forceinline__ void attend(float (&o)[64], OnlineSoftmax& softmax, uint32_t& broken) {
+  // Adds the keys of tiles [tile, end) to O, which stays unnormalised.
+  __device__ __forceinline__ void attend(float (&o)[64], Softmax& softmax, uint32_t& broken,
+                                         int tile, int end) {
     uint32_t weights[8][4];
     float rescale[2];
-    int tile = work().first_tile;
     {
       float s[64];
       smem.ring.wait_full(stage);
-      const uint32_t bad = smem.bad[stage.index];
+      const uint32_t bad = smem.bad[stage.phase][stage.index];
       ptx::wgmma_fence();
       scores(s, stage.index);
       ptx::wgmma_wait<0>();
       arrive(&smem.ring.empty[stage.index]);
       stage.advance();
       softmax_step(s, softmax, tile, bad, rescale, broken);
-      to_operand<8>(s, weights);
+      to_operand<Element, 8>(s, weights);
     }
 #pragma unroll 1
-    for (++tile; tile < work().end_tile; ++tile) {
+    for (++tile; tile < end; ++tile) {
       float s[64];
       const auto k_stage = stage;
       stage.advance();
       const auto v_stage = stage;
       stage.advance();
       smem.ring.wait_full(k_stage);
-      const uint32_t bad = smem.bad[k_stage.index];
+      const uint32_t bad = smem.bad[k_stage.phase][k_stage.index];
       await_values(v_stage, tile - 1);
       // While one warpgroup's products run, the other computes its softmax.
       ptx::named_barrier_sync(kBarrierTurn + consumer(), kConsumers);
@@ -179,9 +185,9 @@ struct PrefillConsumer {
       arrive(&smem.ring.empty[v_stage.index]);
 #pragma unroll
       for (int r = 0; r < 64; ++r) o[r] *= rescale[r / 2 % 2];
-      to_operand<8>(s, weights);
+      to_operand<Element, 8>(s, weights);
     }
-    arrive(&smem.q_empty);  // the next item's Q, K and V come during the rest of this one
+    if (end == work().end_tile) arrive(&smem.q_empty);  // the next Q comes during the rest
     await_values(stage, tile - 1);
     ptx::wgmma_fence();
     weighted(o, weights, stage.index);
@@ -191,7 +197,7 @@ struct PrefillConsumer {
   }
 
   // Normalises, and stores whole rows of 256 bytes by way of this warp's staging buffer.
-  __device__ __forceinline__ void store(const float (&o)[64], const OnlineSoftmax& softmax,
+  __device__ __forceinline__ void store(const float (&o)[64], const Softmax& softmax,
                                         uint32_t broken, const PrefillWork& at) {
     const int lane = threadIdx.x % 32;
     const float v_scale = p.v_scale != nullptr ? p.v_scale[at.kv_head] : 1.f;
@@ -199,12 +205,12 @@ struct PrefillConsumer {
     bool nothing[2];  // to see; keys of weight 0 alone are another thing, and give NaN
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int token = row(h) / group();
+      const int token = p.group.quotient(row(h));
       const int64_t position = int64_t{at.position} + token;
       nothing[h] = (broken >> h & 1) != 0 || position < 0 || position >= p.capacity();
       factor[h] = v_scale / softmax.sum[h];
       if (lane % 4 == 0 && token < at.tokens) {
-        const int64_t head = int64_t{at.kv_head} * group() + row(h) % group();
+        const int64_t head = (at.kv_head - token) * p.group.value + row(h);
         p.lse[head * p.rows + at.row + token] = nothing[h] ? kMinusInfinity : softmax.lse(h);
       }
     }
@@ -224,30 +230,64 @@ struct PrefillConsumer {
                        packed[3]);
     }
     __syncwarp();
-    auto* out = static_cast<uint4*>(p.out);
-    const int vector = lane % 16;  // of 16 bytes
+    // Sixteen lanes store a row. Its chunk in the swizzle differs from row to row by constants alone.
+    const int vector = lane % 16, even = lane / 16;
+    const char* from = staging[vector / 8] + even * 128;
+    const uint32_t chunk = (vector % 8 ^ even) * 16;
+    uint4 rows[8];
 #pragma unroll
-    for (int i = lane / 16; i < 16; i += 2) {
-      const int token = (warp * 16 + i) / group(), head = (warp * 16 + i) % group();
-      if (token >= at.tokens) continue;
-      const uint32_t offset = swizzle_128(i * 128 + vector % 8 * 16);
-      const int64_t to = int64_t{at.row + token} * p.num_heads + at.kv_head * group() + head;
-      ptx::store_streaming(&out[to * 16 + vector],
-                           *reinterpret_cast<const uint4*>(&staging[vector / 8][offset]));
+    for (int i = 0; i < 8; ++i)
+      rows[i] = *reinterpret_cast<const uint4*>(from + i * 256 + (chunk ^ i % 4 * 32));
+    auto* out = ptx::opaque(static_cast<uint4*>(p.out) + vector +
+                            (int64_t{at.row} * p.num_heads + at.kv_head * p.group.value) * 16);
+    const int others = p.num_heads - p.group.value;  // heads between a token's rows and the next
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = warp * 16 + even + 2 * i, token = p.group.quotient(row);
+      if (token < at.tokens) ptx::store_streaming(out + (row + token * others) * 16, rows[i]);
+    }
+  }
+
+  // Q of a new item is there; for an e4m3 cache it becomes f16, and the scores' scale undoes its own.
+  __device__ __forceinline__ void convert_queries(Softmax& softmax) {
+    float undo[2];
+    queries_to_f16(smem.q, warp, undo);
+    softmax.scale[0] *= undo[0];
+    softmax.scale[1] *= undo[1];
+    ptx::fence_proxy_async();
+    ptx::named_barrier_sync(kBarrierQueries + consumer(), kConsumers / 2);
+  }
+
+  // All keys of an item, kAnchorTiles tiles after the other.
+  __device__ __forceinline__ void attend_all(float (&o)[64], Softmax& softmax, uint32_t& broken) {
+    int first = work().first_tile;
+    const int end = work().end_tile;
+    if (first >= end) return arrive(&smem.q_empty);
+    if constexpr (kFp8) convert_queries(softmax);
+#pragma unroll 1
+    while (first < end) {
+      const int stop = min(end - first, kAnchorTiles) + first;
+      attend(o, softmax, broken, first, stop);
+      const AnchoredSums anchor{reinterpret_cast<float4*>(p.anchors) +
+                                blockIdx.x * (AnchoredSums::kWords / 4) + threadIdx.x -
+                                (kPrefillThreads - kConsumers)};
+      if (first > work().first_tile) anchor.add_to(o, softmax);
+      if (stop < end) anchor.put_away(o, softmax);
+      first = stop;
     }
   }
 
   // What merge.cuh adds up: sums of values, relative to the row's maximum.
-  __device__ __forceinline__ void store_partial(const float (&o)[64], const OnlineSoftmax& softmax,
+  __device__ __forceinline__ void store_partial(const float (&o)[64], const Softmax& softmax,
                                                 uint32_t broken, const PrefillWork& at) {
     const PrefillPartials partials(p);
     const int column = 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (row(h) / group() >= at.tokens) continue;
-      const int64_t place = int64_t{at.slot} * kPrefillRows + row(h);
+      if (p.group.quotient(row(h)) >= at.tokens) continue;
+      const int place = at.slot * kPrefillRows + row(h);
       if (column == 0)
-        partials.states[place] = {softmax.max[h] * softmax.scale,
+        partials.states[place] = {softmax.base(h, softmax.max[h]),
                                   (broken >> h & 1) != 0 ? -1.f : softmax.sum[h]};
       float* to = partials.values + place * 128 + column;
 #pragma unroll
@@ -263,17 +303,14 @@ struct PrefillConsumer {
       if (work().row < 0) return;
       warp = ptx::opaque(warp);
       const float k_scale = p.k_scale != nullptr ? p.k_scale[work().kv_head] : 1.f;
-      OnlineSoftmax softmax(p.softmax_scale * kLog2E * k_scale);
+      Softmax softmax(p.softmax_scale * kLog2E * k_scale);
       uint32_t broken = 0;
       float o[64];
 #pragma unroll
       for (int r = 0; r < 64; ++r) o[r] = 0.f;
-      if (work().first_tile < work().end_tile) {
-        attend(o, softmax, broken);
-      } else {
-        arrive(&smem.q_empty);
-      }
+      attend_all(o, softmax, broken);
       softmax.finish();
+      warp = ptx::opaque(warp);  // again: nothing of the rows' places is kept until here
       if (work().slot < 0) store(o, softmax, broken, work());
       else store_partial(o, softmax, broken, work());
     }
@@ -310,27 +347,26 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   __syncthreads();
-  const PrefillLists lists(p);
-  clear_tail(p, lists.rows);
+  clear_tail(p, PrefillLists(p).rows);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<56>();
     if (warp == 0) {
       PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
-      for_each_work(lists, producer);
+      for_each_work(p, producer);
       PrefillWork end{};
       end.row = -1;
       producer.publish(end);
     } else if constexpr (kFp8) {
       PrefillConverter converter{smem, warp - 1};
-      for_each_work(lists, converter);
+      for_each_work(p, converter);
     }
   } else {
     ptx::registers_increase<224>();
     if (warpgroup == 2) ptx::named_barrier_arrive(kBarrierTurn, kConsumers);  // the first turn
     PrefillConsumer<kFp8>{smem, p, warp - 4}.run();
-    if (warpgroup == 1)
+    if (threadIdx.x / 128 == 1)
       ptx::named_barrier_sync(kBarrierTurn, kConsumers);  // takes back the last one
   }
 }

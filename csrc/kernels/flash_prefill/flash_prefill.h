@@ -5,12 +5,14 @@
 #include <cstdint>
 
 #include "kernels/flash_prefill/schedule.h"
+#include "tile/divide.h"
 
 namespace l4k {
 
 struct FlashPrefillParams {
   int rows, batch;  // rows of Q: the new tokens of all sequences
   int num_heads, kv_heads;
+  SmallDivisor group;                   // heads of Q for each of the cache
   int num_pages, page_size, max_pages;  // page_size: a multiple of 8
   int max_seqlen_q;
   int64_t chunk;  // 0: none
@@ -31,6 +33,7 @@ struct FlashPrefillParams {
   int* plan;        // of flash_prefill_plan_words(), 16-byte aligned
   bool planned;     // the plan has been made
   float* partials;  // workspace of flash_prefill_partial_words()
+  float* anchors;   // workspace of flash_prefill_anchor_words()
   uint32_t* error;  // sticky error word
 
   // Of a launch on this device: size_flash_prefill() fills them in.
@@ -59,6 +62,7 @@ struct FlashPrefillParams {
 void size_flash_prefill(FlashPrefillParams& params);
 int64_t flash_prefill_plan_words(const FlashPrefillParams& params);
 int64_t flash_prefill_partial_words(const FlashPrefillParams& params);
+int64_t flash_prefill_anchor_words(const FlashPrefillParams& params);
 
 // Of the lengths alone: needs no q, no cache and no results.
 cudaError_t flash_prefill_plan(const FlashPrefillParams& params, cudaStream_t stream);

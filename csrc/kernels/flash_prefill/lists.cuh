@@ -54,7 +54,7 @@ struct PrefillLists {
     }
     const int slots = p.cuts() ? max_prefill_slots(p.kv_heads, p.ctas) : 0;
     const bool fits = first >= 0 && first < end && end <= p.rows &&
-                      is_below(item.tile, ceil_div(end - first, prefill_tokens(group()))) &&
+                      is_below(item.tile, ceil_div(end - first, prefill_tokens(p.group.value))) &&
                       item.piece < item.pieces &&
                       (item.pieces == 1 || (item.slot >= 0 && item.slot <= slots - item.pieces));
     if (fits) return {first, end - first};
@@ -62,15 +62,13 @@ struct PrefillLists {
     return {0, 0};
   }
 
-  __device__ __forceinline__ int group() const { return p.num_heads / p.kv_heads; }
-
   // False for an item that this batch does not have.
   __device__ __forceinline__ bool find(const PrefillItem& item, int kv_head,
                                        PrefillWork& work) const {
     const QueryRows rows = rows_of(item);
     if (rows.count == 0) return false;
     static_cast<PrefillTile&>(work) = prefill_tile(
-        item.tile, rows.count, p.seqlens_k[item.sequence], group(), p.chunk, p.capacity());
+        item.tile, rows.count, p.seqlens_k[item.sequence], p.group.value, p.chunk, p.capacity());
     const PrefillPieces pieces = pieces_of(work.end_tile - work.first_tile, item.pieces);
     work.end_tile = work.first_tile + pieces.begin(item.piece + 1);
     work.first_tile += pieces.begin(item.piece);
@@ -91,10 +89,11 @@ struct PrefillPartials {
   __device__ __forceinline__ explicit PrefillPartials(const FlashPrefillParams& p)
       : values(p.partials), states(reinterpret_cast<float2*>(p.partials + rows(p) * 128)) {}
 
-  L4K_HD static int64_t rows(const FlashPrefillParams& p) {
-    return int64_t{max_prefill_slots(p.kv_heads, p.ctas)} * p.kv_heads * kPrefillRows;
+  // At most 2^17, so that no offset needs more than 32 bits.
+  L4K_HD static int rows(const FlashPrefillParams& p) {
+    return max_prefill_slots(p.kv_heads, p.ctas) * p.kv_heads * kPrefillRows;
   }
-  static int64_t words(const FlashPrefillParams& p) { return rows(p) * (128 + 2); }
+  static int64_t words(const FlashPrefillParams& p) { return int64_t{rows(p)} * (128 + 2); }
 };
 
 }  // namespace l4k

@@ -18,7 +18,7 @@ constexpr int kMergeCtasPerSm = 4;
 // A row of an item, and the warps that share it.
 struct MergeRow {
   const PrefillPartials& partials;
-  int64_t first, step;  // row of piece 0 among all partial results, and from piece to piece
+  int first, step;  // row of piece 0 among all partial results, and from piece to piece
   int pieces;
   int own, warps;  // this warp takes pieces own, own + warps, ...
 
@@ -48,7 +48,7 @@ struct MergeRow {
     float4 total{0.f, 0.f, 0.f, 0.f};
 #pragma unroll 8
     for (int k = own; k < pieces; k += warps) {
-      const int64_t row = first + k * step;
+      const int row = first + k * step;
       const float w = weight(__ldcg(partials.states + row).x, maximum);
       const float4 v =
           __ldcg(reinterpret_cast<const float4*>(partials.values + row * 128) + threadIdx.x % 32);
@@ -97,18 +97,19 @@ __global__ void __launch_bounds__(kMergeThreads, kMergeCtasPerSm)
   const int given = lists.merge_warps, warp = threadIdx.x / 32;
   const int warps = given == 2 || given == 4 || given == 8 ? given : 1;
   const int rows = kMergeWarps / warps, blocks = kPrefillRows / rows;
-  const int count = lists.cut * p.kv_heads * blocks, group = lists.group();
+  const int count = lists.cut * p.kv_heads * blocks, group = p.group.value;
   const int own = warp % warps;
   for (int i = blockIdx.x; i < count; i += gridDim.x) {
     const int r = i % blocks * rows + warp / warps, kv_head = i / blocks % p.kv_heads;
     const PrefillItem item = lists.cut_items[i / blocks / p.kv_heads];
     const QueryRows queries = lists.rows_of(item);
     if (queries.count == 0 || item.pieces == 1) continue;  // all warps, or none
-    const int tokens = prefill_tokens(group), token = item.tile * tokens + r / group;
-    const bool exists = r / group < tokens && token < queries.count;
+    const int tokens = prefill_tokens(group), in_tile = p.group.quotient(r);
+    const int token = item.tile * tokens + in_tile;
+    const bool exists = in_tile < tokens && token < queries.count;
     const MergeRow row{.partials = partials,
-                       .first = (int64_t{item.slot} * p.kv_heads + kv_head) * kPrefillRows + r,
-                       .step = int64_t{p.kv_heads} * kPrefillRows,
+                       .first = (item.slot * p.kv_heads + kv_head) * kPrefillRows + r,
+                       .step = p.kv_heads * kPrefillRows,
                        .pieces = item.pieces,
                        .own = own,
                        .warps = warps};
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kMergeThreads, kMergeCtasPerSm)
     }
     if (warps > 1) add_warps(total, own, warps, sums);
     if (exists && own == 0)
-      store_merged(p, queries.first + token, kv_head, kv_head * group + r % group,
+      store_merged(p, queries.first + token, kv_head, kv_head * group + r - in_tile * group,
                    int64_t{p.seqlens_k[item.sequence]} - queries.count + token, total, state, bad);
   }
 }

@@ -33,7 +33,7 @@ struct PlanSmem {
   int counts[kPrefillClasses];  // pieces of a class, then where its next piece goes
   int ends[kPlanThreads];       // tiles of the sequences up to this one, of those looked at
   int warp_totals[32];
-  PlanTile tiles[2 * kPrefillMaxCtas];
+  PlanTile tiles[kPrefillMaxCut * kPrefillMaxCtas];
   PrefillTotals totals;
   unsigned long long best;  // cost, then how many key tiles a piece has at most
   int slots, cut;           // taken so far
@@ -54,7 +54,7 @@ __device__ __forceinline__ int running_total(int value, int (&warp_totals)[32]) 
 template <typename Visit>
 __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanSmem& smem,
                                               Visit visit) {
-  const int group = p.num_heads / p.kv_heads;
+  const int group = p.group.value;
   for (int base = 0; base < p.batch; base += kPlanThreads) {
     const int mine = base + threadIdx.x;
     int tiles = 0;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void for_each_tile(const FlashPrefillParams& p, PlanS
   }
 }
 
-// Collects the tiles of a batch that may be cut: fewer than two for each CTA.
+// Collects the tiles of a batch that may be cut.
 __device__ __forceinline__ void collect_tiles(const FlashPrefillParams& p, PlanSmem& smem) {
   if (threadIdx.x == 0) {
     smem.totals = {0, 0, 0};

@@ -17,10 +17,12 @@ namespace l4k {
 
 constexpr int kPrefillRows = 128;  // of a tile of queries: tokens x heads of one KV head
 constexpr int kPrefillKeys = 128;  // of a tile of keys
+constexpr int kAnchorTiles = 512;  // of keys, 64K keys, that one accumulator adds up (anchor.cuh)
 
 // CTAs that share the pieces; also what bounds a plan on any GPU.
 constexpr int kPrefillMaxCtas = 256;
-constexpr int kPrefillWaves = 4;  // pieces of a cut batch for each CTA, at most
+constexpr int kPrefillWaves = 5;  // pieces of a cut batch for each CTA, at most
+constexpr int kPrefillMaxCut = 3;  // items for each CTA; of more, none is cut
 
 // Piece `piece` of tile `tile` of sequence `sequence`, for every KV head.
 struct alignas(16) PrefillItem {
@@ -63,9 +65,9 @@ L4K_HD constexpr int64_t max_prefill_items(int64_t rows, int64_t batch, int64_t 
   return by_rows < by_length ? by_rows : by_length;
 }
 
-// Cutting is considered where there are fewer items than two for each CTA.
+// Cutting is considered where there are fewer items than three for each CTA.
 L4K_HD constexpr bool may_cut(int64_t items, int kv_heads, int ctas) {
-  return items > 0 && items * kv_heads < 2 * ctas;
+  return items > 0 && items * kv_heads < kPrefillMaxCut * ctas;
 }
 
 // The CTAs of a launch on `sms` SMs, from shapes alone. At least one: there may be rows that no
@@ -83,7 +85,8 @@ L4K_HD constexpr int64_t max_prefill_pieces(int64_t items) {
   return items > kCut ? items : kCut;
 }
 L4K_HD constexpr int64_t max_prefill_cut(int64_t items) {
-  return items < 2 * kPrefillMaxCtas ? items : 2 * kPrefillMaxCtas;
+  constexpr int64_t kCut = kPrefillMaxCut * kPrefillMaxCtas;
+  return items < kCut ? items : kCut;
 }
 
 L4K_HD constexpr int64_t prefill_list_items(int64_t items) {
@@ -127,6 +130,13 @@ L4K_HD constexpr PrefillTile prefill_tile(int tile, int len_q, int len_k, int gr
           .end_tile = narrow(end_tile),
           .first_whole = narrow(tiles.whole.first),
           .end_whole = narrow(tiles.whole.end)};
+}
+
+// Tiles of keys that a tile of queries visits, whatever the lengths are: the bound for anchors.
+L4K_HD constexpr int64_t max_key_tiles(int64_t chunk, int64_t capacity) {
+  const int64_t by_capacity = capacity / kPrefillKeys + 1;
+  const int64_t by_chunk = (chunk + kPrefillRows) / kPrefillKeys + 2;
+  return chunk == 0 || by_capacity < by_chunk ? by_capacity : by_chunk;
 }
 
 // The key tiles of an item's pieces: as even as whole tiles allow.

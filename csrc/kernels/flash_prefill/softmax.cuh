@@ -18,36 +18,56 @@ __device__ __forceinline__ void mask(float (&s)[kRegisters], const TileSpan (&se
   }
 }
 
+// Weights are relative to a row's maximum and at most 2^kShift. f16 is as fine as float32 needs it
+// only above 2^-14: with a shift of 15 it has 2^29 below the largest weight, and loses what is 2^-39
+// of it. bf16 has the range of float32.
+template <int kShift>
 struct OnlineSoftmax {
-  float scale;   // of S, times log2(e)
-  float max[2];  // of S so far
-  float sum[2];  // of this thread's weights, relative to `max`
+  float scale[2];  // of S, times log2(e)
+  float max[2];    // of S so far
+  float sum[2];    // of this thread's weights, relative to `max`
 
   __device__ __forceinline__ explicit OnlineSoftmax(float scale)
-      : scale(scale), max{kMinusInfinity, kMinusInfinity}, sum{0.f, 0.f} {}
+      : scale{scale, scale}, max{kMinusInfinity, kMinusInfinity}, sum{0.f, 0.f} {}
 
-  // S becomes the weights; what was summed up before is to be multiplied by `rescale`.
+  // The exponent that weights are relative to. Rounded up: no weight becomes larger than 2^kShift.
+  __device__ __forceinline__ float base(int h, float maximum) const {
+    return __fmaf_ru(maximum, scale[h], -kShift);
+  }
+
+  // What turns sums relative to `earlier`, a maximum, into sums relative to the one of now. Exactly
+  // 1 if they are equal: a little less, a thousand times, would be a loss.
+  __device__ __forceinline__ float rescale(int h, float earlier) const {
+    // A row that has seen no key yet: inf - inf would be NaN.
+    if (earlier == kMinusInfinity) return 0.f;
+    return ptx::exp2_approx(base(h, earlier) - base(h, max[h]));
+  }
+
+  // S becomes the weights; what was summed up before is to be multiplied by `factor`.
   template <int kRegisters>
-  __device__ __forceinline__ void step(float (&s)[kRegisters], float (&rescale)[2]) {
-    float base[2];
+  __device__ __forceinline__ void step(float (&s)[kRegisters], float (&factor)[2]) {
+    float relative_to[2], added[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float m = max[h];
+      const float before = max[h];
+      float m = before;
 #pragma unroll
       for (int r = 2 * h; r < kRegisters; r += 4) m = fmaxf(m, fmaxf(s[r], s[r + 1]));
       m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 1));
       m = fmaxf(m, __shfl_xor_sync(0xffffffff, m, 2));
-      // A row that has seen no key yet: inf - inf would be NaN.
-      base[h] = m == kMinusInfinity ? 0.f : m * scale;
-      rescale[h] = max[h] == kMinusInfinity ? 0.f : ptx::exp2_approx(max[h] * scale - base[h]);
       max[h] = m;
-      sum[h] *= rescale[h];
+      relative_to[h] = m == kMinusInfinity ? 0.f : base(h, m);
+      factor[h] = rescale(h, before);
     }
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) {
-      s[r] = ptx::exp2_approx(s[r] * scale - base[r / 2 % 2]);
-      sum[r / 2 % 2] += s[r];
+      const int h = r / 2 % 2;
+      s[r] = ptx::exp2_approx(s[r] * scale[h] - relative_to[h]);
+      added[h] = r == 2 * h ? s[r] : added[h] + s[r];
     }
+    // A tile at a time: a long sum would round each of its weights to a grid of its own size.
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sum[h] = sum[h] * factor[h] + added[h];
   }
 
   // The sums over whole rows.
@@ -62,16 +82,16 @@ struct OnlineSoftmax {
   // Natural logarithm of a row's denominator; -inf if it sees nothing.
   __device__ __forceinline__ float lse(int h) const {
     constexpr float kLn2 = 0.6931471805599453f;
-    return sum[h] == 0.f ? kMinusInfinity : (max[h] * scale + log2f(sum[h])) * kLn2;
+    return sum[h] == 0.f ? kMinusInfinity : (base(h, max[h]) + log2f(sum[h])) * kLn2;
   }
 };
 
 // An accumulator of 64 x 16 n as n A operands of 64 x 16: the same elements in the same threads.
-template <int kBlocks>
+template <typename T, int kBlocks>
 __device__ __forceinline__ void to_operand(const float (&s)[8 * kBlocks],
                                            uint32_t (&p)[kBlocks][4]) {
 #pragma unroll
-  for (int i = 0; i < 4 * kBlocks; ++i) p[i / 4][i % 4] = pack_pair(s[2 * i], s[2 * i + 1]);
+  for (int i = 0; i < 4 * kBlocks; ++i) p[i / 4][i % 4] = pack_pair<T>(s[2 * i], s[2 * i + 1]);
 }
 
 }  // namespace l4k

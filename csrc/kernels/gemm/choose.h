@@ -10,7 +10,7 @@ namespace l4k {
 struct GemmProblem {
   int m, n, k;  // elements
   int num_experts;
-  bool fp8, fast_accum, gelu;
+  bool fp8, fast_accum, gelu, swiglu;
   bool block_scales;  // scales that change along K
   bool fp8_out;       // SwiGLU to e4m3 with 1x128 scales
   bool can_stream;    // csrc/kernels/stream_gemm computes it as well
@@ -20,13 +20,14 @@ struct GemmProblem {
 constexpr bool can_run(const GemmConfig& c, const GemmProblem& p) {
   if (c.fp8 != p.fp8 || (p.block_scales && !c.promote)) return false;
   if (p.fp8_out && !c.fp8_results()) return false;
+  if (p.swiglu && !c.swiglu()) return false;
   return c.swap || c.gelu == p.gelu;
 }
 
 // CTAs that work on one tile of the schedule: a cluster of the configuration, the two that share a
 // scale, or the splits of K.
 constexpr int ctas_per_tile(const GemmConfig& c, const GemmProblem& p, int splits) {
-  if (!c.swap) return c.cluster();
+  if (!c.swap && splits == 1) return c.cluster();
   return p.fp8_out ? 2 : splits;
 }
 
@@ -66,7 +67,9 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   const int ctas = ctas_per_tile(c, p, splits);
   const int64_t slots = machine.slots(c, ctas);
   if (slots == 0) return INT64_MAX;
-  const int64_t tile_m = int64_t{c.block_m} * c.cluster_m;
+  const bool halves_of_k = !c.swap && splits > 1;  // by a pair that shares nothing
+  const int shared_by = halves_of_k ? 1 : c.cluster_m;
+  const int64_t tile_m = int64_t{c.block_m} * shared_by;
   const int64_t tile_n = int64_t{c.block_n} * (c.swap && p.fp8_out ? 2 : c.cluster_n);
   // Of an expert's last tile, or sub-tile, half is empty on average; experts without rows have none.
   const int64_t active = p.m < p.num_experts ? p.m : p.num_experts;
@@ -77,9 +80,9 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   const int64_t row_tiles = tiles_of(tile_m), column_tiles = ceil_div<int64_t>(p.n, tile_n);
   // A pair that shares B takes a tail tile where only half of its own would be full; its CTAs then
   // share nothing.
-  const int64_t halves = tiles_of(tile_m / c.cluster_m);
-  const int64_t tail = c.cluster_m > 1 ? 2 * row_tiles - halves : 0;
-  const int64_t tiles = ceil_div<int64_t>(halves * column_tiles, c.cluster_m);
+  const int64_t halves = tiles_of(c.block_m);
+  const int64_t tail = shared_by > 1 ? 2 * row_tiles - halves : 0;
+  const int64_t tiles = ceil_div<int64_t>(halves * column_tiles, shared_by);
   const int64_t waves = ceil_div(tiles, slots);
 
   // Of one K block. An expert's last tile may have fewer sub-tiles than it has room for.
@@ -87,7 +90,7 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
   const int64_t operands = 8 * (2048 + 32 * right) / 128;  // both warpgroups', of a sub-tile
   const int64_t products = right >= 64 ? 4 * right : operands;
   const int64_t rows_in = c.block_m / c.cluster_n;
-  const int64_t columns_in = c.block_n / c.cluster_m * (halves + tail) / halves;
+  const int64_t columns_in = c.block_n / shared_by * (halves + tail) / halves;
   const int64_t promotion = c.promote ? 5 * right / 2 + 280 : 0;
   int64_t block = sub_tiles * products / row_tiles;
   const auto at_least = [&](int64_t cycles) { block = block > cycles ? block : cycles; };
@@ -97,6 +100,7 @@ constexpr int64_t modelled_cost(const GemmConfig& c, const GemmProblem& p, int s
 
   const int64_t k_blocks = ceil_div(ceil_div(p.k, c.block_k()), splits);
   int64_t finish = 32 * right * c.sub_tiles();
+  if (halves_of_k) finish += 3000 + 16 * right;
   if (c.swap) finish = splits == 1 ? 600 + 115 * c.block_m : 3000 + 80 * c.block_m;
   const int64_t compute = waves * (k_blocks * block + finish);
   const int64_t element = p.fp8 ? 1 : 2;
@@ -123,21 +127,25 @@ struct GemmChoice {
 };
 static_assert(kNumGemmConfigs <= 100);
 
-// The configuration that was measured to be the best for a product, up to this many rows of A.
+// The configuration that was measured to be the best for a product, up to this many rows of A, among
+// those up to a generation.
 struct TunedGemm {
   int n, k, num_experts;
   bool fp8, fast_accum;
   int max_m;
+  int generation = 0;
   GemmChoice choice = {GemmChoice::kModelled, 0};  // the model's was as good
 };
 constexpr TunedGemm kTunedGemms[] = {
 #include "kernels/gemm/tuned.h"
 };
 
-// Splits of K: only of swapped operands, and as long as every CTA keeps a K block.
+// Splits of K: as long as every CTA keeps a K block. A pair fills its stages in step, so that two
+// splits must be equal.
 constexpr int max_splits(const GemmConfig& c, const GemmProblem& p) {
-  if (!c.swap || p.fp8_out) return 1;
   const int k_blocks = ceil_div(p.k, c.block_k());
+  if (c.split_k) return 2 - k_blocks % 2;
+  if (!c.swap || p.fp8_out) return 1;
   return k_blocks < kMaxSplits ? k_blocks : kMaxSplits;
 }
 
@@ -154,16 +162,19 @@ constexpr bool can_run(GemmChoice asked, const GemmProblem& p) {
          asked.splits <= max_splits(kGemmConfigs[asked.config], p);
 }
 
-// The configuration of least modelled cost among those that are `asked` for.
+// The configuration of least modelled cost among those that are `asked` for, up to a generation.
 constexpr GemmChoice choose_config(const GemmProblem& p, GemmChoice asked,
-                                   const GemmMachine& machine) {
+                                   const GemmMachine& machine, int generation = INT32_MAX) {
   GemmChoice best{GemmChoice::kNone, 1};
   int64_t best_cost = INT64_MAX;
+  const bool precise = !p.fast_accum || p.block_scales;
   for (int i = 0; i < kNumGemmConfigs; ++i) {
     const GemmConfig& c = kGemmConfigs[i];
-    if (!can_run(c, p) || (asked.config >= 0 && i != asked.config)) continue;
-    // The tile for 16 tokens is always promoted: beside it fast accumulation was under 1 % faster.
-    const bool other = c.right() > 16 && c.promote == (p.fast_accum && !p.block_scales);
+    if (!can_run(c, p) || c.generation > generation || (asked.config >= 0 && i != asked.config))
+      continue;
+    // Fast accumulation is a permission: only of swapped tiles there are both kinds, and of that for 16
+    // tokens the promoted one, which was under 1 % slower.
+    const bool other = precise ? !c.promote : c.promote && c.swap && c.right() > 16;
     if (asked.config < 0 && p.fp8 && other) continue;
     for (int splits = 1; splits <= max_splits(c, p); ++splits) {
       if (asked.splits > 0 && splits != asked.splits) continue;
@@ -177,21 +188,36 @@ constexpr GemmChoice choose_config(const GemmProblem& p, GemmChoice asked,
   return best;
 }
 
+// What was measured to be best, unless a configuration that was not there yet is modelled to be over
+// 10 % better.
+constexpr GemmChoice choose_tuned(const GemmProblem& p, const TunedGemm& tuned,
+                                  const GemmMachine& machine) {
+  constexpr GemmChoice kAny = {GemmChoice::kModelled, 0};
+  const GemmChoice old =
+      can_run(tuned.choice, p) ? tuned.choice : choose_config(p, kAny, machine, tuned.generation);
+  const GemmChoice best = choose_config(p, kAny, machine);
+  if (old.config < 0 || kGemmConfigs[best.config].generation <= tuned.generation) return old;
+  const auto cost = [&](GemmChoice choice) {
+    return modelled_cost(kGemmConfigs[choice.config], p, choice.splits, machine);
+  };
+  return 10 * cost(best) < 9 * cost(old) ? best : old;
+}
+
 // What is asked for; the tuned choice; few rows of A stream; else the model's.
 constexpr GemmChoice choose_gemm(const GemmProblem& p, GemmChoice asked,
                                  const GemmMachine& machine) {
+  const bool few = asked.config < 0 && p.m <= streamed_rows(p) && p.can_stream;
   if (asked.config == GemmChoice::kTuned) {
     for (const TunedGemm& t : kTunedGemms) {
       if (t.n != p.n || t.k != p.k || t.num_experts != p.num_experts || t.fp8 != p.fp8 ||
           t.fast_accum != p.fast_accum || p.m > t.max_m)
         continue;
-      if (can_run(t.choice, p)) return t.choice;
-      break;
+      if (few && !can_run(t.choice, p)) break;
+      return choose_tuned(p, t, machine);
     }
   }
   const bool stream = asked.config == GemmChoice::kStream;
-  const bool few = asked.config < 0 && p.m <= streamed_rows(p);
-  if ((stream || few) && p.can_stream) return {GemmChoice::kStream, 1};
+  if (few || (stream && p.can_stream)) return {GemmChoice::kStream, 1};
   return stream ? GemmChoice{GemmChoice::kNone, 1} : choose_config(p, asked, machine);
 }
 

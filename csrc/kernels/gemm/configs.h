@@ -20,6 +20,8 @@ struct GemmConfig {
   bool promote = false;
   // erf-GELU on 64 registers a thread, which only the vision tower needs (swapped ones all have it).
   bool gelu = false;
+  bool split_k = false;  // CTAs that share B may instead sum half of K each, for up to 128 rows
+  int generation = 0;    // of the table; measurements know the entries up to theirs
   int block_m, block_n;  // rows and columns of D, one CTA
   int stages;
   // Neighbouring tiles of a cluster: CTAs in one column of tiles share B's box, in one row A's.
@@ -30,6 +32,12 @@ struct GemmConfig {
   L4K_HD constexpr bool fp8_results() const {
     return fp8 && block_n == 128 && (swap || cluster_n == 2);
   }
+  // Columns of a box of bf16 results: the widest swizzle that cuts the tile into whole boxes.
+  L4K_HD constexpr int result_box() const {
+    return block_n % 64 == 0 ? 64 : block_n % 32 == 0 ? 32 : 16;
+  }
+  // SwiGLU leaves half of the columns, which must be whole boxes as well.
+  L4K_HD constexpr bool swiglu() const { return swap || block_n % 128 == 0; }
   L4K_HD constexpr int block_k() const { return fp8 ? 128 : 64; }
   // wgmma's operands: both warpgroups' 64 rows, and the columns.
   L4K_HD constexpr int left() const { return swap ? block_n : block_m; }
@@ -40,10 +48,15 @@ struct GemmConfig {
   L4K_HD constexpr int stage_bytes() const { return (block_m + block_n) * 128; }
   // A row of the staged float32 result: 4 floats longer, so that 4 rows of 8 hit 32 banks.
   L4K_HD constexpr int pitch() const { return block_n + 4; }
-  // The staged result: bf16 boxes for TMA, 128 x 128 at a time, or float32 that the cluster's CTAs
-  // add up.
+  // The staged result of one consumer: bf16 boxes for TMA, 128 columns at a time.
+  L4K_HD constexpr int result_bytes() const { return 64 * 128 * 2; }
+  // What is staged for the cluster's CTAs to add up in float32: swapped, a tile's sums instead of
+  // results; else behind both consumers' results the sums of the 64 rows that the other CTA finishes.
+  L4K_HD constexpr int sums_bytes() const {
+    return swap ? block_m * pitch() * 4 : split_k ? 64 * block_n * 4 : 0;
+  }
   L4K_HD constexpr int staging_bytes() const {
-    return swap ? block_m * pitch() * 4 : 128 * 128 * 2;
+    return sums_bytes() + (swap ? 0 : 2 * result_bytes());
   }
   // Few accumulators: leaves half of the SM to its neighbours in the stream, so that the next
   // product starts, and fetches its weights, under the end of this one.
@@ -71,12 +84,29 @@ constexpr GemmConfig kGemmConfigs[] = {
     // Pairs share B: large products.
     {.name = "bf16_128x256_2x1",
      .block_m = 128, .block_n = 256, .stages = 4, .cluster_m = 2},
+    // As wide as fills the waves: 5120 columns are 32 of 160 or 64 of 80, 7168 are 32 of 224 or 64 of 112,
+    // so that 256 to 2048 rows make 128, 256 or 512 tiles for 132 SMs.
+    {.name = "bf16_128x224_2x1", .generation = 1,
+     .block_m = 128, .block_n = 224, .stages = 4, .cluster_m = 2},
+    {.name = "bf16_128x160_2x1", .generation = 1,
+     .block_m = 128, .block_n = 160, .stages = 5, .cluster_m = 2},
+    {.name = "bf16_128x112_2x1", .split_k = true, .generation = 1,
+     .block_m = 128, .block_n = 112, .stages = 5, .cluster_m = 2},
+    {.name = "bf16_128x80_2x1", .split_k = true, .generation = 1,
+     .block_m = 128, .block_n = 80, .stages = 6, .cluster_m = 2},
     // Promoted pairs share A, and their two tiles are one block of 128 SwiGLU results. The tall tile
     // is for large products.
     {.name = "fp8_128x128_1x2_promote", .fp8 = true, .promote = true,
      .block_m = 128, .block_n = 128, .stages = 6, .cluster_n = 2},
     {.name = "fp8_256x128_1x2_promote", .fp8 = true, .promote = true,
      .block_m = 256, .block_n = 128, .stages = 4, .cluster_n = 2},
+    // As their likes in bf16.
+    {.name = "fp8_128x160_2x1_promote", .fp8 = true, .promote = true, .generation = 1,
+     .block_m = 128, .block_n = 160, .stages = 5, .cluster_m = 2},
+    {.name = "fp8_128x112_2x1_promote", .fp8 = true, .promote = true, .split_k = true, .generation = 1,
+     .block_m = 128, .block_n = 112, .stages = 5, .cluster_m = 2},
+    {.name = "fp8_128x80_2x1_promote", .fp8 = true, .promote = true, .split_k = true, .generation = 1,
+     .block_m = 128, .block_n = 80, .stages = 6, .cluster_m = 2},
     // Fast accumulation, alone and in pairs that share B.
     {.name = "fp8_128x256", .fp8 = true,
      .block_m = 128, .block_n = 256, .stages = 4},
@@ -93,8 +123,6 @@ constexpr GemmConfig kGemmConfigs[] = {
      .block_m = 16, .block_n = 128, .stages = 5},
     {.name = "fp8_swap_64x128_promote", .fp8 = true, .swap = true, .promote = true,
      .block_m = 64, .block_n = 128, .stages = 3},
-    {.name = "fp8_swap_128x128_promote", .fp8 = true, .swap = true, .promote = true,
-     .block_m = 128, .block_n = 128, .stages = 4},
     {.name = "fp8_swap_64x128", .fp8 = true, .swap = true,
      .block_m = 64, .block_n = 128, .stages = 3},
     {.name = "fp8_swap_128x128", .fp8 = true, .swap = true,
@@ -117,7 +145,8 @@ constexpr bool valid(const GemmConfig& c) {
          c.right() * (c.sub_tiles() + c.promote) <= 3 * 128 &&  // 192 registers of accumulators
          c.stages >= 2 && (c.fp8 || !c.promote) && !(c.swap && c.gelu) &&
          (c.sub_tiles() == 1 || (c.promote && !c.swap)) && (c.cluster_m == 1 || c.cluster_n == 1) &&
-         !(c.swap && c.cluster() > 1) && c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
+         !(c.swap && c.cluster() > 1) && (!c.split_k || c.cluster_m == 2) &&
+         c.smem_bytes() <= 228 * 1024 / c.ctas_per_sm() - 1024;
 }
 constexpr bool all_valid() {
   for (const GemmConfig& c : kGemmConfigs)

@@ -117,42 +117,51 @@ __device__ __forceinline__ void add_residual(float (&acc)[kRegisters], const Gem
   }
 }
 
-// Stages 64 rows as bf16 in boxes of 64 columns (128 bytes, swizzled) and hands them to TMA, which
-// clips columns past N'. `staging` belongs to this warpgroup.
-template <int kCount, int kRegisters>
+// Stages kCount registers of 64 rows, from kFirst on, as bf16 in swizzled boxes of kBox columns and hands
+// them to TMA, which clips columns past N'. `staging` belongs to this warpgroup.
+template <int kBox, int kFirst, int kCount, int kRegisters>
+__device__ __forceinline__ void store_round(const float (&acc)[kRegisters],
+                                            const CUtensorMap& map_d, char* staging,
+                                            const GemmPlace& at, int barrier, int first_row,
+                                            int first_column) {
+  constexpr int kBoxBytes = 64 * kBox * 2;
+  const int row = 16 * at.warp + at.lane % 16;
+  // The last stores must have read the staging buffer before it is overwritten.
+  if (at.warp == 0 && at.lane == 0) ptx::tma_store_wait_read<0>();
+  ptx::named_barrier_sync(barrier, 128);
+#pragma unroll
+  for (int block = 0; block < kCount / 8; ++block) {  // 16 columns
+    uint32_t packed[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = kFirst + 8 * block + 2 * i;
+      packed[i] = pack_pair(acc[r], acc[r + 1]);
+    }
+    char* box = staging + 16 * block / kBox * kBoxBytes;
+    const uint32_t offset = row * 2 * kBox + 16 * block % kBox * 2 + at.lane / 16 * 16;
+    ptx::stmatrix_x4(box + swizzle<2 * kBox>(offset), packed[0], packed[1], packed[2], packed[3]);
+  }
+  ptx::fence_proxy_async();
+  ptx::named_barrier_sync(barrier, 128);
+  if (at.warp == 0 && at.lane == 0) {
+#pragma unroll
+    for (int box = 0; box < 2 * kCount / kBox; ++box)
+      ptx::tma_store_2d(&map_d, staging + box * kBoxBytes, first_column + 2 * kFirst + kBox * box,
+                        first_row);
+    ptx::tma_store_commit();
+  }
+}
+
+// The staging buffer holds 64 registers of each thread: 128 columns.
+template <int kBox, int kCount, int kRegisters>
 __device__ __forceinline__ void store_staged(const float (&acc)[kRegisters],
                                              const CUtensorMap& map_d, char* staging,
                                              const GemmPlace& at, int barrier, int first_row,
                                              int first_column) {
-  constexpr int kRound = kCount < 64 ? kCount : 64;  // registers: at most two boxes
-  const int row = 16 * at.warp + at.lane % 16;
-#pragma unroll
-  for (int first = 0; first < kCount; first += kRound) {
-    // The last stores must have read the staging buffer before it is overwritten.
-    if (at.warp == 0 && at.lane == 0) ptx::tma_store_wait_read<0>();
-    ptx::named_barrier_sync(barrier, 128);
-#pragma unroll
-    for (int block = 0; block < kRound / 8; ++block) {  // 16 columns
-      uint32_t packed[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int r = first + 8 * block + 2 * i;
-        packed[i] = pack_pair(acc[r], acc[r + 1]);
-      }
-      char* box = staging + block / 4 * (64 * 128);
-      const uint32_t offset = row * 128 + block % 4 * 32 + at.lane / 16 * 16;
-      ptx::stmatrix_x4(box + swizzle_128(offset), packed[0], packed[1], packed[2], packed[3]);
-    }
-    ptx::fence_proxy_async();
-    ptx::named_barrier_sync(barrier, 128);
-    if (at.warp == 0 && at.lane == 0) {
-#pragma unroll
-      for (int box = 0; box < kRound / 32; ++box)
-        ptx::tma_store_2d(&map_d, staging + box * (64 * 128), first_column + 2 * first + 64 * box,
-                          first_row);
-      ptx::tma_store_commit();
-    }
-  }
+  store_round < kBox, 0,
+      kCount<64 ? kCount : 64>(acc, map_d, staging, at, barrier, first_row, first_column);
+  if constexpr (kCount > 64)
+    store_round<kBox, 64, kCount - 64>(acc, map_d, staging, at, barrier, first_row, first_column);
 }
 
 __device__ __forceinline__ uint32_t fp8_pair(float a, float b, float inverse) {
@@ -228,7 +237,7 @@ __device__ __forceinline__ void finish_fp8(float (&acc)[kRegisters], const GemmP
 }
 
 // Residual and store of the first kCount registers, by TMA where all 64 rows are the expert's.
-template <int kCount, int kRegisters>
+template <int kBox, int kCount, int kRegisters>
 __device__ __forceinline__ void store(float (&acc)[kRegisters], const GemmParams& p,
                                       const CUtensorMap& map_d, char* staging,
                                       const RaggedTile& tile, const GemmPlace& at, int barrier,
@@ -238,26 +247,29 @@ __device__ __forceinline__ void store(float (&acc)[kRegisters], const GemmParams
   const int column = first_column + 2 * (at.lane % 4);
   if (p.epilogue.residual != nullptr) add_residual<kCount>(acc, p, at, column, columns);
   if (first_row + 64 <= tile.row_end && !p.epilogue.out_float32) {
-    store_staged<kCount>(acc, map_d, staging, at, barrier, first_row, first_column);
+    store_staged<kBox, kCount>(acc, map_d, staging, at, barrier, first_row, first_column);
   } else {
     store_direct<kCount>(acc, p, at, column, columns);
   }
 }
 
 // All of the above for one warpgroup's 64 rows of a tile.
-template <bool kGelu, int kRegisters>
+template <int I, int kRegisters>
 __device__ __forceinline__ void finish(float (&acc)[kRegisters], const GemmParams& p,
                                        const CUtensorMap& map_d, char* staging,
                                        const RaggedTile& tile, const GemmPlace& at, int barrier,
                                        int first_row) {
+  constexpr GemmConfig C = kGemmConfigs[I];
   scale_and_bias(acc, p, tile, at);
-  if (!kGelu && p.epilogue.activation == Activation::kSwiglu) {
-    swiglu(acc);
-    store<kRegisters / 2>(acc, p, map_d, staging, tile, at, barrier, first_row);
-    return;
+  if constexpr (C.swiglu() && !C.gelu) {
+    if (p.epilogue.activation == Activation::kSwiglu) {
+      swiglu(acc);
+      store<C.result_box(), kRegisters / 2>(acc, p, map_d, staging, tile, at, barrier, first_row);
+      return;
+    }
   }
-  if constexpr (kGelu) gelu(acc);
-  store<kRegisters>(acc, p, map_d, staging, tile, at, barrier, first_row);
+  if constexpr (C.gelu) gelu(acc);
+  store<C.result_box(), kRegisters>(acc, p, map_d, staging, tile, at, barrier, first_row);
 }
 
 }  // namespace l4k

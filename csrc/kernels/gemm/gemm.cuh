@@ -14,8 +14,8 @@
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
 // row counts come from device memory; a role never talks to the other except through the ring, so
 // the producer runs ahead into the next tile while the consumers still store the last one. A
-// cluster is one CTA, neighbouring tiles that share a box of A or B, or (swapped operands) the
-// splits of K of one tile. See docs/kernels/gemm.md for the floor and the ladder.
+// cluster is one CTA, neighbouring tiles that share a box of A or B, or the splits of K of one tile.
+// See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
 #include <cuda.h>
 
@@ -49,21 +49,29 @@ __device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams&
                                               const GemmCluster& cluster) {
   constexpr GemmConfig C = kGemmConfigs[I];
   const int k_blocks = ceil_div(p.k, C.block_k());
-  if constexpr (!C.swap) {
+  if constexpr (C.swap || C.split_k) {
+    if (cluster.splits > 1)
+      return {tile, k_blocks * cluster.rank / cluster.splits,
+              k_blocks * (cluster.rank + 1) / cluster.splits};
+  }
+  if constexpr (C.swap) {
+    if (p.d_scale != nullptr) tile.column += cluster.rank * C.block_n;
+  } else {
     if (C.cluster_n > 1 || tile.tail) tile.column += cluster.rank * C.block_n;
     else tile.row += cluster.rank * C.block_m;
-  } else if (p.d_scale != nullptr) {
-    tile.column += cluster.rank * C.block_n;
-  } else if (cluster.ctas > 1) {
-    return {tile, k_blocks * cluster.rank / cluster.ctas,
-            k_blocks * (cluster.rank + 1) / cluster.ctas};
   }
   return {tile, 0, k_blocks};
 }
 
+// Whether the CTAs of a cluster have a column of tiles in common, and so B's boxes.
+template <int I>
+__device__ __forceinline__ bool shares_b(const GemmCluster& cluster, const RaggedTile& tile) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  return C.cluster_m > 1 && !tile.tail && !(C.split_k && cluster.splits > 1);
+}
+
 // Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
-// slice of it for all; those that share B have columns of their own in a tail tile, and load both
-// slices.
+// slice of it for all; of B, those that have a box of their own load all of its slices.
 template <int I>
 __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap& map_a,
                                            const CUtensorMap& map_b, int stage, int k,
@@ -81,7 +89,7 @@ __device__ __forceinline__ void load_stage(GemmSmem<I>& smem, const CUtensorMap&
     ptx::tma_load_2d(smem.a[stage], &map_a, full, k, tile.row);
   }
   constexpr int kSlice = C.block_n / C.cluster_m;
-  if (C.cluster_m > 1 && !tile.tail) {
+  if (shares_b<I>(smem.cluster, tile)) {
     ptx::tma_load_3d_multicast(smem.b[stage] + rank * kSlice * 128, &map_b, full, k,
                                tile.column + rank * kSlice, tile.expert, kAll);
   } else {
@@ -100,12 +108,16 @@ __device__ __forceinline__ void prefetch_weights(const GemmSmem<I>& smem, const 
   constexpr GemmConfig C = kGemmConfigs[I];
   if (p.expert_offsets != nullptr) return;
   const RaggedTile& tile = share.tile;
-  const int slice = C.block_n / C.cluster_m;
-  const int column = tile.column + (C.cluster_m > 1 && !tile.tail ? slice * smem.cluster.rank : 0);
+  constexpr int kSlice = C.block_n / C.cluster_m;
+  const bool shared = shares_b<I>(smem.cluster, tile);
+  const int column = tile.column + (shared ? kSlice * smem.cluster.rank : 0);
 #pragma unroll 1
   for (int block = share.first_block; block < min(share.first_block + C.stages, share.end_block);
-       ++block)
+       ++block) {
     ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column, tile.expert);
+    if (C.cluster_m > 1 && !shared)
+      ptx::tma_prefetch_3d(&map_b, block * C.block_k(), column + kSlice, tile.expert);
+  }
 }
 
 template <int I>
@@ -160,27 +172,39 @@ __device__ __forceinline__ void multiply(float (&acc)[kRegisters], GemmSmem<I>& 
   ptx::wgmma_commit();
 }
 
-// The factors of one K block: those of the rows of A times that of the one column of 128 x 128
-// blocks of B under the tile. A thread needs two rows; swapped, it needs two of every eight
-// columns, and the warp's lanes hold one each of every 32.
-template <bool kSwap, int kRegisters>
+// The factors of one K block: those of the rows of A times that of the 128 x 128 block of B under a
+// column. A thread needs two rows; swapped, it needs two of every eight columns, and the warp's lanes
+// hold one each of every 32. A tile lies over one column of blocks, or, if its width does not divide
+// 128, over two.
+template <int I, int kRegisters>
 struct BlockScales {
+  static constexpr GemmConfig C = kGemmConfigs[I];
+  static constexpr bool kSwap = C.swap, kTwoBlocks = 128 % C.block_n != 0;
   static constexpr int kOwn = kSwap ? ceil_div(kRegisters, 16) : 2;
   float own[kOwn];
+  float of_b[2];
+  int boundary;  // where the second column of blocks begins in the tile
+
+  __device__ __forceinline__ static float scale_of_b(const GemmParams& p, const RaggedTile& tile,
+                                                     int column, int block) {
+    if (p.scales.kind_b != GemmScale::kBlock) return 1.f;
+    column = min(column, p.n - 1);  // a cluster's second tile may be past N
+    const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
+    return p.scales.b[row * (p.k / 128) + block];
+  }
 
   __device__ __forceinline__ void load(const GemmParams& p, const RaggedTile& tile, int first_row,
                                        int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, blocks = p.k / 128;
-    float scale_b = 1.f;
-    if (p.scales.kind_b == GemmScale::kBlock) {
-      const int column = min(tile.column, p.n - 1);  // a cluster's second tile may be past N
-      const int64_t row = int64_t{tile.expert} * ceil_div(p.n, 128) + column / 128;
-      scale_b = p.scales.b[row * blocks + block];
+    of_b[0] = scale_of_b(p, tile, tile.column, block);
+    if constexpr (kTwoBlocks) {
+      of_b[1] = scale_of_b(p, tile, tile.column + C.block_n - 1, block);
+      boundary = 128 - tile.column % 128;
     }
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int row = tile.row + (kSwap ? 32 * i + lane : first_row + 16 * warp + lane / 4 + 8 * i);
-      own[i] = scale_b;
+      own[i] = kTwoBlocks ? 1.f : of_b[0];
       if (p.scales.kind_a == GemmScale::kBlock && row < tile.row_end)
         own[i] *= p.scales.a[int64_t{row} * blocks + block];
     }
@@ -192,6 +216,12 @@ struct BlockScales {
 #pragma unroll
     for (int r = 0; r < kRegisters; r += 4) {
       float factor[4] = {own[0], own[0], own[1 % kOwn], own[1 % kOwn]};
+      if constexpr (kTwoBlocks) {  // both change at multiples of a box alone
+        const int column = r / 4 * 8 / C.result_box() * C.result_box();
+        const float b = column < boundary ? of_b[0] : of_b[1];
+        factor[0] = factor[1] = own[0] * b;
+        factor[2] = factor[3] = own[1] * b;
+      }
       if constexpr (kSwap) {
         const int column = r / 4 % 4 * 8 + threadIdx.x % 4 * 2;
         factor[0] = factor[2] = __shfl_sync(0xffffffff, own[r / 16], column);
@@ -250,7 +280,7 @@ __device__ __forceinline__ void accumulate_promoted(float (&acc)[kSubTiles][kReg
       float scratch[kRegisters];
       multiply<I>(scratch, smem, stage.index, first_row, false);
       // The scales arrive while the products run.
-      BlockScales<kGemmConfigs[I].swap, kRegisters> scales;
+      BlockScales<I, kRegisters> scales;
       scales.load(p, share.tile, first_row, block);
       ptx::wgmma_wait<0>();
       if (sub_tile == sub_tiles - 1) release(smem, stage.index);
@@ -270,6 +300,38 @@ __device__ __forceinline__ GemmPlace place(const RaggedTile& tile, int first_row
   }
   at.column = tile.column + 2 * (at.lane % 4);
   return at;
+}
+
+// Two splits of K: each CTA finishes the rows of one consumer and adds to its sums those of the other
+// CTA, in which order makes no difference. Returns whether this consumer is the one.
+template <int I, int kRegisters>
+__device__ __forceinline__ bool add_halves(float (&acc)[kRegisters], GemmSmem<I>& smem,
+                                           int consumer) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  const int thread = threadIdx.x - 128, rank = smem.cluster.rank;
+  const bool finishes = consumer == rank;
+  // Every thread finds the sums of its own registers where it would have staged them.
+  auto* sums = reinterpret_cast<float4*>(smem.staging + 2 * C.result_bytes()) + thread % 128;
+  if (!finishes) {
+#pragma unroll
+    for (int r = 0; r < kRegisters; r += 4)
+      sums[32 * r] = make_float4(acc[r], acc[r + 1], acc[r + 2], acc[r + 3]);
+  }
+  smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, thread, 2);
+  smem.cluster_barrier.wait(0);
+  if (finishes) {
+#pragma unroll
+    for (int r = 0; r < kRegisters; r += 4) {
+      const float4 other = ptx::load_cluster(sums + 32 * r, rank ^ 1);
+      acc[r] += other.x;
+      acc[r + 1] += other.y;
+      acc[r + 2] += other.z;
+      acc[r + 3] += other.w;
+    }
+  }
+  smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, thread, 2);
+  smem.cluster_barrier.wait(1);
+  return finishes;
 }
 
 template <int I>
@@ -293,6 +355,8 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
     if constexpr (C.swap) {
       finish_swapped<I>(acc[0], p, smem, tile, consumer);
     } else {
+      if constexpr (C.split_k)
+        if (smem.cluster.splits > 1 && !add_halves<I>(acc[0], smem, consumer)) continue;
       const RaggedTile own = share_of<I>(tile, p, smem.cluster).tile;
 #pragma unroll
       for (int sub_tile = 0; sub_tile < C.sub_tiles(); ++sub_tile) {
@@ -306,8 +370,8 @@ __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& ma
             continue;
           }
         }
-        finish<C.gelu>(acc[sub_tile], p, map_d, smem.staging + consumer * C.staging_bytes() / 2,
-                       own, at, kBarrierStaging + consumer, first_row);
+        finish<I>(acc[sub_tile], p, map_d, smem.staging + consumer * C.result_bytes(), own, at,
+                  kBarrierStaging + consumer, first_row);
       }
     }
   }
@@ -340,6 +404,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   static_assert(sizeof(GemmSmem<I>) == C.smem_bytes());
 
   const int ctas = C.swap ? p.ctas_per_tile : C.cluster();
+  const bool pair = C.cluster_m > 1 && !(C.split_k && p.choice.splits > 1);
   if (threadIdx.x == 0) {
     ptx::prefetch_tensor_map(&map_a);
     ptx::prefetch_tensor_map(&map_b);
@@ -350,17 +415,17 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   if (p.expert_offsets != nullptr) ptx::grid_dependency_wait();
   const int width = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
   const RaggedSchedule schedule{.num_experts = p.num_experts,
-                                .block_m = C.block_m * C.cluster_m,
+                                .block_m = pair ? C.block_m * C.cluster_m : C.block_m,
                                 .block_n = width,
                                 .column_tiles = ceil_div(p.n, width),
                                 .raster = kGemmRaster,
-                                .tail_tiles = C.cluster_m > 1,
+                                .tail_tiles = pair,
                                 .row_ends = smem.row_ends,
                                 .tile_ends = smem.tile_ends};
   if (threadIdx.x < 32)
     scan_experts(p, DeviceError::kGemmExpertOffsets, schedule, smem.row_ends, smem.tile_ends);
   if (threadIdx.x == 32) {
-    smem.cluster = GemmCluster::of(ctas);
+    smem.cluster = GemmCluster::of(ctas, p.choice.splits);
     smem.schedule = schedule;
   }
   __syncthreads();

@@ -37,6 +37,7 @@ inline GemmProblem problem_of(const GemmParams& p) {
           .fp8 = p.fp8,
           .fast_accum = p.fast_accum,
           .gelu = p.epilogue.activation == Activation::kGelu,
+          .swiglu = p.epilogue.activation == Activation::kSwiglu,
           .block_scales = p.scales.along_k(),
           .fp8_out = p.d_scale != nullptr,
           .can_stream = p.can_stream};

@@ -42,7 +42,10 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
                              .base = p.epilogue.d,
                              .shape = {columns, m},
                              .strides = {columns * 2},
-                             .box = {64, 64}};
+                             .box = {C.result_box(), 64},
+                             .swizzle = C.result_box() == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                        : C.result_box() == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                               : CU_TENSOR_MAP_SWIZZLE_32B};
   CUtensorMap a, b, d{};
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
@@ -52,8 +55,8 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   const int ctas = p.ctas_per_tile;
   const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
-  const int64_t tiles =
-      int64_t{max_row_tiles(p.m, p.num_experts, C.block_m * C.cluster_m)} * ceil_div(p.n, tile_n);
+  const int tile_m = C.split_k && p.choice.splits > 1 ? C.block_m : C.block_m * C.cluster_m;
+  const int64_t tiles = int64_t{max_row_tiles(p.m, p.num_experts, tile_m)} * ceil_div(p.n, tile_n);
   const int64_t clusters = std::min<int64_t>(tiles, p.max_clusters);
   LaunchConfig config = gemm_launch<I>(ctas);
   config.grid = dim3(static_cast<unsigned>(clusters * ctas));

@@ -15,15 +15,16 @@ enum GemmBarrier : int {
   kBarrierConsumers = 3,
 };
 
-// `ctas` CTAs work on one tile of the schedule: `index` says on which ones, `rank` on what part.
+// `ctas` CTAs work on one tile of the schedule: `index` says on which ones, `rank` on what part, which
+// is one of `splits` of K if there are several.
 struct GemmCluster {
-  int ctas, rank;
+  int ctas, splits, rank;
   int index, count;
 
-  static __device__ __forceinline__ GemmCluster of(int ctas) {
+  static __device__ __forceinline__ GemmCluster of(int ctas, int splits) {
     const int block = blockIdx.x, blocks = gridDim.x;
-    if (ctas == 1) return {1, 0, block, blocks};
-    return {ctas, block % ctas, block / ctas, blocks / ctas};
+    if (ctas == 1) return {1, 1, 0, block, blocks};
+    return {ctas, splits, block % ctas, block / ctas, blocks / ctas};
   }
 };
 

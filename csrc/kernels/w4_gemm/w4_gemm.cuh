@@ -65,8 +65,8 @@ __device__ __forceinline__ void accumulate(float (&sums)[kSubTiles][kSums], W4Ge
       ptx::wgmma_fence();
 #pragma unroll
       for (int step = 0; step < 4; ++step)
-        ptx::WgmmaRegisterA<C.block_m>::template rs<false>(sums[part / 2], a[half % kSets][step],
-                                                           b + 2 * step, true);
+        ptx::WgmmaRegisterA<C.block_m, __nv_bfloat16>::template rs<false>(
+            sums[part / 2], a[half % kSets][step], b + 2 * step, true);
       ptx::wgmma_commit();
       ptx::wgmma_wait<kSets - 1>();  // the registers that come next may change
       if (part == 0 && block > piece.first) release(previous);

@@ -36,7 +36,7 @@ l4k::GemmParams product(const void* a, const void* b, void* d, const float* one,
   }
   p.ctas_per_tile = kConfig.swap ? splits : kConfig.cluster();
   p.max_clusters = 4 / p.ctas_per_tile;  // the test's SMs
-  p.choice = l4k::GemmChoice::of(CONFIG);
+  p.choice = {CONFIG, kConfig.swap || kConfig.split_k ? splits : 1};
   return p;
 }
 

@@ -32,7 +32,7 @@ struct Mutant {
 inline uint32_t run_in(const Mutant& mutant, const char* mode, int seed, bool original) {
   l4k_emu_reset();
   const std::string settings = std::string("mode=") + mode + ",seed=" + std::to_string(seed) +
-                               ",sms=3,threads=1,stop=benign,print=0";
+                               ",sms=3,threads=1,perturb=0,stop=benign,print=0";
   if (l4k_emu_configure_text(settings.c_str()) != 0) std::exit(2);
   std::vector<float> results;
   mutant.run(results, original);
