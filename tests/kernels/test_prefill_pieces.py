@@ -10,7 +10,7 @@ from bench.checks.inputs import FP8, I32, Maker
 from bench.checks.kernel_checks import device_error, same_bits
 from l4kernels import STATUS, ops, reference
 from l4kernels.testing import assert_close, emulated
-from tests.kernels.test_flash_prefill import check, problem
+from tests.support.prefill import check, problem
 from tests.support.tensors import i32
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
