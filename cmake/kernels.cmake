@@ -1,7 +1,8 @@
-# libl4kernels.so: every csrc/{kernels,probes}/*/*.cu and csrc/bindings/*.cpp.
+# libl4kernels.so: every csrc/{kernels,probes}/*/*.cu and csrc/{bindings,host}/*.cpp.
 file(GLOB L4K_KERNEL_SOURCES CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/csrc/kernels/*/*.cu ${PROJECT_SOURCE_DIR}/csrc/probes/*/*.cu)
-file(GLOB L4K_BINDING_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/bindings/*.cpp)
+file(GLOB L4K_BINDING_SOURCES CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/csrc/bindings/*.cpp ${PROJECT_SOURCE_DIR}/csrc/host/*.cpp)
 
 set(L4K_NVCC_FLAGS -lineinfo -Xptxas=-warn-spills,-warn-lmem-usage)
 set(L4K_CUDA_INCLUDE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})

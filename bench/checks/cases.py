@@ -295,17 +295,11 @@ _PREFILL = {
 
 def _prefill_plan(args: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
     """Of a call of flash_prefill. The reference's: it serves every GPU, and the emulator."""
-    q, k_cache, _, offsets, lengths, table = args
-    names = "chunk", "max_seqlen_q"
-    return ops.flash_prefill_plan.reference(
-        offsets,
-        lengths,
-        rows=q.shape[0],
-        num_heads=q.shape[1],
-        kv_heads=k_cache.shape[2],
-        capacity=table.shape[1] * k_cache.shape[1],
-        **{name: options[name] for name in names},
-    )
+    q, k_cache, _, *lengths, table = args
+    sizes = {"rows": q.shape[0], "num_heads": q.shape[1], "kv_heads": k_cache.shape[2]}
+    sizes |= {name: options[name] for name in ("chunk", "max_seqlen_q")}
+    capacity = table.shape[1] * k_cache.shape[1]
+    return ops.flash_prefill_plan.reference(*lengths, capacity=capacity, **sizes)
 
 
 @_of("flash_prefill_plan")
@@ -383,6 +377,17 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
             q = make.randn(len(len_ks), tokens, heads, 128)
             args = (q, paged["k"], paged["v"], paged["lengths"], paged["table"])
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
+
+
+@_of("flash_decode_plan")
+def _flash_decode_plan(make: Maker, name: str) -> Iterator[Case]:
+    for label in ("one", "several", "chunked", "long and short", "two blocks of rows"):
+        tokens, len_ks, heads, kv_heads, page_size, chunk = _DECODE[label]
+        options = {"num_heads": heads, "kv_heads": kv_heads, "tokens": tokens, "chunk": chunk}
+        columns = 1 + max(-(-length // page_size) for length in len_ks)
+        yield Case(label, (make.tensor(len_ks),), options | {"capacity": columns * page_size})
+    many = make.integers(700, high=3000, dtype=I32)
+    yield Case("many", (many,), {"num_heads": 8, "kv_heads": 8, "capacity": 1 << 40})
 
 
 _APPENDED = (

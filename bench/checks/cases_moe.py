@@ -41,6 +41,7 @@ def _moe_router(make: Maker, name: str) -> Iterator[Case]:
     shapes = (
         (0, 128, 16, 1), (1, 5120, 16, 1), (33, 264, 6, 2), (64, 648, 128, 1), (9, 640, 255, 8),
         (5, 1288, 100, 4), (17, 8, 1, 1),
+        (65, 1288, 40, 1), (150, 648, 20, 2),
     )  # fmt: skip
     for tokens, width, experts, top_k in shapes:
         x, norm = make.randn(tokens, width), make.randn(width)

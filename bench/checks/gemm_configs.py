@@ -59,6 +59,9 @@ def config_cases(op: str, device: str) -> Iterator[Case]:
             args, options = operands(make, config, sum(EDGES) + 2, len(EDGES), 136, 640)
             options["expert_offsets"] = make.offsets(EDGES)
             yield Case(f"integers {config}", args, options)
+            if config.split_k:
+                args, halved = operands(make, config, sum(EDGES) + 2, len(EDGES), 136, 512)
+                yield Case(f"halves {config}", args, options | {"config": 200 + halved["config"]})
         elif op == "gemm_swiglu_fp8" and config.fp8_result:
             args, options = operands(make, config, 150, 3, 512, 384)
             options["expert_offsets"] = make.offsets([21, 0, 128])

@@ -13,6 +13,7 @@ from bench.checks.gemm_configs import config_cases
 from bench.checks.inputs import FP8, Case
 from l4kernels import testing
 from l4kernels.ops import OPS
+from l4kernels.ops.decode_plan import PLAN_WORDS
 from l4kernels.ops.library import LIBRARY_PATH
 from l4kernels.testing import assert_close
 
@@ -28,7 +29,7 @@ ROUNDED_WEIGHTS = {"w4_gemm"}
 # No arithmetic, or only such as IEEE 754 leaves no choice in: division, reciprocal, product.
 EXACT = {
     "mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8",
-    "process_logits", "advance_step", "flash_prefill_plan",
+    "process_logits", "advance_step", "flash_decode_plan", "flash_prefill_plan",
 }  # fmt: skip
 
 
@@ -54,8 +55,11 @@ def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
     return found + list(config_cases(op, device)) if device == "cuda" else found
 
 
-# What a result says to others than the kernels that take it: for which shapes it is.
-READABLE = {"flash_prefill_plan": lambda plan: plan[:7]}
+# What a result says to others than the kernels that take it: kind and shape, and the lengths.
+READABLE = {
+    "flash_decode_plan": lambda plan: torch.cat([plan[:7], plan[PLAN_WORDS:]]),
+    "flash_prefill_plan": lambda plan: plan[:7],
+}
 
 # Cases in which a kernel sets the error word, and what it says.
 REPORTS = {

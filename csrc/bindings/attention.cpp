@@ -2,7 +2,6 @@
 
 #include "bindings/arguments.h"
 #include "bindings/registry.h"
-#include "host/nonce.h"
 #include "kernels/flash_decode/flash_decode.h"
 #include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/merge_attention_states/merge_attention_states.h"
@@ -204,6 +203,7 @@ FlashDecodeParams decode_params(const Sequences& sequences, int64_t batch, int64
           .num_pages = static_cast<int>(cache.pages),
           .page_size = static_cast<int>(cache.page_size),
           .max_pages = sequences.max_pages,
+          .page_blocks = BlockDivisor::of(static_cast<uint32_t>(cache.page_size / kDecodeKeyBlock)),
           .k_cache = cache.k,
           .v_cache = cache.v,
           .seqlens_k = sequences.seqlens_k,
@@ -211,19 +211,73 @@ FlashDecodeParams decode_params(const Sequences& sequences, int64_t batch, int64
           .table_stride = sequences.table_stride,
           .k_scale = cache.k_scale,
           .v_scale = cache.v_scale,
-          .nonce = launch_nonce(),
           .softmax_scale_log2 = static_cast<float>(softmax_scale * 1.4426950408889634),
           .error = error_word(),
           .fp8_cache = cache.fp8};
 }
 
+// The plan of a call: the caller's, or one that is made before the kernel.
+Tensor decode_plan(const Call& call, FlashDecodeParams& params, const OptionalTensor& plan,
+                   bool settled) {
+  const OptionalArgument given("plan", plan);
+  const int64_t words = kDecodeLengths + int64_t{params.batch};
+  params.makes_plan = !given;
+  params.settled = settled && given;
+  Tensor made = given ? *plan : call.workspace(words);
+  call.require_dtype({"plan", made}, {ScalarType::Int});
+  call.require_shape({"plan", made}, {words});
+  call.require_contiguous({"plan", made});
+  params.plan = static_cast<int*>(call.address({"plan", made}, 16));
+  return made;
+}
+
+// Items are counted in 32 bits, as are the rows of one sequence's.
+void check_items(const Call& call, int64_t batch, int64_t tokens, int64_t num_heads,
+                 int64_t kv_heads) {
+  const int64_t items = kv_heads * ceil_div(tokens * num_heads / kv_heads, int64_t{kDecodeRows});
+  call.require(batch * items < kIntLimit, "expected fewer than 2^31 sequences x KV heads, got ",
+               batch, " x ", kv_heads);
+}
+
 }  // namespace
+
+Tensor flash_decode_plan(const Tensor& seqlens_k, int64_t num_heads, int64_t kv_heads,
+                         int64_t capacity, int64_t tokens, int64_t chunk) {
+  const Call call("flash_decode_plan", {"seqlens_k", seqlens_k});
+  const int* lengths = check_list<int>(call, {"seqlens_k", seqlens_k}, {"B"});
+  const int64_t batch = seqlens_k.size(0);
+  check_new_tokens(call, tokens, {"seqlens_k", seqlens_k});
+  call.require(kv_heads >= 1 && num_heads >= 1 && num_heads < kIntLimit &&
+                   num_heads % kv_heads == 0 && num_heads / kv_heads <= kMaxGroup,
+               "expected 1 to ", kMaxGroup, " heads of q for each KV head, got num_heads ",
+               num_heads, " and kv_heads ", kv_heads);
+  call.require(chunk >= 0 && chunk < kIntLimit, "expected chunk to be 0 (off) or positive, got ",
+               chunk);
+  call.require(capacity >= 0 && capacity < int64_t{1} << 62,
+               "expected capacity to be the keys that a row of block_table addresses, got ",
+               capacity);
+  call.require(batch < kIntLimit, "expected fewer than 2^31 sequences, got ", batch);
+  check_items(call, batch, tokens, num_heads, kv_heads);
+  Tensor plan = call.empty({kDecodeLengths + batch}, ScalarType::Int);
+  if (batch == 0) return plan;
+  const DecodeShape shape = flash_decode_shape({.batch = static_cast<int>(batch),
+                                                .kv_heads = static_cast<int>(kv_heads),
+                                                .group = static_cast<int>(num_heads / kv_heads),
+                                                .tokens = static_cast<int>(tokens),
+                                                .chunk = static_cast<int>(chunk),
+                                                .addressed = capacity});
+  const FlashDecodePlanParams params{
+      .header = {kDecodePlanKind, shape}, .seqlens_k = lengths, .plan = pointer<int>(plan)};
+  call.launch(l4k::flash_decode_plan, params);
+  return plan;
+}
 
 std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
                                         const Tensor& v_cache, const Tensor& seqlens_k,
                                         const Tensor& block_table, double softmax_scale,
                                         int64_t chunk, const OptionalTensor& k_scale,
-                                        const OptionalTensor& v_scale) {
+                                        const OptionalTensor& v_scale, const OptionalTensor& plan,
+                                        bool settled) {
   const Call call("flash_decode", {"q", q});
   call.require_shape({"q", q}, {"B", "S", "Hq", kHeadDim});
   const int64_t batch = q.size(0), tokens = check_new_tokens(call, q.size(1), {"q", q});
@@ -243,6 +297,8 @@ std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
   params.q_head_stride = q.stride(2);
   params.out = pointer(out);
   params.lse = pointer<float>(lse);
+  check_items(call, batch, tokens, queries.num_heads, cache.kv_heads);
+  const Tensor used_plan = decode_plan(call, params, plan, settled);
   Tensor partials = call.workspace(flash_decode_workspace(params));
   params.partials = pointer<float>(partials);
   call.launch(l4k::flash_decode, params);
@@ -254,7 +310,8 @@ std::tuple<Tensor, Tensor> flash_decode_append(
     Tensor v_cache, const Tensor& seqlens_k, const Tensor& block_table, int64_t num_heads,
     double softmax_scale, int64_t tokens, int64_t chunk, const OptionalTensor& cos_sin,
     std::optional<double> qk_norm_eps, double attn_scale, int64_t floor_scale,
-    const OptionalTensor& k_scale, const OptionalTensor& v_scale) {
+    const OptionalTensor& k_scale, const OptionalTensor& v_scale, const OptionalTensor& plan,
+    bool settled) {
   const Call call("flash_decode_append", {"qkv", qkv});
   check_new_tokens(call, tokens, {"qkv", qkv});
   const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 16);
@@ -286,6 +343,8 @@ std::tuple<Tensor, Tensor> flash_decode_append(
       .v_cache = cache.v};
   params.attention.out = pointer(out);
   params.attention.lse = pointer<float>(lse);
+  check_items(call, batch, tokens, num_heads, cache.kv_heads);
+  const Tensor used_plan = decode_plan(call, params.attention, plan, settled);
   Tensor partials = call.workspace(flash_decode_workspace(params.attention));
   params.attention.partials = pointer<float>(partials);
   call.launch(l4k::flash_decode_append, params);
@@ -328,6 +387,7 @@ std::tuple<Tensor, Tensor> merge_attention_states(const Tensor& outs, const Tens
 L4K_REGISTER(m) {
   l4k::bind<l4k::binding::flash_prefill>(m, "flash_prefill");
   l4k::bind<l4k::binding::flash_prefill_plan>(m, "flash_prefill_plan");
+  l4k::bind<l4k::binding::flash_decode_plan>(m, "flash_decode_plan");
   l4k::bind<l4k::binding::flash_decode>(m, "flash_decode");
   l4k::bind<l4k::binding::flash_decode_append>(m, "flash_decode_append");
   l4k::bind<l4k::binding::merge_attention_states>(m, "merge_attention_states");

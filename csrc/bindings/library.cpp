@@ -4,6 +4,7 @@
 #include "bindings/call.h"
 #include "bindings/registry.h"
 #include "host/launch.h"
+#include "host/recent.h"
 #include "tile/error.h"
 
 #define L4K_EXPORT extern "C" __attribute__((visibility("default")))
@@ -21,6 +22,10 @@ L4K_EXPORT const char* l4k_take_device_error() {
 L4K_EXPORT int l4k_allow_dependent_launches(int allowed) {
   return l4k::dependent_launches().exchange(allowed != 0);
 }
+
+// How often a call asked something whose answer is not kept: a choice of configuration, a tensor map, a
+// property of the device. Between two calls of a warm program it stands still.
+L4K_EXPORT uint64_t l4k_new_questions() { return l4k::new_questions().load(); }
 
 // One line per binding: "name(Tensor, int) -> Tensor".
 L4K_EXPORT const char* l4k_signatures() { return l4k::signatures().c_str(); }

@@ -66,14 +66,20 @@ MoeCombineNormParams check_combine_norm(const Call& call, const Tensor& y, const
           .scale = nullptr};
 }
 
-// The results of routing: each of `tokens` goes to the best `top_k` of `experts`, which are what
-// `counted` says.
-struct RoutingResults {
-  Tensor ids, weights, row_scale, offsets, permutation, inverse;
-  Routing routing;
+// Each of `tokens` goes to the best `top_k` of `experts`, which are what `counted` says.
+struct RoutingSizes {
+  int64_t tokens, experts, top_k;
+  bool shared_expert;
+  int64_t choices, rows;  // of a token, and of all
 
-  RoutingResults(const Call& call, int64_t tokens, int64_t experts, const char* counted,
-                 int64_t top_k, bool shared_expert) {
+  RoutingSizes(const Call& call, int64_t tokens, int64_t experts, const char* counted,
+               int64_t top_k, bool shared_expert)
+      : tokens(tokens),
+        experts(experts),
+        top_k(top_k),
+        shared_expert(shared_expert),
+        choices(top_k + shared_expert),
+        rows(tokens * choices) {
     // A shared expert joins them in the products.
     const int64_t most = kRouteMaxExperts - shared_expert;
     call.require(experts >= 1 && experts <= most, "expected 1 to ", most, " experts (", counted,
@@ -81,26 +87,32 @@ struct RoutingResults {
     call.require(top_k >= 1 && top_k <= kRouteMaxTopK && top_k <= experts,
                  "expected top_k in 1 to ", kRouteMaxTopK, ", at most the number of experts (",
                  experts, "), got ", top_k);
-    const int64_t choices = top_k + shared_expert, rows = tokens * choices;
     call.require(rows < kIntLimit, "expected fewer than 2^31 choices, got ", rows);
-    ids = call.empty({tokens, choices}, ScalarType::Int);
-    weights = call.empty({tokens, choices}, ScalarType::Float);
-    row_scale = call.empty({rows}, ScalarType::Float);
-    offsets = call.empty({experts + shared_expert + 1}, ScalarType::Int);
-    permutation = call.empty({rows}, ScalarType::Int);
-    inverse = call.empty({rows}, ScalarType::Int);
-    routing = {.tokens = tokens,
-               .num_experts = static_cast<int>(experts),
-               .top_k = static_cast<int>(top_k),
-               .shared_expert = shared_expert,
-               .topk_ids = pointer<int>(ids),
-               .topk_weights = pointer<float>(weights),
-               .row_scale = pointer<float>(row_scale),
-               .expert_offsets = pointer<int>(offsets),
-               .permutation = pointer<int>(permutation),
-               .inverse = pointer<int>(inverse),
-               .error = error_word()};
   }
+};
+
+struct RoutingResults {
+  Tensor ids, weights, row_scale, offsets, permutation, inverse;
+  Routing routing;
+
+  RoutingResults(const Call& call, const RoutingSizes& s)
+      : ids(call.empty({s.tokens, s.choices}, ScalarType::Int)),
+        weights(call.empty({s.tokens, s.choices}, ScalarType::Float)),
+        row_scale(call.empty({s.rows}, ScalarType::Float)),
+        offsets(call.empty({s.experts + s.shared_expert + 1}, ScalarType::Int)),
+        permutation(call.empty({s.rows}, ScalarType::Int)),
+        inverse(call.empty({s.rows}, ScalarType::Int)),
+        routing{.tokens = s.tokens,
+                .num_experts = static_cast<int>(s.experts),
+                .top_k = static_cast<int>(s.top_k),
+                .shared_expert = s.shared_expert,
+                .topk_ids = pointer<int>(ids),
+                .topk_weights = pointer<float>(weights),
+                .row_scale = pointer<float>(row_scale),
+                .expert_offsets = pointer<int>(offsets),
+                .permutation = pointer<int>(permutation),
+                .inverse = pointer<int>(inverse),
+                .error = error_word()} {}
 };
 
 }  // namespace
@@ -110,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_route(const Tenso
                                                                      bool shared_expert) {
   const Call call("moe_route", {"logits", logits});
   const Logits in = check_logits(call, {"logits", logits});
-  const RoutingResults results(call, in.rows, in.width, "columns of logits", top_k, shared_expert);
+  const RoutingResults results(
+      call, {call, in.rows, in.width, "columns of logits", top_k, shared_expert});
   Tensor counts = call.workspace(moe_route_workspace(in.rows, static_cast<int>(in.width)));
   const MoeRouteParams params{.routing = results.routing,
                               .logits = in.data,
@@ -138,7 +151,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> moe_router(
   call.require_contiguous(router);
   call.require(num_experts <= experts.count, "expected router_weight to have a row for each of ",
                num_experts, " experts (num_experts), got ", router_weight);
-  const RoutingResults results(call, in.count, num_experts, "num_experts", top_k, shared_expert);
+  const RoutingResults results(call,
+                               {call, in.count, num_experts, "num_experts", top_k, shared_expert});
   Tensor normed = call.empty({in.count, in.width}, ScalarType::BFloat16);
   const int width = static_cast<int>(in.width);
   Tensor workspace =

@@ -13,10 +13,7 @@ namespace l4k {
 // Whether launches may be dependent at all. L4K_CHECK=serial turns that off for a process,
 // l4kernels.testing.emulator.serial_launches() for a block: a wrong result that goes away is a race between
 // neighbours of the stream.
-inline std::atomic<bool>& dependent_launches() {
-  static std::atomic<bool> allowed{!check_asks_for("serial")};
-  return allowed;
-}
+std::atomic<bool>& dependent_launches();
 
 struct LaunchConfig {
   dim3 grid, block;
@@ -54,11 +51,12 @@ struct LaunchRequest {
   LaunchRequest(const LaunchRequest&) = delete;  // `config` points into it
 };
 
+// Lets a kernel be launched with so much dynamic shared memory; asks the runtime once a device.
+cudaError_t allow_shared_memory(const void* kernel, size_t bytes);
+
 template <typename... Parameters>
 cudaError_t allow_shared_memory(void (*kernel)(Parameters...), size_t bytes) {
-  if (bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(bytes));
+  return allow_shared_memory(reinterpret_cast<const void*>(kernel), bytes);
 }
 
 // How many clusters of a kernel the device runs at once; 0 if it can run none, or the launch has no

@@ -15,6 +15,13 @@ __device__ __forceinline__ void copy_16_or_zeros(uint32_t smem, const void* sour
                : "memory");
 }
 
+// PTX ISA: cp.async. 16 bytes.
+__device__ __forceinline__ void copy_16(uint32_t smem, const void* source, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(smem),
+               "l"(source), "l"(policy)
+               : "memory");
+}
+
 // PTX ISA: cp.async.mbarrier.arrive.noinc. Arrives once the thread's copies so far have landed.
 __device__ __forceinline__ void copies_arrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_address(barrier))

@@ -37,6 +37,17 @@ __device__ __forceinline__ unsigned long long compare_and_swap_acquire(unsigned 
   return seen;
 }
 
+// PTX ISA: atom.inc. Counts up to `last`, then begins at 0 again; returns what was there. Releases what
+// the thread knows of, and acquires what the threads that counted before released.
+__device__ __forceinline__ uint32_t increment_wrapping(uint32_t* pointer, uint32_t last) {
+  uint32_t seen;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(seen)
+               : "l"(pointer), "r"(last)
+               : "memory");
+  return seen;
+}
+
 // PTX ISA: st.global. 16 bytes, not kept in L1.
 __device__ __forceinline__ void store_streaming(void* pointer, uint4 v) {
   asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.x),

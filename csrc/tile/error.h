@@ -25,6 +25,7 @@ enum class DeviceError : uint32_t {
   kW4GemmPermutation,
   kFlashDecodePositions,
   kFlashDecodeSlotMapping,
+  kFlashDecodePlan,
   kFlashPrefillPlan,
 };
 
@@ -48,6 +49,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "w4_gemm: permutation",
     "flash_decode: positions",
     "flash_decode: slot_mapping",
+    "flash_decode: plan",
     "flash_prefill: plan",
 };
 

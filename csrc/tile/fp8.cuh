@@ -42,6 +42,17 @@ __device__ __forceinline__ uint2 to_fp8(uint4 raw, float inverse) {
   return to_fp8(v, inverse);
 }
 
+// Quantises vector `v` of a row with a scale for 128 elements, which sixteen neighbouring lanes hold.
+template <typename Values>
+__device__ __forceinline__ void store_fp8_vector(const Values& y, int v, int vectors, void* q,
+                                                 float* scale) {
+  constexpr int kLanes = kScaleBlock / kVector;
+  const Fp8Scale s = fp8_scale(__uint_as_float(warp_max<kLanes>(amax_bits(y))));
+  if (v >= vectors) return;
+  if (threadIdx.x % kLanes == 0) scale[v / kLanes] = s.scale;
+  ptx::store_streaming(static_cast<uint2*>(q) + v, to_fp8(y, s.inverse));
+}
+
 // Quantises a row that a CTA holds in registers: vector u * blockDim.x + threadIdx.x of it is y[u],
 // eight bf16 (uint4) or float[8], zeros past the end. `q` and `scale` are those of the row. One
 // barrier for kScalingRow, none for kScaling1x128; `partials` as for cta_max.
@@ -59,13 +70,8 @@ __device__ __forceinline__ void store_fp8_row(const Values (&y)[kVectors], int v
 #pragma unroll
   for (int u = 0; u < kVectors; ++u) {
     const int v = threadIdx.x + u * blockDim.x;
-    if constexpr (kScaling == kScaling1x128) {
-      // Sixteen neighbouring lanes hold one block of 128.
-      constexpr int kLanes = kScaleBlock / kVector;
-      s = fp8_scale(__uint_as_float(warp_max<kLanes>(amax_bits(y[u]))));
-      if (v < vectors && threadIdx.x % kLanes == 0) scale[v / kLanes] = s.scale;
-    }
-    if (v < vectors) ptx::store_streaming(static_cast<uint2*>(q) + v, to_fp8(y[u], s.inverse));
+    if constexpr (kScaling == kScaling1x128) store_fp8_vector(y[u], v, vectors, q, scale);
+    else if (v < vectors) ptx::store_streaming(static_cast<uint2*>(q) + v, to_fp8(y[u], s.inverse));
   }
 }
 

@@ -2,11 +2,18 @@
 // of it is s[u], zeros past the end.
 #pragma once
 #include "ptx/memory.cuh"
+#include "ptx/tma.cuh"
 #include "tile/norm.h"
 #include "tile/reduce.cuh"
 #include "tile/vector.cuh"
 
 namespace l4k {
+
+// Before the wait: the weights go to L2 while the previous kernel still runs, for all CTAs by the first.
+// Coherent, so harmless even where they are its result.
+__device__ __forceinline__ void prefetch_norm_weight(const void* row, int vectors) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) ptx::bulk_prefetch(row, vectors * sizeof(uint4));
+}
 
 // The thread's vectors of a row of weights; what is past the end is not looked at.
 __device__ __forceinline__ void load_norm_weight(const void* row, int vectors,

@@ -1,7 +1,6 @@
 // From logits to experts, and a stable counting sort of the choices by expert, by one CTA:
 //
-//   choose   a group of lanes holds a token's logits in registers and takes the maximum k times;
-//            choices per expert are counted in shared memory
+//   choose   a group of lanes holds a token's logits in registers and takes the maximum k times
 //   offset   choices per expert before this CTA's, and the start of each expert
 //   rank     each warp owns consecutive choices; it counts them, takes its starting rows, and
 //            places 32 at a time: equal experts of a group find each other with match.any
@@ -51,7 +50,7 @@ __device__ __forceinline__ void choose_shared(const Routing& routing, int token)
   routing.inverse[flat] = row;
 }
 
-// Chooses for the tokens [begin, end) and adds them to `counts`, a count per expert.
+// Chooses for the tokens [begin, end) and adds them to `counts`, a count per expert, or null.
 // `logits.load(token, first, v)` gives the logits of the experts [first, first + 8), and anything for
 // those past the last.
 template <int kThreads, typename Logits>
@@ -91,7 +90,7 @@ __device__ __forceinline__ void choose(const Routing& routing, int begin, int en
       if (valid && lane == j % lanes) {
         routing.topk_ids[token * routing.choices() + j] = expert;
         routing.topk_weights[token * routing.choices() + j] = weight;
-        atomicAdd(counts + expert, 1);
+        if (counts != nullptr) atomicAdd(counts + expert, 1);
       }
     }
     if (routing.shared_expert && valid && lane == routing.top_k % lanes)
@@ -132,76 +131,123 @@ __device__ __forceinline__ void add_offsets(const Routing& routing, RouteSmem<kT
   }
 }
 
-// Lanes of the warp with the same expert as this one, among those with a choice.
-__device__ __forceinline__ uint32_t peers_of(bool valid, int expert) {
-  // Lanes without a choice only find each other.
-  return __match_any_sync(0xffffffff, valid ? expert : -1);
+constexpr int kRankGroups = 4;  // of 32 choices, whose ids are on their way together
+
+// A lane's choices of the groups from `first` on: its place among all choices, and the expert; -1 from
+// `end` on.
+struct RankChoices {
+  int places[kRankGroups], experts[kRankGroups];
+
+  __device__ __forceinline__ RankChoices(const Routing& routing, int first, int end) {
+#pragma unroll
+    for (int u = 0; u < kRankGroups; ++u) {
+      const int choice = first + 32 * u + threadIdx.x % 32;
+      places[u] = flat_choice(choice, routing.top_k, routing.shared_expert);
+      experts[u] = choice < end ? routing.topk_ids[places[u]] : -1;
+    }
+  }
+};
+
+// Lanes of the warp with the same expert; those without a choice only find each other.
+__device__ __forceinline__ uint32_t peers_of(int expert) {
+  return __match_any_sync(0xffffffff, expert);
 }
 
-// Places the choices [begin, end), given starts. Called by the whole CTA.
-template <int kThreads>
-__device__ __forceinline__ void rank(const Routing& routing, int begin, int end,
-                                     RouteSmem<kThreads>& smem) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int stride = choices_per_warp(end - begin, kThreads / 32),
-            warps = ceil_div(end - begin, stride);
-  const int from = begin + warp * stride, to = min(from + stride, end);
-  const auto flat = [&](int choice) {
-    return flat_choice(choice, routing.top_k, routing.shared_expert);
-  };
-  int* rows = smem.rows[warp];
-  if (warp < warps) {
-    for (int expert = lane; expert < routing.num_experts; expert += 32) rows[expert] = 0;
-    __syncwarp();
+// Adds the choices [from, to) of a warp to `rows`, a count per expert.
+__device__ __forceinline__ void count_choices(const Routing& routing, int from, int to, int* rows) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll 1
-    for (int base = from; base < to; base += 32) {
-      const int choice = base + lane;
-      const bool valid = choice < to;
-      const int expert = valid ? routing.topk_ids[flat(choice)] : 0;
-      const uint32_t peers = peers_of(valid, expert);
-      if (valid && lane == __ffs(peers) - 1) rows[expert] += __popc(peers);
+  for (int base = from; base < to; base += 32 * kRankGroups) {
+    const RankChoices own(routing, base, to);
+#pragma unroll
+    for (int u = 0; u < kRankGroups; ++u) {
+      if (base + 32 * u >= to) break;
+      const int expert = own.experts[u];
+      const uint32_t peers = peers_of(expert);
+      if (expert >= 0 && lane == __ffs(peers) - 1) rows[expert] += __popc(peers);
       __syncwarp();
     }
   }
+}
+
+// Places the choices [from, to) of a warp: `rows` has the next row of each expert.
+__device__ __forceinline__ void place_choices(const Routing& routing, int from, int to, int* rows) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int base = from; base < to; base += 32 * kRankGroups) {
+    const RankChoices own(routing, base, to);
+    float weights[kRankGroups];
+#pragma unroll
+    for (int u = 0; u < kRankGroups; ++u)
+      weights[u] = own.experts[u] < 0 ? 0.f : routing.topk_weights[own.places[u]];
+#pragma unroll
+    for (int u = 0; u < kRankGroups; ++u) {
+      if (base + 32 * u >= to) break;
+      const int place = own.places[u], expert = own.experts[u];
+      const uint32_t peers = peers_of(expert);
+      const int row = expert < 0 ? 0 : rows[expert] + __popc(peers & ((1u << lane) - 1));
+      __syncwarp();
+      if (expert >= 0) {
+        if (lane == __ffs(peers) - 1) rows[expert] = row + __popc(peers);
+        routing.permutation[row] = place;
+        routing.inverse[place] = row;
+        routing.row_scale[row] = weights[u];
+      }
+      __syncwarp();
+    }
+  }
+}
+
+// Places the choices [begin, end): all there are, whose offsets it writes too, or those of a tile, given
+// starts. Called by the whole CTA.
+template <bool kAll, int kThreads>
+__device__ __forceinline__ void rank(const Routing& routing, int begin, int end,
+                                     RouteSmem<kThreads>& smem) {
+  static_assert(kThreads >= kRouteMaxExperts);
+  const int warp = threadIdx.x / 32, own = threadIdx.x;
+  const int stride = choices_per_warp(end - begin, kThreads / 32);
+  const int warps = ceil_div(end - begin, stride);
+  const int from = begin + warp * stride, to = min(from + stride, end);
+  int* rows = smem.rows[warp];
+  if (warp < warps) {
+    for (int expert = threadIdx.x % 32; expert < routing.num_experts; expert += 32)
+      rows[expert] = 0;
+    __syncwarp();
+    count_choices(routing, from, to, rows);
+  }
   __syncthreads();
-  if (threadIdx.x < routing.num_experts) {
-    int row = smem.starts[threadIdx.x];
+  if constexpr (kAll) {
+    if (own < kRouteMaxExperts) {
+      int total = 0;
+      if (own < routing.num_experts)
+        for (int w = 0; w < warps; ++w) total += smem.rows[w][own];
+      smem.totals[own] = total;
+      smem.starts[own] = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) add_offsets(routing, smem, true);
+    __syncthreads();
+  }
+  if (own < routing.num_experts) {
+    int row = smem.starts[own];
     for (int w = 0; w < warps; ++w) {
-      const int count = smem.rows[w][threadIdx.x];
-      smem.rows[w][threadIdx.x] = row;
+      const int count = smem.rows[w][own];
+      smem.rows[w][own] = row;
       row += count;
     }
   }
   __syncthreads();
-#pragma unroll 1
-  for (int base = from; base < to; base += 32) {
-    const int choice = base + lane;
-    const bool valid = choice < to;
-    const int place = flat(choice), expert = valid ? routing.topk_ids[place] : 0;
-    const float weight = valid ? routing.topk_weights[place] : 0.f;
-    const uint32_t peers = peers_of(valid, expert);
-    const int row = rows[expert] + __popc(peers & ((1u << lane) - 1));
-    __syncwarp();
-    if (valid) {
-      if (lane == __ffs(peers) - 1) rows[expert] = row + __popc(peers);
-      routing.permutation[row] = place;
-      routing.inverse[place] = row;
-      routing.row_scale[row] = weight;
-    }
-    __syncwarp();
-  }
+  place_choices(routing, from, to, rows);
 }
 
-// All three steps for all tokens, by one CTA whose `smem.totals` and `smem.starts` are 0.
+// All three steps for all tokens, by one CTA.
 template <int kThreads, typename Logits>
 __device__ __forceinline__ void route_all(const Routing& routing, const Logits& logits,
                                           RouteSmem<kThreads>& smem) {
   const int tokens = static_cast<int>(routing.tokens);
-  choose<kThreads>(routing, 0, tokens, logits, smem.totals);
+  choose<kThreads>(routing, 0, tokens, logits, nullptr);
   __syncthreads();
-  if (threadIdx.x < 32) add_offsets(routing, smem, true);
-  // rank() has a barrier before it reads the starts.
-  rank(routing, 0, tokens * routing.top_k, smem);
+  rank<true>(routing, 0, tokens * routing.top_k, smem);
 }
 
 }  // namespace l4k

@@ -26,11 +26,17 @@ __device__ __forceinline__ uint32_t pack_pair(float a, float b) {
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// One instruction a value: a bf16 is the upper half of a float32. (The intrinsic takes two for the
+// upper one of a pair.)
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000)};
+}
+
 __device__ __forceinline__ void unpack(uint4 raw, float (&v)[kVector]) {
   Bf16Vector vector{raw};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    float2 pair = __bfloat1622float2(vector.pairs[i]);
+    const float2 pair = unpack_pair(vector.words[i]);
     v[2 * i] = pair.x;
     v[2 * i + 1] = pair.y;
   }
@@ -54,9 +60,10 @@ __device__ __forceinline__ uint4 add(uint4 a_raw, uint4 b_raw) {
 // Largest magnitude, as the bits of a float32; NaN beats everything.
 __device__ __forceinline__ uint32_t amax_bits(uint4 raw) {
   Bf16Vector v{raw};
-  const __nv_bfloat162 pair = __hmax2_nan(__hmax2_nan(__habs2(v.pairs[0]), __habs2(v.pairs[1])),
-                                          __hmax2_nan(__habs2(v.pairs[2]), __habs2(v.pairs[3])));
-  const float2 m = __bfloat1622float2(pair);
+  const Bf16Vector maxima{
+      .pairs = {__hmax2_nan(__hmax2_nan(__habs2(v.pairs[0]), __habs2(v.pairs[1])),
+                            __hmax2_nan(__habs2(v.pairs[2]), __habs2(v.pairs[3])))}};
+  const float2 m = unpack_pair(maxima.words[0]);
   return max(__float_as_uint(m.x), __float_as_uint(m.y));
 }
 

@@ -16,6 +16,8 @@ void l4k_emu_configure(l4k_emu_mode mode, uint64_t seed, uint32_t sms);
 // "key=value,...", as in the environment variable (docs/emulator.md). Returns 0, or -1 for a key or
 // value it does not know; l4k_emu_refusal says why.
 int l4k_emu_configure_text(const char* text);
+// How often the machine was configured: what a program was told of it before holds no longer.
+uint32_t l4k_emu_epoch(void);
 // Forgets the error, its sticky state, pending work and counters. Allocations and settings stay.
 void l4k_emu_reset(void);
 // Text of the report that ended the run, since the last reset ("" if none); valid until the next

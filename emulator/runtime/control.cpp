@@ -155,6 +155,7 @@ int l4k_emu_configure_text(const char* text) {
   Machine::get().configure(s);
   return 0;
 }
+uint32_t l4k_emu_epoch(void) { return Machine::get().epoch; }
 void l4k_emu_reset(void) {
   Machine::get().reset();
   Machine::get().reset_counters();

@@ -16,7 +16,7 @@ from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
 from l4kernels.ops.epilogue import MAX_GATHERED_ROWS
-from l4kernels.ops.router import MAX_ROUTER_TOKENS
+from l4kernels.ops.router import router_tokens
 from l4kernels.ops.step import words
 from l4kernels.planning.gpus import Gpu
 
@@ -188,7 +188,7 @@ def _moe_router(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
         weights = i.normal(d), i.normal(experts, d)
         return (i.normal(tokens, d), *weights, experts, config.rms_norm_eps, top_k, True), {}
 
-    if tokens <= MAX_ROUTER_TOKENS:
+    if tokens <= router_tokens(experts):
         yield "", make
 
 

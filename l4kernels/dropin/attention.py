@@ -31,8 +31,8 @@ from l4kernels.dropin.paging import (
     contiguous,
     packed_in_pages,
 )
-from l4kernels.ops.attention import MAX_DECODE_TOKENS
 from l4kernels.ops.check import Checker, describe
+from l4kernels.ops.decode_plan import MAX_DECODE_TOKENS
 
 
 def flash_attn_varlen_func(

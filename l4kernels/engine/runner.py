@@ -119,7 +119,8 @@ class Runner:
         holds for one step holds for all."""
         state = self.state
         patches = () if state.features is None else (state.features, rows.feature_rows)
-        hidden = self.model(self.model.embed(rows.ids, *patches), rows.metadata, self.cache.layers)
+        metadata = self.model.plan(rows.metadata, self.cache.layers)
+        hidden = self.model(self.model.embed(rows.ids, *patches), metadata, self.cache.layers)
         raw = logits = self.model.compute_logits(hidden)
         tally = None
         if kind.processed:

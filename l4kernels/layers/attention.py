@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from l4kernels import ops
 from l4kernels.layers.options import ModelOptions
 from l4kernels.layers.weights.linear import Activations
-from l4kernels.ops.attention import MAX_DECODE_TOKENS
+from l4kernels.ops.decode_plan import MAX_DECODE_TOKENS
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +45,19 @@ class AttentionMetadata:
         return few and self.positions.shape[0] == self.seqlens_k.shape[0] * length
 
     def planned(self, shape: "AttentionShape", cache: "LayerCache") -> "AttentionMetadata":
-        """With the plan of layers of this shape."""
+        """With the plan of layers of this shape. The first of them must be behind a fence
+        (docs/engine.md): a plan for decoding is read while the launch before may still run."""
+        sizes: dict[str, Any] = {
+            "num_heads": shape.num_heads,
+            "kv_heads": shape.num_kv_heads,
+            "capacity": self.block_table.shape[1] * cache.k.shape[1],
+            "chunk": shape.chunk,
+        }
         if self.decodes:
-            return self
-        plan = ops.flash_prefill_plan(
-            self.cu_seqlens_q,
-            self.seqlens_k,
-            rows=self.positions.shape[0],
-            num_heads=shape.num_heads,
-            kv_heads=shape.num_kv_heads,
-            capacity=self.block_table.shape[1] * cache.k.shape[1],
-            max_seqlen_q=self.max_seqlen_q,
-            chunk=shape.chunk,
-        )
+            plan = ops.flash_decode_plan(self.seqlens_k, tokens=self.max_seqlen_q, **sizes)
+        else:
+            sizes |= {"rows": self.positions.shape[0], "max_seqlen_q": self.max_seqlen_q}
+            plan = ops.flash_prefill_plan(self.cu_seqlens_q, self.seqlens_k, **sizes)
         return replace(self, plan=plan)
 
 
@@ -115,6 +115,8 @@ class Attention(nn.Module):
         if m.decodes:
             options |= rotation
             options["tokens"] = m.max_seqlen_q
+            if m.plan is not None:
+                options |= {"plan": m.plan, "settled": True}
             out, _ = ops.flash_decode_append(qkv, m.positions, m.slots, k, v, *lengths, **options)
         else:
             q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)

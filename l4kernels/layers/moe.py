@@ -9,7 +9,7 @@ from l4kernels import ops
 from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions, round_up
 from l4kernels.layers.weights.linear import Activations, unquantised
-from l4kernels.ops.router import MAX_ROUTER_TOKENS
+from l4kernels.ops.router import router_tokens
 
 
 class MoE(nn.Module):
@@ -63,8 +63,8 @@ class MoE(nn.Module):
         return y, routing.inverse, self.choices
 
     def route(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, ops.Routing | ops.RoutedRows]:
-        """The normalised rows, and where each goes; of few tokens in one launch."""
-        if len(x) <= MAX_ROUTER_TOKENS:
+        """The normalised rows, and where each goes; in one launch, if that is faster."""
+        if len(x) <= router_tokens(self.num_experts):
             weights = norm.weight, cast("Tensor", self.router.weight)
             routed = ops.moe_router(x, *weights, self.num_experts, norm.eps, self.top_k, True)
             return routed.normed, routed

@@ -152,7 +152,8 @@ class Llama4Model(nn.Module):
     def plan(
         self, metadata: Sequence[AttentionMetadata], caches: Sequence[LayerCache]
     ) -> list[AttentionMetadata]:
-        """Metadata for `forward` with what all layers of a kind share, made once."""
+        """Metadata for `forward` with what all layers of a kind share, made once; `embed` follows,
+        which is the fence that a plan needs."""
         made: dict[tuple[int, int], AttentionMetadata] = {}
 
         def planned(

@@ -3,6 +3,7 @@
 from l4kernels.ops.activation import silu_mul, silu_mul_fp8
 from l4kernels.ops.append import flash_decode_append
 from l4kernels.ops.attention import Attention, flash_decode, flash_prefill
+from l4kernels.ops.decode_plan import flash_decode_plan
 from l4kernels.ops.dispatch import reference
 from l4kernels.ops.embed import embed
 from l4kernels.ops.epilogue import deinterleave_gate_up, interleave_gate_up
@@ -65,6 +66,7 @@ __all__ = [
     "embed",
     "flash_decode",
     "flash_decode_append",
+    "flash_decode_plan",
     "flash_prefill",
     "flash_prefill_plan",
     "gemm",

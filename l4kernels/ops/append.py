@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from l4kernels.ops.attention import (
-    MAX_DECODE_TOKENS,
     Attention,
     attend_batch,
     check_flash_decode,
@@ -13,6 +12,7 @@ from l4kernels.ops.attention import (
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import describe
 from l4kernels.ops.contract import Contract
+from l4kernels.ops.decode_plan import MAX_DECODE_TOKENS, require_plan
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import check_rope_cache, split_qkv, work_rope_cache
 
@@ -54,7 +54,7 @@ def _work_flash_decode_append(args: Bound) -> Work:
     work=_work_flash_decode_append,
     fake=lambda args: fake_flash_decode(_attention(args)),
     returns=Attention,
-    mutates=("k_cache", "v_cache"),
+    mutates=("k_cache", "v_cache", "plan"),
 )
 def flash_decode_append(
     qkv: Tensor,
@@ -75,6 +75,8 @@ def flash_decode_append(
     floor_scale: int = 8192,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    plan: Tensor | None = None,
+    settled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`rope_cache`, then `flash_decode` of its q: a step of decoding in one launch.
 
@@ -95,6 +97,7 @@ def flash_decode_append(
         softmax_scale, chunk: as for `flash_decode`.
         tokens: of each sequence, from 1 to 16.
         k_scale, v_scale: float32 `[Hkv]` of an e4m3 cache; None means 1.
+        plan, settled: as for `flash_decode`.
 
     Returns:
         `Attention(out, lse)`: `[B, tokens, Hq, D]` in the dtype of `qkv`, and float32 `[B, Hq,
@@ -102,8 +105,8 @@ def flash_decode_append(
 
     Raises:
         IndexError: a negative position or length, a visible page outside the table or the cache,
-            or a slot that is neither -1 nor the key's place. Nothing has been written then, unless
-            it was a page.
+            a slot that is neither -1 nor the key's place, or a plan of another call. Nothing has
+            been written then, unless it was a page.
 
     >>> import torch
     >>> k, v = torch.full((2, 1, 2, 1, 2), 2.0)
@@ -117,6 +120,8 @@ def flash_decode_append(
     """
     name = "flash_decode_append"
     _require_places(slot_mapping, seqlens_k, block_table, tokens, k_cache.shape[1])
+    capacity, heads = block_table.shape[1] * k_cache.shape[1], (num_heads, k_cache.shape[2])
+    require_plan(name, plan, seqlens_k, heads, capacity, tokens, chunk)
     rule = num_heads, cos_sin, qk_norm_eps, attn_scale, floor_scale
     q = split_qkv(
         name, qkv, positions, slot_mapping, k_cache, v_cache, *rule, k_scale, v_scale

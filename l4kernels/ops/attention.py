@@ -9,6 +9,7 @@ from torch import Tensor
 from l4kernels.ops.bound import Bound
 from l4kernels.ops.check import FLOATS, FP8, describe
 from l4kernels.ops.contract import Contract
+from l4kernels.ops.decode_plan import MAX_DECODE_TOKENS, check_plan, require_plan
 from l4kernels.ops.paged import (
     PagedCache,
     attend_one,
@@ -16,12 +17,15 @@ from l4kernels.ops.paged import (
     check_cache_scales,
     visible_pieces,
 )
-from l4kernels.ops.prefill_plan import plan_header, plan_words, require_plan, require_sequences
+from l4kernels.ops.prefill_plan import (
+    plan_header,
+    plan_words,
+    require_prefill_plan,
+    require_sequences,
+)
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import HEAD_DIM
 from l4kernels.ops.views import as_dtype, as_float, scalar
-
-MAX_DECODE_TOKENS = 16
 
 
 class Attention(NamedTuple):
@@ -188,7 +192,7 @@ def flash_prefill(
         heads = q.shape[1], k_cache.shape[2]
         capacity = block_table.shape[1] * k_cache.shape[1]
         sizes = q.shape[0], seqlens_k.shape[0], max_seqlen_q
-        require_plan(plan, plan_header(*sizes, *heads, chunk, capacity))
+        require_prefill_plan(plan, plan_header(*sizes, *heads, chunk, capacity))
     cache = PagedCache("flash_prefill", k_cache, v_cache, k_scale, v_scale)
     for b, len_k in enumerate(seqlens_k.tolist()):
         rows = slice(bounds[b], bounds[b + 1])
@@ -207,6 +211,7 @@ def check_flash_decode(args: Bound) -> None:
         f"use flash_prefill for more",
     )
     _check_cache(contract)
+    check_plan(contract, contract.sizes["B"])
 
 
 def work_flash_decode(args: Bound) -> Work:
@@ -226,6 +231,7 @@ def fake_flash_decode(args: Bound) -> tuple[Tensor, Tensor]:
     work=work_flash_decode,
     fake=fake_flash_decode,
     returns=Attention,
+    mutates=("plan",),
 )
 def flash_decode(
     q: Tensor,
@@ -238,6 +244,8 @@ def flash_decode(
     chunk: int = 0,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    plan: Tensor | None = None,
+    settled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """`flash_prefill` for a few new tokens per sequence, as many for each: decoding.
 
@@ -247,13 +255,19 @@ def flash_decode(
         seqlens_k: int32 `[B]`, all keys including the new tokens; 0 for an idle row of a batch.
         block_table: int32 `[B, max_pages]`.
         softmax_scale, chunk, k_scale, v_scale: as for `flash_prefill`.
+        plan: `flash_decode_plan` of the same lengths and shapes. Counters in it are written: calls
+            that share it must not run at once.
+        settled: the plan, lengths, block table and all keys but the new tokens' were complete when
+            the launch before this one began, as they are behind a fence (docs/engine.md). They are
+            then read while that launch still runs. Means nothing without a plan.
 
     Returns:
         `Attention(out, lse)`: `[B, S, Hq, D]` in the dtype of `q`, and float32 `[B, Hq, S]`. A
         query with no visible key gives 0 and -inf.
 
     Raises:
-        IndexError: a negative length, or a visible page outside the table or the cache.
+        IndexError: a negative length, a visible page outside the table or the cache, or a plan of
+            another call.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> two, page = torch.tensor([2], dtype=torch.int32), torch.zeros(1, 1, dtype=torch.int32)
@@ -261,6 +275,8 @@ def flash_decode(
     Attention(out=tensor([[[[2.]]]]), lse=tensor([[[0.6931]]]))
     """
     caches = k_cache, v_cache, seqlens_k, block_table
+    heads, capacity = (q.shape[2], k_cache.shape[2]), block_table.shape[1] * k_cache.shape[1]
+    require_plan("flash_decode", plan, seqlens_k, heads, capacity, q.shape[1], chunk)
     return attend_batch("flash_decode", q, *caches, softmax_scale, chunk, k_scale, v_scale)
 
 

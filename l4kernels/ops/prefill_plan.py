@@ -43,7 +43,7 @@ def plan_header(
     return [rows, batch, bound, num_heads, kv_heads, chunk, min(capacity, _LIMIT)]
 
 
-def require_plan(plan: Tensor, header: list[int]) -> None:
+def require_prefill_plan(plan: Tensor, header: list[int]) -> None:
     """Raises `IndexError` for a plan of another call."""
     if plan[: len(header)].tolist() != header:
         raise IndexError(

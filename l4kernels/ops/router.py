@@ -1,4 +1,4 @@
-"""The way of few tokens into their experts in one op: norm, router, routing."""
+"""The way of tokens into their experts in one op: norm, router, routing."""
 
 from typing import NamedTuple
 
@@ -13,8 +13,21 @@ from l4kernels.ops.moe import check_routing, fake_routing, moe_route, routing_by
 from l4kernels.ops.norm import rms_norm
 from l4kernels.ops.registry import Work, op, tensor_bytes
 
-MAX_ROUTER_TOKENS = 64
+MAX_ROUTER_TOKENS = 65_536
 """Of one call of `moe_router`."""
+_FEW_EXPERTS, _TOKENS_OF_MANY = 32, 256
+
+
+def router_tokens(experts: int) -> int:
+    """Up to how many tokens `moe_router` beats `rms_norm`, `gemm` and `moe_route`, by the model.
+
+    Every 8 tokens read the router's weights again: that is less than what the GEMM reads again,
+    the rows, for up to 32 experts; of more experts only few tokens are worth it.
+
+    >>> router_tokens(16), router_tokens(128)
+    (65536, 256)
+    """
+    return MAX_ROUTER_TOKENS if experts <= _FEW_EXPERTS else _TOKENS_OF_MANY
 
 
 class RoutedRows(NamedTuple):
@@ -74,10 +87,11 @@ def moe_router(
     top_k: int = 1,
     shared_expert: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`rms_norm`, the router's product in float32 and `moe_route`, for few tokens in one launch.
+    """`rms_norm`, the router's product in float32 and `moe_route`, in one launch.
 
     Args:
-        x: `[T, D]` float32, bfloat16 or float16; T <= 64.
+        x: `[T, D]` float32, bfloat16 or float16; T <= 65,536 (`router_tokens` says up to where
+            it is the fastest way).
         norm_weight: `[D]`, the dtype of `x`.
         router_weight: `[R, D]`, the dtype of `x`. Rows past the first `num_experts` are padding.
         num_experts: E, at most R and 256.

@@ -123,7 +123,7 @@ def launches_of(op: str, *args: Any, sms: int = 132, **kwargs: Any) -> tuple[Lau
     """
     if OPS[op].without_kernel:
         raise ValueError(f"{op} has no kernel of its own: {OPS[op].without_kernel}")
-    args, kwargs = tree_map_only(torch.Tensor, _untouched, (args, kwargs))
+    args, kwargs = tree_map_only(torch.Tensor, untouched, (args, kwargs))
     with emulated(sms=sms) as control:
         control.list_launches(True)
         try:
@@ -133,7 +133,7 @@ def launches_of(op: str, *args: Any, sms: int = 132, **kwargs: Any) -> tuple[Lau
         return tuple(Launch(**facts) for facts in control.listed_launches())
 
 
-def _untouched(like: torch.Tensor) -> torch.Tensor:
+def untouched(like: torch.Tensor) -> torch.Tensor:
     """A CPU tensor of the same form in address space that costs no memory until it is touched."""
     size = max(1, like.untyped_storage().nbytes())
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE

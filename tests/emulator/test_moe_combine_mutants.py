@@ -12,10 +12,10 @@ from tests.emulator.mutant_program import (
 )
 
 KERNEL, NORM = "moe_combine.cuh", "tile/norm.cuh"
-START = "  ptx::grid_dependency_wait();\n  ptx::grid_launch_dependents();\n  uint4 weight"
+WAIT = "  ptx::grid_dependency_wait();\n  uint4 weight"
 MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("rows before the launch before ends", "dependency-race",
-     (KERNEL, START, "  ptx::grid_launch_dependents();\n  uint4 weight")),
+     (KERNEL, WAIT, "  uint4 weight")),
     ("the next token's sums overwrite this one's", "shared-race",
      (KERNEL, "params.eps, sums[parity])", "params.eps, sums[0])")),
     ("an index outside is followed", "global-out-of-bounds",

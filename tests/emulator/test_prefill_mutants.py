@@ -29,7 +29,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
     ("a range begins with the keys of the one before", "result",
      (LOADS, "(tile - work.first_tile) % kAnchorTiles == 0", "tile == work.first_tile")),
     ("queries are handed back after the first range", "shared-in-flight",
-     (KERNEL, "if (end == work().end_tile) arrive", "arrive")),
+     (KERNEL, "key_tile + 1 == work().end_tile", "key_tile % kAnchorTiles == 1")),
     ("the first range adds what lies in the workspace", "result",
      (KERNEL, "if (first > work().first_tile) anchor", "anchor")),
     ("CTAs share a place in the workspace", "stale-global-read global-race",

@@ -182,5 +182,7 @@ def test_replayed_kernels_say_what_kernels_say(form, mode):
     assert got == wanted and len(got) == 40
     assert recorder.escaped() == []
     assert len(recorder.recordings) == 1
-    attended = [n for name, n in recorder.launches.items() if "emulated.flash_decode" in name]
+    attended = [n for name, n in recorder.launches.items() if "flash_decode_append" in name]
     assert sum(attended) == model.config.num_hidden_layers
+    planned = [n for name, n in recorder.launches.items() if "flash_decode_plan" in name]
+    assert sum(planned) == 2  # one for each kind of layer

@@ -12,7 +12,7 @@ namespace {
 void every_product_belongs_to_one_cta() {
   for (int width : {8, 640, 648, 5120, 16384})
     for (int experts = 1; experts <= l4k::kRouteMaxExperts; ++experts)
-      for (int tokens : {0, 1, 8, 9, 33, 64})
+      for (int tokens : {0, 1, 8, 9, 33, 64, 65, 392, 8192, l4k::kRouterTokens})
         for (int sms : {1, 3, 78, 132}) {
           const l4k::RouterPlan plan = l4k::plan_router(tokens, width, experts, sms);
           const auto covers = [](int parts, int size, int all) {
@@ -25,6 +25,7 @@ void every_product_belongs_to_one_cta() {
           EXPECT(tokens == 0 ? plan.token_tiles == 1
                              : covers(plan.token_tiles, l4k::kRouterTileTokens, tokens),
                  tokens);
+          EXPECT(plan.slice_ctas == 1 || plan.slice_ctas == plan.slices, plan.slice_ctas);
           EXPECT(plan.padded_experts() >= experts, experts);
         }
 }
@@ -32,10 +33,13 @@ void every_product_belongs_to_one_cta() {
 void ctas_fit_the_gpu_and_the_counter() {
   for (int width = 8; width <= l4k::kNormMaxWidth; width += 8)
     for (int experts : {1, 16, 128, l4k::kRouteMaxExperts})
-      for (int tokens = 0; tokens <= l4k::kRouterTokens; ++tokens) {
+      for (int tokens : {0, 1, 8, 16, 17, 64, 130, 392, 393, 8192, l4k::kRouterTokens}) {
         const l4k::RouterPlan plan = l4k::plan_router(tokens, width, experts, 132);
         EXPECT(plan.groups == 1 || plan.ctas() <= 132, width << ", " << experts << ", " << tokens);
-        EXPECT(plan.ctas() < 1 << 16, plan.ctas());  // tile/arrive.cuh counts to there
+        // tile/arrive.cuh counts to there, and so does a grid along z.
+        EXPECT(plan.tile_ctas() < 1 << 16 && plan.token_tiles < 1 << 16, plan.token_tiles);
+        EXPECT(plan.counter_words() >= 2 * (1 + plan.token_tiles), plan.counter_words());
+        EXPECT(plan.counter_words() % 4 == 0, plan.counter_words());
       }
 }
 
@@ -47,9 +51,22 @@ void a_cta_can_ask_for_all_its_weights_at_once() {
   }
 }
 
+// Of Llama 4's widths, on 132 SMs. Rows of which the busiest SM takes in a slice's columns.
+void a_cta_goes_through_all_slices_where_that_is_less() {
+  const auto first = [](int experts) {
+    int tokens = 1;
+    while (l4k::plan_router(tokens, 5120, experts, 132).slice_ctas == 8) ++tokens;
+    return tokens;
+  };
+  EXPECT(first(16) == 265, first(16));
+  EXPECT(first(128) == 657, first(128));
+  for (int tokens : {265, 1024, 8192, l4k::kRouterTokens})
+    EXPECT(l4k::plan_router(tokens, 5120, 16, 132).slice_ctas == 1, tokens);
+}
+
 void slices_do_not_depend_on_the_batch() {
   for (int sms : {1, 78, 132})
-    for (int tokens = 0; tokens <= l4k::kRouterTokens; ++tokens) {
+    for (int tokens = 0; tokens <= l4k::kRouterTokens; tokens += 63) {
       const l4k::RouterPlan plan = l4k::plan_router(tokens, 5120, 128, sms);
       EXPECT(plan.slices == 8 && plan.padded_experts() == 128, tokens);
     }
@@ -61,5 +78,6 @@ int main() {
   every_product_belongs_to_one_cta();
   ctas_fit_the_gpu_and_the_counter();
   a_cta_can_ask_for_all_its_weights_at_once();
+  a_cta_goes_through_all_slices_where_that_is_less();
   slices_do_not_depend_on_the_batch();
 }

@@ -51,7 +51,7 @@ INCLUDES = [
     (r"csrc/ptx/.*", r"ptx/.*|cuda.*|cstdint|type_traits"),
     (r"csrc/tile/.*\.h", r"tile/.*\.h|c?std\w+|algorithm|array|climits|limits"),
     (r"csrc/tile/.*\.cuh", r"(tile|ptx)/.*|cuda.*|cstdint|type_traits"),
-    (r"csrc/host/.*", r"(host|tile)/.*\.h|cuda.*|[a-z_]+"),
+    (r"csrc/host/.*", r"(host|tile)/.*\.h|cuda.*|[a-z_]+|l4k_emulator\.h"),
     (r"csrc/(kernels|probes)/(\w+)/\w+\.h", r"\1/\2/.*\.h|tile/.*\.h|cuda_runtime\.h|[a-z_]+"),
     (r"csrc/(kernels|probes)/(\w+)/.*", r"\1/\2/.*|(host|tile|ptx)/.*|cuda.*|[a-z_]+"),
     (r"csrc/bindings/library\.cpp", r"(bindings|host|tile)/\w+\.h|[a-z_]+"),

@@ -16,6 +16,7 @@ from bench.checks.kernel_checks import device_error, same_bits
 from l4kernels import STATUS, ops, testing
 from l4kernels.bench.counters import count
 from l4kernels.ops import flash_decode, merge_attention_states
+from l4kernels.ops.decode_plan import PLAN_WORDS
 from l4kernels.testing import assert_close, chained, emulated, relative_error
 
 pytestmark = pytest.mark.skipif(
@@ -230,7 +231,7 @@ def test_keys_and_values_are_read_once_and_without_conflicts(make, cache):
     for chunk in (0, 3000):
         c = count("flash_decode", tuple(args), {"softmax_scale": SCALE, "chunk": chunk})
         assert c.touched_bytes <= 1.05 * c.needed_bytes, str(c)
-        assert c.bank_conflicts == 0 and c.launches == 1, str(c)
+        assert c.bank_conflicts == 0 and c.launches == 2, str(c)  # the first plans
 
 
 class Params(ctypes.Structure):
@@ -239,12 +240,14 @@ class Params(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in ("batch", "tokens", "kv_heads", "group", "chunk")),
         *((name, ctypes.c_int) for name in ("num_pages", "page_size", "max_pages")),
+        *((f"page_blocks_{name}", ctypes.c_int) for name in ("factor", "shift")),
         ("q", ctypes.c_void_p),
         *((f"q_{name}_stride", ctypes.c_int64) for name in ("batch", "token", "head")),
         *((name, ctypes.c_void_p) for name in ("k_cache", "v_cache", "lengths", "block_table")),
         ("table_stride", ctypes.c_int64),
         *((n, ctypes.c_void_p) for n in ("k_scale", "v_scale", "out", "lse", "partials")),
-        ("nonce", ctypes.c_uint64),
+        ("plan", ctypes.c_void_p),
+        *((name, ctypes.c_bool) for name in ("makes_plan", "settled")),
         ("scale", ctypes.c_float),
         ("error", ctypes.c_void_p),
         ("fp8_cache", ctypes.c_bool),
@@ -253,8 +256,8 @@ class Params(ctypes.Structure):
 
 @pytest.mark.parametrize("mode", ["late", "early", "random"])
 def test_a_replay_follows_lengths_on_the_device(make, mode):
-    """What a captured graph does: the same launch, workspace and nonce over again, while only
-    device memory changes; across a chunk boundary, between one split and many."""
+    """What a captured graph does: the same launches and workspaces over again, while only device
+    memory changes; across a chunk boundary, between one split and many."""
     tokens, heads, kv_heads, page, chunk = 2, 10, 2, 16, 256
     library = ctypes.CDLL(str(testing.emulator.BUILD / "libl4kernels_emulated.so"))
     size = library._ZN3l4k22flash_decode_workspaceERKNS_17FlashDecodeParamsE
@@ -267,10 +270,11 @@ def test_a_replay_follows_lengths_on_the_device(make, mode):
     with emulated(mode=mode, seed=3, sms=5, perturb=False) as control:
         params = Params(
             3, tokens, kv_heads, heads // kv_heads, chunk, k.shape[0], page, table.shape[1],
-            scale=SCALE / math.log(2), nonce=0x123456789ABC, table_stride=table.stride(0),
+            1 << 27, 27, scale=SCALE / math.log(2), table_stride=table.stride(0), makes_plan=True,
             q_batch_stride=q.stride(0), q_token_stride=q.stride(1), q_head_stride=128,
         )  # fmt: skip
         tensors["partials"] = torch.full((size(ctypes.byref(params)),), -1, dtype=I32)
+        tensors["plan"] = torch.full((PLAN_WORDS + 3,), -1, dtype=I32)
         for name, tensor in tensors.items():
             setattr(params, name, tensor.data_ptr())
             control.register_range(tensor.data_ptr(), tensor.nbytes)

@@ -86,7 +86,7 @@ def test_keys_and_values_move_once_and_without_conflicts(cache):
     for rule in rules(Machine(), 10)[1:]:
         c = count("flash_decode_append", tuple(args), {**SCALE, **rule})
         assert c.touched_bytes <= 1.05 * c.needed_bytes, str(c)
-        assert c.bank_conflicts == 0 and c.launches == 1, str(c)
+        assert c.bank_conflicts == 0 and c.launches == 2, str(c)  # the first plans
 
 
 def test_the_calls_that_are_timed_are_right():

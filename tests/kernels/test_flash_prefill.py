@@ -67,6 +67,51 @@ def test_edges_of_the_full_chunk(dtype, edge):
     assert torch.equal(got.out[first_of_chunk[0]], alone)
 
 
+@pytest.mark.parametrize("power", (-100, -20, 20, 100))
+def test_queries_of_any_size_over_e4m3_keys(power):
+    """They are computed in f16: a power of two in Q, and its inverse in the keys' scale, changes no
+    bit. In a row with an infinity or a NaN everything is NaN, and in no other row."""
+    args, options = problem(
+        Maker("cpu", torch.bfloat16, 11), [30], [150], heads=4, kv_heads=2, dtype=FP8
+    )
+    options["k_scale"] = torch.tensor([1.0, 0.5])
+    args[0][3] = 0
+    with emulated(mode="random", seed=3, perturb=False):
+        expected = check(args, options, factor=3.0)
+        args[0] *= 2.0**power
+        options["k_scale"] *= 2.0**-power
+        got = ops.flash_prefill(*args, **options)
+        assert torch.equal(got.out, expected.out) and torch.equal(got.lse, expected.lse)
+        args[0][7, 1, 5], args[0][8, 3, 0] = NAN, float("inf")
+        got = ops.flash_prefill(*args, **options)
+    spoilt = torch.zeros(30, 4, dtype=torch.bool)
+    spoilt[7, 1] = spoilt[8, 3] = True
+    assert got.out[spoilt].isnan().all()
+    assert torch.equal(got.out[~spoilt], expected.out[~spoilt])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, FP8), ids=("bf16", "fp8"))
+@pytest.mark.parametrize("nats", (10.0, 17.5, 24.0))
+def test_many_weak_keys_count_beside_a_strong_one(dtype, nats):
+    """Each is below what f16 could hold beside a weight of 1; all together they are the result."""
+    keys, strong = 2000, 900
+    cache = torch.zeros(125, 16, 1, 128)
+    values = torch.full_like(cache, 448.0)
+    cache[strong // 16, strong % 16, 0, 0] = 16.0
+    values[strong // 16, strong % 16] = 0.0
+    q = torch.zeros(1, 1, 128, dtype=torch.bfloat16)
+    q[0, 0, 0] = nats / 16 * 128**0.5
+    table = torch.arange(125, dtype=I32)[None]
+    args = [q, cache.to(dtype), values.to(dtype), i32(0, 1), i32(keys), table]
+    options = {"softmax_scale": 128**-0.5, "max_seqlen_q": 1}
+    with emulated(mode="random", seed=3):
+        got = ops.flash_prefill(*args, **options)
+    expected = ops.flash_prefill.reference(*args, **options)
+    assert_close(got.out.float(), expected.out.float(), 2.0**-7)
+    assert_close(got.lse, expected.lse, 1e-5)
+    assert expected.out.min() > 0
+
+
 def test_relaunch_with_other_lengths():
     """The same tensors with new lengths in them: what a captured graph does."""
     args, options = problem(Maker("cpu", torch.bfloat16, 2), [20, 12], [64, 40], heads=2, page=16)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -63,9 +64,10 @@ def test_dense_products_are_exact(config):
 
 
 @pytest.mark.parametrize("k", [5120, 8192, 16384, 26624])
-@pytest.mark.parametrize("config", PLAIN_CONFIGS, ids=str)
+@pytest.mark.parametrize("config", [c for c in PLAIN_CONFIGS if c.block_n % 128 == 0], ids=str)
 def test_a_tile_of_full_depth_is_exact(config, k):
-    """K of Scout and Maverick (hidden, FFN) and of the Behemoth estimate."""
+    """K of Scout and Maverick (hidden, FFN) and of the Behemoth estimate; other widths have the
+    same main loop."""
     args, options = operands(maker(k), config, 9, 128, k)
     check_exact(config, args, options, sms=2)
 
@@ -97,7 +99,7 @@ def test_splits_that_are_asked_for(splits):
 @pytest.mark.parametrize("config", HALVED_CONFIGS, ids=str)
 def test_halves_of_k_add_up_in_one_order(config, mode):
     """By two thread blocks, each of which finishes half of the rows; several tiles each."""
-    for m in (13, 65, 300):
+    for m in (65, 300):
         args, options = operands(maker(m), config, m, 264, 512)
         options["config"] += 200
         check_exact(config, args, options, mode=mode, sms=4)
@@ -149,24 +151,35 @@ def test_bf16_on_random_data(config):
     assert (got - exact).abs().max() <= 2 * rounded
 
 
-@pytest.mark.parametrize("config", PROMOTED_CONFIGS, ids=str)
-def test_promotion_keeps_what_fast_accumulation_loses(config):
-    """The guard of the guard: the test that promoted sums pass, un-promoted ones must fail.
+class Positive:
+    """Positive values, so that what truncation drops adds up instead of cancelling."""
 
-    Positive values, so that what truncation drops adds up instead of cancelling.
-    """
-    make = maker()
-    (a, sfa), (b, sfb) = (quantize_fp8(make.uniform(rows, 16384), "row") for rows in (16, 128))
+    def __init__(self) -> None:
+        make = maker()
+        self.a, self.b = (quantize_fp8(make.uniform(rows, 16384), "row") for rows in (16, 128))
+        self.exact = self.run(gemm.reference, out_dtype=torch.float32).double()
+        self.fast = [self.error(config, "hopper") for config in FAST_CONFIGS]
 
-    def run(config: int, accumulation: str) -> Tensor:
+    def run(self, op: Callable[..., Tensor], **options) -> Tensor:
+        (a, sfa), (b, sfb) = self.a, self.b
+        return op(a, b, sfa=sfa, sfb=sfb, **options)
+
+    def error(self, config: Config, accumulation: str) -> Tensor:
         with emulated(fp8_accumulation=accumulation):
-            return gemm(a, b, sfa=sfa, sfb=sfb, config=config)
+            return (self.run(gemm, config=config.number) - self.exact).norm()
 
-    exact = gemm.reference(a, b, sfa=sfa, sfb=sfb, out_dtype=torch.float32).double()
-    bound = 1.2 * (run(config.number, "exact") - exact).norm()
-    assert (run(config.number, "hopper") - exact).norm() <= bound
-    for fast in FAST_CONFIGS:
-        assert (run(fast.number, "hopper") - exact).norm() > bound
+
+@pytest.fixture(scope="module")
+def positive() -> Positive:
+    return Positive()
+
+
+@pytest.mark.parametrize("config", PROMOTED_CONFIGS, ids=str)
+def test_promotion_keeps_what_fast_accumulation_loses(config, positive):
+    """The guard of the guard: the test that promoted sums pass, un-promoted ones must fail."""
+    bound = 1.2 * positive.error(config, "exact")
+    assert positive.error(config, "hopper") <= bound
+    assert all(error > bound for error in positive.fast)
 
 
 @pytest.mark.parametrize("sfa, sfb", [("row", "row"), ("1x128", "128x128"), ("1x128", "row")])

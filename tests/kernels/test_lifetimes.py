@@ -2,11 +2,7 @@
 reports the others, which torch's caching allocator hides on a GPU."""
 
 import array
-import hashlib
-import json
-import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,27 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from l4kernels import STATUS, ops, testing
+from l4kernels import STATUS, ops
 from l4kernels.testing import assert_close, chained, emulated
+from tests.support.changed_library import BUILD, CSRC, ROOT, compiled, linked
 
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="no compiled kernels: run `make build`")
-ROOT, BUILD = Path(__file__).resolve().parents[2], testing.emulator.BUILD
-BINDINGS = ROOT / "csrc" / "bindings"
-
-
-def compiler(source: str) -> list[str]:
-    """The command that compiles a binding for the emulator, less its files."""
-    for entry in json.loads((BUILD / "compile_commands.json").read_text()):
-        command = shlex.split(entry["command"])
-        if entry["file"].endswith(source) and "-DL4K_EMULATED" in command:
-            files = [command.index("-o") + 1, command.index("-c") + 1]
-            return [a for i, a in enumerate(command) if i not in files and a not in ("-o", "-c")]
-    raise AssertionError(f"no command for {source}")
-
-
-def compiled(source: str, text: str, *how: str) -> subprocess.CompletedProcess[str]:
-    command = [*compiler(source), "-O0", "-x", "c++", "-", *how]
-    return subprocess.run(command, input=text, capture_output=True, text=True)
+BINDINGS = CSRC / "bindings"
 
 
 def test_the_address_of_a_temporary_does_not_compile():
@@ -100,29 +81,7 @@ def mutants() -> Path:
     launch, text = "call.launch(l4k::moe_combine, params);", changed["moe.cpp"]
     assert text.count(launch) == 1
     changed["moe.cpp"] = text.replace(launch, "")
-    objects = sorted((BUILD / "CMakeFiles" / "l4kernels_emulated.dir").rglob("*.o"))
-    stamps = [(str(path), path.stat().st_mtime_ns) for path in objects]
-    name = hashlib.sha256(f"{texts}{changed}{stamps}".encode()).hexdigest()[:16]
-    folder = BUILD.parent / "lifetimes" / name
-    if folder.exists():
-        return folder
-    made = folder.with_name(f"{name}.{os.getpid()}")
-    made.mkdir(parents=True)
-    for file, text in changed.items():
-        done = compiled(file, text, "-c", "-o", str(made / f"{file}.o"))
-        assert done.returncode == 0, done.stderr[-2000:]
-    for library in ("libl4k_emulator.so", next(BUILD.glob("l4k_emulator_control*.so")).name):
-        (made / library).symlink_to(BUILD / library)
-    ours = [str(made / f"{file}.o") for file in changed]
-    rest = [str(path) for path in objects if path.name.removesuffix(".o") not in changed]
-    torch_libraries = Path(torch.__file__).parent / "lib"
-    link = ["c++", "-shared", "-o", str(made / "libl4kernels_emulated.so"), *ours, *rest]
-    link += [f"-L{torch_libraries}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
-    link += [f"-L{made}", "-ll4k_emulator", f"-Wl,-rpath,{BUILD}"]
-    done = subprocess.run(link, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    os.replace(made, folder)
-    return folder
+    return linked({f"bindings/{file}": text for file, text in changed.items()}, "lifetimes")
 
 
 PROGRAM = """

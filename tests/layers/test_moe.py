@@ -92,20 +92,26 @@ def calls_of(moe, norm, tokens, monkeypatch) -> list[str]:
     return calls
 
 
-@pytest.mark.parametrize("tokens", [3, 16, 17, 64, 65])
+@pytest.mark.parametrize("tokens", [3, 16, 17, 65])
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
 def test_each_product_is_one_call(weights, tokens, monkeypatch):
-    """Of few tokens the way to the experts is one call, too, and the first product gathers the
-    rows itself, if they are not quantised."""
+    """The way to the experts is one call, too, and the first product gathers few rows itself, if
+    they are not quantised."""
     moe, norm, *_ = layer(4, 1, torch.bfloat16, weights)
     product = {"bf16": "gemm", "fp8": "gemm_swiglu_fp8", "int4": "w4_gemm"}[weights]
     down = {"fp8": "gemm"}.get(weights, product)
     fp8 = "_fp8" * (weights == "fp8")
-    route = ["moe_router"] if tokens <= 64 else ["rms_norm", "gemm", "moe_route"]
     permute = [f"moe_permute{fp8}"] * (tokens > 16 or weights == "fp8")
     assert calls_of(moe, norm, tokens, monkeypatch) == [
-        *route, *permute, product, down, f"moe_combine_norm{fp8}",
+        "moe_router", *permute, product, down, f"moe_combine_norm{fp8}",
     ]  # fmt: skip
+
+
+def test_more_tokens_than_the_router_is_fast_for_take_its_three_ops(monkeypatch):
+    moe, norm, *_ = layer(4, 1, torch.bfloat16)
+    monkeypatch.setattr("l4kernels.layers.moe.router_tokens", lambda experts: 2 * experts)
+    assert calls_of(moe, norm, 8, monkeypatch)[0] == "moe_router"
+    assert calls_of(moe, norm, 9, monkeypatch)[:3] == ["rms_norm", "gemm", "moe_route"]
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 16, 17])
@@ -132,5 +138,5 @@ def test_few_tokens_have_the_bits_of_many(dtype, monkeypatch):
     moe, norm, *_ = layer(4, 2, dtype)
     x = torch.randn(9, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
     few = moe(x, norm)
-    monkeypatch.setattr("l4kernels.layers.moe.MAX_ROUTER_TOKENS", 0)
+    monkeypatch.setattr("l4kernels.layers.moe.router_tokens", lambda experts: 0)
     assert torch.equal(moe(x, norm), few)

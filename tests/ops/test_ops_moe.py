@@ -82,8 +82,8 @@ def test_the_router_is_its_three_ops_to_the_bit(dtype, tokens, experts, top_k, s
 
 
 def test_the_router_says_what_it_expects():
-    x, norm, router = torch.zeros(65, 8), torch.zeros(8), torch.zeros(16, 8)
-    with pytest.raises(ValueError, match=r"at most 64 tokens, got x .*; call rms_norm, gemm"):
+    x, norm, router = torch.zeros(65_537, 8), torch.zeros(8), torch.zeros(16, 8)
+    with pytest.raises(ValueError, match=r"at most 65536 tokens, got x .*; call rms_norm, gemm"):
         ops.moe_router(x, norm, router, 16)
     with pytest.raises(ValueError, match="row for each of 17 experts"):
         ops.moe_router(x[:2], norm, router, 17)

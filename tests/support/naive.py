@@ -415,6 +415,20 @@ def flash_decode(
     return out, lse
 
 
+def flash_decode_plan(seqlens_k, *, num_heads, kv_heads, capacity, tokens=1, chunk=0):
+    """What others may read of it: of 32 bits and so many tiles of 64 keys."""
+    lengths = seqlens_k.tolist()
+    blocks = max(1, math.ceil(tokens * (num_heads // kv_heads) / 64))
+    items = max(1, len(lengths) * kv_heads * blocks)
+    while capacity > 2**31 - 16 or math.ceil(capacity / 64) * items > 2**31 - 1:
+        capacity = min(capacity - 1, 2**31 - 16, (2**31 - 1) // items * 64)
+    plan = np.zeros(16 + 256 * 24 + len(lengths), dtype=np.int64)
+    plan[:7] = [0x6C346B31, len(lengths), kv_heads, blocks, tokens, chunk, capacity]
+    for b, length in enumerate(lengths):
+        plan[16 + 256 * 24 + b] = length
+    return (plan,)
+
+
 def flash_decode_append(
     qkv, positions, slots, k_cache, v_cache, seqlens_k, block_table,
     *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, **rule,

@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 
 from tools.gemm_configs import gemm_config, gemm_configs
-from tools.model import attention, gemm, headers, rates
+from tools.model import attention, gemm, headers, rates, tables
 from tools.model.engine import Machine
 from tools.nvcc import ROOT
 
@@ -118,6 +118,22 @@ def test_a_stage_less_never_helps(config):
     assert times[-1] > 1.1 * times[0], "two stages do not hide a copy"
 
 
+def test_pairs_that_split_k_share_no_box_and_halve_its_blocks():
+    """O at 128 rows, where 64 tiles leave half of the SMs idle; at 256 rows nothing is gained."""
+
+    def us(m: int, splits: int) -> float:
+        size = (m, 5120, 5120, 1, "bf16")
+        _, program, problem = headers.gemm(*size, "bf16_128x80_2x1", 132)
+        if m == 128:
+            assert (program.splits, program.cluster_m, problem.tiles) == (2, 1, 1)
+        pair = vars(program) | {"splits": splits, "cluster_m": 3 - splits}
+        shares = vars(problem) | {"tiles": m // 128 if splits == 2 else 1}
+        return gemm.estimate(gemm.Program(**pair), gemm.Problem(**shares), rates.machine()).us
+
+    assert us(128, 2) < 0.75 * us(128, 1)
+    assert us(256, 2) > us(256, 1)
+
+
 def test_attention_follows_its_scalar_work_and_its_ring():
     board = rates.machine("h100", 1600)
     shape, work = headers.prefill(8192, 40, 8, 0, False, board.sms)
@@ -130,6 +146,21 @@ def test_attention_follows_its_scalar_work_and_its_ring():
     chunked = headers.prefill(32768, 40, 8, 8192, False, board.sms)
     whole = headers.prefill(32768, 40, 8, 0, False, board.sms)
     assert attention.estimate(*chunked, board)[0] < 0.4 * attention.estimate(*whole, board)[0]
+
+
+def test_attention_pays_for_e4m3_and_for_what_l2_gives():
+    board = rates.machine("h200", 1600)
+    shape, work = headers.prefill(8192, 40, 8, 0, True, board.sms)
+    us = attention.estimate(shape, work, board)[0]
+    slow = attention.Attention(**{**vars(shape), "convert": 3 * shape.convert})
+    assert attention.estimate(slow, work, board)[0] > 1.05 * us
+    plain = headers.prefill(8192, 40, 8, 0, False, board.sms)[0]
+    pair = attention.Attention(**{**vars(plain), "pair": True})
+    alone, together = (attention.estimate(s, work, board)[0] for s in (plain, pair))
+    assert alone < us and abs(together / alone - 1) < 0.05
+    starved = rates.Machine(**{**vars(board), "l2_rate": 22})
+    alone, together = (attention.estimate(s, work, starved)[0] for s in (plain, pair))
+    assert together < 0.9 * alone
 
 
 def test_shapes_come_from_the_headers(tmp_path):
@@ -167,6 +198,7 @@ def test_few_rows_cost_their_bytes_and_a_start():
         "gemm --m 1 --n 7168 --k 5120 --format fp8 --gpu h200",
         "gemm --m 64 --n 5120 --k 8192 --experts 16 --config bf16_swap_16x128 --clock 1500",
         "attention --tokens 8192 --gpu h200",
+        "attention --tokens 1024 --pair --end 882",
         "rates --rows",
     ],
 )
@@ -175,3 +207,48 @@ def test_everything_printed_says_model(command):
     lines = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert len(lines.splitlines()) >= 2
     assert all(line.startswith("model") for line in lines.splitlines()), lines
+
+
+TRIPLE = re.compile(r"[\d.,]+ / [\d.,]+ / ")
+
+
+def cells(page: str, title: str) -> list[list[str]]:
+    """Of the predictions of a page, the lines that begin with a title."""
+    text = (ROOT / "docs" / "kernels" / f"{page}.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith(f"| {title} | ")]
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines]
+    return [row for row in rows if TRIPLE.match(row[0])]
+
+
+def shown(page: str, title: str, number: int, size: int, cell: tables.Cell) -> None:
+    said = cells(page, title)[number][size]
+    assert said == str(cell), f"python -m tools.model tables --page {page}: {title} is {cell}"
+
+
+def test_the_pages_show_predictions_beside_floors_and_peers():
+    """Streamed rows take a second each: one of them stands for the others."""
+    for number, form_ in enumerate(tables.FORMS):
+        for name, (title, *_) in tables.PRODUCTS.items():
+            for size, m in enumerate(tables.SIZES):
+                if m > 16 or name == "o":
+                    shown("gemm", title, number, size, tables.product(name, form_, m))
+    for tokens, chunk in tables.PROMPTS:
+        for size, form_ in enumerate(tables.FORMS):
+            title = f"{tokens:,}{f', chunk {chunk:,}' if chunk else ''}"
+            shown("flash_prefill", title, 0, size, tables.prompt(tokens, chunk, form_))
+
+
+def test_a_verdict_needs_more_than_the_models_error():
+    for model, peer, off, verdict in (
+        (89, 100, 0.1, "ahead"), (91, 100, 0.1, "undecided"), (109, 100, 0.1, "undecided"),
+        (111, 100, 0.1, "behind"), (89, 100, 0.32, "undecided"), (67, 100, 0.32, "ahead"),
+        (111, 100, 0.32, "behind"), (1, None, 0.1, "no peer"),
+    ):  # fmt: skip
+        assert tables.Cell(model, 1.0, peer, off).verdict == verdict, (model, peer, off)
+
+
+def test_the_page_says_why_a_shape_is_behind():
+    page = (ROOT / "docs" / "kernels" / "gemm.md").read_text()
+    why = page.partition("**Predicted behind**")[2].partition("\n## ")[0]
+    behind = {t for t, *_ in tables.PRODUCTS.values() if "behind" in str(cells("gemm", t))}
+    assert not {title for title in behind if title not in why}

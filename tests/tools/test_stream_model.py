@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from tools.model import stream, streaming
+from l4kernels.ops.router import router_tokens
+from tools.model import layer, router, stream, streaming
 from tools.model.streaming import FORMATS, Product, stream_gemm
 from tools.nvcc import ROOT
 
@@ -91,9 +92,38 @@ def test_runs_that_meet_are_bound_by_the_warps_that_finish_them(board):
     assert chained(kernel, board) < 0.95 * chained(replace(kernel, finishers=2), board)
 
 
+def test_a_layer_gains_from_early_triggers_and_from_what_the_router_covers(board):
+    late, early, deep, deeper = (
+        layer.period_us(layer.decode_layer(INT4, 1, board, *how), board)
+        for how in ((False, 1), (True, 1), (True, 2), (True, 4))
+    )
+    assert early < late and deep < 0.96 * early, "two rings under the router"
+    assert deeper > deep, "more than it covers delays the routed expert"
+
+
+def test_a_ring_that_was_asked_for_is_the_shared_experts(board):
+    kernel = layer.experts(INT4, Product("gate-up", 16384, 5120), 1, board, 10**9)
+    assert kernel.cached[:66] == (0.0,) * 66 and kernel.cached[66:] == (1.0,) * 66
+    assert abs(132 * kernel.prefetch / (16384 * 5120 * INT4.element) - 1) < 1e-4
+
+
+@pytest.mark.parametrize("experts, tokens", [(16, 256), (16, 8192), (128, 256), (128, 1024)])
+def test_a_model_takes_the_router_where_the_model_says_so(board, experts, tokens):
+    one = router.one_launch_us(tokens, experts, board)
+    four = router.three_ops_us(tokens, experts, board)
+    assert (1.1 * one < four) == (tokens <= router_tokens(experts)), (one, four)
+
+
+def test_the_router_takes_in_what_the_kernel_does():
+    """Rows twice and weights once a tile, where a CTA goes through all slices; else rows whole."""
+    assert router.intake(8, 16, 132) == (8 + 24 // 8) * router.ROW
+    assert router.intake(1024, 16, 132) == (16 + 16) * router.ROW
+
+
 @pytest.mark.parametrize(
     "command",
     [
+        "router",
         "stream --products QKV --m 4 --format e4m3",
         "stream --trigger start --products O --format bf16",
     ],
@@ -101,5 +131,5 @@ def test_runs_that_meet_are_bound_by_the_warps_that_finish_them(board):
 def test_everything_printed_says_model(command):
     run = [sys.executable, "-m", "tools.model", *command.split()]
     lines = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert len(lines.splitlines()) == 4
+    assert len(lines.splitlines()) == (16 if command == "router" else 4)
     assert all(line.startswith("model") for line in lines.splitlines()), lines

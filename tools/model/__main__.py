@@ -7,7 +7,7 @@ from itertools import chain
 
 from tools.gemm_configs import gemm_configs
 
-from . import attention, gemm, headers, rates, stream, streaming
+from . import attention, gemm, headers, layer, rates, router, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -55,13 +55,15 @@ def report_attention(options: argparse.Namespace) -> None:
     board = rates.machine(options.gpu, clock)
     size = options.tokens, options.heads, options.kv_heads, options.chunk
     keys = options.keys or options.tokens
+    asked = {name: getattr(options, name) for name in ("convert", "queries", "end", "pair")}
+    asked = {name: value for name, value in asked.items() if value is not None}
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
     for cut in (False, True):
         fp8 = options.format == "fp8"
         shape, work = headers.prefill(*size, fp8, board.sms, keys=keys, cut=cut)
         if cut and not work.pieces:
             break
-        us, tflops = attention.estimate(shape, work, board)
+        us, tflops = attention.estimate(replace(shape, **asked), work, board)
         say(
             f"{options.tokens} tokens of {keys}, chunk {options.chunk}, "
             f"{f'cut into {work.pieces}' if cut else 'whole'}: busiest CTA {work.items} and "
@@ -123,6 +125,40 @@ def report_check(options: argparse.Namespace) -> None:
         )
 
 
+def report_tables(options: argparse.Namespace) -> None:
+    """For the kernels' pages: model / floor / best peer, in us, and a verdict if there is one."""
+    for page in [options.page] if options.page else tables.TABLES:
+        for line in tables.TABLES[page]():
+            say(line)
+
+
+def report_layer(options: argparse.Namespace) -> None:
+    """A decode step's MoE layer by where its launches trigger, and by how much is asked ahead."""
+    board = stream.machine()
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} weights, {options.m} tokens")
+    say("| launches between products trigger | rings ahead | us of a layer |")
+    say("| --- | --- | --- |")
+    for early, rings in ((False, 1), (True, 1), (False, 2), (True, 2), (True, 3)):
+        kernels = layer.decode_layer(
+            streaming.FORMATS[options.format], options.m, board, early, rings
+        )
+        where = "before their wait" if early else "after it"
+        say(f"| {where} | {rings} | {layer.period_us(kernels, board):.1f} |")
+
+
+def report_router(options: argparse.Namespace) -> None:
+    """One launch from rows to their experts, beside the norm, the GEMM and routing's two."""
+    board = stream.machine()
+    say("| experts | tokens | one launch us | four us | |")
+    say("| --- | --- | --- | --- | --- |")
+    for experts in (16, 128):
+        for tokens in (128, 256, 512, 1024, 2048, 8192, 16384):
+            one = router.one_launch_us(tokens, experts, board)
+            four = router.three_ops_us(tokens, experts, board)
+            verdict = "one" if 1.1 * one < four else "four" if one > 1.1 * four else "undecided"
+            say(f"| {experts} | {tokens} | {one:.1f} | {four:.1f} | {verdict} |")
+
+
 def report_rates(options: argparse.Namespace) -> None:
     """Errors against the published rates, by group: a table for docs/model.md."""
     rows = rates.validate()
@@ -156,13 +192,18 @@ def main() -> None:
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
+    step = commands.add_parser("layer", help="the launches of a decode step's MoE layer")
+    routed = commands.add_parser("router", help="moe_router beside the ops that it replaces")
     published = commands.add_parser("rates", help="errors against published rates")
+    beside = commands.add_parser("tables", help="Llama 4's shapes beside floors and peers")
+    beside.add_argument("--page", choices=tables.TABLES, help="one page's; all if not given")
     for streamed in (flow, whatif, check):
         streamed.add_argument("--trigger", choices=["start", "loaded", "end"], default="loaded")
-    for streamed in (flow, whatif):
+    for streamed in (flow, whatif, step):
         streamed.add_argument("--format", choices=sorted(streaming.FORMATS), default="int4")
-        streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
         streamed.add_argument("--m", type=int, choices=range(1, 17), default=1, metavar="M")
+    for streamed in (flow, whatif):
+        streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
     for board in (product, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
         board.add_argument("--clock", type=float, help="MHz")
@@ -172,6 +213,9 @@ def main() -> None:
     for name in ("--n", "--k", "--experts"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
+    prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
+    for name in ("--convert", "--queries", "--end"):
+        prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
         prompt.add_argument(f"--{name}", type=int, default=size)
     prompt.add_argument("--keys", type=int, help="of the sequence; default: its new tokens")
@@ -182,13 +226,18 @@ def main() -> None:
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,
+        step: report_layer,
+        routed: report_router,
         published: report_rates,
+        beside: report_tables,
     }
     for command, report in reports.items():
         command.set_defaults(report=report)
     options = parser.parse_args()
     if options.command == "gemm" and (options.n is None) != (options.k is None):
         parser.error("--n and --k go together; without them: Llama 4 Scout's products")
+    if options.command == "attention" and options.pair and options.format == "fp8":
+        parser.error("--pair is modelled for bf16 keys: converters of two SMs share nothing")
     options.report(options)
 
 

@@ -13,6 +13,7 @@ from .engine import SM, Engine, Gate, Machine, Process, Ring, memory
 SIMULATED = 2  # SMs
 ITEMS = 3
 KEY_TILES = (4, 12)
+RAW = 2  # e4m3 tiles in shared memory
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Attention:
     keys: int = 128  # of a tile
     ring: int = 4  # tiles of K or V in shared memory
     awaited: bool = True  # the result has left before the next item's first product
+    convert: float = 0  # cycles of a warp that makes a 16-bit tile of an e4m3 one; 0: there is none
+    queries: float = 0  # cycles until Q of an item has become f16
+    end: float = 0  # cycles from an item's last product to its last store; 0: by its registers
+    early_q: bool = False  # Q is handed back after its last scores, not after their softmax
+    pair: bool = False  # two SMs load one half of every tile of K and V each, for both
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,22 @@ class Block(Ring):
         self.q_full, self.q_empty = Gate(engine, wake), Gate(engine, wake)
         self.turns = [Gate(engine, sm.machine.named_barrier) for _ in range(shape.warpgroups)]
         self.turns[0].value = 1
+        self.raw_full = [Gate(engine, wake) for _ in range(RAW)]
+        self.raw_empty = [Gate(engine, wake) for _ in range(RAW)]
+        self.sharing = [self]  # the blocks that load each other's tiles
+
+    def tile_full(self, index: int) -> tuple[Gate, int]:
+        slot, round_ = index % self.shape.ring, index // self.shape.ring
+        return self.full[slot], (round_ + 1) * len(self.sharing)
+
+    def tile_empty(self, index: int) -> tuple[Gate, int]:
+        slot, round_ = index % self.shape.ring, index // self.shape.ring
+        return self.empty[slot], round_ * self.shape.warpgroups * len(self.sharing)
+
+    def release(self, index: int) -> None:
+        for other in self.sharing:
+            late = 0 if other is self else self.machine.remote_arrive
+            self.engine.at(self.engine.now + late, other.empty[index % self.shape.ring].add, 1)
 
 
 def produce(block: Block, items: int, tiles: int) -> Process:
@@ -67,10 +89,30 @@ def produce(block: Block, items: int, tiles: int) -> Process:
         yield block.q_empty, item * shape.warpgroups
         block.sm.load(128 * shape.warpgroups * shape.d, 1.0, [(block.sm, block.q_full)])
         for _ in range(2 * tiles):
-            slot = index % shape.ring
-            yield block.empty[slot], index // shape.ring * shape.warpgroups
-            block.sm.load(shape.keys * shape.d * 2, 0.0, [(block.sm, block.full[slot])])
+            size = shape.keys * shape.d * (1 if shape.convert else 2)
+            if shape.convert:
+                yield block.raw_empty[index % RAW], index // RAW
+                targets = [(block.sm, block.raw_full[index % RAW])]
+            else:
+                yield block.tile_empty(index)
+                slot = index % shape.ring
+                targets = [(other.sm, other.full[slot]) for other in block.sharing]
+            block.sm.load(size / len(targets), 0.0, targets)
             index += 1
+
+
+def convert(block: Block, loads: int) -> Process:
+    """A warp of each quarter: e4m3 is read, twice the bytes are written."""
+    shape, m, engine, sm = block.shape, block.machine, block.engine, block.sm
+    for index in range(loads):
+        yield block.raw_full[index % RAW], index // RAW + 1
+        yield block.tile_empty(index)
+        for _ in range(8):
+            moved = sm.shared.take(engine.now, 3 * shape.keys * shape.d / 8)
+            yield max(moved, sm.alu.take(engine.now, shape.convert / 8))
+        yield engine.now + m.fence
+        block.raw_empty[index % RAW].add()
+        block.full[index % shape.ring].add()
 
 
 def softmax(block: Block, masked: bool) -> Process:
@@ -92,44 +134,45 @@ def consume(block: Block, own: int, items: int, tiles: int, masked: bool) -> Pro
     score_steps, value_steps = shape.d // 16, ceil(shape.keys / 16)
     index = round_ = 0
 
-    def filled(i: int) -> tuple[Gate, int]:
-        return block.full[i % shape.ring], i // shape.ring + 1
-
     def scores() -> Process:
         yield engine.now + m.fence
         yield from warpgroup.multiply(shape.keys, score_steps)
 
     for item in range(items):
         yield block.q_full, item + 1
-        yield filled(index)
+        yield engine.now + shape.queries
+        yield block.tile_full(index)
         yield from scores()
         yield from warpgroup.wait()
-        block.empty[index % shape.ring].add()
+        block.release(index)
         yield from softmax(block, masked)
         for tile in range(1, tiles):
             k, v = index + 2 * tile - 1, index + 2 * tile
-            yield filled(k)
-            yield filled(v)
+            yield block.tile_full(k)
+            yield block.tile_full(v)
             yield block.turns[own], round_ + 1
             round_ += 1
             yield from scores()
             yield from warpgroup.multiply(shape.d, value_steps, from_registers=True)
             block.turns[(own + 1) % count].add()
             yield from warpgroup.wait(value_steps)
-            block.empty[k % shape.ring].add()
+            block.release(k)
+            if shape.early_q and tile == tiles - 1:
+                block.q_empty.add()
             yield from softmax(block, False)
             yield from warpgroup.wait()
-            block.empty[v % shape.ring].add()
+            block.release(v)
             rescale = shape.d / 2 + shape.keys / 4 * m.alu_cycles
             yield block.sm.alu.take(engine.now, rescale) + m.attention_fixed
-        block.q_empty.add()
+        if not shape.early_q or tiles == 1:
+            block.q_empty.add()
         index += 2 * tiles
-        yield filled(index - 1)
+        yield block.tile_full(index - 1)
         yield engine.now + m.fence
         yield from warpgroup.multiply(shape.d, value_steps, from_registers=True)
         yield from warpgroup.wait()
-        block.empty[(index - 1) % shape.ring].add()
-        yield engine.now + shape.d / 2 * m.epilogue_register + m.named_barrier
+        block.release(index - 1)
+        yield engine.now + (shape.end or shape.d / 2 * m.epilogue_register + m.named_barrier)
         stored = block.sm.stores.take(engine.now, 64 * shape.d * 2)
         yield stored + (m.store_latency if shape.awaited else 0)
         if own == count - 1:
@@ -142,6 +185,10 @@ def simulate(shape: Attention, machine: Machine, active: int, tiles: int, masked
     servers = memory(machine, SIMULATED, active)
     blocks = [Block(SM(engine, machine, servers), shape) for _ in range(SIMULATED)]
     for i, block in enumerate(blocks):
+        if shape.pair:
+            block.sharing = blocks
+        if shape.convert:
+            engine.start(convert(block, 2 * tiles * ITEMS), 200.0 * i)
         engine.start(produce(block, ITEMS, tiles), 200.0 * i)
         for own in range(shape.warpgroups):
             engine.start(consume(block, own, ITEMS, tiles, masked), 200.0 * i)

@@ -15,6 +15,7 @@ from tools.nvcc import ROOT
 
 from .attention import Attention, Work
 from .gemm import Problem, Program
+from .rates import constants
 
 SOURCE = ROOT / "tests" / "host" / "facts.cpp"
 
@@ -104,14 +105,24 @@ def prefill(
     loads = csrc / "kernels/flash_prefill/loads.cuh"
     ring = integer(loads, r"kStages = kFp8 \? (?:%s)" % (r"(\d+)" if fp8 else r"\d+ : (\d+)"))
     size = chunk or keys
-    ends = keys, keys - tokens
 
     def pairs(end: int) -> float:
         whole, rest = divmod(end, size)
         return whole * size**2 / 2 + rest**2 / 2
 
-    shape = Attention(128, facts["rows"] // 64, facts["keys"], ring, awaited=False)
-    flops = 4.0 * 128 * heads * (pairs(ends[0]) - pairs(ends[1]))
+    counted = {name: entry["value"] for name, entry in constants()["attention"].items()}
+    shape = Attention(
+        128,
+        facts["rows"] // 64,
+        facts["keys"],
+        ring,
+        awaited=False,
+        convert=counted["convert"] if fp8 else 0,
+        queries=counted["queries"] if fp8 else 0,
+        end=counted["end"],
+        early_q=True,
+    )
+    flops = 4.0 * 128 * heads * (pairs(keys) - pairs(keys - tokens))
     counts = facts["items"], facts["key_tiles"], facts["masked"]
     first = (keys - tokens) // chunk * chunk if chunk else 0  # key that somebody sees
     read = 2.0 * (keys - first) * kv_heads * 128 * (1 if fp8 else 2)

@@ -7,12 +7,12 @@ it. Nothing about values; arithmetic is a number of cycles for each stage, count
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from . import rates
-from .engine import SM, Engine, Gate, Machine, Process, memory
+from .engine import CHUNK, SM, Engine, Gate, Machine, Process, memory
 
 CHAIN, FIRST, LAST = 8, 1, 6  # launches; the period is taken between two with neighbours
 Runs = tuple[tuple[int, float], ...]
@@ -32,8 +32,12 @@ class Kernel:
     end: float = 0.0  # cycles from the last result to the CTA's end
     per_sm: int = 1  # CTAs that fit
     static: bool = False  # the ring fills before the wait
-    trigger: str = "start"  # of the next launch; or "loaded", "end": by the last copy, by its end
+    trigger: str = (
+        "start"  # of the next launch; or after the "wait", "loaded" by the last copy, "end"
+    )
     activations: int = 0  # bytes that each CTA reads from L2 after the wait
+    prefetch: int = 0  # bytes that each CTA asks of L2 before the wait
+    cached: tuple[float, ...] = ()  # the part of each CTA's weights that was asked for by then
 
 
 @dataclass(frozen=True)
@@ -53,44 +57,50 @@ def machine(**changes: float) -> Machine:
 
 
 class Chain:
-    """`launches` of a kernel, each dependent on the one before."""
+    """Launches, each dependent on the one before."""
 
-    def __init__(self, kernel: Kernel, machine: Machine, launches: int):
-        self.kernel, self.machine, self.engine = kernel, machine, Engine()
+    def __init__(self, launches: Sequence[Kernel], machine: Machine):
+        self.launches, self.machine, self.engine = launches, machine, Engine()
         servers = memory(machine, machine.sms, machine.sms)
         self.sms = [SM(self.engine, one, servers) for one in near_and_far(machine)]
         self.freed = [Gate(self.engine) for _ in self.sms]
-        self.placed: defaultdict[int, int] = defaultdict(int)  # CTAs on each SM so far
-        self.triggered = [Gate(self.engine) for _ in range(launches)]
-        self.ended = [Gate(self.engine) for _ in range(launches)]
-        self.ends: list[list[float]] = [[] for _ in range(launches)]
-        for launch in range(launches):
+        self.taken: defaultdict[int, float] = defaultdict(float)  # of each SM's room
+        self.triggered = [Gate(self.engine) for _ in launches]
+        self.ended = [Gate(self.engine) for _ in launches]
+        self.ends: list[list[float]] = [[] for _ in launches]
+        for launch, kernel in enumerate(launches):
             for cta in range(len(kernel.shares)):
                 self.engine.start(self._run(launch, cta))
         self.engine.run()
 
     def _run(self, launch: int, number: int) -> Process:
-        kernel, m, engine, place = self.kernel, self.machine, self.engine, number % len(self.sms)
-        before, count = self.placed[place], len(kernel.shares)
-        self.placed[place] += 1
-        if launch:
-            yield self.triggered[launch - 1], count
-        yield self.freed[place], before + 1 - kernel.per_sm
+        kernel, m, engine = self.launches[launch], self.machine, self.engine
+        place, room = number % len(self.sms), 1 / kernel.per_sm
+        before = len(self.launches[launch - 1].shares) if launch else 0
+        yield self.triggered[launch - 1], before
+        while self.taken[place] + room > 1.001:
+            yield self.freed[place], self.freed[place].value + 1
+        self.taken[place] += room
         yield engine.now + m.cta_start
-        cta = Cta(self.sms[place], kernel, kernel.shares[number])
+        cached = kernel.cached[number] if kernel.cached else 0.0
+        cta = Cta(self.sms[place], kernel, kernel.shares[number], cached)
         if kernel.trigger == "start":
             self.triggered[launch].add()
         elif kernel.trigger == "loaded":
             engine.start(self._trigger(launch, cta), engine.now)
+        engine.start(cta.prefetch(), engine.now)
         if kernel.static:
             engine.start(cta.produce(), engine.now)
         if launch:
-            yield self.ended[launch - 1], count
+            yield self.ended[launch - 1], before
             yield engine.now + m.hand_over
+        if kernel.trigger == "wait":
+            self.triggered[launch].add()
         if not kernel.static:
             engine.start(cta.produce(), engine.now)
         yield from cta.consume()
         yield engine.now + kernel.end
+        self.taken[place] -= room
         self.freed[place].add()
         self.ends[launch].append(engine.now)
         self.ended[launch].add()
@@ -103,9 +113,10 @@ class Chain:
 
 
 class Cta:
-    def __init__(self, sm: SM, kernel: Kernel, runs: Runs):
+    def __init__(self, sm: SM, kernel: Kernel, runs: Runs, cached: float = 0.0):
         engine, wake = sm.engine, sm.machine.barrier_wake
         self.sm, self.kernel, self.runs, self.engine = sm, kernel, runs, engine
+        self.miss, self.fetched = 1 - cached, engine.now
         self.sizes = list(cut(sum(size for size, _ in runs), kernel.stage))
         self.full = [Gate(engine, wake) for _ in range(kernel.stages)]
         self.empty = [Gate(engine, wake) for _ in range(kernel.stages)]
@@ -114,11 +125,19 @@ class Cta:
         self.sums_empty = [Gate(engine, wake) for _ in range(kernel.finishers)]
         self.finished, self.copies = Gate(engine), Gate(engine)
 
+    def prefetch(self) -> Process:
+        """From memory into L2, a chunk as often as the SM's port could take one."""
+        for size in cut(self.kernel.prefetch, CHUNK):
+            self.fetched = self.sm.dram.take(self.engine.now, size)
+            yield self.engine.now + size / self.sm.machine.port_rate
+
     def produce(self) -> Process:
         stages = self.kernel.stages
+        if self.miss < 1:
+            yield self.fetched
         for i, size in enumerate(self.sizes):
             yield self.empty[i % stages], i // stages
-            self.sm.load(size, 1.0, [(self.sm, self.full[i % stages])])
+            self.sm.load(size, self.miss, [(self.sm, self.full[i % stages])])
             self.copies.add()
 
     def consume(self) -> Process:
@@ -176,7 +195,7 @@ def cut(size: int, stage: int) -> Iterator[int]:
 
 
 def simulate(kernel: Kernel, machine: Machine) -> Answer:
-    alone, chain = Chain(kernel, machine, 1), Chain(kernel, machine, CHAIN)
+    alone, chain = Chain([kernel], machine), Chain([kernel] * CHAIN, machine)
     ends = [max(e) for e in chain.ends]
     period = (ends[LAST] - ends[FIRST]) / (LAST - FIRST)
     apart = median(max(e) - min(e) for e in chain.ends[FIRST : LAST + 1])

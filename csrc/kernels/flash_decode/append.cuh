@@ -59,7 +59,7 @@ struct NewTokens {
     const Span tokens = item.work.new_tokens(p.attention.tokens);
     const int first_token = static_cast<int>(tokens.first);
     const int heads = rows + 2 * static_cast<int>(tokens.end - tokens.first);
-    first_key = static_cast<int>(item.work.sequence.first_position);
+    first_key = item.work.sequence.first_position;
     bool bad = false;
     decode_consumers_sync();  // nobody reads any more what the split before has left here
     for (int i = 2 * warp; i < heads; i += 2 * kDecodeConsumers)
@@ -101,12 +101,10 @@ struct NewTokens {
   __device__ __forceinline__ NewKey key_of(const DecodeItem& item, int token, int64_t slot,
                                            bool& bad) const {
     const FlashDecodeParams& a = p.attention;
-    const DecodeSequence& sequence = item.work.sequence;
-    const int64_t key = sequence.first_position + token;
-    if (!sequence.valid) return {-1, false};  // reported with the keys
+    const int key = item.work.sequence.first_position + token;
     int64_t place = -1;
     if (key >= 0) {
-      const int column = static_cast<int>(key) / a.page_size;
+      const int column = a.page_blocks.quotient(key / kDecodeKeyBlock);
       const int page = a.block_table[item.work.b * a.table_stride + column];
       if (page < 0 || page >= a.num_pages) report(DeviceError::kFlashDecodeBlockTable, bad);
       else place = int64_t{page - column} * a.page_size + key;
@@ -173,12 +171,12 @@ struct NewTokens {
 };
 
 template <bool kFp8>
-__global__ void __launch_bounds__(kDecodeWarps * 32, 1)
+__global__ void __launch_bounds__(kDecodeThreads, 2)
     flash_decode_append_kernel(const __grid_constant__ FlashDecodeAppendParams p,
-                               const __grid_constant__ DecodeShape shape) {
+                               const __grid_constant__ DecodeLaunch launch) {
   extern __shared__ __align__(1024) char raw[];
   auto& smem = *reinterpret_cast<AppendSmem<kFp8>*>(raw);
-  decode<kFp8>(p.attention, shape, smem, NewTokens<kFp8>{p, smem});
+  decode<kFp8>(p.attention, launch, smem, NewTokens<kFp8>{p, smem});
 }
 
 }  // namespace l4k

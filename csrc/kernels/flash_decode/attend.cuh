@@ -223,8 +223,7 @@ struct Attend {
 #pragma unroll
       for (int i = 0; i < 4; ++i) tile[i] *= rescale[i / 2];
     exchange<8>(&smem.wide[0][0], kDecodeConsumers / 2);
-    if (key_warps >= 4) exchange<4>(&smem.narrow[0][0], kDecodeConsumers / 4);
-    if (key_warps >= 8) exchange<2>(&smem.wide[0][0], kDecodeConsumers / 8);
+    if (key_warps == kDecodeConsumers) exchange<4>(&smem.narrow[0][0], kDecodeConsumers / 4);
   }
 
   // The first of the column tiles that a warp has after merge().

@@ -2,7 +2,7 @@
 #pragma once
 #include "kernels/flash_decode/item.cuh"
 #include "ptx/arithmetic.cuh"
-#include "tile/arrive.cuh"
+#include "ptx/memory.cuh"
 #include "tile/vector.cuh"
 
 namespace l4k {
@@ -13,9 +13,11 @@ struct CombineGroup {
 };
 
 // Combines a group row by row: lane i of a warp weighs the i-th, then all lanes add up four columns
-// each, in order. The sum takes the place of the first, or is the result.
+// each, in order. The sum takes the place of the first, or is the result. Values are on their way
+// before the weights are known.
 __device__ __forceinline__ void combine_group(const DecodeItem& item, const CombineGroup& group,
                                               bool is_result) {
+  constexpr int kBatch = 16;
   const DecodeWorkspace& work = item.workspace;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, count = group.count;
   const int end = min(item.end_row() - item.block_row, kDecodeRows);
@@ -23,17 +25,30 @@ __device__ __forceinline__ void combine_group(const DecodeItem& item, const Comb
   for (int r = warp; r < end; r += kDecodeConsumers) {
     const int64_t own = slot * work.rows + r;
     const float2 state = lane < count ? __ldcg(work.states + own) : float2{kMinusInfinity, 0.f};
-    const float maximum = warp_max(state.x);
-    const float weight = ptx::exp2_approx(state.x - (maximum == kMinusInfinity ? 0.f : maximum));
-    const float sum = warp_sum(state.y * weight);
-    const bool bad = __any_sync(0xffffffff, state.y < 0.f);
     float4 total{0.f, 0.f, 0.f, 0.f};
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) {
-      const float w = __shfl_sync(0xffffffff, weight, i);
-      const float* from = work.values + __shfl_sync(0xffffffff, own, i) * kDecodeHeadDim;
-      const float4 v = __ldcg(reinterpret_cast<const float4*>(from) + lane);
-      total.x += w * v.x, total.y += w * v.y, total.z += w * v.z, total.w += w * v.w;
+    float weight = 0.f, maximum = 0.f, sum = 0.f;
+    bool bad = false;
+#pragma unroll 1
+    for (int first = 0; first < count; first += kBatch) {
+      float4 v[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const float* from = work.values + __shfl_sync(0xffffffff, own, first + i) * kDecodeHeadDim;
+        v[i] = first + i < count ? __ldcg(reinterpret_cast<const float4*>(from) + lane) : float4{};
+      }
+      if (first == 0) {
+        maximum = warp_max(state.x);
+        weight = ptx::exp2_approx(state.x - (maximum == kMinusInfinity ? 0.f : maximum));
+        sum = warp_sum(state.y * weight);
+        bad = __any_sync(0xffffffff, state.y < 0.f);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const float w = __shfl_sync(0xffffffff, weight, first + i);
+        if (first + i >= count) continue;
+        total.x += w * v[i].x, total.y += w * v[i].y;
+        total.z += w * v[i].z, total.w += w * v[i].w;
+      }
     }
     if (!is_result) {  // `own` of lane 0 is the first's
       float* to = work.values + __shfl_sync(0xffffffff, own, 0) * kDecodeHeadDim;
@@ -58,11 +73,12 @@ template <bool kFp8>
 __device__ __forceinline__ void combine(const DecodeItem& item, DecodeSmem<kFp8>& smem) {
   const int splits = item.splits(), size = combine_group_size(splits);
   // Counters live at slots of splits that have none of their own: a group's first, and for the
-  // groups the item's second split.
+  // groups the item's second split. The last arrival leaves 0 again.
   const auto is_last = [&](int counter, int count) {
+    auto* at = reinterpret_cast<uint32_t*>(item.p.plan + kDecodeCounters) + item.slot(counter);
     decode_consumers_sync();  // all partial results before the count
     if (threadIdx.x == 0)
-      smem.is_last = arrive_last(item.workspace.counters + item.slot(counter), item.p.nonce, count);
+      smem.is_last = ptx::increment_wrapping(at, count - 1) == static_cast<uint32_t>(count - 1);
     decode_consumers_sync();
     return smem.is_last;
   };

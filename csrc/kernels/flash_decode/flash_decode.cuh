@@ -1,25 +1,28 @@
 // out = softmax(scale * q k^T) v, q the last tokens of each sequence, k and v in pages.
 //
-//   warps 8-11: page numbers -> cp.async      warps 0-7: 16 rows x blocks of 16 keys each
+//   warps 4-7: page numbers -> cp.async       warps 0-3: 16 rows x blocks of 16 keys each
 //   wait empty -> K tile, V tile         ==>  wait full -> mma, softmax, mma -> release -> ...
 //                                             -> merge warps -> result, or partial result
 //
-// barrier    arrives                                waits       promises
-// full[s]    copies of 128 threads, 4 flag writers  consumers   stage s holds K or V of one tile
-// empty[s]   one lane of each consumer warp         producers   nobody reads stage s any more
-// named 1    consumers                              themselves  states, exchanged sums, the flag
+// barrier    arrives                          waits       promises
+// full[s]    copies of 128 threads            consumers   stage s holds K or V of one tile
+// empty[s]   one lane of each consumer warp   producers   nobody reads stage s any more
+// named 1    consumers                        themselves  states, exchanged sums, the flag
 //
 // `Tokens` says where queries and keys are: in memory, or for flash_decode_append, which rotates and
 // stores them first, in shared memory (append.cuh).
 //
-// Persistent: CTA c computes the splits that schedule.h gives it; every CTA computes the schedule
-// from the lengths in device memory, and producers run ahead into the next split. The CTA that
-// leaves an item's last partial result combines them, in the order of the splits (combine.cuh). See
-// docs/kernels/flash_decode.md.
+// Persistent: CTA c computes the splits from the one on that the plan gives it (plan.h), and producers
+// run ahead into the next split. The CTA that leaves an item's last partial result combines them, in
+// the order of the splits (combine.cuh). See docs/kernels/flash_decode.md.
+//
+// Where the plan is settled, all that this step does not write is there before the launch before has
+// ended: producers begin at once and wait only for keys of new tokens, consumers wait for q.
 #pragma once
 #include "kernels/flash_decode/attend.cuh"
 #include "kernels/flash_decode/combine.cuh"
 #include "kernels/flash_decode/load.cuh"
+#include "tile/report.cuh"
 
 namespace l4k {
 
@@ -77,15 +80,48 @@ struct StoredTokens {
   __device__ __forceinline__ uint32_t row_of(int, bool, uint32_t in_ring) const { return in_ring; }
 };
 
-// The tiles of a split, as they come through the ring; true if a page of one does not exist.
+// Whether a page does not exist in which a split has keys of the cache.
+template <bool kAppends>
+__device__ __forceinline__ bool misses_page(const DecodeItem& item) {
+  const FlashDecodeParams& p = item.p;
+  const DecodeSequence& sequence = item.work.sequence;
+  const DecodeSplit split = item.work.split();
+  const int first = max(sequence.first_key, split.first_tile * kDecodeTile);
+  const int stored = kAppends ? sequence.first_position : sequence.end_key(p.tokens);
+  const int64_t end = min(int64_t{stored}, int64_t{split.first_tile + split.tiles} * kDecodeTile);
+  if (first >= end) return false;
+  const int last = p.page_blocks.quotient(static_cast<uint32_t>(end - 1) / kDecodeKeyBlock);
+  const int* table = p.block_table + item.work.b * p.table_stride;
+  bool missing = false;
+#pragma unroll 4
+  for (int i = p.page_blocks.quotient(first / kDecodeKeyBlock) + threadIdx.x % 32; i <= last;
+       i += 32)
+    missing |= static_cast<uint32_t>(table[i]) >= static_cast<uint32_t>(p.num_pages);
+  return __any_sync(0xffffffff, missing);
+}
+
+// True, and reported, if the item's sequence has no result.
+template <bool kAppends>
+__device__ __forceinline__ bool is_bad(const DecodeItem& item, const DecodeShape& shape) {
+  const int planned = item.p.plan[kDecodeLengths + item.work.b];
+  const bool stale = item.p.seqlens_k[item.work.b] != planned;
+  const bool fits = decode_length_fits(shape, planned), missing = misses_page<kAppends>(item);
+  if (threadIdx.x == 0) {
+    if (stale) report_error(item.p.error, DeviceError::kFlashDecodePlan);
+    if (!fits) report_error(item.p.error, DeviceError::kFlashDecodeSeqlens);
+    if (missing) report_error(item.p.error, DeviceError::kFlashDecodeBlockTable);
+  }
+  return stale || !fits || missing;
+}
+
+// The tiles of a split, as they come through the ring.
 template <bool kFp8, typename Tokens>
-__device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const Tokens& tokens,
+__device__ __forceinline__ void attend_split(Attend<kFp8>& attend, const Tokens& tokens,
                                              const DecodeSplit& split, const WarpKeys& visible,
                                              const WarpShare& share, DecodeSmem<kFp8>& smem,
                                              Stage<DecodeSmem<kFp8>::kStages>& stage) {
   constexpr int kRowBytes = DecodeSmem<kFp8>::kRowBytes;
   const int key_row = Attend<kFp8>::key_row(), value_row = Attend<kFp8>::value_row();
-  uint32_t bad = 0;
 #pragma unroll 1
   for (int tile = split.first_tile; tile < split.first_tile + split.tiles; ++tile) {
     const auto keys = stage;
@@ -93,7 +129,6 @@ __device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const Tokens&
     const auto values = stage;
     stage.advance();
     smem.pipeline.wait_full(keys);
-    for (uint32_t flag : smem.bad[keys.index]) bad |= flag;
 #pragma unroll 1
     for (int block = share.key_warp; block < kDecodeKeyBlocks; block += share.key_warps) {
       const int key = tile * kDecodeTile + block * kDecodeKeyBlock;
@@ -119,7 +154,6 @@ __device__ __forceinline__ bool attend_split(Attend<kFp8>& attend, const Tokens&
       smem.pipeline.release(values.index);
     }
   }
-  return bad != 0;
 }
 
 // What a warp has after merging: the result where the item is one split, else a partial result.
@@ -171,25 +205,26 @@ __device__ __forceinline__ void store(const Attend<kFp8>& attend, const DecodeIt
 template <bool kFp8, typename Tokens>
 __device__ __forceinline__ void consume(const FlashDecodeParams& p, const DecodeShape& shape,
                                         DecodeSmem<kFp8>& smem, Tokens& tokens) {
-  const int row_blocks = decode_row_blocks(p.tokens * p.group);
   const DecodeWorkspace workspace(p, shape.grid);
   const WarpShare share(workspace.rows);
   Stage<DecodeSmem<kFp8>::kStages> stage;
-  const DecodeWork& work = smem.work[threadIdx.x / 32];
-  for (; !work.done(shape, smem.schedule); next_split(p, shape, smem)) {
+  DecodePlace& place = smem.place[threadIdx.x / 32];
+  const DecodeWork& work = place.work;
+  for (; !work.done(shape, place.splitting); next_split(p, shape, place)) {
     const DecodeItem item{.p = p,
                           .workspace = workspace,
-                          .schedule = smem.schedule,
+                          .splitting = place.splitting,
                           .work = work,
-                          .kv_head = work.item / row_blocks,
-                          .block_row = work.item % row_blocks * kDecodeRows};
+                          .kv_head = work.head,
+                          .block_row = work.block * kDecodeRows};
     bool bad = tokens.prepare(item);
     const int first_row = item.block_row + share.row_warp * 16;
     const WarpKeys visible(item, first_row);
     Attend<kFp8> attend;
     attend.load_queries(item, tokens, first_row);
     attend.clear();
-    bad |= attend_split(attend, tokens, work.split(), visible, share, smem, stage);
+    bad |= is_bad<Tokens::kAppends>(item, shape);
+    attend_split(attend, tokens, work.split(), visible, share, smem, stage);
     attend.merge(smem, share.row_warps);
     store(attend, item, share, bad);
     if (item.splits() > 1) combine(item, smem);
@@ -197,28 +232,30 @@ __device__ __forceinline__ void consume(const FlashDecodeParams& p, const Decode
 }
 
 template <bool kFp8, typename Tokens>
-__device__ __forceinline__ void decode(const FlashDecodeParams& p, const DecodeShape& shape,
+__device__ __forceinline__ void decode(const FlashDecodeParams& p, const DecodeLaunch& launch,
                                        DecodeSmem<kFp8>& smem, Tokens tokens) {
-  if (threadIdx.x == 0)
-    smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32 + kDecodeProducers);
-  ptx::grid_dependency_wait();
-  ptx::grid_launch_dependents();
-  plan_decode(p, shape, smem);
+  if (threadIdx.x == 0) smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32);
+  ptx::grid_launch_dependents();  // before the wait: of what the successor reads this is no fence
+  if (!p.settled) ptx::grid_dependency_wait();
+  // No way out before registers change hands: the compiler would give everyone the fewest.
+  const bool is_ours = __syncthreads_and(take_place(p, launch, smem));
   if (threadIdx.x / 32 < kDecodeConsumers) {
-    ptx::registers_increase<216>();
-    consume(p, shape, smem, tokens);
+    ptx::registers_increase<kDecodeConsumerRegisters>();
+    ptx::grid_dependency_wait();  // for q, and for the memory of results
+    if (is_ours) consume(p, launch.shape, smem, tokens);
+    else refuse_plan(p);
   } else {
-    ptx::registers_decrease<72>();
-    DecodeProducer<kFp8, Tokens::kAppends>(p, smem).run(shape);
+    ptx::registers_decrease<kDecodeProducerRegisters>();
+    if (is_ours) DecodeProducer<kFp8, Tokens::kAppends>(p, smem).run(launch.shape);
   }
 }
 
 template <bool kFp8>
-__global__ void __launch_bounds__(kDecodeWarps * 32, 1)
+__global__ void __launch_bounds__(kDecodeThreads, 2)
     flash_decode_kernel(const __grid_constant__ FlashDecodeParams p,
-                        const __grid_constant__ DecodeShape shape) {
+                        const __grid_constant__ DecodeLaunch launch) {
   extern __shared__ __align__(1024) char raw[];
-  decode(p, shape, *reinterpret_cast<DecodeSmem<kFp8>*>(raw), StoredTokens{});
+  decode(p, launch, *reinterpret_cast<DecodeSmem<kFp8>*>(raw), StoredTokens{});
 }
 
 }  // namespace l4k

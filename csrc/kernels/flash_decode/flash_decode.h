@@ -5,9 +5,16 @@
 
 #include <cstdint>
 
+#include "kernels/flash_decode/plan.h"
 #include "tile/rope.h"
 
 namespace l4k {
+
+struct FlashDecodePlanParams {
+  DecodePlanHeader header;
+  const int* seqlens_k;  // [batch]
+  int* plan;             // [kDecodeLengths + batch]
+};
 
 struct FlashDecodeParams {
   int batch;                 // B
@@ -16,6 +23,7 @@ struct FlashDecodeParams {
   int chunk;                 // 0: none
   int num_pages, page_size;  // page_size a multiple of 16
   int max_pages;             // columns of the block table
+  BlockDivisor page_blocks;  // key blocks of a page
   const void* q;             // [B, S, Hkv * group, 128] bf16
   int64_t q_batch_stride;    // elements
   int64_t q_token_stride;
@@ -27,10 +35,12 @@ struct FlashDecodeParams {
   int64_t table_stride;    // elements
   const float* k_scale;    // [Hkv] or null
   const float* v_scale;
-  void* out;                 // [B, S, Hkv * group, 128] bf16 contiguous
-  float* lse;                // [B, Hkv * group, S]
-  float* partials;           // workspace of flash_decode_workspace() 4-byte words
-  uint64_t nonce;            // 48 bits that no other launch has
+  void* out;        // [B, S, Hkv * group, 128] bf16 contiguous
+  float* lse;       // [B, Hkv * group, S]
+  float* partials;  // workspace of flash_decode_workspace() 4-byte words
+  int* plan;        // made for this call; its counters are written
+  bool makes_plan;  // by a launch of its own before
+  bool settled;     // what no token of this step writes was complete before the launch before
   float softmax_scale_log2;  // times log2(e)
   uint32_t* error;           // tile/report.cuh
   bool fp8_cache;
@@ -47,7 +57,15 @@ struct FlashDecodeAppendParams {
   void* v_cache;
 };
 
+// What decides how a call is planned.
+struct DecodeCall {
+  int batch, kv_heads, group, tokens, chunk;
+  int64_t addressed;  // keys, by a row of the block table
+};
+
+DecodeShape flash_decode_shape(const DecodeCall& call);
 int64_t flash_decode_workspace(const FlashDecodeParams& params);
+cudaError_t flash_decode_plan(const FlashDecodePlanParams& params, cudaStream_t stream);
 cudaError_t flash_decode(const FlashDecodeParams& params, cudaStream_t stream);
 cudaError_t flash_decode_append(const FlashDecodeAppendParams& params, cudaStream_t stream);
 

@@ -6,23 +6,20 @@
 
 namespace l4k {
 
-// Partial results: sums of values, then maximum and sum of weights, by slot and row; then a counter
-// per slot.
+// Partial results: sums of values, then maximum and sum of weights, by slot and row.
 struct DecodeWorkspace {
   float* values;
   float2* states;
-  unsigned long long* counters;
-  int rows;
+  int rows, slots;
 
   __device__ __forceinline__ DecodeWorkspace(const FlashDecodeParams& p, int grid)
-      : values(p.partials), rows(min(p.tokens * p.group, kDecodeRows)) {
-    const int64_t slots = int64_t{kDecodeSlotsPerCta} * grid;
-    states = reinterpret_cast<float2*>(values + slots * rows * kDecodeHeadDim);
-    counters = reinterpret_cast<unsigned long long*>(states + slots * rows);
+      : values(p.partials),
+        rows(min(p.tokens * p.group, kDecodeRows)),
+        slots(kDecodeSlotsPerCta * grid) {
+    states = reinterpret_cast<float2*>(values + int64_t{slots} * rows * kDecodeHeadDim);
   }
   static int64_t words(int rows, int grid) {
-    const int64_t slots = int64_t{kDecodeSlotsPerCta} * grid;
-    return slots * (min(rows, kDecodeRows) * (kDecodeHeadDim + 2) + 2);
+    return int64_t{kDecodeSlotsPerCta} * grid * min(rows, kDecodeRows) * (kDecodeHeadDim + 2);
   }
 };
 
@@ -38,14 +35,18 @@ struct DecodeRow {
 struct DecodeItem {
   const FlashDecodeParams& p;
   const DecodeWorkspace& workspace;
-  const DecodeSchedule& schedule;
+  const DecodeSplitting& splitting;
   const DecodeWork& work;
   int kv_head;
   int block_row;  // the item's first row among those of the KV head: queries x heads
 
   __device__ __forceinline__ int end_row() const { return p.tokens * p.group; }
   __device__ __forceinline__ int splits() const { return work.splits.count; }
-  __device__ __forceinline__ int64_t slot(int split) const { return work.slot(schedule, split); }
+  // Within the workspace, whatever the plan holds.
+  __device__ __forceinline__ int slot(int split) const {
+    const auto last = static_cast<uint32_t>(workspace.slots - 1);
+    return static_cast<int>(min(work.slot(splitting, split), last));
+  }
   __device__ __forceinline__ float v_scale() const {
     return p.v_scale == nullptr ? 1.f : p.v_scale[kv_head];
   }

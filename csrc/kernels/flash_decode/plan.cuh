@@ -1,28 +1,23 @@
-// Shared memory of a CTA, and the schedule that all its threads compute together.
+// Shared memory of a CTA, and how it takes its place from the plan.
 #pragma once
 #include "kernels/flash_decode/flash_decode.h"
-#include "kernels/flash_decode/schedule.h"
+#include "kernels/flash_decode/plan.h"
 #include "ptx/sync.cuh"
 #include "tile/pipeline.cuh"
 #include "tile/reduce.cuh"
+#include "tile/report.cuh"
 
 namespace l4k {
 
 constexpr int kDecodeHeadDim = 128;
-constexpr int kDecodeConsumers = 8, kDecodeProducers = 4;  // warps
+constexpr int kDecodeConsumers = 4, kDecodeProducers = 4;  // warps
 constexpr int kDecodeWarps = kDecodeConsumers + kDecodeProducers;
+constexpr int kDecodeThreads = kDecodeWarps * 32;
+// Half of an SM's registers, so that a product's CTA fits beside this one.
+constexpr int kDecodeConsumerRegisters = 192, kDecodeProducerRegisters = 64;
 constexpr int kDecodeKeyBlocks = kDecodeTile / kDecodeKeyBlock;  // of a tile
-
-L4K_HD constexpr int decode_row_blocks(int rows) { return ceil_div(rows, kDecodeRows); }
-
-L4K_HD constexpr DecodeShape decode_shape(const FlashDecodeParams& p, int grid) {
-  return {.batch = p.batch,
-          .items = p.kv_heads * decode_row_blocks(p.tokens * p.group),
-          .tokens = p.tokens,
-          .chunk = p.chunk,
-          .capacity = decode_capacity(int64_t{p.max_pages} * p.page_size),
-          .grid = grid};
-}
+static_assert(kDecodeKeyBlocks == kDecodeProducers,
+              "a producer warp copies a key block of each tile");
 
 template <bool kFp8>
 struct DecodeSmem {
@@ -33,13 +28,9 @@ struct DecodeSmem {
   alignas(16) float wide[kDecodeConsumers][32 * 32];    // half of each warp's sums
   alignas(16) float narrow[kDecodeConsumers][16 * 32];  // a quarter
   float2 state[kDecodeConsumers][16];                   // maximum and sum of each row
-  uint32_t bad[kStages][kDecodeProducers];              // a page of that tile does not exist
   Pipeline<kStages> pipeline;
-  int64_t warp_tiles[kDecodeWarps], warp_length[kDecodeWarps];
-  int warp_largest[kDecodeWarps];
   // Here and not in registers, which are for other things.
-  DecodeSchedule schedule;
-  DecodeWork work[kDecodeWarps];  // of each warp
+  alignas(16) DecodePlace place[kDecodeWarps];  // of each warp
   bool is_last;
 };
 
@@ -47,65 +38,41 @@ __device__ __forceinline__ void decode_consumers_sync() {
   ptx::named_barrier_sync(1, kDecodeConsumers * 32);
 }
 
-// Every CTA adds up all lengths and finds its first split: the schedule never leaves the device.
-template <bool kFp8>
-__device__ __forceinline__ void plan_decode(const FlashDecodeParams& p, const DecodeShape& shape,
-                                            DecodeSmem<kFp8>& smem) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int share = ceil_div(shape.batch, static_cast<int>(blockDim.x));
-  const int first = min(static_cast<int>(threadIdx.x) * share, shape.batch);
-  const int end = min(first + share, shape.batch);
-  int64_t tiles = 0;
-  uint32_t largest = 0;
-  for (int b = first; b < end; ++b) {
-    const int own = decode_sequence(shape, p.seqlens_k[b]).tiles;
-    tiles += int64_t{own} * shape.items;
-    largest = max(largest, own);
-  }
-  tiles = warp_sum(tiles);
-  largest = warp_max(largest);
-  if (lane == 0) {
-    smem.warp_tiles[warp] = tiles;
-    smem.warp_largest[warp] = static_cast<int>(largest);
-  }
-  if (lane == 0) smem.work[warp].b = shape.batch;  // no split, unless a thread finds one
-  __syncthreads();
-  DecodeTotals totals{0, 0};
-  for (int w = 0; w < kDecodeWarps; ++w) {
-    totals.tiles += smem.warp_tiles[w];
-    totals.largest = max(totals.largest, smem.warp_largest[w]);
-  }
-  const DecodeSplitting splitting =
-      choose_splitting(totals, int64_t{shape.batch} * shape.items, shape.grid);
-  const DecodeSchedule schedule{splitting, splitting.one_wave ? shape.grid : totals.tiles};
+// What a launch knows of its plan.
+struct DecodeLaunch {
+  DecodeShape shape;
+  DecodePlanBounds bounds;
+};
 
-  int64_t length = 0;  // of the thread's sequences in the schedule
-  for (int b = first; b < end; ++b) {
-    const int own = decode_sequence(shape, p.seqlens_k[b]).tiles;
-    length += schedule.item_length(split_item(own, schedule.splitting), own) * shape.items;
-  }
-  int64_t place = warp_running_sum(length);
-  if (lane == 31) smem.warp_length[warp] = place;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) place += smem.warp_length[w];
-  const int cta = blockIdx.x;
-  const int64_t begin = schedule.begin_of(cta, shape.grid);
-  if (place - length <= begin && begin < place) {
-    const Span part{begin, schedule.begin_of(cta + 1, shape.grid)};
-    const DecodeWork work = first_work(shape, schedule, p.seqlens_k, first, place - length, part);
-    for (DecodeWork& copy : smem.work) copy = work;
-  }
-  if (threadIdx.x == 0) smem.schedule = schedule;
-  __syncthreads();
+// By whole warps: copies the CTA's place; false if the plan was made for another call.
+template <bool kFp8>
+__device__ __forceinline__ bool take_place(const FlashDecodeParams& p, const DecodeLaunch& launch,
+                                           DecodeSmem<kFp8>& smem) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, word = lane - kDecodePlaces;
+  const uint32_t* plan = reinterpret_cast<const uint32_t*>(p.plan) + lane;
+  const uint32_t value = word < 0 ? *plan : plan[blockIdx.x * kDecodePlaceWords];
+  auto* place = reinterpret_cast<uint32_t*>(&smem.place[warp]);
+  if (word >= 0) place[word] = value;
+  return __all_sync(0xffffffff, launch.bounds.of[lane].hold(value));
 }
 
 // By whole warps, each at its own place.
-template <bool kFp8>
 __device__ __forceinline__ void next_split(const FlashDecodeParams& p, const DecodeShape& shape,
-                                           DecodeSmem<kFp8>& smem) {
+                                           DecodePlace& place) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) smem.work[threadIdx.x / 32].advance(shape, smem.schedule, p.seqlens_k);
+  if (threadIdx.x % 32 == 0) place.work.advance(shape, place.splitting, p.plan + kDecodeLengths);
   __syncwarp();
+}
+
+// By the consumer warps, where the plan is not this call's: no result.
+__device__ __forceinline__ void refuse_plan(const FlashDecodeParams& p) {
+  constexpr int kThreads = kDecodeConsumers * 32;
+  if (threadIdx.x == 0) report_error(p.error, DeviceError::kFlashDecodePlan);
+  const int64_t rows = int64_t{p.batch} * p.tokens * p.kv_heads * p.group;
+  const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x, step = gridDim.x * kThreads;
+  for (int64_t i = first; i < rows * (kDecodeHeadDim / 8); i += step)
+    static_cast<uint4*>(p.out)[i] = uint4{};
+  for (int64_t i = first; i < rows; i += step) p.lse[i] = -INFINITY;
 }
 
 }  // namespace l4k

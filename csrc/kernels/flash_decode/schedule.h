@@ -1,5 +1,6 @@
-// How decoding divides the visible keys of a batch among the CTAs of a grid. Integers only: every
-// CTA computes the same schedule from the lengths in device memory, and the host test checks it.
+// How decoding divides the visible keys of a batch among the CTAs of a grid. Integers only, of 32 bits:
+// a launch computes the schedule from the lengths in device memory (plan.h), once for all layers of a
+// kind, and the host test checks it.
 //
 //   work item   the rows of one sequence and KV head (at most kDecodeRows of them) and their keys
 //   split       consecutive key tiles of a work item, what a CTA computes at a time. An item of one
@@ -21,79 +22,64 @@
 
 namespace l4k {
 
-constexpr int kDecodeTile = 128;        // keys
+constexpr int kDecodeTile = 64;         // keys
 constexpr int kDecodeKeyBlock = 16;     // keys that lie in one page, and that one warp multiplies
-constexpr int kDecodeRows = 128;        // queries x heads of a work item
+constexpr int kDecodeRows = 64;         // queries x heads of a work item
 constexpr int kDecodeTokens = 16;       // new ones of a sequence, at most
 constexpr int kDecodeSplitsPerCta = 4;  // where there are more items than CTAs can share
 constexpr int kDecodeSlotsPerCta = 2 * kDecodeSplitsPerCta;
+constexpr int kDecodeMaxGrid = 1024 / kDecodeSplitsPerCta;
 
-// Keys are counted in 32 bits, to the end of the last key block.
+// Keys are counted in 32 bits, to the end of the last key block, and so are the tiles of all items.
 constexpr int64_t kDecodeMaxKeys = (int64_t{1} << 31) - kDecodeKeyBlock;
+constexpr int64_t kDecodeMaxTiles = (int64_t{1} << 31) - 1;
 
-// Of the keys that a row of the block table addresses, those that a sequence may have.
-L4K_HD constexpr int64_t decode_capacity(int64_t addressed) {
-  return addressed < kDecodeMaxKeys ? addressed : kDecodeMaxKeys;
+// Of the keys that a row of the block table addresses, those that a sequence may have where a batch
+// has so many items.
+L4K_HD constexpr int decode_capacity(int64_t addressed, int64_t items) {
+  const int64_t tiles = kDecodeMaxTiles / (items > 0 ? items : 1);
+  const int64_t most = tiles < kDecodeMaxKeys / kDecodeTile ? tiles * kDecodeTile : kDecodeMaxKeys;
+  return static_cast<int>(addressed < most ? addressed : most);
 }
 
 struct DecodeShape {
   int batch;
-  int items;         // of a sequence: KV heads x blocks of rows
-  int tokens;        // queries of a sequence
-  int chunk;         // 0: none
-  int64_t capacity;  // keys that a row of the block table can address
-  int grid;          // CTAs
+  int kv_heads, row_blocks;  // items of a sequence: KV heads x blocks of rows
+  int tokens;                // queries of a sequence
+  int chunk;                 // 0: none
+  int capacity;              // keys that a sequence may have: decode_capacity()
+  int grid;                  // CTAs
+
+  L4K_HD constexpr int items() const { return kv_heads * row_blocks; }
 };
 
 // One sequence: the keys that its queries see, and the tiles they lie in. A sequence without keys,
 // or with a length that no table holds, has one tile of which it sees nothing.
 struct DecodeSequence {
-  int64_t first_position;
-  Span keys;
+  int first_position;
+  int first_key;
   int first_tile, tiles;
-  bool valid;
+
+  L4K_HD constexpr int end_key(int tokens) const { return first_position + tokens; }
 };
 
+L4K_HD constexpr bool decode_length_fits(const DecodeShape& shape, int length) {
+  return length >= 0 && length <= shape.capacity;
+}
+
 L4K_HD constexpr DecodeSequence decode_sequence(const DecodeShape& shape, int length) {
-  const bool valid = length >= 0 && length <= shape.capacity;
-  const int64_t end = valid ? length : 0, first = end - shape.tokens;
-  const Span keys = keys_of_any({first, end}, shape.chunk);
-  const int64_t first_tile = keys.first / kDecodeTile;
-  const int64_t touched = ceil_div<int64_t>(keys.end, kDecodeTile) - first_tile;
-  const int tiles = static_cast<int>(touched > 0 ? touched : 1);
-  return {first, keys, static_cast<int>(first_tile), tiles, valid};
+  const int end = decode_length_fits(shape, length) ? length : 0, first = end - shape.tokens;
+  const int first_key = static_cast<int>(keys_of_any({first, end}, shape.chunk).first);
+  const int first_tile = first_key / kDecodeTile;
+  const int touched = static_cast<int>(ceil_div<int64_t>(end, kDecodeTile)) - first_tile;
+  return {first, first_key, first_tile, touched > 0 ? touched : 1};
 }
 
 // What the schedule needs to know of all lengths.
 struct DecodeTotals {
-  int64_t tiles;  // of all items
-  int largest;    // of one item
+  uint32_t tiles;    // of all items
+  uint32_t largest;  // of one item
 };
-
-// How items are split: into as few splits as possible, of at most `max_tiles`.
-struct DecodeSplitting {
-  int max_tiles;
-  bool one_wave;  // no more splits than CTAs: split i belongs to CTA i
-};
-
-L4K_HD constexpr DecodeSplitting choose_splitting(const DecodeTotals& totals, int64_t items,
-                                                  int grid) {
-  int64_t tiles = ceil_div<int64_t>(totals.tiles, int64_t{grid} * kDecodeSplitsPerCta);
-  bool one_wave = false;
-  if (items <= grid) {
-    // Either bound keeps the number of splits within the grid; the first is exact for equal
-    // lengths, the second good for very different ones.
-    int64_t wave = ceil_div<int64_t>(totals.largest, grid / items);
-    if (items < grid) {
-      const int64_t other = ceil_div<int64_t>(totals.tiles, grid - items);
-      wave = other < wave ? other : wave;
-    }
-    one_wave = wave * grid <= totals.tiles + totals.tiles / 8 || wave == 1;
-    if (one_wave) tiles = wave;
-  }
-  tiles = tiles < totals.largest ? tiles : totals.largest;
-  return {static_cast<int>(tiles), one_wave};
-}
 
 struct DecodeSplit {
   int first_tile, tiles;  // of the sequence
@@ -107,46 +93,82 @@ struct ItemSplits {
   L4K_HD constexpr int begin(int k) const { return k * quotient + (k < remainder ? k : remainder); }
 };
 
-L4K_HD constexpr ItemSplits split_item(int tiles, const DecodeSplitting& splitting) {
-  const int count = ceil_div(tiles, splitting.max_tiles);
-  return {count, tiles / count, tiles % count};
-}
+// How items are split: into as few splits as possible, of at most `max_tiles`. Places in the schedule
+// are what the items before take.
+struct DecodeSplitting {
+  int max_tiles;
+  int one_wave;  // no more splits than CTAs: split i belongs to CTA i
 
-constexpr int kDecodeMaxGrid = 1024 / kDecodeSplitsPerCta;
+  L4K_HD constexpr ItemSplits split(int tiles) const {
+    const int count = ceil_div(tiles, max_tiles);
+    return {count, tiles / count, tiles % count};
+  }
+  L4K_HD constexpr uint32_t item_length(const ItemSplits& splits, int tiles) const {
+    return static_cast<uint32_t>(one_wave ? splits.count : tiles);
+  }
+  // Of split k, from the item's begin.
+  L4K_HD constexpr uint32_t split_begin(const ItemSplits& splits, int k) const {
+    return static_cast<uint32_t>(one_wave ? k : splits.begin(k));
+  }
+  // Where the partial result of the split that begins at `place` goes. No two of one launch share a
+  // slot, and all are below kDecodeSlotsPerCta * grid: where an item has several splits, each is at
+  // least half of `max_tiles` long.
+  L4K_HD constexpr uint32_t slot(uint32_t place) const {
+    return one_wave ? place : 2 * place / static_cast<uint32_t>(max_tiles);
+  }
+};
+
+L4K_HD constexpr DecodeSplitting choose_splitting(const DecodeTotals& totals, uint32_t items,
+                                                  uint32_t grid) {
+  uint32_t tiles = ceil_div(totals.tiles, grid * kDecodeSplitsPerCta);
+  bool one_wave = false;
+  if (items <= grid) {
+    // Either bound keeps the number of splits within the grid; the first is exact for equal
+    // lengths, the second good for very different ones.
+    uint32_t wave = ceil_div(totals.largest, grid / items);
+    if (items < grid) {
+      const uint32_t other = ceil_div(totals.tiles, grid - items);
+      wave = other < wave ? other : wave;
+    }
+    one_wave = uint64_t{wave} * grid <= uint64_t{totals.tiles} + totals.tiles / 8 || wave == 1;
+    if (one_wave) tiles = wave;
+  }
+  tiles = tiles < totals.largest ? tiles : totals.largest;
+  return {static_cast<int>(tiles), one_wave};
+}
 
 // Splits of an item that are combined at once.
 L4K_HD constexpr int combine_group_size(int splits) { return splits <= 256 ? 16 : 32; }
 
 struct DecodeSchedule {
   DecodeSplitting splitting;
-  int64_t length;
+  uint32_t length;
 
-  L4K_HD int64_t begin_of(int cta, int grid) const { return length * cta / grid; }
-  L4K_HD int64_t item_length(const ItemSplits& splits, int tiles) const {
-    return splitting.one_wave ? splits.count : tiles;
-  }
-  // Of split k, from the item's begin.
-  L4K_HD int64_t split_begin(const ItemSplits& splits, int k) const {
-    return splitting.one_wave ? k : splits.begin(k);
-  }
-  // Where the partial result of the split that begins at `place` goes. No two of one launch share a
-  // slot, and all are below kDecodeSlotsPerCta * grid: where an item has several splits, each is at
-  // least half of `max_tiles` long.
-  L4K_HD int64_t slot(int64_t place) const {
-    return splitting.one_wave ? place : 2 * place / splitting.max_tiles;
+  // Equal parts, but for one tile or split.
+  L4K_HD constexpr uint32_t begin_of(uint32_t cta, uint32_t grid) const {
+    const uint32_t longer = length % grid;
+    return cta * (length / grid) + (cta < longer ? cta : longer);
   }
 };
 
+L4K_HD constexpr DecodeSchedule decode_schedule(const DecodeShape& shape,
+                                                const DecodeTotals& totals) {
+  const auto items = static_cast<uint32_t>(shape.batch) * static_cast<uint32_t>(shape.items());
+  const auto grid = static_cast<uint32_t>(shape.grid);
+  const DecodeSplitting splitting = choose_splitting(totals, items, grid);
+  return {splitting, splitting.one_wave ? grid : totals.tiles};
+}
+
 // The split that a CTA is at: the k-th of a sequence's work item.
 struct DecodeWork {
+  int b, head, block, k;  // sequence, KV head, block of its rows
+  uint32_t item_begin;    // in the schedule
+  uint32_t end;           // of the CTA's part of the schedule
   DecodeSequence sequence;
   ItemSplits splits;
-  int b, item, k;
-  int64_t item_begin;  // in the schedule
-  int64_t end;         // of the CTA's part of the schedule
 
-  L4K_HD bool done(const DecodeShape& shape, const DecodeSchedule& schedule) const {
-    return b >= shape.batch || item_begin + schedule.split_begin(splits, k) >= end;
+  L4K_HD bool done(const DecodeShape& shape, const DecodeSplitting& splitting) const {
+    return b >= shape.batch || item_begin + splitting.split_begin(splits, k) >= end;
   }
   L4K_HD DecodeSplit split() const {
     return {sequence.first_tile + splits.begin(k), splits.begin(k + 1) - splits.begin(k)};
@@ -162,55 +184,62 @@ struct DecodeWork {
     return {before(k), before(k + 1)};
   }
   // Of any split of the item.
-  L4K_HD int64_t slot(const DecodeSchedule& schedule, int index) const {
-    return schedule.slot(item_begin + schedule.split_begin(splits, index));
+  L4K_HD uint32_t slot(const DecodeSplitting& splitting, int index) const {
+    return splitting.slot(item_begin + splitting.split_begin(splits, index));
   }
-  L4K_HD void enter(const DecodeShape& shape, const DecodeSchedule& schedule, const int* lengths) {
+  L4K_HD void enter(const DecodeShape& shape, const DecodeSplitting& splitting,
+                    const int* lengths) {
     if (b >= shape.batch) return;
     sequence = decode_sequence(shape, lengths[b]);
-    splits = split_item(sequence.tiles, schedule.splitting);
+    splits = splitting.split(sequence.tiles);
   }
-  L4K_HD void advance(const DecodeShape& shape, const DecodeSchedule& schedule,
+  L4K_HD void advance(const DecodeShape& shape, const DecodeSplitting& splitting,
                       const int* lengths) {
     if (++k < splits.count) return;
     k = 0;
-    item_begin += schedule.item_length(splits, sequence.tiles);
-    if (++item < shape.items) return;
-    item = 0;
+    item_begin += splitting.item_length(splits, sequence.tiles);
+    if (++block < shape.row_blocks) return;
+    block = 0;
+    if (++head < shape.kv_heads) return;
+    head = 0;
     ++b;
-    enter(shape, schedule, lengths);
+    enter(shape, splitting, lengths);
   }
 };
 
-// The first split that begins in the part [begin, end) of the schedule; sequence b begins at
+// The first split that begins in a CTA's part [begin, end) of the schedule; sequence b begins at
 // `place`, at most `begin`.
-L4K_HD DecodeWork first_work(const DecodeShape& shape, const DecodeSchedule& schedule,
-                             const int* lengths, int b, int64_t place, Span part) {
+L4K_HD DecodeWork first_work(const DecodeShape& shape, const DecodeSplitting& splitting,
+                             const int* lengths, int b, uint32_t place, uint32_t begin,
+                             uint32_t end) {
   DecodeWork work{};
   work.b = b;
   work.item_begin = place;
-  work.end = part.end;
-  work.enter(shape, schedule, lengths);
+  work.end = end;
+  work.enter(shape, splitting, lengths);
   while (work.b < shape.batch) {
-    const int64_t length = schedule.item_length(work.splits, work.sequence.tiles);
-    if (work.item_begin + shape.items * length > part.first) {
-      work.item = static_cast<int>((part.first - work.item_begin) / length);
-      work.item_begin += work.item * length;
+    const uint32_t length = splitting.item_length(work.splits, work.sequence.tiles);
+    const uint32_t all = static_cast<uint32_t>(shape.items()) * length;
+    if (begin - work.item_begin < all) {
+      const uint32_t item = (begin - work.item_begin) / length;
+      work.item_begin += item * length;
+      work.head = static_cast<int>(item) / shape.row_blocks;
+      work.block = static_cast<int>(item) % shape.row_blocks;
       break;
     }
-    work.item_begin += shape.items * length;
+    work.item_begin += all;
     ++work.b;
-    work.enter(shape, schedule, lengths);
+    work.enter(shape, splitting, lengths);
   }
   if (work.b >= shape.batch) return work;
   int low = 0, high = work.splits.count;  // the item's first split that begins there or later
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (work.item_begin + schedule.split_begin(work.splits, middle) >= part.first) high = middle;
+    if (work.item_begin + splitting.split_begin(work.splits, middle) >= begin) high = middle;
     else low = middle + 1;
   }
   work.k = low - 1;
-  work.advance(shape, schedule, lengths);
+  work.advance(shape, splitting, lengths);
   return work;
 }
 

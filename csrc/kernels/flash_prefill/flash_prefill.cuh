@@ -145,6 +145,12 @@ struct PrefillConsumer {
     }
   }
 
+  // After an item's last scores also Q: the next one comes while the rest of this one is computed.
+  __device__ __forceinline__ void release_keys(int index, int key_tile) {
+    arrive(&smem.ring.empty[index]);
+    if (key_tile + 1 == work().end_tile) arrive(&smem.q_empty);
+  }
+
   // Adds the keys of tiles [tile, end) to O, which stays unnormalised.
   __device__ __forceinline__ void attend(float (&o)[64], Softmax& softmax, uint32_t& broken,
                                          int tile, int end) {
@@ -157,7 +163,7 @@ struct PrefillConsumer {
       ptx::wgmma_fence();
       scores(s, stage.index);
       ptx::wgmma_wait<0>();
-      arrive(&smem.ring.empty[stage.index]);
+      release_keys(stage.index, tile);
       stage.advance();
       softmax_step(s, softmax, tile, bad, rescale, broken);
       to_operand<Element, 8>(s, weights);
@@ -179,7 +185,7 @@ struct PrefillConsumer {
       weighted(o, weights, v_stage.index);
       ptx::named_barrier_arrive(kBarrierTurn + 1 - consumer(), kConsumers);
       ptx::wgmma_wait<1>();  // S
-      arrive(&smem.ring.empty[k_stage.index]);
+      release_keys(k_stage.index, tile);
       softmax_step(s, softmax, tile, bad, rescale, broken);
       ptx::wgmma_wait<0>();  // O, and the weights' registers
       arrive(&smem.ring.empty[v_stage.index]);
@@ -187,7 +193,6 @@ struct PrefillConsumer {
       for (int r = 0; r < 64; ++r) o[r] *= rescale[r / 2 % 2];
       to_operand<Element, 8>(s, weights);
     }
-    if (end == work().end_tile) arrive(&smem.q_empty);  // the next Q comes during the rest
     await_values(stage, tile - 1);
     ptx::wgmma_fence();
     weighted(o, weights, stage.index);

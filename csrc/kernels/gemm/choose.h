@@ -14,6 +14,8 @@ struct GemmProblem {
   bool block_scales;  // scales that change along K
   bool fp8_out;       // SwiGLU to e4m3 with 1x128 scales
   bool can_stream;    // csrc/kernels/stream_gemm computes it as well
+
+  bool operator==(const GemmProblem&) const = default;
 };
 
 // Whether a configuration computes the problem at all; fast_accum is a preference and not part of it.
@@ -121,6 +123,7 @@ struct GemmChoice {
   static constexpr int kNone = -4;      // nothing computes the problem
   int config, splits;
 
+  bool operator==(const GemmChoice&) const = default;
   static constexpr GemmChoice of(int number) {
     return number < 0 ? GemmChoice{number, 0} : GemmChoice{number % 100, number / 100};
   }

@@ -2,10 +2,10 @@
 
 #include <array>
 #include <cstdio>
-#include <mutex>
 #include <utility>
 
 #include "host/device.h"
+#include "host/recent.h"
 #include "kernels/gemm/choose.h"
 
 namespace l4k {
@@ -24,7 +24,7 @@ constexpr auto launchers(std::index_sequence<I...>) {
   return std::array<Launcher, sizeof...(I)>{launch_gemm<static_cast<int>(I)>...};
 }
 
-// Asked once per device; of a configuration with one CTA per SM.
+// Of a configuration with one CTA per SM.
 GemmMachine ask_machine() {
   constexpr int kSwap = gemm_config("bf16_swap_128x128");
   static_assert(kGemmConfigs[kSwap].ctas_per_sm() == 1);
@@ -35,19 +35,27 @@ GemmMachine ask_machine() {
   return machine;
 }
 
-const GemmMachine& this_machine() {
-#ifdef L4K_EMULATED  // the emulated machine may have changed
-  static GemmMachine machine;
-  machine = ask_machine();
-  return machine;
-#else
-  static std::array<std::once_flag, kMaxDevices> asked;
-  static std::array<GemmMachine, kMaxDevices> machines;
-  const int device = current_device();
-  std::call_once(asked[device], [&] { machines[device] = ask_machine(); });
-  return machines[device];
-#endif
+const GemmMachine& this_machine(Machine machine) {
+  static thread_local Recent<Machine, GemmMachine, 1> kept;
+  return *kept.of(machine, [](GemmMachine& asked) { return asked = ask_machine(), true; });
 }
+
+struct GemmQuestion {
+  GemmProblem problem;
+  GemmChoice asked;
+  Machine machine;
+
+  uint64_t hash() const {
+    const auto pair = [](int high, int low) {
+      return uint64_t{static_cast<uint32_t>(high)} << 32 | static_cast<uint32_t>(low);
+    };
+    return hash_of({pair(problem.m, problem.n), pair(problem.k, problem.num_experts),
+                    pair(asked.config, asked.splits),
+                    uint64_t{problem.fp8} | problem.fast_accum << 1 | problem.gelu << 2 |
+                        problem.block_scales << 3 | problem.fp8_out << 4 | problem.swiglu << 5});
+  }
+  bool operator==(const GemmQuestion&) const = default;
+};
 
 // The problem and what was chosen for it, for L4K_LOG=gemm.
 void log_choice(const GemmProblem& p, GemmChoice choice) {
@@ -63,8 +71,12 @@ void log_choice(const GemmProblem& p, GemmChoice choice) {
 }  // namespace
 
 GemmChoice choose_gemm(const GemmParams& params) {
+  static thread_local Recent<GemmQuestion, GemmChoice, 64> kept;
   const GemmProblem problem = problem_of(params);
-  const GemmChoice choice = choose_gemm(problem, params.choice, this_machine());
+  const Machine machine = Machine::current();
+  const GemmChoice choice = *kept.of({problem, params.choice, machine}, [&](GemmChoice& chosen) {
+    return chosen = choose_gemm(problem, params.choice, this_machine(machine)), true;
+  });
   static const bool logs = log_asks_for("gemm");
   if (logs && choice.config != GemmChoice::kNone) log_choice(problem, choice);
   return choice;
@@ -77,7 +89,7 @@ cudaError_t gemm(const GemmParams& params, cudaStream_t stream) {
   const GemmConfig& config = kGemmConfigs[index];
   GemmParams chosen = params;
   chosen.ctas_per_tile = ctas_per_tile(config, problem_of(params), splits);
-  chosen.max_clusters = this_machine().slots(config, chosen.ctas_per_tile);
+  chosen.max_clusters = this_machine(Machine::current()).slots(config, chosen.ctas_per_tile);
   return kLaunchers[index](chosen, stream);
 }
 

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t token = row / p.heads, head = row - token * p.heads, batch = token / p.tokens;
   const int64_t at = (batch * p.heads + head) * p.tokens + token - batch * p.tokens;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   const auto lse_of = [&](int part) {
     return exists && part < p.parts ? p.lses[part * p.rows + at] : kMinusInfinity;
   };

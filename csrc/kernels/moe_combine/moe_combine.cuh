@@ -91,8 +91,8 @@ __global__ void __launch_bounds__(kMoeCombineMaxThreads)
   const int vectors = static_cast<int>(params.width / kVector);
   const int64_t num_tiles = params.tokens * row_tiles;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const int64_t token = row_tiles == 1 ? tile : tile / row_tiles;
     const int first =
@@ -111,8 +111,9 @@ __global__ void __maxnreg__(kMoeCombineNormRegisters)
   const MoeCombineParams& c = params.combine;
   const int width = static_cast<int>(c.width), vectors = width / kVector;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  prefetch_norm_weight(params.weight, vectors);
+  ptx::grid_dependency_wait();
   uint4 weight[kNormVectors];
   load_norm_weight(params.weight, vectors, weight);
   int parity = 0;

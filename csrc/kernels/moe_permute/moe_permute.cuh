@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(kMoePermuteMaxThreads, 5)
     return tile < num_tiles ? params.permutation[row_tiles == 1 ? tile : tile / row_tiles] : 0;
   };
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   int ahead = index_of(blockIdx.x);
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const int index = ahead;

@@ -61,10 +61,8 @@ struct LogitRows {
 template <typename T>
 __global__ void __launch_bounds__(kRouteThreads, 1) moe_route_small_kernel(MoeRouteParams params) {
   __shared__ RouteSmem<kRouteThreads> smem;
-  if (threadIdx.x < kRouteMaxExperts) smem.totals[threadIdx.x] = smem.starts[threadIdx.x] = 0;
-  __syncthreads();
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   route_all(params.routing, LogitRows<T>(params), smem);
 }
 
@@ -75,8 +73,8 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
   __shared__ int counts[kRouteMaxExperts];
   if (threadIdx.x < kRouteMaxExperts) counts[threadIdx.x] = 0;
   __syncthreads();
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   const int begin = blockIdx.x * plan.tile_tokens;
   const int end = min(begin + plan.tile_tokens, static_cast<int>(params.routing.tokens));
   choose<kRouteThreads>(params.routing, begin, end, LogitRows<T>(params), counts);
@@ -91,8 +89,8 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
   __shared__ RouteSmem<kRouteThreads> smem;
   if (threadIdx.x < kRouteMaxExperts) smem.totals[threadIdx.x] = smem.starts[threadIdx.x] = 0;
   __syncthreads();
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   const int columns = round_up(params.routing.num_experts, 32);
   const int expert = threadIdx.x % columns, slice = threadIdx.x / columns;
   const int slices = kRouteThreads / columns;
@@ -111,7 +109,7 @@ __global__ void __launch_bounds__(kRouteThreads, 1)
   if (threadIdx.x < 32) add_offsets(params.routing, smem, blockIdx.x == 0);
   const int begin = blockIdx.x * plan.tile_tokens;
   const int end = min(begin + plan.tile_tokens, static_cast<int>(params.routing.tokens));
-  rank(params.routing, begin * params.routing.top_k, end * params.routing.top_k, smem);
+  rank<false>(params.routing, begin * params.routing.top_k, end * params.routing.top_k, smem);
 }
 
 }  // namespace l4k

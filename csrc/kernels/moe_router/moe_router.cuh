@@ -1,13 +1,15 @@
 // normed = RMSNorm(x), logits = normed @ router_weight^T, and what routing makes of them.
 //
-//   normalise   every CTA adds up the squares of its 8 tokens' whole rows, and normalises its slice of
-//               640 columns; those of the first expert group write it
+//   normalise   every CTA adds up the squares of its 8 tokens' whole rows, and normalises its slices of
+//               640 columns; those of the first expert group write them
 //   multiply    16 experts by 8 tokens at a time, 64 columns of the slice a warp; the warps' sums meet
 //               in shared memory, and the slice's partial logits go to the workspace
-//   route       the last CTA to arrive adds up the slices in order and routes all tokens
+//   choose      a tile's last CTA to arrive adds up the slices in order and chooses for its tokens
+//   rank        the last of those places all tokens
 //
-// Slices depend on D alone, so a token's logits have the same bits at any place of any batch. Nobody
-// waits for another CTA. See docs/kernels/moe_router.md.
+// Few tokens have a CTA for each slice, many one that goes through them. Slices depend on D alone, so a
+// token's logits have the same bits at any place of any batch. Nobody waits for another CTA. See
+// docs/kernels/moe_router.md.
 #pragma once
 #include "kernels/moe_router/moe_router.h"
 #include "kernels/moe_router/plan.h"
@@ -21,7 +23,6 @@
 
 namespace l4k {
 
-constexpr int kRouterCounterWords = 4;  // the partial logits after it are read in 16-byte vectors
 constexpr int kRouterSliceVectors = kRouterColumns / kVector;
 // 64 bytes more than a row: the four lanes of a token and those of the next read different banks.
 constexpr int kRouterPitch = kRouterColumns + 4 * kVector;
@@ -41,19 +42,30 @@ struct __align__(16) RouterSmem {
   bool last;  // this CTA has arrived last
 };
 
-// What this CTA of the grid [slices, groups, token tiles] has of the work.
+// What this CTA of the grid [slice CTAs, groups, token tiles] has of the work, a slice at a time.
 struct RouterPart {
-  int first_column, columns;  // of D
-  int first_tile, end_tile;   // of experts
+  int slice, first_column, columns;  // of D; no columns past the last slice
+  int first_tile, end_tile;          // of experts
   int first_token, tokens;
 
   __device__ __forceinline__ RouterPart(const MoeRouterParams& params, const RouterPlan& plan)
-      : first_column(blockIdx.x * kRouterColumns),
-        columns(min(params.width - first_column, kRouterColumns)),
-        first_tile(blockIdx.y * plan.group_tiles),
+      : first_tile(blockIdx.y * plan.group_tiles),
         end_tile(min(first_tile + plan.group_tiles, plan.expert_tiles)),
         first_token(blockIdx.z * kRouterTileTokens),
-        tokens(min(static_cast<int>(params.routing.tokens) - first_token, kRouterTileTokens)) {}
+        tokens(min(static_cast<int>(params.routing.tokens) - first_token, kRouterTileTokens)) {
+    take(params, blockIdx.x);
+  }
+
+  __device__ __forceinline__ void take(const MoeRouterParams& params, int number) {
+    slice = number;
+    first_column = number * kRouterColumns;
+    columns = max(min(params.width - first_column, kRouterColumns), 0);
+  }
+  __device__ __forceinline__ RouterPart next(const MoeRouterParams& params) const {
+    RouterPart part = *this;
+    part.take(params, slice + gridDim.x);
+    return part;
+  }
 };
 
 __device__ __forceinline__ const __nv_bfloat16* expert_row(const MoeRouterParams& params,
@@ -71,7 +83,8 @@ __device__ __forceinline__ const __nv_bfloat16* token_row(const MoeRouterParams&
 __device__ __forceinline__ void prefetch_weights(const MoeRouterParams& params,
                                                  const RouterPart& part) {
   const int expert = part.first_tile * kRouterTileExperts + threadIdx.x;
-  const uint32_t bytes = part.columns * sizeof(__nv_bfloat16);
+  const int columns = gridDim.x == 1 ? params.width : part.columns;
+  const uint32_t bytes = columns * sizeof(__nv_bfloat16);
   if (blockIdx.z != 0) return;  // others ask for the same
   if (expert < min(part.end_tile * kRouterTileExperts, params.routing.num_experts))
     ptx::bulk_prefetch(expert_row(params, expert) + part.first_column, bytes);
@@ -86,18 +99,18 @@ __device__ __forceinline__ void prefetch_weights(const MoeRouterParams& params,
 struct RouterWeights {
   uint4 rows[2][2];  // [step][half]
 
-  // Zeros past the group's last tile, the last expert and the end of D.
-  __device__ __forceinline__ RouterWeights(const MoeRouterParams& params, const RouterPart& part,
-                                           int tile) {
+  // Zeros past the last expert and the end of the slice's columns.
+  __device__ __forceinline__ RouterWeights(const MoeRouterParams& params, int first_column,
+                                           int columns, int tile) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int expert = tile * kRouterTileExperts + lane / 4 + i % 2 * 8;
       const int column = threadIdx.x / 32 * 64 + i / 2 * 32 + lane % 4 * kVector;
       rows[i / 2][i % 2] = uint4{};
-      if (tile < part.end_tile && expert < params.routing.num_experts && column < part.columns)
+      if (expert < params.routing.num_experts && column < columns)
         rows[i / 2][i % 2] =
-            ptx::load_streaming(expert_row(params, expert) + part.first_column + column);
+            ptx::load_streaming(expert_row(params, expert) + first_column + column);
     }
   }
 };
@@ -147,44 +160,57 @@ __device__ __forceinline__ void norm_factors(const MoeRouterParams& params, cons
   __syncthreads();
 }
 
-// The slice of the tile's tokens into smem.rows, zeros where there is no token or no column. A thread
-// has the same columns of several tokens, in registers until their factors are there.
-__device__ __forceinline__ void normalise_rows(const MoeRouterParams& params,
-                                               const RouterPart& part, RouterSmem& smem) {
-  const int column = threadIdx.x % kRouterSliceVectors * kVector;
-  const bool inside = column < part.columns;
-  const int tokens = inside ? part.tokens : 0, step = kRouterThreads / kRouterSliceVectors;
-  const int first = threadIdx.x / kRouterSliceVectors;
-  uint4 own[kRouterOwn], weight{};
-#pragma unroll
-  for (int u = 0; u < kRouterOwn; ++u) {
-    const int token = first + u * step;
-    own[u] = uint4{};
-    if (token < tokens)
-      own[u] = ptx::load_streaming(token_row(params, part.first_token + token) + part.first_column +
-                                   column);
-  }
-  if (inside)
-    weight = ptx::load_streaming(static_cast<const __nv_bfloat16*>(params.norm_weight) +
-                                 part.first_column + column);
+// The thread's vectors of the slice: the same columns of several tokens and of the norm's weights.
+struct RouterColumns {
+  uint4 own[kRouterOwn], weight;
 
-  norm_factors(params, part, smem);
+  // Zeros where there is no token or no column.
+  __device__ __forceinline__ RouterColumns(const MoeRouterParams& params, const RouterPart& part)
+      : weight{} {
+    const int column = first_column(), first = first_token();
+    const bool inside = column < part.columns;
 #pragma unroll
-  for (int u = 0; u < kRouterOwn; ++u) {
-    const int token = first + u * step;
-    uint4 y{};
-    if (token < tokens) {
-      y = normalise(own[u], smem.factors[token], weight);
-      if (blockIdx.y == 0)
-        ptx::store_streaming(static_cast<__nv_bfloat16*>(params.normed) +
-                                 int64_t{part.first_token + token} * params.width +
-                                 part.first_column + column,
-                             y);
+    for (int u = 0; u < kRouterOwn; ++u) {
+      const int token = first + u * kStep;
+      own[u] = uint4{};
+      if (inside && token < part.tokens)
+        own[u] = ptx::load_streaming(token_row(params, part.first_token + token) +
+                                     part.first_column + column);
     }
-    *reinterpret_cast<uint4*>(&smem.rows[token][column]) = y;
+    if (inside)
+      weight = ptx::load_streaming(static_cast<const __nv_bfloat16*>(params.norm_weight) +
+                                   part.first_column + column);
   }
-  __syncthreads();
-}
+
+  // Into smem.rows, normalised, zeros as above. The first expert group's are results.
+  __device__ __forceinline__ void normalise_rows(const MoeRouterParams& params,
+                                                 const RouterPart& part, RouterSmem& smem) const {
+    const int column = first_column(), first = first_token();
+#pragma unroll
+    for (int u = 0; u < kRouterOwn; ++u) {
+      const int token = first + u * kStep;
+      uint4 y{};
+      if (column < part.columns && token < part.tokens) {
+        y = normalise(own[u], smem.factors[token], weight);
+        if (blockIdx.y == 0)
+          ptx::store_streaming(static_cast<__nv_bfloat16*>(params.normed) +
+                                   int64_t{part.first_token + token} * params.width +
+                                   part.first_column + column,
+                               y);
+      }
+      *reinterpret_cast<uint4*>(&smem.rows[token][column]) = y;
+    }
+    __syncthreads();
+  }
+
+ private:
+  static constexpr int kStep = kRouterThreads / kRouterSliceVectors;  // tokens apart
+
+  static __device__ __forceinline__ int first_column() {
+    return threadIdx.x % kRouterSliceVectors * kVector;
+  }
+  static __device__ __forceinline__ int first_token() { return threadIdx.x / kRouterSliceVectors; }
+};
 
 // The products of one expert tile by this warp, left in shared memory as the tensor core leaves them.
 __device__ __forceinline__ void multiply_tile(const RouterWeights& weights,
@@ -206,7 +232,7 @@ struct PartialLogits {
   int slices, padded_experts, num_experts;
 
   __device__ __forceinline__ PartialLogits(const MoeRouterParams& params, const RouterPlan& plan)
-      : partials(static_cast<float*>(params.workspace) + kRouterCounterWords),
+      : partials(static_cast<float*>(params.workspace) + plan.counter_words()),
         slice_stride(params.routing.tokens * plan.padded_experts()),
         slices(plan.slices),
         padded_experts(plan.padded_experts()),
@@ -229,10 +255,11 @@ struct PartialLogits {
   }
 };
 
-// The slice's logits for this CTA's experts and tokens.
+// The slice's logits for this CTA's experts and tokens. `weights` are those of the first tile, and then
+// of the first tile of the slice `after` it.
 __device__ __forceinline__ void multiply(const MoeRouterParams& params, const RouterPart& part,
-                                         RouterWeights weights, const PartialLogits& logits,
-                                         RouterSmem& smem) {
+                                         const RouterPart& after, RouterWeights& weights,
+                                         const PartialLogits& logits, RouterSmem& smem) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   uint4 tokens[2];
 #pragma unroll
@@ -243,41 +270,62 @@ __device__ __forceinline__ void multiply(const MoeRouterParams& params, const Ro
   const int i = threadIdx.x, expert = i / 16 + i % 4 / 2 * 8, token = i / 4 % 4 * 2 + i % 2;
 #pragma unroll 1
   for (int tile = part.first_tile; tile < part.end_tile; ++tile) {
-    const RouterWeights next(params, part, tile + 1);
+    const bool more = tile + 1 < part.end_tile;
+    const RouterWeights next(params, more ? part.first_column : after.first_column,
+                             more ? part.columns : after.columns,
+                             more ? tile + 1 : part.first_tile);
     auto& sums = smem.sums[tile % 2];
     multiply_tile(weights, tokens, sums[warp]);
-    __syncthreads();  // so the other buffer has been read, too
+    __syncthreads();  // so the other buffer has been read, too, and all tokens
     if (i < kRouterSums && token < part.tokens) {
       float sum = 0.f;
 #pragma unroll
       for (const float (&own)[kRouterSums] : sums) sum += own[i];
-      __stcg(logits.at(blockIdx.x, part.first_token + token, tile * kRouterTileExperts + expert),
+      __stcg(logits.at(part.slice, part.first_token + token, tile * kRouterTileExperts + expert),
              sum);
     }
     weights = next;
   }
 }
 
+// True in the last of `expected` CTAs, which sees what the others have written before.
+__device__ __forceinline__ bool all_arrived(const MoeRouterParams& params, int counter,
+                                            int expected, RouterSmem& smem) {
+  __syncthreads();  // all that this CTA has written, before its arrival
+  if (expected == 1) return true;
+  if (threadIdx.x == 0)
+    smem.last = arrive_last(static_cast<unsigned long long*>(params.workspace) + counter,
+                            params.nonce, expected);
+  __syncthreads();
+  return smem.last;
+}
+
 __global__ void __launch_bounds__(kRouterThreads)
     moe_router_kernel(MoeRouterParams params, RouterPlan plan) {
   __shared__ RouterSmem smem;
-  const RouterPart part(params, plan);
+  RouterPart part(params, plan);
+  ptx::grid_launch_dependents();
   prefetch_weights(params, part);
   ptx::grid_dependency_wait();
-  ptx::grid_launch_dependents();
 
-  const RouterWeights weights(params, part, part.first_tile);
   const PartialLogits logits(params, plan);
-  normalise_rows(params, part, smem);
-  multiply(params, part, weights, logits, smem);
-  __syncthreads();  // all of this CTA's partial logits before its arrival
-  if (threadIdx.x == 0)
-    smem.last =
-        arrive_last(static_cast<unsigned long long*>(params.workspace), params.nonce, plan.ctas());
-  if (threadIdx.x < kRouteMaxExperts)
-    smem.route.totals[threadIdx.x] = smem.route.starts[threadIdx.x] = 0;
-  __syncthreads();
-  if (smem.last) route_all(params.routing, logits, smem.route);
+  RouterWeights weights(params, part.first_column, part.columns, part.first_tile);
+  RouterColumns columns(params, part);
+  norm_factors(params, part, smem);
+#pragma unroll 1
+  while (part.columns > 0) {
+    const RouterPart after = part.next(params);
+    columns.normalise_rows(params, part, smem);
+    columns = RouterColumns(params, after);
+    multiply(params, part, after, weights, logits, smem);
+    part = after;
+  }
+  if (!all_arrived(params, 1 + blockIdx.z, plan.tile_ctas(), smem)) return;
+  const Routing& routing = params.routing;
+  choose<kRouterThreads>(routing, part.first_token, part.first_token + part.tokens, logits,
+                         nullptr);
+  if (!all_arrived(params, 0, plan.token_tiles, smem)) return;
+  rank<true>(routing, 0, static_cast<int>(routing.tokens) * routing.top_k, smem.route);
 }
 
 }  // namespace l4k

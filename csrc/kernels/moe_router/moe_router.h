@@ -1,4 +1,4 @@
-// RMSNorm, router product, top-k and routing of few tokens in one launch
+// RMSNorm, router product, top-k and routing in one launch
 #pragma once
 #include <cuda_runtime.h>
 
@@ -22,7 +22,7 @@ struct MoeRouterParams {
   uint64_t nonce;   // host/nonce.h
 };
 
-// Words; the partial logits of each slice of D, and a counter of the CTAs that have left theirs.
+// Words: the partial logits of each slice of D, and counters of the CTAs that have left theirs.
 int64_t moe_router_workspace(int64_t tokens, int width, int num_experts);
 cudaError_t moe_router(const MoeRouterParams& params, cudaStream_t stream);
 

@@ -48,8 +48,8 @@ __global__ void __maxnreg__(kQuantizeRowRegisters) quantize_rows_kernel(Quantize
   const int vectors = params.width / kVector;
   const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   // Two rows ahead the index, one row ahead the data.
   uint4 ahead[kQuantizeVectors];
   load_row(params, source_row(params, blockIdx.x), ahead);
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kQuantizeBlockThreads)
   const int64_t num_blocks = params.matrices * block_rows * block_columns;
   const int64_t row_vectors = params.width / kVector;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   int parity = 0;
   for (int64_t block = blockIdx.x; block < num_blocks; block += gridDim.x, parity ^= 1) {
     const int64_t column = block % block_columns, rest = block / block_columns;
@@ -135,8 +135,8 @@ __device__ __forceinline__ void for_each_vector(const QuantizeTensorParams& para
 __global__ void __launch_bounds__(kQuantizeTensorThreads)
     quantize_tensor_amax_kernel(QuantizeTensorParams params) {
   __shared__ uint32_t partials[32];
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   uint32_t amax = 0;
   for_each_vector(params, [&](int64_t, uint4 x) { amax = max(amax, amax_bits(x)); });
   amax = cta_max(amax, partials);
@@ -146,8 +146,8 @@ __global__ void __launch_bounds__(kQuantizeTensorThreads)
 __global__ void __launch_bounds__(kQuantizeTensorThreads)
     quantize_tensor_kernel(QuantizeTensorParams params) {
   __shared__ uint32_t partials[32];
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   uint32_t amax = 0;
   for (int i = threadIdx.x; i < static_cast<int>(gridDim.x); i += kQuantizeTensorThreads)
     amax = max(amax, params.maxima[blockIdx.y * gridDim.x + i]);

@@ -29,10 +29,10 @@ Kernel kernel_for(Scaling scaling) {
 
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream) {
   const int threads = norm_threads(params.width / kVector);
-  const int registers = rms_norm_registers(params.residual != nullptr, params.scaling);
-  const int64_t resident = int64_t{sm_count()} * (65536 / registers / threads);
+  const int64_t resident = int64_t{sm_count()} * (65536 / kRmsNormRegisters / threads);
   LaunchConfig config{.grid = dim3(static_cast<unsigned>(std::min(params.rows, resident))),
-                      .block = dim3(threads)};
+                      .block = dim3(threads),
+                      .smem_bytes = params.width * sizeof(uint16_t)};
   Kernel kernel =
       params.residual ? kernel_for<true>(params.scaling) : kernel_for<false>(params.scaling);
   return kernel ? launch(kernel, config, stream, params) : cudaErrorInvalidValue;

@@ -36,18 +36,19 @@ __device__ __forceinline__ void load_row(const RmsNormParams& params, int64_t ro
 }
 
 template <bool kResidual, int kScaling>
-__global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
-    rms_norm_kernel(RmsNormParams params) {
+__global__ void __maxnreg__(kRmsNormRegisters) rms_norm_kernel(RmsNormParams params) {
+  extern __shared__ uint4 weights[];  // [vectors]: a thread reads what it wrote
   __shared__ float sums[2][32];
   __shared__ uint32_t maxima[2][32];
   const int vectors = params.width / kVector;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  prefetch_norm_weight(params.weight, vectors);
+  ptx::grid_dependency_wait();
   RmsNormRow ahead;
   load_row<kResidual>(params, blockIdx.x, ahead);
-  uint4 weight[kNormVectors];
-  load_norm_weight(params.weight, vectors, weight);
+  for (int v = threadIdx.x; v < vectors; v += blockDim.x)
+    weights[v] = ptx::load_streaming(static_cast<const uint4*>(params.weight) + v);
   int parity = 0;
   for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x, parity ^= 1) {
     uint4 s[kNormVectors];
@@ -61,22 +62,23 @@ __global__ void __maxnreg__(rms_norm_registers(kResidual, kScaling))
     const float factor = inverse_rms(sum, params.width, params.eps, sums[parity]);
 
     uint4 y[kNormVectors];
+    uint2* q = static_cast<uint2*>(params.q) + row * vectors;
 #pragma unroll
     for (int u = 0; u < kNormVectors; ++u) {
       const int v = threadIdx.x + u * blockDim.x;
       y[u] = uint4{};
-      if (v >= vectors) continue;
-      y[u] = normalise(s[u], factor, weight[u]);
-      if constexpr (kResidual)
-        ptx::store_streaming(static_cast<uint4*>(params.residual_out) + row * vectors + v, s[u]);
-      if (kScaling == kScalingNone || params.y != nullptr)
-        ptx::store_streaming(static_cast<uint4*>(params.y) + row * vectors + v, y[u]);
+      if (v < vectors) {
+        y[u] = normalise(s[u], factor, weights[v]);
+        if constexpr (kResidual)
+          ptx::store_streaming(static_cast<uint4*>(params.residual_out) + row * vectors + v, s[u]);
+        if (kScaling == kScalingNone || params.y != nullptr)
+          ptx::store_streaming(static_cast<uint4*>(params.y) + row * vectors + v, y[u]);
+      }
+      if constexpr (kScaling == kScaling1x128)
+        store_fp8_vector(y[u], v, vectors, q, params.scale + row * (params.width / kScaleBlock));
     }
-    if constexpr (kScaling != kScalingNone) {
-      const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
-      store_fp8_row<kScaling>(y, vectors, static_cast<uint2*>(params.q) + row * vectors,
-                              params.scale + row * scales, maxima[parity]);
-    }
+    if constexpr (kScaling == kScalingRow)
+      store_fp8_row<kScalingRow>(y, vectors, q, params.scale + row, maxima[parity]);
   }
 }
 

@@ -9,10 +9,8 @@
 
 namespace l4k {
 
-// Registers per thread: four CTAs of a 5,120-wide row fit an SM with 48, three with 64.
-constexpr int rms_norm_registers(bool residual, int scaling) {
-  return residual || scaling != kScalingNone ? 64 : 48;
-}
+// Per thread: four CTAs of a 5,120-wide row fit an SM.
+constexpr int kRmsNormRegisters = 48;
 
 struct RmsNormParams {
   int64_t rows;          // T

@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kRopeThreads, kRopeCtas)
   const uint32_t units = static_cast<uint32_t>(params.tokens) * groups;
   const uint32_t warps = gridDim.x * (kRopeThreads / 32);
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   for (uint32_t unit = (blockIdx.x * kRopeThreads + threadIdx.x) / 32; unit < units;
        unit += warps) {
     const int64_t token = unit / groups;

@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams
   const int row_tiles = ceil_div(row_vectors, kSiluMulTile);
   const int64_t num_tiles = params.rows * row_tiles;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
     const int64_t row = tile / row_tiles;
     const int first = static_cast<int>(tile - row * row_tiles) * kSiluMulTile + threadIdx.x;
@@ -91,8 +91,8 @@ __global__ void __maxnreg__(kSiluMulFp8Registers) silu_mul_fp8_kernel(SiluMulFp8
   const int vectors = params.width / kVector;
   const int64_t scales = kScaling == kScalingRow ? 1 : params.width / kScaleBlock;
 
-  ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
   SiluMulRow ahead;
   load_row(params, blockIdx.x, ahead);
   int parity = 0;

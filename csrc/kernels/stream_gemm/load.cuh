@@ -63,8 +63,13 @@ __device__ __forceinline__ void prefetch_weights(StreamSmem<Weights, kTiles>& sm
   }
 }
 
+// Rings' worth of weights that each CTA asks for ahead. Rows that are gathered come straight from the
+// router, and while that runs nothing else wants the memory; behind a product more than one ring would
+// only delay the routed experts' weights.
+constexpr int kAheadOfProduct = 1, kAheadOfGather = 2;
+
 // With experts it is known ahead only that the last one will be multiplied, which is where models have
-// the shared expert: each CTA asks for a part of its weights, as much as the ring holds.
+// the shared expert: each CTA asks for a part of its weights.
 template <typename Weights, int kTiles>
 __device__ __forceinline__ void prefetch_last_expert(const StreamSmem<Weights, kTiles>& smem,
                                                      const StreamGemmParams& p,
@@ -72,7 +77,8 @@ __device__ __forceinline__ void prefetch_last_expert(const StreamSmem<Weights, k
   const int k_blocks = p.k / Weights::kUnitK;
   const Shares shares{p.n / Weights::kUnitRows * k_blocks, static_cast<int>(gridDim.x)};
   const int begin = shares.first(blockIdx.x), end = shares.first(blockIdx.x + 1);
-  const int units = min(end - begin, Weights::kStages * smem.kStageUnits);
+  const int rings = p.gather.permutation != nullptr ? kAheadOfGather : kAheadOfProduct;
+  const int units = min(end - begin, rings * Weights::kStages * smem.kStageUnits);
   if (units > 0)
     Weights::prefetch(p, source, {p.num_experts - 1, begin / k_blocks, begin % k_blocks, units});
 }

@@ -23,6 +23,7 @@ Machine& Machine::get() {
 void Machine::configure(const Settings& s) {
   synchronize();
   settings = s;
+  ++epoch;
   settings.sms = std::max(settings.sms, 1u);
   sms_.assign(settings.sms, Sm{});
   random.seed(settings.seed);

@@ -35,6 +35,7 @@ class Machine final : public FaultListener {
   static Machine& get();
 
   Settings settings;
+  uint32_t epoch = 0;  // how often it was configured
   GlobalMemory& memory;
   RangeCache ranges{memory};
   SectorTable sectors;

@@ -63,6 +63,7 @@ int main() {
   if constexpr (kConfig.fp8) {
     p.epilogue.activation = l4k::Activation::kSwiglu;
     p.d_scale = scale.data;
+    p.choice.splits = 1;
     k = kN / 2;
   }
   CHECK(l4k::launch_gemm<CONFIG>(p, nullptr));

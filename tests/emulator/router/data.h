@@ -28,7 +28,7 @@ struct World {
   Buffer<int> ids{kTokens * kChoices}, offsets{kExperts + 2};
   Buffer<int> permutation{kTokens * kChoices}, inverse{kTokens * kChoices};
   Buffer<float> weights{kTokens * kChoices}, row_scale{kTokens * kChoices};
-  Buffer<uint32_t> error{1}, workspace{4 + 3 * kTokens * 32};
+  Buffer<uint32_t> error{1}, workspace{8 + 3 * kTokens * 32};
 };
 
 inline World& world() {
