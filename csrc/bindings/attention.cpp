@@ -120,8 +120,8 @@ Tensor flash_prefill_plan(const Tensor& cu_seqlens_q, const Tensor& seqlens_k, i
   const Call call("flash_prefill_plan", {"cu_seqlens_q", cu_seqlens_q});
   call.require(kv_heads >= 1 && kv_heads < kIntLimit && num_heads >= 1 && num_heads < kIntLimit &&
                    num_heads % kv_heads == 0 && num_heads / kv_heads <= kMaxGroup,
-               "expected 1 to ", kMaxGroup, " q heads for each kv head, got ", num_heads, " and ",
-               kv_heads);
+               "expected num_heads to be 1 to ", kMaxGroup, " times kv_heads, got ", num_heads,
+               " and ", kv_heads);
   call.require(capacity >= 0, "expected capacity to be the keys of a row of the block table, got ",
                capacity);
   const int64_t keys = capacity < kIntLimit ? capacity : kIntLimit - 1;  // no length is more

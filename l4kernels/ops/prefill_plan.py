@@ -86,7 +86,7 @@ def _check_flash_prefill_plan(args: Bound) -> None:
     heads, kv_heads = args.num_heads, args.kv_heads
     contract.require(
         kv_heads >= 1 and heads >= 1 and heads % kv_heads == 0 and heads <= 16 * kv_heads,
-        f"expected 1 to 16 q heads for each kv head, got {heads} and {kv_heads}",
+        f"expected num_heads to be 1 to 16 times kv_heads, got {heads} and {kv_heads}",
     )
     limits = {"rows": _LIMIT, "chunk": _LIMIT, "max_seqlen_q": 2**63, "capacity": 2**63}
     for name, most in limits.items():
