@@ -20,6 +20,7 @@ from l4kernels.engine.runner import Piece
 from l4kernels.engine.state import StepKind
 from l4kernels.ops.step import RUNNING
 from l4kernels.planning.plan import plan
+from l4kernels.testing import serial_launches
 
 CONTEXTS = 1024, 8000
 FEW = 8
@@ -55,6 +56,10 @@ def measured(
             "floor_us": planned.step_floor_ms * 1e3,
             "bytes_per_second": planned.bytes_per_step / (timing.median * 1e-6),
         }
+        if context == CONTEXTS[0]:  # what it is worth that launches overlap
+            with serial_launches():
+                serial = step_time(network, context)
+            facts["contexts"][str(context)]["serial_us"] = serial.median
         yield timing, facts
 
 

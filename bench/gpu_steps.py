@@ -14,6 +14,7 @@ from bench.checks import engine, gpu_checks
 from bench.checks.edges import EDGES
 from bench.checks.whole_model import CASES
 from bench.gpu_run import Result
+from bench.host.eager import eager_calls
 from bench.peers import peers
 from l4kernels import STATUS, ops
 from l4kernels.bench import e2e
@@ -41,8 +42,9 @@ COSTS = {
     "clocks.": 4,
     "ceiling.": 0.3,
     "tune.": 2,
-    "step.scout.fp8.whole": 10,
-    "step.": 4,
+    "step.scout.fp8.whole": 14,
+    "step.": 6,
+    "host.": 6,
     "e2e.scout.int4": 60,
     "e2e.scout.fp8": 10,
     "e2e.": 5,
@@ -90,6 +92,7 @@ def steps(gpu: str | None = None) -> Iterator[tuple[str, Step]]:
     for case in first:
         yield case.key, functools.partial(measure, case, gpu)
     yield from decode_step.steps(gpu, formats)
+    yield "host.scout", eager_calls
     found = [model for model in WHOLE_MODELS if model[1] in formats]
     models = [(e2e.key(*m[:4]), functools.partial(_whole_model, *m)) for m in found]
     yield from models[:3]

@@ -402,8 +402,10 @@ OTHER_RESULT = {("moe_route", "fbgemm"), ("sample", "torch sort")}
 def prepared(op: str, name: str, arguments: Arguments) -> Arguments:
     """The arguments in the layout that a peer wants, which it need not make within the timed call:
     int4 weights are laid out once, and torch and FBGEMM want block scales with the rows of A
-    innermost."""
+    innermost. None knows our plans."""
     args, kwargs = arguments
+    if "plan" in kwargs:
+        return args, {n: kwargs[n] for n in kwargs if n not in ("plan", "settled")}
     if op == "w4_gemm":
         return int4_peers.prepared(name, args, kwargs)
     sfa = kwargs.get("sfa")

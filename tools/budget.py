@@ -10,7 +10,9 @@ spills, shared memory and SASS counts; tests/kernels/test_budgets.py compares th
     setmaxnreg = [40, 232, 232]   # per warpgroup, if the kernel reallocates registers
     sass = { "LDG.E.NA.128" = ">= 4", "HMMA" = "== 0" }   # instructions with that prefix
     turn = { "F2FP" = "<= 320" }  # instructions of a turn of the innermost loop around that prefix
+    first_copy = "<= 150"         # instructions up to it, on the shortest way
     loop = { n_tiles = 1, slots_per_pair = "<= 3.6" }     # of the loop of products: tools/slots.py
+    epilogue = { plain = "<= 300" }   # between the products of two tiles: tools/epilogue.py
 
 Spills, stack and local memory are never allowed and need no line.
 """
@@ -25,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from l4kernels.emulation.toolchain import nvcc
+from tools.epilogue import facts_of
 from tools.gemm_configs import names_of_instances
 from tools.nvcc import FLAGS, ROOT, cuobjdump, output_of
-from tools.sass import hot_loop, kernels, turn_of
+from tools.sass import first_copy, hot_loop, kernels, turn_of
 from tools.slots import Slots, describe, slots_of
 
 try:
@@ -38,7 +41,12 @@ except ModuleNotFoundError:  # Python 3.10
 KERNELS = {p.name: p for room in ("kernels", "probes") for p in (ROOT / "csrc" / room).iterdir()}
 """The folder of each kernel."""
 
-READERS = ("budget", "sass", "slots")  # what a cached report depends on besides the sources
+READERS = (
+    "budget",
+    "epilogue",
+    "sass",
+    "slots",
+)  # what a cached report depends on besides the sources
 
 # ptxas: setmaxnreg ignored (C7508); wgmma serialised for one reason or another (C7510 and on).
 FORBIDDEN_NOTICES = ["C7508", *(f"C75{n}" for n in range(10, 30))]
@@ -55,7 +63,9 @@ class Report:
     notices: list[str] = field(default_factory=list)
     sass: dict[str, int] = field(default_factory=dict)
     turns: dict[str, int | None] = field(default_factory=dict)
+    first_copy: int | None = None
     loop: Slots | None = None
+    epilogue: dict[str, int] = field(default_factory=dict)
 
     def count(self, prefix: str) -> int:
         return sum(n for opcode, n in self.sass.items() if opcode.startswith(prefix))
@@ -93,7 +103,13 @@ def violations(name: str, report: Report, budget: dict[str, Any]) -> list[str]:
         turn = report.turns.get(prefix)
         if turn is None or not holds(turn, rule):
             found.append(f"{name}: {turn} instructions a turn around {prefix}, expected {rule}")
+    way, rule = report.first_copy, budget.get("first_copy")
+    if rule and (way is None or not holds(way, rule)):
+        found.append(f"{name}: {way} instructions to a copy, expected {rule}")
     found += [f"{name}: {problem}" for problem in _loop_violations(report, budget.get("loop"))]
+    for what, rule in budget.get("epilogue", {}).items():
+        if what not in report.epilogue or not holds(report.epilogue[what], rule):
+            found.append(f"{name}: {report.epilogue.get(what)} {what} of its epilogue, not {rule}")
     if warpgroups := budget.get("setmaxnreg"):
         pool = round_up(report.registers, 8) * budget["threads"]
         if 128 * sum(warpgroups) > pool:
@@ -195,8 +211,10 @@ def _read_sass(text: str, found: dict[str, Report], around: set[str]) -> None:
         if report := found.get(name):
             report.sass = dict(Counter(i.opcode for i in code))
             report.turns = {prefix: turn_of(code, prefix) for prefix in around}
+            report.first_copy = first_copy(code)
             loop = hot_loop(code)
             report.loop = loop and slots_of(loop)
+            report.epilogue = facts_of(code)
 
 
 def main(names: list[str]) -> int:
@@ -211,6 +229,8 @@ def main(names: list[str]) -> int:
             if report.loop:
                 tiles = budgets.get(name, {}).get("loop", {}).get("n_tiles", 1)
                 print(f"    {describe(report.loop, tiles)}")
+            if report.epilogue:
+                print(f"    epilogue: {report.epilogue}")
             for prefix, turn in report.turns.items():
                 print(f"    {turn} instructions a turn around {prefix}")
             for opcode, n in sorted(report.sass.items(), key=lambda item: -item[1])[:24]:

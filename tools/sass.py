@@ -6,6 +6,7 @@ pass the most products: a turn cannot issue less. What the loop holds besides is
 so that neither number can shrink by moving work from one to the other.
 """
 
+import heapq
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ INSTRUCTION = re.compile(
 )
 PRODUCT = "HMMA"
 WAITS = ("SYNCS.PHASECHK", "NANOSLEEP")
+COPIES = ("LDGSTS", "UBLKCP", "UTMALDG")
 JUMPS, ENDS = ("BRA", "JMP"), ("EXIT", "RET", "BPT", "KILL")
 UNKNOWN_WAY = ("BRX", "JMX", "BRXU", "JMXU")
 SUBSET = ("DIV", "CONV")  # BRA.DIV: taken if the lanes have parted
@@ -138,6 +140,27 @@ class Flow:
 
     def products(self, at: int) -> int:
         return sum(i.opcode.startswith(self.product) for i in self.blocks[at])
+
+
+def first_copy(code: list[Instruction]) -> int | None:
+    """Instructions on the shortest way from the entry to a copy into shared memory, itself among
+    them; None if no way leads to one. No warp gets there with fewer."""
+    flow = Flow(code)
+    reached, best = {flow.order[0]: 0}, None
+    todo = [(0, flow.order[0])]
+    while todo:
+        before, at = heapq.heappop(todo)
+        block = flow.blocks[at]
+        copies = (n for n, i in enumerate(block, before + 1) if i.name in COPIES)
+        if (found := next(copies, None)) is not None:
+            best = found if best is None else min(best, found)
+            continue
+        after = before + len(block)
+        for way in flow.successors[at]:
+            if after < reached.get(way, after + 1):
+                reached[way] = after
+                heapq.heappush(todo, (after, way))
+    return best
 
 
 def ends_block(i: Instruction) -> bool:

@@ -15,6 +15,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return d;
 }
 
+// PTX ISA: rcp.approx. 1 / x to one unit in the last place; of x above 2^126 it is 0.
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float d;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
+  return d;
+}
+
 // PTX ISA: fma.rn.bf16x2, with subnormals. a * b + c of two pairs, each rounded once.
 __device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;

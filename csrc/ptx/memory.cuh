@@ -24,6 +24,12 @@ __device__ __forceinline__ uint4 load_streaming(const void* pointer) {
   return v;
 }
 
+// PTX ISA: ld.global. The sector of 32 bytes around it comes to L1, where another warp will read it.
+__device__ __forceinline__ void touch(const void* pointer) {
+  [[maybe_unused]] uint16_t unused;
+  asm volatile("ld.global.u16 %0, [%1];" : "=h"(unused) : "l"(pointer));
+}
+
 // PTX ISA: atom.acquire.cas. Returns what was there; what another thread of the GPU released with it is
 // visible afterwards.
 __device__ __forceinline__ unsigned long long compare_and_swap_acquire(unsigned long long* pointer,

@@ -78,6 +78,12 @@ __device__ __forceinline__ void tma_load_4d(void* smem, const CUtensorMap* map, 
 
 // PTX ISA: cp.async.bulk.prefetch.tensor. The box into L2, where it stays coherent: harmless if
 // somebody still writes it.
+__device__ __forceinline__ void tma_prefetch_2d(const CUtensorMap* map, int x, int y) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map), "r"(x),
+               "r"(y)
+               : "memory");
+}
+
 __device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap* map, int x, int y, int z) {
   asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
                "r"(x), "r"(y), "r"(z)

@@ -15,6 +15,12 @@ __device__ __forceinline__ float row_factor(const Epilogue& epilogue, const Gemm
   return factor;
 }
 
+// Whether row_factor() can be other than 1.
+__device__ __forceinline__ bool has_row_factor(const Epilogue& epilogue, const GemmScales& scales) {
+  return epilogue.row_scale != nullptr || scales.kind_a == GemmScale::kTensor ||
+         scales.kind_a == GemmScale::kRow || scales.kind_b == GemmScale::kTensor;
+}
+
 // The scales of B's output channels, `n` of every expert; null if they are not scaled each.
 __device__ __forceinline__ const float* channel_factors(const GemmScales& scales, int expert,
                                                         int n) {

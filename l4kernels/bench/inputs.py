@@ -1,8 +1,12 @@
 """Random tensors to measure with."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from l4kernels.model.config import Llama4Config
+from l4kernels.ops import flash_decode_plan
 from l4kernels.ops.check import FP8
 from l4kernels.ops.int4_tiles import TILE_ROWS, tile_words
 from l4kernels.ops.quant import BLOCK
@@ -54,3 +58,18 @@ class Inputs:
 
     def full(self, value: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.full(shape, value, device=self.device, dtype=dtype)
+
+
+def planned(
+    config: Llama4Config, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A decoding call as a layer makes it: behind a fence, with the plan of the step."""
+    (*_, k, _, lengths, table), options = call
+    plan = flash_decode_plan(
+        lengths,
+        num_heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        capacity=table.shape[1] * k.shape[1],
+        chunk=options["chunk"],
+    )
+    return call[0], options | {"plan": plan, "settled": True}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l4kernels.bench.inputs import CHOICES, Inputs
+from l4kernels.bench.inputs import CHOICES, Inputs, planned
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops import OPS, Work
 from l4kernels.ops.check import FP8
@@ -451,18 +451,18 @@ def _flash_prefill(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any
 
 @_of("flash_decode")
 def _flash_decode(config: Llama4Config, tokens: int) -> Iterator[tuple[str, Any]]:
-    def make(
-        i: Inputs, lengths: list[int], chunk: int, cache: torch.dtype, new: int = 1
-    ) -> Arguments:
+    def make(i: Inputs, lengths: list[int], chunk: int, kv: torch.dtype, new: int = 1) -> Arguments:
         q = i.normal(len(lengths), new, config.num_attention_heads, config.head_dim)
         options = {"softmax_scale": config.head_dim**-0.5, "chunk": chunk}
-        return (q, *_paged(i, config, lengths, cache)), options
+        return (q, *_paged(i, config, lengths, kv)), options
 
     for label, chunk, cache in _masks(config, tokens):
         yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
     if tokens <= 131_072:
         for new in (4, 16):  # guessed tokens that one step verifies
             yield f"new{new}", lambda i, n=new: make(i, [tokens], 0, torch.bfloat16, n)
+    if tokens <= 8192:
+        yield "planned", lambda i: planned(config, make(i, [tokens], 0, torch.bfloat16))
     for name, cache in _mixed_batches(tokens):
         yield name, lambda i, t=cache: make(i, MIXED, 0, t)
 
@@ -493,5 +493,7 @@ def _flash_decode_append(config: Llama4Config, tokens: int) -> Iterator[tuple[st
 
     for label, chunk, cache in _masks(config, tokens):
         yield label, lambda i, c=chunk, t=cache: make(i, [tokens], c, t)
+    if tokens <= 8192:
+        yield "planned", lambda i: planned(config, make(i, [tokens], 0, torch.bfloat16))
     for name, cache in _mixed_batches(tokens):
         yield name, lambda i, t=cache: make(i, MIXED, 0, t)

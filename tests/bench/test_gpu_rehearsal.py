@@ -12,6 +12,7 @@ import torch
 from bench import ceilings, decode_step, gpu_steps, peers, tune
 from bench.checks import edges, edges_sample, gpu_checks
 from bench.gpu_run import run_steps
+from bench.host import eager
 from l4kernels import STATUS, Llama4Config
 from l4kernels.bench import measure, rows, shapes, timing
 from l4kernels.bench.report import table
@@ -70,6 +71,8 @@ def rehearsal():
             mock.patch.object(tune, "time_graph", short_graph),
             mock.patch.object(decode_step, "CONTEXTS", (5,)),
             mock.patch.object(decode_step, "REPLAYS", 2),
+            mock.patch.object(eager, "CALLS", 1),
+            mock.patch.object(eager, "ANEW", 9.0),
             fake_cuda(),
         ):
             stack.enter_context(patch)

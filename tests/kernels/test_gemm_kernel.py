@@ -26,6 +26,7 @@ PROMOTED_CONFIGS = [config for config in CONFIGS if config.promote]
 FAST_CONFIGS = [config for config in CONFIGS if config.fp8 and not config.promote]
 HALVED_CONFIGS = [config for config in CONFIGS if config.split_k]
 FP8_RESULT_CONFIGS = [config for config in CONFIGS if config.fp8_result]
+ROW_CONFIGS = [config for config in PLAIN_CONFIGS if not config.swap]
 FAR = "bf16_128x256", "fp8_128x128_1x2_promote", "bf16_swap_16x128", "fp8_swap_16x128_promote"
 
 
@@ -219,6 +220,36 @@ def test_epilogues_of_every_config(config, activation):
             return
         got = gemm(*args, **options)
     assert_close(got, gemm.reference(*args, **options), 3e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("config", ROW_CONFIGS, ids=str)
+def test_residuals_come_by_tma_or_by_loads(config, mode):
+    """Whole tiles, ragged ends, the end of A; rows that overlap; in the result's place."""
+    make = maker(config.number)
+    args, options = operands(make, config, 560, 2, 272, 256)
+    options |= {"expert_offsets": make.offsets([260, 300]), "row_scale": make.uniform(560)}
+    apart, same, own = make.randn(560, 280)[:, :272], make.randn(1, 272), make.randn(560, 272)
+    for residual, out in ((apart, None), (same.expand(560, 272), None), (own, own)):
+        expected = gemm.reference(*args, residual=residual, **options)
+        with emulated(fp8_accumulation="exact", mode=mode, seed=config.number, sms=4):
+            got = gemm(*args, residual=residual, out=out, **options)
+        assert_close(got, expected, 3e-3)
+
+
+def test_silu_keeps_sixteen_bits():
+    """By gates of many sizes and ups of 1; far below zero the result is 0 or next to it."""
+    gates = torch.cat([torch.linspace(-80, 80, 481), torch.logspace(-12, 1.9, 200)])
+    a, b = torch.zeros(len(gates) + 3, 64).bfloat16(), torch.zeros(16, 64).bfloat16()
+    a[:-3, 0], a[:-3, 1] = gates, gates - gates.bfloat16()
+    a[-3:, 0] = torch.tensor([-87.0, -100.0, -3e38])
+    a[:, 2] = b[:8, 0] = b[:8, 1] = b[8:, 2] = 1
+    with emulated():
+        got = gemm(a, b, activation="swiglu", out_dtype=torch.float32, config=1)[:, 0].double()
+    x = a[:, :2].double().sum(1)
+    exact = x / (1 + torch.exp(-x))
+    assert ((got - exact).abs() <= 2**-16 * exact.abs())[:-3].all()
+    assert ((got - exact).abs() <= 1.1e-36)[-3:].all() and not got.isnan().any()
 
 
 @pytest.mark.parametrize("mode", MODES)

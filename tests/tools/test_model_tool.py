@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 
 from tools.gemm_configs import gemm_config, gemm_configs
-from tools.model import attention, gemm, headers, rates, tables
+from tools.model import attention, decode, gemm, headers, rates, stream, tables
 from tools.model.engine import Machine
 from tools.nvcc import ROOT
 
@@ -85,6 +85,30 @@ def test_the_page_shows_what_the_tool_says(rows):
         error = rates.mean_error([r for r in uncut if r.group == name])
         line = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
         assert f"| {error:.1%} |" in line, f"python -m tools.model rates says {error:.1%}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "most"),
+    [
+        *(("bf16_128x256_2x1", kind, most) for kind, most in (("plain", 0.02), ("swiglu", 0.04))),
+        ("bf16_128x256_2x1", "residual", 0.02),
+        *(("fp8_256x128_1x2_promote", kind, 0.04) for kind in ("plain", "residual")),
+        ("fp8_256x128_1x2_promote", "codes", 0.08),
+    ],
+)
+def test_the_tensor_core_has_work_between_tiles(name, kind, most):
+    """By the instructions that budget.toml allows a consumer between two tiles of K = 5120."""
+    _, program, problem = headers.gemm(8192, 16384, 5120, 1, form(name), name, 132, epilogue=kind)
+    assert gemm.exposed(program, problem, rates.machine()) <= most
+
+
+def test_what_the_tensor_core_waits_for_grows_with_the_epilogue():
+    _, program, problem = headers.gemm(
+        8192, 16384, 5120, 1, "bf16", "bf16_128x256_2x1", 132, epilogue="plain"
+    )
+    longer = gemm.Program(**{**vars(program), "instructions": 3000})
+    board = rates.machine()
+    assert gemm.exposed(longer, problem, board) > 0.02 + gemm.exposed(program, problem, board)
 
 
 def test_half_of_a_bandwidth_slows_what_it_binds():
@@ -252,3 +276,15 @@ def test_the_page_says_why_a_shape_is_behind():
     why = page.partition("**Predicted behind**")[2].partition("\n## ")[0]
     behind = {t for t, *_ in tables.PRODUCTS.values() if "behind" in str(cells("gemm", t))}
     assert not {title for title in behind if title not in why}
+
+
+def test_decode_attention_is_met_where_a_timeline_was_taken():
+    """Measured, bf16 and e4m3: 24.4 and 22.0 us for 8,192 keys, 152.6 us for 131,072."""
+    board = stream.machine()
+    old, new = decode.before(board), decode.after(board)
+    for keys, size, measured in ((8192, 2, 24.38), (8192, 1, 21.98), (131072, 2, 152.59)):
+        error = decode.predict(old, board, 1, keys, size).alone_us / measured - 1
+        assert -0.14 < error < 0.02, "the page says what is missing"
+        made = decode.predict(new, board, 1, keys, size)
+        assert made.floor_us < made.chained_us < made.alone_us < measured
+    assert decode.ISSUE["fp8"].share(board, 1) > decode.ISSUE["bf16"].share(board, 2)

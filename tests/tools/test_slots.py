@@ -8,7 +8,7 @@ import pytest
 from l4kernels.emulation.toolchain import nvcc
 from tools.budget import Report, violations
 from tools.nvcc import cuobjdump, output_of
-from tools.sass import Instruction, hot_loop, instructions, kernels, turn_of
+from tools.sass import Instruction, first_copy, hot_loop, instructions, kernels, turn_of
 from tools.slots import PIPE_OF, pipe_of, slots_of
 
 PROGRAM = """
@@ -216,3 +216,25 @@ def test_a_budget_holds_the_loop(plain):
         assert re.search(rf"{name}, expected <= ", problem)
     (missing,) = violations("k", Report(), limits | {"loop": {"n_tiles": 1}})
     assert "no loop of products" in missing
+
+
+TWO_WAYS = """
+        /*0000*/                   S2R R0, SR_TID.X ;
+        /*0010*/               @P0 BRA 0x40 ;
+        /*0020*/                   IADD3 R1, R0, R0, RZ ;
+        /*0030*/                   IADD3 R1, R1, R0, RZ ;
+        /*0040*/                   IADD3 R2, R1, R0, RZ ;
+        /*0050*/              @!P1 LDGSTS.E.BYPASS.128 [R2], [R4.64] ;
+        /*0060*/               @P2 BRA 0x50 ;
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_the_first_copy_is_counted_along_the_shortest_way():
+    code = instructions(TWO_WAYS)
+    assert first_copy(code) == 4
+    assert first_copy(instructions(TWO_WAYS.replace("@P0 BRA", "@P0 NOP"))) == 6
+    assert first_copy(instructions(TWO_WAYS.replace("LDGSTS.E.BYPASS.128", "LDG.E"))) is None
+    limit = {"registers": 0, "smem": 0, "first_copy": "<= 3"}
+    (found,) = violations("k", Report(first_copy=4), limit)
+    assert found == "k: 4 instructions to a copy, expected <= 3"

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
-from tools.gemm_configs import gemm_configs
+from tools.budget import load_budget
+from tools.gemm_configs import GemmConfig, gemm_config, gemm_configs
 
-from . import attention, gemm, headers, layer, rates, router, stream, streaming, tables
+from . import attention, decode, gemm, headers, layer, rates, router, stream, streaming, tables
 
 
 def say(text: str) -> None:
@@ -50,6 +51,28 @@ def report_gemm(options: argparse.Namespace) -> None:
             )
 
 
+def report_epilogue(options: argparse.Namespace) -> None:
+    """The exposed part of every kind of epilogue that budget.toml counts, by configuration."""
+    board = rates.machine(options.gpu, options.clock)
+    say(f"{options.gpu} at {board.clock_mhz:.0f} MHz, K = {options.k}")
+    say("| configuration | epilogue | instructions | exposed |")
+    say("| --- | --- | --- | --- |")
+    for config in map(str, gemm_configs()):
+        rules = load_budget("gemm")[f"gemm_kernel<{config}>"].get("epilogue", {})
+        for kind in (name for name in rules if not name.endswith("_waits") and name != "scaled"):
+            size = options.m, options.n, options.k, 1, form_of(gemm_config(config))
+            found = headers.gemm(*size, config, board.sms, epilogue=kind)
+            if found is None:
+                continue
+            share = max(0.0, gemm.exposed(*found[1:], board))
+            say(f"| `{config}` | {kind} | {found[1].instructions} | {share:.1%} |")
+
+
+def form_of(config: GemmConfig) -> str:
+    """The operands of a configuration, as `--format` has them."""
+    return "bf16" if not config.fp8 else "fp8" if config.promote else "fp8_fast"
+
+
 def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
@@ -89,6 +112,26 @@ def report_stream(options: argparse.Namespace) -> None:
             f"| {product.name} | {floor:.2f} | {answer.single_us:.2f} | {answer.chained_us:.2f} "
             f"| {floor / answer.chained_us:.0%} | {slow.chained_us:.2f} |"
         )
+
+
+def report_decode(options: argparse.Namespace) -> None:
+    """One layer of Scout: floor, the form that planned in every CTA, and the present one alone and
+    beside the launch before it."""
+    board = stream.machine()
+    forms = decode.before(board), decode.after(board)
+    say(f"h200 at {board.clock_mhz:.0f} MHz, {options.format} cache, us a layer")
+    say("| sequences | keys | floor | before | alone | beside |")
+    say("| --- | --- | --- | --- | --- | --- |")
+    size = {"bf16": 2, "fp8": 1}[options.format]
+    for batch in (1, 8, 64):
+        for keys in (1024, 8192, 131072):
+            old, new = (decode.predict(form, board, batch, keys, size) for form in forms)
+            say(
+                f"| {batch} | {keys:,} | {new.floor_us:.1f} | {old.alone_us:.1f} "
+                f"| {new.alone_us:.1f} | {new.chained_us:.1f} |"
+            )
+    issue = decode.ISSUE[options.format]
+    say(f"issue slots of a tile while its bytes come: {issue.share(board, size):.0%}")
 
 
 def report_what_if(options: argparse.Namespace) -> None:
@@ -188,7 +231,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     product = commands.add_parser("gemm", help="configurations of configs.h")
+    between = commands.add_parser("epilogue", help="what of it the tensor core waits for")
     prompt = commands.add_parser("attention", help="flash_prefill, one sequence")
+    few = commands.add_parser("decode", help="flash_decode on an H200, phase by phase")
+    few.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     flow = commands.add_parser("stream", help="stream_gemm in a chain of launches on an H200")
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
@@ -204,7 +250,7 @@ def main() -> None:
         streamed.add_argument("--m", type=int, choices=range(1, 17), default=1, metavar="M")
     for streamed in (flow, whatif):
         streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
-    for board in (product, prompt):
+    for board in (product, between, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
         board.add_argument("--clock", type=float, help="MHz")
     product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
@@ -213,6 +259,8 @@ def main() -> None:
     for name in ("--n", "--k", "--experts"):
         product.add_argument(name, type=int)
     product.add_argument("--m", type=int, default=8192)
+    for name, default in ("--m", 8192), ("--n", 16384), ("--k", 5120):
+        between.add_argument(name, type=int, default=default)
     prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
     for name in ("--convert", "--queries", "--end"):
         prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
@@ -222,7 +270,9 @@ def main() -> None:
     published.add_argument("--rows", action="store_true")
     reports = {
         product: report_gemm,
+        between: report_epilogue,
         prompt: report_attention,
+        few: report_decode,
         flow: report_stream,
         whatif: report_what_if,
         check: report_check,

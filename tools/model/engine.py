@@ -89,6 +89,7 @@ class SM:
         self.l2, self.dram = shared_by_all
         self.shared, self.port = Server(machine.shared_rate), Server(machine.port_rate)
         self.stores, self.mufu, self.alu = Server(machine.store_rate), Server(), Server()
+        self.issue = Server()  # slots of a scheduler, of which one stands for four
         self.tensor = TensorCore(engine, self.shared)
         self.queue: deque[tuple[float, float, Targets]] = deque()
         self.pumping = False

@@ -5,7 +5,7 @@ Two kinds of program: "lockstep", whose warps issue their own loads some blocks 
 boxes. A few SMs run a few tiles with a few blocks of K; both are extrapolated linearly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from .engine import SM, Engine, Gate, Machine, Process, Ring, memory
@@ -26,13 +26,17 @@ class Program:
     warpgroups: int = 2
     block_bytes: int = 128  # of K in a stage
     element: int = 2
-    result: int = 2  # bytes of an element of D
+    result: float = 2  # bytes of D for an element of the tile
     ctas_per_sm: int = 1
     ahead: int = 0  # lockstep: blocks asked for before the one that is multiplied
     overlap: bool = False  # lockstep: the next load is waited for under the products
     persistent: bool = False
     in_flight: int = 1  # specialised: groups of wgmma that may run when a stage is released
     store: str = "awaited"  # or read (staging has been read), direct (from registers)
+    instructions: int = 0  # of a warp between two tiles, of SASS; 0: assumed by registers
+    special: int = 0  # of them special functions
+    load_waits: int = 0  # times that they stand still for a load, which L1 has
+    residual: bool = False  # comes through the ring after a tile's blocks
     joint_store: bool = False  # one thread stores for all consumers, which wait before and after
     round_bytes: int = 0  # read: what the staging buffer of one warpgroup holds
     cluster_m: int = 1
@@ -46,6 +50,11 @@ class Program:
     @property
     def cluster(self) -> int:
         return self.cluster_m * self.cluster_n
+
+    @property
+    def residual_stages(self) -> int:
+        """128 columns each, of as many bytes of D as they have."""
+        return ceil(self.block_n * self.result / 256) * self.residual
 
     @property
     def n(self) -> int:
@@ -102,6 +111,13 @@ class Cta(Ring):
         a, b = p.block_m * width / p.cluster_n, p.block_n * width / p.cluster_m
         self.sm.load(a, self.share[0], everyone if p.cluster_n > 1 else own)
         self.sm.load(b, self.share[1], everyone if p.cluster_m > 1 else own)
+
+    def load_residual(self, stage: int) -> None:
+        """In as many parts as boxes come into a stage."""
+        p = self.program
+        size = p.block_m * p.block_n * p.result / p.residual_stages
+        for _ in range(1 + p.cluster):
+            self.sm.load(size / (1 + p.cluster), 0.0, [(self.sm, self.full[stage])])
 
     def release(self, stage: int) -> None:
         """To every CTA that fills it."""
@@ -165,8 +181,16 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
             return
     bytes_left = p.block_m * p.block_n * p.result * warpgroups / p.warpgroups
     registers = p.n * p.sub_tiles / 2
+    work = m.epilogue_register * registers
+    if p.instructions:
+        # A scheduler has a warp of each consumer: alone one of them waits for its own results, both
+        # together share its slots and its special functions.
+        slots = cta.sm.issue.take(engine.now, p.instructions)
+        special = cta.sm.mufu.take(engine.now, p.special * m.exp_cycles)
+        work = max(slots, special, engine.now + p.instructions * m.lone_issue) - engine.now
+        work += p.load_waits * m.l1_latency
     if p.swap:  # staged sums, a cluster barrier, each CTA finishes its tokens
-        yield engine.now + registers * m.epilogue_register + m.named_barrier
+        yield engine.now + work + m.named_barrier
         if p.splits > 1:
             rounds = 1 + p.block_m / 8 / p.splits
             yield engine.now + 2 * m.remote_arrive + rounds * m.remote_arrive
@@ -174,7 +198,7 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
     rounds = max(1, round(bytes_left / p.round_bytes)) if p.store == "read" else 1
     read = 0.0
     for _ in range(rounds):
-        yield max(read, engine.now) + registers / rounds * m.epilogue_register + m.named_barrier
+        yield max(read, engine.now) + work / rounds + m.named_barrier
         if p.joint_store:
             cta.staged.add()
             yield cta.staged, p.warpgroups * (tile + 1)
@@ -193,19 +217,22 @@ def _finish(cta: Cta, warpgroups: int, tile: int, own: int = 0) -> Process:
 
 def produce(cta: Cta, tiles: int, blocks: int) -> Process:
     p = cta.program
-    releases = p.warpgroups * p.cluster
-    for index in range(tiles * blocks):
+    releases, turn = p.warpgroups * p.cluster, blocks + p.residual_stages
+    for index in range(tiles * turn):
         stage, phase = index % p.stages, index // p.stages
         yield cta.empty[stage], phase * releases
-        cta.load(stage)
+        if index % turn < blocks:
+            cta.load(stage)
+        else:
+            cta.load_residual(stage)
 
 
 def consume(cta: Cta, own: int, tiles: int, blocks: int) -> Process:
     p, m, engine, warpgroup = cta.program, cta.machine, cta.engine, cta.warpgroups[own]
-    steps = p.block_bytes // 32
+    steps, turn = p.block_bytes // 32, blocks + p.residual_stages
     for tile in range(tiles):
         for block in range(blocks):
-            index = tile * blocks + block
+            index = tile * turn + block
             stage = index % p.stages
             yield cta.full[stage], (1 + p.cluster) * (index // p.stages + 1)
             if p.promote:
@@ -227,7 +254,10 @@ def consume(cta: Cta, own: int, tiles: int, blocks: int) -> Process:
                 cta.release((index - 1) % p.stages)
         if not p.promote and p.in_flight:
             yield from warpgroup.wait()
-            cta.release((tile * blocks + blocks - 1) % p.stages)
+            cta.release((tile * turn + blocks - 1) % p.stages)
+        for index in range(tile * turn + blocks, (tile + 1) * turn):
+            yield cta.full[index % p.stages], (1 + p.cluster) * (index // p.stages + 1)
+            cta.release(index % p.stages)
         yield from _finish(cta, 1, tile, own)
         if own == 0:
             cta.ends.append(engine.now)
@@ -258,10 +288,22 @@ def simulate(
     return first, (last - first) / max(1, tiles - 1)
 
 
+def k_blocks(program: Program, problem: Problem) -> int:
+    return max(1, ceil(problem.k * program.element / program.block_bytes / program.splits))
+
+
+def exposed(program: Program, problem: Problem, machine: Machine) -> float:
+    """Share of a tile's cycles in which the tensor core has nothing because a tile ends and the
+    next begins: what a tile takes beyond one whose epilogue takes no time."""
+    blocks, tiles = k_blocks(program, problem), 2 * TILES
+    free = replace(program, instructions=1, special=0, load_waits=0, result=1e-9, residual=False)
+    own, least = (simulate(p, problem, machine, tiles, blocks)[1] for p in (program, free))
+    return 1 - least / own
+
+
 def estimate(program: Program, problem: Problem, machine: Machine) -> Estimate:
     """Time of a product: rounds of tiles, the start, and never faster than DRAM."""
-    k_bytes = problem.k * program.element
-    blocks = max(1, ceil(k_bytes / program.block_bytes / program.splits))
+    blocks, k_bytes = k_blocks(program, problem), problem.k * program.element
     rounds = float(problem.tiles)
     if not rounds:
         tiles = ceil(problem.m / program.block_m) * ceil(problem.n / program.block_n)

@@ -7,9 +7,11 @@ import hashlib
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tools.budget import load_budget
 from tools.gemm_configs import CSRC, gemm_config
 from tools.nvcc import ROOT
 
@@ -44,6 +46,23 @@ def integer(path: Path, pattern: str) -> int:
     return int(re.search(pattern, path.read_text()).group(1))
 
 
+def counted(name: str, kind: str, shape: Program) -> dict[str, Any]:
+    """What a configuration's budget says of a kind of epilogue. e4m3 products have factors of
+    columns in every kind."""
+    rules = load_budget("gemm")[f"gemm_kernel<{name}>"].get("epilogue", {})
+    number = {what: int(rule.split()[1]) for what, rule in rules.items()}
+    if kind not in number:
+        raise ValueError(f"expected an epilogue of {sorted(number)} for {name}, got {kind}")
+    gated = kind in ("swiglu", "codes")
+    return {
+        "instructions": number[kind] + number.get("scaled", number["plain"]) - number["plain"],
+        "load_waits": number.get("scaled_waits", 0),
+        "special": shape.n * shape.sub_tiles // 2 * gated,
+        "result": {"swiglu": 1, "codes": 0.5}.get(kind, 2),
+        "residual": kind == "residual",
+    }
+
+
 def gemm(
     m: int,
     n: int,
@@ -55,9 +74,10 @@ def gemm(
     csrc: Path = CSRC,
     *,
     swiglu: bool = False,
+    epilogue: str = "",
 ) -> tuple[str, Program, Problem] | None:
     """The configuration (None: choose_gemm's) as a program, and its problem; None if it cannot
-    compute that."""
+    compute that. The epilogue is a kind of tools/epilogue.py, counted; empty: assumed."""
     fp8, fast = form != "bf16", form == "fp8_fast"
     number = -1 if name is None else gemm_config(name, csrc).number
     facts = ask(f"gemm {m} {n} {k} {experts} {fp8:d} {fast:d} {swiglu:d} {number} {sms}\n", csrc)
@@ -83,6 +103,8 @@ def gemm(
         slots=facts["clusters"] * facts["ctas"],
         rows_of_tiles=-(-facts["clusters"] // raster) * cluster_m,
     )
+    if epilogue:
+        shape = replace(shape, **counted(config.name, epilogue, shape))
     return config.name, shape, Problem(m, n, k, experts, facts["tiles"])
 
 

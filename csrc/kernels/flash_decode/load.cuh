@@ -12,7 +12,6 @@ template <bool kFp8, bool kAppends>
 struct DecodeProducer {
   using Smem = DecodeSmem<kFp8>;
   static constexpr int kChunks = Smem::kRowBytes / 16, kRows = 32 / kChunks;  // of a warp's copy
-  static constexpr int kCopies = kDecodeKeyBlock / kRows;                     // of a key block
 
   const FlashDecodeParams& p;
   Smem& smem;
@@ -63,17 +62,24 @@ struct DecodeProducer {
       place = (int64_t{page - column} * p.page_size + key) * row_stride;
   }
 
-  // The warp's key block of a stage; rows from `first` to `end` of it are read.
-  template <bool kWhole>
-  __device__ __forceinline__ void copy(const char* at, int first, int end) {
-    const uint32_t begin = to + stage.index * (kDecodeTile * Smem::kRowBytes);
+  // Row r of what the lane copies, in the stage.
+  __device__ __forceinline__ uint32_t there(int r) const {
+    return ((to + stage.index * (kDecodeTile * Smem::kRowBytes)) ^ (r % 8 * 16)) +
+           r * Smem::kRowBytes;
+  }
+
+  // A key block that is read whole.
+  __device__ __forceinline__ void copy_all(const char* at) {
 #pragma unroll
-    for (int i = 0; i < kCopies; ++i, at += kRows * row_stride) {
-      const int r = i * kRows;
-      const uint32_t there = (begin ^ (r % 8 * 16)) + r * Smem::kRowBytes;
-      if constexpr (kWhole) ptx::copy_16(there, at, policy);
-      else ptx::copy_16_or_zeros(there, at, row + r >= first && row + r < end, policy);
-    }
+    for (int r = 0; r < kDecodeKeyBlock; r += kRows, at += kRows * row_stride)
+      ptx::copy_16(there(r), at, policy);
+  }
+
+  // Rows from `first` to `end` of one. Seldom, and not unrolled: its comparisons would go first.
+  __device__ __forceinline__ void copy_some(const char* at, int first, int end) {
+#pragma unroll 1
+    for (int r = 0; r < kDecodeKeyBlock; r += kRows, at += kRows * row_stride)
+      ptx::copy_16_or_zeros(there(r), at, row + r >= first && row + r < end, policy);
   }
 
   // Keys, then values.
@@ -82,12 +88,12 @@ struct DecodeProducer {
     const int key = block_key + tile * kDecodeTile;
     const int first = first_key - key, end = from < 0 ? 0 : end_key - key;
     const int64_t at = max(from, int64_t{0}) + own;
-#pragma unroll 1  // registers: unrolled, the addresses of both are kept
+#pragma unroll
     for (int is_value = 0; is_value < 2; ++is_value, stage.advance()) {
       const char* cache = static_cast<const char*>(is_value ? p.v_cache : p.k_cache) + at;
       smem.pipeline.wait_empty(stage);
-      if (first <= 0 && end >= kDecodeKeyBlock) copy<true>(cache, first, end);
-      else copy<false>(cache, first, end);
+      if (first <= 0 && end >= kDecodeKeyBlock) copy_all(cache);
+      else copy_some(cache, first, end);
       ptx::copies_arrive(&smem.pipeline.full[stage.index]);
     }
   }

@@ -14,7 +14,7 @@ constexpr int kDecodeConsumers = 4, kDecodeProducers = 4;  // warps
 constexpr int kDecodeWarps = kDecodeConsumers + kDecodeProducers;
 constexpr int kDecodeThreads = kDecodeWarps * 32;
 // Half of an SM's registers, so that a product's CTA fits beside this one.
-constexpr int kDecodeConsumerRegisters = 192, kDecodeProducerRegisters = 64;
+constexpr int kDecodeConsumerRegisters = 200, kDecodeProducerRegisters = 56;
 constexpr int kDecodeKeyBlocks = kDecodeTile / kDecodeKeyBlock;  // of a tile
 static_assert(kDecodeKeyBlocks == kDecodeProducers,
               "a producer warp copies a key block of each tile");

@@ -63,9 +63,9 @@ struct GemmConfig {
   L4K_HD constexpr int ctas_per_sm() const { return right() <= 64 ? 2 : 1; }
   L4K_HD constexpr int producer_registers() const { return ctas_per_sm() == 2 ? 32 : 40; }
   L4K_HD constexpr int consumer_registers() const { return ctas_per_sm() == 2 ? 104 : 232; }
-  // With schedule and barriers.
+  // With schedule, published tiles and barriers.
   L4K_HD constexpr int smem_bytes() const {
-    return round_up(stages * (stage_bytes() + 16) + staging_bytes() + 2 * kMaxExperts * 4 + 128,
+    return round_up(stages * (stage_bytes() + 16) + staging_bytes() + 2 * kMaxExperts * 4 + 384,
                     1024);
   }
 };

@@ -1,19 +1,25 @@
 // D[m, :] = act(row_scale[m] * (A[m, :] B[e(m)]^T) + bias) + residual[m, :], ragged by expert.
 //
-//   warpgroup 0, one thread      warpgroups 1, 2: 64 of wgmma's rows each
-//   wait empty -> TMA A, B  ==>  wait full -> 4 wgmma per 128 bytes of K -> release ... -> finish
+//   warpgroup 0, a thread        warpgroups 1, 2: 64 of wgmma's rows each
+//   wait empty -> TMA A, B  ==>  wait full -> 4 wgmma per 128 bytes of K -> release ...
+//      ... -> TMA residual  ==>  scales, activation -> add the residual -> release -> store
+//   another warp: next tile  ->  both
 //
 // barrier          arrives                          waits       promises
-// full[s]          producer, and TMA's bytes        consumers   stage s holds A and B of one K block
+// full[s]          producer, and TMA's bytes        consumers   stage s holds A and B of one K block, or
+//                                                               128 columns of the residual
 // empty[s]         one thread of each consumer,     producer    nobody reads stage s any more, here
 //                  of every CTA it shares with                  or where this one's multicast goes
+// tile full, empty the warp that looks ahead;       all roles   the next tile's place in the matrix is
+//                  producer, consumer warps                     published / has been read
+// maxima_full      bytes from the other CTA         its warp    its part of the rows' largest results
 // named 1, 2       a consumer warpgroup             itself      its staging buffer is free / written
 // named 3          both consumers                   -           the CTA has come to cluster_barrier
-// cluster_barrier  a thread per CTA of the cluster  consumers   sums or maxima are staged / read
+// cluster_barrier  a thread per CTA of the cluster  consumers   swapped: sums are staged / read
 //
 // Persistent: cluster c takes tiles c, c + clusters, ... of the schedule (tile/schedule.h), whose
-// row counts come from device memory; a role never talks to the other except through the ring, so
-// the producer runs ahead into the next tile while the consumers still store the last one. A
+// row counts come from device memory; the producer never talks to a consumer except through the ring,
+// so it runs ahead into the next tile while the consumers still store the last one. A
 // cluster is one CTA, neighbouring tiles that share a box of A or B, or the splits of K of one tile.
 // See docs/kernels/gemm.md for the floor and the ladder.
 #pragma once
@@ -24,6 +30,7 @@
 #include "kernels/gemm/configs.h"
 #include "kernels/gemm/epilogue.cuh"
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/lookahead.cuh"
 #include "kernels/gemm/smem.cuh"
 #include "kernels/gemm/swapped.cuh"
 #include "ptx/mbarrier.cuh"
@@ -37,38 +44,6 @@
 namespace l4k {
 
 constexpr int kGemmRaster = 8;
-
-// What one CTA does of a tile: its own tile within the cluster's, and its K blocks.
-struct GemmShare {
-  RaggedTile tile;
-  int first_block, end_block;
-};
-
-template <int I>
-__device__ __forceinline__ GemmShare share_of(RaggedTile tile, const GemmParams& p,
-                                              const GemmCluster& cluster) {
-  constexpr GemmConfig C = kGemmConfigs[I];
-  const int k_blocks = ceil_div(p.k, C.block_k());
-  if constexpr (C.swap || C.split_k) {
-    if (cluster.splits > 1)
-      return {tile, k_blocks * cluster.rank / cluster.splits,
-              k_blocks * (cluster.rank + 1) / cluster.splits};
-  }
-  if constexpr (C.swap) {
-    if (p.d_scale != nullptr) tile.column += cluster.rank * C.block_n;
-  } else {
-    if (C.cluster_n > 1 || tile.tail) tile.column += cluster.rank * C.block_n;
-    else tile.row += cluster.rank * C.block_m;
-  }
-  return {tile, 0, k_blocks};
-}
-
-// Whether the CTAs of a cluster have a column of tiles in common, and so B's boxes.
-template <int I>
-__device__ __forceinline__ bool shares_b(const GemmCluster& cluster, const RaggedTile& tile) {
-  constexpr GemmConfig C = kGemmConfigs[I];
-  return C.cluster_m > 1 && !tile.tail && !(C.split_k && cluster.splits > 1);
-}
 
 // Loads a stage: a box of A and one of B. Where CTAs of the cluster share a box each one loads a
 // slice of it for all; of B, those that have a box of their own load all of its slices.
@@ -122,36 +97,21 @@ __device__ __forceinline__ void prefetch_weights(const GemmSmem<I>& smem, const 
 
 template <int I>
 __device__ __forceinline__ void produce(GemmSmem<I>& smem, const CUtensorMap& map_a,
-                                        const CUtensorMap& map_b, const GemmParams& p) {
+                                        const CUtensorMap& map_b, const CUtensorMap& map_residual,
+                                        const GemmParams& p) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  int index = smem.cluster.index;
-  if (index >= smem.schedule.num_tiles()) return ptx::grid_dependency_wait();
-  // The first tile is looked up before the wait: its divisions would delay the first copy.
-  GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
-  prefetch_weights(smem, map_b, p, share);
-  ptx::grid_dependency_wait();
   Stage<C.stages> stage;
-  while (true) {
+  Stage<kGemmTiles> slot;
+  GemmShare share = take_tile<1>(smem, slot);
+  if (share.exists()) prefetch_weights(smem, map_b, p, share);
+  ptx::grid_dependency_wait();
+  for (; share.exists(); share = take_tile<1>(smem, slot)) {
+    if constexpr (!C.swap) prefetch_residual<I>(map_residual, p, share);
     for (int block = share.first_block; block < share.end_block; ++block, stage.advance()) {
       smem.ring.wait_empty(stage);
       load_stage(smem, map_a, map_b, stage.index, block * C.block_k(), share.tile);
     }
-    index += smem.cluster.count;
-    if (index >= smem.schedule.num_tiles()) return;
-    share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
-  }
-}
-
-// Tells every producer that fills this stage: one thread of a consumer for each CTA.
-template <int I>
-__device__ __forceinline__ void release(GemmSmem<I>& smem, int stage) {
-  constexpr int kCtas = kGemmConfigs[I].cluster();
-  const int thread = threadIdx.x % 128;
-  if (thread % 32 != 0 || thread / 32 >= kCtas) return;
-  if constexpr (kCtas == 1) {
-    smem.ring.release(stage);
-  } else {
-    ptx::mbarrier_arrive_remote<false>(&smem.ring.empty[stage], thread / 32);
+    if constexpr (!C.swap) load_residual(smem, map_residual, p, share, stage);
   }
 }
 
@@ -234,11 +194,11 @@ struct BlockScales {
 };
 
 // Whole sums stay in the tensor core's accumulators; one K block is in flight while the one before
-// it is released.
+// it is released. Returns the stage of the last one, which still is.
 template <int I, int kRegisters>
-__device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>& smem,
-                                           Stage<kGemmConfigs[I].stages>& stage, int consumer,
-                                           int blocks) {
+__device__ __forceinline__ int accumulate(float (&acc)[kRegisters], GemmSmem<I>& smem,
+                                          Stage<kGemmConfigs[I].stages>& stage, int consumer,
+                                          int blocks) {
   int previous = 0;
 #pragma unroll 1  // unrolling only adds state to keep: a stage is four instructions of tensor core
   for (int block = 0; block < blocks; ++block, stage.advance()) {
@@ -248,14 +208,7 @@ __device__ __forceinline__ void accumulate(float (&acc)[kRegisters], GemmSmem<I>
     if (block > 0) release(smem, previous);
     previous = stage.index;
   }
-  ptx::wgmma_wait<0>();
-  release(smem, previous);
-}
-
-// Sub-tiles of a tile that hold rows of its expert.
-template <int I>
-__device__ __forceinline__ int sub_tiles_of(const RaggedTile& tile) {
-  return kGemmConfigs[I].sub_tiles() == 1 || tile.row + 128 >= tile.row_end ? 1 : 2;
+  return previous;
 }
 
 // e4m3 with promotion: the tensor core keeps about 14 bits of a running sum, so every 128 products
@@ -288,6 +241,13 @@ __device__ __forceinline__ void accumulate_promoted(float (&acc)[kSubTiles][kReg
     }
   }
 }
+
+// Where a consumer stands from tile to tile.
+template <int I>
+struct ConsumerState {
+  Stage<kGemmConfigs[I].stages> stage;
+  uint32_t exchanges = 0;  // of maxima
+};
 
 __device__ __forceinline__ GemmPlace place(const RaggedTile& tile, int first_row) {
   GemmPlace at;
@@ -334,45 +294,71 @@ __device__ __forceinline__ bool add_halves(float (&acc)[kRegisters], GemmSmem<I>
   return finishes;
 }
 
+// What follows the products of 128 rows of a tile.
+template <int I, int kRegisters>
+__device__ __forceinline__ void finish(float (&acc)[kRegisters], GemmSmem<I>& smem,
+                                       const CUtensorMap& map_d, const GemmParams& p,
+                                       const GemmShare& share, const GemmPlace& at,
+                                       const RowFactors& factors, int consumer,
+                                       ConsumerState<I>& state) {
+  constexpr GemmConfig C = kGemmConfigs[I];
+  if constexpr (C.split_k) {
+    if (smem.cluster.splits > 1 && !add_halves<I>(acc, smem, consumer))
+      return skip_residual(smem, state.stage, share.residual_stages);
+  }
+  const int first_row = at.row[0] - 16 * at.warp - at.lane / 4;
+  scale_and_bias<C.fp8>(acc, p, share.tile, at, factors);
+  if constexpr (C.gelu) {
+    gelu(acc);
+  } else if constexpr (C.swiglu()) {
+    if (p.epilogue.activation == Activation::kSwiglu) {
+      swiglu(acc);
+      if constexpr (C.fp8_results()) {
+        if (p.d_scale != nullptr)
+          return store_fp8<I>(acc, p, smem, share.tile, at, consumer, state.exchanges++);
+      }
+      return store<I, kRegisters / 2>(acc, p, map_d, smem, state.stage, share, at, consumer,
+                                      first_row);
+    }
+  }
+  store<I, kRegisters>(acc, p, map_d, smem, state.stage, share, at, consumer, first_row);
+}
+
 template <int I>
 __device__ __forceinline__ void consume(GemmSmem<I>& smem, const CUtensorMap& map_d,
                                         const GemmParams& p, int consumer) {
   constexpr GemmConfig C = kGemmConfigs[I];
-  Stage<C.stages> stage;
-  uint32_t parity = 0;
-  for (int index = smem.cluster.index; index < smem.schedule.num_tiles();
-       index += smem.cluster.count) {
+  Stage<kGemmTiles> slot;
+  ConsumerState<I> state;
+  while (next_tile(smem, slot).exists()) {
+    // Read where it lies: its values are not kept in registers through the products.
+    const GemmShare& next = smem.tiles[slot.index];
     float acc[C.sub_tiles()][C.right() / 2];
-    {
-      const GemmShare share = share_of<I>(smem.schedule.at(index), p, smem.cluster);
-      if constexpr (C.promote) {
-        accumulate_promoted<I>(acc, smem, stage, consumer, p, share);
+    if constexpr (C.promote) {
+      accumulate_promoted<I>(acc, smem, state.stage, consumer, p, next);
+      const GemmShare share = take_tile<32>(smem, slot);
+      const RaggedTile& tile = share.tile;
+      if constexpr (C.swap) {
+        finish_swapped<I>(acc[0], p, smem, tile, consumer);
       } else {
-        accumulate<I>(acc[0], smem, stage, consumer, share.end_block - share.first_block);
+        const auto finish_sub_tile = [&](float (&own)[C.right() / 2], int sub_tile) {
+          const GemmPlace at = place(tile, tile.row + 128 * sub_tile + 64 * consumer);
+          finish(own, smem, map_d, p, share, at, RowFactors(p, tile, at), consumer, state);
+        };
+        finish_sub_tile(acc[0], 0);
+        if (sub_tiles_of<I>(tile) > 1) finish_sub_tile(acc[C.sub_tiles() - 1], 1);
       }
-    }
-    const RaggedTile tile = smem.schedule.at(index);
-    if constexpr (C.swap) {
-      finish_swapped<I>(acc[0], p, smem, tile, consumer);
     } else {
-      if constexpr (C.split_k)
-        if (smem.cluster.splits > 1 && !add_halves<I>(acc[0], smem, consumer)) continue;
-      const RaggedTile own = share_of<I>(tile, p, smem.cluster).tile;
-#pragma unroll
-      for (int sub_tile = 0; sub_tile < C.sub_tiles(); ++sub_tile) {
-        if (sub_tile >= sub_tiles_of<I>(own)) break;
-        const int first_row = own.row + 128 * sub_tile + 64 * consumer;
-        const GemmPlace at = place(own, first_row);
-        if constexpr (C.fp8_results()) {
-          if (p.d_scale != nullptr) {
-            finish_fp8<I>(acc[sub_tile], p, smem, own, at, parity);
-            parity ^= 1;
-            continue;
-          }
-        }
-        finish<I>(acc[sub_tile], p, map_d, smem.staging + consumer * C.result_bytes(), own, at,
-                  kBarrierStaging + consumer, first_row);
-      }
+      const int last =
+          accumulate<I>(acc[0], smem, state.stage, consumer, next.end_block - next.first_block);
+      // Under the last products.
+      const GemmShare share = take_tile<32>(smem, slot);
+      const GemmPlace at = place(share.tile, share.tile.row + 64 * consumer);
+      const RowFactors factors(p, share.tile, at);
+      ptx::wgmma_wait<0>();
+      release(smem, last);
+      if constexpr (C.swap) finish_swapped<I>(acc[0], p, smem, share.tile, consumer);
+      else finish(acc[0], smem, map_d, p, share, at, factors, consumer, state);
     }
   }
   ptx::tma_store_wait<0>();
@@ -397,7 +383,9 @@ template <int I>
 __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
     gemm_kernel(const __grid_constant__ CUtensorMap map_a,
                 const __grid_constant__ CUtensorMap map_b,
-                const __grid_constant__ CUtensorMap map_d, const __grid_constant__ GemmParams p) {
+                const __grid_constant__ CUtensorMap map_d,
+                const __grid_constant__ CUtensorMap map_residual,
+                const __grid_constant__ GemmParams p) {
   constexpr GemmConfig C = kGemmConfigs[I];
   extern __shared__ __align__(1024) char dynamic_smem[];
   auto& smem = *reinterpret_cast<GemmSmem<I>*>(dynamic_smem);
@@ -409,6 +397,9 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
     ptx::prefetch_tensor_map(&map_a);
     ptx::prefetch_tensor_map(&map_b);
     smem.cluster_barrier.init(ctas);
+    for (auto& barriers : smem.maxima_full)
+      for (uint64_t& barrier : barriers) ptx::mbarrier_init(&barrier, 1);
+    smem.tile_ring.init(1 + kGemmConsumers / 32);
     smem.ring.init(2 * C.cluster());
   }
   ptx::grid_launch_dependents();
@@ -424,10 +415,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
                                 .tile_ends = smem.tile_ends};
   if (threadIdx.x < 32)
     scan_experts(p, DeviceError::kGemmExpertOffsets, schedule, smem.row_ends, smem.tile_ends);
-  if (threadIdx.x == 32) {
-    smem.cluster = GemmCluster::of(ctas, p.choice.splits);
-    smem.schedule = schedule;
-  }
+  if (threadIdx.x == 32) smem.cluster = GemmCluster::of(ctas, p.choice.splits);
   __syncthreads();
   // Barriers of all CTAs are ready before anyone copies or arrives elsewhere.
   if (ctas > 1) {
@@ -437,7 +425,8 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmConfigs[I].ctas_per_sm())
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<C.producer_registers()>();
-    if (threadIdx.x == 0) produce<I>(smem, map_a, map_b, p);
+    if (threadIdx.x == 0) produce<I>(smem, map_a, map_b, map_residual, p);
+    if (threadIdx.x / 32 == 1) publish_tiles<I>(smem, schedule, p);
     __syncwarp();
   } else {
     ptx::registers_increase<C.consumer_registers()>();

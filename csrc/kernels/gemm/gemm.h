@@ -21,12 +21,13 @@ struct GemmParams {
   GemmScales scales;
   int64_t a_stride;  // elements between rows
   Epilogue epilogue;
-  bool can_stream;    // csrc/kernels/stream_gemm computes it as well
-  bool fast_accum;    // e4m3: leave long sums to the tensor core's reduced precision
-  GemmChoice choice;  // of a configuration; what is asked for until choose_gemm has answered
-  int ctas_per_tile;  // set by the launcher, as is
-  int max_clusters;   // how many of them run at once
-  uint32_t* error;    // sticky error word
+  bool can_stream;      // csrc/kernels/stream_gemm computes it as well
+  bool fast_accum;      // e4m3: leave long sums to the tensor core's reduced precision
+  GemmChoice choice;    // of a configuration; what is asked for until choose_gemm has answered
+  int ctas_per_tile;    // set by the launcher, as is
+  int max_clusters;     // how many of them run at once
+  bool residual_boxes;  // as is: the residual comes by TMA
+  uint32_t* error;      // sticky error word
 };
 
 inline GemmProblem problem_of(const GemmParams& p) {

@@ -37,21 +37,31 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
                              .shape = {k, n, experts},
                              .strides = {k * element, n * k * element},
                              .box = {block_k, slice_n, 1}};
-  const TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                             .rank = 2,
-                             .base = p.epilogue.d,
-                             .shape = {columns, m},
-                             .strides = {columns * 2},
-                             .box = {C.result_box(), 64},
-                             .swizzle = C.result_box() == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                                        : C.result_box() == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                               : CU_TENSOR_MAP_SWIZZLE_32B};
-  CUtensorMap a, b, d{};
+  const uint32_t box = C.result_box();
+  TensorMapSpec spec_d{.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                       .rank = 2,
+                       .base = p.epilogue.d,
+                       .shape = {columns, m},
+                       .strides = {columns * 2},
+                       .box = {box, 64},
+                       .swizzle = box == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                  : box == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                              : CU_TENSOR_MAP_SWIZZLE_32B};
+  CUtensorMap a, b, d{}, residual{};
   cudaError_t error = make_tensor_map(spec_a, &a);
   if (error == cudaSuccess) error = make_tensor_map(spec_b, &b);
   // Only whole bf16 tiles leave by TMA.
   if (error == cudaSuccess && !C.swap && !p.epilogue.out_float32 && p.d_scale == nullptr)
     error = make_tensor_map(spec_d, &d);
+  // The residual looks like them; rows that overlap make no map.
+  const auto residual_stride = static_cast<uint64_t>(p.epilogue.residual_stride);
+  GemmParams q = p;
+  q.residual_boxes = !C.swap && p.epilogue.residual != nullptr && residual_stride >= columns;
+  if (error == cudaSuccess && q.residual_boxes) {
+    spec_d.base = p.epilogue.residual;
+    spec_d.strides[0] = residual_stride * 2;
+    error = make_tensor_map(spec_d, &residual);
+  }
   if (error != cudaSuccess) return error;
   const int ctas = p.ctas_per_tile;
   const int tile_n = C.block_n * (C.swap && p.d_scale != nullptr ? 2 : C.cluster_n);
@@ -60,7 +70,7 @@ cudaError_t launch_gemm(const GemmParams& p, cudaStream_t stream) {
   const int64_t clusters = std::min<int64_t>(tiles, p.max_clusters);
   LaunchConfig config = gemm_launch<I>(ctas);
   config.grid = dim3(static_cast<unsigned>(clusters * ctas));
-  return launch(gemm_kernel<I>, config, stream, a, b, d, p);
+  return launch(gemm_kernel<I>, config, stream, a, b, d, residual, q);
 }
 
 template <int I>

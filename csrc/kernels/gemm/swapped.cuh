@@ -76,11 +76,10 @@ __device__ __forceinline__ void store_four_fp8(const float (&v)[4], const GemmPa
   if (column % kScaleBlock == 0) p.d_scale[(row * columns + column) / kScaleBlock] = scale.scale;
 }
 
-// Whole tile of one CTA, by both consumer warpgroups.
+// Whole tile of one CTA, by both consumer warpgroups. Of an e4m3 result `tile` is this CTA's half.
 template <int I, int kRegisters>
 __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], const GemmParams& p,
-                                               GemmSmem<I>& smem, const RaggedTile& tile,
-                                               int consumer) {
+                                               GemmSmem<I>& smem, RaggedTile tile, int consumer) {
   constexpr GemmConfig C = kGemmConfigs[I];
   auto* staging = reinterpret_cast<float*>(smem.staging);
   const bool swiglu = p.epilogue.activation == Activation::kSwiglu, fp8 = p.d_scale != nullptr;
@@ -97,6 +96,7 @@ __device__ __forceinline__ void finish_swapped(const float (&acc)[kRegisters], c
     staging[token * C.pitch() + position + (swiglu ? 64 : 8) * (r / 2 % 2)] = acc[r];
   }
   const GemmCluster cluster = smem.cluster;
+  if (fp8) tile.column -= cluster.rank * C.block_n;  // the cluster's first channel
   smem.cluster_barrier.arrive(kBarrierConsumers, kGemmConsumers, thread, cluster.ctas);
   smem.cluster_barrier.wait(0);
 

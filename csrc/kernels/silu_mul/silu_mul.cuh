@@ -8,6 +8,7 @@
 #include "kernels/silu_mul/silu_mul.h"
 #include "ptx/memory.cuh"
 #include "ptx/sync.cuh"
+#include "tile/activation.cuh"
 #include "tile/base.h"
 #include "tile/fp8.cuh"
 #include "tile/vector.cuh"
@@ -24,7 +25,7 @@ __device__ __forceinline__ void silu_mul_vector(uint4 gate_raw, uint4 up_raw,
   unpack(gate_raw, gate);
   unpack(up_raw, up);
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) out[i] = __fdividef(gate[i], 1.f + __expf(-gate[i])) * up[i];
+  for (int i = 0; i < kVector; ++i) out[i] = silu(gate[i]) * up[i];
 }
 
 __global__ void __launch_bounds__(kSiluMulThreads) silu_mul_kernel(SiluMulParams params) {

@@ -1,7 +1,9 @@
 // Two dependent products by one configuration of the GEMM (its number: CONFIG), for the mutants: the
-// second takes the result of the first as A. In e4m3 the first makes SwiGLU, and the second takes
-// codes and scales. Exit status 1: wrong numbers.
+// second takes the result of the first as A and, in bf16, as the residual. In e4m3 the first makes
+// SwiGLU, and the second takes codes and scales. The argument is how many clusters share the tiles.
+// Exit status 1: wrong numbers.
 #include <cmath>
+#include <cstdlib>
 #include <string>
 
 #include "../kernels/host.h"
@@ -19,7 +21,7 @@ Buffer<T> operand(size_t size, size_t salt) {
 }
 
 l4k::GemmParams product(const void* a, const void* b, void* d, const float* one, int k,
-                        int splits) {
+                        int clusters) {
   l4k::GemmParams p{};
   p.m = kM;
   p.n = kN;
@@ -34,9 +36,9 @@ l4k::GemmParams product(const void* a, const void* b, void* d, const float* one,
     p.scales.kind_a = p.scales.kind_b = l4k::GemmScale::kTensor;
     p.scales.a = p.scales.b = one;
   }
-  p.ctas_per_tile = kConfig.swap ? splits : kConfig.cluster();
-  p.max_clusters = 4 / p.ctas_per_tile;  // the test's SMs
-  p.choice = {CONFIG, kConfig.swap || kConfig.split_k ? splits : 1};
+  p.ctas_per_tile = kConfig.swap ? 2 : kConfig.cluster();
+  p.max_clusters = clusters > 0 ? clusters : 4 / p.ctas_per_tile;  // the test's SMs
+  p.choice = {CONFIG, kConfig.swap || kConfig.split_k ? 2 : 1};
   return p;
 }
 
@@ -53,12 +55,13 @@ std::vector<float> multiply(const std::vector<float>& a, const std::vector<float
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const int clusters = argc > 1 ? std::atoi(argv[1]) : 0;
   using T = std::conditional_t<kConfig.fp8, uint8_t, uint16_t>;
   Buffer<T> a = operand<T>(size_t{kM} * kK, 0), b = operand<T>(size_t{kN} * kK, 7);
   Buffer<float> one(std::vector<float>(1, 1.f)), scale(size_t{kM} * kN / 256);
   Buffer<uint16_t> first(size_t{kM} * kN), second(size_t{kM} * kN);
-  l4k::GemmParams p = product(a.data, b.data, first.data, one.data, kK, 2);
+  l4k::GemmParams p = product(a.data, b.data, first.data, one.data, kK, clusters);
   int k = kN;
   if constexpr (kConfig.fp8) {
     p.epilogue.activation = l4k::Activation::kSwiglu;
@@ -67,11 +70,15 @@ int main() {
     k = kN / 2;
   }
   CHECK(l4k::launch_gemm<CONFIG>(p, nullptr));
-  l4k::GemmParams q = product(first.data, b.data, second.data, one.data, k, 2);
+  l4k::GemmParams q = product(first.data, b.data, second.data, one.data, k, clusters);
   if constexpr (kConfig.fp8) {
     q.scales.a = scale.data;
     q.scales.kind_a = l4k::GemmScale::kBlock;
     q.scales.kind_b = l4k::GemmScale::kNone;
+    q.epilogue.row_scale = scale.data;
+  } else {
+    q.epilogue.residual = first.data;
+    q.epilogue.residual_stride = kN;
   }
   CHECK(l4k::launch_gemm<CONFIG>(q, nullptr));
   CHECK(cudaDeviceSynchronize());
@@ -83,7 +90,8 @@ int main() {
     const auto weights = small_floats(size_t{kN} * kK, 7);
     std::vector<float> middle = multiply(small_floats(size_t{kM} * kK), weights, kK);
     for (float& value : middle) value = rounded(value);
-    const std::vector<float> expected = multiply(middle, weights, kN);
+    std::vector<float> expected = multiply(middle, weights, kN);
+    for (size_t i = 0; i < expected.size(); ++i) expected[i] += middle[i];
     for (size_t i = 0; i < got.size(); ++i)
       if (std::fabs(from_bf16(got[i]) - expected[i]) > 0.01f * std::fabs(expected[i]) + 1) return 1;
   }
