@@ -21,7 +21,7 @@ constexpr int kAnchorTiles = 512;  // of keys, 64K keys, that one accumulator ad
 
 // CTAs that share the pieces; also what bounds a plan on any GPU.
 constexpr int kPrefillMaxCtas = 256;
-constexpr int kPrefillWaves = 5;  // pieces of a cut batch for each CTA, at most
+constexpr int kPrefillWaves = 5;   // pieces of a cut batch for each CTA, at most
 constexpr int kPrefillMaxCut = 3;  // items for each CTA; of more, none is cut
 
 // Piece `piece` of tile `tile` of sequence `sequence`, for every KV head.
