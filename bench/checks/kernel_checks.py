@@ -29,7 +29,7 @@ ROUNDED_WEIGHTS = {"w4_gemm"}
 # No arithmetic, or only such as IEEE 754 leaves no choice in: division, reciprocal, product.
 EXACT = {
     "mma_tile", "word_sum", "embed", "moe_permute", "moe_permute_fp8", "quantize_fp8",
-    "process_logits", "advance_step", "flash_decode_plan",
+    "process_logits", "advance_step", "flash_decode_plan", "flash_prefill_plan",
 }  # fmt: skip
 
 
@@ -56,7 +56,10 @@ def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
 
 
 # What a result says to others than the kernels that take it: kind and shape, and the lengths.
-READABLE = {"flash_decode_plan": lambda plan: torch.cat([plan[:7], plan[PLAN_WORDS:]])}
+READABLE = {
+    "flash_decode_plan": lambda plan: torch.cat([plan[:7], plan[PLAN_WORDS:]]),
+    "flash_prefill_plan": lambda plan: plan[:7],
+}
 
 # Cases in which a kernel sets the error word, and what it says.
 REPORTS = {

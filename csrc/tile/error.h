@@ -26,6 +26,7 @@ enum class DeviceError : uint32_t {
   kFlashDecodePositions,
   kFlashDecodeSlotMapping,
   kFlashDecodePlan,
+  kFlashPrefillPlan,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -49,6 +50,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "flash_decode: positions",
     "flash_decode: slot_mapping",
     "flash_decode: plan",
+    "flash_prefill: plan",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

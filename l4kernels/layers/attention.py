@@ -46,17 +46,18 @@ class AttentionMetadata:
 
     def planned(self, shape: "AttentionShape", cache: "LayerCache") -> "AttentionMetadata":
         """With the plan of layers of this shape. The first of them must be behind a fence
-        (docs/engine.md): the plan is read while the launch before may still run."""
-        if not self.decodes:
-            return self
-        plan = ops.flash_decode_plan(
-            self.seqlens_k,
-            num_heads=shape.num_heads,
-            kv_heads=shape.num_kv_heads,
-            capacity=self.block_table.shape[1] * cache.k.shape[1],
-            tokens=self.max_seqlen_q,
-            chunk=shape.chunk,
-        )
+        (docs/engine.md): a plan for decoding is read while the launch before may still run."""
+        sizes: dict[str, Any] = {
+            "num_heads": shape.num_heads,
+            "kv_heads": shape.num_kv_heads,
+            "capacity": self.block_table.shape[1] * cache.k.shape[1],
+            "chunk": shape.chunk,
+        }
+        if self.decodes:
+            plan = ops.flash_decode_plan(self.seqlens_k, tokens=self.max_seqlen_q, **sizes)
+        else:
+            sizes |= {"rows": self.positions.shape[0], "max_seqlen_q": self.max_seqlen_q}
+            plan = ops.flash_prefill_plan(self.cu_seqlens_q, self.seqlens_k, **sizes)
         return replace(self, plan=plan)
 
 
@@ -120,5 +121,7 @@ class Attention(nn.Module):
         else:
             q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)
             options["max_seqlen_q"] = m.max_seqlen_q
+            if m.plan is not None:
+                options["plan"] = m.plan
             out, _ = ops.flash_prefill(q, k, v, m.cu_seqlens_q, *lengths, **options)
         return self.o_proj(out.reshape(qkv.shape[0], -1), residual=residual)

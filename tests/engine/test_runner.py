@@ -153,6 +153,26 @@ def test_which_kernel_attends(name, monkeypatch):
     assert {*called} == {wanted}
 
 
+def test_a_pass_is_planned_once_for_each_kind_of_layer(monkeypatch):
+    """Two plans, whatever the number of layers, and none of their own."""
+    model, plans, given = make(), [], []
+    plan, prefill = ops.flash_prefill_plan, ops.flash_prefill
+
+    def planned(*args, **options):
+        plans.append(plan(*args, **options))
+        return plans[-1]
+
+    def attended(*args, **options):
+        given.append(options["plan"])
+        return prefill(*args, **options)
+
+    monkeypatch.setattr(ops, "flash_prefill_plan", planned)
+    monkeypatch.setattr(ops, "flash_prefill", attended)
+    runner_module.run_whole(model, [mock.Mock(ids=[1] * 40, images=None)] * 2)
+    assert len(given) == model.config.num_hidden_layers > len(plans) == 2
+    assert {id(p) for p in given} == {id(p) for p in plans}
+
+
 def texts_of(lengths, seed=5):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, TEXT["vocab_size"], (n,), generator=generator) for n in lengths]

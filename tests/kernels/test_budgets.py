@@ -23,7 +23,7 @@ def test_kernel_is_within_its_budget(kernel):
 
 
 def test_the_library_stays_quick_to_compile():
-    assert sum(len(budget.load_budget(kernel)) for kernel in NAMES) <= 80
+    assert sum(len(budget.load_budget(kernel)) for kernel in NAMES) <= 81
 
 
 def test_every_kind_of_violation_is_seen():
