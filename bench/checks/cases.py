@@ -293,8 +293,38 @@ _PREFILL = {
 }
 
 
+def _prefill_plan(args: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+    """Of a call of flash_prefill. The reference's: it serves every GPU, and the emulator."""
+    q, k_cache, _, offsets, lengths, table = args
+    names = "chunk", "max_seqlen_q"
+    return ops.flash_prefill_plan.reference(
+        offsets,
+        lengths,
+        rows=q.shape[0],
+        num_heads=q.shape[1],
+        kv_heads=k_cache.shape[2],
+        capacity=table.shape[1] * k_cache.shape[1],
+        **{name: options[name] for name in names},
+    )
+
+
+@_of("flash_prefill_plan")
+def _flash_prefill_plan(make: Maker, name: str) -> Iterator[Case]:
+    for label, (len_qs, len_ks, heads, kv_heads, page_size, chunk) in _PREFILL.items():
+        offsets = make.offsets(len_qs) if len_qs else make.tensor([0])
+        options = {
+            "rows": sum(len_qs) + 2 * (label == "varlen"),
+            "num_heads": heads,
+            "kv_heads": kv_heads,
+            "capacity": -(-max([*len_ks, 1]) // page_size) * page_size,
+            "max_seqlen_q": max([*len_qs, 0]),
+            "chunk": chunk,
+        }
+        yield Case(label, (offsets, make.tensor(len_ks)), options)
+
+
 @_of("flash_prefill")
-def _flash_prefill(make: Maker, name: str) -> Iterator[Case]:
+def _flash_prefill(make: Maker, _: str) -> Iterator[Case]:
     for cache in (make.dtype, FP8):
         for label, (len_qs, len_ks, heads, kv_heads, page_size, chunk) in _PREFILL.items():
             paged = _paged(make, len_ks, kv_heads, page_size, cache)
@@ -311,7 +341,11 @@ def _flash_prefill(make: Maker, name: str) -> Iterator[Case]:
             q = make.randn(sum(len_qs) + padding, heads, 128)
             offsets = make.offsets(len_qs) if len_qs else make.tensor([0])
             args = (q, paged["k"], paged["v"], offsets, paged["lengths"], paged["table"])
-            yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
+            name = f"{label} {str(cache).removeprefix('torch.')}"
+            yield Case(name, args, options)
+            if label == "varlen":
+                plan = _prefill_plan(args, options)
+                yield Case(f"{name} planned", args, {**options, "plan": plan})
 
 
 _DECODE = {

@@ -68,66 +68,116 @@ Sequences check_sequences(const Call& call, const Tensor& seqlens_k, const Tenso
           static_cast<int>(table.sizes[1])};
 }
 
-void check_softmax(const Call& call, double softmax_scale, int64_t chunk) {
+void check_softmax(const Call& call, double softmax_scale) {
   call.require(softmax_scale > 0 && std::isfinite(softmax_scale),
                "expected softmax_scale to be positive and finite, got ", softmax_scale);
+}
+
+void check_chunk(const Call& call, int64_t chunk) {
   call.require(chunk >= 0 && chunk < kIntLimit, "expected chunk to be 0 (off) or positive, got ",
                chunk);
 }
 
 }  // namespace
 
+namespace {
+
+// What a plan is made from, and the launches that share it have in common. A row of the block table
+// has a place for pages x page_size keys.
+FlashPrefillParams prefill_params(const Call& call, const Tensor& cu_seqlens_q,
+                                  const Tensor& seqlens_k, int64_t rows, int64_t num_heads,
+                                  int64_t kv_heads, int64_t pages, int64_t page_size,
+                                  int64_t max_seqlen_q, int64_t chunk) {
+  const int* starts = check_list<int>(call, {"cu_seqlens_q", cu_seqlens_q}, {"B + 1"});
+  const int64_t batch = cu_seqlens_q.size(0) - 1;
+  call.require(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", cu_seqlens_q);
+  call.require(rows >= 0 && rows < kIntLimit && max_seqlen_q >= 0,
+               "expected fewer than 2^31 rows of q and max_seqlen_q >= 0, got ", rows, " and ",
+               max_seqlen_q);
+  check_chunk(call, chunk);
+  FlashPrefillParams params{
+      .rows = static_cast<int>(rows),
+      .batch = static_cast<int>(batch),
+      .num_heads = static_cast<int>(num_heads),
+      .kv_heads = static_cast<int>(kv_heads),
+      .group = SmallDivisor::of(static_cast<int>(num_heads / kv_heads)),
+      .page_size = static_cast<int>(page_size),
+      .max_pages = static_cast<int>(pages),
+      // No sequence has more than all rows.
+      .max_seqlen_q = static_cast<int>(max_seqlen_q < rows ? max_seqlen_q : rows),
+      .chunk = chunk,
+      .cu_seqlens_q = starts,
+      .seqlens_k = check_list<int>(call, {"seqlens_k", seqlens_k}, {batch}),
+      .error = error_word()};
+  size_flash_prefill(params);
+  return params;
+}
+
+}  // namespace
+
+Tensor flash_prefill_plan(const Tensor& cu_seqlens_q, const Tensor& seqlens_k, int64_t rows,
+                          int64_t num_heads, int64_t kv_heads, int64_t capacity,
+                          int64_t max_seqlen_q, int64_t chunk) {
+  const Call call("flash_prefill_plan", {"cu_seqlens_q", cu_seqlens_q});
+  call.require(kv_heads >= 1 && kv_heads < kIntLimit && num_heads >= 1 && num_heads < kIntLimit &&
+                   num_heads % kv_heads == 0 && num_heads / kv_heads <= kMaxGroup,
+               "expected 1 to ", kMaxGroup, " q heads for each kv head, got ", num_heads, " and ",
+               kv_heads);
+  call.require(capacity >= 0, "expected capacity to be the keys of a row of the block table, got ",
+               capacity);
+  const int64_t keys = capacity < kIntLimit ? capacity : kIntLimit - 1;  // no length is more
+  FlashPrefillParams params = prefill_params(call, cu_seqlens_q, seqlens_k, rows, num_heads,
+                                             kv_heads, keys, 1, max_seqlen_q, chunk);
+  Tensor plan = call.empty({flash_prefill_plan_words(params)}, ScalarType::Int);
+  params.plan = pointer<int>(plan);
+  call.launch(l4k::flash_prefill_plan, params);
+  return plan;
+}
+
 std::tuple<Tensor, Tensor> flash_prefill(const Tensor& q, const Tensor& k_cache,
                                          const Tensor& v_cache, const Tensor& cu_seqlens_q,
                                          const Tensor& seqlens_k, const Tensor& block_table,
                                          double softmax_scale, int64_t max_seqlen_q, int64_t chunk,
                                          const OptionalTensor& k_scale,
-                                         const OptionalTensor& v_scale) {
+                                         const OptionalTensor& v_scale,
+                                         const OptionalTensor& given_plan) {
   const Call call("flash_prefill", {"q", q});
   call.require_shape({"q", q}, {"Tq", "Hq", kHeadDim});
   const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 8);
   const Queries queries = check_queries(call, {"q", q}, cache);
-  const int* starts = check_list<int>(call, {"cu_seqlens_q", cu_seqlens_q}, {"B + 1"});
-  const int64_t rows = q.size(0), batch = cu_seqlens_q.size(0) - 1;
-  call.require(batch >= 0, "expected cu_seqlens_q to be [B + 1], got ", cu_seqlens_q);
-  const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
-  check_softmax(call, softmax_scale, chunk);
-  call.require(rows < kIntLimit && max_seqlen_q >= 0,
-               "expected fewer than 2^31 rows of q and max_seqlen_q >= 0, got ", q, " and ",
-               max_seqlen_q);
+  const int64_t rows = q.size(0);
+  check_softmax(call, softmax_scale);
+  const Sequences sequences =
+      check_sequences(call, seqlens_k, block_table, cu_seqlens_q.numel() - 1);
+  FlashPrefillParams params =
+      prefill_params(call, cu_seqlens_q, seqlens_k, rows, queries.num_heads, cache.kv_heads,
+                     sequences.max_pages, cache.page_size, max_seqlen_q, chunk);
+  const int64_t plan_words = flash_prefill_plan_words(params);
+  params.plan = check_optional_list<int>(call, {"plan", given_plan}, {plan_words});
+  params.planned = given_plan.has_value();
+  call.require(reinterpret_cast<uintptr_t>(params.plan) % 16 == 0,
+               "expected plan to be 16-byte aligned; pass it as flash_prefill_plan() made it");
   Tensor out = call.empty(q.sizes(), ScalarType::BFloat16);
   Tensor lse = call.empty({queries.num_heads, rows}, ScalarType::Float);
   if (rows == 0) return {out, lse};
-  FlashPrefillParams params{
-      .rows = static_cast<int>(rows),
-      .batch = static_cast<int>(batch),
-      .num_heads = static_cast<int>(queries.num_heads),
-      .kv_heads = static_cast<int>(cache.kv_heads),
-      .group = SmallDivisor::of(static_cast<int>(queries.num_heads / cache.kv_heads)),
-      .num_pages = static_cast<int>(cache.pages),
-      .page_size = static_cast<int>(cache.page_size),
-      .max_pages = sequences.max_pages,
-      // No sequence has more than all rows.
-      .max_seqlen_q = static_cast<int>(max_seqlen_q < rows ? max_seqlen_q : rows),
-      .chunk = chunk,
-      .softmax_scale = static_cast<float>(softmax_scale),
-      .fp8 = cache.fp8,
-      .q = queries.data,
-      .q_row_stride = rows > 1 ? q.stride(0) : queries.num_heads * kHeadDim,
-      .q_head_stride = queries.num_heads > 1 ? q.stride(1) : kHeadDim,
-      .k_cache = cache.k,
-      .v_cache = cache.v,
-      .cu_seqlens_q = starts,
-      .seqlens_k = sequences.seqlens_k,
-      .block_table = sequences.block_table,
-      .table_stride = sequences.table_stride,
-      .k_scale = cache.k_scale,
-      .v_scale = cache.v_scale,
-      .out = pointer(out),
-      .lse = pointer<float>(lse),
-      .error = error_word()};
-  Tensor plan = call.workspace(flash_prefill_plan_words(params));
-  params.plan = pointer<int>(plan);
+  params.num_pages = static_cast<int>(cache.pages);
+  params.block_table = sequences.block_table;
+  params.table_stride = sequences.table_stride;
+  params.softmax_scale = static_cast<float>(softmax_scale);
+  params.fp8 = cache.fp8;
+  params.q = queries.data;
+  params.q_row_stride = rows > 1 ? q.stride(0) : queries.num_heads * kHeadDim;
+  params.q_head_stride = queries.num_heads > 1 ? q.stride(1) : kHeadDim;
+  params.k_cache = cache.k;
+  params.v_cache = cache.v;
+  params.k_scale = cache.k_scale;
+  params.v_scale = cache.v_scale;
+  params.out = pointer(out);
+  params.lse = pointer<float>(lse);
+  Tensor plan = call.workspace(params.planned ? 0 : plan_words);
+  if (!params.planned) params.plan = pointer<int>(plan);
+  Tensor partials = call.workspace(flash_prefill_partial_words(params));
+  params.partials = pointer<float>(partials);
   Tensor anchors = call.workspace(flash_prefill_anchor_words(params));
   params.anchors = pointer<float>(anchors);
   call.launch(l4k::flash_prefill, params);
@@ -180,7 +230,8 @@ std::tuple<Tensor, Tensor> flash_decode(const Tensor& q, const Tensor& k_cache,
   const PagedCache cache = check_cache(call, k_cache, v_cache, k_scale, v_scale, 16);
   const Queries queries = check_queries(call, {"q", q}, cache);
   const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
-  check_softmax(call, softmax_scale, chunk);
+  check_softmax(call, softmax_scale);
+  check_chunk(call, chunk);
   Tensor out = call.empty(q.sizes(), ScalarType::BFloat16);
   Tensor lse = call.empty({batch, queries.num_heads, tokens}, ScalarType::Float);
   if (batch == 0) return {out, lse};
@@ -216,7 +267,8 @@ std::tuple<Tensor, Tensor> flash_decode_append(
   call.require(in.count == batch * tokens, "expected tokens = ", tokens,
                " rows of qkv for each sequence, got qkv ", Argument("qkv", qkv));
   const Sequences sequences = check_sequences(call, seqlens_k, block_table, batch);
-  check_softmax(call, softmax_scale, chunk);
+  check_softmax(call, softmax_scale);
+  check_chunk(call, chunk);
   const int64_t* positions_data = check_list<int64_t>(call, {"positions", positions}, {in.count});
   const int64_t* slots_data = check_list<int64_t>(call, {"slot_mapping", slot_mapping}, {in.count});
   const HeadRule rule = check_head_rule(call, cos_sin, qk_norm_eps, attn_scale, floor_scale);
@@ -275,6 +327,7 @@ std::tuple<Tensor, Tensor> merge_attention_states(const Tensor& outs, const Tens
 
 L4K_REGISTER(m) {
   l4k::bind<l4k::binding::flash_prefill>(m, "flash_prefill");
+  l4k::bind<l4k::binding::flash_prefill_plan>(m, "flash_prefill_plan");
   l4k::bind<l4k::binding::flash_decode>(m, "flash_decode");
   l4k::bind<l4k::binding::flash_decode_append>(m, "flash_decode_append");
   l4k::bind<l4k::binding::merge_attention_states>(m, "merge_attention_states");

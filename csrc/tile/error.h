@@ -25,6 +25,7 @@ enum class DeviceError : uint32_t {
   kW4GemmPermutation,
   kFlashDecodePositions,
   kFlashDecodeSlotMapping,
+  kFlashPrefillPlan,
 };
 
 constexpr const char* kDeviceErrorNames[] = {
@@ -47,6 +48,7 @@ constexpr const char* kDeviceErrorNames[] = {
     "w4_gemm: permutation",
     "flash_decode: positions",
     "flash_decode: slot_mapping",
+    "flash_prefill: plan",
 };
 
 L4K_HD constexpr const char* device_error_name(uint32_t code) {

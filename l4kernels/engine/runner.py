@@ -72,7 +72,8 @@ class Runner:
         else:
             tokens = itertools.chain(*(p.sequence.tokens[p.start : p.end] for p in pieces))
             x = to_device(torch.tensor([*tokens], dtype=torch.int64, device="cpu"), device)
-        self.model(x, metadata, self.cache.layers)
+        layers = self.cache.layers
+        self.model(x, self.model.plan(metadata, layers), layers)
 
     @property
     def captured(self) -> tuple[tuple[int, StepKind], ...]:
@@ -239,5 +240,6 @@ def run_whole(model: Llama4Model, prompts: list[PromptTokens]) -> Tensor:
     placement = Placement.of([(0, length) for length in lengths], model.device)
     metadata = placement.metadata([table] * 2, shape.kinds, shape.page_size)
     parts = [embedded(model, prompt, 0, len(prompt.ids)) for prompt in prompts]
-    hidden: Tensor = model(torch.cat(parts), metadata, [pages] * len(shape.kinds))
+    caches = [pages] * len(shape.kinds)
+    hidden: Tensor = model(torch.cat(parts), model.plan(metadata, caches), caches)
     return hidden

@@ -1,6 +1,6 @@
 """Grouped-query attention over a paged cache, global or inside a chunk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class AttentionMetadata:
         seqlens_k: int32 `[B]`, keys of each sequence, those of the new tokens included.
         block_table: int32 `[B, pages]`, the page of each sequence's logical pages.
         max_seqlen_q: at least the new tokens of every sequence.
+        plan: what the layers of this kind share, of `planned`; None: each plans for itself.
     """
 
     positions: Tensor
@@ -34,6 +35,30 @@ class AttentionMetadata:
     seqlens_k: Tensor
     block_table: Tensor
     max_seqlen_q: int
+    plan: Tensor | None = None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether every sequence has the same few tokens."""
+        length = self.max_seqlen_q
+        few = length <= MAX_DECODE_TOKENS
+        return few and self.positions.shape[0] == self.seqlens_k.shape[0] * length
+
+    def planned(self, shape: "AttentionShape", cache: "LayerCache") -> "AttentionMetadata":
+        """With the plan of layers of this shape."""
+        if self.decodes:
+            return self
+        plan = ops.flash_prefill_plan(
+            self.cu_seqlens_q,
+            self.seqlens_k,
+            rows=self.positions.shape[0],
+            num_heads=shape.num_heads,
+            kv_heads=shape.num_kv_heads,
+            capacity=self.block_table.shape[1] * cache.k.shape[1],
+            max_seqlen_q=self.max_seqlen_q,
+            chunk=shape.chunk,
+        )
+        return replace(self, plan=plan)
 
 
 class LayerCache(NamedTuple):
@@ -87,13 +112,14 @@ class Attention(nn.Module):
         qkv, k, v = self.qkv_proj(x), cache.k, cache.v
         lengths = m.seqlens_k, m.block_table
         options: dict[str, Any] = {"softmax_scale": s.head_dim**-0.5, "chunk": s.chunk, **scales}
-        num_tokens, batch, length = qkv.shape[0], m.seqlens_k.shape[0], m.max_seqlen_q
-        if length <= MAX_DECODE_TOKENS and num_tokens == batch * length:
+        if m.decodes:
             options |= rotation
-            options["tokens"] = length
+            options["tokens"] = m.max_seqlen_q
             out, _ = ops.flash_decode_append(qkv, m.positions, m.slots, k, v, *lengths, **options)
         else:
             q = ops.rope_cache(qkv, m.positions, m.slots, k, v, **rotation, **scales)
-            options["max_seqlen_q"] = length
+            options["max_seqlen_q"] = m.max_seqlen_q
+            if m.plan is not None:
+                options["plan"] = m.plan
             out, _ = ops.flash_prefill(q, k, v, m.cu_seqlens_q, *lengths, **options)
-        return self.o_proj(out.reshape(num_tokens, -1), residual=residual)
+        return self.o_proj(out.reshape(qkv.shape[0], -1), residual=residual)

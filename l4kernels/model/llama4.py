@@ -149,6 +149,23 @@ class Llama4Model(nn.Module):
             x, normed = layer(x, normed, seen, cache, self.cos_sin, norm)
         return x
 
+    def plan(
+        self, metadata: Sequence[AttentionMetadata], caches: Sequence[LayerCache]
+    ) -> list[AttentionMetadata]:
+        """Metadata for `forward` with what all layers of a kind share, made once."""
+        made: dict[tuple[int, int], AttentionMetadata] = {}
+
+        def planned(
+            layer: DecoderLayer, seen: AttentionMetadata, cache: LayerCache
+        ) -> AttentionMetadata:
+            kind = id(seen), layer.attention.shape.chunk
+            if kind not in made:
+                made[kind] = seen.planned(layer.attention.shape, cache)
+            return made[kind]
+
+        layers = cast("Sequence[DecoderLayer]", self.layers)
+        return [planned(*of) for of in zip(layers, metadata, caches, strict=True)]
+
     def embed(
         self, ids: Tensor, features: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:

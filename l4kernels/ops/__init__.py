@@ -22,6 +22,7 @@ from l4kernels.ops.moe import (
     moe_route,
 )
 from l4kernels.ops.norm import AddRmsNorm, RmsNormFp8, add_rms_norm, rms_norm, rms_norm_fp8
+from l4kernels.ops.prefill_plan import flash_prefill_plan
 from l4kernels.ops.quant import (
     Int4,
     Quantized,
@@ -65,6 +66,7 @@ __all__ = [
     "flash_decode",
     "flash_decode_append",
     "flash_prefill",
+    "flash_prefill_plan",
     "gemm",
     "gemm_swiglu_fp8",
     "interleave_gate_up",

@@ -1,6 +1,5 @@
 """Attention over a paged cache: causal, grouped heads, optional chunks."""
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from l4kernels.ops.paged import (
     check_cache_scales,
     visible_pieces,
 )
+from l4kernels.ops.prefill_plan import plan_header, plan_words, require_plan, require_sequences
 from l4kernels.ops.registry import Work, op, tensor_bytes
 from l4kernels.ops.rope import HEAD_DIM
 from l4kernels.ops.views import as_dtype, as_float, scalar
@@ -103,6 +103,11 @@ def _check_flash_prefill(args: Bound) -> None:
             "expected pages of a multiple of 8 slots on CUDA, got k_cache "
             + describe(args.k_cache),
         )
+    if args.plan is not None:
+        group = args.q.shape[1] // contract.sizes["Hkv"]
+        contract.require(group <= 16, f"expected no plan with {group} q heads per kv head")
+        sizes = args.q.shape[0], contract.sizes["B"], args.max_seqlen_q, group
+        contract.tensor("plan", torch.int32, [plan_words(*sizes)], "contiguous")
 
 
 def _work_flash_prefill(args: Bound) -> Work:
@@ -137,6 +142,7 @@ def flash_prefill(
     chunk: int = 0,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    plan: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of several sequences' new tokens over their paged keys and values.
 
@@ -158,6 +164,7 @@ def flash_prefill(
         max_seqlen_q: a bound on the queries of one sequence, known to the host.
         chunk: 0 for none.
         k_scale, v_scale: float32 `[Hkv]` of an e4m3 cache; None means 1.
+        plan: of `flash_prefill_plan` for these lengths and shapes; None: the call plans for itself.
 
     Returns:
         `Attention(out, lse)`: `[Tq, Hq, D]` in the dtype of `q`, and float32 `[Hq, Tq]`. A query
@@ -165,7 +172,8 @@ def flash_prefill(
 
     Raises:
         IndexError: `cu_seqlens_q` out of order or beyond the rows of q, a sequence longer than
-            `max_seqlen_q`, a negative length, or a visible page outside the table or the cache.
+            `max_seqlen_q`, a negative length, a visible page outside the table or the cache, or a
+            plan for other shapes.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> i32 = lambda *values: torch.tensor(values, dtype=torch.int32)
@@ -175,22 +183,12 @@ def flash_prefill(
     """
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = q.new_full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float32)
-    bounds = cu_seqlens_q.tolist()
-    lengths = [end - first for first, end in itertools.pairwise(bounds)]
-    if bounds[0] != 0 or bounds[-1] > q.shape[0] or min(lengths, default=0) < 0:
-        raise IndexError(
-            f"l4kernels.flash_prefill: expected cu_seqlens_q to ascend from 0 to at most "
-            f"{q.shape[0]} (the rows of q), got {bounds}"
-        )
-    if min(seqlens_k.tolist(), default=0) < 0:
-        raise IndexError(
-            f"l4kernels.flash_prefill: expected seqlens_k >= 0, got {seqlens_k.tolist()}"
-        )
-    if max(lengths, default=0) > max_seqlen_q:
-        raise IndexError(
-            f"l4kernels.flash_prefill: expected max_seqlen_q to bound the sequences, got "
-            f"{max_seqlen_q} for lengths {lengths}"
-        )
+    bounds = require_sequences("flash_prefill", cu_seqlens_q, seqlens_k, q.shape[0], max_seqlen_q)
+    if plan is not None:
+        heads = q.shape[1], k_cache.shape[2]
+        capacity = block_table.shape[1] * k_cache.shape[1]
+        sizes = q.shape[0], seqlens_k.shape[0], max_seqlen_q
+        require_plan(plan, plan_header(*sizes, *heads, chunk, capacity))
     cache = PagedCache("flash_prefill", k_cache, v_cache, k_scale, v_scale)
     for b, len_k in enumerate(seqlens_k.tolist()):
         rows = slice(bounds[b], bounds[b + 1])

@@ -3,7 +3,9 @@
 //   gemm m n k experts fp8 fast swiglu config sms
 //                                             the configuration chosen, its splits, its schedule,
 //                                             streaming aside
-//   prefill tokens heads kv_heads chunk sms   the busiest CTA's items and tiles of keys
+//   prefill tokens keys heads kv_heads chunk sms cut
+//                                             the busiest CTA's pieces and tiles of keys, the pieces
+//                                             of all; cut 0: no item is cut
 //   int4 groups zeros                         a tile's bytes, and its codes' (row by row), scales'
 //                                             and zero points' (group by group) first bits
 #include <algorithm>
@@ -14,6 +16,7 @@
 
 #include "kernels/flash_prefill/schedule.h"
 #include "kernels/gemm/choose.h"
+#include "prefill_cut.h"
 #include "tile/int4.h"
 #include "tile/schedule.h"
 
@@ -67,14 +70,31 @@ bool answer_gemm() {
 }
 
 bool answer_prefill() {
-  int tokens, heads, kv_heads, chunk, sms;
-  if (std::scanf("%d %d %d %d %d", &tokens, &heads, &kv_heads, &chunk, &sms) != 5) return false;
-  std::vector<std::pair<int, int>> items;  // tiles of keys, of them masked
+  int tokens, keys, heads, kv_heads, chunk, sms, cut;
+  if (std::scanf("%d %d %d %d %d %d %d", &tokens, &keys, &heads, &kv_heads, &chunk, &sms, &cut) !=
+      7)
+    return false;
+  std::vector<PrefillTile> tiles;
+  std::vector<int> lengths;
   for (int t = 0; t < ceil_div(tokens, prefill_tokens(heads / kv_heads)); ++t) {
-    const PrefillTile tile = prefill_tile(t, tokens, tokens, heads / kv_heads, chunk, tokens);
+    tiles.push_back(prefill_tile(t, tokens, keys, heads / kv_heads, chunk, keys));
+    lengths.push_back(tiles.back().end_tile - tiles.back().first_tile);
+  }
+  const int64_t all = static_cast<int64_t>(tiles.size());
+  const int grid = prefill_ctas(all, kv_heads, keys, sms);
+  const bool cuts = cut != 0 && may_cut(all, kv_heads, grid);
+  const int most = cuts ? prefill_cut(lengths, kv_heads, grid).max_tiles : keys;
+  std::vector<std::pair<int, int>> items;  // tiles of keys, of them masked
+  for (const PrefillTile& tile : tiles) {
     const int touched = tile.end_tile - tile.first_tile;
-    const int whole = std::max(0, tile.end_whole - tile.first_whole);
-    for (int head = 0; head < kv_heads; ++head) items.push_back({touched, touched - whole});
+    const PrefillPieces pieces = pieces_of(touched, count_pieces(touched, most));
+    for (int k = 0; k < pieces.count; ++k) {
+      const int first = tile.first_tile + pieces.begin(k);
+      const int end = tile.first_tile + pieces.begin(k + 1);
+      const int whole = std::min(end, tile.end_whole) - std::max(first, tile.first_whole);
+      for (int head = 0; head < kv_heads; ++head)
+        items.push_back({end - first, end - first - std::max(0, whole)});
+    }
   }
   std::sort(items.rbegin(), items.rend());
   const int count = static_cast<int>(items.size()), ctas = std::min(count, sms);
@@ -92,8 +112,9 @@ bool answer_prefill() {
   }
   return std::printf(
              "{\"items\": %d, \"key_tiles\": %d, \"masked\": %d, \"keys\": %d, "
-             "\"rows\": %d, \"ctas\": %d}\n",
-             best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas) > 0;
+             "\"rows\": %d, \"ctas\": %d, \"pieces\": %d}\n",
+             best[0], best[1], best[2], kPrefillKeys, kPrefillRows, ctas,
+             count > all * kv_heads ? count : 0) > 0;
 }
 
 template <typename Value>

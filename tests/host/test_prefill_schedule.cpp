@@ -1,11 +1,13 @@
 // Every tile of queries covers its tokens once and visits the keys it must; costs sort as they
-// should; every item has one CTA, and the long items are spread evenly. No length makes a tile visit
-// more keys than the workspace for its sums was sized for.
+// should; every piece has one CTA, and the long ones are spread evenly. No length makes a tile visit
+// more keys than the workspace for its sums was sized for. However a batch is cut, every key tile of
+// an item lies in one piece, the lists and the partial results have room, and few items share the grid.
 #include <algorithm>
 #include <vector>
 
 #include "expect.h"
 #include "kernels/flash_prefill/schedule.h"
+#include "prefill_cut.h"
 #include "tile/divide.h"
 
 namespace {
@@ -73,6 +75,63 @@ void check_snake(int items, int ctas) {
   if (items >= 16 * ctas) EXPECT(*most <= 1.05 * *least, "load " << *least << " to " << *most);
 }
 
+void check_cut(const std::vector<int>& items, int kv_heads, int ctas) {
+  for (const PrefillCut& c : prefill_candidates(items, kv_heads, ctas))
+    EXPECT(c.pieces == static_cast<int64_t>(items.size()) ||
+               c.pieces <= l4k::max_prefill_slots(kv_heads, ctas),
+           c.max_tiles << ": " << c.pieces);
+  const int max_tiles = prefill_cut(items, kv_heads, ctas).max_tiles;
+  int64_t pieces = 0, cut = 0;
+  for (int tiles : items) {
+    const int count = l4k::count_pieces(tiles, max_tiles);
+    const l4k::PrefillPieces parts = l4k::pieces_of(tiles, count);
+    EXPECT(1 <= count && count < 1 << 16 && parts.begin(0) == 0 && parts.begin(count) == tiles,
+           "every key tile once: " << tiles << " in " << count);
+    for (int k = 0; k < count; ++k) {
+      const int own = parts.begin(k + 1) - parts.begin(k);
+      EXPECT(own <= std::max(max_tiles, 1) && own >= (tiles > 0) && own >= tiles / count, own);
+    }
+    pieces += count;
+    cut += count > 1;
+  }
+  EXPECT(pieces <= l4k::max_prefill_pieces(items.size()), pieces);
+  EXPECT(cut <= l4k::max_prefill_cut(items.size()), cut);
+  EXPECT(2 * cut <= l4k::max_prefill_slots(kv_heads, ctas), "as the kernels bound it: " << cut);
+}
+
+// Chunks, lengths and heads of serving: the busiest CTA's share, and who is left alone.
+void check_cuts() {
+  for (int ctas : {1, 2, 7, 132, 256})
+    for (int kv_heads : {1, 2, 8, 16})
+      for (int items = 1; l4k::may_cut(items, kv_heads, ctas); items += 1 + items / 5)
+        for (int tiles : {0, 1, 2, 3, 8, 63, 64, 1024, 8192, 16'777'216}) {
+          check_cut(std::vector<int>(items, tiles), kv_heads, ctas);
+          std::vector<int> mixed(items, std::max(tiles / 100, 1));
+          mixed[items / 2] = tiles;
+          check_cut(mixed, kv_heads, ctas);
+          for (int i = 0; i < items; ++i) mixed[i] = static_cast<int>(int64_t{tiles} * i / items);
+          check_cut(mixed, kv_heads, ctas);
+        }
+  // Scout on 132 SMs: 17 tokens at 8K and 128K keys fill the grid, a short sequence is left whole.
+  const auto chosen = [](int tiles, int kv_heads) {
+    return prefill_cut({tiles}, kv_heads, 132).max_tiles;
+  };
+  EXPECT(chosen(64, 8) == 4 && chosen(1024, 8) == 64 && chosen(1024, 1) == 8, chosen(64, 8));
+  for (int tiles : {1, 2, 3, 4}) EXPECT(chosen(tiles, 8) == tiles, tiles);
+  // 1,000 tokens are 40 items: three for some CTAs and two for the others, unless they are halved.
+  const int half = prefill_cut(std::vector<int>(40, 1024), 8, 132).max_tiles;
+  EXPECT(l4k::count_pieces(1024, half) == 2, half);
+  EXPECT(l4k::may_cut(49, 8, 132) && !l4k::may_cut(50, 8, 132) && !l4k::may_cut(0, 8, 132), "");
+  const int64_t whole = 4 * 1024 + l4k::kItemCost;
+  for (int items = 1; items <= 16; ++items) {  // a single wave
+    const int64_t cost = prefill_cut(std::vector<int>(items, 1024), 8, 132).cost;
+    EXPECT(cost * 132 <= 1.35 * whole * items * 8, items << ": " << cost);
+  }
+  EXPECT(l4k::merge_warps(2) == 1 && l4k::merge_warps(16) == 2 && l4k::merge_warps(132) == 8, "");
+  EXPECT(l4k::prefill_ctas(1, 8, 8192, 132) == 132 && l4k::prefill_ctas(1, 8, 128, 132) == 16, "");
+  EXPECT(l4k::prefill_ctas(0, 8, 8192, 132) == 1 && l4k::prefill_ctas(9, 8, 64, 400) == 72, "");
+}
+
 }  // namespace
 
 int main() {
@@ -98,5 +157,6 @@ int main() {
   }
   for (int ctas : {1, 2, 7, 132})
     for (int items : {0, 1, 5, 131, 132, 133, 264, 265, 2624, 5000}) check_snake(items, ctas);
+  check_cuts();
   return 0;
 }

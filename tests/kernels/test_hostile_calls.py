@@ -148,6 +148,9 @@ NUMBERS: dict[str, list[Any]] = {
     "top_logprobs": [-1, BIG, 2**62],
     # The last would be the right number, if products had no more than 64 bits.
     "num_heads": [0, -1, BIG, 2**62, 2**57 + 1],
+    "kv_heads": [0, -1, BIG, 2**62, 2**57 + 1],
+    "capacity": [-1],
+    "rows": [-1, BIG, 2**62],
     "floor_scale": [0, -1, BIG],
     "qk_norm_eps": [-1.0, float("nan")],
     "softmax_scale": [0.0, -1.0, float("nan"), float("inf")],

@@ -20,12 +20,13 @@ BINDINGS = CSRC / "bindings"
 
 def test_the_address_of_a_temporary_does_not_compile():
     """`pointer(call.workspace(...))` is freed at the semicolon, before the launch."""
-    kept = """  Tensor plan = call.workspace(flash_prefill_plan_words(params));
-  params.plan = pointer<int>(plan);
+    kept = """  Tensor partials = call.workspace(flash_prefill_partial_words(params));
+  params.partials = pointer<float>(partials);
 """
     text = (BINDINGS / "attention.cpp").read_text()
     assert text.count(kept) == 1
-    temporary = "  params.plan = pointer<int>(call.workspace(flash_prefill_plan_words(params)));\n"
+    words = "flash_prefill_partial_words(params)"
+    temporary = f"  params.partials = pointer<float>(call.workspace({words}));\n"
     done = compiled("attention.cpp", text.replace(kept, temporary), "-fsyntax-only")
     assert done.returncode and "use of deleted function" in done.stderr, done.stderr[-2000:]
 

@@ -66,6 +66,12 @@ def prefill(**changed: Any) -> Any:
     return ops.flash_prefill(Q, CACHE, CACHE, softmax_scale=0.1, **given)
 
 
+def prefill_plan(**changed: Any) -> Any:
+    given = {name: GOOD[name] for name in ("cu_seqlens_q", "seqlens_k")} | {"max_seqlen_q": 7}
+    sizes = {"rows": 10, "num_heads": 2, "kv_heads": 1, "capacity": 32}
+    return ops.flash_prefill_plan(**given | sizes | changed)
+
+
 def decode(**changed: Tensor) -> Any:
     given = {name: GOOD[name] for name in ("seqlens_k", "block_table")} | changed
     return ops.flash_decode(Q[:4].unflatten(0, (2, 2)), CACHE, CACHE, softmax_scale=0.1, **given)
@@ -187,6 +193,20 @@ ARGUMENTS = {
         lambda v: prefill(block_table=v), TABLES,
         "flash_prefill: expected the visible entries of block_table in",
         "flash_prefill: block_table",
+    ),
+    "flash_prefill plan": Argument(
+        lambda v: prefill(plan=v),
+        [prefill_plan(capacity=48), prefill_plan(chunk=7), prefill_plan(num_heads=1)],
+        "flash_prefill: expected a plan of flash_prefill_plan", "flash_prefill: plan",
+    ),
+    "flash_prefill_plan cu_seqlens_q": Argument(
+        lambda v: prefill_plan(cu_seqlens_q=v), STARTS_Q,
+        "flash_prefill_plan: expected cu_seqlens_q to ascend from 0 to at most 10",
+        "flash_prefill: cu_seqlens_q or max_seqlen_q",
+    ),
+    "flash_prefill_plan seqlens_k": Argument(
+        lambda v: prefill_plan(seqlens_k=v), [i32(-5, 3), i32(3, -(2**31))],
+        "flash_prefill_plan: expected seqlens_k >= 0", "flash_prefill: seqlens_k",
     ),
     "flash_decode seqlens_k": Argument(
         lambda v: decode(seqlens_k=v), LENGTHS,

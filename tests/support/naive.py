@@ -323,6 +323,37 @@ def attend(q, k_cache, v_cache, len_k, table, softmax_scale, chunk, k_scale, v_s
     return out, lse
 
 
+def flash_prefill_plan(
+    cu_seqlens_q,
+    seqlens_k,
+    *,
+    rows,
+    num_heads,
+    kv_heads,
+    capacity,
+    max_seqlen_q,
+    chunk=0,
+):
+    """The longest tiles of queries first, by looking at every key of theirs."""
+    bounds, batch = cu_seqlens_q.tolist(), len(seqlens_k)
+    tokens = 128 // (num_heads // kv_heads)
+    found = []
+    for b, len_k in enumerate(seqlens_k.tolist()):
+        positions = range(len_k - bounds[b + 1] + bounds[b], len_k)
+        for tile in range(-(-len(positions) // tokens)):
+            own = positions[tile * tokens : (tile + 1) * tokens]
+            keys = {j // 128 for p in own for j in visible(p, len_k, chunk)}
+            found.append((len(keys), b, tile))
+    found = [(b, tile, 0, 65536) for _, b, tile in sorted(found, reverse=True)]
+    bound = min(max_seqlen_q, rows)
+    most = min(rows // tokens + batch, batch * -(-bound // tokens))
+    words = np.zeros(12 + 4 * (max(most, 1280) + min(most, 768)), np.int32)
+    shape = rows, batch, bound, num_heads, kv_heads, chunk, capacity, 0
+    words[:12] = *shape, bounds[-1], len(found), 0, 1
+    words[12 : 12 + 4 * len(found)] = np.ravel(found)
+    return (words,)
+
+
 def flash_prefill(
     q,
     k_cache,
@@ -336,6 +367,7 @@ def flash_prefill(
     chunk=0,
     k_scale=None,
     v_scale=None,
+    plan=None,
 ):
     out, lse = np.zeros(q.shape), np.full((q.shape[1], q.shape[0]), -np.inf)
     bounds, queries = cu_seqlens_q.tolist(), f64(q)

@@ -54,12 +54,22 @@ def report_attention(options: argparse.Namespace) -> None:
     clock = options.clock or rates.constants()["attention"]["clock"]["value"]
     board = rates.machine(options.gpu, clock)
     size = options.tokens, options.heads, options.kv_heads, options.chunk
-    shape, work = headers.prefill(*size, options.format == "fp8", board.sms)
     asked = {name: getattr(options, name) for name in ("convert", "queries", "end", "pair")}
-    shape = replace(shape, **{name: value for name, value in asked.items() if value is not None})
-    us, tflops = attention.estimate(shape, work, board)
+    asked = {name: value for name, value in asked.items() if value is not None}
+    keys = options.keys or options.tokens
     say(f"{options.gpu} at {clock:.0f} MHz, keys and values in {options.format}")
-    say(f"{options.tokens} tokens, chunk {options.chunk}  {us:9.1f} us  {tflops:7.1f} TFLOP/s")
+    for cut in (False, True):
+        fp8 = options.format == "fp8"
+        shape, work = headers.prefill(*size, fp8, board.sms, keys=keys, cut=cut)
+        if cut and not work.pieces:
+            break
+        us, tflops = attention.estimate(replace(shape, **asked), work, board)
+        say(
+            f"{options.tokens} tokens of {keys}, chunk {options.chunk}, "
+            f"{f'cut into {work.pieces}' if cut else 'whole'}: busiest CTA {work.items} and "
+            f"{work.key_tiles} tiles of keys, {work.active} CTAs  {us:9.1f} us  "
+            f"{tflops:7.1f} TFLOP/s"
+        )
 
 
 def report_stream(options: argparse.Namespace) -> None:
@@ -199,6 +209,7 @@ def main() -> None:
         prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
         prompt.add_argument(f"--{name}", type=int, default=size)
+    prompt.add_argument("--keys", type=int, help="of the sequence; default: its new tokens")
     published.add_argument("--rows", action="store_true")
     reports = {
         product: report_gemm,

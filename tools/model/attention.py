@@ -39,6 +39,8 @@ class Work:
     masked: float  # of them
     flops: float
     active: int
+    pieces: int = 0  # of all items, which are cut and merged
+    bytes: float = 0.0  # of keys and values, from DRAM once
 
 
 def flash3(d: int, heads: int, keys: int, causal: bool, sms: int) -> tuple[Attention, Work]:
@@ -202,5 +204,19 @@ def estimate(shape: Attention, work: Work, machine: Machine) -> tuple[float, flo
     mask = simulate(shape, machine, work.active, KEY_TILES[0], True) - few
     cycles = work.items * item + work.key_tiles * tile + work.masked * mask
     start = machine.cta_start + machine.dram_latency + machine.store_latency
+    cycles = max(cycles, work.bytes / (machine.dram_rate * machine.sms))
     us = (cycles + start) / machine.clock_mhz + machine.launch
+    if work.pieces:
+        us += merge(shape, work, machine)
     return us, work.flops / us * 1e-6
+
+
+def merge(shape: Attention, work: Work, machine: Machine) -> float:
+    """us of partial results, stored by all CTAs beside each other and read by the last launch."""
+    rows = 64 * shape.warpgroups
+    stored, own = rows * (shape.d * 4 + 8), rows * shape.d * 2
+    rounds = ceil(work.pieces / machine.sms)
+    leave = rounds * (stored - own) / machine.store_rate
+    fetch = work.pieces * stored / (machine.l2_rate * machine.sms)
+    waits = machine.cta_start + 4 * machine.l2_latency + machine.store_latency
+    return machine.launch + (leave + fetch + waits) / machine.clock_mhz

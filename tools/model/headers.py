@@ -87,14 +87,30 @@ def gemm(
 
 
 def prefill(
-    tokens: int, heads: int, kv_heads: int, chunk: int, fp8: bool, sms: int, csrc: Path = CSRC
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    chunk: int,
+    fp8: bool,
+    sms: int,
+    csrc: Path = CSRC,
+    *,
+    keys: int | None = None,
+    cut: bool = True,
 ) -> tuple[Attention, Work]:
-    """One causal sequence of new tokens."""
-    facts = ask(f"prefill {tokens} {heads} {kv_heads} {chunk} {sms}\n", csrc)
+    """One causal sequence of new tokens, the last of so many keys; without `cut` every tile of
+    queries is one CTA's."""
+    keys = tokens if keys is None else keys
+    facts = ask(f"prefill {tokens} {keys} {heads} {kv_heads} {chunk} {sms} {cut:d}\n", csrc)
     loads = csrc / "kernels/flash_prefill/loads.cuh"
     ring = integer(loads, r"kStages = kFp8 \? (?:%s)" % (r"(\d+)" if fp8 else r"\d+ : (\d+)"))
-    whole, rest = divmod(tokens, chunk or tokens)
-    pairs = whole * (chunk or tokens) ** 2 / 2 + rest**2 / 2
+    size = chunk or keys
+    ends = keys, keys - tokens
+
+    def pairs(end: int) -> float:
+        whole, rest = divmod(end, size)
+        return whole * size**2 / 2 + rest**2 / 2
+
     counted = {name: entry["value"] for name, entry in constants()["attention"].items()}
     shape = Attention(
         128,
@@ -107,6 +123,8 @@ def prefill(
         end=counted["end"],
         early_q=True,
     )
-    flops = 4.0 * 128 * heads * pairs
+    flops = 4.0 * 128 * heads * (pairs(ends[0]) - pairs(ends[1]))
     counts = facts["items"], facts["key_tiles"], facts["masked"]
-    return shape, Work(*counts, flops, facts["ctas"])
+    first = (keys - tokens) // chunk * chunk if chunk else 0  # key that somebody sees
+    read = 2.0 * (keys - first) * kv_heads * 128 * (1 if fp8 else 2)
+    return shape, Work(*counts, flops, facts["ctas"], facts["pieces"], read)

@@ -5,15 +5,12 @@
 #include "host/device.h"
 #include "host/launch.h"
 #include "host/tensor_map.h"
+#include "kernels/flash_prefill/merge.cuh"
 #include "kernels/flash_prefill/plan.cuh"
 
 namespace l4k {
 
 namespace {
-
-int64_t max_items(const FlashPrefillParams& p) {
-  return max_prefill_items(p.rows, p.batch, p.max_seqlen_q, p.group.value);
-}
 
 // [64 of D, heads of a KV head, tokens] of Q: the rows of a tile.
 TensorMapSpec query_map(const FlashPrefillParams& p) {
@@ -38,11 +35,6 @@ TensorMapSpec cache_map(const FlashPrefillParams& p, const void* cache) {
           .box = {p.fp8 ? 128u : 64u, 1, static_cast<uint32_t>(box_slots(p.page_size)), 1}};
 }
 
-// At least one CTA: there may be rows that no sequence owns.
-int64_t prefill_ctas(const FlashPrefillParams& p) {
-  return std::clamp<int64_t>(max_items(p) * p.kv_heads, 1, sm_count());
-}
-
 template <bool kFp8>
 cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
   CUtensorMap q, k, v;
@@ -50,7 +42,7 @@ cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
   if (error == cudaSuccess) error = make_tensor_map(cache_map(p, p.k_cache), &k);
   if (error == cudaSuccess) error = make_tensor_map(cache_map(p, p.v_cache), &v);
   if (error != cudaSuccess) return error;
-  LaunchConfig config{.grid = dim3(static_cast<unsigned>(prefill_ctas(p))),
+  LaunchConfig config{.grid = dim3(p.ctas),
                       .block = dim3(kPrefillThreads),
                       .smem_bytes = sizeof(PrefillSmem<kFp8>) + 1024};
   return launch(flash_prefill_kernel<kFp8>, config, stream, q, k, v, p);
@@ -58,20 +50,40 @@ cudaError_t launch_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
 
 }  // namespace
 
+void size_flash_prefill(FlashPrefillParams& p) {
+  p.max_items = max_prefill_items(p.rows, p.batch, p.max_seqlen_q, p.group.value);
+  p.ctas = prefill_ctas(p.max_items, p.kv_heads, p.capacity(), sm_count());
+}
+
 int64_t flash_prefill_plan_words(const FlashPrefillParams& p) {
-  return (sizeof(PrefillPlan) + max_items(p) * sizeof(PrefillItem)) / sizeof(int);
+  return (sizeof(PrefillPlan) + prefill_list_items(p.max_items) * sizeof(PrefillItem)) /
+         sizeof(int);
+}
+
+int64_t flash_prefill_partial_words(const FlashPrefillParams& p) {
+  return p.cuts() ? PrefillPartials::words(p) : 0;
+}
+
+cudaError_t flash_prefill_plan(const FlashPrefillParams& p, cudaStream_t stream) {
+  LaunchConfig config{.grid = dim3(1), .block = dim3(kPlanThreads)};
+  return launch(flash_prefill_plan_kernel, config, stream, p);
 }
 
 int64_t flash_prefill_anchor_words(const FlashPrefillParams& p) {
   if (max_key_tiles(p.chunk, p.capacity()) <= kAnchorTiles) return 0;
-  return prefill_ctas(p) * AnchoredSums::kWords;
+  return int64_t{p.ctas} * AnchoredSums::kWords;
 }
 
 cudaError_t flash_prefill(const FlashPrefillParams& p, cudaStream_t stream) {
-  LaunchConfig config{.grid = dim3(1), .block = dim3(kPlanThreads)};
-  cudaError_t error = launch(flash_prefill_plan_kernel, config, stream, p);
+  cudaError_t error = p.planned ? cudaSuccess : flash_prefill_plan(p, stream);
   if (error != cudaSuccess) return error;
-  return p.fp8 ? launch_prefill<true>(p, stream) : launch_prefill<false>(p, stream);
+  error = p.fp8 ? launch_prefill<true>(p, stream) : launch_prefill<false>(p, stream);
+  if (error != cudaSuccess || !p.cuts()) return error;
+  // Items that are cut have at most so many rows; which they are, the device knows.
+  const int64_t rows = int64_t{max_prefill_cut(p.max_items)} * p.kv_heads * kPrefillRows;
+  const int64_t ctas = std::min<int64_t>(rows / kMergeWarps, int64_t{kMergeCtasPerSm} * sm_count());
+  LaunchConfig config{.grid = dim3(static_cast<unsigned>(ctas)), .block = dim3(kMergeThreads)};
+  return launch(flash_prefill_merge_kernel, config, stream, p);
 }
 
 }  // namespace l4k

@@ -16,15 +16,14 @@
 // named 2, 3    the other consumer            a consumer  its turn to feed the tensor cores
 // named 4, 5    a consumer, e4m3 only         the same    its rows of Q are f16
 //
-// Persistent: CTA c takes its items from the list of plan.cuh in snake order; the producer hands
-// them on. See docs/kernels/flash_prefill.md.
+// Persistent: CTA c takes its pieces from the list of plan.cuh in snake order; the producer hands
+// them on. A piece that is not all of its item leaves a partial result (merge.cuh). See
+// docs/kernels/flash_prefill.md.
 #pragma once
 #include <cuda.h>
 
 #include "kernels/flash_prefill/anchor.cuh"
-#include "kernels/flash_prefill/flash_prefill.h"
 #include "kernels/flash_prefill/loads.cuh"
-#include "kernels/flash_prefill/schedule.h"
 #include "kernels/flash_prefill/softmax.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/wgmma.cuh"
@@ -283,6 +282,25 @@ struct PrefillConsumer {
     }
   }
 
+  // What merge.cuh adds up: sums of values, relative to the row's maximum.
+  __device__ __forceinline__ void store_partial(const float (&o)[64], const Softmax& softmax,
+                                                uint32_t broken, const PrefillWork& at) {
+    const PrefillPartials partials(p);
+    const int column = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (p.group.quotient(row(h)) >= at.tokens) continue;
+      const int place = at.slot * kPrefillRows + row(h);
+      if (column == 0)
+        partials.states[place] = {softmax.base(h, softmax.max[h]),
+                                  (broken >> h & 1) != 0 ? -1.f : softmax.sum[h]};
+      float* to = partials.values + place * 128 + column;
+#pragma unroll
+      for (int i = 0; i < 16; ++i)
+        *reinterpret_cast<float2*>(to + 8 * i) = {o[4 * i + 2 * h], o[4 * i + 2 * h + 1]};
+    }
+  }
+
   __device__ __forceinline__ void run() {
     constexpr float kLog2E = 1.4426950408889634f;
     for (;; ++items) {
@@ -297,7 +315,9 @@ struct PrefillConsumer {
       for (int r = 0; r < 64; ++r) o[r] = 0.f;
       attend_all(o, softmax, broken);
       softmax.finish();
-      store(o, softmax, broken, work());
+      warp = ptx::opaque(warp);  // again: nothing of the rows' places is kept until here
+      if (work().slot < 0) store(o, softmax, broken, work());
+      else store_partial(o, softmax, broken, work());
     }
   }
 };
@@ -332,27 +352,26 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
   __syncthreads();
-  const auto& plan = *reinterpret_cast<const PrefillPlan*>(p.plan);
-  clear_tail(p, plan.rows);
+  clear_tail(p, PrefillLists(p).rows);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<56>();
     if (warp == 0) {
       PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
-      for_each_item(p, producer);
+      for_each_work(p, producer);
       PrefillWork end{};
       end.row = -1;
       producer.publish(end);
     } else if constexpr (kFp8) {
       PrefillConverter converter{smem, warp - 1};
-      for_each_item(p, converter);
+      for_each_work(p, converter);
     }
   } else {
     ptx::registers_increase<224>();
     if (warpgroup == 2) ptx::named_barrier_arrive(kBarrierTurn, kConsumers);  // the first turn
     PrefillConsumer<kFp8>{smem, p, warp - 4}.run();
-    if (warpgroup == 1)
+    if (threadIdx.x / 128 == 1)
       ptx::named_barrier_sync(kBarrierTurn, kConsumers);  // takes back the last one
   }
 }

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "tile/base.h"
+#include "kernels/flash_prefill/schedule.h"
 #include "tile/divide.h"
 
 namespace l4k {
@@ -30,16 +30,43 @@ struct FlashPrefillParams {
   const float* v_scale;
   void* out;        // [rows, num_heads, 128] bf16, contiguous
   float* lse;       // [num_heads, rows]
-  int* plan;        // workspace of flash_prefill_plan_words()
+  int* plan;        // of flash_prefill_plan_words(), 16-byte aligned
+  bool planned;     // the plan has been made
+  float* partials;  // workspace of flash_prefill_partial_words()
   float* anchors;   // workspace of flash_prefill_anchor_words()
   uint32_t* error;  // sticky error word
 
+  // Of a launch on this device: size_flash_prefill() fills them in.
+  int64_t max_items;
+  int ctas;
+
   // Keys that a row of the block table has a place for.
   L4K_HD int64_t capacity() const { return int64_t{max_pages} * page_size; }
+
+  // Whether items may be cut, which leaves partial results.
+  L4K_HD bool cuts() const { return may_cut(max_items, kv_heads, ctas); }
+
+  L4K_HD PrefillShape shape() const {
+    const int64_t keys = capacity(), limit = 0x7fffffff;  // no length is more
+    return {.rows = rows,
+            .batch = batch,
+            .max_seqlen_q = max_seqlen_q,
+            .num_heads = num_heads,
+            .kv_heads = kv_heads,
+            .chunk = static_cast<int>(chunk),
+            .capacity = static_cast<int>(keys < limit ? keys : limit),
+            .ctas = ctas};
+  }
 };
 
+void size_flash_prefill(FlashPrefillParams& params);
 int64_t flash_prefill_plan_words(const FlashPrefillParams& params);
+int64_t flash_prefill_partial_words(const FlashPrefillParams& params);
 int64_t flash_prefill_anchor_words(const FlashPrefillParams& params);
+
+// Of the lengths alone: needs no q, no cache and no results.
+cudaError_t flash_prefill_plan(const FlashPrefillParams& params, cudaStream_t stream);
+// By params.plan, which it makes first unless it is there.
 cudaError_t flash_prefill(const FlashPrefillParams& params, cudaStream_t stream);
 
 }  // namespace l4k

@@ -3,8 +3,7 @@
 #pragma once
 #include <cuda.h>
 
-#include "kernels/flash_prefill/flash_prefill.h"
-#include "kernels/flash_prefill/schedule.h"
+#include "kernels/flash_prefill/lists.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
@@ -23,12 +22,6 @@ L4K_HD constexpr int box_slots(int page_size) {
   const int lowest_bit = page_size & -page_size;
   return lowest_bit < kPrefillKeys ? lowest_bit : kPrefillKeys;
 }
-
-// One tile of queries and one KV head.
-struct PrefillWork : PrefillTile {
-  int sequence, kv_head;
-  int row;  // of Q, the first; -1: there is no more work
-};
 
 template <bool kFp8>
 struct PrefillSmem {
@@ -66,24 +59,17 @@ struct PrefillSmem {
   }
 };
 
-// Calls role(work) for every item of this CTA. Items times heads fit 32 bits: fewer than rows of Q.
+// Calls role(work) for every piece of this CTA.
 template <typename Role>
-__device__ __forceinline__ void for_each_item(const FlashPrefillParams& p, Role& role) {
-  const auto* plan = reinterpret_cast<const PrefillPlan*>(p.plan);
-  const auto* items = reinterpret_cast<const PrefillItem*>(plan + 1);
-  const int count = plan->items * p.kv_heads, ctas = static_cast<int>(gridDim.x);
-  for (int round = 0; round * ctas < count; ++round) {
-    const int index = snake(round, blockIdx.x, ctas);
-    if (index >= count) continue;
-    const PrefillItem item = items[index / p.kv_heads];
+__device__ __forceinline__ void for_each_work(const FlashPrefillParams& p, Role& role) {
+  const int kv_heads = p.kv_heads, ctas = static_cast<int>(gridDim.x);
+  for (int round = 0;; ++round) {
+    const PrefillLists lists(p);  // read again: the converters have no registers to keep it in
+    const int count = lists.pieces * kv_heads, index = snake(round, blockIdx.x, ctas);
+    if (round * ctas >= count) return;
     PrefillWork work;
-    const int first = p.cu_seqlens_q[item.sequence], end = p.cu_seqlens_q[item.sequence + 1];
-    static_cast<PrefillTile&>(work) = prefill_tile(
-        item.tile, end - first, p.seqlens_k[item.sequence], p.group.value, p.chunk, p.capacity());
-    work.sequence = item.sequence;
-    work.kv_head = index % p.kv_heads;
-    work.row = first + work.first_token;
-    role(work);
+    if (index < count && lists.find(lists.items[index / kv_heads], index % kv_heads, work))
+      role(work);
   }
 }
 

@@ -1,5 +1,6 @@
 // What the mutants of flash_prefill share: two sequences over an e4m3 cache, what they must become,
-// the device's memory. Every CTA has several items, and an item several ranges of keys.
+// the device's memory. Of the first batch every CTA has several items, and an item several ranges of
+// keys; the second has so few queries that the first sequence's keys are cut into pieces.
 #pragma once
 #include <cmath>
 
@@ -7,8 +8,11 @@
 
 constexpr int kGroup = 5, kKvHeads = 2, kHeads = kGroup * kKvHeads, kDim = 128;
 constexpr int kPage = 32, kBatch = 2, kColumns = 12;
-constexpr int kNew[kBatch] = {60, 3}, kKeys[kBatch] = {333, 3};
-constexpr int kRows = kNew[0] + kNew[1] + 2;  // two that no sequence owns
+struct Lengths {
+  int queries[kBatch], keys[kBatch];
+};
+constexpr Lengths kMany = {{60, 3}, {333, 3}}, kFew = {{4, 2}, {333, 70}};
+constexpr int kRows = kMany.queries[0] + kMany.queries[1] + 2;  // two that no sequence owns
 constexpr float kScale = 0.125f;
 
 inline float e4m3(uint8_t code) {
@@ -46,8 +50,7 @@ struct World {
   }();
   Buffer<uint16_t> q{q_host}, out{kRows * kHeads * kDim};
   Buffer<uint8_t> k{k_host}, v{v_host};
-  Buffer<int> starts{std::vector<int>{0, kNew[0], kNew[0] + kNew[1]}};
-  Buffer<int> lengths{std::vector<int>{kKeys[0], kKeys[1]}}, table{table_host};
+  Buffer<int> table{table_host};
   Buffer<float> lse{kHeads * kRows}, k_scale{std::vector<float>{0.5f, 0.25f}},
       v_scale{std::vector<float>{2.f, 1.f}};
   Buffer<uint32_t> error{1};
@@ -59,10 +62,10 @@ inline World& world() {
 }
 
 // A row of the result, in double.
-inline std::vector<double> expected(int sequence, int token, int head) {
+inline std::vector<double> expected(const Lengths& n, int sequence, int token, int head) {
   const World& w = world();
-  const int kv_head = head / kGroup, row = sequence * kNew[0] + token;
-  const int position = kKeys[sequence] - kNew[sequence] + token;
+  const int kv_head = head / kGroup, row = sequence * n.queries[0] + token;
+  const int position = n.keys[sequence] - n.queries[sequence] + token;
   const auto at = [&](const std::vector<uint8_t>& cache, int key, int d) {
     const int page = w.table_host[sequence * kColumns + key / kPage];
     return e4m3(cache[((page * kPage + key % kPage) * kKvHeads + kv_head) * kDim + d]);
@@ -81,13 +84,13 @@ inline std::vector<double> expected(int sequence, int token, int head) {
   return sums;
 }
 
-inline void check_results(const std::vector<uint16_t>& out) {
+inline void check_results(const Lengths& n, const std::vector<uint16_t>& out) {
   double error = 0, size = 0;
   for (int sequence = 0; sequence < kBatch; ++sequence)
-    for (int token = 0; token < kNew[sequence]; ++token)
+    for (int token = 0; token < n.queries[sequence]; ++token)
       for (int head = 0; head < kHeads; ++head) {
-        const std::vector<double> wanted = expected(sequence, token, head);
-        const int row = sequence * kNew[0] + token;
+        const std::vector<double> wanted = expected(n, sequence, token, head);
+        const int row = sequence * n.queries[0] + token;
         for (int d = 0; d < kDim; ++d) {
           const double got = from_bf16(out[(row * kHeads + head) * kDim + d]);
           error += (got - wanted[d]) * (got - wanted[d]);
