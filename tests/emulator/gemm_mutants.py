@@ -46,7 +46,7 @@ def program(kernel: str, config: str, mutant: Mutant | None = None) -> Path:
         path.relative_to(ROOT / "csrc"): path.read_text()
         for folder in ("ptx", "tile", "host", "kernels/stream_gemm", f"kernels/{kernel}")
         for path in sorted((ROOT / "csrc" / folder).iterdir())
-        if path.suffix in (".h", ".cuh")
+        if path.suffix in (".h", ".cuh") or (folder == "host" and path.suffix == ".cpp")
     }
     if mutant is not None:
         at = Path(os.path.normpath(Path("kernels", kernel, mutant.file)))
@@ -67,8 +67,9 @@ def program(kernel: str, config: str, mutant: Mutant | None = None) -> Path:
     flags = ("-std=c++20", "-O2", toolchain.PTX, *toolchain.READABLE)
     number = names_of_instances()[f"{kernel}_kernel"].index(config)
     made = f"{copy}/chain.o"
+    hosts = [f"-include={path}" for path in sources if path.suffix == ".cpp"]
     for command in (
-        [toolchain.need_nvcc(), *flags, f"-DCONFIG={number}",
+        [toolchain.need_nvcc(), *flags, f"-DCONFIG={number}", *hosts,
          "-I", str(copy), "-c", str(driver), "-o", made],
         ["c++", made, "-o", f"{copy}/chain", *toolchain.linked_with(toolchain.library())],
     ):  # fmt: skip

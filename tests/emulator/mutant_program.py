@@ -86,7 +86,9 @@ class MutantProgram:
             str(path.relative_to(ROOT / "csrc")): path.read_text()
             for folder in ("ptx", "tile", "host", f"kernels/{self.kernel}")
             for path in sorted((ROOT / "csrc" / folder).iterdir())
-            if path.suffix in (".h", ".cuh") or path.name == self.source
+            if path.suffix in (".h", ".cuh")
+            or path.name == self.source
+            or (folder == "host" and path.suffix == ".cpp")
         }
 
     def _applied(self, mutant: Mutant | None) -> dict[str, str]:
@@ -112,6 +114,7 @@ class MutantProgram:
                 f"#define l4k {space}",
                 f'#include "{space}/kernels/{self.kernel}/{self.source or self.kernel + ".cuh"}"',
                 *(f'#include "{space}/host/{header}.h"' for header in self.host),
+                *(f'#include "{space}/{path}"' for path in self._sources() if path.endswith("cpp")),
                 '#include "chain.cuh"',
                 "#undef l4k",
             ]
