@@ -47,7 +47,7 @@ MUTANTS = [Mutant(name, kinds, tuple(changes)) for name, kinds, *changes in (
      (KERNEL, "bad = smem.bad[k_stage.phase]", "bad = smem.bad[0]")),
     ("rows leave before all lanes have staged them", "shared-race",
      (KERNEL, "    __syncwarp();\n    // Sixteen lanes", "    // Sixteen lanes")),
-    ("pieces are merged before all are there", "dependency-wait-missing",
+    ("pieces are merged before all are there", "dependency-race dependency-wait-missing",
      (MERGE, WAIT + TRIGGER + "  const PrefillLists", TRIGGER + "  const PrefillLists")),
     ("the plan is read before it is made", "dependency-race",
      (KERNEL, WAIT + TRIGGER + "  __syncthreads();", TRIGGER + "  __syncthreads();")),
