@@ -148,6 +148,8 @@ NUMBERS: dict[str, list[Any]] = {
     "top_logprobs": [-1, BIG, 2**62],
     # The last would be the right number, if products had no more than 64 bits.
     "num_heads": [0, -1, BIG, 2**62, 2**57 + 1],
+    "kv_heads": [0, -1, BIG, 2**62],
+    "capacity": [-1],
     "floor_scale": [0, -1, BIG],
     "qk_norm_eps": [-1.0, float("nan")],
     "softmax_scale": [0.0, -1.0, float("nan"), float("inf")],
@@ -161,7 +163,7 @@ NUMBERS: dict[str, list[Any]] = {
     "out_dtype": [torch.float16, torch.int64],
 }
 NOT_ADDRESSES = {
-    "eps", "attn_scale", "fast_accum", "keep_y", "shared_expert", "static_weights",
+    "eps", "attn_scale", "fast_accum", "keep_y", "shared_expert", "static_weights", "settled",
 }  # fmt: skip
 REFERENCE_ONLY = {"w4_gemm": {"scales", "zeros"}}  # tensors that no kernel takes
 
