@@ -17,7 +17,6 @@ DENSER = {
     "bench/checks": (13.9, "tables of cases, a case a line"),
     "tests": (13.3, "tables of cases, a case a line"),
     "tests/host": (12.2, "tables of shapes, and loops over all values"),
-    "tools/model": (11.4, "formulas"),
 }
 
 
