@@ -1,11 +1,27 @@
 """Arguments of a step of decoding whose op stores the new tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from bench.checks.inputs import I32, Maker
+from l4kernels import ops
 
 NAN = float("nan")
+
+
+def plan_for(op: str, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    """The plan of a call of flash_decode or flash_decode_append, made where its ops run now."""
+    given = ops.OPS[op].signature.bind(*args, **options).arguments
+    cache, table = given["k_cache"], given["block_table"]
+    tokens, heads = given.get("tokens", 1), given.get("num_heads")
+    if "q" in given:
+        tokens, heads = given["q"].shape[1:3]
+    return ops.flash_decode_plan(
+        given["seqlens_k"], num_heads=heads, kv_heads=cache.shape[2], tokens=tokens,
+        capacity=table.shape[1] * cache.shape[1], chunk=given.get("chunk", 0),
+    )  # fmt: skip
 
 
 def new_tokens(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.checks import cases_moe
-from bench.checks.appended import new_tokens
+from bench.checks.appended import new_tokens, plan_for
 from bench.checks.inputs import FP8, I32, Case, Cases, Maker, added_to
 from l4kernels import ops
 
@@ -364,6 +364,9 @@ _DECODE = {
 }
 
 
+_PLANNED = "several"
+
+
 @_of("flash_decode")
 def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
     for cache in (make.dtype, FP8):
@@ -376,6 +379,8 @@ def _flash_decode(make: Maker, name: str) -> Iterator[Case]:
                 }
             q = make.randn(len(len_ks), tokens, heads, 128)
             args = (q, paged["k"], paged["v"], paged["lengths"], paged["table"])
+            if label == _PLANNED:
+                options["plan"] = plan_for(name, args, options)
             yield Case(f"{label} {str(cache).removeprefix('torch.')}", args, options)
 
 
@@ -411,6 +416,8 @@ def _flash_decode_append(make: Maker, name: str) -> Iterator[Case]:
                 options |= {
                     s: make.uniform(kv_heads, low=0.5, high=2) for s in ("k_scale", "v_scale")
                 }
+            if label == _PLANNED:
+                options["plan"] = plan_for(name, tuple(args), options)
             label = f"{label} {str(cache).removeprefix('torch.')}"
             yield Case(label, tuple(args), options | {"floor_scale": 16})
 

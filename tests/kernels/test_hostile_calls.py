@@ -164,7 +164,7 @@ NUMBERS: dict[str, list[Any]] = {
     "out_dtype": [torch.float16, torch.int64],
 }
 NOT_ADDRESSES = {
-    "eps", "attn_scale", "fast_accum", "keep_y", "shared_expert", "static_weights",
+    "eps", "attn_scale", "fast_accum", "keep_y", "shared_expert", "static_weights", "settled",
 }  # fmt: skip
 REFERENCE_ONLY = {"w4_gemm": {"scales", "zeros"}}  # tensors that no kernel takes
 

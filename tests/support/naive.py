@@ -398,6 +398,7 @@ def flash_decode(
     chunk=0,
     k_scale=None,
     v_scale=None,
+    plan=None,
 ):
     out, lse = np.zeros(q.shape), np.zeros((q.shape[0], q.shape[2], q.shape[1]))
     for b, len_k in enumerate(seqlens_k.tolist()):
@@ -412,7 +413,7 @@ def flash_decode(
             k_scale,
             v_scale,
         )
-    return out, lse
+    return (out, lse) if plan is None else (out, lse, plan.numpy())
 
 
 def flash_decode_plan(seqlens_k, *, num_heads, kv_heads, capacity, tokens=1, chunk=0):
@@ -431,7 +432,7 @@ def flash_decode_plan(seqlens_k, *, num_heads, kv_heads, capacity, tokens=1, chu
 
 def flash_decode_append(
     qkv, positions, slots, k_cache, v_cache, seqlens_k, block_table,
-    *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, **rule,
+    *, num_heads, softmax_scale, tokens=1, chunk=0, k_scale=None, v_scale=None, plan=None, **rule,
 ):  # fmt: skip
     """Between the two parts q and the cache are rounded."""
     scales = {"k_scale": k_scale, "v_scale": v_scale}
@@ -440,7 +441,8 @@ def flash_decode_append(
     q = torch.from_numpy(q).to(qkv.dtype).unflatten(0, (len(seqlens_k), tokens))
     caches = (torch.from_numpy(cache).to(k_cache.dtype) for cache in stored)
     options = {"softmax_scale": softmax_scale, "chunk": chunk, **scales}
-    return *flash_decode(q, *caches, seqlens_k, block_table, **options), *stored
+    plans = () if plan is None else (plan.numpy(),)
+    return *flash_decode(q, *caches, seqlens_k, block_table, **options), *stored, *plans
 
 
 def merge_attention_states(outs, lses):

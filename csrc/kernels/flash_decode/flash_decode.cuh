@@ -235,7 +235,6 @@ template <bool kFp8, typename Tokens>
 __device__ __forceinline__ void decode(const FlashDecodeParams& p, const DecodeLaunch& launch,
                                        DecodeSmem<kFp8>& smem, Tokens tokens) {
   if (threadIdx.x == 0) smem.pipeline.init(kDecodeConsumers, kDecodeProducers * 32);
-  ptx::grid_launch_dependents();  // before the wait: of what the successor reads this is no fence
   if (!p.settled) ptx::grid_dependency_wait();
   // No way out before registers change hands: the compiler would give everyone the fewest.
   const bool is_ours = __syncthreads_and(take_place(p, launch, smem));

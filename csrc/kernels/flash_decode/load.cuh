@@ -111,6 +111,8 @@ struct DecodeProducer {
         copy_tile(tile);
       }
     }
+    // The next product's weights would queue before these copies. Nobody may take this for a fence.
+    ptx::grid_launch_dependents();
     ptx::copies_wait();  // no thread ends before its copies and their arrivals
   }
 };
