@@ -147,9 +147,9 @@ void another_calls_plan_does_not_fit() {
   const l4k::DecodePlace nothing = l4k::no_decode_work(shape, {1, 1});
   EXPECT(fits(header, nothing), "its own");
   for (int word = 0; word < l4k::kDecodeHeaderWords; ++word)
-    for (int change : {-1, 1, 1 << 30}) {
+    for (unsigned change : {~0u, 1u, 1u << 30}) {  // unsigned: a capacity may be the largest int
       l4k::DecodePlanHeader other = header;
-      reinterpret_cast<int*>(&other)[word] += change;
+      reinterpret_cast<unsigned*>(&other)[word] += change;
       EXPECT(!fits(other, nothing), "header word " << word);
     }
   for (int word : {0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14}) {
