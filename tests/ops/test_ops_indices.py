@@ -77,6 +77,11 @@ def decode(**changed: Tensor) -> Any:
     return ops.flash_decode(Q[:4].unflatten(0, (2, 2)), CACHE, CACHE, softmax_scale=0.1, **given)
 
 
+def decode_plan(**changed: Any) -> Tensor:
+    sizes = {"num_heads": 2, "kv_heads": 1, "capacity": 32}
+    return ops.flash_decode_plan(GOOD["seqlens_k"], **sizes | changed)
+
+
 def append(**changed: Tensor) -> Any:
     """Two sequences of 20 and 30 keys, the last of the first new, of the second cached."""
     given = {"positions": i64(19, 29), "slot_mapping": i64(19, -1)}
@@ -217,6 +222,14 @@ ARGUMENTS = {
         lambda v: decode(block_table=v), TABLES,
         "flash_decode: expected the visible entries of block_table in", "flash_decode: block_table",
     ),
+    "flash_decode plan": Argument(
+        lambda v: decode(plan=v), [decode_plan(capacity=1), decode_plan(chunk=7)],
+        "flash_decode: expected plan to be flash_decode_plan of", "flash_decode: plan",
+    ),
+    "flash_decode_append plan": Argument(
+        lambda v: append(plan=v), [decode_plan(capacity=1), decode_plan(chunk=7)],
+        "flash_decode_append: expected plan to be flash_decode_plan of", "flash_decode: plan",
+    ),
     "flash_decode_append positions": Argument(
         lambda v: append(positions=v), [i64(0, -1), i64(-(2**63), 0)],
         "flash_decode_append: expected every value of positions in", "flash_decode: positions",
@@ -318,8 +331,9 @@ for few in (2, 17):
     }  # fmt: skip
 
 NOT_INDICES = {"data", "packed", "top_k", "counters", "seeds"}
-ANSWERED = {"advance_step", "process_logits"}
-"""Ops in which every value of an integer has a meaning: test_ops_step.py."""
+ANSWERED = {"advance_step", "process_logits", "flash_decode_plan"}
+"""Ops in which every value of an integer has a meaning (test_ops_step.py), if only for those that
+take the result: test_decode_plan.py."""
 
 
 def integers(op: ops.Op[..., Any]) -> set[str]:
