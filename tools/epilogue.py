@@ -28,11 +28,14 @@ KINDS = {  # opcodes and what they count
 
 
 def facts_of(code: list[Instruction]) -> dict[str, int]:
-    """What a budget may hold; nothing of a kernel whose results do not leave by TMA."""
+    """What a budget may hold; nothing of a kernel whose results do not leave by TMA, or that has no
+    loop over tiles."""
     if not {*PRODUCTS, "UTMASTG"} & {i.name for i in code} > {"UTMASTG"}:
         return {}
     flow = Flow(code)
     loops = {h: b for h, b in flow.loops().items() if any(_multiplies(flow, at) for at in b)}
+    if not loops:
+        return {}
     head = max(loops, key=lambda h: len(loops[h]))
     inner = set().union(*(blocks for h, blocks in loops.items() if h != head))
     facts = {}
