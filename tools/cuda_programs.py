@@ -10,6 +10,9 @@ from pathlib import Path
 from l4kernels.emulation import toolchain
 from tools.nvcc import FLAGS, ROOT, output_of
 
+HOST = sorted((ROOT / "csrc" / "host").glob("*.cpp"))
+"""What programs that launch by `host/launch.h` need besides; it is compiled as a part of them."""
+
 JOBS = 2
 TIMEOUT_S = 20
 
@@ -24,7 +27,8 @@ def build_emulated(sources: Path, names: Iterable[str], output: Path) -> list[Pa
     beside the PTX: ptxas has its say, and loops can be looked at."""
     flags = [flag for flag in FLAGS if not flag.startswith("-gencode")]
     flags += ["-gencode=arch=compute_90a,code=[compute_90a,sm_90a]", *toolchain.READABLE]
-    return _build_all(sources, names, output, [*flags, "-DL4K_EMULATED"], toolchain.library())
+    flags += ["-DL4K_EMULATED", f"-I{ROOT / 'emulator' / 'include'}"]
+    return _build_all(sources, names, output, flags, toolchain.library())
 
 
 def _build_all(
@@ -41,8 +45,9 @@ def _build(source: Path, output: Path, flags: list[str], library: Path | None) -
     """Compiles a program unless it is up to date; ptxas may not serialise its products."""
     compiler = toolchain.need_nvcc()
     headers = [*(ROOT / "csrc").rglob("*.*h"), *(ROOT / "bench").glob("*/*.*h")]
-    inputs = b"".join(path.read_bytes() for path in sorted([source, *headers]))
+    inputs = b"".join(path.read_bytes() for path in sorted([source, *headers, *HOST]))
     key = hashlib.sha256(inputs + str((flags, library, compiler)).encode()).hexdigest()
+    flags = [*flags, *(f"-include={path}" for path in HOST)]
     program, stamp = output / source.stem, output / f"{source.stem}.key"
     if program.exists() and stamp.exists() and stamp.read_text() == key:
         return program

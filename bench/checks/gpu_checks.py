@@ -22,6 +22,7 @@ from bench.checks.kernel_checks import (
     check,
     kernel_cases,
     mutated,
+    readable,
     same_bits,
     tensors,
 )
@@ -79,7 +80,6 @@ def kernel_is_right(op: str) -> dict[str, Any]:
         assert_same(results_of(op, case), first, f"{op} [{case}] on another run")
     mine, results = case.copy(), []
     graph = capture(lambda: results.append(tensors(OPS[op](*mine.args, **mine.kwargs))))
-    outputs = (*results[-1], *(t for _, t in mutated(op, mine)))
     originals = dict(mutated(op, case))
     for t in results[-1]:
         t.view(torch.uint8).fill_(0xA5)  # a replay has to write them again
@@ -87,6 +87,7 @@ def kernel_is_right(op: str) -> dict[str, Any]:
         t.copy_(originals[name])
     graph.replay()
     torch.cuda.synchronize()
+    outputs = (*readable(op, results[-1]), *(t for _, t in mutated(op, mine)))
     assert_same(outputs, first, f"{op} [{case}] in a graph")
     return {"cases": len(found), "repeats": REPEATS}
 
@@ -113,9 +114,9 @@ def smoke(op: str) -> Iterator[dict[str, Any]]:
 
 
 def results_of(op: str, case: Case) -> tuple[Tensor, ...]:
-    """What the op returns and writes."""
+    """What the op returns and writes, as far as it is meant for others than its kernels."""
     case = case.copy()
-    return (*tensors(OPS[op](*case.args, **case.kwargs)), *(t for _, t in mutated(op, case)))
+    return (*readable(op, OPS[op](*case.args, **case.kwargs)), *(t for _, t in mutated(op, case)))
 
 
 def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...], what: str) -> None:

@@ -45,4 +45,16 @@ __device__ __forceinline__ float4 load_cluster(const float4* smem, uint32_t rank
   return v;
 }
 
+__device__ __forceinline__ uint32_t load_cluster(const uint32_t* smem, uint32_t rank) {
+  uint32_t v;
+  asm volatile(
+      "{\n\t.reg .b32 remote;\n\t"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n\t"
+      "ld.shared::cluster.u32 %0, [remote];\n\t}"
+      : "=r"(v)
+      : "r"(smem_address(smem)), "r"(rank)
+      : "memory");
+  return v;
+}
+
 }  // namespace l4k::ptx

@@ -129,14 +129,19 @@ def test_a_layer_of_scout_in_int4_is_seven_launches():
 
 
 @compiled
-def test_the_command_says_what_overlaps_nothing(capsys):
-    assert main(["bench", "ledger", "--model", "scout", "--format", "int4"]) == 0
+@pytest.mark.parametrize(
+    ("weights", "batch", "marks"), [("int4", 1, {""}), ("bf16", 64, {"", "!"})], ids=str
+)
+def test_the_command_says_what_overlaps_nothing(weights, batch, marks, capsys):
+    """One token's int4 launches all fit beside their neighbours; products of wgmma fill an SM."""
+    argv = ["bench", "ledger", "--model", "scout", "--format", weights, "--batch", str(batch)]
+    assert main(argv) == 0
     out = capsys.readouterr().out
     assert "each of 36 layers (0, 1, 2, 4, 5, 6, ..., 46), launches: " in out
     pairs = re.findall(r" (!?)(\d+\.\d) +\d+\.\d{3} +\d+\.\d{2} ", out)
-    assert len({mark for mark, _ in pairs}) == 2
+    assert {mark for mark, _ in pairs} == marks
     assert all((mark == "!") == (float(size) > 227) for mark, size in pairs)
-    assert "by `l4k plan` 2.007 ms (+" in out
+    assert ("by `l4k plan` 2.007 ms (+" in out) == (weights == "int4")
 
 
 @compiled

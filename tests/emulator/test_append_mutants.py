@@ -130,7 +130,7 @@ def sources() -> dict[str, str]:
         str(path.relative_to(ROOT / "csrc")): path.read_text()
         for folder in FOLDERS
         for path in sorted((ROOT / "csrc" / folder).iterdir())
-        if path.suffix in (".h", ".cuh")
+        if path.suffix in (".h", ".cuh") or path.match("host/*.cpp")
     }
 
 
@@ -153,6 +153,7 @@ def write_sources(folder: Path) -> None:
             f'#include "{space}/kernels/flash_decode/planner.cuh"',
             f'#include "{space}/kernels/embed/embed.cuh"',
             f'#include "{space}/host/launch.h"',
+            *(f'#include "{space}/{path}"' for path in original if path.endswith(".cpp")),
             '#include "launch.cuh"',
             "#undef l4k",
             "#undef L4K_AGAIN",

@@ -114,6 +114,19 @@ def test_more_tokens_than_the_router_is_fast_for_take_its_three_ops(monkeypatch)
     assert calls_of(moe, norm, 9, monkeypatch)[:3] == ["rms_norm", "gemm", "moe_route"]
 
 
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_hooks_of_what_a_launch_computes_together_are_called(tokens):
+    moe, norm, *_ = layer(4, 1, torch.bfloat16)
+    next_norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU))
+    next_norm.weight.copy_(torch.ones(HIDDEN))
+    seen = []
+    for module in (norm, moe.router, next_norm):
+        module.register_forward_hook(lambda called, args, out: seen.append(called))
+    x = torch.randn(tokens, HIDDEN).bfloat16()
+    moe.forward_then_norm(x, norm, next_norm)
+    assert seen == [norm, moe.router, next_norm]
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 16, 17])
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
 def test_a_layer_with_the_next_norm_is_the_layer_and_the_norm(weights, tokens):
