@@ -60,7 +60,9 @@ void check(const Touches& history, const StreamOperationPtr& op, uint32_t mask, 
   // error only if its next owner touches what the last one may still use.
   if (op->kind == StreamOperation::Kind::allocation) return;
   for (const auto& t : history) {
-    if (t.op == op) continue;
+    // Of one lane, those that overlap are a dependent launch and the one before it, which are
+    // compared whether or not there are other streams ("dependency-race").
+    if (t.op->lane == op->lane) continue;
     uint32_t with =
         t.written | (how != Touching::read ? t.read : 0) | (how != Touching::atomic ? t.atomic : 0);
     if ((with & mask) && !op->follows(*t.op))

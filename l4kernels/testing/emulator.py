@@ -56,6 +56,8 @@ def emulated(
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
     settings = {"threads": 1} | settings
+    if control.last_report() is not None:  # of an earlier block: this one begins afresh
+        control.reset()
     control.configure(mode=mode, seed=seed, sms=sms, stop=stop, **settings)
     with dispatch("emulated", frozenset(reference)):
         yield control

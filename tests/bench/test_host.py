@@ -40,7 +40,10 @@ def test_a_warm_call_asks_the_runtime_for_launches_only(costs):
     assert {c.case.key: c.needless for c in costs if c.needless} == {}
     most = {"flash_prefill": 3}  # a plan, pieces, merging; others have at most one beside their own
     for c in costs:
-        assert 1 <= c.launches <= most.get(c.case.op, 2) and c.asked["devices"] <= 8, (c.case.key, c.asked)
+        assert 1 <= c.launches <= most.get(c.case.op, 2) and c.asked["devices"] <= 8, (
+            c.case.key,
+            c.asked,
+        )
 
 
 def test_its_way_to_the_driver_is_short(costs):

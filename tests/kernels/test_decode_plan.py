@@ -81,13 +81,16 @@ def test_behind_a_fence_old_keys_are_read_before_the_wait(mode):
     assert device_error() == ""
 
 
-def test_a_plan_that_no_fence_follows_is_reported():
+@pytest.mark.parametrize("streams", [0, 1])
+def test_a_plan_that_no_fence_follows_is_reported(streams):
+    """As what it is, whatever else the program has: other streams are compared in another way."""
     args, options = step()
     race = pytest.raises(RuntimeError, match="dependency-race")
     with race, emulated(mode="late", seed=3, sms=4) as control, chained():
+        for _ in range(streams):
+            control.create_stream()
         plan = plan_of(args)
         ops.flash_decode_append(*args, **options, plan=plan, settled=True)
-    control.reset()
 
 
 WRONG = {
