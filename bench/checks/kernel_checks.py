@@ -59,7 +59,7 @@ def kernel_cases(op: str, device: str = "cpu") -> list[Case]:
 # What a result says to others than the kernels that take it: kind and shape, and the lengths.
 READABLE = {
     "flash_decode_plan": lambda plan: torch.cat([plan[:7], plan[PLAN_WORDS:]]),
-    "flash_prefill_plan": lambda plan: plan[:7],
+    "flash_prefill_plan": lambda plan: torch.cat([plan[:7], plan[-2 * int(plan[1]) - 1 :]]),
 }
 
 # Cases in which a kernel sets the error word, and what it says.

@@ -177,7 +177,7 @@ def flash_prefill(
     Raises:
         IndexError: `cu_seqlens_q` out of order or beyond the rows of q, a sequence longer than
             `max_seqlen_q`, a negative length, a visible page outside the table or the cache, or a
-            plan for other shapes.
+            plan for other shapes or lengths.
 
     >>> k = v = torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)
     >>> i32 = lambda *values: torch.tensor(values, dtype=torch.int32)
@@ -192,7 +192,8 @@ def flash_prefill(
         heads = q.shape[1], k_cache.shape[2]
         capacity = block_table.shape[1] * k_cache.shape[1]
         sizes = q.shape[0], seqlens_k.shape[0], max_seqlen_q
-        require_prefill_plan(plan, plan_header(*sizes, *heads, chunk, capacity))
+        header = plan_header(*sizes, *heads, chunk, capacity)
+        require_prefill_plan(plan, header, cu_seqlens_q, seqlens_k)
     cache = PagedCache("flash_prefill", k_cache, v_cache, k_scale, v_scale)
     for b, len_k in enumerate(seqlens_k.tolist()):
         rows = slice(bounds[b], bounds[b + 1])

@@ -22,11 +22,12 @@ def plan_words(rows: int, batch: int, max_seqlen_q: int, group: int) -> int:
     """Of a plan, from shapes alone: the same on every GPU, and for all lengths.
 
     >>> plan_words(17, 1, 17, 5)
-    5136
+    5139
     """
     tokens = _ROWS // group
     tiles = min(rows // tokens + batch, batch * -(-min(max_seqlen_q, rows) // tokens))
-    return _HEADER + _PIECE * (max(tiles, _WAVES * _MAX_CTAS) + min(tiles, _MAX_CUT * _MAX_CTAS))
+    pieces = max(tiles, _WAVES * _MAX_CTAS) + min(tiles, _MAX_CUT * _MAX_CTAS)
+    return _HEADER + _PIECE * pieces + 2 * batch + 1
 
 
 def plan_header(
@@ -43,8 +44,21 @@ def plan_header(
     return [rows, batch, bound, num_heads, kv_heads, chunk, min(capacity, _LIMIT)]
 
 
-def require_prefill_plan(plan: Tensor, header: list[int]) -> None:
-    """Raises `IndexError` for a plan of another call."""
+def _lengths(cu_seqlens_q: Tensor, seqlens_k: Tensor) -> Tensor:
+    """The last words of a plan: what it was made from."""
+    return torch.cat([cu_seqlens_q, seqlens_k])
+
+
+def require_prefill_plan(
+    plan: Tensor, header: list[int], cu_seqlens_q: Tensor, seqlens_k: Tensor
+) -> None:
+    """Raises `IndexError` for a plan of another call, or of other lengths."""
+    lengths = _lengths(cu_seqlens_q, seqlens_k)
+    if not torch.equal(plan[-len(lengths) :], lengths):
+        raise IndexError(
+            "l4kernels.flash_prefill: expected a plan of flash_prefill_plan() for this call's "
+            "cu_seqlens_q and seqlens_k, got one of other lengths; make it anew for every pass"
+        )
     if plan[: len(header)].tolist() != header:
         raise IndexError(
             f"l4kernels.flash_prefill: expected a plan of flash_prefill_plan() for the rows, "
@@ -100,7 +114,8 @@ def _words(args: Bound) -> int:
 
 
 def _work_flash_prefill_plan(args: Bound) -> Work:
-    return Work(0, tensor_bytes(args.cu_seqlens_q) + tensor_bytes(args.seqlens_k) + 4 * _HEADER)
+    lengths = tensor_bytes(args.cu_seqlens_q) + tensor_bytes(args.seqlens_k)
+    return Work(0, 2 * lengths + 4 * _HEADER)
 
 
 def _key_tiles(tile: int, len_q: int, len_k: int, tokens: int, chunk: int) -> int:
@@ -167,4 +182,5 @@ def flash_prefill_plan(
     words += [0, bounds[-1], len(pieces), 0, 1, *itertools.chain(*pieces)]
     plan = seqlens_k.new_zeros(plan_words(rows, batch, max_seqlen_q, group))
     plan[: len(words)] = torch.tensor(words, dtype=torch.int32, device=plan.device)
+    plan[-2 * batch - 1 :] = _lengths(cu_seqlens_q, seqlens_k)
     return plan

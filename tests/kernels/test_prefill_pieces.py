@@ -242,10 +242,28 @@ def test_no_contents_of_a_plan_lead_out_of_bounds(seed):
     small[HEADER + 3 :: 4] = small[HEADER + 3 :: 4].clamp(0) | small[HEADER + 3 :: 4] << 16
     hostile = noise if seed % 2 else small
     hostile[:8] = plan[:8]
+    hostile[-9:] = plan[-9:]  # the lengths
     hostile[9:11] = i32(*((2**31 - 1, 2**31 - 1) if seed < 2 else (60, 9)))
     with emulated(sms=sms, mode="random", seed=seed):
         ops.flash_prefill(*args, **options, plan=hostile)
     assert device_error() in ("flash_prefill: plan", "flash_prefill: block_table")
+
+
+@pytest.mark.parametrize("name", ["ragged", "diagonal"])
+@pytest.mark.parametrize("changed", ["cu_seqlens_q", "seqlens_k"])
+def test_a_plan_of_other_lengths_is_an_error_and_gives_zeros(name, changed):
+    """As the second pass of a program that planned once: rows that nobody planned must not come
+    back as whatever lay in the memory of the result."""
+    args, options, sms = cut_problem(name)
+    with emulated(sms=sms):
+        plan = planned(args, options)
+    args[3 if changed == "cu_seqlens_q" else 4][-1] -= 1
+    with emulated(sms=sms):
+        got = ops.flash_prefill(*args, **options, plan=plan)
+    assert device_error() == "flash_prefill: plan"
+    assert got.out.count_nonzero() == 0 and got.lse.eq(-torch.inf).all()
+    with pytest.raises(IndexError, match="for this call's cu_seqlens_q and seqlens_k, got one of"):
+        ops.flash_prefill.reference(*args, **options, plan=plan)
 
 
 def test_a_plan_for_offsets_out_of_order_leaves_no_rows():

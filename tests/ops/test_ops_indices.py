@@ -201,7 +201,10 @@ ARGUMENTS = {
     ),
     "flash_prefill plan": Argument(
         lambda v: prefill(plan=v),
-        [prefill_plan(capacity=48), prefill_plan(chunk=7), prefill_plan(num_heads=1)],
+        [
+            prefill_plan(capacity=48), prefill_plan(chunk=7), prefill_plan(num_heads=1),
+            prefill_plan(seqlens_k=GOOD["seqlens_k"] - 1),
+        ],
         "flash_prefill: expected a plan of flash_prefill_plan", "flash_prefill: plan",
     ),
     "flash_prefill_plan cu_seqlens_q": Argument(

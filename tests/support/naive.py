@@ -347,10 +347,11 @@ def flash_prefill_plan(
     found = [(b, tile, 0, 65536) for _, b, tile in sorted(found, reverse=True)]
     bound = min(max_seqlen_q, rows)
     most = min(rows // tokens + batch, batch * -(-bound // tokens))
-    words = np.zeros(12 + 4 * (max(most, 1280) + min(most, 768)), np.int32)
+    words = np.zeros(12 + 4 * (max(most, 1280) + min(most, 768)) + 2 * batch + 1, np.int32)
     shape = rows, batch, bound, num_heads, kv_heads, chunk, capacity, 0
     words[:12] = *shape, bounds[-1], len(found), 0, 1
     words[12 : 12 + 4 * len(found)] = np.ravel(found)
+    words[-2 * batch - 1 :] = *bounds, *seqlens_k.tolist()
     return (words,)
 
 

@@ -56,8 +56,7 @@ void size_flash_prefill(FlashPrefillParams& p) {
 }
 
 int64_t flash_prefill_plan_words(const FlashPrefillParams& p) {
-  return (sizeof(PrefillPlan) + prefill_list_items(p.max_items) * sizeof(PrefillItem)) /
-         sizeof(int);
+  return prefill_plan_words(p.max_items, p.batch);
 }
 
 int64_t flash_prefill_partial_words(const FlashPrefillParams& p) {

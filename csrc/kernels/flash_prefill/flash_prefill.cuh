@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   smem.init(p);
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  __syncthreads();
+  if (plan_is_stale(p)) return clear_tail(p, 0);
   clear_tail(p, PrefillLists(p).rows);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);

@@ -18,6 +18,25 @@ struct QueryRows {
   int first, count;
 };
 
+// Calls visit(a word of the plan, the length that it was made from), by all threads of a CTA.
+template <typename Visit>
+__device__ __forceinline__ void for_each_length(const FlashPrefillParams& p, Visit visit) {
+  int* made = p.plan + prefill_lengths_at(p.max_items);
+  for (int i = threadIdx.x; i <= p.batch; i += static_cast<int>(blockDim.x)) {
+    visit(made[i], p.cu_seqlens_q[i]);
+    if (i < p.batch) visit(made[p.batch + 1 + i], p.seqlens_k[i]);
+  }
+}
+
+// All threads of a CTA ask: a caller's plan that was made from other lengths does not cover these
+// rows. That is an error, and then no sequence owns one. Also a barrier of the CTA.
+__device__ __forceinline__ bool plan_is_stale(const FlashPrefillParams& p) {
+  bool differs = false;
+  if (p.planned) for_each_length(p, [&](int made, int length) { differs |= made != length; });
+  if (differs) report_error(p.error, DeviceError::kFlashPrefillPlan);
+  return __syncthreads_or(differs);
+}
+
 struct PrefillLists {
   const FlashPrefillParams& p;
   const PrefillItem *items, *cut_items;

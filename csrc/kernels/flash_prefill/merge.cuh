@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kMergeThreads, kMergeCtasPerSm)
   __shared__ float4 sums[kMergeWarps][32];
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
+  if (plan_is_stale(p)) return;
   const PrefillLists lists(p);
   const PrefillPartials partials(p);
   const int given = lists.merge_warps, warp = threadIdx.x / 32;

@@ -3,6 +3,7 @@
 // result does: every piece is computed alone, and an item's are merged in their order.
 #pragma once
 #include "kernels/flash_prefill/flash_prefill.h"
+#include "kernels/flash_prefill/lists.cuh"
 #include "kernels/flash_prefill/schedule.h"
 #include "ptx/sync.cuh"
 #include "tile/reduce.cuh"
@@ -143,6 +144,7 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
   auto* plan = reinterpret_cast<PrefillPlan*>(p.plan);
   auto* items = reinterpret_cast<PrefillItem*>(plan + 1);
   PrefillPlan made{.shape = p.shape(), .merge_warps = 1};
+  for_each_length(p, [](int& word, int length) { word = length; });
   if (__syncthreads_or(offsets_are_wrong(p))) {
     // Nobody owns a row: the main kernel makes all of them zero.
     if (threadIdx.x == 0) {

@@ -46,7 +46,7 @@ struct PrefillShape {
 };
 
 // What the planning kernel leaves for the others; the list of pieces follows it, then piece 0 of all
-// items that are cut.
+// items that are cut, then the lengths that all this was made from: cu_seqlens_q and seqlens_k.
 struct alignas(16) PrefillPlan {
   PrefillShape shape;
   int rows;         // of Q that belong to a sequence
@@ -91,6 +91,14 @@ L4K_HD constexpr int64_t max_prefill_cut(int64_t items) {
 
 L4K_HD constexpr int64_t prefill_list_items(int64_t items) {
   return max_prefill_pieces(items) + max_prefill_cut(items);
+}
+
+// Words of a plan before its lengths, and all.
+L4K_HD constexpr int64_t prefill_lengths_at(int64_t items) {
+  return (sizeof(PrefillPlan) + prefill_list_items(items) * sizeof(PrefillItem)) / sizeof(int);
+}
+L4K_HD constexpr int64_t prefill_plan_words(int64_t items, int64_t batch) {
+  return prefill_lengths_at(items) + 2 * batch + 1;
 }
 
 // Partial results of a launch, at most, in units of KV heads.
