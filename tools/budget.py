@@ -219,6 +219,9 @@ def _read_sass(text: str, found: dict[str, Report], around: set[str]) -> None:
 
 def main(names: list[str]) -> int:
     failed = 0
+    if unknown := sorted(set(names) - set(KERNELS)):
+        print(f"no such kernel: {', '.join(unknown)}; there are: {', '.join(sorted(KERNELS))}")
+        return 2
     for kernel in names or sorted(KERNELS):
         budgets = load_budget(kernel) if (KERNELS[kernel] / "budget.toml").exists() else {}
         for name, report in reports(kernel).items():

@@ -27,9 +27,11 @@ inline void* check_vectors(const Call& call, const Argument& t) {
   const int64_t last = t.rank() - 1, bytes = t.element_size();
   bool fit = t.strides[last] == 1 && reinterpret_cast<uintptr_t>(data) % kVector == 0;
   for (int64_t i = 0; i < last; ++i) fit &= t.sizes[i] <= 1 || t.strides[i] * bytes % kVector == 0;
-  call.require(fit || t.empty(), "expected the rows of ", t.name,
-               " to be contiguous and 16-byte aligned, got ", t,
-               "; call contiguous() or clone() first");
+  const bool odd = t.sizes[last] * bytes % kVector != 0;  // no copy of it would fit
+  call.require(
+      fit || t.empty(), "expected the rows of ", t.name,
+      " to be contiguous and 16-byte aligned, got ", t,
+      odd ? "; pad its rows to a multiple of 16 bytes" : "; call contiguous() or clone() first");
   return data;
 }
 

@@ -5,6 +5,7 @@
 namespace l4k {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
+constexpr float kNan = __builtin_nanf("");
 
 namespace ptx {
 

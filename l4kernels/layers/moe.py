@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
-from l4kernels.layers.hooks import has_hooks
+from l4kernels.layers.hooks import is_plain
 from l4kernels.layers.norm import RMSNorm
 from l4kernels.layers.options import ModelOptions, round_up
 from l4kernels.layers.weights.linear import Activations, unquantised
@@ -46,7 +46,7 @@ class MoE(nn.Module):
         self, x: Tensor, norm: RMSNorm, next_norm: RMSNorm
     ) -> tuple[Tensor, Activations]:
         """The same, and the next layer's norm of it, which adds no launch."""
-        if has_hooks(next_norm):
+        if not is_plain(self, next_norm):
             x = self(x, norm)
             return x, next_norm(x)
         return next_norm.of_combined(*self._experts(x, norm), x)
@@ -68,7 +68,7 @@ class MoE(nn.Module):
 
     def route(self, x: Tensor, norm: RMSNorm) -> tuple[Tensor, ops.Routing | ops.RoutedRows]:
         """The normalised rows, and where each goes; in one launch, if that is faster."""
-        if len(x) <= router_tokens(self.num_experts) and not has_hooks(norm, self.router):
+        if len(x) <= router_tokens(self.num_experts) and is_plain(norm, self.router):
             weights = norm.weight, cast("Tensor", self.router.weight)
             routed = ops.moe_router(x, *weights, self.num_experts, norm.eps, self.top_k, True)
             return routed.normed, routed

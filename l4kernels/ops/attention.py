@@ -167,7 +167,7 @@ def flash_prefill(
         softmax_scale: multiplies q . k; Llama 4: D^-0.5.
         max_seqlen_q: a bound on the queries of one sequence, known to the host.
         chunk: 0 for none.
-        k_scale, v_scale: float32 `[Hkv]` of an e4m3 cache; None means 1.
+        k_scale, v_scale: float32 `[Hkv]`, above 0, of an e4m3 cache; None means 1.
         plan: of `flash_prefill_plan` for these lengths and shapes; None: the call plans for itself.
 
     Returns:

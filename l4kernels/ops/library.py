@@ -80,14 +80,25 @@ def take_device_error() -> None:
     Kernels never stop for a bad id (its row comes out as zeros); the engine calls this where it
     synchronises anyway.
     """
-    if STATUS.loaded and (message := _taker()().decode()):
-        raise IndexError(f"{NAMESPACE}.{message}: a kernel met a value out of range")
+    takers = [_taker(), *emulated_takers] if STATUS.loaded else emulated_takers
+    for take in takers:
+        if message := take().decode():
+            raise IndexError(f"{NAMESPACE}.{message}: a kernel met a value out of range")
+
+
+emulated_takers: list[Callable[[], bytes]] = []
+"""Of the emulated twin of the library, once it is loaded (`l4kernels.testing.emulated`)."""
 
 
 @functools.cache
 def _taker() -> Callable[[], bytes]:
     """The library's function; looked up once, because an engine asks after every step."""
-    take = ctypes.CDLL(str(LIBRARY_PATH)).l4k_take_device_error
+    return error_taker(LIBRARY_PATH)
+
+
+def error_taker(library: Path) -> Callable[[], bytes]:
+    """A library's function that gives what its kernels have reported, and clears that."""
+    take = ctypes.CDLL(str(library)).l4k_take_device_error
     take.restype = ctypes.c_char_p
     return take
 

@@ -6,6 +6,7 @@ import importlib
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,15 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from l4kernels.ops.dispatch import dispatch
-from l4kernels.ops.library import STATUS
+from l4kernels.ops.library import STATUS, emulated_takers, error_taker
 from l4kernels.ops.registry import EMULATED_NAMESPACE, OPS, OpWithOut
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "cmake"
 _MAP_NORESERVE = 0x4000  # Linux; Python 3.10 has no name for it
 _emulated_library: torch.library.Library | None = None
+_owning = threading.Lock()
+_owner: int | None = None  # the thread whose blocks are open
+_blocks: list[dict[str, Any]] = []  # their settings, outermost first
 
 
 @contextlib.contextmanager
@@ -41,26 +45,63 @@ def emulated(
         seed: of the scheduler and of the random mode.
         sms: streaming multiprocessors of the emulated GPU.
         stop: the least severity of a report that ends a launch; "benign" is the strictest.
-        reference: names of ops that may run on their typed reference instead.
+        reference: names of ops that may run on their typed reference instead; `flash_decode_plan`
+            together with the ops that take its plan, since a kernel takes a kernel's alone.
         settings: further settings of the emulator (see docs/emulator.md); threads is 1 unless
             given, since tests run in several processes.
 
     Yields:
         The emulator's control module: counters, last report.
 
+    Blocks of one thread may lie in each other: the outer one's settings come back. Errors that
+    kernels report are `l4kernels.take_device_error`'s to raise, as on a GPU.
+
     Raises:
-        RuntimeError: outside a clone in which `make build` has run.
+        NotImplementedError: outside a clone in which `make build` has run.
+        RuntimeError: another thread is in such a block: there is one emulated GPU.
     """
     control = _load_emulator()
     unknown = set(reference) - set(OPS)
     if unknown:
         raise ValueError(f"emulated(reference=...): no such op: {', '.join(sorted(unknown))}")
-    settings = {"threads": 1} | settings
-    if control.last_report() is not None:  # of an earlier block: this one begins afresh
-        control.reset()
-    control.configure(mode=mode, seed=seed, sms=sms, stop=stop, **settings)
-    with dispatch("emulated", frozenset(reference)):
-        yield control
+    takers = {"flash_decode", "flash_decode_append"}
+    if "flash_decode_plan" in reference and not takers <= set(reference):
+        raise ValueError(
+            "emulated(reference=...): the kernels of flash_decode and flash_decode_append take no "
+            "plan of a reference: name these two as well, or leave flash_decode_plan out"
+        )
+    settings = {"threads": 1, "mode": mode, "seed": seed, "sms": sms, "stop": stop} | settings
+    with _own_block(settings):
+        if control.last_report() is not None:  # of an earlier block: this one begins afresh
+            control.reset()
+        control.configure(**settings)
+        try:
+            with dispatch("emulated", frozenset(reference)):
+                yield control
+        finally:
+            if len(_blocks) > 1:
+                control.configure(**_blocks[-2])
+
+
+@contextlib.contextmanager
+def _own_block(settings: dict[str, Any]) -> Iterator[None]:
+    """The GPU is this thread's until its blocks have ended."""
+    global _owner
+    me = threading.get_ident()
+    with _owning:
+        if _owner not in (None, me):
+            raise RuntimeError(
+                "emulated(): another thread is in such a block, and there is one emulated GPU: "
+                "wait for that block to end"
+            )
+        _owner = me
+        _blocks.append(settings)
+    try:
+        yield
+    finally:
+        with _owning:
+            _blocks.remove(settings)
+            _owner = me if _blocks else None
 
 
 @contextlib.contextmanager
@@ -172,6 +213,7 @@ def _load_emulator() -> ModuleType:
                 run = op.overload if op.without_kernel else _no_kernel(name)
                 definitions.impl(name, run, "CPU")
         _emulated_library = definitions
+        emulated_takers.append(error_taker(library))
     return importlib.import_module("l4k_emulator_control")
 
 

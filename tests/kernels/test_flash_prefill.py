@@ -1,6 +1,7 @@
 """flash_prefill in the emulator: chunks x pages x groups against float64, edges of chunks, what
 nobody may see, hostile arguments, traffic, and the overlap that the compiler may undo."""
 
+import math
 import re
 
 import pytest
@@ -46,6 +47,25 @@ def test_chunks_pages_and_groups(dtype, chunk, page, group, mode):
     with emulated(mode=mode, seed=seed, sms=3):
         check(args, options, factor=3.0 if dtype == FP8 else 2.0)
     assert device_error() == ""
+
+
+@pytest.mark.parametrize("sms", (1, 12), ids=("whole", "pieces"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, FP8), ids=("bf16", "fp8"))
+@pytest.mark.parametrize("size", (1e2, 1e5, 1e6, 1e7, 3e7, 1e8, 3e8, 1e9, 1e12))
+def test_scores_of_any_size_give_what_is_right_or_nan(size, dtype, sms):
+    """All values are 1, so every result is. Past 2^28 (in base 2) float32 cannot tell by how much
+    a score exceeds another, and the row says so."""
+    args, options = problem(Maker("cpu", torch.bfloat16, 7), [16], [600], page=8, dtype=dtype)
+    args[0] *= size
+    args[2].fill_(1)
+    with emulated(sms=sms):
+        got = ops.flash_prefill(*args, **options)
+    largest = ops.flash_prefill.reference(*args, **options).lse[0] / math.log(2)
+    out = got.out[:, 0]
+    within, beyond = largest.abs() < 0.9 * 2**28, largest.abs() > 1.1 * 2**28
+    assert (out[within] - 1).abs().max() < 0.02 if within.any() else beyond.any()
+    assert out[beyond].isnan().all()
+    assert (out.isnan() | ((out - 1).abs() < 0.02)).all()
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, FP8), ids=("bf16", "fp8"))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import silu
 
 from bench.checks.kernel_checks import same_bits
@@ -120,11 +121,52 @@ def test_hooks_of_what_a_launch_computes_together_are_called(tokens):
     next_norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU))
     next_norm.weight.copy_(torch.ones(HIDDEN))
     seen = []
-    for module in (norm, moe.router, next_norm):
+    for module in (norm, moe.router, moe, next_norm):
         module.register_forward_hook(lambda called, args, out: seen.append(called))
     x = torch.randn(tokens, HIDDEN).bfloat16()
     moe.forward_then_norm(x, norm, next_norm)
-    assert seen == [norm, moe.router, next_norm]
+    assert seen == [norm, moe.router, moe, next_norm]
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("hooked", ["moe", "norm", "router", "next_norm"])
+def test_a_hook_changes_what_a_module_gives(hooked, tokens):
+    moe, norm, *_ = layer(4, 1, torch.bfloat16)
+    next_norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU))
+    next_norm.weight.copy_(torch.ones(HIDDEN))
+    x = torch.randn(tokens, HIDDEN).bfloat16()
+    before = moe.forward_then_norm(x, norm, next_norm)
+    modules = {"moe": moe, "norm": norm, "router": moe.router, "next_norm": next_norm}
+    modules[hooked].register_forward_hook(lambda called, args, out: out * -3)
+    after = moe.forward_then_norm(x, norm, next_norm)
+    assert not torch.equal(after[1], before[1])
+
+
+class Wrapped(nn.Module):
+    """As somebody's adapter around a layer of the model."""
+
+    def __init__(self, own: nn.Module):
+        super().__init__()
+        self.own, self.calls = own, 0
+
+    def forward(self, *args, **options):
+        self.calls += 1
+        return self.own(*args, **options)
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_modules_of_somebody_else_are_called(tokens):
+    moe, norm, *_ = layer(4, 1, torch.bfloat16)
+    next_norm = RMSNorm(HIDDEN, 1e-5, ModelOptions(torch.bfloat16, CPU))
+    next_norm.weight.copy_(torch.ones(HIDDEN))
+    x = torch.randn(tokens, HIDDEN).bfloat16()
+    expected = moe.forward_then_norm(x, norm, next_norm)
+    others = Wrapped(norm), Wrapped(moe.router), Wrapped(next_norm)
+    moe.router = others[1]
+    got = moe.forward_then_norm(x, others[0], others[2])
+    assert [other.calls for other in others] == [1, 1, 1]
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 16, 17])

@@ -148,30 +148,6 @@ def test_launches_are_listed_and_not_run():
         assert sum(k["launches"] for k in control.counters().values()) == 1
 
 
-NOWHERE = """
-.version 8.0
-.target sm_90a
-.address_size 64
-.visible .entry nowhere() {
-  .reg .b64 %a; .reg .b32 %v;
-  mov.b64 %a, 64;
-  ld.global.b32 %v, [%a];
-  ret;
-}
-"""
-
-
-@compiled
-def test_what_one_block_left_reported_is_not_the_next_ones():
-    x = torch.ones(4, 128).bfloat16()
-    with pytest.raises(RuntimeError, match="out-of-bounds"), emulated() as control:
-        control.PtxKernel(NOWHERE, "nowhere").launch(grid=(1, 1, 1), block=(1, 1, 1), arguments=[])
-    assert control.last_report() is not None
-    with emulated():
-        assert ops.silu_mul(x).shape == (4, 64)
-    assert control.last_report() is None
-
-
 @compiled
 def test_what_cannot_be_launched_cannot_be_listed():
     with pytest.raises(ValueError, match="quantize_int4 has no kernel of its own: "):

@@ -192,7 +192,7 @@ def report_layer(options: argparse.Namespace) -> None:
 def report_router(options: argparse.Namespace) -> None:
     """One launch from rows to their experts, beside the norm, the GEMM and routing's two."""
     board = stream.machine()
-    say("| experts | tokens | one launch us | four us | |")
+    say("| experts | tokens | one launch us | four launches us | |")
     say("| --- | --- | --- | --- | --- |")
     for experts in (16, 128):
         for tokens in (128, 256, 512, 1024, 2048, 8192, 16384):
@@ -227,6 +227,22 @@ def report_rates(options: argparse.Namespace) -> None:
     say(f"mean error over all {len(rows)} rows, cut ones included: {rates.mean_error(rows):.1%}")
 
 
+def counted(text: str) -> int:
+    """An option's value that is a number of things."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def cycles(text: str) -> float:
+    """An option's value that is a time or a rate."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.model", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -239,7 +255,9 @@ def main() -> None:
     whatif = commands.add_parser("stream-what-if", help="what decides its time")
     check = commands.add_parser("stream-check", help="its simulation against measured rows")
     step = commands.add_parser("layer", help="the launches of a decode step's MoE layer")
-    routed = commands.add_parser("router", help="moe_router beside the ops that it replaces")
+    routed = commands.add_parser(
+        "router", help="moe_router beside the four launches that it replaces"
+    )
     published = commands.add_parser("rates", help="errors against published rates")
     beside = commands.add_parser("tables", help="Llama 4's shapes beside floors and peers")
     beside.add_argument("--page", choices=tables.TABLES, help="one page's; all if not given")
@@ -252,21 +270,22 @@ def main() -> None:
         streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
     for board in (product, between, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
-        board.add_argument("--clock", type=float, help="MHz")
+        board.add_argument("--clock", type=cycles, help="MHz")
     product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
     prompt.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     product.add_argument("--config", choices=[str(c) for c in gemm_configs()], metavar="NAME")
     for name in ("--n", "--k", "--experts"):
-        product.add_argument(name, type=int)
-    product.add_argument("--m", type=int, default=8192)
+        product.add_argument(name, type=counted)
+    product.add_argument("--m", type=counted, default=8192)
     for name, default in ("--m", 8192), ("--n", 16384), ("--k", 5120):
-        between.add_argument(name, type=int, default=default)
+        between.add_argument(name, type=counted, default=default)
     prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
     for name in ("--convert", "--queries", "--end"):
         prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
-    for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8), ("chunk", 0):
-        prompt.add_argument(f"--{name}", type=int, default=size)
-    prompt.add_argument("--keys", type=int, help="of the sequence; default: its new tokens")
+    for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8):
+        prompt.add_argument(f"--{name}", type=counted, default=size)
+    prompt.add_argument("--chunk", type=int, default=0, metavar="KEYS", help="0: none")
+    prompt.add_argument("--keys", type=counted, help="of the sequence; default: its new tokens")
     published.add_argument("--rows", action="store_true")
     reports = {
         product: report_gemm,

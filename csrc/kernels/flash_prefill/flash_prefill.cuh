@@ -213,7 +213,8 @@ struct PrefillConsumer {
       const int token = p.group.quotient(row(h));
       const int64_t position = int64_t{at.position} + token;
       nothing[h] = (broken >> h & 1) != 0 || position < 0 || position >= p.capacity();
-      factor[h] = v_scale / softmax.sum[h];
+      const bool counts = fabsf(softmax.base(h, softmax.max[h])) < kLargestBase;
+      factor[h] = counts ? v_scale / softmax.sum[h] : kNan;
       if (lane % 4 == 0 && token < at.tokens) {
         const int64_t head = (at.kv_head - token) * p.group.value + row(h);
         p.lse[head * p.rows + at.row + token] = nothing[h] ? kMinusInfinity : softmax.lse(h);
@@ -322,10 +323,11 @@ struct PrefillConsumer {
   }
 };
 
-// Rows that no sequence owns.
+// Rows that no sequence owns, by so many threads of every CTA.
+template <int kThreads>
 __device__ __forceinline__ void clear_tail(const FlashPrefillParams& p, int first_row) {
-  const int64_t thread = int64_t{blockIdx.x} * kPrefillThreads + threadIdx.x;
-  const int64_t threads = int64_t{gridDim.x} * kPrefillThreads, row_vectors = p.num_heads * 16;
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t threads = int64_t{gridDim.x} * kThreads, row_vectors = p.num_heads * 16;
   auto* out = static_cast<uint4*>(p.out);
   for (int64_t i = first_row * row_vectors + thread; i < p.rows * row_vectors; i += threads)
     out[i] = make_uint4(0, 0, 0, 0);
@@ -351,21 +353,25 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   smem.init(p);
   ptx::grid_dependency_wait();
   ptx::grid_launch_dependents();
-  if (plan_is_stale(p)) return clear_tail(p, 0);
-  clear_tail(p, PrefillLists(p).rows);
+  __syncthreads();
+  clear_tail<kPrefillThreads>(p, PrefillLists(p).rows);
   const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<56>();
+    const bool stale =
+        plan_is_stale(p);  // asked here, since the consumers have no registers for it
+    if (stale) clear_tail<128>(p, 0);
     if (warp == 0) {
       PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
-      for_each_work(p, producer);
+      if (!stale) for_each_work(p, producer);
       PrefillWork end{};
       end.row = -1;
       producer.publish(end);
     } else if constexpr (kFp8) {
-      PrefillConverter converter{smem, warp - 1};
-      for_each_work(p, converter);
+      // Not of `warp`, which would be one register too many.
+      PrefillConverter converter{smem, static_cast<int>(threadIdx.x / 32) - 1};
+      if (!stale) for_each_work(p, converter);
     }
   } else {
     ptx::registers_increase<224>();

@@ -18,23 +18,24 @@ struct QueryRows {
   int first, count;
 };
 
-// Calls visit(a word of the plan, the length that it was made from), by all threads of a CTA.
-template <typename Visit>
-__device__ __forceinline__ void for_each_length(const FlashPrefillParams& p, Visit visit) {
-  int* made = p.plan + prefill_lengths_at(p.max_items);
-  for (int i = threadIdx.x; i <= p.batch; i += static_cast<int>(blockDim.x)) {
-    visit(made[i], p.cu_seqlens_q[i]);
-    if (i < p.batch) visit(made[p.batch + 1 + i], p.seqlens_k[i]);
-  }
+// Where a plan says from what lengths it was made: cu_seqlens_q, then seqlens_k.
+__device__ __forceinline__ int* planned_lengths(const FlashPrefillParams& p) {
+  return p.plan + prefill_lengths_at(p.max_items);
 }
 
-// All threads of a CTA ask: a caller's plan that was made from other lengths does not cover these
-// rows. That is an error, and then no sequence owns one. Also a barrier of the CTA.
+// A warp asks: a caller's plan that was made from other lengths does not cover these rows. That is an
+// error, and then no sequence owns one.
 __device__ __forceinline__ bool plan_is_stale(const FlashPrefillParams& p) {
+  if (!p.planned) return false;
+  const int* made = planned_lengths(p);
   bool differs = false;
-  if (p.planned) for_each_length(p, [&](int made, int length) { differs |= made != length; });
+#pragma unroll 1
+  for (int i = threadIdx.x % 32; i <= p.batch; i += 32) {
+    differs |= made[i] != p.cu_seqlens_q[i];
+    if (i < p.batch) differs |= made[p.batch + 1 + i] != p.seqlens_k[i];
+  }
   if (differs) report_error(p.error, DeviceError::kFlashPrefillPlan);
-  return __syncthreads_or(differs);
+  return __any_sync(0xffffffff, differs);
 }
 
 struct PrefillLists {

@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/flash_prefill/lists.cuh"
+#include "kernels/flash_prefill/softmax.cuh"
 #include "ptx/arithmetic.cuh"
 #include "ptx/sync.cuh"
 #include "tile/reduce.cuh"
@@ -63,7 +64,8 @@ __device__ __forceinline__ void store_merged(const FlashPrefillParams& p, int64_
                                              int head, int64_t position, float4 total, float2 state,
                                              bool bad) {
   const bool nothing = bad || position < 0 || position >= p.capacity();
-  const float factor = (p.v_scale != nullptr ? p.v_scale[kv_head] : 1.f) / state.y;
+  const float v_scale = p.v_scale != nullptr ? p.v_scale[kv_head] : 1.f;
+  const float factor = fabsf(state.x) < kLargestBase ? v_scale / state.y : kNan;
   // A select, not a product: a row of nothing may hold NaN.
   const uint2 packed{nothing ? 0 : pack_pair(total.x * factor, total.y * factor),
                      nothing ? 0 : pack_pair(total.z * factor, total.w * factor)};

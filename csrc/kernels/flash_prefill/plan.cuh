@@ -144,7 +144,11 @@ __global__ void __launch_bounds__(kPlanThreads, 1)
   auto* plan = reinterpret_cast<PrefillPlan*>(p.plan);
   auto* items = reinterpret_cast<PrefillItem*>(plan + 1);
   PrefillPlan made{.shape = p.shape(), .merge_warps = 1};
-  for_each_length(p, [](int& word, int length) { word = length; });
+  int* lengths = planned_lengths(p);
+  for (int i = threadIdx.x; i <= p.batch; i += kPlanThreads) {
+    lengths[i] = p.cu_seqlens_q[i];
+    if (i < p.batch) lengths[p.batch + 1 + i] = p.seqlens_k[i];
+  }
   if (__syncthreads_or(offsets_are_wrong(p))) {
     // Nobody owns a row: the main kernel makes all of them zero.
     if (threadIdx.x == 0) {

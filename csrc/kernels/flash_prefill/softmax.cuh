@@ -7,6 +7,10 @@
 
 namespace l4k {
 
+// Of a maximum in base 2. Past it the float32 grid is wider than the range of a weight, and rounding
+// the maximum up would make weights of 1 vanish: such a row becomes NaN, not something plausible.
+constexpr float kLargestBase = 0x1p28f;
+
 // Columns outside of a row's span become -inf.
 template <int kRegisters>
 __device__ __forceinline__ void mask(float (&s)[kRegisters], const TileSpan (&seen)[2]) {
@@ -62,7 +66,8 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) {
       const int h = r / 2 % 2;
-      s[r] = ptx::exp2_approx(s[r] * scale[h] - relative_to[h]);
+      // One rounding, of the difference: the bound on a weight rests on it.
+      s[r] = ptx::exp2_approx(fmaf(s[r], scale[h], -relative_to[h]));
       added[h] = r == 2 * h ? s[r] : added[h] + s[r];
     }
     // A tile at a time: a long sum would round each of its weights to a grid of its own size.
