@@ -71,22 +71,15 @@ def emulated(
             "plan of a reference: name these two as well, or leave flash_decode_plan out"
         )
     settings = {"threads": 1, "mode": mode, "seed": seed, "sms": sms, "stop": stop} | settings
-    with _own_block(settings):
-        if control.last_report() is not None:  # of an earlier block: this one begins afresh
-            control.reset()
-        control.configure(**settings)
-        try:
-            with dispatch("emulated", frozenset(reference)):
-                yield control
-        finally:
-            if len(_blocks) > 1:
-                control.configure(**_blocks[-2])
+    with _own_block(control, settings), dispatch("emulated", frozenset(reference)):
+        yield control
 
 
 @contextlib.contextmanager
-def _own_block(settings: dict[str, Any]) -> Iterator[None]:
-    """The GPU is this thread's until its blocks have ended."""
-    global _owner
+def _own_block(control: ModuleType, settings: dict[str, Any]) -> Iterator[None]:
+    """The GPU is this thread's, with these settings. Blocks may end in any order, as generators do:
+    what remains has the settings of the last one that is open."""
+    global _owner, _blocks
     me = threading.get_ident()
     with _owning:
         if _owner not in (None, me):
@@ -95,13 +88,19 @@ def _own_block(settings: dict[str, Any]) -> Iterator[None]:
                 "wait for that block to end"
             )
         _owner = me
-        _blocks.append(settings)
+        _blocks = [*_blocks, settings]
     try:
+        if control.last_report() is not None:  # of an earlier block: this one begins afresh
+            control.reset()
+        control.configure(**settings)
         yield
     finally:
         with _owning:
-            _blocks.remove(settings)
-            _owner = me if _blocks else None
+            _blocks = [other for other in _blocks if other is not settings]
+            if _blocks:
+                control.configure(**_blocks[-1])
+            else:
+                _owner = None
 
 
 @contextlib.contextmanager

@@ -42,6 +42,20 @@ def test_the_outer_blocks_settings_come_back():
         assert torch.equal(plan(), before)
 
 
+def test_blocks_may_end_in_any_order():
+    lengths = torch.tensor([700], dtype=torch.int32)
+    plan = lambda: ops.flash_decode_plan(lengths, num_heads=1, kv_heads=1, capacity=704)  # noqa: E731
+    outer, inner = emulated(sms=6), emulated(sms=2)
+    outer.__enter__()
+    inner.__enter__()
+    before = plan()
+    outer.__exit__(None, None, None)
+    assert torch.equal(plan(), before)
+    inner.__exit__(None, None, None)
+    with emulated(sms=6):
+        assert not torch.equal(plan(), before)
+
+
 def test_there_is_one_emulated_gpu():
     x, said = torch.ones(4, 128).bfloat16(), []
 
