@@ -3,6 +3,7 @@
 import argparse
 
 from bench.host import cases, stubbed, table
+from l4kernels.bench.command import require_shapes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -13,11 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=200, help="calls of each case")
     parser.add_argument("--cases", action="store_true", help="a line for each case, not each op")
     options = parser.parse_args(arguments)
-    known = {case.op for case in cases()}
-    if unknown := sorted(set(options.ops) - known):
-        parser.error(
-            f"no shapes for {', '.join(unknown)}; there are shapes for {', '.join(sorted(known))}"
-        )
+    require_shapes(parser, options.ops, sorted({case.op for case in cases()}))
     if options.rounds < 1:
         parser.error(f"expected --rounds of 1 or more, got {options.rounds}")
     chosen = [case for case in cases() if not options.ops or case.op in options.ops]

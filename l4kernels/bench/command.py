@@ -4,6 +4,7 @@ model. `l4k bench ledger`: what one decode step calls and costs at the least."""
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from l4kernels.bench.shapes import PHASES, benchmarked_ops, calls
 from l4kernels.bench.timing import Timing
 from l4kernels.inputs.parser import Parser
 from l4kernels.planning.gpus import with_peaks
+
+
+def require_shapes(
+    parser: argparse.ArgumentParser, ops: Iterable[str], known: Sequence[str]
+) -> None:
+    """Ends with the parser's error where one of the ops is not among the known."""
+    if unknown := sorted(set(ops) - set(known)):
+        parser.error(f"no shapes for {', '.join(unknown)}; there are shapes for {', '.join(known)}")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -32,10 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder for rows")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    unknown = set(options.ops) - set(benchmarked_ops())
-    if unknown:
-        known = ", ".join(benchmarked_ops())
-        parser.error(f"no shapes for {', '.join(sorted(unknown))}; there are shapes for {known}")
+    require_shapes(parser, options.ops, benchmarked_ops())
     if options.counters and options.json:
         parser.error("--counters prints no JSON; leave out one of --counters and --json")
     return options

@@ -76,3 +76,16 @@ def test_a_table_has_a_line_for_each_case(costs):
 def test_the_command_prints_a_line_for_an_op(capsys):
     assert main(["silu_mul", "--rounds", "3"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("| silu_mul | 1 | ")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["gem"], "no shapes for gem; there are shapes for add_rms_norm, "),
+        (["silu_mul", "--rounds", "0"], "expected --rounds of 1 or more, got 0"),
+    ],
+)
+def test_what_it_cannot_count_is_refused(options, said, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    assert said in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 
 from tools.gemm_configs import gemm_config, gemm_configs
 from tools.model import attention, decode, gemm, headers, rates, stream, tables
+from tools.model.__main__ import main
 from tools.model.engine import Machine
 from tools.nvcc import ROOT
 
@@ -292,3 +293,21 @@ def test_decode_attention_is_met_where_a_timeline_was_taken():
         made = decode.predict(new, board, 1, keys, size)
         assert made.floor_us < made.chained_us < made.alone_us < measured
     assert decode.ISSUE["fp8"].share(board, 1) > decode.ISSUE["bf16"].share(board, 2)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("gemm --m 0", "argument --m: expected 1 or more, got 0"),
+        ("gemm --clock nan", "argument --clock: expected 1 or more, got nan"),
+        ("epilogue --k -1", "argument --k: expected 1 or more, got -1"),
+        ("attention --tokens 0", "argument --tokens: expected 1 or more, got 0"),
+        ("attention --convert -5", "argument --convert: expected 0 or more, got -5"),
+        ("attention --chunk -1", "argument --chunk: expected 0 or more, got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["model", *options.split()])
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """`python -m tools.model COMMAND`: what the timing model says. Nothing is measured."""
 
 import argparse
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from tools.budget import load_budget
 from tools.gemm_configs import GemmConfig, gemm_config, gemm_configs
@@ -227,20 +229,16 @@ def report_rates(options: argparse.Namespace) -> None:
     say(f"mean error over all {len(rows)} rows, cut ones included: {rates.mean_error(rows):.1%}")
 
 
-def counted(text: str) -> int:
-    """An option's value that is a number of things."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
-    return value
+def at_least(least: int, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option whose value is a number of things, a time or a rate."""
 
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected {least} or more, got {text}")
+        return value
 
-def cycles(text: str) -> float:
-    """An option's value that is a time or a rate."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
+    return number
 
 
 def main() -> None:
@@ -270,22 +268,24 @@ def main() -> None:
         streamed.add_argument("--products", nargs="*", default=[], metavar="NAME")
     for board in (product, between, prompt):
         board.add_argument("--gpu", choices=sorted(rates.constants()["gpu"]), default="h100")
-        board.add_argument("--clock", type=cycles, help="MHz")
+        board.add_argument("--clock", type=at_least(1, float), help="MHz")
     product.add_argument("--format", choices=["bf16", "fp8", "fp8_fast"], default="bf16")
     prompt.add_argument("--format", choices=["bf16", "fp8"], default="bf16")
     product.add_argument("--config", choices=[str(c) for c in gemm_configs()], metavar="NAME")
     for name in ("--n", "--k", "--experts"):
-        product.add_argument(name, type=counted)
-    product.add_argument("--m", type=counted, default=8192)
+        product.add_argument(name, type=at_least(1))
+    product.add_argument("--m", type=at_least(1), default=8192)
     for name, default in ("--m", 8192), ("--n", 16384), ("--k", 5120):
-        between.add_argument(name, type=counted, default=default)
+        between.add_argument(name, type=at_least(1), default=default)
     prompt.add_argument("--pair", action="store_true", help="two SMs share K and V by multicast")
     for name in ("--convert", "--queries", "--end"):
-        prompt.add_argument(name, type=float, metavar="CYCLES", help="in place of the counted ones")
+        prompt.add_argument(
+            name, type=at_least(0, float), metavar="CYCLES", help="in place of the counted ones"
+        )
     for name, size in ("tokens", 8192), ("heads", 40), ("kv-heads", 8):
-        prompt.add_argument(f"--{name}", type=counted, default=size)
-    prompt.add_argument("--chunk", type=int, default=0, metavar="KEYS", help="0: none")
-    prompt.add_argument("--keys", type=counted, help="of the sequence; default: its new tokens")
+        prompt.add_argument(f"--{name}", type=at_least(1), default=size)
+    prompt.add_argument("--chunk", type=at_least(0), default=0, metavar="KEYS", help="0: none")
+    prompt.add_argument("--keys", type=at_least(1), help="of the sequence; default: its new tokens")
     published.add_argument("--rows", action="store_true")
     reports = {
         product: report_gemm,
