@@ -96,7 +96,7 @@ def flash_decode_append(
         num_heads, cos_sin, qk_norm_eps, attn_scale, floor_scale: as for `rope_cache`.
         softmax_scale, chunk: as for `flash_decode`.
         tokens: of each sequence, from 1 to 16.
-        k_scale, v_scale: float32 `[Hkv]` of an e4m3 cache; None means 1.
+        k_scale, v_scale: float32 `[Hkv]`, above 0, of an e4m3 cache; None means 1.
         plan, settled: as for `flash_decode`.
 
     Returns:

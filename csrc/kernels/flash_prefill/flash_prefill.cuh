@@ -359,8 +359,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warpgroup == 0) {
     ptx::registers_decrease<56>();
-    const bool stale =
-        plan_is_stale(p);  // asked here, since the consumers have no registers for it
+    // Asked here: before the roles part it would cost the consumers a move for every score.
+    const bool stale = plan_is_stale(p);
     if (stale) clear_tail<128>(p, 0);
     if (warp == 0) {
       PrefillProducer<kFp8> producer{smem, p, map_q, map_k, map_v};
