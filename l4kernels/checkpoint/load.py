@@ -1,34 +1,19 @@
 """Fills a model: from a checkpoint folder, or with random weights."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from l4kernels.checkpoint.layout import Slot, layout
+from l4kernels.checkpoint.files.layout import Slot, layout
+from l4kernels.checkpoint.files.reader import NamedTensor
+from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.checkpoint.progress import Progress, terminal_counter
-from l4kernels.checkpoint.reader import Checkpoint, NamedTensor
-from l4kernels.checkpoint.unquantised import Unquantised
 from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.layers.weights.linear import Linear
-from l4kernels.model.config import Llama4Config
 from l4kernels.model.llama4 import Llama4Model
-
-CHECKPOINT_FORMATS: tuple[type[Unquantised], ...] = (Unquantised,)
-"""Published formats; the first that a checkpoint's headers match reads it."""
-
-
-def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
-    """The checkpoint in a folder, in whatever format, refused if it does not fit the config.
-
-    Reads no tensor data, so it comes before any memory is taken.
-    """
-    checkpoint = Checkpoint(path)
-    form = next(form for form in CHECKPOINT_FORMATS if form.matches(checkpoint))
-    return form(config, checkpoint)
 
 
 def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | None = None) -> None:
@@ -38,7 +23,7 @@ def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | N
     elif not callable(progress):
         raise ValueError(f"expected progress to be a function, got {shown(progress)}")
     tensors = source.tensors(model.embedding.dtype)
-    fill(model, source.slots, _reporting(tensors, source.checkpoint, progress))
+    fill(model, source.slots, _reporting(tensors, source, progress))
     _finish(model, source.slots)
 
 
@@ -46,7 +31,8 @@ def load_random(model: Llama4Model, seed: int) -> None:
     """Fills a model with random weights."""
     seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
     slots = layout(model.config)
-    fill(model, slots, random_tensors(slots, model.device, seed))
+    tensors = random_tensors(slots, model.device, seed)
+    fill(model, slots, ((n, e, t.t() if slots[n].transposed else t) for n, e, t in tensors))
     _finish(model, slots)
 
 
@@ -56,11 +42,7 @@ def fill(model: Llama4Model, slots: dict[str, Slot], tensors: Iterable[NamedTens
         slot = slots[name]
         target = _find(model, slot.target)
         if isinstance(target, Linear):
-            target.store(
-                data.t() if slot.transposed else data,
-                slot.rows,
-                slot.expert if expert is None else expert,
-            )
+            target.store(data, slot.rows, slot.expert if expert is None else expert)
         else:
             (target if slot.rows == "all" else target[slot.rows]).copy_(data)
         del data  # the last reference to a mapped file would keep it beside the next one
@@ -86,8 +68,9 @@ def _finish(model: Llama4Model, slots: dict[str, Slot]) -> None:
 
 def random_tensors(
     slots: dict[str, Slot], device: torch.device, seed: int
-) -> Iterator[NamedTensor]:
-    """Random weights that keep activations of ordinary size: norms near 1."""
+) -> Iterator[tuple[str, int | None, Tensor]]:
+    """Random weights, as a checkpoint has them, that keep activations of ordinary size: norms
+    near 1."""
     generator = torch.Generator(device).manual_seed(seed)
     for name, slot in slots.items():
         shape, stacked = slot.shape, len(slot.shape) == 3
@@ -104,13 +87,14 @@ def random_tensors(
 
 
 def _reporting(
-    tensors: Iterator[NamedTensor], checkpoint: Checkpoint, progress: Progress
+    tensors: Iterator[NamedTensor], source: Unquantised, progress: Progress
 ) -> Iterator[NamedTensor]:
-    done, total = 0, checkpoint.size
+    done, total = 0, source.checkpoint.size
     for tensor in tensors:
         name, expert, _ = tensor
-        stored = checkpoint.entries[name]
-        done += stored.bytes // (1 if expert is None else stored.shape[0])
+        slot = source.slots[name]
+        stored = sum(source.checkpoint.entries[piece].bytes for piece in source.pieces[name])
+        done += stored // (1 if expert is None else slot.shape[0])
         yield tensor
         del tensor, _  # as in `fill`
         progress(done, total)

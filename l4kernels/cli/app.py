@@ -109,7 +109,10 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this string; repeatable.")
     ] = None,
-    weights: Annotated[str, typer.Option(help=f"{WEIGHTS}: quantised at load.")] = "bf16",
+    weights: Annotated[
+        str | None,
+        typer.Option(help=f"{WEIGHTS}: quantised at load.  [default: as the checkpoint has them]"),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from l4kernels.checkpoint.choice import stored_formats
+from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.cli.interrupts import exit_code
-from l4kernels.cli.loading import checkpoint_bytes, load_options
+from l4kernels.cli.loading import check_options, checkpoint_bytes, load_options
 from l4kernels.cli.output import print_json, stream
 from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
@@ -38,7 +40,7 @@ class Request:
     min_p: float | None = None
     seed: int = 0
     stop: tuple[str, ...] = ()
-    weights: str = "bf16"
+    weights: str | None = None
     dtype: str | None = None
     device: str | None = None
     kv_dtype: str = "auto"
@@ -51,13 +53,7 @@ def run(request: Request, *, as_json: bool) -> int:
     Returns the exit code: a generation that is interrupted shows what it has.
     """
     started = time.perf_counter()
-    options = load_options(
-        request.device,
-        request.dtype,
-        request.weights,
-        request.kv_dtype,
-        reference=request.reference,
-    )
+    check_options(request.device, request.dtype, request.weights, request.kv_dtype)
     if request.max_new_tokens < 1:
         raise ValueError(f"expected --max-new-tokens >= 1, got {request.max_new_tokens}")
     if not request.model.is_dir():
@@ -68,12 +64,19 @@ def run(request: Request, *, as_json: bool) -> int:
     prompt = build_prompt(request, prompter)
     text = Detokenizer(prompter.tokenizer, request.stop)
     check_length(config, len(prompt.ids), request.max_new_tokens)
+    source = open_checkpoint(request.model, config)
+    options = load_options(
+        request.device,
+        request.dtype,
+        request.weights,
+        request.kv_dtype,
+        stored=stored_formats(source).values(),
+        reference=request.reference,
+    )
     prepared = time.perf_counter()
     with cpu.threads(cpu.threads_for(checkpoint_bytes(request.model))):
         with loading_bar() as progress:
-            model = Llama4.from_pretrained(
-                request.model, config=config, progress=progress, **options
-            )
+            model = Llama4.from_checkpoint(source, progress=progress, **options)
         loaded = time.perf_counter()
         ids = torch.tensor([prompt.ids])
         generation = model.stream(

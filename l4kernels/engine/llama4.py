@@ -1,12 +1,16 @@
 """`Llama4`: a model that is loaded from a checkpoint and generates."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from l4kernels.checkpoint.load import load_random, load_weights, open_checkpoint
+from l4kernels.checkpoint.choice import as_stored, said
+from l4kernels.checkpoint.formats import open_checkpoint
+from l4kernels.checkpoint.formats.unquantised import Unquantised
+from l4kernels.checkpoint.load import load_random, load_weights
 from l4kernels.checkpoint.progress import Progress
 from l4kernels.engine.generate import Generation
 from l4kernels.engine.images import encode
@@ -139,26 +143,47 @@ class Llama4(Llama4Model):
         *,
         config: Llama4Config | None = None,
     ) -> "Llama4":
-        """Reads a Hugging Face checkpoint folder (config.json and safetensors).
+        """Reads a checkpoint folder (config.json and safetensors) in any format that is published.
 
         Args:
             path: the folder.
             device: where the weights go.
             dtype: float32 or bfloat16, of the activations and of what is not quantised.
-            weights: None or "bf16" (unquantised, in `dtype`), "fp8", "int4" (groups of 128), or
-                "int4+fp8attn" (attention in fp8); quantised while loading, a tensor at a time.
+            weights: None (as the checkpoint has them: codes stay as they are), "bf16" (unquantised,
+                in `dtype`), "fp8", "int4" (groups of 128), or "int4+fp8attn" (attention in fp8);
+                quantised while loading, a tensor at a time.
             kv_dtype: of the KV cache: None (`dtype`) or "fp8".
             progress: called with the bytes that were read and those of all files, after each
                 tensor; by default a terminal's standard error shows them.
             config: the result of `Llama4Config.from_pretrained(path)`, if it was read already.
         """
-        options = ModelOptions.parse(device, dtype, weights)
-        kv = find_kv_dtype(kv_dtype, options.dtype)
+        options = ModelOptions.parse(device, dtype, weights)  # before anything is read
+        find_kv_dtype(kv_dtype, options.dtype)
         if config is None:
             config = Llama4Config.from_pretrained(path)
         _require_config(config)
         source = open_checkpoint(path, config)
-        model = cls(config, options, kv_dtype=kv)
+        return cls.from_checkpoint(source, device, dtype, weights, kv_dtype, progress)
+
+    @classmethod
+    @ordinary
+    def from_checkpoint(
+        cls,
+        source: Unquantised,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
+        weights: str | None = None,
+        kv_dtype: str | torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> "Llama4":
+        """Of a checkpoint that `open_checkpoint` opened; the other arguments are
+        `from_pretrained`'s."""
+        options = ModelOptions.parse(device, dtype, weights)
+        kv = find_kv_dtype(kv_dtype, options.dtype)
+        options = as_stored(options, source, asked=weights is not None)
+        for line in said(options, source):
+            warnings.warn(f"{source.checkpoint.folder}: {line}", stacklevel=2)
+        model = cls(source.config, options, kv_dtype=kv)
         load_weights(model, source, progress)
         return model
 

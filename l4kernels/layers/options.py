@@ -1,7 +1,8 @@
 """How the modules of a model are made."""
 
 import importlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ class ModelOptions:
 
     dtype: torch.dtype
     device: torch.device
-    weights: str = "bf16"
-    """A name of `FORMATS`."""
+    weights: str | WeightFormat = "bf16"
+    """A name of `FORMATS`, or a format that only checkpoints have."""
+    blocks: Mapping[str, WeightFormat] = field(default_factory=dict)
+    """Formats of single blocks: "layers.3.attention", "layers.3.feed_forward", "lm_head"."""
 
     @classmethod
     def parse(
@@ -38,11 +41,20 @@ class ModelOptions:
 
     @property
     def format(self) -> WeightFormat:
-        return FORMATS[self.weights]
+        return FORMATS[self.weights] if isinstance(self.weights, str) else self.weights
 
-    def part(self, weights: str) -> "ModelOptions":
+    def part(self, weights: str | WeightFormat) -> "ModelOptions":
         """Options of a part of the model whose weights are in another format; "": in this one."""
         return replace(self, weights=weights) if weights else self
+
+    def block(self, name: str) -> "ModelOptions":
+        """Options of a block: of its own format, or what this format has for blocks of its kind."""
+        if name in self.blocks:
+            return self.part(self.blocks[name])
+        kind = name.rpartition(".")[2]
+        return self.part(
+            {"attention": self.format.attention, "lm_head": self.format.head}.get(kind, "")
+        )
 
     @property
     def linear_class(self) -> type[Linear]:
@@ -68,7 +80,7 @@ class ModelOptions:
         ):
             if size % multiple:
                 raise ValueError(
-                    f"{self.weights} weights need {kind} sizes that are multiples of "
+                    f"{self.format.name} weights need {kind} sizes that are multiples of "
                     f'{multiple}, got {size}; load this model with weights="bf16"'
                 )
         return self.linear_class(
@@ -78,6 +90,7 @@ class ModelOptions:
             device=self.device,
             experts=experts,
             bias=bias,
+            form=self.format,
         )
 
 

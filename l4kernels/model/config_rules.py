@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l4kernels.inputs.fields import MAX_TOKEN_ID, ConfigError, Fields
+from l4kernels.inputs.fields import MAX_TOKEN_ID, Fields
 from l4kernels.inputs.files import shown
-from l4kernels.layers.weights import FORMATS
 
 ABSENT = {
     "attention_chunk_size": 8192,
@@ -40,13 +39,6 @@ def check_kind(top: Fields, text: Fields) -> None:
         kind = part.data.get("model_type", "llama4")
         if kind not in ("llama4_text", "llama4"):
             part.fail(f"expected model_type llama4 or llama4_text, got {shown(kind)}")
-        if part.data.get("quantization_config"):
-            formats = " or ".join(f'weights="{name}"' for name in FORMATS if name != "bf16")
-            raise ConfigError(
-                "this checkpoint is already quantised (quantization_config is present); "
-                "supported now: unquantised safetensors (bf16, fp16, fp32 or fp64), quantised "
-                f"while loading with {formats}"
-            )
     text.expect("hidden_act", "silu", default="silu")
     text.expect("attention_bias", False, default=False)
     if text is top:

@@ -41,18 +41,19 @@ class DecoderLayer(nn.Module):
             attn_scale=0.0 if rope or not config.attn_temperature_tuning else config.attn_scale,
             floor_scale=config.floor_scale,
         )
-        attention = options.part(options.format.attention)
+        attention = options.block(f"layers.{layer}.attention")
+        feed_forward = options.block(f"layers.{layer}.feed_forward")
         self.input_layernorm = RMSNorm(size, eps, attention)
         self.attention = Attention(size, shape, attention)
         # A router and the gather of the experts' rows take them unquantised in every format.
-        form = options.part("bf16" if moe else "")
-        self.post_attention_layernorm = RMSNorm(size, eps, form)
+        normed = options.part("bf16") if moe else feed_forward
+        self.post_attention_layernorm = RMSNorm(size, eps, normed)
         self.feed_forward: MoE | MLP
         if moe:
             experts, top_k = config.num_local_experts, config.num_experts_per_tok
-            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, options)
+            self.feed_forward = MoE(size, config.intermediate_size, experts, top_k, feed_forward)
         else:
-            self.feed_forward = MLP(size, config.intermediate_size_mlp, options)
+            self.feed_forward = MLP(size, config.intermediate_size_mlp, feed_forward)
 
     def forward(
         self,
@@ -96,7 +97,7 @@ class Llama4Model(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer, options) for layer in range(config.num_hidden_layers)
         )
-        head, plain = options.part(options.format.head), options.part("bf16")
+        head, plain = options.block("lm_head"), options.part("bf16")
         self.norm = RMSNorm(size, config.rms_norm_eps, head)
         self.lm_head = head.linear(size, config.vocab_size)
         self.vision = VisionModel(config.vision, size, plain) if config.vision else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from l4kernels.layers.weights import FORMATS
+from l4kernels.layers.weights import FORMATS, WeightFormat
 from l4kernels.ops import OPS
 from l4kernels.ops.library import STATUS
 from l4kernels.planning import cpu
@@ -90,15 +90,17 @@ def _library() -> dict[str, Any]:
     }
 
 
-def gpu_problem(weights: str) -> str | None:
-    """Why a model with weights in this format cannot run on CUDA kernels here; None if it can."""
+def gpu_problem(*weights: str | WeightFormat) -> str | None:
+    """Why a model with weights in these formats cannot run on CUDA kernels here; None if it can."""
+    forms = [FORMATS[form] if isinstance(form, str) else form for form in weights]
     blocked = _blocked(_gpus())
     others = {op for form in FORMATS.values() for op in form.own_ops}
-    others -= {*FORMATS[weights].own_ops}
+    others -= {op for form in forms for op in form.own_ops}
     needed = {name for name, op in OPS.items() if not op.without_kernel} - NO_MODEL_OPS - others
     missing = sorted(needed - set(STATUS.kernels))
     if not blocked and missing:
-        blocked = f"{weights} models need ops that have no CUDA kernel: {', '.join(missing)}"
+        names = " and ".join(sorted({form.name for form in forms}))
+        blocked = f"{names} models need ops that have no CUDA kernel: {', '.join(missing)}"
     return blocked or None
 
 

@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import save_file
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.checkpoint import layout as weights
-from l4kernels.checkpoint.reader import CheckpointError
+from l4kernels.checkpoint.files import layout as weights
+from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.model.llama4 import rope_table
 from tests.support import tiny
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
@@ -140,7 +140,8 @@ def test_tied_embeddings_quantised(tmp_path, kind):
 
 
 def test_a_text_config_over_a_multimodal_file(tmp_path):
-    shapes = weights.shapes(weights.layout(Llama4Config.from_dict(tiny.CONFIG)))
+    slots = weights.layout(Llama4Config.from_dict(tiny.CONFIG))
+    shapes = {name: slot.shape for name, slot in slots.items()}
     generator = torch.Generator().manual_seed(0)
     content = {n: torch.randn(s, generator=generator) / 10 for n, s in shapes.items()}
     save_file(content, tmp_path / "model.safetensors", metadata={"format": "pt"})

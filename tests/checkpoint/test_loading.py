@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.checkpoint import load
-from l4kernels.checkpoint.reader import FLOATS, CheckpointError
-from l4kernels.checkpoint.unquantised import Unquantised
+from l4kernels.checkpoint import formats
+from l4kernels.checkpoint.files.reader import CheckpointError
+from l4kernels.checkpoint.files.shares import Piece
+from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.cli.progress import loading_bar
 from l4kernels.demo import CHECKPOINT
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, write
@@ -48,25 +49,20 @@ def test_the_bar_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
 class Int8(Unquantised):
     """Linear weights in int8, `x_scale` beside `x`, one float32 for each row of `[.., out, in]`."""
 
-    @classmethod
-    def matches(cls, checkpoint):
-        return any(name.endswith(SCALE) for name in checkpoint.entries)
+    methods = ("int8",)
+    supports = "int8"
 
-    def expected(self):
-        plain = super().expected()
-        scales = {n + SCALE: s[:-1] for n, s in plain.items() if self.is_quantised(n)}
-        return plain | scales
+    def pieces_of(self, name, slot):
+        if name + SCALE not in self.checkpoint.entries:
+            return super().pieces_of(name, slot)
+        scale = Piece(slot.shape[:-1], slot.axes[:-1])
+        return {name: Piece(slot.shape, slot.axes, ("I8",)), name + SCALE: scale}
 
-    def dtypes(self, name):
-        return ("I8",) if self.is_quantised(name) else FLOATS
-
-    def decode(self, name, expert, stored):
-        if not self.is_quantised(name):
-            return stored
-        return stored.float() * self.checkpoint.read(name + SCALE, expert)[..., None]
-
-    def is_quantised(self, name):
-        return name + SCALE in self.checkpoint.entries
+    def decode(self, name, read):
+        if len(self.pieces[name]) == 1:
+            return super().decode(name, read)
+        data = read(name).float() * read(name + SCALE)[..., None]
+        return data.t() if self.slots[name].transposed else data
 
 
 def quantised(tensors):
@@ -85,10 +81,13 @@ def quantised(tensors):
 @pytest.mark.parametrize("weights", ["bf16", "fp8"])
 def test_one_line_adds_a_published_format(weights, tmp_path, monkeypatch):
     stored, plain = quantised(tensors_of(CONFIG))
-    folder = write(tmp_path / "int8", stored, shards=3, **ALIGNED)
     with pytest.raises(CheckpointError, match=r"tensors are unexpected by config\.json"):
+        Llama4.from_pretrained(write(tmp_path / "unsaid", stored, shards=3, **ALIGNED))
+    said = {**ALIGNED, "quantization_config": {"quant_method": "int8"}}
+    folder = write(tmp_path / "int8", stored, shards=3, **said)
+    with pytest.raises(CheckpointError, match="quantised by 'int8' cannot be read; supported: "):
         Llama4.from_pretrained(folder)
-    monkeypatch.setattr(load, "CHECKPOINT_FORMATS", (Int8, *load.CHECKPOINT_FORMATS))
+    monkeypatch.setattr(formats, "READERS", (Int8, *formats.READERS))
     ids = torch.randint(0, 100, (2, 12))
     want = Llama4.from_pretrained(write(tmp_path / "plain", plain, **ALIGNED), weights=weights)
     seen = []
@@ -98,8 +97,8 @@ def test_one_line_adds_a_published_format(weights, tmp_path, monkeypatch):
     absent = next(name for name in stored if name.endswith(SCALE))
     stored[absent.removesuffix(SCALE)] = stored[absent.removesuffix(SCALE)].float()
     with pytest.raises(CheckpointError, match=r"to be one of I8, got F32"):
-        Llama4.from_pretrained(write(tmp_path / "mixed", stored, **ALIGNED))
+        Llama4.from_pretrained(write(tmp_path / "mixed", stored, **said))
     stored[absent][:] = torch.nan
     stored[absent.removesuffix(SCALE)] = torch.ones(plain[absent.removesuffix(SCALE)].shape).char()
     with pytest.raises(CheckpointError, match="values that are NaN"):
-        Llama4.from_pretrained(write(tmp_path / "nan", stored, **ALIGNED))
+        Llama4.from_pretrained(write(tmp_path / "nan", stored, **said))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.checkpoint import reader as checkpoint
-from l4kernels.checkpoint.reader import CheckpointError
+from l4kernels.checkpoint.files import reader as checkpoint
+from l4kernels.checkpoint.files.reader import CheckpointError
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, unfused, write, write_index
 
 CONFIG = Llama4Config.from_dict(TEXT)

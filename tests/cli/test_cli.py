@@ -170,7 +170,7 @@ def test_an_idle_gpu_is_not_passed_over_in_silence(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert loading.load_options(None, None, "bf16")["device"].type == "cpu"
     assert "l4k: running on the CPU: " in capsys.readouterr().err
-    monkeypatch.setattr(loading, "gpu_problem", lambda weights: None)
+    monkeypatch.setattr(loading, "gpu_problem", lambda *weights: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     options = loading.load_options(None, None, "int4")
     assert (options["device"].type, options["dtype"], options["kv_dtype"]) == (
@@ -385,13 +385,13 @@ def test_full_memory_is_one_line(l4k, folder, monkeypatch):
     def full(*arguments, **options):
         return torch.empty(1 << 60)
 
-    monkeypatch.setattr(Llama4, "from_pretrained", full)
+    monkeypatch.setattr(Llama4, "from_checkpoint", full)
     code, out, err = l4k("generate", "--model", folder, "--prompt", "a")
     assert (code, out) == (2, "") and err.startswith("l4k: out of memory; `l4k plan`")
 
 
 def test_bugs_keep_their_traceback(l4k, folder, monkeypatch):
-    monkeypatch.setattr(Llama4, "from_pretrained", lambda *a, **o: None)
+    monkeypatch.setattr(Llama4, "from_checkpoint", lambda *a, **o: None)
     with pytest.raises(AttributeError):
         l4k("generate", "--model", folder, "--prompt", "a")
 

@@ -64,7 +64,7 @@ def test_an_interruption_before_the_first_token(monkeypatch, capsys, number, cod
     def load(*arguments, **options):
         signal.raise_signal(number)
 
-    monkeypatch.setattr(generate.Llama4, "from_pretrained", load)
+    monkeypatch.setattr(generate.Llama4, "from_checkpoint", load)
     command = ["generate", "--model", str(CHECKPOINT), "--prompt", "a"]
     assert main(command) == code and capsys.readouterr() == ("", "l4k: interrupted\n")
     assert main([*command, "--json"]) == code

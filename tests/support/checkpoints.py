@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from l4kernels import Llama4Config
-from l4kernels.checkpoint.layout import layout
+from l4kernels.checkpoint.files.layout import layout
 from l4kernels.checkpoint.load import random_tensors
 
 TEXT = {

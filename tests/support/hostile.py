@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from l4kernels import Llama4, Llama4Config
-from l4kernels.checkpoint.reader import CheckpointError
+from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.inputs.fields import ConfigError
 from tests.support.checkpoints import TEXT, tensors_of, write
 

@@ -152,11 +152,12 @@ def write_checkpoint(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from l4kernels.checkpoint import layout as weights
+    from l4kernels.checkpoint.files import layout as weights
     from l4kernels.model.config import Llama4Config
 
     write_settings(folder)
-    shapes = weights.shapes(weights.layout(Llama4Config.from_dict(CONFIG)))
+    slots = weights.layout(Llama4Config.from_dict(CONFIG))
+    shapes = {name: slot.shape for name, slot in slots.items()}
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, shape in shapes.items():

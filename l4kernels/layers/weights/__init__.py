@@ -34,6 +34,14 @@ class WeightFormat:
     """Whether the KV cache is e4m3 on a GPU unless told otherwise: it decides what fits there."""
     own_ops: tuple[str, ...] = ()
     """Ops that only models with weights of its class call."""
+    group: int = 128
+    """Of int4: weights along K that share a scale."""
+    zeros: bool = False
+    """Of int4: whether groups have zero points."""
+
+    def holds(self, other: "WeightFormat") -> bool:
+        """Whether codes in the other format fit into this one as they are."""
+        return (self.linear, self.group, self.zeros) == (other.linear, other.group, other.zeros)
 
     def bytes(self, n: int, k: int, experts: int = 1) -> float:
         """Memory of weights `[experts, n, k]` in a bfloat16 model, scales included."""
@@ -71,3 +79,17 @@ FORMATS = {
     )
 }
 """What `weights=...` can be, by name."""
+
+
+def int4_format(group: int, *, zeros: bool) -> WeightFormat:
+    """int4 in other groups than 128, or with zero points: what a checkpoint may hold, and nothing
+    that `weights=...` makes.
+
+    >>> int4_format(32, zeros=True).name, int4_format(128, zeros=False) is FORMATS["int4"]
+    ('int4-g32-zeros', True)
+    """
+    if group == _INT4.group and not zeros:
+        return _INT4
+    name = f"int4-g{group}" + ("-zeros" if zeros else "")
+    size = 0.5 + (3 if zeros else 2) / group
+    return replace(_INT4, name=name, bytes_per_weight=size, group=group, zeros=zeros)

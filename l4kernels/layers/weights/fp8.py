@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from l4kernels import ops
+from l4kernels.layers.weights.codes import Codes, Fp8Codes
 from l4kernels.layers.weights.linear import Activations, Linear, Place, unquantised
 from l4kernels.ops.check import FP8
 
@@ -25,9 +26,14 @@ class Fp8Linear(Linear):
 
     def write(self, weight: Tensor, place: Place) -> None:
         # What the unquantised model would hold; also what the kernel takes.
-        q, scale = ops.quantize_fp8(weight.to(self.dtype).contiguous(), "row")
-        place.fill(self.weight, q)
-        place.fill(self.scale, scale)
+        self.write_codes(
+            Fp8Codes(*ops.quantize_fp8(weight.to(self.dtype).contiguous(), "row")), place
+        )
+
+    def write_codes(self, codes: Codes, place: Place) -> None:
+        assert isinstance(codes, Fp8Codes)
+        place.fill(self.weight, codes.q)
+        place.fill(self.scale, codes.scale)
 
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
         q, scale = ops.quantize_fp8(x, "row") if isinstance(x, Tensor) else (x.q, x.scale)

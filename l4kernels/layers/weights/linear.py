@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from l4kernels import ops
+from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.layers.weights.codes import Codes
 from l4kernels.ops.epilogue import INTERLEAVE, MAX_GATHERED_ROWS
 
 Activations = Tensor | ops.Quantized | ops.RmsNormFp8
@@ -58,8 +60,10 @@ class Linear(nn.Module, ABC):
         device: torch.device,
         experts: int | None = None,
         bias: bool = False,
+        form: WeightFormat | None = None,
     ):
         super().__init__()
+        self.form = form or FORMATS[self.name]
         self.in_features, self.out_features = in_features, out_features
         self.dtype, self.device = dtype, device
         self.allocate(*([] if experts is None else [experts]), out_features)
@@ -75,6 +79,10 @@ class Linear(nn.Module, ABC):
     @abstractmethod
     def write(self, weight: Tensor, place: Place) -> None:
         """Quantises rows `[n, K]` of a weight into their place in the parameters."""
+
+    def write_codes(self, codes: Codes, place: Place) -> None:
+        """Writes rows that came in this layer's own format into their place, bit by bit."""
+        raise NotImplementedError(f"{self.form.name} weights have no codes")
 
     @abstractmethod
     def multiply(self, x: Activations, epilogue: dict[str, Any]) -> Tensor | ops.Quantized:
@@ -120,16 +128,20 @@ class Linear(nn.Module, ABC):
             epilogue["bias"] = self.bias
         return self.multiply(x, epilogue)
 
-    def store(self, weight: Tensor, rows: slice | str = "all", expert: int | None = None) -> None:
-        """Writes `[n, K]` rows of a checkpoint into their place, quantising on the way.
+    def store(
+        self, weight: Tensor | Codes, rows: slice | str = "all", expert: int | None = None
+    ) -> None:
+        """Writes `[n, K]` rows of a checkpoint into their place.
+
+        Codes of this layer's format stay as they are; all else is quantised on the way.
 
         `rows` is a slice, or "gate" / "up": those are interleaved in blocks of INTERLEAVE rows, so
         that one tile of the GEMM holds both factors of an output. "gate_up" is one above the other.
         """
         if rows == "gate_up":
-            gate, up = weight.chunk(2)
-            self.store(gate, "gate", expert)
-            self.store(up, "up", expert)
+            width = weight.shape[0] // 2
+            self.store(_rows(weight, 0, width), "gate", expert)
+            self.store(_rows(weight, width, 2 * width), "up", expert)
             return
         half = ("gate", "up").index(rows) if rows in ("gate", "up") else None
         pad_n = 0 if half is None else -weight.shape[0] % INTERLEAVE
@@ -137,15 +149,27 @@ class Linear(nn.Module, ABC):
             pad_n = self.out_features - weight.shape[0]
         pad_k = self.in_features - weight.shape[1]
         if pad_n or pad_k:
+            weight = weight.dequantized() if isinstance(weight, Codes) else weight
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
-        part = min(_MAX_PART, max(_MIN_PART, weight.numel() // 16))
+        count = weight.shape[0] * weight.shape[1]
+        part = min(_MAX_PART, max(_MIN_PART, count // 16))
         step = max(INTERLEAVE, part // self.in_features // INTERLEAVE * INTERLEAVE)
         first = rows.start if isinstance(rows, slice) else 0
         stride = 1 if half is None else 2
         for start in range(0, weight.shape[0], step):
-            own = weight[start : start + step].to(self.device)
+            own = _rows(weight, start, min(start + step, weight.shape[0])).to(self.device)
             begin = first + stride * start
-            self.write(own, Place(begin, begin + stride * own.shape[0], half, expert))
+            place = Place(begin, begin + stride * own.shape[0], half, expert)
+            if isinstance(own, Tensor):
+                self.write(own, place)
+            elif self.form.holds(own.form):
+                self.write_codes(own, place)
+            else:
+                self.write(own.dequantized().to(self.dtype), place)
+
+
+def _rows(weight: Tensor | Codes, first: int, end: int) -> Tensor | Codes:
+    return weight[first:end] if isinstance(weight, Tensor) else weight.rows(first, end)
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

@@ -4,12 +4,13 @@ Nothing of a checkpoint is trusted. Paths stay inside its folder, and every erro
 and the tensor.
 """
 
+import functools
 import json
 import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.inputs.files import open_regular, read_object, shown
+from l4kernels.layers.weights.codes import Codes
 
-FLOATS = ("BF16", "F16", "F32", "F64")
-NamedTensor = tuple[str, int | None, Tensor]
+Weight = Tensor | Codes
+NamedTensor = tuple[str, int | None, Weight]
 """Name, expert of a stack or None, data."""
-Decode = Callable[[str, int | None, Tensor], Tensor]
-"""Name, expert and what is stored -> data."""
+Read = Callable[[str], Tensor]
+"""Name of a piece -> what is stored."""
+Decode = Callable[[str, Read], Weight]
+"""Name of a tensor of the layout, and what reads its pieces -> data."""
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _SHOWN = 5
@@ -78,11 +83,10 @@ class Checkpoint:
 
     def check(
         self,
-        expected: Mapping[str, tuple[int, ...]],
+        expected: Mapping[str, Piece],
         ignored: Callable[[str], bool] = lambda name: False,
-        dtypes: Callable[[str], tuple[str, ...]] = lambda name: FLOATS,
     ) -> None:
-        """Exactly the expected tensors, each with its shape and one of its `dtypes`.
+        """Exactly the expected tensors, each with its shape and one of its dtypes.
 
         Others that are `ignored` may be there, and are not read.
         """
@@ -100,60 +104,92 @@ class Checkpoint:
                 f"{self.folder}: {len(extra)} tensors are unexpected by config.json: "
                 f"{_some(places)}"
             )
-        for name, shape in expected.items():
+        for name, piece in expected.items():
             entry = self.entries[name]
-            if entry.shape != shape:
+            if entry.shape != piece.shape:
                 raise CheckpointError(
-                    f"{entry.file}: expected {name} to be {list(shape)}, "
+                    f"{entry.file}: expected {name} to be {list(piece.shape)}, "
                     f"got {shown(list(entry.shape))}"
                 )
-            if entry.dtype not in dtypes(name):
+            if entry.dtype not in piece.dtypes:
                 raise CheckpointError(
-                    f"{entry.file}: expected {name} to be one of {', '.join(dtypes(name))}, "
+                    f"{entry.file}: expected {name} to be one of {', '.join(piece.dtypes)}, "
                     f"got {entry.dtype}"
                 )
 
     def tensors(
         self,
-        names: Container[str],
+        wanted: Mapping[str, Mapping[str, Piece]],
+        decode: Decode,
         dtype: torch.dtype,
-        decode: Decode = lambda name, expert, stored: stored,
+        share: Share = WHOLE,
     ) -> Iterator[NamedTensor]:
-        """The tensors of these names, a stack of experts `[E, ...]` one expert at a time.
+        """The tensors that are made of these pieces, a stack of experts one expert at a time.
 
         Data are what `decode` makes of what is stored (float64: float32) and finite in `dtype`. A
         file is mapped while its tensors are read and unmapped before the next one.
         """
         for file in self.files:
-            yield from self._tensors_of(file, names, dtype, decode)
+            yield from self._tensors_of(file, wanted, decode, dtype, share)
 
-    def read(self, name: str, expert: int | None = None) -> Tensor:
-        """One tensor, or one expert of a stack, as stored."""
+    def read(self, name: str) -> Tensor:
+        """One tensor as stored."""
         with _Opened(self.entries[name].file) as f:
-            data: Tensor = f.get_tensor(name) if expert is None else f.get_slice(name)[expert]
+            data: Tensor = f.get_tensor(name)
             return data
 
     def _tensors_of(
-        self, file: Path, names: Container[str], dtype: torch.dtype, decode: Decode
+        self,
+        file: Path,
+        wanted: Mapping[str, Mapping[str, Piece]],
+        decode: Decode,
+        dtype: torch.dtype,
+        share: Share,
     ) -> Iterator[NamedTensor]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
+        first = {next(iter(pieces)): name for name, pieces in wanted.items()}
         with _Opened(file) as f:
-            for name in sorted(n for n, e in self.entries.items() if e.file == file and n in names):
-                if len(self.entries[name].shape) == 3:
-                    stack = f.get_slice(name)
-                    for expert in range(self.entries[name].shape[0]):
-                        yield self._finite(name, expert, decode(name, expert, stack[expert]), dtype)
-                else:
-                    yield self._finite(name, None, decode(name, None, f.get_tensor(name)), dtype)
+            for stored in sorted(n for n, e in self.entries.items() if e.file == file):
+                if stored not in first:
+                    continue
+                name = first[stored]
+                pieces = wanted[name]
+                stacked = pieces[stored].axes.startswith("e")
+                for expert in range(pieces[stored].shape[0]) if stacked else (None,):
+                    read = functools.partial(self._read, f, file, pieces, expert, share)
+                    yield self._finite(name, expert, decode(name, read), dtype, stored)
+
+    def _read(
+        self,
+        opened: Any,
+        file: Path,
+        pieces: Mapping[str, Piece],
+        expert: int | None,
+        share: Share,
+        name: str,
+    ) -> Tensor:
+        place = self.entries[name].file
+        if place == file:
+            return _part(opened, name, pieces[name], expert, share)
+        with _Opened(place) as other:
+            return _part(other, name, pieces[name], expert, share)
 
     def _finite(
-        self, name: str, expert: int | None, data: Tensor, dtype: torch.dtype
+        self, name: str, expert: int | None, data: Weight, dtype: torch.dtype, stored: str
     ) -> NamedTensor:
+        file = self.entries[stored].file
+        if isinstance(data, Codes):
+            if count := data.invalid():
+                raise CheckpointError(
+                    f"{file}: {stored} has {count} codes or scales that are NaN or infinite, or "
+                    f"scales that are not positive"
+                )
+            return name, expert, data
         # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
         if not torch.stack(data.aminmax()).to(dtype).isfinite().all():
             count = int((~data.to(dtype).isfinite()).sum())
             raise CheckpointError(
-                f"{self.entries[name].file}: {name} holds {count} values that are NaN, infinite "
+                f"{file}: {stored} holds {count} values that are NaN, infinite "
                 f"or too large for {str(dtype).removeprefix('torch.')}"
             )
         return name, expert, data.float() if data.dtype == torch.float64 else data
@@ -254,6 +290,23 @@ def _check_header(file: Path, room: int) -> int:
     except (ValueError, RecursionError):
         pass  # `safe_open` says better what is wrong with it
     return length
+
+
+def _part(opened: Any, name: str, piece: Piece, expert: int | None, share: Share) -> Tensor:
+    """Of a stored tensor one expert, and of that the share of a rank."""
+    axes, shape = piece.axes, piece.shape
+    of_expert = axes.startswith("e") and expert is not None
+    ways = [share.parts(*of, piece.split) for of in zip(axes, shape, strict=True)]
+    if not of_expert and all(way == [slice(None)] for way in ways):
+        whole: Tensor = opened.get_tensor(name)
+        return whole
+    stored = opened.get_slice(name)
+    parts: list[Tensor] = []
+    (halves,) = {len(way) for way in ways if len(way) > 1} or {1}
+    for half in range(halves):
+        index = [way[half if len(way) > 1 else 0] for way in ways]
+        parts.append(stored[tuple([expert, *index[1:]] if of_expert else index)])
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axes.index("g") - of_expert)
 
 
 class _Opened:

@@ -13,6 +13,8 @@ from l4kernels.model.config import Llama4Config, VisionConfig
 Shape = tuple[int, ...]
 
 _FF = "feed_forward."
+_SPLITS = dict.fromkeys(("qkv_proj", "gate_up_proj", "embedding", "lm_head"), "n")
+_SPLITS |= dict.fromkeys(("o_proj", "down_proj"), "k")
 _BUFFERS = re.compile(r"(^|\.)((rotary_emb|rotary_embedding|rope)\.\w+|position_ids)$")
 
 
@@ -24,6 +26,35 @@ class Slot(NamedTuple):
     rows: slice | str = "all"
     expert: int | None = None
     transposed: bool = False
+
+    @property
+    def rows_shape(self) -> Shape:
+        """Of one expert, and rows first: as a product has it."""
+        shape = self.shape[-2:]
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def axes(self) -> str:
+        """See `Piece`."""
+        if self.transposed:
+            return "ekg" if self.rows == "gate_up" else "ekn"
+        return "nk" if len(self.shape) == 2 else "-"
+
+    @property
+    def split(self) -> str:
+        """The axis along which ranks share the weight; empty: each has it whole."""
+        return "" if self.target.startswith("vision.") else _SPLITS.get(self.kind, "")
+
+    @property
+    def kind(self) -> str:
+        return self.target.rpartition(".")[2]
+
+    @property
+    def block(self) -> str:
+        """The block of `ModelOptions.blocks` that it belongs to; empty: it is never quantised."""
+        if self.split == "" or self.target == "embedding":
+            return ""
+        return self.target.removesuffix(f".{self.kind}")
 
 
 def layout(config: Llama4Config, names: Container[str] = ()) -> dict[str, Slot]:
@@ -63,10 +94,6 @@ def ignored(config: Llama4Config, name: str) -> bool:
     the vision model where `config` is that of the text model alone."""
     other = config.vision is None and name.startswith(("vision_model.", "multi_modal_projector."))
     return other or _BUFFERS.search(name) is not None
-
-
-def shapes(slots: dict[str, Slot]) -> dict[str, Shape]:
-    return {name: slot.shape for name, slot in slots.items()}
 
 
 def _attention(config: Llama4Config) -> dict[str, Slot]:

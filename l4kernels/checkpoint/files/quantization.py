@@ -1,0 +1,45 @@
+"""What a checkpoint says of how its weights are quantised."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from l4kernels.inputs.fields import Fields
+
+_KEYS = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The quantisation's record in the config, or in a file of its own beside it.
+
+    Attributes:
+        method: `quant_method`, in lower case; empty if the record does not say.
+        fields: the whole record.
+        file: where it stands.
+    """
+
+    method: str
+    fields: Fields
+    file: Path
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Quantization | None":
+        """None: the checkpoint does not say that it is quantised."""
+        file = folder / "config.json"
+        top = Fields.of_file(file, optional=True)
+        for part in (top, top.part("text_config")):
+            for key in _KEYS:
+                if part is not None and part.data.get(key):
+                    fields = part.part(key)
+                    assert fields is not None
+                    return cls(_method(fields), fields, file)
+        file = folder / "hf_quant_config.json"
+        own = Fields.of_file(file, optional=True)
+        if own.data:
+            return cls("modelopt", own.part("quantization") or own, file)
+        return None
+
+
+def _method(fields: Fields) -> str:
+    method = fields.data.get("quant_method")
+    return method.lower() if isinstance(method, str) else ""

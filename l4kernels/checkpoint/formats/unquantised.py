@@ -1,0 +1,90 @@
+"""Checkpoints of float tensors: what Meta publishes on Hugging Face in bfloat16."""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import torch
+
+from l4kernels.checkpoint.files.layout import Slot, ignored, layout
+from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.reader import Checkpoint, NamedTensor, Read, Weight
+from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
+from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.model.config import Llama4Config
+
+BF16 = FORMATS["bf16"]
+KvScales = Mapping[int, tuple[float, float]]
+"""By layer: what the codes of keys and of values in an e4m3 cache are multiplied by."""
+
+
+class Unquantised:
+    """The tensors of an opened checkpoint, checked against the config, ready to be read.
+
+    Other published formats store the same weights in another way. Each is a subclass in a file of
+    its own and a line in `formats.READERS` (docs/adding-a-checkpoint-format.md).
+
+    Attributes:
+        slots: what of the model each tensor of the layout fills, by its name there.
+        pieces: the stored tensors that make up each of them; the first one's file says when it is
+            read.
+        kv_scales: of the layers that have them.
+        notes: what a user should know of how it is read, a line each.
+    """
+
+    methods: ClassVar[tuple[str, ...]] = ()
+    """What `quant_method` of the config calls this format."""
+    supports: ClassVar[str] = "unquantised safetensors (bf16, fp16, fp32, fp64)"
+    """For messages: the kinds of this format that are read."""
+
+    def __init__(
+        self, config: Llama4Config, checkpoint: Checkpoint, quantization: Quantization | None = None
+    ):
+        self.config, self.checkpoint, self.quantization = config, checkpoint, quantization
+        self.kv_scales: KvScales = {}
+        self.notes: list[str] = []
+        self.slots: dict[str, Slot] = layout(config, {*map(self.plain_name, checkpoint.entries)})
+        self.pieces = {
+            name: {n: p._replace(split=slot.split) for n, p in self.pieces_of(name, slot).items()}
+            for name, slot in self.slots.items()
+        }
+        checkpoint.check(
+            {name: piece for pieces in self.pieces.values() for name, piece in pieces.items()},
+            self.ignored,
+        )
+
+    def plain_name(self, name: str) -> str:
+        """The name in the layout of the weight that a stored tensor belongs to."""
+        return name
+
+    def pieces_of(self, name: str, slot: Slot) -> dict[str, Piece]:
+        """The stored tensors that make up a tensor of the layout, by their names."""
+        return {name: Piece(slot.shape, slot.axes)}
+
+    def ignored(self, name: str) -> bool:
+        """Whether a stored tensor may be there without being a piece; it is not read."""
+        return ignored(self.config, name)
+
+    def form(self, name: str) -> WeightFormat:
+        """The format of weights that keeps a tensor of the layout exactly as it is stored; bf16 for
+        floats, and for codes that no kernel multiplies by."""
+        return BF16
+
+    def decode(self, name: str, read: Read) -> Weight:
+        """A tensor of the layout, or an expert of a stack: floats, or codes that `form` holds.
+
+        `read` gives a piece by its name, and of a stack the expert in question. The result is what
+        the slot takes: rows `[out, in]` for a product's weight.
+        """
+        data = read(name)
+        return data.t() if self.slots[name].transposed else data
+
+    def tensors(self, dtype: torch.dtype, share: Share = WHOLE) -> Iterator[NamedTensor]:
+        """What fills the slots, finite in `dtype`, one tensor in memory at a time; of one rank of
+        several, its share of each."""
+        return self.checkpoint.tensors(self.pieces, self.decode, dtype, share)
+
+    def held(self, name: str) -> WeightFormat:
+        """`form`, where the sizes of the weight allow it."""
+        form, shape = self.form(name), self.slots[name].rows_shape
+        fits = len(shape) == 2 and shape[0] % 8 == 0 and shape[1] % form.k_multiple == 0
+        return form if fits else BF16
