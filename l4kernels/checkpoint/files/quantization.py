@@ -6,6 +6,8 @@ from pathlib import Path
 from l4kernels.inputs.fields import Fields
 
 _KEYS = ("quantization_config", "compression_config")
+_METHODS = {"compression_config": "compressed-tensors"}
+"""Of a record that does not say; one library has a key of its own."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Quantization:
                 if part is not None and part.data.get(key):
                     fields = part.part(key)
                     assert fields is not None
-                    return cls(_method(fields), fields, file)
+                    return cls(_method(fields) or _METHODS.get(key, ""), fields, file)
         file = folder / "hf_quant_config.json"
         own = Fields.of_file(file, optional=True)
         if own.data:
