@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from l4kernels import ops
 from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.checkpoint.formats.packed_int4 import reordered, unpacked
+from l4kernels.layers.options import ModelOptions
 from l4kernels.layers.weights import int4_format
+from l4kernels.layers.weights.codes import Int4Codes
 from tests.support.parity import Case
 from tests.support.quantised_forms import (
     CASE,
@@ -119,6 +121,13 @@ def test_the_official_maverick_quantises_routed_experts_alone(tmp_path):
         "3 weights of feed_forward are stored as bf16 and held as fp8"
     ]
     assert_shares(written.source())
+
+
+def test_experts_may_stay_one_tensor(tmp_path):
+    written = write_compressed(tmp_path, fp8(targets=(ATTENTION,)), split=False)
+    assert "model.layers.1.feed_forward.experts.gate_up_proj" in written.tensors
+    assert written.difference(weights="bf16") <= 1e-4
+    assert formats(quietly(tmp_path)) == ["fp8", "bf16"] * 2 + ["bf16"]
 
 
 @pytest.mark.parametrize("scales", [torch.bfloat16, torch.float16, torch.float32])
@@ -341,6 +350,8 @@ def test_the_older_key_of_the_config(tmp_path):
     def rename(content):
         content["compression_config"] = content.pop("quantization_config")
         del content["compression_config"]["quant_method"]
+        sparsity = {"format": "dense", "global_sparsity": 0.1, "targets": []}
+        content["compression_config"]["sparsity_config"] = sparsity
 
     change_config(tmp_path, rename)
     assert written.difference(weights="bf16") <= 1e-4
@@ -362,3 +373,17 @@ def test_the_librarys_own_order_of_nibbles():
     assert torch.equal(unpacked(packed, 4).short() - 8, codes.short())
     codes = torch.randint(-128, 128, (5, 64)).to(torch.int8)
     assert torch.equal(unpacked(pack_to_int32(codes, 8), 8).short() - 128, codes.short())
+
+
+def test_rows_that_are_still_to_come_may_hold_anything():
+    """Memory that nothing was written to yet has no zero points."""
+    form = int4_format(64, zeros=True)
+    linear = ModelOptions(torch.float32, torch.device("cpu"), form).linear(128, 32)
+    linear.tiles.fill_(-1)
+    packed = torch.randint(-(2**31), 2**31, (32, 16)).int()
+    zeros = torch.randint(0, 16, (32, 2), dtype=torch.uint8)
+    codes = Int4Codes(packed, torch.full((32, 2), 0.5), zeros)
+    linear.store(codes.rows(0, 24), slice(0, 24))
+    linear.store(codes.rows(24, 32), slice(24, 32))
+    got = ops.untile_int4(linear.tiles)
+    assert torch.equal(got.packed, packed) and torch.equal(got.zeros, zeros)

@@ -151,7 +151,7 @@ def fused(tensors: dict) -> dict:
     result, parts = {}, {}
     for name, data in tensors.items():
         head, found, tail = name.partition(".experts.")
-        if found:
+        if found and tail.count("."):
             expert, kind, _ = tail.split(".")
             parts.setdefault(head, {})[int(expert), kind] = data.t()
         else:
@@ -196,6 +196,7 @@ def write_compressed(
     shards: int = 1,
     prefix: str = "",
     cache: dict | None = None,
+    split: bool = True,
 ) -> Written:
     """A checkpoint that the compressed-tensors library quantised and compressed.
 
@@ -205,9 +206,12 @@ def write_compressed(
         scales: the dtype of scales.
         prefix: put before every name.
         cache: the library's `kv_cache_scheme`.
+        split: every expert has tensors of its own; otherwise the library leaves experts as they
+            are, one tensor for all.
     """
     model = random_model(case)
-    split_experts(model)
+    if split:
+        split_experts(model)
     config = QuantizationConfig(config_groups=groups, ignore=[*ignore], kv_cache_scheme=cache)
     with contextlib.redirect_stderr(io.StringIO()):  # the library's progress
         apply_quantization_config(model, config)
