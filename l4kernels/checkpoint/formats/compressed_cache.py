@@ -47,24 +47,22 @@ def cache_scales(
         kind, bits = scheme.data.get("type") or "int", scheme.data.get("num_bits", 8)
         if (kind, bits) != ("float", 8) or not scheme.boolean("symmetric", default=True):
             return {}, ["a KV cache other than e4m3 is not supported: its scales are not used"]
-    scales: dict[int, tuple[float, float]] = {}
+    names: dict[int, tuple[str, str]] = {}
     for name, own in pieces.items():
         found = _PROJECTION.fullmatch(name)
         if found is None or found[3] == "v":
             continue
         parts = [list(own)[-1], list(pieces[f"{found[1]}v_proj.weight"])[-1]]
         if parts[0].endswith(tuple(form.format("k") for form in _NAMES)):
-            scales[int(found[2])] = _number(checkpoint, parts[0]), _number(checkpoint, parts[1])
-    if scheme is not None and not scales and not scheme.boolean("dynamic", default=False):
+            names[int(found[2])] = parts[0], parts[1]
+    if scheme is not None and not names and not scheme.boolean("dynamic", default=False):
         return {}, ["the config asks for scales of the KV cache, but there is not one per layer"]
-    return scales, []
-
-
-def _number(checkpoint: Checkpoint, name: str) -> float:
-    value = float(checkpoint.read(name))
-    if not 0 < value < math.inf:
-        raise CheckpointError(
-            f"{checkpoint.entries[name].file}: expected {name} to be positive and finite, "
-            f"got {value}"
-        )
-    return value
+    values: dict[str, float] = {}
+    for name, tensor in checkpoint.read_all(name for pair in names.values() for name in pair):
+        values[name] = value = float(tensor)
+        if not 0 < value < math.inf:
+            raise CheckpointError(
+                f"{checkpoint.entries[name].file}: expected {name} to be positive and finite, "
+                f"got {value}"
+            )
+    return {layer: (values[k], values[v]) for layer, (k, v) in names.items()}, []

@@ -56,9 +56,10 @@ class CompressedTensors(Unquantised):
         """Those whose columns are in groups that do not lie side by side."""
         static = any(name.endswith(".input_scale") for name in checkpoint.entries)
         super().__init__(config, checkpoint, quantization)
-        for name in self.stored:
-            if f"{name}_g_idx" in self.pieces[name]:
-                self._read_order(name)
+        orders = {f"{name}_g_idx": name for name in self.stored}
+        there = [order for order, name in orders.items() if order in self.pieces[name]]
+        for order, index in checkpoint.read_all(there):
+            self._read_order(orders[order], order, index.long())
         if static:
             self.notes.append(
                 "static scales of activations are not used: activations are quantised per token"
@@ -196,11 +197,10 @@ class CompressedTensors(Unquantised):
                 f"{module}; one of the two is wrong"
             )
 
-    def _read_order(self, name: str) -> None:
+    def _read_order(self, name: str, order: str, index: Tensor) -> None:
         """Which group each column is in: mostly those side by side, as where it says -1."""
-        order, stored = f"{name}_g_idx", self.stored[name]
-        index, k = self.checkpoint.read(order).long(), self.slots[name].shape[1]
-        groups = k // (stored.group or k)
+        k = self.slots[name].shape[1]
+        groups = k // (self.stored[name].group or k)
         if (index == -1).any() or torch.equal(index, torch.arange(k) // (k // groups)):
             return
         if int(index.min()) < 0 or int(index.max()) >= groups:
