@@ -6,6 +6,8 @@ from pathlib import Path
 from l4kernels.inputs.fields import Fields
 
 _KEYS = ("quantization_config", "compression_config")
+_METHODS = {"compression_config": "compressed-tensors"}
+"""Of a record that does not say; one library has a key of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,8 @@ class Quantization:
         for part in (top, top.part("text_config")):
             for key in _KEYS:
                 if part is not None and part.data.get(key):
-                    fields = part.part(key)
-                    assert fields is not None
-                    return cls(_method(fields), fields, file)
+                    fields = Fields(part.data[key], f"{file}: {key}")
+                    return cls(_method(fields) or _METHODS.get(key, ""), fields, file)
         file = folder / "hf_quant_config.json"
         own = Fields.of_file(file, optional=True)
         if own.data:

@@ -138,6 +138,16 @@ class Checkpoint:
             data: Tensor = f.get_tensor(name)
             return data
 
+    def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Tensors as stored, file by file: opening one for each of many would take long."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self.entries[name].file, []).append(name)
+        for file, own in by_file.items():
+            with _Opened(file) as f:
+                for name in own:
+                    yield name, f.get_tensor(name)
+
     def _tensors_of(
         self,
         file: Path,
