@@ -6,6 +6,13 @@ from pathlib import Path
 from l4kernels.inputs.fields import Fields
 
 _KEYS = ("quantization_config", "compression_config")
+_OWN_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
+"""Files beside the config that hold the record, where the config itself does not, and whose they
+are if they do not say."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,14 @@ class Quantization:
         for part in (top, top.part("text_config")):
             for key in _KEYS:
                 if part is not None and part.data.get(key):
-                    fields = part.part(key)
-                    assert fields is not None
+                    fields = Fields(part.data[key], f"{file}: {key}")
                     return cls(_method(fields), fields, file)
-        file = folder / "hf_quant_config.json"
-        own = Fields.of_file(file, optional=True)
-        if own.data:
-            return cls("modelopt", own.part("quantization") or own, file)
+        for name, method in _OWN_FILES.items():
+            own = Fields.of_file(folder / name, optional=True)
+            if own.data:
+                record = own.data.get("quantization") or own.data
+                fields = Fields(record, str(folder / name))
+                return cls(_method(fields) or method, fields, folder / name)
         return None
 
 

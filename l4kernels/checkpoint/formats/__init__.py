@@ -4,11 +4,14 @@ from pathlib import Path
 
 from l4kernels.checkpoint.files.quantization import Quantization
 from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError
+from l4kernels.checkpoint.formats.awq import Awq
+from l4kernels.checkpoint.formats.gptq import Gptq
+from l4kernels.checkpoint.formats.modelopt import ModelOpt
 from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.inputs.files import shown
 from l4kernels.model.config import Llama4Config
 
-READERS: tuple[type[Unquantised], ...] = (Unquantised,)
+READERS: tuple[type[Unquantised], ...] = (Unquantised, ModelOpt, Awq, Gptq)
 """Every published format that is read."""
 
 
