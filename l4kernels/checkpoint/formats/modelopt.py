@@ -86,8 +86,8 @@ class ModelOpt(Unquantised):
             assert self.quantization is not None
             self.refuse(
                 name,
-                f"expected {' or '.join((*self.codes, *FLOATS))}, as {self.quantization.file} says "
-                f"of quantised weights, got {entry.dtype}",
+                f"expected {' or '.join((*self.codes, 'floats'))}, as {self.quantization.file} "
+                f"says, got {entry.dtype}",
             )
         whole, whole_2 = _side(name), _side(name, "_2")
         if entry.dtype == _FP8:
