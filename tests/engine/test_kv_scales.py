@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from l4kernels import Engine, Llama4, Llama4Config, Sampling
-from l4kernels.engine import runner
-from l4kernels.engine.kv_cache import KVCache, Pages, layer_cache, scaled
+from l4kernels import Llama4, Llama4Config
+from l4kernels.engine.core import EngineCore
+from l4kernels.engine.kv_cache import Pages
+from tests.support import engines
 from tests.support.checkpoints import ALIGNED, TEXT
+from tests.support.fixtures import ROOT, expected
 
 FP8 = torch.float8_e4m3fn
 CONFIG = Llama4Config.from_dict({**TEXT, **ALIGNED})
@@ -20,8 +22,8 @@ def model(scales=None, kv_dtype="fp8"):
     return made
 
 
-def caches(monkeypatch, of):
-    """Keys and values that each layer stores of IDS, as codes, and what those stand for."""
+def caches(monkeypatch, of, ids=IDS):
+    """Keys and values that each layer stores of a prompt, as codes, and what those stand for."""
     seen, plain = [], of.layers[0].attention.__class__.forward
 
     def forward(self, x, residual, metadata, cache, cos_sin):
@@ -35,7 +37,7 @@ def caches(monkeypatch, of):
 
     with monkeypatch.context() as patch:
         patch.setattr(of.layers[0].attention.__class__, "forward", forward)
-        of.prompt_logits(IDS)
+        of.prompt_logits(ids)
     return seen
 
 
@@ -53,15 +55,51 @@ def test_codes_are_keys_over_their_scales(monkeypatch):
         assert (got[kind][1] - key).norm() < 0.04 * key.norm()
 
 
-def test_each_layer_has_its_own(monkeypatch):
+def test_each_layer_has_its_own():
     scales = {1: (0.5, 0.125), 3: (0.01, 2.0)}
-    made = model(scales)
-    device = {"device": torch.device("cpu")}
-    cache = KVCache(CONFIG, Pages(2, 2), dtype=FP8, scales=scales, **device)
-    with_engine = Engine(made, context=64, memory=1 << 22).core.cache if False else cache
+    core = EngineCore(model(scales), slots=1, context=64, pages=Pages(4, 4))
     for layer in LAYERS:
-        k, v = scales.get(layer, (1.0, 1.0))
-        own = with_engine.layers[layer]
-        assert own.k_scale.tolist() == [k] and own.v_scale.tolist() == [v]
-    plain = layer_cache(CONFIG, 2, torch.float32, **device)
-    assert scaled(plain, 1, scales) is plain and plain.k_scale is None
+        own, (k, v) = core.cache.layers[layer], scales.get(layer, (1.0, 1.0))
+        assert torch.equal(own.k_scale, torch.tensor([k])), layer
+        assert torch.equal(own.v_scale, torch.tensor([v])), layer
+
+
+def test_other_caches_have_none():
+    core = EngineCore(model({0: (0.5, 0.5)}, None), slots=1, context=64, pages=Pages(4, 4))
+    assert all(own.k_scale is None and own.v_scale is None for own in core.cache.layers)
+    plain, scales = model(kv_dtype=None), model({0: (0.5, 0.5)}, None)
+    assert torch.equal(plain.prompt_logits(IDS), scales.prompt_logits(IDS))
+
+
+GOOD = dict.fromkeys(LAYERS, (0.02, 0.02))
+SMALL = dict.fromkeys(LAYERS, (0.0001, 0.0001))
+
+
+@pytest.mark.parametrize("way", ["prompt", "steps"])
+def test_scales_that_fit_are_close_and_others_saturate(way):
+    """Everything that is said is 448 times the scale at most: at 1e-4 keys and values are lost."""
+
+    def logits(scales, kv_dtype="fp8"):
+        made = model(scales, kv_dtype)
+        if way == "prompt":
+            return made.prompt_logits(IDS)[0]
+        return engines.logits_of(made, [IDS[0].tolist()], [20])[0]
+
+    exact = logits({}, None)
+    errors = [float((logits(s) - exact).norm() / exact.norm()) for s in (GOOD, {}, SMALL)]
+    assert errors[0] < 0.06 and errors[1] < 0.06, errors
+    assert errors[2] > 4 * errors[0], errors
+
+
+def test_they_come_from_the_checkpoint(monkeypatch):
+    """From a file of ModelOpt to the keys that its model stores."""
+    folder = ROOT / "modelopt_fp8"
+    with pytest.warns(UserWarning, match="input_scale"):
+        of = {kv: Llama4.from_pretrained(folder, kv_dtype=kv) for kv in (None, "fp8")}
+    ids = expected("modelopt_fp8")[0]
+    exact, got = (caches(monkeypatch, m, ids)[0] for m in of.values())
+    for kind in range(2):
+        scale = of["fp8"].kv_scales[0][kind]
+        assert torch.equal(got[kind][0], (exact[kind][0] / scale).to(FP8).float())
+        # They are calibrated: the largest of many keys is at the end of e4m3's range.
+        assert 100 < got[kind][0].abs().max() <= 448
