@@ -205,6 +205,13 @@ def test_scales_of_other_caches_are_not_used(tmp_path):
     assert source.notes[-1] == "scales of a KV cache in 'NVFP4' are not used"
 
 
+def test_layers_without_scales(tmp_path):
+    tensors = tensors_of_fixture(FP8)
+    drop(K, V)(tensors, None)
+    source = opened(rewritten(tmp_path, tensors, config_of(FP8)))
+    assert source.kv_scales.keys() == {0} and "1 layers have no scales" in source.notes[-1]
+
+
 K, V = "model.layers.1.self_attn.k_proj.k_scale", "model.layers.1.self_attn.v_proj.v_scale"
 STACK = f"{EXPERTS}down_proj"
 
@@ -249,6 +256,11 @@ REFUSED = {
     "unknown": (FP8, algorithm("W8A8_SQ_PER_CHANNEL"), "quant_algo 'W8A8_SQ_.* supported: FP8, "),
     "no name": (FP8, algorithm(7), "quant_algo 7 cannot be read"),
     "another algorithm": (FP8, algorithm("NVFP4"), r"proj.weight: expected U8 or floats.*got F8_"),
+    "a norm in bytes": (
+        NVFP4,
+        put("model.norm.weight", lambda t: t.to(torch.uint8)),
+        "norm.weight to be one of BF16, .*got U8",
+    ),
     "nothing quantised": (
         FP8,
         lambda tensors, record: [

@@ -77,7 +77,7 @@ SMALL = dict.fromkeys(LAYERS, (0.0001, 0.0001))
 
 @pytest.mark.parametrize("way", ["prompt", "steps"])
 def test_scales_that_fit_are_close_and_others_saturate(way):
-    """Everything that is said is 448 times the scale at most: at 1e-4 keys and values are lost."""
+    """Nothing in a cache is more than 448 times its scale: at 1e-4 keys and values are lost."""
 
     def logits(scales, kv_dtype="fp8"):
         made = model(scales, kv_dtype)
@@ -86,9 +86,14 @@ def test_scales_that_fit_are_close_and_others_saturate(way):
         return engines.logits_of(made, [IDS[0].tolist()], [20])[0]
 
     exact = logits({}, None)
-    errors = [float((logits(s) - exact).norm() / exact.norm()) for s in (GOOD, {}, SMALL)]
-    assert errors[0] < 0.06 and errors[1] < 0.06, errors
-    assert errors[2] > 4 * errors[0], errors
+
+    def error(scales):
+        """Of most tokens: a few change their experts."""
+        return float(((logits(scales) - exact).norm(dim=-1) / exact.norm(dim=-1)).median())
+
+    good, ones, small = map(error, (GOOD, {}, SMALL))
+    assert max(good, ones) < 0.08 and good < 1.2 * ones, (good, ones)
+    assert small > 1, small
 
 
 def test_they_come_from_the_checkpoint(monkeypatch):

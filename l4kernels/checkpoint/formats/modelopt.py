@@ -72,6 +72,12 @@ class ModelOpt(Unquantised):
                 f"{count} weights are stored in NVFP4 and dequantised to bf16, with 3.6 times the "
                 f"memory: no kernel multiplies by NVFP4; --weights fp8 or int4 quantises again"
             )
+        missing = config.num_hidden_layers - len(scales)
+        if cache == "FP8" and missing:
+            self.notes.append(
+                f"{quantization.file} says that the KV cache is FP8, but {missing} layers have no "
+                f"scales for it: an fp8 cache has 1 there"
+            )
         if not own_cache:
             self.notes.append(f"scales of a KV cache in {shown(cache)} are not used")
 
@@ -80,7 +86,7 @@ class ModelOpt(Unquantised):
 
     def pieces_of(self, name: str, slot: Slot) -> dict[str, Piece]:
         entry = self.checkpoint.entries.get(name)
-        if entry is None or entry.dtype not in (_FP8, _NVFP4):
+        if entry is None or entry.dtype not in (_FP8, _NVFP4) or "k" not in slot.axes:
             return super().pieces_of(name, slot)
         if entry.dtype not in self.codes:
             assert self.quantization is not None
