@@ -205,6 +205,15 @@ def test_scales_of_other_caches_are_not_used(tmp_path):
     assert source.notes[-1] == "scales of a KV cache in 'NVFP4' are not used"
 
 
+def test_scales_of_the_vision_model_are_not_read(tmp_path):
+    """The exporter writes them for its attention, too; a text model passes over all of it."""
+    tensors = tensors_of_fixture(FP8)
+    for name in (K, V):
+        tensors[f"vision_model.{name}"] = torch.full((), torch.nan)
+    source = opened(rewritten(tmp_path, tensors, config_of(FP8)))
+    assert source.kv_scales == opened(ROOT / FP8).kv_scales
+
+
 def test_layers_without_scales(tmp_path):
     tensors = tensors_of_fixture(FP8)
     drop(K, V)(tensors, None)
