@@ -1,4 +1,4 @@
-"""Checkpoints of AWQ: as autoawq packs them."""
+"""Checkpoints of AWQ: as autoawq packs them, and as gptqmodel writes them."""
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from tests.support.fixtures import (
 )
 
 AWQ = ROOT / "awq"
+FORMS = {"awq": "int4-g64-zeros", "awq_symmetric": "int4-g64"}
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 Q = "model.layers.0.self_attn.q_proj."
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -37,34 +38,41 @@ def pack(codes):
     return torch.where(whole >= 1 << 31, whole - (1 << 32), whole).int()
 
 
-def test_logits_are_those_of_the_library():
-    ids, want = expected("awq")
-    model = Llama4.from_pretrained(AWQ, weights="bf16")
+@pytest.mark.parametrize("name", FORMS)
+def test_logits_are_those_of_the_library(name):
+    ids, want = expected(name)
+    model = Llama4.from_pretrained(ROOT / name, weights="bf16")
     assert (model.prompt_logits(ids) - want).abs().max() <= 1e-4
 
 
-def test_codes_stay_as_they_are():
-    model, source = Llama4.from_pretrained(AWQ), opened(AWQ)
-    tensors, seen = tensors_of_fixture("awq"), 0
-    for name, slot in source.slots.items():
-        stem = name.removesuffix("weight")
+@pytest.mark.parametrize("name", FORMS)
+def test_codes_stay_as_they_are(name):
+    model, source = Llama4.from_pretrained(ROOT / name), opened(ROOT / name)
+    tensors, seen = tensors_of_fixture(name), 0
+    for weight, slot in source.slots.items():
+        stem = weight.removesuffix("weight")
         if f"{stem}qweight" not in tensors:
             continue
-        assert model.get_submodule(slot.target).form.name == "int4-g64-zeros"
+        assert model.get_submodule(slot.target).form.name == FORMS[name]
         codes = ops.unpack_int4(held(model, slot, "packed")) + 8
-        assert torch.equal(codes.t().long(), unpack(tensors[f"{stem}qweight"])), name
+        assert torch.equal(codes.t().long(), unpack(tensors[f"{stem}qweight"])), weight
         zeros = held(model, slot, "zeros")
-        assert torch.equal(zeros.t().long(), unpack(tensors[f"{stem}qzeros"])), name
+        stored = unpack(tensors[f"{stem}qzeros"])
+        if name == "awq":
+            assert torch.equal(zeros.t().long(), stored), weight
+        else:
+            assert zeros is None and (stored == 8).all()
         scales = tensors[f"{stem}scales"].to(torch.bfloat16)
-        assert torch.equal(held(model, slot, "scales").t(), scales), name
+        assert torch.equal(held(model, slot, "scales").t(), scales), weight
         seen += 1
-    assert seen == 8 + 3 + 3 + 2 * 3
-    ids, want = expected("awq")
+    assert seen == {"awq": 8 + 3 + 3 + 2 * 3, "awq_symmetric": 4 + 3 + 2 * 3}[name]
+    ids, want = expected(name)
     assert (model.prompt_logits(ids) - want).norm() < 0.03 * want.norm()
 
 
-def test_ranks_read_their_shares():
-    read_by_ranks(opened(AWQ))
+@pytest.mark.parametrize("name", FORMS)
+def test_ranks_read_their_shares(name):
+    read_by_ranks(opened(ROOT / name))
 
 
 def test_what_a_user_hears():
