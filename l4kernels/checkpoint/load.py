@@ -24,6 +24,7 @@ def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | N
         raise ValueError(f"expected progress to be a function, got {shown(progress)}")
     tensors = source.tensors(model.embedding.dtype)
     fill(model, source.slots, _reporting(tensors, source, progress))
+    model.kv_scales = source.kv_scales
     _finish(model, source.slots)
 
 

@@ -81,7 +81,9 @@ class EngineCore:
         model.rotate_up_to(context)
         with torch.inference_mode():
             device: dict[str, Any] = {"device": model.device}
-            self.cache = KVCache(model.config, pages, dtype=model.kv_dtype, **device)
+            self.cache = KVCache(
+                model.config, pages, dtype=model.kv_dtype, scales=model.kv_scales, **device
+            )
             self.state = StepState(
                 model.config, self.cache.shape, slots, context, dtype=model.options.dtype, **device
             )

@@ -9,8 +9,9 @@ Page size: 64, or the largest power of two from 16 that divides the chunk. Of a 
 not divide (tests; no published model) a page may hold the end of one and the start of the next.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from l4kernels.model.config import Llama4Config
 from l4kernels.ops.check import FP8
 
 GLOBAL, CHUNKED = 0, 1
+KvScales = Mapping[int, tuple[float, float]]
+"""By layer: of keys and of values; 1 where nothing is said."""
 
 
 def page_size_for(chunk: int) -> int:
@@ -93,12 +96,23 @@ class CacheShape:
 def layer_cache(
     config: Llama4Config, pages: int, dtype: torch.dtype, device: torch.device
 ) -> LayerCache:
-    """Pages of one layer, with anything in them."""
+    """Pages of one layer, with anything in them, without scales."""
     heads, head_dim = config.num_key_value_heads, config.head_dim
     size = pages, page_size_for(config.attention_chunk_size), heads, head_dim
     k, v = (torch.empty(size, dtype=dtype, device=device) for _ in "kv")
-    one = torch.ones(heads, dtype=torch.float32, device=device) if dtype == FP8 else None
-    return LayerCache(k, v, one, one)
+    return LayerCache(k, v)
+
+
+def scaled(cache: LayerCache, layer: int, scales: KvScales) -> LayerCache:
+    """The same pages with what an e4m3 cache of that layer is multiplied by; others have none."""
+    if cache.k.dtype != FP8:
+        return cache
+    heads, device = cache.k.shape[2], cache.k.device
+    k, v = (
+        torch.full((heads,), scale, dtype=torch.float32, device=device)
+        for scale in scales.get(layer, (1.0, 1.0))
+    )
+    return cache._replace(k_scale=k, v_scale=v)
 
 
 class KVCache:
@@ -110,7 +124,13 @@ class KVCache:
     """
 
     def __init__(
-        self, config: Llama4Config, pages: Pages, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: Llama4Config,
+        pages: Pages,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        scales: KvScales = MappingProxyType({}),
     ):
         self.shape = CacheShape.of(config, dtype)
         self.device = device
@@ -119,7 +139,10 @@ class KVCache:
         self.pools = [PagePool(count) for count in pages]
         self.bytes = sum(a * b for a, b in zip(pages, self.shape.page_bytes, strict=True))
         self._used = [kind in self.shape.kinds for kind in (GLOBAL, CHUNKED)]
-        self.layers = [layer_cache(config, pages[kind], dtype, device) for kind in self.shape.kinds]
+        self.layers = [
+            scaled(layer_cache(config, pages[kind], dtype, device), layer, scales)
+            for layer, kind in enumerate(self.shape.kinds)
+        ]
 
     def reuse(self, sequence: Sequence) -> int:
         """Gives a sequence the cached pages of its longest known prefix; returns how many tokens

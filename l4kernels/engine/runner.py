@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l4kernels import ops
 from l4kernels.engine.graphs import Capture, Step
-from l4kernels.engine.kv_cache import CacheShape, KVCache, layer_cache
+from l4kernels.engine.kv_cache import CacheShape, KVCache, layer_cache, scaled
 from l4kernels.engine.prompts import PromptTokens
 from l4kernels.engine.sequence import Sequence
 from l4kernels.engine.state import StepKind, StepRows, StepState, to_device
@@ -241,6 +241,6 @@ def run_whole(model: Llama4Model, prompts: list[PromptTokens]) -> Tensor:
     placement = Placement.of([(0, length) for length in lengths], model.device)
     metadata = placement.metadata([table] * 2, shape.kinds, shape.page_size)
     parts = [embedded(model, prompt, 0, len(prompt.ids)) for prompt in prompts]
-    caches = [pages] * len(shape.kinds)
+    caches = [scaled(pages, layer, model.kv_scales) for layer in range(len(shape.kinds))]
     hidden: Tensor = model(torch.cat(parts), model.plan(metadata, caches), caches)
     return hidden

@@ -1,7 +1,7 @@
 """Llama 4 on one page: the forward pass and nothing else."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar, cast
 
@@ -86,12 +86,16 @@ class Llama4Model(nn.Module):
 
     cos_sin: Tensor
     """float32 `[R, head_dim]`, rotations of position p in row p % R."""
+    kv_scales: Mapping[int, tuple[float, float]]
+    """By layer: what the codes of keys and of values in an e4m3 cache are multiplied by; 1 where
+    the checkpoint says nothing. Other caches have none."""
 
     def __init__(
         self, config: Llama4Config, options: ModelOptions, *, kv_dtype: torch.dtype | None = None
     ):
         super().__init__()
         self.config, self.options, self.kv_dtype = config, options, kv_dtype or options.dtype
+        self.kv_scales = {}
         size = config.hidden_size
         self.embedding = options.empty(config.vocab_size, size)
         self.layers = nn.ModuleList(

@@ -8,6 +8,13 @@ from l4kernels.inputs.fields import Fields
 _KEYS = ("quantization_config", "compression_config")
 _METHODS = {"compression_config": "compressed-tensors"}
 """Of a record that does not say; one library has a key of its own."""
+_OWN_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
+"""Files beside the config that hold the record, where the config itself does not, and whose they
+are if they do not say."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,12 @@ class Quantization:
                 if part is not None and part.data.get(key):
                     fields = Fields(part.data[key], f"{file}: {key}")
                     return cls(_method(fields) or _METHODS.get(key, ""), fields, file)
-        file = folder / "hf_quant_config.json"
-        own = Fields.of_file(file, optional=True)
-        if own.data:
-            return cls("modelopt", own.part("quantization") or own, file)
+        for name, method in _OWN_FILES.items():
+            own = Fields.of_file(folder / name, optional=True)
+            if own.data:
+                record = own.data.get("quantization") or own.data
+                fields = Fields(record, str(folder / name))
+                return cls(_method(fields) or method, fields, folder / name)
         return None
 
 
