@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from l4kernels import ops
 from l4kernels.checkpoint.files.reader import CheckpointError
-from l4kernels.checkpoint.formats.packed_int4 import reordered, unpacked
+from l4kernels.checkpoint.formats.nibbles import reorder, unpacked
 from l4kernels.layers.options import ModelOptions
 from l4kernels.layers.weights import int4_format
 from l4kernels.layers.weights.codes import Int4Codes
@@ -26,7 +26,9 @@ from tests.support.quantised_forms import (
     held,
     int4,
     load,
+    nvfp4,
     quietly,
+    refused,
     said,
     save,
     write_compressed,
@@ -88,6 +90,24 @@ def test_packed_int4(group, symmetric, tmp_path):
     assert_int4_kept(written, model, source.slots)
     assert said(tmp_path) == []
     assert_shares(source)
+
+
+def test_nvfp4_is_dequantised(tmp_path):
+    written = write_compressed(tmp_path, nvfp4(), scales=None)
+    assert written.tensors["model.layers.0.self_attn.q_proj.weight_packed"].dtype == torch.uint8
+    assert written.difference() <= 1e-4
+    assert formats(quietly(tmp_path)) == ["bf16"] * 5
+    assert said(tmp_path) == [
+        "23 weights are stored as fp4 in groups of 16 and one scale for all, which no kernel "
+        "multiplies by: they are dequantised"
+    ]
+    assert_shares(written.source())
+    tensors, scale = load(tmp_path), "model.layers.0.self_attn.q_proj.weight_global_scale"
+    for bad in (0.0, -1.0, torch.nan):
+        save(tmp_path, {**tensors, scale: torch.tensor([bad])})
+        refused(tmp_path, "q_proj.weight has 1 codes or scales that are NaN")
+    save(tmp_path, {n: t for n, t in tensors.items() if n != scale})
+    refused(tmp_path, f"tensors are missing that config.json asks for: {scale}")
 
 
 def test_what_weights_asks_for(tmp_path):
@@ -325,10 +345,10 @@ def test_scales_of_the_cache(tmp_path):
     assert written.source().kv_scales == source.kv_scales
     for bad in (0.0, -1.0, torch.nan, torch.inf):
         save(tmp_path, {**tensors, names[1]: torch.tensor([bad])})
-        with pytest.raises(CheckpointError, match=f"{names[1]} to be positive and finite, got"):
+        with pytest.raises(CheckpointError, match=f"{names[1]} to be finite and above 0, got"):
             written.source()
     save(tmp_path, {n: t for n, t in tensors.items() if n != names[1]})
-    with pytest.raises(CheckpointError, match=f"tensors are missing.*{names[1]}"):
+    with pytest.raises(CheckpointError, match=f"holds {names[0]}, but no v_scale of that layer"):
         written.source()
 
 
@@ -341,7 +361,7 @@ def test_scales_of_a_cache_that_is_not_e4m3_are_not_used(tmp_path):
     written = write_compressed(tmp_path, fp8(), case=heads, cache=by_head)
     assert written.tensors["model.layers.0.self_attn.k_scale"].shape == (2, 1, 1)
     assert written.source().kv_scales == {}
-    assert "there is not one per layer" in said(tmp_path)[0]
+    assert "by head are not used" in said(tmp_path)[0]
 
 
 def test_the_older_key_of_the_config(tmp_path):
@@ -369,7 +389,7 @@ def test_the_librarys_own_order_of_nibbles():
     """Ours is another; the codes are the same."""
     codes = torch.randint(-8, 8, (5, 64)).to(torch.int8)
     packed = pack_to_int32(codes, 4)
-    assert torch.equal(reordered(packed), ops.pack_int4(codes))
+    assert torch.equal(reorder(packed), ops.pack_int4(codes))
     assert torch.equal(unpacked(packed, 4).short() - 8, codes.short())
     codes = torch.randint(-128, 128, (5, 64)).to(torch.int8)
     assert torch.equal(unpacked(pack_to_int32(codes, 8), 8).short() - 128, codes.short())

@@ -99,9 +99,9 @@ CONFIGS = {  # of the same checkpoint
         weights(num_bits=3),
         "weights of type 'int' in 3 bits cannot be read; supported: fp8",
     ),
-    "nvfp4": (
-        lambda r: r["config_groups"]["group_0"].update(format="nvfp4-pack-quantized"),
-        "format 'nvfp4-pack-quantized' cannot be read; supported: float-quantized.*l4k quantize",
+    "mxfp4": (
+        lambda r: r["config_groups"]["group_0"].update(format="mxfp4-pack-quantized"),
+        "format 'mxfp4-pack-quantized' cannot be read; supported: float-quantized.*l4k quantize",
     ),
     "marlin": (lambda r: r.update(format="marlin-24"), "format 'marlin-24' cannot be read"),
     "a type": (weights(type=["int"]), r"weights of type \['int'\] in 4 bits"),

@@ -15,8 +15,11 @@ import pytest
 import torch
 import transformers
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.lifecycle.forward import dequantize
+from compressed_tensors.quantization.quant_scheme import NVFP4
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from safetensors.torch import load_file, save_file
 from transformers.models.llama4.modeling_llama4 import Llama4TextMLP
 
@@ -51,6 +54,12 @@ def fp8(strategy="channel", targets=("Linear",), inputs=DYNAMIC, **more) -> dict
     """The library's `config_groups` for e4m3 codes."""
     weights = {"num_bits": 8, "type": "float", "strategy": strategy, **more}
     return {"fp8": {"targets": [*targets], "weights": weights, "input_activations": inputs}}
+
+
+def nvfp4() -> dict:
+    """The library's `config_groups` for weights in NVFP4."""
+    weights = {**NVFP4["weights"].model_dump(mode="json"), "observer": None}
+    return {"nvfp4": {"targets": ["Linear"], "weights": weights}}
 
 
 @dataclass
@@ -173,7 +182,7 @@ def observe(module: torch.nn.Module) -> None:
         low, high = w.amin(), w.amax()
     elif args.strategy == "channel":
         low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
-    elif args.strategy == "group":
+    elif "group" in args.strategy:
         groups = w.unflatten(1, (-1, args.group_size))
         low, high = groups.amin(-1), groups.amax(-1)
     else:
@@ -181,7 +190,10 @@ def observe(module: torch.nn.Module) -> None:
         padded = torch.nn.functional.pad(w, (0, -k % columns, 0, -n % rows))
         blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
         low, high = blocks.amin((1, 3)), blocks.amax((1, 3))
-    scale, zero = calculate_qparams(low, high, args)
+    whole = None
+    if args.strategy == "tensor_group":
+        whole = module.weight_global_scale.data = generate_gparam(low.amin(), high.amax())[None]
+    scale, zero = calculate_qparams(low, high, args, whole)
     module.weight_scale.data = scale.to(module.weight_scale.dtype)
     module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
 
@@ -192,7 +204,7 @@ def write_compressed(
     ignore: tuple[str, ...] = ("re:.*lm_head", "re:.*router"),
     *,
     case: Case = CASE,
-    scales: torch.dtype = torch.bfloat16,
+    scales: torch.dtype | None = torch.bfloat16,
     shards: int = 1,
     prefix: str = "",
     cache: dict | None = None,
@@ -203,7 +215,7 @@ def write_compressed(
     Args:
         groups: the library's `config_groups`.
         ignore: modules that stay as they are.
-        scales: the dtype of scales.
+        scales: the dtype of scales; None: the library's.
         prefix: put before every name.
         cache: the library's `kv_cache_scheme`.
         split: every expert has tensors of its own; otherwise the library leaves experts as they
@@ -224,7 +236,7 @@ def write_compressed(
             if scheme is None or scheme.weights is None:
                 continue
             for part in ("weight_scale", "input_scale"):
-                if hasattr(module, part):
+                if hasattr(module, part) and scales is not None:
                     getattr(module, part).data = torch.ones_like(getattr(module, part)).to(scales)
             observe(module)
             quantised[name] = scheme
@@ -252,13 +264,29 @@ def decompressed(tensors: dict, quantised: dict) -> dict:
                 plain[name] = data
         elif part in ("weight", "weight_packed"):
             own = parts_of(tensors, module)
-            own["weight_scale"] = own["weight_scale"].float()
             scheme = quantised[module]
+            if scheme.weights.strategy == "tensor_group":
+                plain[f"{module}.weight"] = decompressed_nvfp4(own, scheme)
+                continue
+            own["weight_scale"] = own["weight_scale"].float()
             library = BaseCompressor.get_value_from_registry(scheme.format)
             plain[f"{module}.weight"] = library.decompress(own, scheme)["weight"]
         elif part == "bias":
             plain[name] = data
     return plain
+
+
+def decompressed_nvfp4(own: dict, scheme) -> torch.Tensor:
+    """By the functions of the library's compressor, which asks them for bfloat16."""
+    packed = own["weight_packed"]
+    codes = unpack_fp4_from_uint8(packed, len(packed), 2 * packed.shape[1], dtype=torch.float32)
+    return dequantize(
+        codes,
+        own["weight_scale"].float(),
+        args=scheme.weights,
+        global_scale=own["weight_global_scale"],
+        dtype=torch.float32,
+    )
 
 
 def parts_of(tensors: dict, module: str) -> dict:

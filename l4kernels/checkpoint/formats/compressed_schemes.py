@@ -11,14 +11,20 @@ from l4kernels.inputs.files import shown
 
 SUPPORTED = (
     "fp8 (one scale per tensor, output channel or block), int4 and int8 (per channel or group, "
-    "with or without zero points)"
+    "with or without zero points), NVFP4"
 )
-_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
+_FORMATS = (
+    "float-quantized",
+    "int-quantized",
+    "naive-quantized",
+    "pack-quantized",
+    "nvfp4-pack-quantized",
+)
 _ALL_FORMATS = (*_FORMATS, "mixed-precision", "dense")
-_KINDS = (("float", 8), ("int", 8), ("int", 4))
+_KINDS = (("float", 8), ("int", 8), ("int", 4), ("float", 4))
 _MAX_SCHEMES = 64
 """Published checkpoints have one or two."""
-_STRATEGIES = ("tensor", "channel", "group", "block")
+_STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
 _ELSE = (
     "take the unquantised checkpoint and run `l4k quantize` on it, or load it with --weights fp8 "
     "or int4"
@@ -31,7 +37,7 @@ class Scheme:
 
     Attributes:
         type: "int" or "float".
-        strategy: "tensor", "channel", "group" or "block".
+        strategy: "tensor", "channel", "group", "block" or, of NVFP4, "tensor_group".
         group: weights along K that share a scale; 0 where `strategy` is another.
         block: rows and columns that do; (0, 0) likewise.
         zeros: whether there are zero points.
@@ -50,8 +56,9 @@ class Scheme:
             "channel": "with a scale per channel",
             "group": f"in groups of {self.group}",
             "block": f"in blocks of {self.block[0]}x{self.block[1]}",
+            "tensor_group": f"in groups of {self.group} and one scale for all",
         }
-        kind = "fp8" if self.type == "float" else f"int{self.bits}"
+        kind = f"{'fp' if self.type == 'float' else 'int'}{self.bits}"
         return f"{kind} {names[self.strategy]}" + (" and zero points" if self.zeros else "")
 
 
@@ -123,16 +130,17 @@ def _require_format(name: Any, where: str) -> None:
 
 def _scheme(weights: Fields) -> Scheme:
     kind, bits = weights.data.get("type") or "int", weights.integer("num_bits", 1, 64, default=8)
-    if (kind, bits) not in _KINDS:
+    strategy = weights.data.get("strategy")
+    nvfp4 = (kind, bits) == ("float", 4)
+    if (kind, bits) not in _KINDS or nvfp4 != (strategy == "tensor_group"):
         raise CheckpointError(
             f"{weights.where}: weights of type {shown(kind)} in {bits} bits cannot be read; "
             f"supported: {SUPPORTED}; {_ELSE}"
         )
     group = weights.integer("group_size", -1, 1 << 20, default=None)
-    strategy = weights.data.get("strategy")
     if strategy is None:
         strategy = {None: "tensor", -1: "channel"}.get(group, "group")
-    if strategy not in _STRATEGIES or (strategy == "group" and (group or 0) < 1):
+    if strategy not in _STRATEGIES or ("group" in str(strategy) and (group or 0) < 1):
         raise CheckpointError(
             f"{weights.where}: expected weights of strategy {', '.join(_STRATEGIES)} (with "
             f"group_size), got strategy {shown(strategy)} with group_size {shown(group)}"
@@ -141,7 +149,7 @@ def _scheme(weights: Fields) -> Scheme:
         kind,
         bits,
         strategy,
-        group if strategy == "group" else 0,
+        group if "group" in strategy else 0,
         _block(weights) if strategy == "block" else (0, 0),
         zeros=not weights.boolean("symmetric", default=True),
     )

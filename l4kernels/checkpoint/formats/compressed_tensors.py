@@ -18,9 +18,10 @@ from l4kernels.checkpoint.files.layout import Slot
 from l4kernels.checkpoint.files.quantization import Quantization
 from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError, Read, Weight
 from l4kernels.checkpoint.files.shares import Piece
-from l4kernels.checkpoint.formats.compressed_cache import cache_pieces, cache_scales
 from l4kernels.checkpoint.formats.compressed_schemes import SUPPORTED, Record, Scheme
-from l4kernels.checkpoint.formats.packed_int4 import reordered, unpacked, unpacked_rows
+from l4kernels.checkpoint.formats.kv_scales import kv_scale_names, scales_of_scheme
+from l4kernels.checkpoint.formats.nibbles import reorder, unpacked
+from l4kernels.checkpoint.formats.nvfp4 import GROUP, dequantised
 from l4kernels.checkpoint.formats.unquantised import BF16, Unquantised
 from l4kernels.inputs.files import shown
 from l4kernels.layers.weights import FORMATS, WeightFormat, int4_format
@@ -28,8 +29,8 @@ from l4kernels.layers.weights.codes import Codes, Fp8Codes, Int4Codes
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops.quant import BLOCK, INT4_GROUPS
 
-_PARTS = re.compile(r"\.weight_(packed|scale|shape|zero_point|g_idx)$")
-_UNREAD = re.compile(r"\.(input|output|q|k|v)_(scale|zero_point)$")
+_PARTS = re.compile(r"\.weight_(packed|scale|global_scale|shape|zero_point|g_idx)$")
+_UNREAD = re.compile(r"\.(input|output|q|k|v|input_global)_(scale|zero_point)$")
 """Static scales of activations, which are quantised per token here, or of a KV cache."""
 _CODES = {"F8_E4M3": ("float", 8), "I8": ("int", 8)}
 _INTEGERS = ("I32", "I64")
@@ -55,7 +56,10 @@ class CompressedTensors(Unquantised):
         self._disordered: set[str] = set()
         """Those whose columns are in groups that do not lie side by side."""
         static = any(name.endswith(".input_scale") for name in checkpoint.entries)
+        kv = kv_scale_names(checkpoint.entries, config.num_hidden_layers)
+        scales, said = scales_of_scheme(checkpoint, kv, self.record.cache)
         super().__init__(config, checkpoint, quantization)
+        self.kv_scales, self.notes = scales, said
         orders = {f"{name}_g_idx": name for name in self.stored}
         there = [order for order, name in orders.items() if order in self.pieces[name]]
         for order, index in checkpoint.read_all(there):
@@ -65,8 +69,6 @@ class CompressedTensors(Unquantised):
                 "static scales of activations are not used: activations are quantised per token"
             )
         self._say_what_is_dequantised()
-        self.kv_scales, said = cache_scales(checkpoint, self.pieces, self.record.cache)
-        self.notes += said
 
     def plain_name(self, name: str) -> str:
         return _PARTS.sub(".weight", name)
@@ -79,7 +81,9 @@ class CompressedTensors(Unquantised):
             return super().pieces_of(name, slot)
         entries = self.checkpoint.entries
         plain, packed, (n, k) = entries.get(name), entries.get(f"{name}_packed"), slot.shape
-        if packed is not None:
+        if packed is not None and packed.dtype == "U8":
+            own = self._nvfp4_pieces(name, n, k)
+        elif packed is not None:
             # Of the two that are read the one that it can be; `check` says what it is not.
             bits = 8 if packed.shape == (n, math.ceil(k / 4)) else 4
             own = {f"{name}_packed": Piece((n, math.ceil(k * bits / 32)), "nk", ("I32",))}
@@ -90,11 +94,13 @@ class CompressedTensors(Unquantised):
             own |= self._side_pieces(name, slot, kind, bits, packed=False)
         else:
             own = super().pieces_of(name, slot)
-        return own | cache_pieces(name, entries)
+        return own
 
     def form(self, name: str) -> WeightFormat:
         stored = self.stored.get(name)
-        if stored is None or stored.strategy == "block" or name in self._disordered:
+        if stored is None or name in self._disordered:
+            return BF16
+        if stored.strategy in ("block", "tensor_group"):
             return BF16
         if stored.type == "float":
             return FORMATS["fp8"]
@@ -112,6 +118,8 @@ class CompressedTensors(Unquantised):
             return super().decode(name, read)
         if f"{name}_shape" in pieces:
             self._check_shape(name, read(f"{name}_shape"))
+        if stored.strategy == "tensor_group":
+            return self._nvfp4(name, read)
         # bfloat16 and float16 are exact in float32.
         scale = read(f"{name}_scale")
         scale = scale.reshape(scale.shape[0] if scale.dim() else 1, -1)  # it may have one dimension
@@ -124,7 +132,7 @@ class CompressedTensors(Unquantised):
                 times = k // form.group // scale.shape[1]
                 scale = scale.repeat_interleave(times, 1)
                 zeros = None if zeros is None else zeros.repeat_interleave(times, 1)
-                return self._kept(name, Int4Codes(reordered(packed), scale, zeros))
+                return self._kept(name, Int4Codes(reorder(packed), scale, zeros))
             q = unpacked(packed, stored.bits)[:, : self.slots[name].shape[1]]
         else:
             q = read(name)
@@ -160,6 +168,27 @@ class CompressedTensors(Unquantised):
         self._check_record(name, stored, k)
         self.stored[name] = stored
         return own
+
+    def _nvfp4_pieces(self, name: str, n: int, k: int) -> dict[str, Piece]:
+        whole = self.checkpoint.entries.get(f"{name}_global_scale")
+        shape = whole.shape if whole and math.prod(whole.shape) == 1 else (1,)
+        own = {
+            f"{name}_packed": Piece((n, math.ceil(k / 2)), "nk", ("U8",)),
+            f"{name}_scale": Piece((n, math.ceil(k / GROUP)), "nk", ("F8_E4M3",)),
+            f"{name}_global_scale": Piece(shape, "-" * len(shape)),
+        }
+        self.stored[name] = Scheme("float", 4, "tensor_group", GROUP)
+        if f"{name}_scale" in self.checkpoint.entries:
+            self._check_record(name, self.stored[name], k)
+        return own
+
+    def _nvfp4(self, name: str, read: Read) -> Tensor:
+        """The scale of a group is stored times the one of the whole weight."""
+        scales, whole = read(f"{name}_scale"), read(f"{name}_global_scale").float().reshape(())
+        # Zeros are those of groups whose scale was too small for e4m3.
+        bad = (~(scales.float() >= 0)).sum() + ~(whole.isfinite() & (whole > 0))
+        self._require_valid(name, int(bad))
+        return dequantised(read(f"{name}_packed"), scales, 1 / whole)
 
     def _spread(self, name: str, n: int, k: int) -> tuple[Scheme, str]:
         """What shares a scale, by the shape of the scales; and the axes of these."""
@@ -252,7 +281,7 @@ class CompressedTensors(Unquantised):
         data = read(part)
         data = data.reshape(data.shape[0] if data.dim() else 1, -1)
         if data.dtype == torch.int32:
-            return unpacked_rows(data, stored.bits, rows)
+            return unpacked(data.t(), stored.bits)[:, :rows].t().contiguous()
         half = 1 << stored.bits - 1
         zeros = data.int() + half
         if zeros.numel() and (int(zeros.min()) < 0 or int(zeros.max()) >= 2 * half):
