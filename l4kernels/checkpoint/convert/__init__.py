@@ -1,0 +1,1 @@
+"""Other forms of checkpoints, written anew as folders that can be loaded."""
