@@ -145,7 +145,7 @@ def _text_config(params: Fields, special: Mapping[str, int]) -> dict[str, Any]:
 
 def _widths(params: Fields, moe: Fields | None, dim: int) -> tuple[int, int]:
     """Of a dense layer and of an expert, rounded as the reference does."""
-    multiple = params.integer("multiple_of", 1, 1 << 20, default=256)
+    multiple: int = params.integer("multiple_of", 1, 1 << 20, default=256)
     scale = params.number("ffn_dim_multiplier", 1e-3, 1e3, default=1.0)
 
     def rounded(width: int) -> int:
@@ -165,7 +165,7 @@ def _vision_config(vision: Fields) -> dict[str, Any]:
         size = vision.part(name)
         if size is None:
             vision.fail(f"{name} is missing")
-        height = int(size.integer("height", 1, 4096))
+        height: int = size.integer("height", 1, 4096)
         vision.equal(f"height of {name}", height, "its width", size.integer("width", 1, 4096))
         return height
 
