@@ -35,11 +35,15 @@ def members(file: Path) -> dict[str, Member]:
     def fail(why: str) -> NoReturn:
         raise CheckpointError(f"{file}: {why}; expected a file as torch.save writes it")
 
-    size = _check_end(file, fail)
     try:
+        size = _check_end(file, fail)
         with zipfile.ZipFile(file) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
             end, directory = 0, archive.start_dir
+    except FileNotFoundError:
+        fail("not found")
+    except CheckpointError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         fail(f"not a readable zip file ({shown(str(error), 120)})")
     found: dict[str, Member] = {}
@@ -47,9 +51,9 @@ def members(file: Path) -> dict[str, Member]:
     with open_regular(file, CheckpointError) as stream:
         for entry in entries:
             name = _plain(entry, top, fail)
-            stream.seek(entry.header_offset)
+            stream.seek(max(0, entry.header_offset))
             header = stream.read(30)
-            if len(header) < 30 or header[:4] != _LOCAL or entry.header_offset < end:
+            if entry.header_offset < end or len(header) < 30 or header[:4] != _LOCAL:
                 fail(f"the member {shown(name)} does not lie where the zip file says")
             start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
             end = start + entry.file_size

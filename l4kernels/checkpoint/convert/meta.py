@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l4kernels.checkpoint.convert.meta_config import config_of
-from l4kernels.checkpoint.convert.objects import StoredTensor, stored_tensors
+from l4kernels.checkpoint.convert.objects import stored_tensors
 from l4kernels.checkpoint.convert.tokens import TIKTOKEN_FILE, tokenizer_texts
 from l4kernels.checkpoint.convert.writing import Parts, Source, checked_config
 from l4kernels.checkpoint.files.layout import layout
@@ -49,7 +49,7 @@ def open_native(folder: Path) -> Source:
         )
     files = _rank_files(folder)
     texts, specials = tokenizer_texts(folder / TIKTOKEN_FILE)
-    ranks = _Ranks(folder, [stored_tensors(file) for file in files])
+    ranks = _Ranks(folder, files)
     data, generation, notes = config_of(folder, specials)
     config = checked_config(data, folder / "params.json")
     tensors = _Mapping(config, ranks).tensors()
@@ -92,18 +92,17 @@ class _Part(NamedTuple):
 class _Ranks:
     """The tensors of all ranks."""
 
-    def __init__(self, folder: Path, found: list[dict[str, StoredTensor]]):
-        self.folder, self.count = folder, len(found)
+    def __init__(self, folder: Path, files: list[Path]):
+        self.folder, self.count, self._files = folder, len(files), files
         self._found = [
-            {name: t for name, t in rank.items() if not _UNUSED.fullmatch(name)} for rank in found
+            {n: tensor for n, tensor in stored_tensors(file).items() if not _UNUSED.fullmatch(n)}
+            for file in files
         ]
         self._used: set[str] = set()
         self._mapped: dict[Path, Tensor] = {}
 
     def fail(self, name: str, rank: int, why: str) -> NoReturn:
-        of = next(iter(self._found[rank].values()), None)
-        file = of.file if of else self.folder
-        raise CheckpointError(f"{file}: {why.format(name=name)}")
+        raise CheckpointError(f"{self._files[rank]}: {why.format(name=name)}")
 
     def first(self, *names: str) -> str:
         """The first of these names that is there; the last if none is."""
