@@ -227,7 +227,8 @@ class CheckpointWriter:
     def _put(self, data: memoryview) -> None:
         assert self._stream
         self._stream.write(data)
-        self._digest.update(data)
+        if self._identity:  # nobody asks for it otherwise
+            self._digest.update(data)
 
     def _close(self, shard: Shard) -> None:
         assert self._stream
