@@ -1,6 +1,7 @@
 """Meta's native form: what comes out of it, against what Meta's own code makes of it."""
 
 import collections
+import dataclasses
 import io
 import json
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 import l4kernels
 from l4kernels.checkpoint.convert import convert
-from l4kernels.checkpoint.convert.tokens import special_tokens
+from l4kernels.checkpoint.convert.meta_config import config_of
+from l4kernels.checkpoint.convert.tokens import special_ids, special_tokens
 from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.model.config import RopeScaling
 from l4kernels.prompt.image_processor import ImageProcessor
@@ -155,6 +157,31 @@ def test_the_other_files(tmp_path):
     assert (generation["temperature"], generation["top_p"]) == (0.6, 0.9)
     processor = ImageProcessor.from_pretrained(tmp_path / "out")
     assert (processor.tile_size, processor.max_tiles) == (32, 16)
+
+
+@pytest.mark.parametrize("name", ["scout", "maverick"])
+def test_the_published_params(tmp_path, name):
+    """Sizes as Meta's code derives them are those of the published configs."""
+    scout = name == "scout"
+    image = {"image_size": {"height": 336, "width": 336}, "patch_size": {"height": 14, "width": 14}}
+    vision = {"dim": 1408, "n_layers": 34, "n_heads": 16, "mlp_ratio": 4.0, "output_dim": 4096}
+    sizes = {"dim": 5120, "n_layers": 48, "n_heads": 40, "n_kv_heads": 8, "vocab_size": 202048}
+    moe = {"num_experts": 16 if scout else 128, "interleave_moe_layer_step": 1 if scout else 2}
+    params = {
+        **meta.CASES["maverick"],
+        **sizes,
+        "multiple_of": 2048,
+        "attention_chunk_size": 8192,
+        "use_scaled_rope": scout,
+        "use_qk_norm": scout,
+        "moe_args": {"capacity_factor": 1.0, "auto_scale_F": True, "top_k": 1, **moe},
+        "vision_args": {**image, **vision, "pixel_shuffle_ratio": 0.5},
+    }
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    tokens = {token: token for token in range(200_000)}
+    config, _, _ = config_of(tmp_path, special_ids(tokens))
+    got, wanted = l4kernels.Llama4Config.from_dict(config), l4kernels.Llama4Config.preset(name)
+    assert dataclasses.replace(got, name=name) == wanted
 
 
 def test_the_tokenizer(tmp_path):

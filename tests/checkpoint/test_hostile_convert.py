@@ -152,8 +152,12 @@ PROGRAMS = {
     "a list": (program([torch.float32])[:3] + b".", "holds an instruction EMPTY_LIST"),
     "a number": (program({"x": 3}), "expected 'x' to be a tensor, got a int"),
     "a dictionary": (program({"x": {}}), "expected 'x' to be a tensor, got a dict"),
-    "names that are numbers": (program({3: 3}), "expected names of tensors to be text"),
-    "unhashable name": (b"\x80\x02}}Ns.", "is damaged"),
+    "names that are numbers": (program({3: 3}), "names of tensors that are no text"),
+    "unhashable name": (b"\x80\x02}}Ns.", "names of tensors that are no text"),
+    "a deep name": (
+        b"\x80\x02}N" + b"\x85" * 400_000 + b"Ns.",
+        "names of tensors that are no text",
+    ),
     "a name twice": (b"\x80\x02}X\x01\0\0\0xNsX\x01\0\0\0xNs.", "holds 'x' twice"),
     "OrderedDict of pairs": (
         program(Calls(collections.OrderedDict, (1, 2))),

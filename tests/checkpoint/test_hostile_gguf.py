@@ -25,8 +25,8 @@ def head(tensors: int = 0, fields: int = 0, version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, tensors, fields)
 
 
-def listed(kind: int, count: int, content: bytes = b"") -> bytes:
-    return text("x") + struct.pack("<IIQ", 9, kind, count) + content
+def listed(kind: int, count: int, content: bytes = b"", name: str = "x") -> bytes:
+    return text(name) + struct.pack("<IIQ", 9, kind, count) + content
 
 
 def record(name="x", dims=(32,), kind=0, offset=0, count=None) -> bytes:
@@ -40,6 +40,8 @@ def aligned(value: int, kind: int = 4) -> bytes:
 
 
 PAD = bytes(4096)
+TOKENS = "tokenizer.ggml.tokens"
+WIDE = "é€𝄞".encode() * 100_000
 GGUFS = {
     "empty": (b"GGUF"[:3], "reaches beyond the file's end|not a GGUF"),
     "other": (b"ABCD" + PAD, "not a GGUF file"),
@@ -60,10 +62,28 @@ GGUFS = {
     "unknown type": (head(0, 1) + text("x") + struct.pack("<I", 99) + PAD, "unknown type, 99"),
     "list of lists": (head(0, 1) + listed(9, 3) + PAD, "the field 'x' is a list of lists"),
     "list of what": (head(0, 1) + listed(77, 3) + PAD, "is a list of type 77"),
-    "list of 2^60": (head(0, 1) + listed(4, 1 << 60) + PAD, "at most 1,500,000 entries"),
-    "list of bytes": (head(0, 1) + listed(0, 1_400_000) + PAD, "beyond the file's end"),
-    "list of texts": (head(0, 1) + listed(8, 1_400_000) + PAD, "beyond the file's end"),
-    "many empty texts": (head(0, 1) + listed(8, 1_500_000, bytes(12_000_000)), "llama4, got None"),
+    "list of 2^60": (head(0, 1) + listed(4, 1 << 60) + PAD, "entries, more than 4,096"),
+    "list of bytes": (
+        head(0, 1) + listed(0, 1_100_000, name=TOKENS) + PAD,
+        "beyond the file's end",
+    ),
+    "list of texts": (
+        head(0, 1) + listed(8, 1_100_000, name=TOKENS) + PAD,
+        "beyond the file's end",
+    ),
+    "many empty texts": (
+        head(0, 1) + listed(8, 1_200_000, bytes(9_600_000), TOKENS),
+        "llama4, got None",
+    ),
+    "tokens of 2^60": (head(0, 1) + listed(4, 1 << 60, name=TOKENS) + PAD, "at most 1,200,000"),
+    "wide texts": (
+        head(0, 20) + b"".join(text(f"{n}") + struct.pack("<I", 8) + text(WIDE) for n in range(20)),
+        "expected the architecture llama4, got None",
+    ),
+    "a list instead of a text": (
+        head(0, 1) + listed(8, 4096, text("\0" * 100) * 4096, "general.architecture"),
+        r"expected the architecture llama4, got \['\\x00",
+    ),
     "alignment 0": (head(0, 1) + aligned(0) + PAD, "expected general.alignment to be"),
     "alignment 7": (head(0, 1) + aligned(7) + PAD, "expected general.alignment to be"),
     "alignment 2^60": (head(0, 1) + aligned(1 << 60, 10) + PAD, "general.alignment to be"),
@@ -102,7 +122,7 @@ def test_a_gguf_header_without_an_end(tmp_path):
     assert "the field '' is there twice" in refusal(file, tmp_path)
     fields = [text(f"{n}") + struct.pack("<IQ", 8, 1 << 20) + bytes(1 << 20) for n in range(70)]
     file.write_bytes(head(0, 70) + b"".join(fields))
-    assert "the header has more than 64 MiB" in refusal(file, tmp_path)
+    assert "the header has more than 24 MiB" in refusal(file, tmp_path)
 
 
 def test_gguf_scales_that_are_not_finite(tmp_path):

@@ -54,7 +54,8 @@ def gguf_file(source: Path) -> Path | None:
         return source
     if not source.is_dir():
         return None
-    found = sorted(file for file in source.glob("*.gguf") if not file.name.startswith("mmproj"))
+    every = sorted(source.glob("*.gguf"))
+    found = [file for file in every if not file.name.startswith("mmproj")] or every[:1]
     first = [f for f in found if (m := _SPLIT.fullmatch(f.name)) is None or int(m[2]) == 1]
     if len(first) > 1:
         names = shown(", ".join(file.name for file in first), 200)

@@ -187,7 +187,7 @@ class _Tokenizer:
     def _texts(self, name: str) -> list[str]:
         value = self._fields.get(name)
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-            self._fail(f"expected tokenizer.ggml.{name} to be a list of texts, got {shown(value)}")
+            self._fail(f"expected tokenizer.ggml.{name} to be a list of texts")
         return value
 
     def _id(self, name: str) -> int | None:

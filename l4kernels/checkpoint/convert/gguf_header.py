@@ -15,13 +15,16 @@ from typing import Any, NamedTuple, NoReturn
 from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.inputs.files import open_regular, shown
 
-MAX_HEADER = 64 << 20  # bytes; Llama 4's tokens and merges take 13 MB
+MAX_HEADER = 24 << 20  # bytes; Llama 4's tokens and merges take 13 MB
 _MAX_FIELDS, _MAX_TENSORS = 10_000, 100_000
-_MAX_ELEMENTS = 1_500_000  # of all lists together; Llama 4 has 850,000
+_MAX_ELEMENTS = 1_200_000  # of all lists together; Llama 4 has 850,000
 _MAX_STRING, _MAX_NAME = 1 << 20, 128
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _SCALARS[12] = "d"
 _STRING, _LIST = 8, 9
+_MAX_LIST = 4096
+_LONG = {f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type", "scores")}
+"""Lists that may have more than `_MAX_LIST` entries."""
 
 
 class Types(NamedTuple):
@@ -134,6 +137,8 @@ class _Reader:
         self._elements += count
         if kind != _STRING and kind not in _SCALARS:
             self._fail(f"{what} is a list of {'lists' if kind == _LIST else f'type {kind}'}")
+        if count > _MAX_LIST and name not in _LONG:
+            self._fail(f"{what} has {count:,} entries, more than {_MAX_LIST:,}")
         if self._elements > _MAX_ELEMENTS:
             self._fail(f"expected at most {_MAX_ELEMENTS:,} entries in all lists, {what} has more")
         if kind == _STRING:

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from l4kernels.checkpoint.convert.meta_config import config_of
 from l4kernels.checkpoint.convert.objects import stored_tensors
-from l4kernels.checkpoint.convert.tokens import TIKTOKEN_FILE, tokenizer_texts
+from l4kernels.checkpoint.convert.tokens import (
+    TIKTOKEN_FILE,
+    read_ranks,
+    special_ids,
+    tokenizer_texts,
+)
 from l4kernels.checkpoint.convert.writing import Parts, Source, checked_config
 from l4kernels.checkpoint.files.layout import layout
 from l4kernels.checkpoint.files.reader import CheckpointError
@@ -48,9 +53,9 @@ def open_native(folder: Path) -> Source:
             f"Face form, which is read as it is"
         )
     files = _rank_files(folder)
-    texts, specials = tokenizer_texts(folder / TIKTOKEN_FILE)
+    tokens = read_ranks(folder / TIKTOKEN_FILE)
     ranks = _Ranks(folder, files)
-    data, generation, notes = config_of(folder, specials)
+    data, texts, notes = config_of(folder, special_ids(tokens))
     config = checked_config(data, folder / "params.json")
     tensors = _Mapping(config, ranks).tensors()
     ranks.check_all_used()
@@ -59,7 +64,7 @@ def open_native(folder: Path) -> Source:
         f"Meta's native form, {len(files)} rank{'s'[: len(files) > 1]}",
         data,
         tensors,
-        texts | generation,
+        texts | tokenizer_texts(tokens),
         notes,
     )
 

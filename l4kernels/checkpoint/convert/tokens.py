@@ -48,13 +48,13 @@ def special_tokens() -> list[str]:
     return [f"<|{name}|>" for name in names]
 
 
-def tokenizer_texts(file: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """The files of a tokenizer in Meta's form, and the ids of its control tokens.
+def special_ids(ranks: Mapping[bytes, int]) -> dict[str, int]:
+    """The ids of the control tokens, which follow those of the others."""
+    return {name: len(ranks) + number for number, name in enumerate(special_tokens())}
 
-    Raises:
-        CheckpointError: it is missing, or no list of tokens with their ranks.
-    """
-    ranks = _ranks(file)
+
+def tokenizer_texts(ranks: Mapping[bytes, int]) -> dict[str, str]:
+    """The files of a tokenizer in Meta's form: tokens by their ranks, which are their ids, too."""
     spelled = {token: _spelled(token) for token in ranks}
     vocab = {spelled[token]: rank for token, rank in ranks.items()}
     merges = [
@@ -62,16 +62,15 @@ def tokenizer_texts(file: Path) -> tuple[dict[str, str], dict[str, int]]:
         for token in sorted(ranks, key=ranks.__getitem__)
         for at in _splits(token, ranks)
     ]
-    special = {name: len(ranks) + number for number, name in enumerate(special_tokens())}
     bos, end = "<|begin_of_text|>", "<|end_of_text|>"
     return tokenizer_files(
         vocab,
         merges,
-        special,
+        special_ids(ranks),
         pattern=PATTERN,
         named={"bos_token": bos, "eos_token": end, "pad_token": "<|finetune_right_pad|>"},
         bos=bos,
-    ), special
+    )
 
 
 def tokenizer_files(
@@ -157,7 +156,12 @@ def _splits(token: bytes, ranks: Mapping[bytes, int]) -> list[int]:
     return sorted(places, key=lambda at: (ranks[token[:at]], ranks[token[at:]]))
 
 
-def _ranks(file: Path) -> dict[bytes, int]:
+def read_ranks(file: Path) -> dict[bytes, int]:
+    """The tokens of a `tokenizer.model` and their ranks.
+
+    Raises:
+        CheckpointError: it is missing, or no list of tokens with their ranks.
+    """
     ranks: dict[bytes, int] = {}
     try:
         lines = read_text(file, CheckpointError).splitlines()
