@@ -5,6 +5,7 @@ Weights that are quantised are dequantised by the `gguf` library, whose authors 
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,8 +24,9 @@ from l4kernels.inputs.files import shown
 from l4kernels.model.config import Llama4Config
 
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_PART = 1 << 24
-"""Numbers that are dequantised at once, at least a row."""
+_PART, _PIECE = 1 << 26, 1 << 17
+"""Numbers in memory at once, and those that one thread dequantises in the processor's cache; at
+least a row."""
 _BLOCK = {
     "input_layernorm.weight": "attn_norm",
     "post_attention_layernorm.weight": "ffn_norm",
@@ -157,7 +159,7 @@ def _beside(file: Path) -> list[str]:
 def _rope_factors(tensor: GgufTensor) -> list[float]:
     if len(tensor.shape) != 1 or tensor.type != "F32" or tensor.elements > 512:
         _fail(tensor.file, f"expected {_ROPE} to be a short list of F32")
-    factors: list[float] = _rows(tensor, 0, 1).flatten().tolist()
+    factors: list[float] = np.memmap(tensor.file, "<f4", "r", tensor.start, tensor.shape).tolist()
     return factors
 
 
@@ -216,18 +218,34 @@ def _stacked(tensors: list[GgufTensor]) -> Iterator[Tensor]:
     """Of each expert, the transposed weights side by side."""
     experts, rows, _ = tensors[0].shape
     for expert in range(experts):
-        yield torch.cat([_rows(tensor, expert * rows, rows).t() for tensor in tensors], 1)
+        # Turned before they are joined, which is several times as fast as both at once.
+        parts = (_rows(tensor, expert * rows, rows) for tensor in tensors)
+        yield torch.cat([part.t().contiguous() for part in parts], 1)
 
 
 def _rows(tensor: GgufTensor, first: int, count: int) -> Tensor:
-    """Rows of a tensor, all but the last of its dimensions taken as one, in float32."""
+    """Rows of a tensor in bfloat16, all but the last of its dimensions taken as one."""
     import gguf
 
     kind: Any = gguf.GGMLQuantizationType[tensor.type]
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    stride = tensor.shape[-1] // block * size
+    columns = tensor.shape[-1]
+    stride = columns // block * size
     start = tensor.start + first * stride
     stored = np.memmap(tensor.file, np.uint8, "r", start, (count, stride))
-    with np.errstate(all="ignore"):  # a scale may be anything; the result is checked
-        data = gguf.quants.dequantize(stored, kind)
-    return torch.from_numpy(np.array(data, np.float32)).reshape(count, tensor.shape[-1])
+    rows = torch.empty(count, columns, dtype=torch.bfloat16)
+
+    def piece(begin: int) -> None:
+        part = stored[begin : begin + step]
+        with np.errstate(all="ignore"):  # a scale may be anything; the result is checked
+            data = np.array(gguf.quants.dequantize(part, kind), np.float32)
+        rows[begin : begin + step] = torch.from_numpy(data).reshape(-1, columns)
+
+    step = max(1, _PIECE // columns)
+    begins = range(0, count, step)
+    if len(begins) == 1:
+        piece(0)
+    else:  # numpy's loops leave the interpreter to others
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(piece, begins))
+    return rows
