@@ -178,6 +178,20 @@ def plan(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Folder in Meta's native form, or a GGUF file.", metavar="SOURCE")
+    ],
+    out: Annotated[Path, typer.Argument(help="New folder to write.", metavar="OUT")],
+    json: Json = False,
+) -> None:
+    """Write a native or GGUF checkpoint as a Hugging Face folder in bf16."""
+    verb = _verb("convert")
+
+    verb.run(source, out, as_json=json)
+
+
+@app.command()
 def env(json: Json = False) -> None:
     """What is installed, which kernels are active and why not."""
     verb = _verb("env")

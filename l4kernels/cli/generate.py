@@ -19,6 +19,7 @@ from l4kernels.engine.generate import Generation
 from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.prompts import check_length
 from l4kernels.engine.sampling import Sampling
+from l4kernels.inputs.forms import convert_hint
 from l4kernels.model.config import Llama4Config
 from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompt, Prompter, user_message
@@ -57,7 +58,9 @@ def run(request: Request, *, as_json: bool) -> int:
     if request.max_new_tokens < 1:
         raise ValueError(f"expected --max-new-tokens >= 1, got {request.max_new_tokens}")
     if not request.model.is_dir():
-        raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
+        raise FileNotFoundError(
+            f"{request.model}: no such checkpoint folder{convert_hint(request.model)}"
+        )
     config = Llama4Config.from_pretrained(request.model)
     sampling = _sampling(request)
     prompter = Prompter(request.model, config)

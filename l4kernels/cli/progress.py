@@ -1,4 +1,4 @@
-"""A bar on standard error while a checkpoint is loaded."""
+"""A bar on standard error while a checkpoint is loaded, or written."""
 
 import contextlib
 import sys
@@ -18,7 +18,7 @@ from l4kernels.checkpoint import progress as checkpoint
 
 
 @contextlib.contextmanager
-def loading_bar() -> Iterator[checkpoint.Progress]:
+def loading_bar(what: str = "Loading") -> Iterator[checkpoint.Progress]:
     """A callback for `Llama4.from_pretrained`: a bar on a terminal, silent elsewhere.
 
     The bar is gone when the block ends, also by an error, whose message comes after it.
@@ -31,7 +31,7 @@ def loading_bar() -> Iterator[checkpoint.Progress]:
     # Or rich prints what others do.
     plain: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
     columns = (
-        "Loading",
+        what,
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.files import read_object, shown
+from l4kernels.inputs.forms import convert_hint
 
 REQUIRED: Any = object()
 MAX_CONFIG_BYTES = 4 << 20  # published ones have a few kilobytes
@@ -38,7 +39,7 @@ class Fields:
                 return cls({}, str(file))
             raise ConfigError(
                 f"{file}: not found; expected a checkpoint folder, such as "
-                f"`hf download REPO --local-dir DIR` makes"
+                f"`hf download REPO --local-dir DIR` makes{convert_hint(file.parent)}"
             ) from None
 
     def fail(self, message: str) -> NoReturn:

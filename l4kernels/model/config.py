@@ -11,6 +11,7 @@ from typing import Any
 
 from l4kernels.inputs.fields import ConfigError, Fields
 from l4kernels.inputs.files import shown
+from l4kernels.inputs.forms import convert_hint
 from l4kernels.model import config_rules as rules
 from l4kernels.model.config_rules import RopeScaling
 from l4kernels.model.presets import PRESETS
@@ -144,6 +145,8 @@ class Llama4Config:
     def from_pretrained(cls, path: str | Path) -> "Llama4Config":
         """Reads `config.json` in the folder `path` (or that file itself)."""
         file = Path(path)
+        if hint := "" if os.path.isdir(file) else convert_hint(file):
+            raise ConfigError(f"{file}: not a checkpoint folder{hint}")
         file = file / "config.json" if os.path.isdir(file) else file  # of any name, unlike is_dir
         data = Fields.of_file(file).data
         try:

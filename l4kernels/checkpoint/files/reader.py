@@ -21,6 +21,7 @@ from torch import Tensor
 
 from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.inputs.files import open_regular, read_object, shown
+from l4kernels.inputs.forms import convert_hint
 from l4kernels.layers.weights.codes import Codes
 
 Weight = Tensor | Codes
@@ -61,7 +62,10 @@ class Checkpoint:
     def __init__(self, path: str | Path):
         self.folder = Path(path)
         if not os.path.isdir(self.folder):
-            raise CheckpointError(f"{self.folder}: not a folder; expected a checkpoint folder")
+            raise CheckpointError(
+                f"{self.folder}: not a folder; expected a checkpoint folder"
+                f"{convert_hint(self.folder)}"
+            )
         self.entries: dict[str, Entry] = {}
         self._placed: dict[str, str] = {}
         self._roots = _roots(self.folder.resolve())
@@ -212,7 +216,7 @@ class Checkpoint:
         if not os.path.lexists(index):
             raise CheckpointError(
                 f"{self.folder}: found neither {_SINGLE} nor {_INDEX}; expected a Hugging Face "
-                f"safetensors checkpoint"
+                f"safetensors checkpoint{convert_hint(self.folder)}"
             )
         content = read_object(self._inside(_INDEX), CheckpointError, _MAX_NAMES)
         placed = content.get("weight_map")
