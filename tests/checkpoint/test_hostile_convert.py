@@ -14,6 +14,7 @@ import runpy
 import shutil
 import struct
 import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tests.support.hostile import special_files
 from tests.support.refusals import refusal
 from tools.fixtures import meta
 
-MARK = "/tmp/l4kernels-convert-was-here"
+MARK = f"{tempfile.gettempdir()}/l4kernels-convert-{os.getpid()}"
 PARAMS = meta.CASES["maverick"]
 
 

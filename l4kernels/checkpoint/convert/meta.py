@@ -7,13 +7,12 @@ each holds its slice; a tensor of the layout is put together when it is written.
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from l4kernels.checkpoint.convert.meta_config import config_of
-from l4kernels.checkpoint.convert.objects import stored_tensors
+from l4kernels.checkpoint.convert.ranks import Part, Ranks
 from l4kernels.checkpoint.convert.tokens import (
     TIKTOKEN_FILE,
     read_ranks,
@@ -23,14 +22,9 @@ from l4kernels.checkpoint.convert.tokens import (
 from l4kernels.checkpoint.convert.writing import Parts, Source, checked_config
 from l4kernels.checkpoint.files.layout import layout
 from l4kernels.checkpoint.files.reader import CheckpointError
-from l4kernels.inputs.files import shown
 from l4kernels.model.config import Llama4Config
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _RANK = re.compile(r"consolidated(?:\.(\d\d))?\.pth")
-_UNUSED = re.compile(
-    r"rope\.freqs|freq_cis|.*_extra_state|.*(global|running)_gate_stats_3E|.*expert_activation_DE"
-)
 _MAX_RANKS = 64
 
 
@@ -54,7 +48,7 @@ def open_native(folder: Path) -> Source:
         )
     files = _rank_files(folder)
     tokens = read_ranks(folder / TIKTOKEN_FILE)
-    ranks = _Ranks(folder, files)
+    ranks = Ranks(folder, files)
     data, texts, notes = config_of(folder, special_ids(tokens))
     config = checked_config(data, folder / "params.json")
     tensors = _Mapping(config, ranks).tensors()
@@ -83,83 +77,10 @@ def _rank_files(folder: Path) -> list[Path]:
     return [found[name] for name in wanted]
 
 
-class _Part(NamedTuple):
-    """What a tensor is made of: a stored tensor of each rank, or rows of it, side by side."""
-
-    name: str
-    dim: int | None
-    """Along which ranks share it; None: each has the same."""
-    shape: tuple[int, ...]
-    """Of one rank."""
-    rows: slice = slice(None)
-
-
-class _Ranks:
-    """The tensors of all ranks."""
-
-    def __init__(self, folder: Path, files: list[Path]):
-        self.folder, self.count, self._files = folder, len(files), files
-        self._found = [
-            {n: tensor for n, tensor in stored_tensors(file).items() if not _UNUSED.fullmatch(n)}
-            for file in files
-        ]
-        self._used: set[str] = set()
-        self._mapped: dict[Path, Tensor] = {}
-
-    def fail(self, name: str, rank: int, why: str) -> NoReturn:
-        raise CheckpointError(f"{self._files[rank]}: {why.format(name=name)}")
-
-    def first(self, *names: str) -> str:
-        """The first of these names that is there; the last if none is."""
-        return next((name for name in names if name in self._found[0]), names[-1])
-
-    def expect(self, part: _Part) -> _Part:
-        """Checks what the headers say of it."""
-        for rank, tensors in enumerate(self._found):
-            stored = tensors.get(part.name)
-            if stored is None:
-                self.fail(part.name, rank, "{name} is missing, which params.json asks for")
-            if stored.shape != part.shape:
-                wanted, got = list(part.shape), shown(list(stored.shape))
-                ranks = f" on each of {self.count} ranks" if self.count > 1 else ""
-                self.fail(part.name, rank, f"expected {{name}} to be {wanted}{ranks}, got {got}")
-            if stored.dtype not in _FLOATS:
-                kind = str(stored.dtype).removeprefix("torch.")
-                self.fail(part.name, rank, f"expected {{name}} to be of a float type, got {kind}")
-        self._used.add(part.name)
-        return part
-
-    def check_all_used(self) -> None:
-        for rank, tensors in enumerate(self._found):
-            extra = [name for name in tensors if name not in self._used]
-            if extra:
-                names = shown(", ".join(extra[:3]), 200)
-                self.fail("", rank, f"{len(extra)} tensors are unexpected: {names}")
-
-    def read(self, part: _Part, view: Callable[[Tensor], Tensor] = lambda t: t) -> Tensor:
-        """The whole tensor; `view` is applied to each rank's."""
-        data = [view(self._tensor(rank, part.name)[part.rows]) for rank in range(self.count)]
-        if part.dim is not None:
-            return data[0] if self.count == 1 else torch.cat(data, part.dim)
-        for rank, other in enumerate(data[1:], 1):
-            if not torch.equal(data[0], other):
-                self.fail(part.name, rank, "expected {name} to be the same on all ranks")
-        return data[0]
-
-    def _tensor(self, rank: int, name: str) -> Tensor:
-        stored = self._found[rank][name]
-        if stored.file not in self._mapped:
-            size = stored.file.stat().st_size
-            self._mapped[stored.file] = torch.from_file(
-                str(stored.file), shared=False, size=size, dtype=torch.uint8
-            )
-        return stored.read(self._mapped[stored.file])
-
-
 class _Mapping:
     """What each tensor of the layout is made of."""
 
-    def __init__(self, config: Llama4Config, ranks: _Ranks):
+    def __init__(self, config: Llama4Config, ranks: Ranks):
         self._config, self._ranks = config, ranks
         self._made: dict[str, Parts] = {}
         self._text = "language_model." if config.vision else ""
@@ -195,7 +116,7 @@ class _Mapping:
             self._vision()
         return self._made
 
-    def _add(self, name: str, part: _Part, view: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+    def _add(self, name: str, part: Part, view: Callable[[Tensor], Tensor] = lambda t: t) -> None:
         self._ranks.expect(part)
         self._made[name] = lambda: (self._ranks.read(part, view),)
 
@@ -208,7 +129,7 @@ class _Mapping:
 
     def _plain(self, name: str, stored: str, dim: int | None) -> None:
         """A tensor that is stored as the layout has it."""
-        self._add(name, _Part(stored, dim, self._shape(name, dim)))
+        self._add(name, Part(stored, dim, self._shape(name, dim)))
 
     def _attention(self, at: str, to: str, block: str) -> None:
         norm = self._ranks.first(f"{at}wqkv.layer_norm_weight", f"{block}attention_norm.weight")
@@ -229,7 +150,7 @@ class _Mapping:
         for index, name in enumerate(names):
             start = sum(heights[:index])
             rows = slice(start, start + heights[index])
-            self._add(name, _Part(stored, 0, shape, rows))
+            self._add(name, Part(stored, 0, shape, rows))
 
     def _mlp(self, at: str, to: str) -> None:
         names = [f"{to}{kind}_proj.weight" for kind in ("gate", "up")]
@@ -244,7 +165,7 @@ class _Mapping:
     def _moe(self, at: str, to: str) -> None:
         c, ranks = self._config, self._ranks
         experts, hidden, width = c.num_local_experts, c.hidden_size, c.intermediate_size
-        router = _Part(f"{at}router_DE", None, (hidden, experts))
+        router = Part(f"{at}router_DE", None, (hidden, experts))
         self._add(f"{to}router.weight", router, lambda t: t.t())
         for kind, own, short, dim in (
             ("gate", "w_in_shared_FD", "w1", 0),
@@ -256,16 +177,16 @@ class _Mapping:
         own_width = width // ranks.count
         into, out_of = (experts, hidden, own_width), (experts, own_width, hidden)
 
-        def stack(name: str, short: str, dim: int, shape: tuple[int, ...]) -> _Part:
+        def stack(name: str, short: str, dim: int, shape: tuple[int, ...]) -> Part:
             name = ranks.first(f"{at}experts.{name}", f"{at}experts.{short}")
             flat = (shape[0] * shape[1], shape[2]) if not name.endswith(short) else shape
-            return ranks.expect(_Part(name, dim, flat))
+            return ranks.expect(Part(name, dim, flat))
 
         gate = stack("moe_w_in_eD_F", "w1", 1, into)
         up = stack("moe_w_swiglu_eD_F", "w3", 1, into)
         down = stack("moe_w_out_eF_D", "w2", 0, out_of)
 
-        def expert(part: _Part, shape: tuple[int, ...], index: int) -> Tensor:
+        def expert(part: Part, shape: tuple[int, ...], index: int) -> Tensor:
             return ranks.read(part, lambda t: t.reshape(shape)[index])
 
         def gate_up() -> Iterator[Tensor]:
