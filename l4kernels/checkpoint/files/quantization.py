@@ -5,7 +5,8 @@ from pathlib import Path
 
 from l4kernels.inputs.fields import Fields
 
-_KEYS = ("quantization_config", "compression_config")
+CONFIG_KEYS = ("quantization_config", "compression_config")
+"""Where config.json holds the record, or the text model's part of it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Quantization:
         file = folder / "config.json"
         top = Fields.of_file(file, optional=True)
         for part in (top, top.part("text_config")):
-            for key in _KEYS:
+            for key in CONFIG_KEYS:
                 if part is not None and part.data.get(key):
                     fields = part.part(key)
                     assert fields is not None
