@@ -219,6 +219,31 @@ def quantize(
 
 
 @app.command()
+def verify(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    against: Annotated[
+        Path | None, typer.Option(help="List of SHA-256 to compare with, as sha256sum writes it.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="Record the list in this file.")] = None,
+    json: Json = False,
+) -> None:
+    """Whether a checkpoint is whole: every tensor, tokenizer, template, SHA-256 of every file."""
+    verb = _verb("verify")
+
+    raise typer.Exit(verb.run(model, against=against, write=write, as_json=json))
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")], json: Json = False
+) -> None:
+    """What a checkpoint holds, how it will be loaded, and where it fits. Reads headers alone."""
+    verb = _verb("inspect")
+
+    verb.run(model, as_json=json)
+
+
+@app.command()
 def env(json: Json = False) -> None:
     """What is installed, which kernels are active and why not."""
     verb = _verb("env")
