@@ -7,6 +7,8 @@ from l4kernels.inputs.fields import Fields
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """Where config.json holds the record, or the text model's part of it."""
+_METHODS = {"compression_config": "compressed-tensors"}
+"""Of a record that does not say; one library has a key of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Quantization:
                 if part is not None and part.data.get(key):
                     fields = part.part(key)
                     assert fields is not None
-                    return cls(_method(fields), fields, file)
+                    return cls(_method(fields) or _METHODS.get(key, ""), fields, file)
         file = folder / "hf_quant_config.json"
         own = Fields.of_file(file, optional=True)
         if own.data:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from l4kernels.checkpoint.files.quantization import Quantization
 from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError
+from l4kernels.checkpoint.formats.compressed_tensors import CompressedTensors
+from l4kernels.checkpoint.formats.fbgemm_fp8 import FbgemmFp8
 from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.inputs.files import shown
 from l4kernels.model.config import Llama4Config
 
-READERS: tuple[type[Unquantised], ...] = (Unquantised,)
+READERS: tuple[type[Unquantised], ...] = (Unquantised, CompressedTensors, FbgemmFp8)
 """Every published format that is read."""
 
 

@@ -123,10 +123,8 @@ class Job:
 
     def _float_type(self, name: str) -> torch.dtype:
         """Of a tensor that stays as it is; bfloat16 where that was in codes."""
-        pieces = list(self.source.pieces[name])
-        if len(pieces) > 1:
-            return torch.bfloat16
-        return _FLOATS.get(self.source.checkpoint.entries[pieces[0]].dtype, torch.bfloat16)
+        first = next(iter(self.source.pieces[name]))
+        return _FLOATS.get(self.source.checkpoint.entries[first].dtype, torch.bfloat16)
 
 
 def quantize(

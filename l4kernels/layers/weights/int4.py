@@ -38,6 +38,7 @@ class Int4Linear(Linear):
         inside.fill(rows.packed, codes.packed)
         inside.fill(rows.scales, codes.group_scales)  # in bfloat16
         if rows.zeros is not None and codes.zeros is not None:
+            rows.zeros.clamp_(max=15)  # those of rows that are still to come are not initialised
             inside.fill(rows.zeros, codes.zeros)
         tiles.copy_(ops.tile_int4(*rows))
 

@@ -1,0 +1,148 @@
+"""How compressed-tensors says that weights are quantised, in the config and in their tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.reader import CheckpointError
+from l4kernels.inputs.fields import Fields
+from l4kernels.inputs.files import shown
+
+SUPPORTED = (
+    "fp8 (one scale per tensor, output channel or block), int4 and int8 (per channel or group, "
+    "with or without zero points)"
+)
+_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
+_ALL_FORMATS = (*_FORMATS, "mixed-precision", "dense")
+_KINDS = (("float", 8), ("int", 8), ("int", 4))
+_STRATEGIES = ("tensor", "channel", "group", "block")
+_ELSE = (
+    "take the unquantised checkpoint and run `l4k quantize` on it, or load it with --weights fp8 "
+    "or int4"
+)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What weights of one kind look like: `bits` of a code, and what shares a scale.
+
+    Attributes:
+        type: "int" or "float".
+        strategy: "tensor", "channel", "group" or "block".
+        group: weights along K that share a scale; 0 where `strategy` is another.
+        block: rows and columns that do; (0, 0) likewise.
+        zeros: whether there are zero points.
+    """
+
+    type: str
+    bits: int
+    strategy: str
+    group: int = 0
+    block: tuple[int, int] = (0, 0)
+    zeros: bool = False
+
+    def __str__(self) -> str:
+        names = {
+            "tensor": "with one scale",
+            "channel": "with a scale per channel",
+            "group": f"in groups of {self.group}",
+            "block": f"in blocks of {self.block[0]}x{self.block[1]}",
+        }
+        kind = "fp8" if self.type == "float" else f"int{self.bits}"
+        return f"{kind} {names[self.strategy]}" + (" and zero points" if self.zeros else "")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The config's record: a scheme for each of its groups that quantises weights."""
+
+    schemes: tuple[Scheme, ...]
+    ignore: frozenset[str]
+    """Names of modules that are not quantised; patterns are left out."""
+    cache: Fields | None
+    """How keys and values are quantised in the cache."""
+
+    @classmethod
+    def of(cls, said: Quantization) -> "Record":
+        fields, where = said.fields, said.file
+        for key in ("sparsity_config", "transform_config"):
+            if fields.data.get(key):
+                raise CheckpointError(
+                    f"{where}: {key} is {shown(fields.data[key])}: sparse or transformed weights "
+                    f"cannot be read; supported: {SUPPORTED}; {_ELSE}"
+                )
+        _require_format(fields.data.get("format"), str(where))
+        groups = fields.data.get("config_groups")
+        if not isinstance(groups, Mapping) or not groups:
+            raise CheckpointError(
+                f"{where}: expected config_groups to say how weights are quantised, "
+                f"got {shown(groups)}"
+            )
+        schemes = []
+        for name, group in groups.items():
+            place = f"{where}: config_groups {shown(name)}"
+            own = Fields(group, place)
+            _require_format(own.data.get("format"), place)
+            if own.data.get("weights") is not None:
+                schemes.append(_scheme(Fields(own.data["weights"], place)))
+        ignore = fields.data.get("ignore")
+        names = ignore if isinstance(ignore, list) else []
+        cache = fields.data.get("kv_cache_scheme")
+        return cls(
+            tuple(dict.fromkeys(schemes)),
+            frozenset(name for name in names if isinstance(name, str)),
+            None if cache is None else Fields(cache, f"{where}: kv_cache_scheme"),
+        )
+
+    def describes(self, stored: Scheme, k: int) -> bool:
+        """Whether a weight with `k` inputs may be stored like that."""
+        ways = {stored}
+        if stored.strategy == "channel":  # a group may be as long as the row
+            ways.add(Scheme(stored.type, stored.bits, "group", k, zeros=stored.zeros))
+        return not ways.isdisjoint(self.schemes)
+
+
+def _require_format(name: Any, where: str) -> None:
+    if name is not None and name not in _ALL_FORMATS:
+        raise CheckpointError(
+            f"{where}: format {shown(name)} cannot be read; supported: {', '.join(_FORMATS)}; "
+            f"{_ELSE}"
+        )
+
+
+def _scheme(weights: Fields) -> Scheme:
+    kind, bits = weights.data.get("type") or "int", weights.integer("num_bits", 1, 64, default=8)
+    if (kind, bits) not in _KINDS:
+        raise CheckpointError(
+            f"{weights.where}: weights of type {shown(kind)} in {bits} bits cannot be read; "
+            f"supported: {SUPPORTED}; {_ELSE}"
+        )
+    group = weights.integer("group_size", -1, 1 << 20, default=None)
+    strategy = weights.data.get("strategy")
+    if strategy is None:
+        strategy = {None: "tensor", -1: "channel"}.get(group, "group")
+    if strategy not in _STRATEGIES or (strategy == "group" and (group or 0) < 1):
+        raise CheckpointError(
+            f"{weights.where}: expected weights of strategy {', '.join(_STRATEGIES)} (with "
+            f"group_size), got strategy {shown(strategy)} with group_size {shown(group)}"
+        )
+    return Scheme(
+        kind,
+        bits,
+        strategy,
+        group if strategy == "group" else 0,
+        _block(weights) if strategy == "block" else (0, 0),
+        zeros=not weights.boolean("symmetric", default=True),
+    )
+
+
+def _block(weights: Fields) -> tuple[int, int]:
+    name = "block_structure"
+    value = weights.data.get(name)
+    if isinstance(value, str):  # "128x128", as older files have it
+        value = [int(side) if side.isdecimal() else side for side in value[:20].split("x")]
+    sides = weights.integers(name, value, 1, 1 << 20)
+    if len(sides) != 2:
+        weights.fail(f"expected {name} to be two sizes, got {shown(value)}")
+    return sides[0], sides[1]

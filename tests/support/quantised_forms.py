@@ -1,0 +1,243 @@
+"""Tiny checkpoints in published quantised forms, written by the libraries of these forms.
+
+Each comes with the model of transformers whose weights are what that library makes of its codes.
+"""
+
+import contextlib
+import io
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from compressed_tensors.compressors import BaseCompressor, ModelCompressor
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import load_file, save_file
+from transformers.models.llama4.modeling_llama4 import Llama4TextMLP
+
+from l4kernels import Llama4
+from l4kernels.checkpoint.formats import open_checkpoint
+from l4kernels.model.config import Llama4Config
+from tests.support.checkpoints import write_index
+from tests.support.parity import Case, hf_config, hf_logits, prompt
+
+FIELDS = (("intermediate_size", 256), ("intermediate_size_mlp", 384), ("vocab_size", 320))
+CASE = Case(layers=2, hidden=256, heads=(2, 1), moe_step=2, experts=3, length=12, fields=FIELDS)
+"""A dense layer and one of experts; sizes that all formats of weights take, in groups of 128 too.
+"""
+FUSED = ("gate_up_proj", "down_proj")
+KINDS = transformers.Llama4ForCausalLM, transformers.Llama4ForConditionalGeneration
+
+
+@dataclass
+class Written:
+    """A checkpoint folder.
+
+    Attributes:
+        folder: where it lies.
+        tensors: what it holds, by name.
+        model: transformers' model of the library's dequantised weights, in float32.
+        schemes: the library's scheme of each quantised module.
+        case: of `parity`.
+    """
+
+    folder: Path
+    tensors: dict[str, torch.Tensor]
+    model: torch.nn.Module
+    schemes: dict = field(default_factory=dict)
+    case: Case = CASE
+
+    def difference(self, **load) -> float:
+        """Of the logits, to those of our model."""
+        ids, tiles = prompt(self.case)
+        ours = quietly(self.folder, **load).prompt_logits(ids, tiles)
+        return (ours - hf_logits(self.model, ids, tiles)).abs().max().item()
+
+    def source(self):
+        """The opened checkpoint."""
+        return open_checkpoint(self.folder, Llama4Config.from_pretrained(self.folder))
+
+
+def quietly(folder, **load) -> Llama4:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Llama4.from_pretrained(folder, **load)
+
+
+def said(folder, **load) -> list[str]:
+    """What loading it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Llama4.from_pretrained(folder, **load)
+    return [
+        text.removeprefix(f"{folder}: ")
+        for entry in caught
+        if (text := str(entry.message)).startswith(str(folder))
+    ]
+
+
+def random_model(case: Case) -> torch.nn.Module:
+    """As `parity.save_model` makes it, and not saved."""
+    torch.manual_seed(case.seed)
+    model = KINDS[case.vision]._from_config(hf_config(case), attn_implementation="sdpa").eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def split_experts(model: torch.nn.Module) -> None:
+    """Gives every expert linear layers of its own, as llm-compressor does before it quantises."""
+    text = getattr(model.config, "text_config", model.config)
+    for module in model.modules():
+        experts = getattr(module, "experts", None)
+        if experts is None:
+            continue
+        parts = [Llama4TextMLP(text) for _ in range(text.num_local_experts)]
+        for part, both, down in zip(parts, experts.gate_up_proj, experts.down_proj, strict=True):
+            gate, up = both.data.t().chunk(2)
+            part.gate_proj.weight.data = gate.contiguous()
+            part.up_proj.weight.data = up.contiguous()
+            part.down_proj.weight.data = down.data.t().contiguous()
+        module.experts = torch.nn.ModuleList(parts)
+
+
+def fused(tensors: dict) -> dict:
+    """The opposite, of a state dict."""
+    result, parts = {}, {}
+    for name, data in tensors.items():
+        head, found, tail = name.partition(".experts.")
+        if found:
+            expert, kind, _ = tail.split(".")
+            parts.setdefault(head, {})[int(expert), kind] = data.t()
+        else:
+            result[name] = data
+    for head, own in parts.items():
+        experts = range(len(own) // 3)
+        both = [torch.cat([own[e, "gate_proj"], own[e, "up_proj"]], 1) for e in experts]
+        result[f"{head}.experts.gate_up_proj"] = torch.stack(both)
+        result[f"{head}.experts.down_proj"] = torch.stack([own[e, "down_proj"] for e in experts])
+    return result
+
+
+def observe(module: torch.nn.Module) -> None:
+    """The scales and zero points of the library's rule for the weights as they are."""
+    args, w = module.quantization_scheme.weights, module.weight.data.float()
+    n, k = w.shape
+    low = high = w
+    if args.strategy == "tensor":
+        low, high = w.amin(), w.amax()
+    elif args.strategy == "channel":
+        low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+    elif args.strategy == "group":
+        groups = w.unflatten(1, (-1, args.group_size))
+        low, high = groups.amin(-1), groups.amax(-1)
+    else:
+        rows, columns = args.block_structure
+        padded = torch.nn.functional.pad(w, (0, -k % columns, 0, -n % rows))
+        blocks = padded.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+        low, high = blocks.amin((1, 3)), blocks.amax((1, 3))
+    scale, zero = calculate_qparams(low, high, args)
+    module.weight_scale.data = scale.to(module.weight_scale.dtype)
+    module.weight_zero_point.data = zero.to(module.weight_zero_point.dtype)
+
+
+def write_compressed(
+    folder: Path,
+    groups: dict,
+    ignore: tuple[str, ...] = ("re:.*lm_head", "re:.*router"),
+    *,
+    case: Case = CASE,
+    scales: torch.dtype = torch.bfloat16,
+    shards: int = 1,
+    prefix: str = "",
+    cache: dict | None = None,
+) -> Written:
+    """A checkpoint that the compressed-tensors library quantised and compressed.
+
+    Args:
+        groups: the library's `config_groups`.
+        ignore: modules that stay as they are.
+        scales: the dtype of scales.
+        prefix: put before every name.
+        cache: the library's `kv_cache_scheme`.
+    """
+    model = random_model(case)
+    split_experts(model)
+    config = QuantizationConfig(config_groups=groups, ignore=[*ignore], kv_cache_scheme=cache)
+    with contextlib.redirect_stderr(io.StringIO()):  # the library's progress
+        apply_quantization_config(model, config)
+        quantised = {}
+        for name, module in model.named_modules():
+            if name.endswith("self_attn") and hasattr(module, "k_scale"):
+                module.k_scale.data.fill_(0.25 + len(quantised))
+                module.v_scale.data.fill_(0.5 + len(quantised))
+            scheme = getattr(module, "quantization_scheme", None)
+            if scheme is None or scheme.weights is None:
+                continue
+            for part in ("weight_scale", "input_scale"):
+                if hasattr(module, part):
+                    getattr(module, part).data = torch.ones_like(getattr(module, part)).to(scales)
+            observe(module)
+            quantised[name] = scheme
+        compressor = ModelCompressor.from_pretrained_model(model)
+        compressor.compress_model(model)
+    tensors = {name: data.contiguous() for name, data in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    compressor.update_config(str(folder))
+    plain = random_model(case)
+    plain.load_state_dict(fused(decompressed(tensors, quantised)), strict=True)
+    stored = {prefix + name: data for name, data in tensors.items()}
+    save(folder, stored, shards)
+    return Written(folder, stored, plain, {prefix + n: s for n, s in quantised.items()}, case)
+
+
+def decompressed(tensors: dict, quantised: dict) -> dict:
+    """A state dict as the library decompresses it, with scales in float32: in their own dtype it
+    would round what they are multiplied by."""
+    plain = {}
+    for name, data in tensors.items():
+        module, _, part = name.rpartition(".")
+        if module not in quantised:
+            if not name.endswith(("k_scale", "v_scale")):
+                plain[name] = data
+        elif part in ("weight", "weight_packed"):
+            own = {n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{module}.")}
+            own["weight_scale"] = own["weight_scale"].float()
+            scheme = quantised[module]
+            library = BaseCompressor.get_value_from_registry(scheme.format)
+            plain[f"{module}.weight"] = library.decompress(own, scheme)["weight"]
+        elif part == "bias":
+            plain[name] = data
+    return plain
+
+
+def save(folder: Path, tensors: dict, shards: int = 1) -> None:
+    """Replaces the files of tensors; with several, neighbours lie in different ones."""
+    for file in folder.glob("model*"):
+        file.unlink()
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return
+    names, weight_map = sorted(tensors), {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        save_file({name: tensors[name] for name in names[shard::shards]}, folder / file)
+        weight_map |= dict.fromkeys(names[shard::shards], file)
+    write_index(folder, weight_map)
+
+
+def load(folder: Path) -> dict:
+    return load_file(folder / "model.safetensors")
+
+
+def change_config(folder: Path, change) -> None:
+    """`change` edits the object in config.json."""
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
