@@ -53,6 +53,8 @@ def run(request: Request, *, as_json: bool) -> int:
     shard_bytes = parse_bytes(request.shard_size)
     if not request.model.is_dir():
         raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
+    if request.text is not None and not request.verify:
+        raise ValueError("--text is what --verify measures on; give both, or neither")
     texts = _texts(request) if request.verify else []
     config = Llama4Config.from_pretrained(request.model)
     source = open_checkpoint(request.model, config)

@@ -206,7 +206,9 @@ def decompressed(tensors: dict, quantised: dict) -> dict:
             if not name.endswith(("k_scale", "v_scale")):
                 plain[name] = data
         elif part in ("weight", "weight_packed"):
-            own = {n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{module}.")}
+            own = {
+                n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{module}.")
+            }
             own["weight_scale"] = own["weight_scale"].float()
             scheme = quantised[module]
             library = BaseCompressor.get_value_from_registry(scheme.format)
