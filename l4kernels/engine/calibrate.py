@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l4kernels import ops
 from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.perplexity import pieces_of
 from l4kernels.engine.prompts import PromptTokens
@@ -102,8 +103,9 @@ def _note_cache(layer: int, found: Statistics) -> Callable[..., None]:
 def _note_input(name: str, found: Statistics) -> Callable[..., None]:
     def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
-        largest = _absmax(x) if isinstance(x, Tensor) else _absmax(x.q.float() * x.scale[:, None])
-        found.inputs[name] = max(found.inputs.get(name, 0.0), largest)
+        if not isinstance(x, Tensor):
+            x = ops.dequantize_fp8(x.q, x.scale, "row" if x.scale.dim() == 1 else "1x128")
+        found.inputs[name] = max(found.inputs.get(name, 0.0), _absmax(x))
 
     return note
 

@@ -255,7 +255,7 @@ def test_what_an_ended_run_leaves_is_no_checkpoint(tmp_path):
         return progress
 
     job, partial = Job(opened(CHECKPOINT), Scheme.of("int4")), tmp_path / "out.partial"
-    for limit in (0.3, 0.99, 1.0):
+    for limit in (0.4, 0.99, 1.0):
         with pytest.raises(Enough):
             quantize(job, tmp_path / "out", shard_bytes=1_000_000, progress=until(limit))
         assert [f.name for f in tmp_path.iterdir()] == [partial.name]
@@ -281,6 +281,8 @@ def test_scales_of_the_cache_are_written_and_carried_over(tmp_path):
     model, info = transformers.Llama4ForConditionalGeneration.from_pretrained(
         again, output_loading_info=True
     )
+    # The library wants scales of every attention, of the vision model's, too, which has no cache.
+    assert all(name.startswith("vision_model.") for name in info.pop("missing_keys"))
     assert {key: list(found) for key, found in info.items() if found} == {}
     attention = model.get_submodule("language_model.model.layers.2.self_attn")
     assert attention.k_scale.item() == pytest.approx(scales[2][0], rel=1e-2)
