@@ -30,7 +30,7 @@ class Score(NamedTuple):
     @property
     def perplexity(self) -> float:
         mean = self.nats / self.tokens
-        return math.exp(mean) if mean < 700 else math.inf
+        return math.inf if mean > 700 else math.exp(mean)
 
     @property
     def bits_per_byte(self) -> float:
