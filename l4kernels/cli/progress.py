@@ -1,4 +1,4 @@
-"""A bar on standard error while a checkpoint is read."""
+"""A bar on standard error while a checkpoint is loaded, or written."""
 
 import contextlib
 import sys
@@ -18,9 +18,8 @@ from l4kernels.checkpoint import progress as checkpoint
 
 
 @contextlib.contextmanager
-def loading_bar(title: str = "Loading") -> Iterator[checkpoint.Progress]:
-    """A callback that is told bytes, as `Llama4.from_pretrained` tells them: a bar on a terminal,
-    silent elsewhere.
+def loading_bar(what: str = "Loading") -> Iterator[checkpoint.Progress]:
+    """A callback for `Llama4.from_pretrained`: a bar on a terminal, silent elsewhere.
 
     The bar is gone when the block ends, also by an error, whose message comes after it.
     """
@@ -32,7 +31,7 @@ def loading_bar(title: str = "Loading") -> Iterator[checkpoint.Progress]:
     # Or rich prints what others do.
     plain: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
     columns = (
-        title,
+        what,
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

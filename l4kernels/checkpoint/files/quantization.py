@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from l4kernels.inputs.fields import Fields
 
-CONFIG_KEYS = ("quantization_config", "compression_config")
-"""Where config.json holds the record, or the text model's part of it."""
+_KEYS = ("quantization_config", "compression_config")
 _METHODS = {"compression_config": "compressed-tensors"}
 """Of a record that does not say; one library has a key of its own."""
 
@@ -31,7 +31,7 @@ class Quantization:
         file = folder / "config.json"
         top = Fields.of_file(file, optional=True)
         for part in (top, top.part("text_config")):
-            for key in CONFIG_KEYS:
+            for key in _KEYS:
                 if part is not None and part.data.get(key):
                     fields = part.part(key)
                     assert fields is not None
@@ -46,3 +46,16 @@ class Quantization:
 def _method(fields: Fields) -> str:
     method = fields.data.get("quant_method")
     return method.lower() if isinstance(method, str) else ""
+
+
+def unrecorded(content: dict[str, Any]) -> dict[str, Any]:
+    """What config.json holds but the record.
+
+    >>> unrecorded({"text_config": {"vocab_size": 9, "quantization_config": {}}})
+    {'text_config': {'vocab_size': 9}}
+    """
+    return {
+        key: unrecorded(value) if key == "text_config" and isinstance(value, dict) else value
+        for key, value in content.items()
+        if key not in _KEYS
+    }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l4kernels.checkpoint.files.planned import Planned
-from l4kernels.checkpoint.files.quantization import CONFIG_KEYS
+from l4kernels.checkpoint.files.quantization import unrecorded
 from l4kernels.checkpoint.files.reader import CheckpointError, Weight
 from l4kernels.checkpoint.files.writer import SHARD_BYTES, CheckpointWriter
 from l4kernels.checkpoint.formats.unquantised import KvScales, Unquantised
@@ -97,11 +97,7 @@ class Job:
     def config(self) -> str:
         """config.json, with the record of how it is quantised."""
         file = self.source.checkpoint.folder / "config.json"
-        content = read_object(file, CheckpointError, MAX_CONFIG_BYTES)
-        for part in (content, content.get("text_config")):
-            for key in CONFIG_KEYS:
-                if isinstance(part, dict):
-                    part.pop(key, None)
+        content = unrecorded(read_object(file, CheckpointError, MAX_CONFIG_BYTES))
         vision = self.source.config.vision is not None
         record = self.scheme.record(vision=vision, kv_cache=bool(self.scales()))
         return json.dumps(content | {"quantization_config": record}, indent=2) + "\n"
