@@ -6,10 +6,12 @@ Each comes with the model of transformers whose weights are what that library ma
 import contextlib
 import io
 import json
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
@@ -18,18 +20,37 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 from transformers.models.llama4.modeling_llama4 import Llama4TextMLP
 
-from l4kernels import Llama4
+from l4kernels import Llama4, ops
+from l4kernels.checkpoint.files.layout import Slot
+from l4kernels.checkpoint.files.reader import CheckpointError
+from l4kernels.checkpoint.files.shares import Share
 from l4kernels.checkpoint.formats import open_checkpoint
+from l4kernels.inputs.fields import ConfigError
 from l4kernels.model.config import Llama4Config
 from tests.support.checkpoints import write_index
 from tests.support.parity import Case, hf_config, hf_logits, prompt
 
-FIELDS = (("intermediate_size", 256), ("intermediate_size_mlp", 384), ("vocab_size", 320))
+FIELDS = (("intermediate_size", 256), ("intermediate_size_mlp", 512), ("vocab_size", 320))
 CASE = Case(layers=2, hidden=256, heads=(2, 1), moe_step=2, experts=3, length=12, fields=FIELDS)
 """A dense layer and one of experts; sizes that all formats of weights take, in groups of 128 too.
 """
 FUSED = ("gate_up_proj", "down_proj")
 KINDS = transformers.Llama4ForCausalLM, transformers.Llama4ForConditionalGeneration
+
+DYNAMIC = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+
+
+def int4(group=128, symmetric=True, bits=4, targets=("Linear",)) -> dict:
+    """The library's `config_groups` for packed codes; group 0: a scale per channel."""
+    kind = {"strategy": "group", "group_size": group} if group else {"strategy": "channel"}
+    weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, **kind}
+    return {"packed": {"targets": [*targets], "weights": weights}}
+
+
+def fp8(strategy="channel", targets=("Linear",), inputs=DYNAMIC, **more) -> dict:
+    """The library's `config_groups` for e4m3 codes."""
+    weights = {"num_bits": 8, "type": "float", "strategy": strategy, **more}
+    return {"fp8": {"targets": [*targets], "weights": weights, "input_activations": inputs}}
 
 
 @dataclass
@@ -79,6 +100,26 @@ def said(folder, **load) -> list[str]:
     ]
 
 
+def refused(folder: Path, message: str, **load) -> None:
+    """In one line that names the folder, soon."""
+    start = time.monotonic()
+    with pytest.raises((CheckpointError, ConfigError), match=message) as caught:
+        quietly(folder, **load)
+    text = str(caught.value)
+    assert time.monotonic() - start < 2 and "\n" not in text and str(folder) in text
+
+
+def spoilt(value):
+    """Makes a copy of a tensor with another value in its second place."""
+
+    def change(data):
+        data = data.clone()
+        data.view(-1)[1] = value
+        return data
+
+    return change
+
+
 def random_model(case: Case) -> torch.nn.Module:
     """As `parity.save_model` makes it, and not saved."""
     torch.manual_seed(case.seed)
@@ -110,7 +151,7 @@ def fused(tensors: dict) -> dict:
     result, parts = {}, {}
     for name, data in tensors.items():
         head, found, tail = name.partition(".experts.")
-        if found:
+        if found and tail.count("."):
             expert, kind, _ = tail.split(".")
             parts.setdefault(head, {})[int(expert), kind] = data.t()
         else:
@@ -155,6 +196,7 @@ def write_compressed(
     shards: int = 1,
     prefix: str = "",
     cache: dict | None = None,
+    split: bool = True,
 ) -> Written:
     """A checkpoint that the compressed-tensors library quantised and compressed.
 
@@ -164,9 +206,12 @@ def write_compressed(
         scales: the dtype of scales.
         prefix: put before every name.
         cache: the library's `kv_cache_scheme`.
+        split: every expert has tensors of its own; otherwise the library leaves experts as they
+            are, one tensor for all.
     """
     model = random_model(case)
-    split_experts(model)
+    if split:
+        split_experts(model)
     config = QuantizationConfig(config_groups=groups, ignore=[*ignore], kv_cache_scheme=cache)
     with contextlib.redirect_stderr(io.StringIO()):  # the library's progress
         apply_quantization_config(model, config)
@@ -206,9 +251,7 @@ def decompressed(tensors: dict, quantised: dict) -> dict:
             if not name.endswith(("k_scale", "v_scale")):
                 plain[name] = data
         elif part in ("weight", "weight_packed"):
-            own = {
-                n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{module}.")
-            }
+            own = parts_of(tensors, module)
             own["weight_scale"] = own["weight_scale"].float()
             scheme = quantised[module]
             library = BaseCompressor.get_value_from_registry(scheme.format)
@@ -216,6 +259,58 @@ def decompressed(tensors: dict, quantised: dict) -> dict:
         elif part == "bias":
             plain[name] = data
     return plain
+
+
+def parts_of(tensors: dict, module: str) -> dict:
+    """What a checkpoint holds of one module."""
+    return {n.rpartition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{module}.")}
+
+
+def held(model: Llama4, slot: Slot) -> dict[str, torch.Tensor]:
+    """The rows that a slot fills in each parameter of its linear layer; of int4 tiles what is in
+    them: packed, scales, zeros."""
+    linear = model.get_submodule(slot.target)
+    rows = dict(linear.named_parameters())
+    if "tiles" in rows:
+        rows = ops.untile_int4(rows["tiles"])._asdict()
+    rows = {
+        n: t if slot.expert is None else t[slot.expert] for n, t in rows.items() if t is not None
+    }
+    if isinstance(slot.rows, slice):
+        return {n: t[slot.rows] for n, t in rows.items()}
+    if slot.rows in ("gate", "up"):
+        half = ("gate", "up").index(slot.rows)
+        return {n: t.unflatten(0, (-1, 2, 8))[:, half].flatten(0, 1) for n, t in rows.items()}
+    return {n: t[: slot.shape[0]] for n, t in rows.items()}
+
+
+def formats(model: Llama4) -> list[str]:
+    """Of the blocks: attention and feed-forward of each layer, lm_head."""
+    blocks = [(b.attention.qkv_proj, b.feed_forward.gate_up_proj) for b in model.layers]
+    return [linear.form.name for pair in blocks for linear in pair] + [model.lm_head.form.name]
+
+
+def assert_shares(source, ranks: int = 2) -> None:
+    """Ranks read their parts of what one reads whole."""
+
+    def values(share: Share) -> dict:
+        found = source.tensors(torch.float32, share)
+        return {
+            (name, expert): data if isinstance(data, torch.Tensor) else data.dequantized()
+            for name, expert, data in found
+        }
+
+    whole, parts = values(Share()), [values(Share(rank, ranks)) for rank in range(ranks)]
+    for key, want in whole.items():
+        slot = source.slots[key[0]]
+        own = [part[key] for part in parts]
+        if slot.split == "":
+            assert all(torch.equal(part, want) for part in own), key
+        elif slot.rows == "gate_up":
+            halves = [torch.cat([part.chunk(2)[half] for part in own]) for half in range(2)]
+            assert torch.equal(torch.cat(halves), want), key
+        else:
+            assert torch.equal(torch.cat(own, "nk".index(slot.split)), want), key
 
 
 def save(folder: Path, tensors: dict, shards: int = 1) -> None:

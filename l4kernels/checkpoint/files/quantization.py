@@ -33,8 +33,7 @@ class Quantization:
         for part in (top, top.part("text_config")):
             for key in _KEYS:
                 if part is not None and part.data.get(key):
-                    fields = part.part(key)
-                    assert fields is not None
+                    fields = Fields(part.data[key], f"{file}: {key}")
                     return cls(_method(fields) or _METHODS.get(key, ""), fields, file)
         file = folder / "hf_quant_config.json"
         own = Fields.of_file(file, optional=True)

@@ -16,6 +16,8 @@ SUPPORTED = (
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized", "pack-quantized")
 _ALL_FORMATS = (*_FORMATS, "mixed-precision", "dense")
 _KINDS = (("float", 8), ("int", 8), ("int", 4))
+_MAX_SCHEMES = 64
+"""Published checkpoints have one or two."""
 _STRATEGIES = ("tensor", "channel", "group", "block")
 _ELSE = (
     "take the unquantised checkpoint and run `l4k quantize` on it, or load it with --weights fp8 "
@@ -67,10 +69,12 @@ class Record:
     def of(cls, said: Quantization) -> "Record":
         fields, where = said.fields, said.file
         for key in ("sparsity_config", "transform_config"):
-            if fields.data.get(key):
+            value = fields.data.get(key)
+            dense = isinstance(value, Mapping) and value.get("format") == "dense"
+            if value and not (dense and key == "sparsity_config"):
                 raise CheckpointError(
-                    f"{where}: {key} is {shown(fields.data[key])}: sparse or transformed weights "
-                    f"cannot be read; supported: {SUPPORTED}; {_ELSE}"
+                    f"{where}: {key} is {shown(value)}: sparse or transformed weights cannot be "
+                    f"read; supported: {SUPPORTED}; {_ELSE}"
                 )
         _require_format(fields.data.get("format"), str(where))
         groups = fields.data.get("config_groups")
@@ -89,8 +93,14 @@ class Record:
         ignore = fields.data.get("ignore")
         names = ignore if isinstance(ignore, list) else []
         cache = fields.data.get("kv_cache_scheme")
+        schemes = [*dict.fromkeys(schemes)]
+        if len(schemes) > _MAX_SCHEMES:
+            raise CheckpointError(
+                f"{where}: expected config_groups to have at most {_MAX_SCHEMES} different ways to "
+                f"quantise weights, got {len(schemes)}"
+            )
         return cls(
-            tuple(dict.fromkeys(schemes)),
+            tuple(schemes),
             frozenset(name for name in names if isinstance(name, str)),
             None if cache is None else Fields(cache, f"{where}: kv_cache_scheme"),
         )

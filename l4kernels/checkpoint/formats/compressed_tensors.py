@@ -57,8 +57,6 @@ class CompressedTensors(Unquantised):
         static = any(name.endswith(".input_scale") for name in checkpoint.entries)
         super().__init__(config, checkpoint, quantization)
         for name in self.stored:
-            self._check_record(name)
-        for name in self.stored:
             if f"{name}_g_idx" in self.pieces[name]:
                 self._read_order(name)
         if static:
@@ -100,8 +98,11 @@ class CompressedTensors(Unquantised):
         if stored.type == "float":
             return FORMATS["fp8"]
         group = stored.group or self.slots[name].shape[1]
-        if stored.bits == 4 and stored.strategy != "tensor" and group in INT4_GROUPS:
-            return int4_format(group, zeros=stored.zeros)
+        if stored.bits == 4 and stored.strategy != "tensor":
+            # The scale of a longer group is that of each of its parts.
+            group = BLOCK if group % BLOCK == 0 else group
+            if group in INT4_GROUPS:
+                return int4_format(group, zeros=stored.zeros)
         return BF16
 
     def decode(self, name: str, read: Read) -> Weight:
@@ -116,13 +117,12 @@ class CompressedTensors(Unquantised):
         zeros = self._zeros(name, read, len(scale))
         if f"{name}_packed" in pieces:
             packed = read(f"{name}_packed")
-            k = 8 * packed.shape[1]
-            if (
-                self.form(name) is not BF16
-                and k % BLOCK == 0
-                and k // scale.shape[1] in INT4_GROUPS
-            ):
+            form, k = self.form(name), 8 * packed.shape[1]
+            if form is not BF16 and k % BLOCK == 0:
                 scale = scale.float() if scale.dtype == torch.float64 else scale
+                times = k // form.group // scale.shape[1]
+                scale = scale.repeat_interleave(times, 1)
+                zeros = None if zeros is None else zeros.repeat_interleave(times, 1)
                 return self._kept(name, Int4Codes(reordered(packed), scale, zeros))
             q = unpacked(packed, stored.bits)[:, : self.slots[name].shape[1]]
         else:
@@ -155,7 +155,9 @@ class CompressedTensors(Unquantised):
             own[f"{name}_shape"] = Piece((2,), "-", _INTEGERS)
         if packed and f"{name}_g_idx" in entries:
             own[f"{name}_g_idx"] = Piece((k,), "k", _INTEGERS)
-        self.stored[name] = replace(spread, type=kind, bits=bits, zeros=zeros in own)
+        stored = replace(spread, type=kind, bits=bits, zeros=zeros in own)
+        self._check_record(name, stored, k)
+        self.stored[name] = stored
         return own
 
     def _spread(self, name: str, n: int, k: int) -> tuple[Scheme, str]:
@@ -179,10 +181,10 @@ class CompressedTensors(Unquantised):
             f"as config_groups says, got {shown(list(shape))}"
         )
 
-    def _check_record(self, name: str) -> None:
-        stored, module = self.stored[name], name.removesuffix(".weight")
-        file = self.checkpoint.entries[next(iter(self.pieces[name]))].file
-        if not self.record.describes(stored, self.slots[name].shape[1]):
+    def _check_record(self, name: str, stored: Scheme, k: int) -> None:
+        module = name.removesuffix(".weight")
+        file = self.checkpoint.entries[f"{name}_scale"].file
+        if not self.record.describes(stored, k):
             ways = ", ".join(map(str, self.record.schemes)) or "no quantised weights"
             raise CheckpointError(
                 f"{file}: {name} is stored as {stored}, but config_groups of the config says "
@@ -195,11 +197,11 @@ class CompressedTensors(Unquantised):
             )
 
     def _read_order(self, name: str) -> None:
-        """Which group each column is in: mostly those side by side, as without the tensor."""
+        """Which group each column is in: mostly those side by side, as where it says -1."""
         order, stored = f"{name}_g_idx", self.stored[name]
         index, k = self.checkpoint.read(order).long(), self.slots[name].shape[1]
         groups = k // (stored.group or k)
-        if (index == -1).all() or torch.equal(index, torch.arange(k) // (k // groups)):
+        if (index == -1).any() or torch.equal(index, torch.arange(k) // (k // groups)):
             return
         if int(index.min()) < 0 or int(index.max()) >= groups:
             raise CheckpointError(
@@ -216,7 +218,7 @@ class CompressedTensors(Unquantised):
         counts: Counter[str] = Counter()
         rounded: Counter[str] = Counter()
         for name, stored in self.stored.items():
-            form = self.held(name)
+            form = self.held(name) if self.slots[name].block else BF16
             dtype = self.checkpoint.entries[f"{name}_scale"].dtype
             if form is BF16:
                 ordered = " by act-order" if name in self._disordered else ""

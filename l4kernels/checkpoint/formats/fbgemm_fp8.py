@@ -33,7 +33,8 @@ class FbgemmFp8(Unquantised):
         assert quantization is not None
         bound = quantization.fields.number("activation_scale_ub", 0.0, 1e30, default=1200.0)
         excluded = quantization.fields.data.get("modules_to_not_convert")
-        self._excluded = excluded if isinstance(excluded, list) else []
+        names = excluded if isinstance(excluded, list) else []
+        self._excluded = {name for name in names if isinstance(name, str)}
         super().__init__(config, checkpoint, quantization)
         for name in self.slots:
             self._check_excluded(name)
