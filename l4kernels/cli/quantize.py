@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,8 +65,12 @@ def run(request: Request, *, as_json: bool) -> int:
     found = None if request.calibrate is None else _statistics(request, request.calibrate, source)
     calibrated = time.perf_counter()
     job = Job(source, scheme, found.kv_scales() if found else {}, _files(found))
-    with cpu.threads(cpu.usable_cores()), loading_bar("Quantising") as progress:
-        written = quantize(job, request.out, shard_bytes=shard_bytes, progress=progress)
+    try:
+        with cpu.threads(cpu.usable_cores()), loading_bar("Quantising") as progress:
+            written = quantize(job, request.out, shard_bytes=shard_bytes, progress=progress)
+    except KeyboardInterrupt:
+        print("l4k: the same command goes on after the last finished file", file=sys.stderr)
+        raise
     seconds = time.perf_counter() - calibrated
     result = {
         "format": request.form,

@@ -69,7 +69,9 @@ class Scheme:
             "quantization_status": "compressed",
             "format": groups[0][0].name if len(groups) == 1 else "mixed-precision",
             "config_groups": {
-                f"group_{n}": {"targets": targets, "format": codec.name, **codec.scheme}
+                # Libraries of before there were several formats in a file know none of a group.
+                f"group_{n}": {"targets": targets, **codec.scheme}
+                | ({"format": codec.name} if len(groups) > 1 else {})
                 for n, (codec, targets) in enumerate(groups)
             },
             "ignore": ignore,
