@@ -84,7 +84,7 @@ def run(request: Request, *, as_json: bool) -> int:
         "calibration_s": calibrated - started,
     }
     if not as_json:
-        _print_written(request, scheme, written, seconds, found)
+        _print_written(request, scheme, written, seconds, found, vision=config.vision is not None)
     if not request.verify:
         if as_json:
             print_json(result)
@@ -168,9 +168,16 @@ def _files(found: Statistics | None) -> Mapping[str, str]:
 
 
 def _print_written(
-    request: Request, scheme: Scheme, written: Written, seconds: float, found: Statistics | None
+    request: Request,
+    scheme: Scheme,
+    written: Written,
+    seconds: float,
+    found: Statistics | None,
+    *,
+    vision: bool,
 ) -> None:
-    kept = "attention, " if scheme.attention is None else ""
+    kept = ["attention"] if scheme.attention is None else []
+    kept += ["lm_head", "embedding", "router", "norms", *(["vision"] if vision else [])]
     rows = [
         ("written", f"{request.out}, compressed-tensors {request.form}"),
         (
@@ -179,7 +186,7 @@ def _print_written(
             f"({written.bytes / written.source_bytes:.1%})",
         ),
         ("quantised", f"{written.matrices} matrices, {written.weights:,} weights"),
-        ("as before", f"{kept}lm_head, embedding, router, norms, vision"),
+        ("as before", ", ".join(kept)),
         ("time", f"{seconds:.1f} s"),
     ]
     if found is not None:
