@@ -192,6 +192,72 @@ def convert(
 
 
 @app.command()
+def quantize(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; new or empty.")],
+    form: Annotated[
+        str, typer.Option("--format", help=f"{' or '.join(f for f in FORMATS if f != 'bf16')}.")
+    ],
+    keep_attention: Annotated[
+        bool, typer.Option("--keep-attention", help="Leave attention unquantised.")
+    ] = False,
+    shard_size: Annotated[str, typer.Option(help="Most bytes of a file: 5GB, 500MB ...")] = "5GB",
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Text file to run the model over: scales for an fp8 KV cache."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare perplexity of source and result.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Text file for --verify; the shipped checkpoint has one.")
+    ] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Write a quantised checkpoint (compressed-tensors) that other engines read, too."""
+    verb = _verb("quantize")
+
+    request = verb.Request(
+        model=model,
+        out=out,
+        form=form,
+        keep_attention=keep_attention,
+        shard_size=shard_size,
+        calibrate=calibrate,
+        verify=verify,
+        text=text,
+        device=device,
+    )
+    raise typer.Exit(verb.run(request, as_json=json))
+
+
+@app.command()
+def verify(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    against: Annotated[
+        Path | None, typer.Option(help="List of SHA-256 to compare with, as sha256sum writes it.")
+    ] = None,
+    write: Annotated[Path | None, typer.Option(help="Record the list in this file.")] = None,
+    json: Json = False,
+) -> None:
+    """Whether a checkpoint is whole: every tensor, tokenizer, template, SHA-256 of every file."""
+    verb = _verb("verify")
+
+    raise typer.Exit(verb.run(model, against=against, write=write, as_json=json))
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")], json: Json = False
+) -> None:
+    """What a checkpoint holds, how it will be loaded, and where it fits. Reads headers alone."""
+    verb = _verb("inspect")
+
+    verb.run(model, as_json=json)
+
+
+@app.command()
 def env(json: Json = False) -> None:
     """What is installed, which kernels are active and why not."""
     verb = _verb("env")

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from l4kernels.engine.llama4 import Llama4
@@ -22,7 +20,6 @@ WINDOW = 512
 """Tokens of a piece of text, as in training."""
 BATCH = 4
 """Pieces at once: few enough for their activations to stay in a core's cache."""
-_FILL = -1  # after the end of a piece: a target that does not count
 
 
 class Digits(NamedTuple):
@@ -85,25 +82,7 @@ def bits_per_byte(
     window: int = WINDOW,
     batch: int = BATCH,
 ) -> float:
-    """Cross-entropy of the chapters in bits per byte of their UTF-8 text.
+    """Cross-entropy of the chapters in bits per byte of their UTF-8 text: see `score`."""
+    from l4kernels.engine.perplexity import score
 
-    Chapters are cut every `window` tokens; the begin-of-text token opens each piece; every token
-    counts once. Pieces of similar length go through together, filled up after their end, where
-    nothing looks back from.
-    """
-    assert tokenizer.bos_id is not None  # the demo's tokenizer begins a text with one
-    pieces: list[Tensor] = []
-    for chapter in chapters:
-        ids = torch.tensor(tokenizer.encode(chapter, bos=False))
-        pieces += ids.split(window)
-    pieces.sort(key=len, reverse=True)
-    nats = 0.0
-    for at in range(0, len(pieces), batch):
-        targets = pad_sequence(pieces[at : at + batch], batch_first=True, padding_value=_FILL)
-        first = torch.full((len(targets), 1), tokenizer.bos_id)
-        inputs = torch.cat([first, targets[:, :-1].clamp(min=0)], 1)
-        logits = model.prompt_logits(inputs).flatten(0, 1)
-        wanted = targets.flatten().to(logits.device)
-        nats += cross_entropy(logits, wanted, ignore_index=_FILL, reduction="sum").item()
-    num_bytes = sum(len(chapter.encode()) for chapter in chapters)
-    return nats / torch.tensor(2.0).log().item() / num_bytes
+    return score(model, tokenizer, chapters, window, batch).bits_per_byte

@@ -77,6 +77,11 @@ class Tokenizer:
             1 << 40 if endless else max(map(len, map(str.encode, self.special)), default=0)
         )
 
+    @property
+    def largest_id(self) -> int:
+        """Of all tokens."""
+        return max(self._tokenizer.get_vocab().values())
+
     def id(self, token: str) -> int:
         """Id of an added token, e.g. `<|patch|>`."""
         if token not in self.special:

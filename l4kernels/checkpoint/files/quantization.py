@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from l4kernels.inputs.fields import Fields
 
@@ -53,3 +54,16 @@ class Quantization:
 def _method(fields: Fields) -> str:
     method = fields.data.get("quant_method")
     return method.lower() if isinstance(method, str) else ""
+
+
+def unrecorded(content: dict[str, Any]) -> dict[str, Any]:
+    """What config.json holds but the record.
+
+    >>> unrecorded({"text_config": {"vocab_size": 9, "quantization_config": {}}})
+    {'text_config': {'vocab_size': 9}}
+    """
+    return {
+        key: unrecorded(value) if key == "text_config" and isinstance(value, dict) else value
+        for key, value in content.items()
+        if key not in _KEYS
+    }

@@ -136,6 +136,17 @@ class Checkpoint:
         for file in self.files:
             yield from self._tensors_of(file, wanted, decode, dtype, share)
 
+    def order(self, wanted: Mapping[str, Mapping[str, Piece]]) -> list[str]:
+        """The names in the order in which `tensors` gives them."""
+        return [name for file in self.files for _, name in self._first_pieces(file, wanted)]
+
+    def _first_pieces(
+        self, file: Path, wanted: Mapping[str, Mapping[str, Piece]]
+    ) -> list[tuple[str, str]]:
+        """The tensors that a file begins: their first piece, and their name."""
+        first = ((next(iter(pieces)), name) for name, pieces in wanted.items())
+        return sorted(pair for pair in first if self.entries[pair[0]].file == file)
+
     def read(self, name: str) -> Tensor:
         """One tensor as stored."""
         with _Opened(self.entries[name].file) as f:
@@ -161,12 +172,8 @@ class Checkpoint:
         share: Share,
     ) -> Iterator[NamedTensor]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
-        first = {next(iter(pieces)): name for name, pieces in wanted.items()}
         with _Opened(file) as f:
-            for stored in sorted(n for n, e in self.entries.items() if e.file == file):
-                if stored not in first:
-                    continue
-                name = first[stored]
+            for stored, name in self._first_pieces(file, wanted):
                 pieces = wanted[name]
                 stacked = pieces[stored].axes.startswith("e")
                 for expert in range(pieces[stored].shape[0]) if stacked else (None,):
@@ -211,14 +218,14 @@ class Checkpoint:
     def _files(self) -> list[Path]:
         # As in transformers: an index counts only where there is no single file.
         if os.path.lexists(self.folder / _SINGLE):
-            return [self._inside(_SINGLE)]
+            return [self.inside(_SINGLE)]
         index = self.folder / _INDEX
         if not os.path.lexists(index):
             raise CheckpointError(
                 f"{self.folder}: found neither {_SINGLE} nor {_INDEX}; expected a Hugging Face "
                 f"safetensors checkpoint{convert_hint(self.folder)}"
             )
-        content = read_object(self._inside(_INDEX), CheckpointError, _MAX_NAMES)
+        content = read_object(self.inside(_INDEX), CheckpointError, _MAX_NAMES)
         placed = content.get("weight_map")
         if not isinstance(placed, dict) or not placed:
             raise CheckpointError(
@@ -231,9 +238,9 @@ class Checkpoint:
                     f"got {shown(place)}"
                 )
         self._placed = placed
-        return [self._inside(name) for name in sorted(set(placed.values()))]
+        return [self.inside(name) for name in sorted(set(placed.values()))]
 
-    def _inside(self, name: str) -> Path:
+    def inside(self, name: str) -> Path:
         """A regular file of the folder; it may be a link, but not to anywhere else."""
         fits = 0 < len(name) < 256 and name.isprintable()
         if not fits or Path(name).is_absolute() or ".." in Path(name).parts:

@@ -127,7 +127,7 @@ class CheckpointWriter:
             self._close(shard)
 
     def add(self, file: str, content: str | bytes | Path) -> None:
-        """A file beside the weights: its content, or a file to copy."""
+        """A file beside the weights, or in a folder there: its content, or a file to copy."""
         self._texts[file] = content
 
     def finish(self) -> None:
@@ -141,6 +141,7 @@ class CheckpointWriter:
             self.add("model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
         with self._errors():
             for file, content in self._texts.items():
+                (self.folder / file).parent.mkdir(exist_ok=True)
                 if isinstance(content, Path):
                     shutil.copyfile(content, self.folder / file)
                 else:
@@ -197,7 +198,9 @@ class CheckpointWriter:
                 if file in files and kept.get(shard.file) == _digest(file):
                     self._finished[shard.file] = kept[shard.file]
         for file in files:
-            if file.name not in self._finished and file != journal:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)  # of texts: an earlier run all but finished
+            elif file.name not in self._finished and file != journal:
                 file.unlink()
         self._note()
         self._done = sum(s.size for s in self._shards if s.file in self._finished)
