@@ -22,6 +22,7 @@ from torch import Tensor
 from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.inputs.files import open_regular, read_object, shown
 from l4kernels.layers.weights.codes import Codes
+from l4kernels.layers.weights.memory import lies_transposed
 
 Weight = Tensor | Codes
 NamedTensor = tuple[str, int | None, Weight]
@@ -186,7 +187,9 @@ class Checkpoint:
                 )
             return name, expert, data
         # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
-        if not torch.stack(data.aminmax()).to(dtype).isfinite().all():
+        # A matrix that lies transposed is read as it lies.
+        as_it_lies = data.t() if lies_transposed(data) else data
+        if not torch.stack(as_it_lies.aminmax()).to(dtype).isfinite().all():
             count = int((~data.to(dtype).isfinite()).sum())
             raise CheckpointError(
                 f"{file}: {stored} holds {count} values that are NaN, infinite "
