@@ -90,8 +90,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
     parser.add_argument("--weights", nargs="+", default=["bf16", "fp8", "int4"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="which functions take the time")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     for kind in options.only:
         folder = options.folder / kind
         if not folder.exists():

@@ -1,20 +1,25 @@
 """Checkpoints of float tensors: what Meta publishes on Hugging Face in bfloat16."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from l4kernels.checkpoint.files.layout import Slot, ignored, layout
 from l4kernels.checkpoint.files.quantization import Quantization
 from l4kernels.checkpoint.files.reader import Checkpoint, NamedTensor, Read, Weight
 from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.layers.weights.codes import Codes
 from l4kernels.model.config import Llama4Config
 
 BF16 = FORMATS["bf16"]
 KvScales = Mapping[int, tuple[float, float]]
 """By layer: what the codes of keys and of values in an e4m3 cache are multiplied by."""
+
+EditTensor = Callable[[Tensor, int | None, torch.dtype], Tensor]
+"""Rows of floats, expert of a stack or None, dtype of the model -> the tensor in their place."""
 
 
 class Unquantised:
@@ -29,6 +34,7 @@ class Unquantised:
             read.
         kv_scales: of the layers that have them.
         notes: what a user should know of how it is read, a line each.
+        edits: what is done to tensors of the layout after they are read (`lora.merge`).
     """
 
     methods: ClassVar[tuple[str, ...]] = ()
@@ -42,6 +48,7 @@ class Unquantised:
         self.config, self.checkpoint, self.quantization = config, checkpoint, quantization
         self.kv_scales: KvScales = {}
         self.notes: list[str] = []
+        self.edits: dict[str, list[EditTensor]] = {}
         self.slots: dict[str, Slot] = layout(config, {*map(self.plain_name, checkpoint.entries)})
         self.pieces = {
             name: {n: p._replace(split=slot.split) for n, p in self.pieces_of(name, slot).items()}
@@ -81,7 +88,13 @@ class Unquantised:
     def tensors(self, dtype: torch.dtype, share: Share = WHOLE) -> Iterator[NamedTensor]:
         """What fills the slots, finite in `dtype`, one tensor in memory at a time; of one rank of
         several, its share of each."""
-        return self.checkpoint.tensors(self.pieces, self.decode, dtype, share)
+        if self.edits and share.ranks > 1:
+            raise ValueError(f"adapters are not merged into shares, got {share}")
+        for name, expert, data in self.checkpoint.tensors(self.pieces, self.decode, dtype, share):
+            for edit in self.edits.get(name, ()):
+                data = edit(data.dequantized() if isinstance(data, Codes) else data, expert, dtype)
+            yield name, expert, data
+            del data  # the last reference to a mapped file would keep it beside the next one
 
     def held(self, name: str) -> WeightFormat:
         """`form`, where the sizes of the weight allow it."""
