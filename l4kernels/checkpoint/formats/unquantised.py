@@ -8,7 +8,13 @@ from torch import Tensor
 
 from l4kernels.checkpoint.files.layout import Slot, ignored, layout
 from l4kernels.checkpoint.files.quantization import Quantization
-from l4kernels.checkpoint.files.reader import Checkpoint, NamedTensor, Read, Weight
+from l4kernels.checkpoint.files.reader import (
+    Checkpoint,
+    CheckpointError,
+    NamedTensor,
+    Read,
+    Weight,
+)
 from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.layers.weights import FORMATS, WeightFormat
 from l4kernels.layers.weights.codes import Codes
@@ -87,14 +93,40 @@ class Unquantised:
 
     def tensors(self, dtype: torch.dtype, share: Share = WHOLE) -> Iterator[NamedTensor]:
         """What fills the slots, finite in `dtype`, one tensor in memory at a time; of one rank of
-        several, its share of each."""
-        if self.edits and share.ranks > 1:
-            raise ValueError(f"adapters are not merged into shares, got {share}")
+        several, its share of each.
+
+        Raises:
+            CheckpointError: a tensor that so many ranks cannot share; nothing is read.
+        """
+        self._check_share(share)
+        return self._tensors(dtype, share)
+
+    def _tensors(self, dtype: torch.dtype, share: Share) -> Iterator[NamedTensor]:
         for name, expert, data in self.checkpoint.tensors(self.pieces, self.decode, dtype, share):
             for edit in self.edits.get(name, ()):
                 data = edit(data.dequantized() if isinstance(data, Codes) else data, expert, dtype)
             yield name, expert, data
             del data  # the last reference to a mapped file would keep it beside the next one
+
+    def _check_share(self, share: Share) -> None:
+        folder, heads = self.checkpoint.folder, self.config.num_key_value_heads
+        if share.ranks == 1:
+            return
+        if self.edits:
+            raise CheckpointError(f"{folder}: adapters are not merged into shares of {share.ranks}")
+        if heads % share.ranks:
+            # Rows of k and v would divide, but a query's head needs the whole of its key's.
+            raise CheckpointError(
+                f"{folder}: expected the number of ranks to divide the {heads} heads of keys and "
+                f"values, got {share.ranks}"
+            )
+        for pieces in self.pieces.values():
+            for name, piece in pieces.items():
+                try:
+                    share.check(piece)
+                except ValueError as problem:
+                    file = self.checkpoint.entries[name].file
+                    raise CheckpointError(f"{file}: {name}: {problem}") from None
 
     def held(self, name: str) -> WeightFormat:
         """`form`, where the sizes of the weight allow it."""
