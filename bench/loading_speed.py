@@ -2,7 +2,8 @@
 
 `python -m bench.loading_speed /tmp/loading` makes synthetic checkpoints there, once, with Scout's
 widths in one layer: experts fused, experts one by one, and a dense layer. `--only fused` and
-`--weights bf16 fp8` narrow it down. On a machine that does other work, too, take the best of many.
+`--weights bf16 fp8` narrow it down. On a machine that does other work, too, threads that spin while
+they wait for each other cost most of the time: set OMP_WAIT_POLICY=PASSIVE, as `l4k` does.
 """
 
 import argparse
