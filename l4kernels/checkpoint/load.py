@@ -13,7 +13,11 @@ from l4kernels.checkpoint.progress import Progress, terminal_counter
 from l4kernels.inputs.arguments import whole_number
 from l4kernels.inputs.files import shown
 from l4kernels.layers.weights.linear import Linear
+from l4kernels.layers.weights.staging import ToDevice, Upload, uploading
 from l4kernels.model.llama4 import Llama4Model
+
+_ROWS = 1024
+"""Of a parameter that is copied at a time."""
 
 
 def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | None = None) -> None:
@@ -23,7 +27,8 @@ def load_weights(model: Llama4Model, source: Unquantised, progress: Progress | N
     elif not callable(progress):
         raise ValueError(f"expected progress to be a function, got {shown(progress)}")
     tensors = source.tensors(model.embedding.dtype)
-    fill(model, source.slots, _reporting(tensors, source, progress))
+    with uploading(model.device) as upload:
+        fill(model, source.slots, _reporting(tensors, source, progress), upload)
     model.kv_scales = source.kv_scales
     _finish(model, source.slots)
 
@@ -33,20 +38,30 @@ def load_random(model: Llama4Model, seed: int) -> None:
     seed = whole_number("seed", seed, -(1 << 63), (1 << 63) - 1)
     slots = layout(model.config)
     tensors = random_tensors(slots, model.device, seed)
-    fill(model, slots, ((n, e, t.t() if slots[n].transposed else t) for n, e, t in tensors))
+    rows = ((n, e, t.t() if slots[n].transposed else t) for n, e, t in tensors)
+    fill(model, slots, rows, ToDevice(model.device))
     _finish(model, slots)
 
 
-def fill(model: Llama4Model, slots: dict[str, Slot], tensors: Iterable[NamedTensor]) -> None:
-    """Writes tensors into the model's parameters."""
+def fill(
+    model: Llama4Model, slots: dict[str, Slot], tensors: Iterable[NamedTensor], upload: Upload
+) -> None:
+    """Writes tensors into the model's parameters, each brought to its device by `upload`."""
     for name, expert, data in tensors:
         slot = slots[name]
         target = _find(model, slot.target)
         if isinstance(target, Linear):
-            target.store(data, slot.rows, slot.expert if expert is None else expert)
+            target.store(data, slot.rows, slot.expert if expert is None else expert, upload)
         else:
-            (target if slot.rows == "all" else target[slot.rows]).copy_(data)
+            assert isinstance(data, Tensor)
+            _copy(target if slot.rows == "all" else target[slot.rows], data, upload)
         del data  # the last reference to a mapped file would keep it beside the next one
+
+
+def _copy(target: Tensor, data: Tensor, upload: Upload) -> None:
+    """In parts: what is on its way to a GPU is there twice."""
+    for own, part in zip(target.split(_ROWS), data.split(_ROWS), strict=True):
+        own.copy_(upload(part))
 
 
 def _find(model: nn.Module, path: str) -> Any:

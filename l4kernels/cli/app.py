@@ -117,6 +117,9 @@ def generate(
         str | None,
         typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
     ] = None,
+    lora: Annotated[
+        list[Path] | None, typer.Option(help="Folder of a PEFT adapter to merge; repeatable.")
+    ] = None,
     device: Device = None,
     kv_dtype: Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")] = "auto",
     reference: Reference = False,
@@ -143,6 +146,7 @@ def generate(
         device=device,
         kv_dtype=kv_dtype,
         reference=reference,
+        lora=tuple(lora or ()),
     )
     with _route(reference):
         raise typer.Exit(verb.run(request, as_json=json))

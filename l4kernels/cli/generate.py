@@ -46,6 +46,7 @@ class Request:
     device: str | None = None
     kv_dtype: str = "auto"
     reference: bool = False
+    lora: tuple[Path, ...] = ()
 
 
 def run(request: Request, *, as_json: bool) -> int:
@@ -79,7 +80,7 @@ def run(request: Request, *, as_json: bool) -> int:
     prepared = time.perf_counter()
     with cpu.threads(cpu.threads_for(checkpoint_bytes(request.model))):
         with loading_bar() as progress:
-            model = Llama4.from_checkpoint(source, progress=progress, **options)
+            model = Llama4.from_checkpoint(source, progress=progress, lora=request.lora, **options)
         loaded = time.perf_counter()
         ids = torch.tensor([prompt.ids])
         generation = model.stream(

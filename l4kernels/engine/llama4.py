@@ -1,7 +1,7 @@
 """`Llama4`: a model that is loaded from a checkpoint and generates."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from l4kernels.checkpoint.choice import as_stored, said
 from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.checkpoint.load import load_random, load_weights
+from l4kernels.checkpoint.lora import merge
 from l4kernels.checkpoint.progress import Progress
 from l4kernels.engine.generate import Generation
 from l4kernels.engine.images import encode
@@ -142,6 +143,7 @@ class Llama4(Llama4Model):
         progress: Progress | None = None,
         *,
         config: Llama4Config | None = None,
+        lora: str | Path | Sequence[str | Path] = (),
     ) -> "Llama4":
         """Reads a checkpoint folder (config.json and safetensors) in any format that is published.
 
@@ -156,6 +158,7 @@ class Llama4(Llama4Model):
             progress: called with the bytes that were read and those of all files, after each
                 tensor; by default a terminal's standard error shows them.
             config: the result of `Llama4Config.from_pretrained(path)`, if it was read already.
+            lora: folders of PEFT adapters that are merged into the weights, in this order.
         """
         options = ModelOptions.parse(device, dtype, weights)  # before anything is read
         find_kv_dtype(kv_dtype, options.dtype)
@@ -163,7 +166,7 @@ class Llama4(Llama4Model):
             config = Llama4Config.from_pretrained(path)
         _require_config(config)
         source = open_checkpoint(path, config)
-        return cls.from_checkpoint(source, device, dtype, weights, kv_dtype, progress)
+        return cls.from_checkpoint(source, device, dtype, weights, kv_dtype, progress, lora=lora)
 
     @classmethod
     @ordinary
@@ -175,11 +178,15 @@ class Llama4(Llama4Model):
         weights: str | None = None,
         kv_dtype: str | torch.dtype | None = None,
         progress: Progress | None = None,
+        *,
+        lora: str | Path | Sequence[str | Path] = (),
     ) -> "Llama4":
         """Of a checkpoint that `open_checkpoint` opened; the other arguments are
         `from_pretrained`'s."""
         options = ModelOptions.parse(device, dtype, weights)
         kv = find_kv_dtype(kv_dtype, options.dtype)
+        for adapter in [lora] if isinstance(lora, str | Path) else lora:
+            merge(source, adapter)
         options = as_stored(options, source, asked=weights is not None)
         for line in said(options, source):
             warnings.warn(f"{source.checkpoint.folder}: {line}", stacklevel=2)

@@ -14,6 +14,7 @@ import torch
 from l4kernels import Llama4, Llama4Config
 from l4kernels.checkpoint.files import reader as checkpoint
 from l4kernels.checkpoint.files.reader import CheckpointError
+from tests.support import row_fp8
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, unfused, write, write_index
 
 CONFIG = Llama4Config.from_dict(TEXT)
@@ -274,11 +275,14 @@ def test_progress_only_on_a_terminal(tensors, tmp_path, monkeypatch):
 MEASURE = """
 import re, sys, torch
 from l4kernels import Llama4
+from l4kernels.checkpoint import formats
+from tests.support.row_fp8 import RowFp8
+formats.READERS = (RowFp8, *formats.READERS)
 torch.set_num_threads(1)
 def resident(name):
     return int(re.search(name + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) << 10
 def load(folder):
-    return Llama4.from_pretrained(folder, dtype=torch.bfloat16, weights=sys.argv[3])
+    return Llama4.from_pretrained(folder, dtype=torch.bfloat16, weights=sys.argv[3] or None)
 load(sys.argv[2])  # code, thread pools and buffers that the first call of anything brings in
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts over
 before = resident("VmRSS")
@@ -287,13 +291,30 @@ print(resident("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
 """
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp8", "int4"])
-def test_peak_memory_of_loading(tmp_path, weights):
+STORED = {"bf16": (dict, {}), "one by one": (unfused, {}), "fp8": (row_fp8.quantised, row_fp8.SAID)}
+
+
+@pytest.mark.parametrize(
+    "stored, weights",
+    [
+        ("bf16", "bf16"),
+        ("bf16", "fp8"),
+        ("bf16", "int4"),
+        ("one by one", "bf16"),
+        ("fp8", ""),
+        ("fp8", "bf16"),
+    ],
+)
+def test_peak_memory_of_loading(tmp_path, stored, weights):
     big = {**ALIGNED, "hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 4}
     big |= {"vocab_size": 24_576, "num_local_experts": 4}
+    change, said = STORED[stored]
+    if said:  # half the size: a process's own few megabytes would be 5 %
+        big["num_hidden_layers"] = 8
     for name, sizes, shards in (("big", big, 3), ("small", ALIGNED, 1)):
         config = Llama4Config.from_dict({**TEXT, **sizes})
-        write(tmp_path / name, tensors_of(config, dtype=torch.bfloat16), shards, **sizes)
+        content = change(tensors_of(config, dtype=torch.bfloat16))
+        write(tmp_path / name, content, shards, **sizes, **said)
     folders = [str(tmp_path / "big"), str(tmp_path / "small")]
     command = [sys.executable, "-c", MEASURE, *folders, weights]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -109,7 +109,7 @@ def test_the_bar_of_the_load_moves_the_cursor_and_is_gone_before_a_message(monke
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "__stderr__", terminal)
 
-    def fill(model, slots, tensors):
+    def fill(model, slots, tensors, upload):
         next(tensors)
         signal.raise_signal(signal.SIGINT)
 

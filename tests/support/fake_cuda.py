@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
+from l4kernels.checkpoint import load
 from l4kernels.engine import engine
 from l4kernels.engine.graphs import as_it_is
+from l4kernels.layers.weights.staging import ToDevice
 from l4kernels.testing.emulator import BUILD, emulated
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -154,6 +156,8 @@ def fake_cuda(**settings: Any) -> Iterator[None]:
         mock.patch(f"{module}.cuda_graphs", return_value=as_it_is)
         for module in ("l4kernels.engine.core", "bench.decode_step")
     ]
+    # Pinned memory needs a driver: `tests/layers/test_staging.py` has a stand-in for that.
+    patches += [mock.patch.object(load, "uploading", lambda d: contextlib.nullcontext(ToDevice(d)))]
     library = BUILD / "libl4kernels_emulated.so"
     patches += [
         mock.patch(f"{module}.LIBRARY_PATH", library)

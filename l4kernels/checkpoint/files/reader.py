@@ -23,6 +23,7 @@ from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.inputs.files import open_regular, read_object, shown
 from l4kernels.inputs.forms import convert_hint
 from l4kernels.layers.weights.codes import Codes
+from l4kernels.layers.weights.memory import lies_transposed
 
 Weight = Tensor | Codes
 NamedTensor = tuple[str, int | None, Weight]
@@ -59,8 +60,8 @@ class Entry:
 class Checkpoint:
     """The headers of a checkpoint folder. Opening it reads no tensor data."""
 
-    def __init__(self, path: str | Path):
-        self.folder = Path(path)
+    def __init__(self, path: str | Path, single: str = _SINGLE):
+        self.folder, self.single = Path(path), single
         if not os.path.isdir(self.folder):
             raise CheckpointError(
                 f"{self.folder}: not a folder; expected a checkpoint folder"
@@ -73,11 +74,11 @@ class Checkpoint:
         room = _MAX_NAMES
         for file in self.files:
             room -= self._read_header(file, room)
-        absent = [f"{_short(n)} in {f}" for n, f in self._placed.items() if n not in self.entries]
+        absent = [f"{short(n)} in {f}" for n, f in self._placed.items() if n not in self.entries]
         if absent:
             raise CheckpointError(
                 f"{self.folder / _INDEX}: places {len(absent)} tensors in files that do not hold "
-                f"them: {_some(absent)}"
+                f"them: {some(absent)}"
             )
 
     @property
@@ -99,14 +100,13 @@ class Checkpoint:
         if missing:
             raise CheckpointError(
                 f"{self.folder}: {len(missing)} tensors are missing that config.json asks for: "
-                f"{_some(missing)}; looked in {_some(f.name for f in self.files)}"
+                f"{some(missing)}; looked in {some(f.name for f in self.files)}"
             )
         extra = [name for name in self.entries if name not in expected]
         if extra:
-            places = (f"{_short(name)} in {self.entries[name].file.name}" for name in extra)
+            places = (f"{short(name)} in {self.entries[name].file.name}" for name in extra)
             raise CheckpointError(
-                f"{self.folder}: {len(extra)} tensors are unexpected by config.json: "
-                f"{_some(places)}"
+                f"{self.folder}: {len(extra)} tensors are unexpected by config.json: {some(places)}"
             )
         for name, piece in expected.items():
             entry = self.entries[name]
@@ -207,7 +207,9 @@ class Checkpoint:
                 )
             return name, expert, data
         # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
-        if not torch.stack(data.aminmax()).to(dtype).isfinite().all():
+        # A matrix that lies transposed is read as it lies.
+        as_it_lies = data.t() if lies_transposed(data) else data
+        if not torch.stack(as_it_lies.aminmax()).to(dtype).isfinite().all():
             count = int((~data.to(dtype).isfinite()).sum())
             raise CheckpointError(
                 f"{file}: {stored} holds {count} values that are NaN, infinite "
@@ -217,8 +219,8 @@ class Checkpoint:
 
     def _files(self) -> list[Path]:
         # As in transformers: an index counts only where there is no single file.
-        if os.path.lexists(self.folder / _SINGLE):
-            return [self.inside(_SINGLE)]
+        if os.path.lexists(self.folder / self.single):
+            return [self.inside(self.single)]
         index = self.folder / _INDEX
         if not os.path.lexists(index):
             raise CheckpointError(
@@ -234,7 +236,7 @@ class Checkpoint:
         for name, place in placed.items():
             if not isinstance(place, str):
                 raise CheckpointError(
-                    f"{index}: expected {_short(name)} to be in a file inside the checkpoint, "
+                    f"{index}: expected {short(name)} to be in a file inside the checkpoint, "
                     f"got {shown(place)}"
                 )
         self._placed = placed
@@ -269,11 +271,11 @@ class Checkpoint:
             for name in f.keys():  # noqa: SIM118 (a safetensors handle is not a mapping)
                 if name in self.entries:
                     raise CheckpointError(
-                        f"{file}: {_short(name)} is also in {self.entries[name].file.name}"
+                        f"{file}: {short(name)} is also in {self.entries[name].file.name}"
                     )
                 if self._placed and self.folder / self._placed.get(name, "") != file:
                     raise CheckpointError(
-                        f"{file}: holds {_short(name)}, which {_INDEX} places in "
+                        f"{file}: holds {short(name)}, which {_INDEX} places in "
                         f"{self._placed.get(name)!r}"
                     )
                 header = f.get_slice(name)
@@ -302,7 +304,7 @@ def _check_header(file: Path, room: int) -> int:
     def distinct(pairs: list[tuple[str, Any]]) -> None:
         name, count = Counter(name for name, _ in pairs).most_common(1)[0] if pairs else ("", 0)
         if count > 1:
-            raise CheckpointError(f"{file}: holds {_short(name)} {count} times")
+            raise CheckpointError(f"{file}: holds {short(name)} {count} times")
 
     try:
         json.loads(header, object_pairs_hook=distinct)
@@ -355,12 +357,12 @@ class _Opened:
         self.handle.__exit__(*exception)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A tensor's name, or enough of one that nobody could have given."""
     return name if name.isprintable() and len(name) <= 200 else shown(name)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

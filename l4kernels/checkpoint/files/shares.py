@@ -50,9 +50,15 @@ class Share:
             return [slice(None)]
         part, rest = divmod(size, halves * self.ranks)
         if rest:
-            raise ValueError(f"expected {self.ranks} ranks to divide a dimension of {size}")
+            twice = " twice, for gate and up" if halves == 2 else ""
+            raise ValueError(f"expected {self.ranks} ranks to divide a dimension of {size}{twice}")
         starts = (half * size // halves + self.rank * part for half in range(halves))
         return [slice(start, start + part) for start in starts]
+
+    def check(self, piece: Piece) -> None:
+        """Raises ValueError where the ranks do not divide a dimension that they share."""
+        for axis, size in zip(piece.axes, piece.shape, strict=True):
+            self.parts(axis, size, piece.split)
 
 
 WHOLE = Share()

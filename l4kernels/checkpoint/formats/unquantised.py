@@ -1,20 +1,31 @@
 """Checkpoints of float tensors: what Meta publishes on Hugging Face in bfloat16."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from l4kernels.checkpoint.files.layout import Slot, ignored, layout
 from l4kernels.checkpoint.files.quantization import Quantization
-from l4kernels.checkpoint.files.reader import Checkpoint, NamedTensor, Read, Weight
+from l4kernels.checkpoint.files.reader import (
+    Checkpoint,
+    CheckpointError,
+    NamedTensor,
+    Read,
+    Weight,
+)
 from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.layers.weights.codes import Codes
 from l4kernels.model.config import Llama4Config
 
 BF16 = FORMATS["bf16"]
 KvScales = Mapping[int, tuple[float, float]]
 """By layer: what the codes of keys and of values in an e4m3 cache are multiplied by."""
+
+EditTensor = Callable[[Tensor, int | None, torch.dtype], Tensor]
+"""Rows of floats, expert of a stack or None, dtype of the model -> the tensor in their place."""
 
 
 class Unquantised:
@@ -29,6 +40,7 @@ class Unquantised:
             read.
         kv_scales: of the layers that have them.
         notes: what a user should know of how it is read, a line each.
+        edits: what is done to tensors of the layout after they are read (`lora.merge`).
     """
 
     methods: ClassVar[tuple[str, ...]] = ()
@@ -42,6 +54,7 @@ class Unquantised:
         self.config, self.checkpoint, self.quantization = config, checkpoint, quantization
         self.kv_scales: KvScales = {}
         self.notes: list[str] = []
+        self.edits: dict[str, list[EditTensor]] = {}
         self.slots: dict[str, Slot] = layout(config, {*map(self.plain_name, checkpoint.entries)})
         self.pieces = {
             name: {n: p._replace(split=slot.split) for n, p in self.pieces_of(name, slot).items()}
@@ -80,8 +93,40 @@ class Unquantised:
 
     def tensors(self, dtype: torch.dtype, share: Share = WHOLE) -> Iterator[NamedTensor]:
         """What fills the slots, finite in `dtype`, one tensor in memory at a time; of one rank of
-        several, its share of each."""
-        return self.checkpoint.tensors(self.pieces, self.decode, dtype, share)
+        several, its share of each.
+
+        Raises:
+            CheckpointError: a tensor that so many ranks cannot share; nothing is read.
+        """
+        self._check_share(share)
+        return self._tensors(dtype, share)
+
+    def _tensors(self, dtype: torch.dtype, share: Share) -> Iterator[NamedTensor]:
+        for name, expert, data in self.checkpoint.tensors(self.pieces, self.decode, dtype, share):
+            for edit in self.edits.get(name, ()):
+                data = edit(data.dequantized() if isinstance(data, Codes) else data, expert, dtype)
+            yield name, expert, data
+            del data  # the last reference to a mapped file would keep it beside the next one
+
+    def _check_share(self, share: Share) -> None:
+        folder, heads = self.checkpoint.folder, self.config.num_key_value_heads
+        if share.ranks == 1:
+            return
+        if self.edits:
+            raise CheckpointError(f"{folder}: adapters are not merged into shares of {share.ranks}")
+        if heads % share.ranks:
+            # Rows of k and v would divide, but a query's head needs the whole of its key's.
+            raise CheckpointError(
+                f"{folder}: expected the number of ranks to divide the {heads} heads of keys and "
+                f"values, got {share.ranks}"
+            )
+        for pieces in self.pieces.values():
+            for name, piece in pieces.items():
+                try:
+                    share.check(piece)
+                except ValueError as problem:
+                    file = self.checkpoint.entries[name].file
+                    raise CheckpointError(f"{file}: {name}: {problem}") from None
 
     def held(self, name: str) -> WeightFormat:
         """`form`, where the sizes of the weight allow it."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from l4kernels import ops
 from l4kernels.layers.weights import FORMATS, WeightFormat
 from l4kernels.layers.weights.codes import Codes
+from l4kernels.layers.weights.memory import TURNED, large_empty, lies_transposed, rows_first
+from l4kernels.layers.weights.staging import ToDevice, Upload
 from l4kernels.ops.epilogue import INTERLEAVE, MAX_GATHERED_ROWS
 
 Activations = Tensor | ops.Quantized | ops.RmsNormFp8
@@ -129,9 +131,13 @@ class Linear(nn.Module, ABC):
         return self.multiply(x, epilogue)
 
     def store(
-        self, weight: Tensor | Codes, rows: slice | str = "all", expert: int | None = None
+        self,
+        weight: Tensor | Codes,
+        rows: slice | str = "all",
+        expert: int | None = None,
+        upload: Upload | None = None,
     ) -> None:
-        """Writes `[n, K]` rows of a checkpoint into their place.
+        """Writes `[n, K]` rows of a checkpoint into their place; `upload` brings them here.
 
         Codes of this layer's format stay as they are; all else is quantised on the way.
 
@@ -140,8 +146,8 @@ class Linear(nn.Module, ABC):
         """
         if rows == "gate_up":
             width = weight.shape[0] // 2
-            self.store(_rows(weight, 0, width), "gate", expert)
-            self.store(_rows(weight, width, 2 * width), "up", expert)
+            self.store(_rows(weight, 0, width), "gate", expert, upload)
+            self.store(_rows(weight, width, 2 * width), "up", expert, upload)
             return
         half = ("gate", "up").index(rows) if rows in ("gate", "up") else None
         pad_n = 0 if half is None else -weight.shape[0] % INTERLEAVE
@@ -153,15 +159,19 @@ class Linear(nn.Module, ABC):
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
         count = weight.shape[0] * weight.shape[1]
         part = min(_MAX_PART, max(_MIN_PART, count // 16))
+        if isinstance(weight, Tensor) and lies_transposed(weight):
+            part = min(part, TURNED)
         step = max(INTERLEAVE, part // self.in_features // INTERLEAVE * INTERLEAVE)
         first = rows.start if isinstance(rows, slice) else 0
         stride = 1 if half is None else 2
+        upload = upload or ToDevice(self.device)
         for start in range(0, weight.shape[0], step):
-            own = _rows(weight, start, min(start + step, weight.shape[0])).to(self.device)
+            own = _rows(weight, start, min(start + step, weight.shape[0]))
+            own = upload(own) if isinstance(own, Tensor) else own.map(upload)
             begin = first + stride * start
             place = Place(begin, begin + stride * own.shape[0], half, expert)
             if isinstance(own, Tensor):
-                self.write(own, place)
+                self.write(rows_first(own), place)
             elif self.form.holds(own.form):
                 self.write_codes(own, place)
             else:
@@ -173,7 +183,7 @@ def _rows(weight: Tensor | Codes, first: int, end: int) -> Tensor | Codes:
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+    return nn.Parameter(large_empty(*shape, dtype=dtype, device=device), requires_grad=False)
 
 
 def unquantised(x: Activations) -> Tensor:
