@@ -5,6 +5,7 @@ import torch
 
 from l4kernels import Llama4, ops
 from l4kernels.checkpoint.formats import nibbles
+from l4kernels.ops.quant import INT4_ORDER
 from tests.support.fixtures import (
     ROOT,
     config_of,
@@ -164,7 +165,7 @@ def test_repacking_by_hand():
     codes = torch.randint(0, 16, (256, 24), dtype=torch.int32)
     want = ops.pack_int4(codes.t().contiguous() - 8)
     assert torch.equal(nibbles.reorder(pack(codes).t()), want)
-    across = torch.stack([codes[:, i::8] for i in nibbles.ORDER], 1)  # [K, 8, n / 8]
+    across = torch.stack([codes[:, i::8] for i in INT4_ORDER], 1)  # [K, 8, n / 8]
     words = pack(across.flatten(0, 1).view(256, 8, 3).transpose(0, 1).flatten(1))
     assert torch.equal(nibbles.along_k(words.view(256, 3)), want)
 

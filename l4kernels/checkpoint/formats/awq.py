@@ -4,8 +4,9 @@ from torch import Tensor
 
 from l4kernels.checkpoint.files.quantization import Quantization
 from l4kernels.checkpoint.formats.grouped import Grouped, Scheme
-from l4kernels.checkpoint.formats.nibbles import ORDER, along_k, unpacked
+from l4kernels.checkpoint.formats.nibbles import along_k, unpacked
 from l4kernels.inputs.files import shown
+from l4kernels.ops.quant import INT4_ORDER
 
 
 class Awq(Grouped):
@@ -14,7 +15,7 @@ class Awq(Grouped):
 
     methods = ("awq",)
     supports = "AWQ in 4 bits, version gemm"
-    order = ORDER
+    order = INT4_ORDER
 
     def read_scheme(self, quantization: Quantization) -> Scheme:
         record = quantization.fields
@@ -42,4 +43,4 @@ class Awq(Grouped):
         return along_k(words)
 
     def codes(self, words: Tensor) -> Tensor:
-        return unpacked(words, order=ORDER).t()
+        return unpacked(words, order=INT4_ORDER).t()

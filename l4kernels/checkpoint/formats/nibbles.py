@@ -6,8 +6,8 @@ Nothing is unpacked: one core repacks a thousand million weights a second.
 import torch
 from torch import Tensor
 
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Nibble i of a word of ours holds element ORDER[i] of its eight."""
+from l4kernels.ops.quant import INT4_ORDER
+
 _STAGES = ((16, 0x0000FFFF), (8, 0x00FF00FF), (4, 0x0F0F0F0F))
 _PIECE = 1 << 16
 """Words at a time: memory that is new costs more than arithmetic."""
@@ -22,11 +22,25 @@ def reorder(words: Tensor) -> Tensor:
     >>> hex(reorder(torch.tensor([0x76543210], dtype=torch.int32)).item())
     '0x75316420'
     """
+    # Nibbles 1 and 2, 5 and 6 change places; then bytes 1 and 2.
+    return _exchanged(words, ((4, 0x00F000F0), (8, 0x0000FF00)))
+
+
+def in_order(words: Tensor) -> Tensor:
+    """Undoes `reorder`.
+
+    >>> hex(in_order(torch.tensor([0x75316420], dtype=torch.int32)).item())
+    '0x76543210'
+    """
+    return _exchanged(words, ((8, 0x0000FF00), (4, 0x00F000F0)))
+
+
+def _exchanged(words: Tensor, stages: tuple[tuple[int, int], ...]) -> Tensor:
+    """Bits under a mask change places with those a shift above them, stage by stage."""
     out = torch.empty_like(words, memory_format=torch.contiguous_format)
     pieces = zip(words.reshape(-1).split(_PIECE), out.view(-1).split(_PIECE), strict=True)
     for piece, own in pieces:
-        # Nibbles 1 and 2, 5 and 6 change places; then bytes 1 and 2.
-        for shift, mask in ((4, 0x00F000F0), (8, 0x0000FF00)):
+        for shift, mask in stages:
             moved = ((piece >> shift) ^ piece) & mask
             piece = piece ^ moved ^ (moved << shift)
         own.copy_(piece)
@@ -34,7 +48,7 @@ def reorder(words: Tensor) -> Tensor:
 
 
 def along_k(words: Tensor) -> Tensor:
-    """Words of eight outputs in the order of ORDER -> words of eight inputs in the same order.
+    """Words of eight outputs in the order of INT4_ORDER -> words of eight inputs in the same order.
 
     Args:
         words: int32 `[K, n / 8]`.
@@ -52,13 +66,13 @@ def along_k(words: Tensor) -> Tensor:
     for first in range(0, columns, step):
         piece = words[:, first : first + step].contiguous()
         # Eight rows are eight matrices of one nibble by eight: transposed by halves, as bits are.
-        rows = [piece[element::8] for element in ORDER]
+        rows = [piece[element::8] for element in INT4_ORDER]
         for shift, mask in _STAGES:
             for i in (i for i in range(8) if not i & (shift // 4)):
                 j = i + shift // 4
                 moved = ((rows[i] >> shift) ^ rows[j]) & mask
                 rows[i], rows[j] = rows[i] ^ (moved << shift), rows[j] ^ moved
-        for element, row in zip(ORDER, rows, strict=True):
+        for element, row in zip(INT4_ORDER, rows, strict=True):
             out[first : first + step, element] = row.t()
     return out.view(8 * columns, k // 8)
 
@@ -70,7 +84,7 @@ def unpacked(words: Tensor, bits: int = 4, order: tuple[int, ...] = ()) -> Tenso
         words: int32 `[..., words]`.
         order: the element that each place of a word holds, from the lowest bits on.
 
-    >>> unpacked(torch.tensor([0x75316420], dtype=torch.int32), order=ORDER)
+    >>> unpacked(torch.tensor([0x75316420], dtype=torch.int32), order=INT4_ORDER)
     tensor([0, 1, 2, 3, 4, 5, 6, 7], dtype=torch.uint8)
     """
     order = order or tuple(range(32 // bits))

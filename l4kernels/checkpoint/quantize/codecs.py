@@ -10,6 +10,7 @@ from torch import Tensor
 from l4kernels import ops
 from l4kernels.checkpoint.files.planned import Planned
 from l4kernels.checkpoint.files.reader import Weight
+from l4kernels.checkpoint.formats.nibbles import in_order
 from l4kernels.layers.weights import FORMATS, WeightFormat
 from l4kernels.layers.weights.codes import Codes, Fp8Codes, Int4Codes
 from l4kernels.ops.check import FP8
@@ -17,7 +18,6 @@ from l4kernels.ops.quant import BLOCK
 
 _PART = 1 << 22
 """Weights that are quantised to e4m3 at a time: their float32 copies take memory."""
-_WORDS = 1 << 16
 """Words that are reordered at a time: what a core's cache holds."""
 
 
@@ -105,21 +105,3 @@ class Fp8(Codec):
 
 def _floats(weight: Weight) -> Tensor:
     return weight.dequantized() if isinstance(weight, Codes) else weight
-
-
-def in_order(packed: Tensor) -> Tensor:
-    """Words of `ops.pack_int4` with their eight elements in the order of the row.
-
-    >>> words = in_order(ops.pack_int4(torch.arange(-8, 0)))
-    >>> hex(words.item())
-    '0x76543210'
-    """
-    out = torch.empty_like(packed)
-    pieces = zip(packed.view(-1).split(_WORDS), out.view(-1).split(_WORDS), strict=True)
-    for piece, own in pieces:
-        # Two exchanges: 02 46 13 57 -> 02 13 46 57 -> 01 23 45 67.
-        for shift, mask in ((8, 0x0000FF00), (4, 0x00F000F0)):
-            moved = ((piece >> shift) ^ piece) & mask
-            piece = piece ^ moved ^ (moved << shift)
-        own.copy_(piece)
-    return out
