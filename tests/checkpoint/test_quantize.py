@@ -22,6 +22,7 @@ from l4kernels.checkpoint.quantize.scheme import TARGETS, Scheme
 from l4kernels.demo import CHECKPOINT
 from l4kernels.inputs.fields import ConfigError
 from tests.support.checkpoints import ALIGNED, TEXT, tensors_of, unfused, write
+from tests.support.fixtures import ROOT as FIXTURES
 from tests.support.parity import Case, hf_logits, load_hf, prompt, save_model
 
 SIZES = (("intermediate_size", 128), ("intermediate_size_mlp", 256))
@@ -198,7 +199,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypa
         quantised(odd, out, "fp8", keep_attention=True)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
-    with pytest.raises(CheckpointError, match=r"expected 0\.0 GB of free disk space"):
+    with pytest.raises(CheckpointError, match=r"expected 3\.1 MB of free disk space, got 1\.0"):
         quantised(CHECKPOINT, out)
     monkeypatch.undo()
     assert not out.exists() and not Path(f"{out}.partial").exists()
@@ -241,6 +242,16 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(form, tmp_path):
     names = sorted(file.name for file in whole.iterdir())
     assert names == sorted(file.name for file in out.iterdir())
     assert all((out / n).read_bytes() == (whole / n).read_bytes() for n in names)
+
+
+def test_a_run_goes_on_only_where_codes_are_read_as_before(tmp_path):
+    """The files of GPTQ's two versions look the same, and their zero points differ by one."""
+    folder = shutil.copytree(FIXTURES / "gptq_zeros", tmp_path / "gptq")
+    before = Job(opened(folder), Scheme.of("fp8")).identity()
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Job(opened(folder), Scheme.of("fp8")).identity() != before
 
 
 def test_what_an_ended_run_leaves_is_no_checkpoint(tmp_path):

@@ -1,6 +1,7 @@
 """The writer of checkpoint folders: whole or absent, and going on where a run ended."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -136,9 +137,59 @@ def test_two_runs_at_once(tmp_path):
     assert read(tmp_path / "out") == WANTED
 
 
+@pytest.mark.parametrize("how", ["finished", "gone", "anew"])
+def test_a_run_that_ends_while_another_begins(how, tmp_path, monkeypatch):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    real = module.fcntl.flock
+
+    def late(handle, kind):
+        if how == "finished":
+            os.rename(partial, out)
+            (out / "model.safetensors").touch()
+        else:
+            partial.rmdir()
+        if how == "anew":  # by a third run
+            partial.mkdir()
+        real(handle, kind)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    message = "got one with files" if how == "finished" else "another run ended here"
+    with pytest.raises(CheckpointError, match=message):
+        write(out, identity="one")
+    left = {"finished": ["out"], "gone": [], "anew": ["out.partial"]}[how]
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+
+def test_a_run_that_is_killed_in_its_first_journal(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "partial.json.unfinished").write_text('{"ru')
+    write(tmp_path / "out", identity="one")
+    assert read(tmp_path / "out") == WANTED
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_that_ends_at_the_very_end_goes_on(tmp_path, monkeypatch):
+    """Bringing all of it to the disk takes seconds, in which a user may lose patience."""
+    out, real = tmp_path / "out", module._sync
+
+    def impatient(path):
+        if path == tmp_path / "out.partial":
+            raise KeyboardInterrupt
+        real(path)
+
+    monkeypatch.setattr(module, "_sync", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        write(out, identity="one")
+    monkeypatch.undo()
+    assert not out.exists() and write(out, identity="one") == []
+    assert read(out) == WANTED
+
+
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
     plan = {"a": Planned((1 << 50,))}
-    with pytest.raises(CheckpointError, match=r"expected 2251799\.8 GB of free disk space, got"):
+    with pytest.raises(
+        CheckpointError, match=r"expected 2,251,799,813\.7 MB of free disk space, got"
+    ):
         CheckpointWriter(tmp_path / "out", plan)
     assert list(tmp_path.iterdir()) == []
 

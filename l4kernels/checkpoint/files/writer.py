@@ -148,9 +148,11 @@ class CheckpointWriter:
                     data = content.encode() if isinstance(content, str) else content
                     (self.folder / file).write_bytes(data)
                 _sync(self.folder / file)
-            (self.folder / _JOURNAL).unlink()
             _sync(self.folder)
+            # Next to each other: without its journal no later run would go on with the folder.
+            (self.folder / _JOURNAL).unlink()
             os.rename(self.folder, self.out)
+            _sync(self.out)
             _sync(self.out.parent)
 
     def _begin(self) -> int:
@@ -167,13 +169,14 @@ class CheckpointWriter:
                 f"{self.folder}: another run is writing here; wait for it, or end it"
             ) from None
         try:
+            self._check_held(lock)
             with self._errors():
                 self._take_over()
                 free = shutil.disk_usage(self.folder).free
             if self.total - self._done > free:
                 raise CheckpointError(
-                    f"{self.out}: expected {(self.total - self._done) / 1e9:.1f} GB of free disk "
-                    f"space, got {free / 1e9:.1f} GB"
+                    f"{self.out}: expected {(self.total - self._done) / 1e6:,.1f} MB of free disk "
+                    f"space, got {free / 1e6:,.1f} MB"
                 )
         except BaseException:
             if not self._finished and (self.folder / _JOURNAL).exists():
@@ -182,14 +185,23 @@ class CheckpointWriter:
             raise
         return lock
 
+    def _check_held(self, lock: int) -> None:
+        """Refuses a folder that another run finished, or took away, before this one held it."""
+        check_free(self.out)
+        if not (self.folder.is_dir() and os.path.samestat(os.fstat(lock), self.folder.stat())):
+            raise CheckpointError(
+                f"{self.folder}: another run ended here at this moment; run the same command again"
+            )
+
     def _take_over(self) -> None:
         journal, files = self.folder / _JOURNAL, list(self.folder.iterdir())
-        if files and journal not in files:
+        # A run may have been killed while it wrote its first journal.
+        if journal not in files and any(f.name != f"{_JOURNAL}{_UNFINISHED}" for f in files):
             raise CheckpointError(
                 f"{self.folder}: expected what an earlier run left, got a folder with other files; "
                 f"move it away, or write to another folder"
             )
-        notes = read_object(journal, CheckpointError) if files else {}
+        notes = read_object(journal, CheckpointError) if journal in files else {}
         kept = notes.get("finished")
         same = self._identity and notes.get("run") == self._run()
         if same and isinstance(kept, dict):

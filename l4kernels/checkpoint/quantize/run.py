@@ -116,8 +116,9 @@ class Job:
         checkpoint = self.source.checkpoint
         stats = [(file.name, file.stat()) for file in checkpoint.files]
         files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        found = [str(checkpoint.folder.resolve()), files, self.config(), self.scales()]
-        return json.dumps(found)
+        folder, record = str(checkpoint.folder.resolve()), self.source.quantization
+        read_as = None if record is None else [record.method, dict(record.fields.data)]
+        return json.dumps([folder, files, read_as, self.config(), self.scales()])
 
     def _float_type(self, name: str) -> torch.dtype:
         """Of a tensor that stays as it is; bfloat16 where that was in codes."""
