@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -153,6 +154,12 @@ def test_a_text_config_over_a_multimodal_file(tmp_path):
     save_file(text_only, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"tensors are missing .*vision_model"):
         Llama4.from_pretrained(tmp_path)
+
+
+def test_a_path_that_is_no_text_is_refused_for_what_it_is(tensors, tmp_path):
+    folder = write(tmp_path / os.fsdecode(b"\xff"), tensors)
+    with pytest.raises(CheckpointError, match="path is not UTF-8; rename the folder"):
+        Llama4.from_pretrained(folder)
 
 
 def test_a_single_file_counts_before_an_index(tensors, tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints of compressed-tensors that are not what they say: each is refused by name."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -130,6 +132,21 @@ CONFIGS = {  # of the same checkpoint
         "expected block_structure to be two sizes",
     ),
 }
+
+
+def test_floats_under_a_record_of_codes(packed, tmp_path):
+    (tmp_path / "config.json").write_text((packed.folder / "config.json").read_text())
+    packed.model.save_pretrained(tmp_path / "floats")
+    shutil.copy(tmp_path / "floats" / "model.safetensors", tmp_path)
+    refused(tmp_path, "quantised by compressed-tensors, but no file of the checkpoint holds codes")
+
+
+@pytest.mark.parametrize("record", [None, {}, []])
+def test_codes_without_a_record(record, packed, tmp_path):
+    (tmp_path / "config.json").write_text((packed.folder / "config.json").read_text())
+    change_config(tmp_path, lambda content: content.update(quantization_config=record))
+    save(tmp_path, packed.tensors)
+    refused(tmp_path, r"config.json: has no quantization_config, but the files hold \d+ parts of")
 
 
 @pytest.mark.parametrize("wrong", CONFIGS)

@@ -1,6 +1,7 @@
 """fbgemm_fp8: names and shapes are those of transformers' own modules, which need a GPU to run."""
 
 import contextlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +207,10 @@ def test_a_config_that_contradicts_its_tensors(wrong, good, tmp_path):
     change_config(tmp_path, lambda content: content["quantization_config"].update(fields))
     save(tmp_path, good.tensors)
     refused(tmp_path, message)
+
+
+def test_floats_under_a_record_of_codes(good, tmp_path):
+    (tmp_path / "config.json").write_text((good.folder / "config.json").read_text())
+    good.model.save_pretrained(tmp_path / "floats")
+    shutil.copy(tmp_path / "floats" / "model.safetensors", tmp_path)
+    refused(tmp_path, "quantised by fbgemm_fp8, but no file of the checkpoint holds e4m3 codes")

@@ -338,6 +338,12 @@ class _Opened:
     def __init__(self, file: Path):
         self.file = file
         try:
+            os.fspath(file).encode()
+        except UnicodeEncodeError:  # of bytes that are no UTF-8
+            raise CheckpointError(
+                f"{file}: safetensors opens no file whose path is not UTF-8; rename the folder"
+            ) from None
+        try:
             self.handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

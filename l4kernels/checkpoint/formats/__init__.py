@@ -1,9 +1,10 @@
 """Published formats of weights, one file each, chosen by what config and headers say."""
 
+import re
 from pathlib import Path
 
 from l4kernels.checkpoint.files.quantization import Quantization
-from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError
+from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError, short, some
 from l4kernels.checkpoint.formats.awq import Awq
 from l4kernels.checkpoint.formats.compressed_tensors import CompressedTensors
 from l4kernels.checkpoint.formats.fbgemm_fp8 import FbgemmFp8
@@ -23,6 +24,12 @@ READERS: tuple[type[Unquantised], ...] = (
 )
 """Every published format that is read."""
 
+_PARTS = re.compile(
+    r"\.(weight_(packed|scale|scale_inv|scale_2|global_scale|zero_point)|qweight|qzeros|scales)$"
+    r"|_proj_scale$|\.weight\.(absmax|quant_state\.\w+)$"
+)
+"""What formats of codes call tensors that no checkpoint of floats has."""
+
 
 def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
     """The checkpoint in a folder, in whatever format, refused if it does not fit the config.
@@ -32,6 +39,7 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
     checkpoint = Checkpoint(path)
     quantization = Quantization.of_folder(checkpoint.folder)
     if quantization is None:
+        _require_floats(checkpoint)
         return Unquantised(config, checkpoint)
     for reader in READERS:
         if quantization.method in reader.methods:
@@ -42,3 +50,14 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
         f"supported: {known}. Take the unquantised checkpoint and run `l4k quantize` on it, or "
         f"load it with --weights fp8 or int4"
     )
+
+
+def _require_floats(checkpoint: Checkpoint) -> None:
+    """Refuses codes without a record: their names alone would be "missing" and "unexpected"."""
+    parts = [name for name in checkpoint.entries if _PARTS.search(name)]
+    if parts:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: has no quantization_config, but the files hold "
+            f"{len(parts)} parts of quantised weights: {some(map(short, parts))}; download the "
+            f"config that belongs to them"
+        )

@@ -59,6 +59,8 @@ class CompressedTensors(Unquantised):
         kv = kv_scale_names(checkpoint.entries, config.num_hidden_layers)
         scales, said = scales_of_scheme(checkpoint, kv, self.record.cache)
         super().__init__(config, checkpoint, quantization)
+        if self.record.schemes:
+            self.require_stored(self.stored, "codes and their scales")
         self.kv_scales, self.notes = scales, said
         orders = {f"{name}_g_idx": name for name in self.stored}
         there = [order for order, name in orders.items() if order in self.pieces[name]]

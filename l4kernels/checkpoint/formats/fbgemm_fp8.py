@@ -36,6 +36,8 @@ class FbgemmFp8(Unquantised):
         names = excluded if isinstance(excluded, list) else []
         self._excluded = {name for name in names if isinstance(name, str)}
         super().__init__(config, checkpoint, quantization)
+        stored = [name for name, pieces in self.pieces.items() if f"{name}_scale" in pieces]
+        self.require_stored(stored, "e4m3 codes and their scales")
         for name in self.slots:
             self._check_excluded(name)
         self.notes.append(

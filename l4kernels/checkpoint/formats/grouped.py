@@ -65,11 +65,7 @@ class Grouped(Unquantised, ABC):
         self.scheme = self.read_scheme(quantization)
         super().__init__(config, checkpoint, quantization)
         stored = [name for name, pieces in self.pieces.items() if name not in pieces]
-        if not stored:
-            raise CheckpointError(
-                f"{quantization.file}: says that weights are quantised by {quantization.method}, "
-                f"but no file of the checkpoint holds a qweight"
-            )
+        self.require_stored(stored, "a qweight")
         kept = [name for name in stored if self.form(name) is not BF16]
         scales = (self.checkpoint.entries[_of(name, "scales")].dtype for name in kept)
         if any(dtype != "BF16" for dtype in scales):

@@ -1,6 +1,6 @@
 """Checkpoints of float tensors: what Meta publishes on Hugging Face in bfloat16."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import ClassVar
 
 import torch
@@ -127,6 +127,15 @@ class Unquantised:
                 except ValueError as problem:
                     file = self.checkpoint.entries[name].file
                     raise CheckpointError(f"{file}: {name}: {problem}") from None
+
+    def require_stored(self, found: Sized, what: str) -> None:
+        """Refuses a record of quantised weights where none are found."""
+        if not found and self.quantization is not None:
+            raise CheckpointError(
+                f"{self.quantization.file}: says that weights are quantised by "
+                f"{self.quantization.method}, but no file of the checkpoint holds {what}; "
+                f"one of the two is wrong"
+            )
 
     def held(self, name: str) -> WeightFormat:
         """`form`, where the sizes of the weight allow it."""
