@@ -6,6 +6,7 @@ has no place in the model, or is of a kind that is not a sum, is an error that n
 
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Adapter:
                     f"{WEIGHTS}: save the adapter with safe_serialization=True"
                 )
             raise CheckpointError(f"{self.folder}: found no {WEIGHTS}; expected a PEFT adapter")
+        if not os.path.lexists(self.folder / CONFIG):
+            raise CheckpointError(f"{self.folder}: found no {CONFIG}; expected a PEFT adapter")
         self.config = Fields.of_file(self.folder / CONFIG)
         self._check_config()
         self.checkpoint = Checkpoint(self.folder, WEIGHTS)
@@ -145,7 +148,7 @@ def merge(source: Unquantised, folder: str | Path) -> None:
     adapter = Adapter(folder)
     edits, quantised = list(_edits(adapter, source)), 0
     for name, edit in edits:
-        source.edits.setdefault(name, []).append(functools.partial(_apply, edit))
+        source.edits.setdefault(name, []).append(functools.partial(_apply, adapter, name, edit))
         quantised += source.quantization is not None and len(source.pieces[name]) > 1
     if not edits:
         adapter.fail("holds no tensors; expected lora_A and lora_B of the modules it changes")
@@ -156,7 +159,9 @@ def merge(source: Unquantised, folder: str | Path) -> None:
         )
 
 
-def _apply(edit: Edit, data: Tensor, expert: int | None, dtype: torch.dtype) -> Tensor:
+def _apply(
+    adapter: Adapter, name: str, edit: Edit, data: Tensor, expert: int | None, dtype: torch.dtype
+) -> Tensor:
     """`data` is rows first, floats."""
     if edit.expert is not None and expert != edit.expert:
         return data
@@ -167,6 +172,10 @@ def _apply(edit: Edit, data: Tensor, expert: int | None, dtype: torch.dtype) -> 
     rows = result[edit.first : edit.first + len(left)]
     for own, part in zip(rows.split(1024), left.split(1024), strict=True):
         own.copy_(torch.addmm(own.float(), part, right))  # rounded once
+        if not torch.stack(own.aminmax()).isfinite().all():
+            adapter.fail(
+                f"added to {name} it gives values too large for {str(dtype).removeprefix('torch.')}"
+            )
     return result
 
 

@@ -1,9 +1,11 @@
 """The command line `l4k`. Every verb prints for people, or one JSON object with `--json`."""
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 from l4kernels.cli.interrupts import exit_code, interruptible
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in takewhile("--".__ne__, arguments)
     closed = sys.stdout is None
-    with guarded(), interruptible():
+    with guarded(), _notes(), interruptible():
         try:
             if closed:
                 raise OutputError("standard output is closed")
@@ -43,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if message is None:
                 raise
             return _fail(message, as_json)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Warnings in the block are one line each, without the place in the code they come from."""
+
+    def show(message: Warning | str, *place: object, **more: object) -> None:
+        print(f"l4k: {_one_line(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _run(arguments: list[str]) -> int:
@@ -82,9 +96,7 @@ def _message(error: Exception) -> str | None:
 
 
 def _fail(message: str, as_json: bool, code: int = BAD_INPUT) -> int:
-    message = re.sub(r"[ \t]*\r?\n[ \t]*", " ", message.strip())
-    if len(message) > MAX_MESSAGE:
-        message = message[:MAX_MESSAGE] + " ..."
+    message = _one_line(message)
     if as_json:
         try:
             print(json_line({"error": message}), flush=True)
@@ -93,3 +105,8 @@ def _fail(message: str, as_json: bool, code: int = BAD_INPUT) -> int:
             pass
     print(f"l4k: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _one_line(message: str) -> str:
+    message = re.sub(r"[ \t]*\r?\n[ \t]*", " ", message.strip())
+    return message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + " ..."

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import time
 import warnings
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from l4kernels import Llama4
+from l4kernels import Llama4, Llama4Config
 from l4kernels.checkpoint import formats
 from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.checkpoint.files.shares import Piece
+from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.checkpoint.formats.unquantised import Unquantised
+from l4kernels.checkpoint.quantize.run import Job, quantize
+from l4kernels.checkpoint.quantize.scheme import Scheme
 from l4kernels.cli import main
 from l4kernels.demo import CHECKPOINT
 from l4kernels.inputs.fields import ConfigError
@@ -137,6 +141,17 @@ def test_on_the_command_line(base, tmp_path, capsys):
     assert "adapter_model.bin: pickled files can run anything" in capsys.readouterr().err
 
 
+def test_what_is_said_of_a_checkpoint_is_one_line(tmp_path, capsys):
+    """And not the place in the code that says it."""
+    source = open_checkpoint(CHECKPOINT, Llama4Config.from_pretrained(CHECKPOINT))
+    quantize(Job(source, Scheme.of("fp8")), tmp_path / "fp8")
+    model = tmp_path / "fp8"
+    arguments = ["generate", "--model", model, "--prompt", "a", "--max-new-tokens", "1"]
+    assert main([*map(str, arguments), "--weights", "int4", "--json"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said and all(line.startswith(f"l4k: {model}: ") for line in said)
+
+
 def config(**changes):
     def change(folder):
         file = folder / "adapter_config.json"
@@ -211,7 +226,10 @@ REFUSED = {
     ),
     "outside": (outside, "leads out of the checkpoint folder"),
     "pipe": (pipe, "not a regular file"),
-    "no config": (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json: not found"),
+    "no config": (
+        lambda f: (f / "adapter_config.json").unlink(),
+        "found no adapter_config.json; expected a PEFT adapter",
+    ),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), f"found no {WEIGHTS}"),
 }
 
@@ -250,6 +268,17 @@ def test_values_that_are_no_numbers(made, tmp_path, value):
     save_file(content, folder / WEIGHTS)
     with pytest.raises(CheckpointError, match=rf"{A} holds values that are NaN or infinite"):
         Llama4.from_pretrained(made / "base", lora=folder)
+
+
+def test_sums_that_are_no_numbers(made, tmp_path):
+    folder = shutil.copytree(made / "adapter", tmp_path / "adapter")
+    content = load_file(folder / WEIGHTS)
+    content[A] *= 1e38
+    content[A.replace("lora_A", "lora_B")] *= 1e38
+    save_file(content, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match="it gives values too large for float32") as error:
+        Llama4.from_pretrained(made / "base", lora=folder)
+    assert str(folder) in str(error.value)
 
 
 def test_tied_embeddings_are_not_told_apart(base, tmp_path):
