@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from l4kernels.checkpoint.files.reader import CheckpointError, Read, Weight
+from l4kernels.checkpoint.files.reader import CheckpointError, Read, Weight, some
 from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.checkpoint.progress import Progress
@@ -30,7 +31,10 @@ DAMAGED = 1
 _MOST = 20
 """Tensors that are named; of a file that lost a page there may be thousands."""
 _PART = 1 << 22
-_SUM = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+_SUM = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+_PLAIN = {r"\\": "\\", r"\n": "\n", r"\r": "\r"}
+_ESCAPED = re.compile(r"\\[\\nr]")
+"""What `sha256sum` spells so, where a line begins with a backslash."""
 
 
 @dataclass
@@ -77,8 +81,7 @@ def run(
         _check(report, model, expected)
     report.seconds = time.perf_counter() - started
     if write is not None:
-        sums = (f"{of['sha256']}  {name}\n" for name, of in report.files.items())
-        write.write_text("".join(sums))
+        write_sums(write, {name: of["sha256"] for name, of in report.files.items()})
     if as_json:
         print_json({"ok": not report.problems, **asdict(report)})
     else:
@@ -89,14 +92,39 @@ def run(
 def read_sums(file: Path) -> dict[str, str]:
     """The SHA-256 of each file in a list as `sha256sum` writes it."""
     found: dict[str, str] = {}
-    for number, row in enumerate(read_text(file).splitlines(), 1):
-        match = _SUM.fullmatch(row.rstrip())
+    for number, row in enumerate(read_text(file).removesuffix("\n").split("\n"), 1):
+        match = _SUM.fullmatch(row.rstrip("\r"))
         if match is None:
             raise ValueError(
                 f"{file}: line {number}: expected a SHA-256 and a file's name, got {shown(row)}"
             )
-        found[match[2].removeprefix("./")] = match[1].lower()
+        name = _ESCAPED.sub(lambda of: _PLAIN[of[0]], match[3]) if match[1] else match[3]
+        found[name.removeprefix("./")] = match[2].lower()
     return found
+
+
+def write_sums(file: Path, sums: dict[str, str]) -> None:
+    """Writes the list as `sha256sum` does: as a whole, or not at all."""
+    rows = []
+    for name, digest in sums.items():
+        if name.encode(errors="ignore").decode() != name:  # bytes that are no text
+            raise ValueError(f"{file}: cannot name {shown(name)}, which is not UTF-8; rename it")
+        spelled = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
+        rows.append(f"{'' if spelled == name else chr(92)}{digest}  {spelled}\n")
+    data = "".join(rows).encode()
+    try:
+        if os.path.lexists(file) and not file.is_file():
+            file.write_bytes(data)  # a device, or a pipe
+            return
+        target = Path(os.path.realpath(file))
+        new = target.with_name(f".{target.name}.partial")
+        try:
+            new.write_bytes(data)
+            os.replace(new, target)
+        finally:
+            new.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be written ({error.strerror or error})") from None
 
 
 def _check(report: Report, model: Path, expected: dict[str, str] | None) -> None:
@@ -120,6 +148,10 @@ def _check(report: Report, model: Path, expected: dict[str, str] | None) -> None
         with report.checking("files"):
             for name, (size, digest) in zip(names, hashed, strict=True):
                 report.files[name] = {"bytes": size, "sha256": digest}
+            read = () if source is None else source.checkpoint.files
+            unread = [f.name for f in sorted(model.glob("*.safetensors")) if f not in read]
+            if source is not None and unread:
+                report.checks["files"] = f"ok; weights that nothing reads: {some(unread)}"
     if expected is not None:
         with report.checking("checksums"):
             _compare(report, expected)

@@ -1,9 +1,12 @@
 """`l4k verify`: a whole checkpoint, and each way in which one may not be."""
 
+import errno
 import hashlib
 import json
 import os
+import pathlib
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -200,9 +203,43 @@ def test_checksums_are_recorded_and_compared(folder, verify, l4k, tmp_path):
     (folder / "SHA256SUMS").write_text("\n".join(x for x in lines if "tokenizer" in x))
     found = verify("--against", folder / "SHA256SUMS")
     assert found["ok"] and found["checks"]["checksums"] == "ok; 4 files are not in the list"
-    sums.write_text("abc  config.json\n")
-    code, _, err = l4k(folder, "--against", sums)
-    assert code == 2 and "line 1: expected a SHA-256 and a file's name" in err
+    for wrong in ("abc  config.json\n", "", "\n"):  # an empty list would call anything whole
+        sums.write_text(wrong)
+        code, _, err = l4k(folder, "--against", sums)
+        assert code == 2 and "line 1: expected a SHA-256 and a file's name" in err
+
+
+def test_names_of_any_kind_are_recorded_as_sha256sum_does(folder, verify, l4k, tmp_path):
+    sums = tmp_path / "sums.txt"
+    for name in ("a\nb.txt", "a\\b.txt", "a\rb.txt", "a b ", "\x1b[31m", "\u2028.txt"):
+        (folder / name).write_text(name)
+    verify("--write", sums)
+    assert verify("--against", sums)["checks"]["checksums"] == "ok"
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", sums], cwd=folder, check=True)
+    before = sums.read_bytes()
+    (folder / os.fsdecode(b"\xff")).touch()
+    code, _, err = l4k(folder, "--write", sums)
+    assert code == 2 and "cannot name '\\udcff', which is not UTF-8; rename it" in err
+    assert sums.read_bytes() == before
+
+
+def test_a_list_is_recorded_whole_or_not_at_all(folder, l4k, tmp_path, monkeypatch):
+    def full(self, data):
+        with open(self, "wb") as stream:
+            stream.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    code, out, err = l4k(folder, "--write", tmp_path / "sums.txt")
+    assert (code, out) == (2, "")
+    assert err == f"l4k: {tmp_path}/sums.txt: cannot be written (No space left on device)\n"
+    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
+
+
+def test_weights_that_nothing_reads_are_named(folder, verify):
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
+    checks = verify()["checks"]
+    assert checks["files"] == "ok; weights that nothing reads: model-00001-of-00002.safetensors"
 
 
 def test_what_is_no_folder_is_bad_input(l4k, tmp_path):
