@@ -15,7 +15,7 @@ from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.checkpoint.formats.unquantised import Unquantised
 from l4kernels.checkpoint.quantize.run import Job, Written, quantize
 from l4kernels.checkpoint.quantize.scheme import Scheme
-from l4kernels.cli.loading import load_options
+from l4kernels.cli.loading import check_options, load_options
 from l4kernels.cli.output import facts, line, print_json
 from l4kernels.cli.progress import loading_bar
 from l4kernels.engine.calibrate import Statistics, calibrate
@@ -56,6 +56,7 @@ def run(request: Request, *, as_json: bool) -> int:
         raise FileNotFoundError(f"{request.model}: no such checkpoint folder")
     if request.text is not None and not request.verify:
         raise ValueError("--text is what --verify measures on; give both, or neither")
+    check_options(request.device, None, None, "auto")
     texts = _texts(request) if request.verify else []
     config = Llama4Config.from_pretrained(request.model)
     source = open_checkpoint(request.model, config)
@@ -122,7 +123,7 @@ def parse_bytes(text: str) -> int:
 def _texts(request: Request) -> list[str]:
     """What perplexity is measured on."""
     if request.text is not None:
-        return [read_text(request.text)]
+        return [_text(request.text)]
     if request.model.resolve() == demo.CHECKPOINT.resolve():
         return demo.held_out_chapters()
     raise ValueError(
@@ -131,8 +132,18 @@ def _texts(request: Request) -> list[str]:
     )
 
 
+def _text(file: Path) -> str:
+    """Before any work is done for it."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: not found; expected a text file")
+    content = read_text(file)
+    if not content:
+        raise ValueError(f"{file}: is empty; expected a text")
+    return content
+
+
 def _statistics(request: Request, text: Path, source: Unquantised) -> Statistics:
-    content, tokenizer = read_text(text), Tokenizer(request.model)
+    content, tokenizer = _text(text), Tokenizer(request.model)
     return calibrate(_loaded(request, source), tokenizer, content)
 
 

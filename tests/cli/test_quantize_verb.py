@@ -89,6 +89,20 @@ def test_bad_options_are_one_line(options, message, l4k, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize("option", ["--calibrate", "--text"])
+def test_what_would_fail_later_is_refused_before_anything_is_written(option, l4k, tmp_path):
+    (tmp_path / "empty").touch()
+    command = CHECKPOINT, tmp_path / "out", "--format", "fp8", "--verify"
+    for file, message in {
+        "empty": "empty: is empty; expected a text",
+        "gone": "gone: not found; expected a text file",
+    }.items():
+        code, out, err = l4k(*command, option, tmp_path / file)
+        assert (code, out, err) == (2, "", f"l4k: {tmp_path}/{message}\n")
+    assert main(["quantize", *map(str, command), "--device", "tpu"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 def test_verify_needs_a_text_for_other_models(l4k, tmp_path):
     code, _, err = l4k(tmp_path, tmp_path / "out", "--format", "fp8", "--verify")
     assert code == 2 and "--verify needs a text" in err
