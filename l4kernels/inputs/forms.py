@@ -1,5 +1,6 @@
 """Checkpoints in forms that are converted before they are loaded: told by their files' names."""
 
+import os
 from pathlib import Path
 
 
@@ -10,9 +11,9 @@ def convert_hint(path: str | Path) -> str:
     ''
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # of any name, unlike is_dir
         native, gguf = (any(path.glob(names)) for names in ("consolidated*.pth", "*.gguf"))
     else:
-        native, gguf = False, path.suffix == ".gguf" and path.is_file()
+        native, gguf = False, path.suffix == ".gguf" and os.path.isfile(path)
     kind = "Meta's native form" if native else "GGUF" if gguf else ""
     return f". This is {kind}: run `l4k convert {path} OUT`, then load OUT" if kind else ""

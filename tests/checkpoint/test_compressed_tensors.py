@@ -15,11 +15,11 @@ from l4kernels.checkpoint.formats.nibbles import reorder, unpacked
 from l4kernels.layers.options import ModelOptions
 from l4kernels.layers.weights import int4_format
 from l4kernels.layers.weights.codes import Int4Codes
+from tests.support.fixtures import read_by_ranks
 from tests.support.parity import Case
 from tests.support.quantised_forms import (
     CASE,
     FIELDS,
-    assert_shares,
     change_config,
     formats,
     fp8,
@@ -89,7 +89,7 @@ def test_packed_int4(group, symmetric, tmp_path):
     assert formats(model) == [name] * 4 + ["bf16"]
     assert_int4_kept(written, model, source.slots)
     assert said(tmp_path) == []
-    assert_shares(source)
+    read_by_ranks(source)
 
 
 def test_nvfp4_is_dequantised(tmp_path):
@@ -101,7 +101,7 @@ def test_nvfp4_is_dequantised(tmp_path):
         "23 weights are stored as fp4 in groups of 16 and one scale for all, which no kernel "
         "multiplies by: they are dequantised"
     ]
-    assert_shares(written.source())
+    read_by_ranks(written.source())
     tensors, scale = load(tmp_path), "model.layers.0.self_attn.q_proj.weight_global_scale"
     for bad in (0.0, -1.0, torch.nan):
         save(tmp_path, {**tensors, scale: torch.tensor([bad])})
@@ -140,7 +140,7 @@ def test_the_official_maverick_quantises_routed_experts_alone(tmp_path):
     assert said(tmp_path) == [  # those of the shared expert
         "3 weights of feed_forward are stored as bf16 and held as fp8"
     ]
-    assert_shares(written.source())
+    read_by_ranks(written.source())
 
 
 def test_experts_may_stay_one_tensor(tmp_path):
@@ -172,7 +172,7 @@ def test_fp8_with_one_scale_for_weights_and_one_for_activations(tmp_path):
     assert said(tmp_path) == [
         "static scales of activations are not used: activations are quantised per token"
     ]
-    assert_shares(written.source())
+    read_by_ranks(written.source())
     tensors = {  # a scale may be no vector
         n: t.reshape(()) if n.endswith("weight_scale") else t for n, t in load(tmp_path).items()
     }
@@ -185,7 +185,7 @@ def test_scales_per_channel_may_be_vectors(tmp_path):
     tensors = load(tmp_path)
     save(tmp_path, {n: t.flatten() if n.endswith("_scale") else t for n, t in tensors.items()})
     assert_fp8_kept(written, quietly(tmp_path), written.source().slots)
-    assert_shares(written.source())
+    read_by_ranks(written.source())
 
 
 INT8_INPUTS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
@@ -211,7 +211,7 @@ def test_what_no_kernel_multiplies_by_is_dequantised(kind, tmp_path):
         f"23 weights are stored as {kind}, which no kernel multiplies by: they are dequantised"
     ]
     if "x" not in kind or "64x128" in kind:  # 128 keys and values cannot be cut
-        assert_shares(written.source())
+        read_by_ranks(written.source())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -271,7 +271,7 @@ def test_a_trivial_order_keeps_codes(trivial, tmp_path):
     model = quietly(tmp_path)
     assert formats(model) == ["int4-g64"] * 4 + ["bf16"] and said(tmp_path) == []
     assert_int4_kept(written, model, written.source().slots)
-    assert_shares(written.source())
+    read_by_ranks(written.source())
 
 
 def test_act_order_is_dequantised(tmp_path):
@@ -292,7 +292,7 @@ def test_ranks_share_columns_by_act_order(tmp_path):
             k = 8 * tensors[name].shape[1]
             tensors[name.replace("packed", "g_idx")] = (torch.randperm(k) // 32).int()
     save(tmp_path, tensors)
-    assert_shares(written.source())
+    read_by_ranks(written.source())
 
 
 def test_zero_points_that_are_not_packed(tmp_path):
@@ -305,7 +305,7 @@ def test_zero_points_that_are_not_packed(tmp_path):
             tensors[name] = unpack_from_int32(tensors[name], 4, shape, packed_dim=0).contiguous()
     save(tmp_path, tensors)
     assert_int4_kept(written, quietly(tmp_path), written.source().slots)
-    assert_shares(written.source())
+    read_by_ranks(written.source())
     name = next(name for name in tensors if name.endswith("zero_point"))
     tensors[name] = torch.full_like(tensors[name], 8)
     save(tmp_path, tensors)

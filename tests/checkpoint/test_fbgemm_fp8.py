@@ -11,11 +11,11 @@ import transformers
 from transformers.integrations import fbgemm_fp8 as library
 from transformers.quantizers.quantizer_fbgemm_fp8 import FbgemmFp8HfQuantizer
 
+from tests.support.fixtures import read_by_ranks
 from tests.support.quantised_forms import (
     CASE,
     FUSED,
     Written,
-    assert_shares,
     change_config,
     formats,
     held,
@@ -99,7 +99,7 @@ def test_logits_and_codes(shards, tmp_path):
     model, source = quietly(tmp_path), written.source()
     assert formats(model) == ["fp8"] * 4 + ["bf16"] and said(tmp_path) == [NOTE]
     assert_kept(written, model, source)
-    assert_shares(source)
+    read_by_ranks(source)
 
 
 def assert_kept(written, model, source):

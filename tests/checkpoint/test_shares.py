@@ -120,8 +120,8 @@ def test_gate_and_up_are_both_divided():
 @pytest.mark.parametrize(
     "sizes, ranks, message",
     [
-        ({}, 3, "to divide the 4 heads of keys and values, got 3"),
-        ({}, 8, "to divide the 4 heads of keys and values, got 8"),
+        ({}, 3, "divides the . heads of queries and divides the 4 heads of keys .* got 3"),
+        ({}, 6, "divides the . heads of queries and divides the 4 heads of keys .* got 6"),
         ({"intermediate_size_mlp": 254}, 4, "model-.*safetensors: .*_proj.weight: expected 4 ra"),
         (
             {"intermediate_size": 126},

@@ -84,9 +84,11 @@ def read_by_ranks(source: Unquantised, ranks: int = 2) -> None:
         share = Share(rank, ranks)
         for name, expert, data in source.tensors(torch.float32, share):
             slot, want = source.slots[name], whole[name, expert]
+            keys = name.endswith(("k_proj.weight", "v_proj.weight"))
+            own = share.of_heads(source.config.num_key_value_heads) if keys else share
             if slot.split == "n":
                 kind = "g" if slot.rows == "gate_up" else "n"
-                parts = share.parts(kind, want.shape[0], "n")
+                parts = own.parts(kind, want.shape[0], "n")
                 want = torch.cat([want[part] for part in parts])
             elif slot.split == "k":
                 (part,) = share.parts("k", want.shape[1], "k")

@@ -26,7 +26,6 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMLP
 from l4kernels import Llama4, ops
 from l4kernels.checkpoint.files.layout import Slot
 from l4kernels.checkpoint.files.reader import CheckpointError
-from l4kernels.checkpoint.files.shares import Share
 from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.inputs.fields import ConfigError
 from l4kernels.model.config import Llama4Config
@@ -316,29 +315,6 @@ def formats(model: Llama4) -> list[str]:
     """Of the blocks: attention and feed-forward of each layer, lm_head."""
     blocks = [(b.attention.qkv_proj, b.feed_forward.gate_up_proj) for b in model.layers]
     return [linear.form.name for pair in blocks for linear in pair] + [model.lm_head.form.name]
-
-
-def assert_shares(source, ranks: int = 2) -> None:
-    """Ranks read their parts of what one reads whole."""
-
-    def values(share: Share) -> dict:
-        found = source.tensors(torch.float32, share)
-        return {
-            (name, expert): data if isinstance(data, torch.Tensor) else data.dequantized()
-            for name, expert, data in found
-        }
-
-    whole, parts = values(Share()), [values(Share(rank, ranks)) for rank in range(ranks)]
-    for key, want in whole.items():
-        slot = source.slots[key[0]]
-        own = [part[key] for part in parts]
-        if slot.split == "":
-            assert all(torch.equal(part, want) for part in own), key
-        elif slot.rows == "gate_up":
-            halves = [torch.cat([part.chunk(2)[half] for part in own]) for half in range(2)]
-            assert torch.equal(torch.cat(halves), want), key
-        else:
-            assert torch.equal(torch.cat(own, "nk".index(slot.split)), want), key
 
 
 def save(folder: Path, tensors: dict, shards: int = 1) -> None:

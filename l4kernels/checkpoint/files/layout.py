@@ -46,6 +46,12 @@ class Slot(NamedTuple):
         return "" if self.target.startswith("vision.") else _SPLITS.get(self.kind, "")
 
     @property
+    def of_keys(self) -> bool:
+        """Whether it makes the text model's keys or values."""
+        behind = isinstance(self.rows, slice) and self.rows.start > 0
+        return behind and bool(self.split) and self.kind == "qkv_proj"
+
+    @property
     def kind(self) -> str:
         return self.target.rpartition(".")[2]
 

@@ -18,6 +18,13 @@ _OWN_FILES = {
 are if they do not say."""
 
 
+ADVICE = (
+    "take the unquantised checkpoint and run `l4k quantize` on it, or load it with --weights fp8 "
+    "or int4"
+)
+"""To users of a quantisation that is not read."""
+
+
 @dataclass(frozen=True)
 class Quantization:
     """The quantisation's record in the config, or in a file of its own beside it.

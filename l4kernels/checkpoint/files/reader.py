@@ -317,9 +317,8 @@ def _check_header(file: Path, room: int) -> int:
 
 def _part(opened: Any, name: str, piece: Piece, expert: int | None, share: Share) -> Tensor:
     """Of a stored tensor one expert, and of that the share of a rank."""
-    axes, shape = piece.axes, piece.shape
-    of_expert = axes.startswith("e") and expert is not None
-    ways = [share.parts(*of, piece.split) for of in zip(axes, shape, strict=True)]
+    of_expert = piece.axes.startswith("e") and expert is not None
+    ways = share.of(piece)
     if not of_expert and all(way == [slice(None)] for way in ways):
         whole: Tensor = opened.get_tensor(name)
         return whole
@@ -329,7 +328,7 @@ def _part(opened: Any, name: str, piece: Piece, expert: int | None, share: Share
     for half in range(halves):
         index = [way[half if len(way) > 1 else 0] for way in ways]
         parts.append(stored[tuple([expert, *index[1:]] if of_expert else index)])
-    return parts[0] if len(parts) == 1 else torch.cat(parts, axes.index("g") - of_expert)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, piece.axes.index("g") - of_expert)
 
 
 class _Opened:

@@ -1,7 +1,8 @@
 """Which part of a checkpoint's tensors one of several ranks reads: the hook of tensor parallelism.
 
 Products whose outputs are split (q, k, v, gate, up, embedding, lm_head) give each rank rows of the
-weight, those whose inputs are (o, down) columns; all else every rank reads whole.
+weight, those whose inputs are (o, down) columns; all else every rank reads whole. Where there are
+more ranks than heads of keys, several have the same ones.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ class Piece(NamedTuple):
     dtypes: tuple[str, ...] = FLOATS
     split: str = ""
     """The axis along which ranks share it; `Unquantised` fills it in."""
+    heads: int = 0
+    """Of k and v: how many they have, which more ranks than that have in common."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,25 @@ class Share:
         starts = (half * size // halves + self.rank * part for half in range(halves))
         return [slice(start, start + part) for start in starts]
 
-    def check(self, piece: Piece) -> None:
-        """Raises ValueError where the ranks do not divide a dimension that they share."""
-        for axis, size in zip(piece.axes, piece.shape, strict=True):
-            self.parts(axis, size, piece.split)
+    def of_heads(self, heads: int) -> "Share":
+        """Of k and v of so many heads: as many ranks as there are heads, if these are fewer.
+
+        >>> Share(5, 8).of_heads(2), Share(5, 8).of_heads(16)
+        (Share(rank=1, ranks=2), Share(rank=5, ranks=8))
+        """
+        if heads >= self.ranks or self.ranks % heads:
+            return self
+        return Share(self.rank * heads // self.ranks, heads)
+
+    def of(self, piece: Piece) -> list[list[slice]]:
+        """`parts` of each dimension of a stored tensor.
+
+        Raises:
+            ValueError: the ranks do not divide one that they share.
+        """
+        own = self.of_heads(piece.heads) if piece.heads else self
+        dimensions = zip(piece.axes, piece.shape, strict=True)
+        return [own.parts(axis, size, piece.split) for axis, size in dimensions]
 
 
 WHOLE = Share()

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.quantization import ADVICE, Quantization
 from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError, short, some
 from l4kernels.checkpoint.formats.awq import Awq
 from l4kernels.checkpoint.formats.compressed_tensors import CompressedTensors
@@ -47,8 +47,7 @@ def open_checkpoint(path: str | Path, config: Llama4Config) -> Unquantised:
     known = "; ".join(reader.supports for reader in READERS)
     raise CheckpointError(
         f"{quantization.file}: weights quantised by {shown(quantization.method)} cannot be read; "
-        f"supported: {known}. Take the unquantised checkpoint and run `l4k quantize` on it, or "
-        f"load it with --weights fp8 or int4"
+        f"supported: {known}; {ADVICE}"
     )
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.quantization import ADVICE, Quantization
 from l4kernels.checkpoint.formats.grouped import Grouped, Scheme
 from l4kernels.checkpoint.formats.nibbles import along_k, unpacked
 from l4kernels.inputs.files import shown
@@ -25,9 +25,9 @@ class Awq(Grouped):
         backend = record.data.get("backend")
         if bits != 4 or str(version).lower() != "gemm" or backend == "llm-awq":
             record.fail(
-                f"expected AWQ in 4 bits of version gemm, got {bits} bits of "
-                f"{shown(backend if backend == 'llm-awq' else version)}; its codes are packed in "
-                f"another way: take a checkpoint of version gemm, or the unquantised one"
+                f"AWQ in {bits} bits of version "
+                f"{shown(backend if backend == 'llm-awq' else version)} cannot be read: its codes "
+                f"are packed in another way; supported: {self.supports}; {ADVICE}"
             )
         group = record.integer("group_size", -1, 1 << 20, None)
         if group is None:

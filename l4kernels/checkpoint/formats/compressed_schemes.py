@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.quantization import ADVICE, Quantization
 from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.inputs.fields import Fields
 from l4kernels.inputs.files import shown
@@ -25,10 +25,6 @@ _KINDS = (("float", 8), ("int", 8), ("int", 4), ("float", 4))
 _MAX_SCHEMES = 64
 """Published checkpoints have one or two."""
 _STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
-_ELSE = (
-    "take the unquantised checkpoint and run `l4k quantize` on it, or load it with --weights fp8 "
-    "or int4"
-)
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Record:
             if value and not (dense and key == "sparsity_config"):
                 raise CheckpointError(
                     f"{where}: {key} is {shown(value)}: sparse or transformed weights cannot be "
-                    f"read; supported: {SUPPORTED}; {_ELSE}"
+                    f"read; supported: {SUPPORTED}; {ADVICE}"
                 )
         _require_format(fields.data.get("format"), str(where))
         groups = fields.data.get("config_groups")
@@ -124,7 +120,7 @@ def _require_format(name: Any, where: str) -> None:
     if name is not None and name not in _ALL_FORMATS:
         raise CheckpointError(
             f"{where}: format {shown(name)} cannot be read; supported: {', '.join(_FORMATS)}; "
-            f"{_ELSE}"
+            f"{ADVICE}"
         )
 
 
@@ -135,7 +131,7 @@ def _scheme(weights: Fields) -> Scheme:
     if (kind, bits) not in _KINDS or nvfp4 != (strategy == "tensor_group"):
         raise CheckpointError(
             f"{weights.where}: weights of type {shown(kind)} in {bits} bits cannot be read; "
-            f"supported: {SUPPORTED}; {_ELSE}"
+            f"supported: {SUPPORTED}; {ADVICE}"
         )
     group = weights.integer("group_size", -1, 1 << 20, default=None)
     if strategy is None:

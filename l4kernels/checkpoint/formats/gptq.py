@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.quantization import ADVICE, Quantization
 from l4kernels.checkpoint.formats.grouped import Grouped, Scheme
 from l4kernels.checkpoint.formats.nibbles import reorder, unpacked
 from l4kernels.inputs.files import shown
@@ -29,9 +29,8 @@ class Gptq(Grouped):
         words = record.data.get("pack_dtype") or "int32"
         if bits not in (4, 8) or form not in _FORMATS or words != "int32":
             record.fail(
-                f"expected GPTQ in 4 or 8 bits of checkpoint_format {' or '.join(_FORMATS)} in "
-                f"int32, got {bits} bits of {shown(form)} in {shown(words)}; take the unquantised "
-                f"checkpoint, or write this one again with gptqmodel"
+                f"GPTQ in {bits} bits of checkpoint_format {shown(form)} in {shown(words)} cannot "
+                f"be read; supported: {self.supports}, in int32; {ADVICE}"
             )
         group = record.integer("group_size", -1, 1 << 20)
         if group == 0:

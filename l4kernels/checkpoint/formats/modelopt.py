@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l4kernels.checkpoint.files.layout import Slot
-from l4kernels.checkpoint.files.quantization import Quantization
+from l4kernels.checkpoint.files.quantization import ADVICE, Quantization
 from l4kernels.checkpoint.files.reader import Checkpoint, CheckpointError, Read, Weight
 from l4kernels.checkpoint.files.shares import FLOATS, Piece
 from l4kernels.checkpoint.formats.kv_scales import kv_scale_names, read_kv_scales
@@ -47,7 +47,7 @@ class ModelOpt(Unquantised):
         if algorithm is not None and (not isinstance(algorithm, str) or algorithm not in _CODES):
             record.fail(
                 f"weights of quant_algo {shown(algorithm)} cannot be read; supported: "
-                f"{', '.join(_CODES)}; take the unquantised checkpoint"
+                f"{', '.join(_CODES)}; {ADVICE}"
             )
         self.codes = _CODES[algorithm] if algorithm else ()
         self._kv = kv_scale_names(checkpoint.entries, config.num_hidden_layers)

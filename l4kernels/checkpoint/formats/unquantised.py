@@ -56,10 +56,13 @@ class Unquantised:
         self.notes: list[str] = []
         self.edits: dict[str, list[EditTensor]] = {}
         self.slots: dict[str, Slot] = layout(config, {*map(self.plain_name, checkpoint.entries)})
-        self.pieces = {
-            name: {n: p._replace(split=slot.split) for n, p in self.pieces_of(name, slot).items()}
-            for name, slot in self.slots.items()
-        }
+        self.pieces: dict[str, dict[str, Piece]] = {}
+        for name, slot in self.slots.items():
+            heads = config.num_key_value_heads if slot.of_keys else 0
+            pieces = self.pieces_of(name, slot)
+            self.pieces[name] = {
+                n: piece._replace(split=slot.split, heads=heads) for n, piece in pieces.items()
+            }
         checkpoint.check(
             {name: piece for pieces in self.pieces.values() for name, piece in pieces.items()},
             self.ignored,
@@ -114,16 +117,18 @@ class Unquantised:
             return
         if self.edits:
             raise CheckpointError(f"{folder}: adapters are not merged into shares of {share.ranks}")
-        if heads % share.ranks:
-            # Rows of k and v would divide, but a query's head needs the whole of its key's.
+        queries = self.config.num_attention_heads
+        if queries % share.ranks or (heads % share.ranks and share.ranks % heads):
+            # Rows would divide, but a query's head needs the whole of its key's.
             raise CheckpointError(
-                f"{folder}: expected the number of ranks to divide the {heads} heads of keys and "
-                f"values, got {share.ranks}"
+                f"{folder}: expected a number of ranks that divides the {queries} heads of queries "
+                f"and divides the {heads} heads of keys or is a multiple of them, "
+                f"got {share.ranks}"
             )
         for pieces in self.pieces.values():
             for name, piece in pieces.items():
                 try:
-                    share.check(piece)
+                    share.of(piece)
                 except ValueError as problem:
                     file = self.checkpoint.entries[name].file
                     raise CheckpointError(f"{file}: {name}: {problem}") from None
