@@ -194,7 +194,11 @@ REFUSED = {
     "3 bits": ("gptq", say(bits=3), "GPTQ in 3 bits of checkpoint_format 'gptq'.*l4k quantize"),
     "no bits": ("gptq", say(bits=None), "quantization_config: bits is missing"),
     "8 bits said of 4": ("gptq", say(bits=8), r"qweight to be \[32, 128\], got \[16, 128\]"),
-    "marlin": ("gptq", say(checkpoint_format="marlin"), "GPTQ in 4 bits of checkpoint_format 'marlin'"),
+    "marlin": (
+        "gptq",
+        say(checkpoint_format="marlin"),
+        "GPTQ in 4 bits of checkpoint_format 'marlin'",
+    ),
     "64-bit words": ("gptq", say(pack_dtype="int64"), "in 'int64'"),
     "no group": ("gptq", say(group_size=0), "expected group_size to be -1 or above 0, got 0"),
     "another group": ("gptq", say(group_size=32), r"qzeros to be \[4, 16\], got \[2, 16\]"),
