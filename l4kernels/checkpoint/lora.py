@@ -122,9 +122,9 @@ class Adapter:
             self.fail(f"expected {short(name)} to have rank {told:g}, as {CONFIG} says", rank)
         return _found(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.root else rank)
 
-    def read(self, name: str) -> Tensor:
-        """A tensor in float32, finite."""
-        data = self.checkpoint.read(name).float()
+    def read(self, name: str, part: Callable[[Tensor], Tensor] = lambda stored: stored) -> Tensor:
+        """A tensor, or a part of it, in float32, finite."""
+        data = part(self.checkpoint.read(name)).float()
         if not data.isfinite().all():
             self.fail(f"{short(name)} holds values that are NaN or infinite")
         return data
@@ -306,8 +306,9 @@ class _Places:
         scale = self.adapter.scaling(f"{_plain(module)}.{kind}", a, rank)
 
         def make(expert: int, rows: slice) -> tuple[Tensor, Tensor | None]:
-            left = self.adapter.read(a).view(experts, rank, -1)[expert, :, rows]
-            right = self.adapter.read(b).view(-1, rank, experts)[:, :, expert]
+            # Of a mapped file: what belongs to other experts is not read.
+            left = self.adapter.read(a, lambda t: t.view(experts, rank, -1)[expert, :, rows])
+            right = self.adapter.read(b, lambda t: t.view(-1, rank, experts)[:, :, expert])
             return left.t() * scale, right.t()
 
         for expert in range(experts):
