@@ -194,6 +194,8 @@ OTHERS = {
     "fp8 in blocks of 128x128": fp8("block", block_structure=[128, 128]),
     "fp8 in blocks of 64x128": fp8("block", block_structure=[64, 128]),
     "fp8 in blocks of 96x128": fp8("block", block_structure=[96, 128]),
+    "fp8 in blocks of 1x64": fp8("block", block_structure=[1, 64]),
+    "fp8 in groups of 128": fp8("group", group_size=128),
     "int8 with a scale per channel": int4(0, bits=8)
     | {"w8a8": {"targets": [ATTENTION], "weights": INT8, "input_activations": INT8_INPUTS}},
     "int8 in groups of 64 and zero points": int4(64, False, bits=8),

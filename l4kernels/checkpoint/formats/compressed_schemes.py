@@ -10,8 +10,8 @@ from l4kernels.inputs.fields import Fields
 from l4kernels.inputs.files import shown
 
 SUPPORTED = (
-    "fp8 (one scale per tensor, output channel or block), int4 and int8 (per channel or group, "
-    "with or without zero points), NVFP4"
+    "fp8 (one scale per tensor, output channel, group or block), int4 and int8 (per channel or "
+    "group, with or without zero points), NVFP4"
 )
 _FORMATS = (
     "float-quantized",
@@ -45,6 +45,11 @@ class Scheme:
     group: int = 0
     block: tuple[int, int] = (0, 0)
     zeros: bool = False
+
+    @property
+    def by_row(self) -> bool:
+        """Whether all weights of a row share their scale."""
+        return self.strategy in ("tensor", "channel")
 
     def __str__(self) -> str:
         names = {

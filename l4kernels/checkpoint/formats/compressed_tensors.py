@@ -102,12 +102,10 @@ class CompressedTensors(Unquantised):
         stored = self.stored.get(name)
         if stored is None or name in self._disordered:
             return BF16
-        if stored.strategy in ("block", "tensor_group"):
-            return BF16
         if stored.type == "float":
-            return FORMATS["fp8"]
+            return FORMATS["fp8"] if stored.by_row else BF16
         group = stored.group or self.slots[name].shape[1]
-        if stored.bits == 4 and stored.strategy != "tensor":
+        if stored.bits == 4 and stored.strategy in ("channel", "group"):
             # The scale of a longer group is that of each of its parts.
             group = BLOCK if group % BLOCK == 0 else group
             if group in INT4_GROUPS:
@@ -138,7 +136,7 @@ class CompressedTensors(Unquantised):
             q = unpacked(packed, stored.bits)[:, : self.slots[name].shape[1]]
         else:
             q = read(name)
-            if stored.type == "float" and stored.strategy != "block":
+            if stored.type == "float" and stored.by_row:
                 return self._kept(name, Fp8Codes(q, scale[:, 0].float().expand(len(q))))
             if stored.type == "int":
                 q = q.view(torch.uint8) ^ 0x80  # code + 128, as packed ones are
@@ -153,7 +151,7 @@ class CompressedTensors(Unquantised):
         if scale not in entries:
             return {scale: Piece((n, 1), "n-")}  # `check` says that it is missing
         shape = entries[scale].shape
-        spread, axes = self._spread(name, n, k)
+        spread, axes = self._spread(name, n, k, kind, bits)
         own = {scale: Piece(shape, axes)}
         if kind == "int" and zeros in entries:
             rows = math.ceil(n * bits / 32)
@@ -166,7 +164,7 @@ class CompressedTensors(Unquantised):
             own[f"{name}_shape"] = Piece((2,), "-", _INTEGERS)
         if packed and f"{name}_g_idx" in entries:
             own[f"{name}_g_idx"] = Piece((k,), "k", _INTEGERS)
-        stored = replace(spread, type=kind, bits=bits, zeros=zeros in own)
+        stored = replace(spread, zeros=zeros in own)
         self._check_record(name, stored, k)
         self.stored[name] = stored
         return own
@@ -192,21 +190,24 @@ class CompressedTensors(Unquantised):
         self._require_valid(name, int(bad))
         return dequantised(read(f"{name}_packed"), scales, 1 / whole)
 
-    def _spread(self, name: str, n: int, k: int) -> tuple[Scheme, str]:
+    def _spread(self, name: str, n: int, k: int, kind: str, bits: int) -> tuple[Scheme, str]:
         """What shares a scale, by the shape of the scales; and the axes of these."""
         entry = self.checkpoint.entries[f"{name}_scale"]
         shape = entry.shape
-        if shape in ((n,), (n, 1)):
-            return Scheme("", 0, "channel"), "n-"[: len(shape)]
-        if math.prod(shape) == 1:
-            return Scheme("", 0, "tensor"), "-" * len(shape)
-        if len(shape) == 2 and shape[0] == n and shape[1] and k % shape[1] == 0:
-            return Scheme("", 0, "group", k // shape[1]), "nk"
+        # First: blocks may be as wide as a group is long, or as large as the weight.
         for scheme in self.record.schemes:
             rows, columns = scheme.block
-            if scheme.strategy == "block" and shape == (-(-n // rows), -(-k // columns)):
+            if (scheme.type, scheme.bits, scheme.strategy) != (kind, bits, "block"):
+                continue
+            if shape == (-(-n // rows), -(-k // columns)):
                 even = n % rows == 0 and k % columns == 0
-                return Scheme("", 0, "block", block=scheme.block), "nk" if even else "--"
+                return replace(scheme, zeros=False), "nk" if even else "--"
+        if shape in ((n,), (n, 1)):
+            return Scheme(kind, bits, "channel"), "n-"[: len(shape)]
+        if math.prod(shape) == 1:
+            return Scheme(kind, bits, "tensor"), "-" * len(shape)
+        if len(shape) == 2 and shape[0] == n and shape[1] and k % shape[1] == 0:
+            return Scheme(kind, bits, "group", k // shape[1]), "nk"
         ways = ", ".join(map(str, self.record.schemes))
         raise CheckpointError(
             f"{entry.file}: expected {name}_scale to fit a weight {[n, k]} in {ways or 'a scheme'} "
