@@ -10,6 +10,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 from safetensors.torch import load_file
 
 from l4kernels import ops
+from l4kernels.checkpoint.files import reader
 from l4kernels.checkpoint.files.reader import CheckpointError
 from l4kernels.checkpoint.formats.nibbles import reorder, unpacked
 from l4kernels.layers.options import ModelOptions
@@ -409,3 +410,17 @@ def test_rows_that_are_still_to_come_may_hold_anything():
     linear.store(codes.rows(24, 32), slice(24, 32))
     got = ops.untile_int4(linear.tiles)
     assert torch.equal(got.packed, packed) and torch.equal(got.zeros, zeros)
+
+
+def test_files_that_hold_scales_of_others_are_opened_once(tmp_path, monkeypatch):
+    written = write_compressed(tmp_path, int4(32, symmetric=False), shards=3)
+    source, opened = written.source(), []
+    open_file = reader.safe_open
+
+    def counted(file, **options):
+        opened.append(file)
+        return open_file(file, **options)
+
+    monkeypatch.setattr(reader, "safe_open", counted)
+    assert sum(1 for _ in source.tensors(torch.float32)) > 23
+    assert len(opened) <= 3 * 3

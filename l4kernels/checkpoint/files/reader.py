@@ -4,6 +4,7 @@ Nothing of a checkpoint is trusted. Paths stay inside its folder, and every erro
 and the tensor.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -131,7 +132,8 @@ class Checkpoint:
         """The tensors that are made of these pieces, a stack of experts one expert at a time.
 
         Data are what `decode` makes of what is stored (float64: float32) and finite in `dtype`. A
-        file is mapped while its tensors are read and unmapped before the next one.
+        file is mapped while its tensors are read, with those that hold their scales, and unmapped
+        before the next one.
         """
         for file in self.files:
             yield from self._tensors_of(file, wanted, decode, dtype, share)
@@ -172,28 +174,23 @@ class Checkpoint:
         share: Share,
     ) -> Iterator[NamedTensor]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
-        with _Opened(file) as f:
+        with _Together() as files:
             for stored, name in self._first_pieces(file, wanted):
                 pieces = wanted[name]
                 stacked = pieces[stored].axes.startswith("e")
                 for expert in range(pieces[stored].shape[0]) if stacked else (None,):
-                    read = functools.partial(self._read, f, file, pieces, expert, share)
+                    read = functools.partial(self._read, files, pieces, expert, share)
                     yield self._finite(name, expert, decode(name, read), dtype, stored)
 
     def _read(
         self,
-        opened: Any,
-        file: Path,
+        files: "_Together",
         pieces: Mapping[str, Piece],
         expert: int | None,
         share: Share,
         name: str,
     ) -> Tensor:
-        place = self.entries[name].file
-        if place == file:
-            return _part(opened, name, pieces[name], expert, share)
-        with _Opened(place) as other:
-            return _part(other, name, pieces[name], expert, share)
+        return _part(files.opened(self.entries[name].file), name, pieces[name], expert, share)
 
     def _finite(
         self, name: str, expert: int | None, data: Weight, dtype: torch.dtype, stored: str
@@ -360,6 +357,20 @@ class _Opened:
 
     def __exit__(self, *exception: Any) -> None:
         self.handle.__exit__(*exception)
+
+
+class _Together(contextlib.ExitStack):
+    """The file whose turn it is, and those that hold scales of its weights, each opened once:
+    opening one reads all names in it, which for each of many weights would take minutes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[Path, Any] = {}
+
+    def opened(self, file: Path) -> Any:
+        if file not in self.files:
+            self.files[file] = self.enter_context(_Opened(file))
+        return self.files[file]
 
 
 def short(name: str) -> str:
