@@ -93,6 +93,7 @@ def test_groups_and_zero_points(group, zero_point, tmp_path):
         if not zero_point:
             zeros.fill_(8)
         scales = (torch.rand(count, n, generator=make) + 0.1).half()
+        scales[:, ::2].neg_()  # as AutoRound writes about half of them
         tensors |= {f"{stem}qweight": pack(codes), f"{stem}qzeros": pack(zeros)}
         tensors[f"{stem}scales"] = scales
         zeros, scales = (t.repeat_interleave(k // count, 0) for t in (zeros, scales.float()))
@@ -155,9 +156,11 @@ REFUSED = {
     ),
     "scales across": (put(f"{Q}scales", torch.t), r"scales to be \[2, 128\], got \[128, 2\]"),
     "words of another type": (put(f"{Q}qweight", torch.Tensor.float), "one of I32, got F32"),
-    "infinite": (put(f"{Q}scales", first(torch.inf)), "scales: expected finite scales above 0"),
-    "zero": (put(f"{Q}scales", first(0)), "scales: expected finite scales above 0"),
-    "negative": (put(f"{Q}scales", torch.neg), "scales: expected finite scales above 0"),
+    "infinite": (
+        put(f"{Q}scales", first(torch.inf)),
+        "scales: expected finite scales other than 0",
+    ),
+    "zero": (put(f"{Q}scales", first(0)), "scales: expected finite scales other than 0"),
     "weights beside": (
         lambda tensors, record: tensors.update({f"{Q}weight": torch.ones(128, 128)}),
         "1 tensors are unexpected by config.json: .*q_proj.weight",

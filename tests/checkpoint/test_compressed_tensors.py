@@ -106,7 +106,7 @@ def test_nvfp4_is_dequantised(tmp_path):
     tensors, scale = load(tmp_path), "model.layers.0.self_attn.q_proj.weight_global_scale"
     for bad in (0.0, -1.0, torch.nan):
         save(tmp_path, {**tensors, scale: torch.tensor([bad])})
-        refused(tmp_path, "q_proj.weight has 1 codes or scales that are NaN")
+        refused(tmp_path, "q_proj.weight_packed has 1 codes or scales that are NaN")
     save(tmp_path, {n: t for n, t in tensors.items() if n != scale})
     refused(tmp_path, f"tensors are missing that config.json asks for: {scale}")
 
@@ -424,3 +424,19 @@ def test_files_that_hold_scales_of_others_are_opened_once(tmp_path, monkeypatch)
     monkeypatch.setattr(reader, "safe_open", counted)
     assert sum(1 for _ in source.tensors(torch.float32)) > 23
     assert len(opened) <= 3 * 3
+
+
+@pytest.mark.parametrize("group", [128, 16])
+def test_scales_below_zero(group, tmp_path):
+    """As AutoRound writes about half of them."""
+    written = write_compressed(tmp_path, int4(group))
+    values = dict(plain_tensors(written.source()))
+    negated = {n: -t if n.endswith("_scale") else t for n, t in written.tensors.items()}
+    save(tmp_path, negated)
+    for name, data in plain_tensors(written.source()):
+        assert torch.equal(data, -values[name] if f"{name}_scale" in negated else values[name])
+
+
+def plain_tensors(source):
+    for name, _, data in source.tensors(torch.float32):
+        yield name, data if isinstance(data, torch.Tensor) else data.dequantized()

@@ -34,7 +34,6 @@ TENSORS = {  # of an asymmetric int4 checkpoint in groups of 64: tensor, change,
     ),
     "integer scales": ("weight_scale", lambda t: t.int(), "weight_scale to be one of BF16"),
     "zero scale": ("weight_scale", spoilt(0), "1 codes or scales that are NaN"),
-    "negative scale": ("weight_scale", spoilt(-1), "1 codes or scales that are NaN"),
     "NaN scale": ("weight_scale", spoilt(torch.nan), "1 codes or scales that are NaN"),
     "no zero points": ("weight_zero_point", None, "stored as int4 in groups of 64, but"),
     "zero points not packed": (
@@ -80,6 +79,7 @@ FP8_TENSORS = {
     "one scale": ("weight_scale", lambda t: t[:1], "as fp8 with one scale, but"),
     "infinite scale": ("weight_scale", spoilt(torch.inf), "1 codes or scales that are NaN"),
     "zero scale": ("weight_scale", spoilt(0), "1 codes or scales that are NaN"),
+    "negative scale": ("weight_scale", spoilt(-1), "1 codes or scales that are NaN"),
 }
 
 

@@ -25,6 +25,5 @@ def test_scales_below_zero_are_those_of_the_search():
     bad = scales.clone()
     bad[0, 0], bad[0, 1], bad[1, 0] = 0, torch.nan, torch.inf
     assert Int4Codes(packed, bad).invalid() == 3
-    # Nobody writes them with zero points, which can do the same.
     zeros = torch.full_like(scales, 8, dtype=torch.uint8)
-    assert Int4Codes(packed, scales, zeros).invalid() == int((scales < 0).sum())
+    assert Int4Codes(packed, scales, zeros).invalid() == 0

@@ -197,11 +197,7 @@ class Checkpoint:
     ) -> NamedTensor:
         file = self.entries[stored].file
         if isinstance(data, Codes):
-            if count := data.invalid():
-                raise CheckpointError(
-                    f"{file}: {stored} has {count} codes or scales that are NaN or infinite, or "
-                    f"scales that are not positive"
-                )
+            require_valid(file, stored, data.invalid())
             return name, expert, data
         # The extremes speak for all values, in one pass that needs no memory; NaN is both of them.
         # A matrix that lies transposed is read as it lies.
@@ -371,6 +367,15 @@ class _Together(contextlib.ExitStack):
         if file not in self.files:
             self.files[file] = self.enter_context(_Opened(file))
         return self.files[file]
+
+
+def require_valid(file: Path, name: str, count: int) -> None:
+    """Raises CheckpointError where so many codes and scales of a tensor stand for no number."""
+    if count:
+        raise CheckpointError(
+            f"{file}: {name} has {count} codes or scales that are NaN or infinite, or scales that "
+            f"are 0 or, of e4m3 codes, below 0"
+        )
 
 
 def short(name: str) -> str:

@@ -25,7 +25,7 @@ from l4kernels.checkpoint.formats.nvfp4 import GROUP, dequantised
 from l4kernels.checkpoint.formats.unquantised import BF16, Unquantised
 from l4kernels.inputs.files import shown
 from l4kernels.layers.weights import FORMATS, WeightFormat, int4_format
-from l4kernels.layers.weights.codes import Codes, Fp8Codes, Int4Codes
+from l4kernels.layers.weights.codes import Fp8Codes, Int4Codes, invalid_scales
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops.quant import BLOCK, INT4_GROUPS
 
@@ -132,12 +132,12 @@ class CompressedTensors(Unquantised):
                 times = k // form.group // scale.shape[1]
                 scale = scale.repeat_interleave(times, 1)
                 zeros = None if zeros is None else zeros.repeat_interleave(times, 1)
-                return self._kept(name, Int4Codes(reorder(packed), scale, zeros))
+                return self.kept(name, Int4Codes(reorder(packed), scale, zeros))
             q = unpacked(packed, stored.bits)[:, : self.slots[name].shape[1]]
         else:
             q = read(name)
             if stored.type == "float" and stored.by_row:
-                return self._kept(name, Fp8Codes(q, scale[:, 0].float().expand(len(q))))
+                return self.kept(name, Fp8Codes(q, scale[:, 0].float().expand(len(q))))
             if stored.type == "int":
                 q = q.view(torch.uint8) ^ 0x80  # code + 128, as packed ones are
         return self._values(name, q, scale.float(), zeros, read)
@@ -187,7 +187,7 @@ class CompressedTensors(Unquantised):
         scales, whole = read(f"{name}_scale"), read(f"{name}_global_scale").float().reshape(())
         # Zeros are those of groups whose scale was too small for e4m3.
         bad = (~(scales.float() >= 0)).sum() + ~(whole.isfinite() & (whole > 0))
-        self._require_valid(name, int(bad))
+        self.require_valid(name, int(bad))
         return dequantised(read(f"{name}_packed"), scales, 1 / whole)
 
     def _spread(self, name: str, n: int, k: int, kind: str, bits: int) -> tuple[Scheme, str]:
@@ -294,19 +294,12 @@ class CompressedTensors(Unquantised):
             )
         return zeros.to(torch.uint8)
 
-    def _kept(self, name: str, codes: Codes) -> Weight:
-        """Codes; the values of a weight that no model quantises."""
-        if self.slots[name].block:
-            return codes
-        self._require_valid(name, codes.invalid())
-        return codes.dequantized()
-
     def _values(
         self, name: str, q: Tensor, scale: Tensor, zeros: Tensor | None, read: Read
     ) -> Tensor:
         """What codes stand for that no format of ours holds, float32."""
-        self._require_valid(name, int((~(scale.isfinite() & (scale > 0))).sum()))
         stored, (n, k) = self.stored[name], q.shape
+        self.require_valid(name, invalid_scales(scale, stored.type))
         order = read(f"{name}_g_idx").long() if name in self._disordered else None
 
         def spread(x: Tensor) -> Tensor:
@@ -325,11 +318,3 @@ class CompressedTensors(Unquantised):
         elif stored.type == "int":
             values -= 1 << stored.bits - 1
         return values.mul_(spread(scale))
-
-    def _require_valid(self, name: str, count: int) -> None:
-        if count:
-            file = self.checkpoint.entries[next(iter(self.pieces[name]))].file
-            raise CheckpointError(
-                f"{file}: {name} has {count} codes or scales that are NaN or infinite, or scales "
-                f"that are not positive"
-            )

@@ -74,15 +74,8 @@ class FbgemmFp8(Unquantised):
         if scale not in self.pieces[name]:
             return super().decode(name, read)
         q, slot = read(name), self.slots[name]
-        codes = Fp8Codes(q.t() if slot.transposed else q, read(scale).float().flatten())
-        if slot.block:
-            return codes
-        if count := codes.invalid():
-            raise CheckpointError(
-                f"{self.checkpoint.entries[name].file}: {name} has {count} codes or scales that "
-                f"are NaN or infinite, or scales that are not positive"
-            )
-        return codes.dequantized()
+        rows = q.t() if slot.transposed else q
+        return self.kept(name, Fp8Codes(rows, read(scale).float().flatten()))
 
     def _check_excluded(self, name: str) -> None:
         module = name.removesuffix(".weight")

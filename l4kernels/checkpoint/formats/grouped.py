@@ -14,7 +14,7 @@ from l4kernels.checkpoint.files.shares import FLOATS, Piece
 from l4kernels.checkpoint.formats.nibbles import unpacked
 from l4kernels.checkpoint.formats.unquantised import BF16, Unquantised
 from l4kernels.layers.weights import WeightFormat, int4_format
-from l4kernels.layers.weights.codes import Int4Codes
+from l4kernels.layers.weights.codes import Int4Codes, invalid_scales
 from l4kernels.model.config import Llama4Config
 from l4kernels.ops.quant import BLOCK, INT4_GROUPS
 
@@ -150,8 +150,8 @@ class Grouped(Unquantised, ABC):
         if name in self.pieces[name]:
             return super().decode(name, read)
         scales = read(_of(name, "scales")).t()
-        if not (scales.isfinite() & (scales > 0)).all():
-            self.refuse(name, "scales", "expected finite scales above 0")
+        if invalid_scales(scales, "int"):
+            self.refuse(name, "scales", "expected finite scales other than 0")
         zeros = self._zeros(name, read)
         words = read(_of(name, "qweight"))
         n, count = scales.shape

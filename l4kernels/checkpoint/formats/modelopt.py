@@ -130,8 +130,7 @@ class ModelOpt(Unquantised):
             self.refuse(last, "expected finite scales above 0")
         if len(pieces) == 2:
             q = data.view(torch.float8_e4m3fn)
-            codes = Fp8Codes(q, scale.expand(len(q)).contiguous())
-            return codes if slot.block else codes.dequantized()
+            return self.kept(name, Fp8Codes(q, scale.expand(len(q)).contiguous()))
         scales = rows(read(_side(name))).view(torch.float8_e4m3fn)
         # Zeros are those of blocks whose scale was too small for e4m3.
         if not (scales.float() >= 0).all():

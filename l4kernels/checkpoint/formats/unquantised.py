@@ -14,6 +14,7 @@ from l4kernels.checkpoint.files.reader import (
     NamedTensor,
     Read,
     Weight,
+    require_valid,
 )
 from l4kernels.checkpoint.files.shares import WHOLE, Piece, Share
 from l4kernels.layers.weights import FORMATS, WeightFormat
@@ -93,6 +94,18 @@ class Unquantised:
         """
         data = read(name)
         return data.t() if self.slots[name].transposed else data
+
+    def kept(self, name: str, codes: Codes) -> Weight:
+        """Codes; of a weight that no model quantises the values that they stand for."""
+        if self.slots[name].block:
+            return codes
+        self.require_valid(name, codes.invalid())
+        return codes.dequantized()
+
+    def require_valid(self, name: str, count: int) -> None:
+        """Refuses a tensor of the layout of which so many codes and scales are no numbers."""
+        stored = next(iter(self.pieces[name]))
+        require_valid(self.checkpoint.entries[stored].file, stored, count)
 
     def tensors(self, dtype: torch.dtype, share: Share = WHOLE) -> Iterator[NamedTensor]:
         """What fills the slots, finite in `dtype`, one tensor in memory at a time; of one rank of

@@ -18,7 +18,6 @@ from l4kernels.ops.quant import BLOCK
 
 _PART = 1 << 22
 """Weights that are quantised to e4m3 at a time: their float32 copies take memory."""
-"""Words that are reordered at a time: what a core's cache holds."""
 
 
 class Codec(ABC):

@@ -21,6 +21,20 @@ _PART = 1 << 20
 """Codes that are looked at together."""
 
 
+def invalid_scales(scales: Tensor, kind: str) -> int:
+    """How many of the scales of "int" or "float" codes are NaN, infinite or 0, or below 0.
+
+    Those of integers may be below: -8 reaches further than 7, so a search for the least error
+    makes some negative, ours and those of others.
+
+    >>> scales = torch.tensor([0.5, -0.5, 0.0, torch.nan])
+    >>> invalid_scales(scales, "int"), invalid_scales(scales, "float")
+    (2, 3)
+    """
+    good = scales.isfinite() & (scales != 0 if kind == "int" else scales > 0)
+    return int((~good).sum())
+
+
 @dataclass(frozen=True, eq=False)
 class Codes(ABC):
     """Rows `[n, K]` of a weight; every tensor of it begins with a dimension of n."""
@@ -46,7 +60,7 @@ class Codes(ABC):
 
     def invalid(self) -> int:
         """How many of its codes and scales stand for no number."""
-        return int((~(self.scales.isfinite() & (self.scales > 0))).sum())
+        return invalid_scales(self.scales, "float")
 
     def map(self: Rows, change: Any) -> Rows:
         """With every tensor changed in one way."""
@@ -137,10 +151,7 @@ class Int4Codes(Codes):
         return self.group_scales
 
     def invalid(self) -> int:
-        if self.zeros is not None:
-            return super().invalid()
-        # The search for the least error makes some scales negative: -8 reaches further than 7.
-        return int((~(self.scales.isfinite() & (self.scales != 0))).sum())
+        return invalid_scales(self.scales, "int")
 
     def dequantized(self) -> Tensor:
         return ops.dequantize_int4(self.packed, self.group_scales, self.zeros)
