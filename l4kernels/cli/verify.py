@@ -179,9 +179,7 @@ def _digest(file: Path) -> tuple[int, str]:
 def _check_tensors(report: Report, source: Unquantised, progress: Progress) -> None:
     """Every tensor is finite in bfloat16, every scale as it must be."""
     checkpoint, total = source.checkpoint, source.checkpoint.size
-    left, unusable = checkpoint.order(source.pieces), 0
-    report.tensors = len(left)
-    at = ""
+    report.tensors, unusable, at = len(source.pieces), 0, ""
 
     def decode(name: str, read: Read) -> Weight:
         nonlocal at
@@ -191,17 +189,14 @@ def _check_tensors(report: Report, source: Unquantised, progress: Progress) -> N
         progress(report.bytes, total)
         return source.decode(name, read)
 
-    while left:
-        wanted = {name: source.pieces[name] for name in left}
-        try:
-            for _ in checkpoint.tensors(wanted, decode, torch.bfloat16):
-                pass
-            break
-        except CheckpointError as error:
-            unusable += 1
-            if unusable <= _MOST:
-                report.problems.append(str(error))
-            left = left[left.index(at) + 1 :] if at in left else []
+    def failed(error: CheckpointError) -> None:
+        nonlocal unusable
+        unusable += 1
+        if unusable <= _MOST:
+            report.problems.append(str(error))
+
+    for _ in checkpoint.tensors(source.pieces, decode, torch.bfloat16, failed=failed):
+        pass
     if unusable > _MOST:
         report.problems.append(f"{unusable - _MOST} more tensors cannot be used")
     progress(total, total)

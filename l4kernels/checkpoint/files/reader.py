@@ -128,26 +128,29 @@ class Checkpoint:
         decode: Decode,
         dtype: torch.dtype,
         share: Share = WHOLE,
+        failed: Callable[[CheckpointError], None] | None = None,
     ) -> Iterator[NamedTensor]:
         """The tensors that are made of these pieces, a stack of experts one expert at a time.
 
         Data are what `decode` makes of what is stored (float64: float32) and finite in `dtype`. A
         file is mapped while its tensors are read, with those that hold their scales, and unmapped
-        before the next one.
+        before the next one. `failed` is told of tensors that cannot be used, which are left out;
+        without it the first is raised.
         """
-        for file in self.files:
-            yield from self._tensors_of(file, wanted, decode, dtype, share)
+        for own in self._by_file(wanted):
+            yield from self._tensors_of(own, wanted, decode, dtype, share, failed)
 
     def order(self, wanted: Mapping[str, Mapping[str, Piece]]) -> list[str]:
         """The names in the order in which `tensors` gives them."""
-        return [name for file in self.files for _, name in self._first_pieces(file, wanted)]
+        return [name for own in self._by_file(wanted) for _, name in own]
 
-    def _first_pieces(
-        self, file: Path, wanted: Mapping[str, Mapping[str, Piece]]
-    ) -> list[tuple[str, str]]:
-        """The tensors that a file begins: their first piece, and their name."""
-        first = ((next(iter(pieces)), name) for name, pieces in wanted.items())
-        return sorted(pair for pair in first if self.entries[pair[0]].file == file)
+    def _by_file(self, wanted: Mapping[str, Mapping[str, Piece]]) -> list[list[tuple[str, str]]]:
+        """The tensors that each file begins: their first piece, and their name."""
+        found: dict[Path, list[tuple[str, str]]] = {file: [] for file in self.files}
+        for name, pieces in wanted.items():
+            stored = next(iter(pieces))
+            found[self.entries[stored].file].append((stored, name))
+        return [sorted(own) for own in found.values()]
 
     def read(self, name: str) -> Tensor:
         """One tensor as stored."""
@@ -167,20 +170,29 @@ class Checkpoint:
 
     def _tensors_of(
         self,
-        file: Path,
+        own: list[tuple[str, str]],
         wanted: Mapping[str, Mapping[str, Piece]],
         decode: Decode,
         dtype: torch.dtype,
         share: Share,
+        failed: Callable[[CheckpointError], None] | None,
     ) -> Iterator[NamedTensor]:
         # In a function of its own: a leftover handle would keep this file mapped beside the next.
         with _Together() as files:
-            for stored, name in self._first_pieces(file, wanted):
+            for stored, name in own:
                 pieces = wanted[name]
                 stacked = pieces[stored].axes.startswith("e")
                 for expert in range(pieces[stored].shape[0]) if stacked else (None,):
                     read = functools.partial(self._read, files, pieces, expert, share)
-                    yield self._finite(name, expert, decode(name, read), dtype, stored)
+                    try:
+                        data = self._finite(name, expert, decode(name, read), dtype, stored)
+                    except CheckpointError as error:
+                        if failed is None:
+                            raise
+                        failed(error)
+                        break
+                    yield data
+                    del data  # the next one would be made beside it
 
     def _read(
         self,
