@@ -10,6 +10,8 @@ from l4kernels import Llama4
 from l4kernels.demo import CHECKPOINT
 from l4kernels.layers.weights import linear
 from l4kernels.layers.weights.bf16 import Bf16Linear
+from l4kernels.layers.weights.codes import Fp8Codes
+from l4kernels.layers.weights.fp8 import Fp8Linear
 from l4kernels.layers.weights.memory import large_empty, lies_transposed, rows_first
 from l4kernels.layers.weights.staging import Staging, ToDevice, uploading
 
@@ -148,11 +150,12 @@ def test_on_a_cpu_nothing_is_staged():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 64), (800, 300)])
-def test_rows_come_first(shape):
-    stored = torch.rand(shape[1], shape[0] + 3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_rows_come_first(shape, dtype):
+    stored = torch.rand(shape[1], shape[0] + 3).to(dtype)
     weight = stored[:, 2 : 2 + shape[0]].t()
     got = rows_first(weight)
-    assert torch.equal(got, weight) and got.is_contiguous()
+    assert torch.equal(got.float(), weight.float()) and got.is_contiguous() and got.dtype == dtype
     rows = weight.contiguous()
     assert rows_first(rows) is rows
 
@@ -182,3 +185,8 @@ def test_parts_of_what_lies_transposed_fit_a_cache(monkeypatch):
     sizes.clear()
     layer.store(weight.t().contiguous())
     assert torch.equal(layer.weight, weight.t()) and max(sizes) == 1 << 12
+    sizes.clear()
+    codes = Fp8Codes(weight.to(torch.float8_e4m3fn).t(), torch.ones(256))
+    layer = Fp8Linear(64, 256, dtype=torch.float32, device=CPU)
+    layer.store(codes)
+    assert torch.equal(layer.weight.float(), codes.q.float()) and max(sizes) == 1 << 10

@@ -64,8 +64,12 @@ class Codes(ABC):
 
     def map(self: Rows, change: Any) -> Rows:
         """With every tensor changed in one way."""
+        return replace(self, **{name: change(t) for name, t in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: change(t) for n, t in values.items() if t is not None})
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
 
     def rows(self: Rows, first: int, end: int) -> Rows:
         return self.map(lambda tensor: tensor[first:end])

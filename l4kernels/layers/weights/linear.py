@@ -159,7 +159,8 @@ class Linear(nn.Module, ABC):
             weight = nn.functional.pad(weight, (0, pad_k, 0, pad_n))
         count = weight.shape[0] * weight.shape[1]
         part = min(_MAX_PART, max(_MIN_PART, count // 16))
-        if isinstance(weight, Tensor) and lies_transposed(weight):
+        stored = [weight] if isinstance(weight, Tensor) else weight.tensors().values()
+        if any(map(lies_transposed, stored)):
             part = min(part, TURNED)
         step = max(INTERLEAVE, part // self.in_features // INTERLEAVE * INTERLEAVE)
         first = rows.start if isinstance(rows, slice) else 0
@@ -167,13 +168,13 @@ class Linear(nn.Module, ABC):
         upload = upload or ToDevice(self.device)
         for start in range(0, weight.shape[0], step):
             own = _rows(weight, start, min(start + step, weight.shape[0]))
-            own = upload(own) if isinstance(own, Tensor) else own.map(upload)
+            own = rows_first(upload(own)) if isinstance(own, Tensor) else own.map(upload)
             begin = first + stride * start
             place = Place(begin, begin + stride * own.shape[0], half, expert)
             if isinstance(own, Tensor):
-                self.write(rows_first(own), place)
+                self.write(own, place)
             elif self.form.holds(own.form):
-                self.write_codes(own, place)
+                self.write_codes(own.map(rows_first), place)
             else:
                 self.write(own.dequantized().to(self.dtype), place)
 

