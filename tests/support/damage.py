@@ -111,7 +111,10 @@ def _instead(name: str, make: Callable[[Path], object]) -> Change:
 
 
 def _of_tensor(file: Path, name: str, unused: re.Pattern) -> Iterator[Damage]:
-    data, leaf = load_file(file)[name], name.rpartition(".")[2]
+    tensors, (module, _, leaf) = load_file(file), name.rpartition(".")
+    data = tensors[name]
+    beside = (t for n, t in tensors.items() if n.startswith(f"{module}."))
+    integers = any(t.dtype == torch.int32 for t in beside)
     may_load = bool(unused.search(leaf))
 
     def with_tensor(new: Tensor | None, other: str = name) -> Change:
@@ -146,7 +149,8 @@ def _of_tensor(file: Path, name: str, unused: re.Pattern) -> Iterator[Damage]:
     if "scale" in leaf:
         # One in e4m3, of 16 weights, is zero where these are too small for it.
         own = {} if data.dtype == torch.float8_e4m3fn else {"zero": 0.0}
-        values |= {**own, "negative": -1.0}
+        # Those of integers may be below: -8 reaches further than 7.
+        values |= own if integers else {**own, "negative": -1.0}
     for kind, value in values.items():
         changed = data.float().clone()
         changed.view(-1)[-1] = value
