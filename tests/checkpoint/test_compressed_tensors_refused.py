@@ -126,6 +126,10 @@ CONFIGS = {  # of the same checkpoint
         ),
         "at most 64 different ways to quantise weights, got 98",
     ),
+    "pruned": (
+        lambda r: r.update(moe_sparsity_config={"method": "prune"}),
+        "moe_sparsity_config is",
+    ),
     "rotated": (lambda r: r.update(transform_config={"u": {}}), "transform_config is"),
     "block": (
         weights(strategy="block", block_structure=[1, 2, 3]),

@@ -76,7 +76,7 @@ class Record:
     @classmethod
     def of(cls, said: Quantization) -> "Record":
         fields, where = said.fields, said.file
-        for key in ("sparsity_config", "transform_config"):
+        for key in ("sparsity_config", "moe_sparsity_config", "transform_config"):
             value = fields.data.get(key)
             dense = isinstance(value, Mapping) and value.get("format") == "dense"
             if value and not (dense and key == "sparsity_config"):
