@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from l4kernels import demo
+from l4kernels.checkpoint.choice import stored_formats
 from l4kernels.checkpoint.files.writer import check_free
 from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.checkpoint.formats.unquantised import Unquantised
@@ -148,7 +149,8 @@ def _statistics(request: Request, text: Path, source: Unquantised) -> Statistics
 
 
 def _loaded(request: Request, source: Unquantised) -> Llama4:
-    options = load_options(request.device, None, None) | {"kv_dtype": None}
+    stored = stored_formats(source).values()
+    options = load_options(request.device, None, None, stored=stored) | {"kv_dtype": None}
     with cpu.threads(cpu.usable_cores()), loading_bar() as progress:
         return Llama4.from_checkpoint(source, progress=progress, **options)
 

@@ -54,7 +54,7 @@ def score(
     window: int,
     batch: int,
 ) -> Score:
-    """Of the texts, cut every `window` tokens.
+    """Of the texts, cut every `window` tokens, or as long as the context is.
 
     The begin-of-text token opens each piece; every token counts once. Pieces of similar length go
     through together, filled up after their end, where nothing looks back from.
@@ -64,6 +64,7 @@ def score(
     """
     if tokenizer.bos_id is None:
         raise ValueError("the tokenizer has no begin-of-text token to open a text with")
+    window = min(window, model.config.max_position_embeddings - 1)
     pieces = sorted(pieces_of(tokenizer, texts, window), key=len, reverse=True)
     if not pieces:
         raise ValueError("the text is empty: expected at least one token")

@@ -355,6 +355,16 @@ def test_scales_of_the_cache(tmp_path):
         written.source()
 
 
+@pytest.mark.parametrize("groups", [{}, None])
+def test_the_cache_alone_may_be_quantised(groups, tmp_path):
+    written = write_compressed(tmp_path, {}, cache=CACHE)
+    change_config(tmp_path, lambda c: c["quantization_config"].update(config_groups=groups))
+    assert sorted(written.source().kv_scales) == [0, 1]
+    assert formats(quietly(tmp_path)) == ["bf16"] * 5 and said(tmp_path) == []
+    change_config(tmp_path, lambda c: c["quantization_config"].update(kv_cache_scheme=None))
+    refused(tmp_path, "expected config_groups to say how weights are quantised")
+
+
 def test_scales_of_a_cache_that_is_not_e4m3_are_not_used(tmp_path):
     written = write_compressed(tmp_path, fp8(), cache={**CACHE, "type": "int"})
     assert written.source().kv_scales == {}

@@ -1,12 +1,15 @@
 """Statistics of a model on a text, against what transformers' modules are seen to compute."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
-from l4kernels import Llama4
+from l4kernels import Llama4, Llama4Config
 from l4kernels.demo import CHECKPOINT, held_out_chapters
 from l4kernels.engine.calibrate import calibrate
+from l4kernels.engine.perplexity import score
 from l4kernels.prompt.tokenizer import Tokenizer
 
 TEXT = held_out_chapters()[0][:1500]
@@ -103,3 +106,11 @@ def test_what_is_no_calibration_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="keys of 3 are not finite"):
         calibrate(broken, tokenizer, TEXT[:50])
     assert not [m for m in broken.modules() if m._forward_hooks]
+
+
+def test_a_text_is_cut_where_the_context_ends():
+    config = replace(Llama4Config.preset("demo"), max_position_embeddings=64, vision=None)
+    model, tokenizer = Llama4.random(config), Tokenizer(CHECKPOINT)
+    text = "And it came to pass in those days. " * 40
+    whole, cut = (score(model, tokenizer, [text], window, 2) for window in (1 << 20, 63))
+    assert whole == cut and whole.tokens > 200

@@ -85,8 +85,10 @@ class Record:
                     f"read; supported: {SUPPORTED}; {ADVICE}"
                 )
         _require_format(fields.data.get("format"), str(where))
-        groups = fields.data.get("config_groups")
-        if not isinstance(groups, Mapping) or not groups:
+        groups, cache = fields.data.get("config_groups"), fields.data.get("kv_cache_scheme")
+        if groups is None and cache:  # the cache alone is quantised
+            groups = {}
+        if not isinstance(groups, Mapping) or not (groups or cache):
             raise CheckpointError(
                 f"{where}: expected config_groups to say how weights are quantised, "
                 f"got {shown(groups)}"
@@ -100,7 +102,6 @@ class Record:
                 schemes.append(_scheme(Fields(own.data["weights"], place)))
         ignore = fields.data.get("ignore")
         names = ignore if isinstance(ignore, list) else []
-        cache = fields.data.get("kv_cache_scheme")
         schemes = [*dict.fromkeys(schemes)]
         if len(schemes) > _MAX_SCHEMES:
             raise CheckpointError(
