@@ -1,6 +1,6 @@
 """Int4 codes in other orders than that of `ops.pack_int4`: into it, eight codes at a time.
 
-Nothing is unpacked: one core repacks a thousand million weights a second.
+Nothing is unpacked: whole words are exchanged under masks.
 """
 
 import torch
