@@ -8,11 +8,15 @@ from l4kernels.layers.weights import int4_format
 from tests.support.fixtures import (
     ROOT,
     config_of,
+    drop,
     expected,
+    first,
     held,
     opened,
+    put,
     read_by_ranks,
     rewritten,
+    say,
     tensors_of_fixture,
     values,
 )
@@ -118,26 +122,6 @@ def test_a_record_of_its_own_file(tmp_path):
     folder = rewritten(tmp_path, tensors, config, quant_config=record)
     got = Llama4.from_pretrained(folder, weights="bf16").prompt_logits(ids)
     assert (got - want).abs().max() <= 1e-4
-
-
-def put(name, change):
-    return lambda tensors, record: tensors.update({name: change(tensors[name])})
-
-
-def say(**changes):
-    return lambda tensors, record: record.update(changes)
-
-
-def drop(name):
-    return lambda tensors, record: tensors.pop(name)
-
-
-def first(value):
-    def change(data):
-        data.view(-1)[0] = value
-        return data
-
-    return change
 
 
 REFUSED = {

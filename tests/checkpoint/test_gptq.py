@@ -9,11 +9,15 @@ from l4kernels.ops.quant import INT4_ORDER
 from tests.support.fixtures import (
     ROOT,
     config_of,
+    drop,
     expected,
+    first,
     held,
     opened,
+    put,
     read_by_ranks,
     rewritten,
+    say,
     tensors_of_fixture,
     values,
 )
@@ -169,26 +173,6 @@ def test_repacking_by_hand():
     across = torch.stack([codes[:, i::8] for i in INT4_ORDER], 1)  # [K, 8, n / 8]
     words = pack(across.flatten(0, 1).view(256, 8, 3).transpose(0, 1).flatten(1))
     assert torch.equal(nibbles.along_k(words.view(256, 3)), want)
-
-
-def put(name, change):
-    return lambda tensors, record: tensors.update({name: change(tensors[name])})
-
-
-def say(**changes):
-    return lambda tensors, record: record.update(changes)
-
-
-def drop(name):
-    return lambda tensors, record: tensors.pop(name)
-
-
-def first(value):
-    def change(data):
-        data.view(-1)[0] = value
-        return data
-
-    return change
 
 
 REFUSED = {

@@ -94,3 +94,26 @@ def read_by_ranks(source: Unquantised, ranks: int = 2) -> None:
                 (part,) = share.parts("k", want.shape[1], "k")
                 want = want[:, part]
             assert torch.equal(values(data), want), name
+
+
+# Changes of a checkpoint's tensors and of its record, for tables of what is refused.
+
+
+def put(name, change):
+    return lambda tensors, record: tensors.update({name: change(tensors[name])})
+
+
+def say(**changes):
+    return lambda tensors, record: record.update(changes)
+
+
+def drop(name):
+    return lambda tensors, record: tensors.pop(name)
+
+
+def first(value):
+    def change(data):
+        data.view(-1)[0] = value
+        return data
+
+    return change
