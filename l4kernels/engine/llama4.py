@@ -166,7 +166,7 @@ class Llama4(Llama4Model):
             config = Llama4Config.from_pretrained(path)
         _require_config(config)
         source = open_checkpoint(path, config)
-        return cls.from_checkpoint(source, device, dtype, weights, kv_dtype, progress, lora=lora)
+        return cls._load(source, device, dtype, weights, kv_dtype, progress, lora)
 
     @classmethod
     @ordinary
@@ -183,13 +183,27 @@ class Llama4(Llama4Model):
     ) -> "Llama4":
         """Of a checkpoint that `open_checkpoint` opened; the other arguments are
         `from_pretrained`'s."""
+        return cls._load(source, device, dtype, weights, kv_dtype, progress, lora)
+
+    @classmethod
+    def _load(
+        cls,
+        source: Unquantised,
+        device: str | torch.device,
+        dtype: str | torch.dtype,
+        weights: str | None,
+        kv_dtype: str | torch.dtype | None,
+        progress: Progress | None,
+        lora: str | Path | Sequence[str | Path],
+    ) -> "Llama4":
         options = ModelOptions.parse(device, dtype, weights)
         kv = find_kv_dtype(kv_dtype, options.dtype)
         for adapter in [lora] if isinstance(lora, str | Path) else lora:
             merge(source, adapter)
         options = as_stored(options, source, asked=weights is not None)
         for line in said(options, source):
-            warnings.warn(f"{source.checkpoint.folder}: {line}", stacklevel=2)
+            # Of whoever called the public method, behind its decorator.
+            warnings.warn(f"{source.checkpoint.folder}: {line}", stacklevel=4)
         model = cls(source.config, options, kv_dtype=kv)
         load_weights(model, source, progress)
         return model

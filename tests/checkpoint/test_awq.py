@@ -124,6 +124,15 @@ def test_a_record_of_its_own_file(tmp_path):
     assert (got - want).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize(
+    "load", [Llama4.from_pretrained, lambda folder: Llama4.from_checkpoint(opened(folder))]
+)
+def test_warnings_are_of_the_line_that_loads(load):
+    with pytest.warns(UserWarning, match="scales are rounded to bfloat16") as seen:
+        load(ROOT / "awq")
+    assert {warning.filename for warning in seen} == {__file__}
+
+
 REFUSED = {
     "3 bits": (say(bits=3), "AWQ in 3 bits of version 'gemm' cannot be read.*l4k quantize"),
     "gemv": (say(version="gemv"), "AWQ in 4 bits of version 'gemv'"),

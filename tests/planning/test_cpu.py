@@ -91,7 +91,7 @@ def test_verbs_take_that_many_and_give_them_back(monkeypatch):
         taken.append(torch.get_num_threads())
         raise RuntimeError
 
-    monkeypatch.setattr(generate.Llama4, "from_checkpoint", stop)
+    monkeypatch.setattr(generate.Llama4, "_load", stop)
     monkeypatch.setattr(generate, "checkpoint_bytes", lambda folder: 2e9)
     with pytest.raises(RuntimeError):
         request = generate.Request(model=demo.data.CHECKPOINT, prompt="a")
