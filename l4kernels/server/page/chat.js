@@ -55,8 +55,10 @@ class Turn {
     }
     if (running !== controller) return; // a new chat has begun
     running = null;
+    const atEnd = isAtEnd();
     this.drawNow();
     update();
+    if (atEnd) scrollToEnd();
     say("");
   }
 }
@@ -180,6 +182,7 @@ async function connect() {
 }
 
 function askForKey() {
+  $("text").blur(); // focus that a dialog gives back to a text field may come without a caret
   if (!$("panel").open) $("panel").showModal();
   $("key").focus();
 }
@@ -222,7 +225,10 @@ on("new", "click", startAnew);
 on("settings", "click", () => $("panel").showModal());
 on("panel", "click", (event) => { if (event.target === $("panel")) $("panel").close(); });
 on("panel", "input", keep);
-on("panel", "close", () => { if ($("model").disabled) connect(); });
+on("panel", "close", () => {
+  if (document.activeElement === document.body) $("text").focus();
+  if ($("model").disabled) connect();
+});
 for (const type of ["dragover", "dragleave", "drop"]) {
   addEventListener(type, (event) => {
     if (!event.dataTransfer.types.includes("Files")) return;

@@ -4,7 +4,7 @@ const NUMBERS = ["temperature", "top_p", "max_completion_tokens", "seed"];
 
 class Refusal extends Error {
   constructor(response, body) {
-    super(body?.error?.message ?? `The server answered with status ${response.status}.`);
+    super(body?.error?.message || `The server answered with status ${response.status}.`);
     this.status = response.status;
     const seconds = parseFloat(response.headers.get("Retry-After"));
     this.wait = response.status === 429 || seconds >= 0 ? Math.min(seconds || 2, 60) : null;
