@@ -1,4 +1,4 @@
-"""Answers and questions as the page shows them: markdown becomes elements, nothing becomes markup."""
+"""Answers and questions as shown: markdown becomes elements, nothing becomes markup."""
 
 import json
 import time
@@ -122,12 +122,20 @@ def test_nothing_becomes_markup(chat, server):
     """Neither of an answer nor of a question, each attack alone and all of them together."""
     for text in [*ATTACKS, "\n\n".join(ATTACKS), " ".join(ATTACKS)]:
         server.will(text)
-        chat.run("$('text').value = arguments[0]; update()", text)
+        chat.run("$('text').value = arguments[0]; fit()", text)
         chat.button("Send").click()
         chat.answer()
         seen = chat.run(PROBE)
         assert {*seen["tags"]} <= ALLOWED, text
-        assert {*seen["attributes"]} <= {"href", "rel", "target", "class", "type", "start", "tabindex"}
+        assert {*seen["attributes"]} <= {
+            "href",
+            "rel",
+            "target",
+            "class",
+            "type",
+            "start",
+            "tabindex",
+        }
         assert all(link in (["https:", "noopener noreferrer"],) for link in seen["links"]), text
         assert "<" not in seen["questions"], text
         assert seen["title"] == "l4kernels"
@@ -201,7 +209,9 @@ def test_a_long_answer_does_not_block_the_page(chat, server):
 
 
 def test_code_can_be_copied(chat, server):
-    chat.command("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    chat.command(
+        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
     server.will("```\n<b>&amp;</b>\n  two\n```")
     chat.ask("Code")
     chat.find(".fence button").click()

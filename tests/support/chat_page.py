@@ -125,9 +125,11 @@ class ChatPage:
         self.run(
             """
             const [event, selector, name, type, content] = arguments;
-            const data = new DataTransfer(), bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+            const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+            const data = new DataTransfer();
             data.items.add(new File([bytes], name, { type }));
-            const [Kind, key] = event === "paste" ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+            const key = event === "paste" ? "clipboardData" : "dataTransfer";
+            const Kind = event === "paste" ? ClipboardEvent : DragEvent;
             const made = new Kind(event, { [key]: data, bubbles: true, cancelable: true });
             document.querySelector(selector).dispatchEvent(made);
             """,

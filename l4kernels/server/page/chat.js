@@ -1,8 +1,14 @@
 // The conversation, the composer and the settings.
 
-const RETRIES = 5, KEPT = ["system", ...NUMBERS];
-const SIDE = 2048, BYTES = 2 << 20, TYPES = ["image/png", "image/jpeg", "image/webp"];
-let turns = [], pending = [], running = null;
+const RETRIES = 5;
+const KEPT = ["system", ...NUMBERS];
+// Larger images, or of other types, are sent as JPEG of at most so many pixels a side.
+const SIDE = 2048;
+const BYTES = 2 << 20;
+const TYPES = ["image/png", "image/jpeg", "image/webp"];
+let turns = [];
+let pending = []; // images that go with the next message
+let running = null; // what ends the answer that is on its way
 
 /** A question with its answer, and their place in the page. */
 class Turn {
@@ -25,7 +31,8 @@ class Turn {
   }
 
   drawNow() {
-    const began = performance.now(), atEnd = isAtEnd();
+    const began = performance.now();
+    const atEnd = isAtEnd();
     this.timer = 0;
     this.rendering.show(this.answer);
     if (atEnd) scrollToEnd();
@@ -34,14 +41,18 @@ class Turn {
 
   async run() {
     if (running) return;
-    const controller = running = new AbortController();
+    const controller = (running = new AbortController());
     Object.assign(this, { answer: "", note: "", error: "", rendering: new Rendering(this.body) });
     this.body.replaceChildren();
     update();
+    write();
     scrollToEnd();
     try {
       for (let tries = 0; ; tries++) {
-        try { await stream(this, controller.signal); break; } catch (error) {
+        try {
+          await stream(this, controller.signal);
+          break;
+        } catch (error) {
           if (error.wait == null || tries === RETRIES || this.answer) throw error;
           say(`The server is busy: next try in ${Math.ceil(error.wait)} s.`);
           await sleep(error.wait, controller.signal);
@@ -72,7 +83,8 @@ function thumbnails(images) {
 function update() {
   const last = turns.at(-1);
   for (const turn of turns) {
-    const idle = turn === last && !running, copies = button("Copy", () => copy(turn.answer, copies));
+    const idle = turn === last && !running;
+    const copies = button("Copy", () => copy(turn.answer, copies));
     const error = make("p", { className: "error", role: "alert", textContent: turn.error });
     const notes = make("div", { className: "notes" }, [make("span", { textContent: turn.note })]);
     if (turn.answer && (turn !== last || idle)) notes.append(copies);
@@ -84,12 +96,25 @@ function update() {
   $("log").ariaBusy = String(Boolean(running));
   $("stop").hidden = !running;
   $("send").hidden = Boolean(running);
+}
+
+/** Fits the composer to what is in it. */
+function fit() {
+  $("text").style.height = "auto";
+  $("text").style.height = `${$("text").scrollHeight}px`;
   $("send").disabled = !$("text").value.trim() && !pending.length;
 }
 
-const say = (text) => { $("hint").textContent = text; };
+const say = (text) => {
+  $("hint").textContent = text;
+};
+/** Touch screens have keyboards without Shift+Enter, that cover half of the page. */
+const isTouch = () => matchMedia("(pointer: coarse)").matches;
+const write = () => isTouch() || $("text").focus();
 const isAtEnd = () => $("main").scrollHeight - $("main").scrollTop - $("main").clientHeight < 60;
-const scrollToEnd = () => { $("main").scrollTop = $("main").scrollHeight; };
+const scrollToEnd = () => {
+  $("main").scrollTop = $("main").scrollHeight;
+};
 
 function send() {
   const text = $("text").value.trim();
@@ -106,25 +131,27 @@ function edit(turn) {
   turns.pop();
   turn.element.remove();
   compose(turn.text, turn.images);
+  update();
   $("text").focus();
 }
 
 function compose(text, images) {
   pending = images;
   $("text").value = text;
-  fit();
-  $("pending").replaceChildren(...images.map((src, i) => {
-    const remove = button("×", () => compose($("text").value, pending.filter((_, other) => other !== i)));
-    remove.ariaLabel = `Remove image ${i + 1}`;
-    return make("div", {}, [make("img", { src, alt: `Image ${i + 1} to send` }), remove]);
-  }));
+  $("pending").replaceChildren(
+    ...images.map((src, i) => {
+      const remove = button("×", () =>
+        compose(
+          $("text").value,
+          pending.filter((_, other) => other !== i),
+        ),
+      );
+      remove.ariaLabel = `Remove image ${i + 1}`;
+      return make("div", {}, [make("img", { src, alt: `Image ${i + 1} to send` }), remove]);
+    }),
+  );
   $("pending").hidden = !images.length;
-  update();
-}
-
-function fit() {
-  $("text").style.height = "auto";
-  $("text").style.height = `${$("text").scrollHeight}px`;
+  fit();
 }
 
 function startAnew() {
@@ -133,14 +160,18 @@ function startAnew() {
   turns = [];
   $("log").replaceChildren();
   compose("", []);
+  update();
   say("");
-  $("text").focus();
+  write();
 }
 
 async function attach(files) {
   say("");
   for (const file of files) {
-    try { compose($("text").value, [...pending, await dataUrl(file)]); } catch {
+    try {
+      const url = await dataUrl(file); // meanwhile the user may go on writing
+      compose($("text").value, [...pending, url]);
+    } catch {
       say(`${file.name}: this browser cannot read it as an image.`);
     }
   }
@@ -158,8 +189,11 @@ async function dataUrl(file) {
       reader.readAsDataURL(file);
     });
   }
-  const [width, height] = [bitmap.width, bitmap.height].map((n) => Math.max(1, Math.round(n * scale)));
-  const canvas = make("canvas", { width, height }), context = canvas.getContext("2d");
+  const [width, height] = [bitmap.width, bitmap.height].map((n) =>
+    Math.max(1, Math.round(n * scale)),
+  );
+  const canvas = make("canvas", { width, height });
+  const context = canvas.getContext("2d");
   Object.assign(context, { fillStyle: "white", imageSmoothingQuality: "high" }); // JPEG is opaque
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0, width, height);
@@ -169,12 +203,17 @@ async function dataUrl(file) {
 
 async function loadModels(signal) {
   const { data } = await (await ask("v1/models", { signal })).json();
-  $("model").replaceChildren(...data.map(({ id }) => make("option", { value: id, textContent: id })));
+  $("model").replaceChildren(
+    ...data.map(({ id }) => make("option", { value: id, textContent: id })),
+  );
   $("model").disabled = !data.length;
 }
 
 async function connect() {
-  try { await loadModels(); say(""); } catch (error) {
+  try {
+    await loadModels();
+    say("");
+  } catch (error) {
     $("model").replaceChildren(make("option", { textContent: "not connected" }));
     say(error.message);
     if (error.status === 401) askForKey();
@@ -193,7 +232,9 @@ function keep() {
   try {
     localStorage.setItem("l4kernels.settings", JSON.stringify(values));
     sessionStorage.setItem("l4kernels.key", $("key").value);
-  } catch { /* then they last as long as the page */ }
+  } catch {
+    /* then they last as long as the page */
+  }
 }
 
 function restore() {
@@ -201,15 +242,19 @@ function restore() {
     const values = JSON.parse(localStorage.getItem("l4kernels.settings") ?? "{}");
     for (const name of KEPT) $(name).value = values[name] ?? "";
     $("key").value = sessionStorage.getItem("l4kernels.key") ?? "";
-  } catch { /* as above */ }
+  } catch {
+    /* as above */
+  }
 }
 
 const on = (id, type, action) => $(id).addEventListener(type, action);
-on("compose", "submit", (event) => { event.preventDefault(); send(); });
-on("text", "input", () => { fit(); update(); });
+on("compose", "submit", (event) => {
+  event.preventDefault();
+  send();
+});
+on("text", "input", fit);
 on("text", "keydown", (event) => {
-  const isTouch = matchMedia("(pointer: coarse)").matches; // its keyboards have no Shift+Enter
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || isTouch) return;
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || isTouch()) return;
   event.preventDefault();
   send();
 });
@@ -219,11 +264,19 @@ on("text", "paste", (event) => {
   attach([...event.clipboardData.files]);
 });
 on("attach", "click", () => $("files").click());
-on("files", "change", () => { attach([...$("files").files]); $("files").value = ""; });
-on("stop", "click", () => running?.abort());
+on("files", "change", () => {
+  attach([...$("files").files]);
+  $("files").value = "";
+});
+on("stop", "click", () => {
+  running?.abort();
+  write();
+});
 on("new", "click", startAnew);
 on("settings", "click", () => $("panel").showModal());
-on("panel", "click", (event) => { if (event.target === $("panel")) $("panel").close(); });
+on("panel", "click", (event) => {
+  if (event.target === $("panel")) $("panel").close();
+});
 on("panel", "input", keep);
 on("panel", "close", () => {
   if (document.activeElement === document.body) $("text").focus();
@@ -239,4 +292,5 @@ for (const type of ["dragover", "dragleave", "drop"]) {
 }
 restore();
 update();
+fit();
 connect();

@@ -2,6 +2,7 @@
 
 const NUMBERS = ["temperature", "top_p", "max_completion_tokens", "seed"];
 
+/** An answer with an error status. `wait`: seconds after which to ask again, or null. */
 class Refusal extends Error {
   constructor(response, body) {
     super(body?.error?.message || `The server answered with status ${response.status}.`);
@@ -24,22 +25,31 @@ async function ask(path, options = {}) {
 
 /** The data of server-sent events, however the network cuts them. */
 async function* events(response) {
-  const reader = response.body.getReader(), decoder = new TextDecoder();
-  let rest = "", data = [];
-  for (;;) {
-    const { done, value } = await reader.read();
-    const lines = (rest + decoder.decode(value, { stream: !done })).split(/\r\n|\n|\r(?!$)/);
-    rest = lines.pop();
-    for (const line of lines) {
-      if (line.startsWith("data:")) data.push(line.slice(5).trimStart());
-      if (line || !data.length) continue;
-      yield data.join("\n");
-      data = [];
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  let rest = "";
+  let data = [];
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      const lines = (rest + decoder.decode(value, { stream: !done })).split(/\r\n|\n|\r(?!$)/);
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line.startsWith("data:")) data.push(line.slice(5).trimStart());
+        if (line || !data.length) continue;
+        yield data.join("\n");
+        data = [];
+      }
+      if (done) return;
     }
-    if (done) return;
+  } catch (error) {
+    if (error.name === "AbortError") throw error; // else the network, in words of the browser's own
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
 
+/** The conversation up to a turn that is to be answered, in OpenAI's form. */
 function messagesUntil(last) {
   const system = $("system").value.trim();
   const messages = system ? [{ role: "system", content: system }] : [];
@@ -57,14 +67,29 @@ function messagesUntil(last) {
 async function stream(turn, signal) {
   if ($("model").disabled) await loadModels(signal);
   const began = performance.now();
-  const body = { model: $("model").value, messages: messagesUntil(turn), stream: true,
-    stream_options: { include_usage: true } };
+  const body = {
+    model: $("model").value,
+    messages: messagesUntil(turn),
+    stream: true,
+    stream_options: { include_usage: true },
+  };
   for (const name of NUMBERS) if ($(name).value !== "") body[name] = Number($(name).value);
-  const response = await ask("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
-  let first = 0, last = 0, usage = null, reason = null;
+  const response = await ask("v1/chat/completions", {
+    method: "POST",
+    body: JSON.stringify(body),
+    signal,
+  });
+  let first = 0;
+  let last = 0;
+  let usage = null;
+  let reason = null;
   for await (const data of events(response)) {
-    if (data === "[DONE]") { turn.note = summary(usage, reason, first - began, last - first); return; }
-    const chunk = JSON.parse(data), choice = chunk.choices?.[0];
+    if (data === "[DONE]") {
+      turn.note = summary(usage, reason, first - began, last - first);
+      return;
+    }
+    const chunk = JSON.parse(data);
+    const choice = chunk.choices?.[0];
     if (chunk.error) throw new Error(chunk.error.message);
     usage = chunk.usage ?? usage;
     reason = choice?.finish_reason ?? reason;
@@ -79,15 +104,19 @@ async function stream(turn, signal) {
 }
 
 function summary(usage, reason, wait, span) {
-  const parts = reason === "length" ? ["cut at the most tokens"] : [];
+  const parts = reason === "length" ? ["reached the limit of tokens"] : [];
   if (usage) parts.push(`${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`);
-  const rate = ((usage?.completion_tokens ?? 0) - 1) / span * 1000;
+  const rate = (((usage?.completion_tokens ?? 0) - 1) / span) * 1000;
   if (span > 0 && rate > 0) parts.push(`${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`);
   if (usage?.completion_tokens) parts.push(`first after ${(wait / 1000).toFixed(2)} s`);
   return parts.join(" · ");
 }
 
-const sleep = (seconds, signal) => new Promise((resolve, reject) => {
-  const timer = setTimeout(resolve, seconds * 1000);
-  signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); });
-});
+const sleep = (seconds, signal) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
