@@ -3,7 +3,6 @@
 import json
 import time
 import urllib.request
-from io import BytesIO
 
 import pytest
 from PIL import Image
@@ -11,11 +10,11 @@ from PIL import Image
 from l4kernels import Engine, Llama4, Prompter
 from l4kernels.demo import CHECKPOINT, QUESTION, held_out_digits
 from l4kernels.engine.core import EngineCore
+from tests.support.chat_picture import GREEDY, attach, converse
 from tests.support.serving import serving
+from tools.nvcc import ROOT
 
 pytestmark = pytest.mark.browser
-
-GREEDY = {"temperature": 0, "max_completion_tokens": 48}
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +80,18 @@ def test_stopping_ends_the_request(page, url, engine, monkeypatch):
 
 
 def test_an_image_is_looked_at(page, url):
-    digits = held_out_digits()
-    file = BytesIO()
-    Image.fromarray(digits.images[0].numpy()).convert("RGB").save(file, "PNG")
     page.open(url, **GREEDY)
-    page.bring("paste", "#text", "digit.png", "image/png", file.getvalue())
-    page.wait(lambda: page.all("#pending img"), "a thumbnail")
-    assert page.ask(QUESTION) == str(digits.labels[0])
+    attach(page, (0,))
+    assert page.ask(QUESTION) == str(held_out_digits().labels[0])
+
+
+def test_the_picture_of_the_readme_is_what_the_demo_says(page, url, tmp_path):
+    text, digits = converse(page, url, 360, 740, "dark")
+    assert text.endswith(".") and digits.split() == [str(n) for n in held_out_digits().labels[:2]]
+    page.picture(tmp_path / "chat.png")
+    assert Image.open(tmp_path / "chat.png").size == (360, 740)
+    with Image.open(ROOT / "docs" / "images" / "chat.png") as picture:
+        assert picture.size == (2000, 1360)
 
 
 def test_what_the_server_refuses_is_readable(page, url):

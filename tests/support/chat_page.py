@@ -39,11 +39,13 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def chromium() -> Iterator[webdriver.Chrome]:
+def chromium(scale: int = 1) -> Iterator[webdriver.Chrome]:
+    """A browser with `scale` pixels of a screen for one of a page."""
     options = webdriver.ChromeOptions()
     options.binary_location = program("chromium")
     for option in OPTIONS:
         options.add_argument(option)
+    options.add_argument(f"--force-device-scale-factor={scale}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
     try:
@@ -62,7 +64,7 @@ class ChatPage:
         self, url: str, width: int = 1200, height: int = 800, scheme: str = "light", **settings: Any
     ) -> None:
         """Opens the page as in a new browser, with settings as a user has left them."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        size = {"width": width, "height": height, "deviceScaleFactor": 0, "mobile": width < 600}
         self.command("Emulation.setDeviceMetricsOverride", **size)
         self.command("Emulation.setTouchEmulationEnabled", enabled=width < 600)
         media = [{"name": "prefers-color-scheme", "value": scheme}]
