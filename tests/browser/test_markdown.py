@@ -173,21 +173,22 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_time_is_linear(chat, name):
-    """Twice the text may take three times as long; a quadratic scan takes four times."""
-    times = chat.run(
+    """Four times the text takes four times as long, with a quadratic scan sixteen times; the
+    shortest of some times, for the machine may be busy."""
+    quarter, whole = chat.run(
         """
         const time = (text) => {
           const began = performance.now();
           new Rendering(document.createElement("div")).show(text);
           return performance.now() - began;
         };
+        const shortest = (text) => Math.min(...Array.from({ length: 5 }, () => time(text)));
         const text = arguments[0];
-        time(text.slice(0, 1000));
-        return [time(text.slice(0, text.length / 2)), time(text)];
+        return [shortest(text.slice(0, text.length / 4)), shortest(text)];
         """,
         HOSTILE[name],
     )
-    assert times[1] < max(3 * times[0], 250), times
+    assert whole < 9 * quarter + 30
 
 
 def test_a_long_answer_does_not_block_the_page(chat, server):

@@ -48,7 +48,9 @@ class Reply:
 
 
 def event(data: dict[str, Any]) -> bytes:
-    return f": a comment\r\ndata: {json.dumps(data, ensure_ascii=False)}\r\n\r\n".encode()
+    """With a comment and several lines of data, as the format allows."""
+    lines = json.dumps(data, ensure_ascii=False, indent=0).splitlines()
+    return "\r\n".join([": comment", *(f"data: {line}" for line in lines), "", ""]).encode()
 
 
 class ScriptedServer(ThreadingHTTPServer):

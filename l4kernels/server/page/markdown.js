@@ -5,8 +5,22 @@ const $ = (id) => document.getElementById(id);
 
 /** An element with properties and children. Strings become text, never markup: see the tests. */
 function make(tag, properties = {}, children = []) {
-  const element = Object.assign(document.createElement(tag), properties);
-  for (const child of children) element.append(child);
+  return fill(Object.assign(document.createElement(tag), properties), children);
+}
+
+/** Adds children, neighbouring strings as one text. */
+function fill(element, children) {
+  let text = "";
+  for (const child of children) {
+    if (typeof child === "string") {
+      text += child;
+      continue;
+    }
+    if (text) element.append(text);
+    element.append(child);
+    text = "";
+  }
+  if (text) element.append(text);
   return element;
 }
 
@@ -77,8 +91,7 @@ class Inline {
   /** Puts what came after the open marker into an element, in the marker's place. */
   wrap(marker, element) {
     const place = this.open.get(marker);
-    for (const node of this.nodes.splice(place + 1)) element.append(node);
-    this.nodes[place] = element;
+    this.nodes[place] = fill(element, this.nodes.splice(place + 1));
     for (const [other, index] of this.open) if (index >= place) this.open.delete(other);
   }
 
