@@ -47,8 +47,9 @@ class Clients:
 
     async def _ask(self, draw: random.Random, which: int, kind: str) -> str:
         reader, writer = await asyncio.open_connection(*self.address, limit=1 << 14)
-        content = json.dumps({"messages": [{"role": "user", "content": PROMPTS[which]}],
-                              "max_tokens": self.tokens, "temperature": 0, "stream": True})  # fmt: skip
+        said = {"role": "user", "content": PROMPTS[which]}
+        settings = {"max_tokens": self.tokens, "temperature": 0, "stream": True}
+        content = json.dumps({"messages": [said]} | settings)
         writer.write(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n\r\n{content}".encode()
