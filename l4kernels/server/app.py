@@ -1,19 +1,15 @@
 """The routes of the server."""
 
-import base64
-import hashlib
 import logging
 import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from l4kernels import __version__
@@ -28,6 +24,7 @@ from l4kernels.server.errors import ApiError, server_error
 from l4kernels.server.gate import Gate
 from l4kernels.server.generation import Generation
 from l4kernels.server.options import ServerOptions
+from l4kernels.server.page import HEADERS, PAGE
 from l4kernels.server.protocol.chat import ChatRequest, TokenizeRequest
 from l4kernels.server.protocol.common import ErrorAnswer
 from l4kernels.server.protocol.completions import CompletionRequest, DetokenizeRequest
@@ -35,7 +32,6 @@ from l4kernels.server.service import Service
 from l4kernels.server.streams import ClientLeft, EventStream, event, while_connected
 
 LOG = logging.getLogger("l4kernels.server")
-PAGE = Path(__file__).with_name("page.html")
 
 
 class Answer(Protocol):
@@ -221,8 +217,8 @@ def _add_state(app: FastAPI, options: ServerOptions) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        content, policy = _page()
-        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
+        """The chat page."""
+        return Response(PAGE, headers=HEADERS)
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -233,19 +229,6 @@ def _model(service: Service) -> dict[str, Any]:
         "owned_by": "l4kernels",
         "max_model_len": service.context,
     }
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The page, and a policy that allows its own script and style and nothing else."""
-    content = PAGE.read_text("utf-8")
-    rules = ["default-src 'none'", "connect-src 'self'", "img-src data: blob:", "base-uri 'none'"]
-    rules += ["form-action 'none'", "frame-ancestors 'none'"]
-    for tag, rule in (("script", "script-src"), ("style", "style-src")):
-        (inner,) = re.findall(f"<{tag}>(.*?)</{tag}>", content, re.S)
-        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
-        rules.append(f"{rule} 'sha256-{digest}'")
-    return content, "; ".join(rules)
 
 
 def _handle_errors(app: FastAPI) -> None:
