@@ -296,6 +296,8 @@ def _error(error: ApiError) -> Response:
 
 def _explained(error: RequestValidationError) -> ApiError:
     """What is wrong, and where. What came is not repeated."""
+    if isinstance(error.body, bytes):
+        return ApiError(400, "expected JSON, with the header 'Content-Type: application/json'")
     # Each alternative of a union has its errors; the one that was meant got furthest.
     worst = max(error.errors(), key=lambda one: len(one["loc"]))
     if worst["type"] == "json_invalid":

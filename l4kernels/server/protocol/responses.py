@@ -13,7 +13,7 @@ from l4kernels.server.protocol.chat import (
     TextFormat,
     Url,
 )
-from l4kernels.server.protocol.common import Message, Text
+from l4kernels.server.protocol.common import AnyObject, Message, Text
 
 
 def _refuse(value: Any) -> None:
@@ -24,6 +24,8 @@ def _refuse(value: Any) -> None:
 Refused = Annotated[None, BeforeValidator(_refuse)]
 """Clients may spell out that they do not ask for it."""
 Id = Annotated[str, Field(max_length=256)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
 
 
 class InputText(Message):
@@ -118,7 +120,7 @@ class FunctionTool(Message):
     type: Literal["function"]
     name: FunctionName
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: AnyObject | None = None
     strict: bool | None = None
     """Accepted. The arguments of a call that is forced are always of the schema."""
 
@@ -164,7 +166,7 @@ class ResponseRequest(Message):
     # Accepted, because they change nothing of the answer.
     store: bool | None = None
     """Nothing is stored, and the answer says so."""
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     user: str | None = Field(None, max_length=4096)
     service_tier: str | None = Field(None, max_length=64)
     safety_identifier: str | None = Field(None, max_length=256)
