@@ -3,7 +3,7 @@
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -28,8 +28,10 @@ from l4kernels.server.page import HEADERS, PAGE
 from l4kernels.server.protocol.chat import ChatRequest, TokenizeRequest
 from l4kernels.server.protocol.common import ErrorAnswer
 from l4kernels.server.protocol.completions import CompletionRequest, DetokenizeRequest
+from l4kernels.server.protocol.responses import ResponseRequest
+from l4kernels.server.responses import ResponseAnswer
 from l4kernels.server.service import Service
-from l4kernels.server.streams import ClientLeft, EventStream, event, while_connected
+from l4kernels.server.streams import ClientLeft, EventStream, while_connected
 
 LOG = logging.getLogger("l4kernels.server")
 
@@ -41,6 +43,7 @@ class Answer(Protocol):
     def close(self) -> None: ...
     async def whole(self) -> dict[str, Any]: ...
     def events(self) -> AsyncIterator[bytes]: ...
+    def failed(self, error: ApiError) -> bytes: ...
     @property
     def generation(self) -> Generation: ...
 
@@ -123,6 +126,14 @@ def _add_answers(app: FastAPI, options: ServerOptions) -> None:
         made = CompletionAnswer(service, body, request.scope["l4k_key"])
         return await answer(request, made, bool(body.stream))
 
+    @app.post("/v1/responses", tags=["responses"], responses=_responses())
+    async def responses(request: Request, body: ResponseRequest) -> Response:
+        """Answers a conversation, in OpenAI's newer protocol; nothing of it is stored."""
+        service = _service(request)
+        service.check(body.model)
+        made = ResponseAnswer(service, body, request.scope["l4k_key"])
+        return await answer(request, made, bool(body.stream))
+
 
 async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, None]:
     """The events of an answer, signs of life between them, and at the end of one that failed its
@@ -135,9 +146,9 @@ async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, Non
             yield part
             clock = loop.call_later(seconds, generation.nudge)
     except ApiError as error:
-        yield event(error.body())
+        yield made.failed(error)
     except Exception:
-        yield event(_unexpected().body())
+        yield made.failed(_unexpected())
     finally:
         clock.cancel()
         made.close()
@@ -278,18 +289,39 @@ def _error(error: ApiError) -> Response:
 
 
 def _explained(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong, and where. What came is not repeated."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON (at character {first['loc'][-1]})")
-    # Names of alternatives of a union are pydantic's, and no fields of the request.
-    param = ".".join(part for part in place if re.fullmatch(r"[A-Za-z0-9_]{1,64}", part))
-    if first["type"] == "extra_forbidden":
-        message = f"unknown field {place[-1][:64]!r}: this server does not support it"
+    """What is wrong, and where. What came is not repeated."""
+    if isinstance(error.body, bytes):
+        return ApiError(400, "expected JSON, with the header 'Content-Type: application/json'")
+    # Each alternative of a union has its errors; the one that was meant got furthest.
+    worst = max(error.errors(), key=lambda one: len(one["loc"]))
+    if worst["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON (at character {worst['loc'][-1]})")
+    param = _field(worst["loc"][1:], error.body, missing=worst["type"] == "missing")
+    if worst["type"] == "extra_forbidden":
+        name = f"{worst['loc'][-1]}"[:64]
+        message = f"unknown field {name!r}: this server does not support it"
     else:
-        message = f"{param or 'the body'}: {first['msg'][:500]}"
+        message = f"{param or 'the body'}: {worst['msg'][:500]}"
     return ApiError(400, message, param=param or None, code=None)
+
+
+def _field(place: Sequence[str | int], value: Any, *, missing: bool) -> str:
+    """The path of a field of a body. Names of a union's alternatives, which pydantic has in its
+    places, are no fields.
+
+    >>> _field(("messages", 0, "user", "name"), {"messages": [{"name": 1}]}, missing=False)
+    'messages.0.name'
+    """
+    found = []
+    for count, part in enumerate(place, 1):
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            if not (missing and count == len(place)):
+                continue
+        if re.fullmatch(r"[A-Za-z0-9_]{1,64}", f"{part}"):
+            found.append(f"{part}")
+    return ".".join(found)
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:
