@@ -208,9 +208,11 @@ literals = st.lists(st.sampled_from([*PIECES[:18], "0", "7", "_", "e", "x", "n",
 @given(literals)
 def test_values_of_python_mean_what_python_reads(text):
     try:
-        expected = ast.literal_eval(text.strip())
+        call = ast.parse(f"f(a={text})", mode="eval").body
+        (argument,) = call.keywords
+        expected = ast.literal_eval(argument.value)
         json.dumps(expected)
-    except (ValueError, SyntaxError, TypeError, MemoryError):
+    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError):
         return
     deltas = parsed(f"[f(a={text})]")
     if any(isinstance(delta, Text) for delta in deltas):
