@@ -42,7 +42,7 @@ def _limits() -> LLParserLimits:
         max_items_in_row=10_000,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_max_items=200_000,
         max_lexer_states=20_000,
         max_grammar_size=200_000,
         precompute_large_lexemes=False,
@@ -115,8 +115,8 @@ class Grammars:
     >>> grammars = Grammars(tokenizer, 1056, [tokenizer.id("<|eot|>")])
     >>> mask = grammars.json_schema({"enum": ["yes", "no"]}).mask()
     >>> words = mask([])
-    >>> [i for i in range(1056) if words[i // 32] >> (i % 32) & 1] == tokenizer.encode('"')
-    True
+    >>> [tokenizer.token_bytes(i) for i in range(1056) if words[i // 32] >> (i % 32) & 1]
+    [b'"']
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]):
