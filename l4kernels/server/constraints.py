@@ -25,8 +25,8 @@ from l4kernels.server.schemas import GrammarError, checked_schema
 MAX_PARALLEL_CALLS = 32
 MAX_TOOLS_BYTES = 256 << 10
 """Of all tools' schemas together, serialised."""
-CACHE_BYTES = 64 << 20
-GRAMMAR_BYTES, GRAMMAR_BYTES_PER_CHAR = 256 << 10, 64
+CACHE_BYTES = 128 << 20
+GRAMMAR_BYTES, GRAMMAR_BYTES_PER_CHAR = 256 << 10, 512
 """Of memory that a compiled grammar takes, at most: in any case, and for its schema's text."""
 STACK_BYTES = 256 << 20
 """The compiler recurses as deep as a schema's references and properties go."""
@@ -39,9 +39,10 @@ _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": Fa
 
 def _limits() -> LLParserLimits:
     return LLParserLimits(
+        max_items_in_row=10_000,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
-        step_max_items=50_000,
+        step_max_items=200_000,
         max_lexer_states=20_000,
         max_grammar_size=200_000,
         precompute_large_lexemes=False,
@@ -92,12 +93,12 @@ class _Mask:
             )
         new = tokens[self._seen :]
         if new and not self._matcher.consume_tokens(new):
-            raise GrammarError("the answer's last token is not one that its grammar allows")
+            raise GrammarError("the answer is not one of its grammar, or that is too complex")
         self._seen = len(tokens)
         mask = torch.empty(self._words, dtype=torch.int32)
         self._matcher.unsafe_compute_mask_ptr(mask.data_ptr(), 4 * self._words)
         if self._matcher.is_error():
-            raise GrammarError("the grammar of the answer is too complex to go on")
+            raise GrammarError("the grammar of the answer is too complex")
         return mask
 
 
@@ -114,8 +115,8 @@ class Grammars:
     >>> grammars = Grammars(tokenizer, 1056, [tokenizer.id("<|eot|>")])
     >>> mask = grammars.json_schema({"enum": ["yes", "no"]}).mask()
     >>> words = mask([])
-    >>> [i for i in range(1056) if words[i // 32] >> (i % 32) & 1] == tokenizer.encode('"')
-    True
+    >>> [tokenizer.token_bytes(i) for i in range(1056) if words[i // 32] >> (i % 32) & 1]
+    [b'"']
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Sequence[int]):

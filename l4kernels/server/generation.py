@@ -13,6 +13,7 @@ from l4kernels.engine.engine import Engine, EngineClosed, Stream
 from l4kernels.engine.request import Output, Request
 from l4kernels.server.errors import ApiError, server_error, shutting_down
 from l4kernels.server.metrics import Metrics
+from l4kernels.server.schemas import GrammarError
 
 
 class Outbox:
@@ -168,6 +169,8 @@ def _for_client(error: BaseException) -> ApiError:
         return error
     if isinstance(error, EngineClosed):
         return shutting_down()
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), param="response_format")
     if isinstance(error, ValueError) and str(error).startswith("no next token"):
         return server_error("the model gave no next token: its logits are not numbers")
     return server_error("the engine failed at this request")

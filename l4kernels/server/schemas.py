@@ -8,6 +8,7 @@ keywords are checked here first.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -15,14 +16,21 @@ from l4kernels.inputs.files import shown
 
 MAX_BYTES = 64 << 10
 """Of a schema, serialised."""
-MAX_DEPTH = 32
-"""Levels of schemas in schemas, and of values in `const` and `enum`."""
+MAX_DEPTH = 64
+"""Objects and lists in each other: a schema in a property of a schema is two levels down."""
 MAX_COUNT = 10_000
 """Of `minItems`, `maxItems`, `minLength` and their like."""
 MAX_REFERENCES = 512
 """Different targets of `$ref`."""
 MAX_PROPERTIES = 1000
 """Of one object: the compiler goes as deep."""
+MAX_COUNTED_PROPERTIES = 12
+"""With optional ones among them and `minProperties` or `maxProperties`: a case for each."""
+MAX_PATTERN_PROPERTIES = 16
+"""Each pair is compared."""
+MAX_MULTIPLES = 2_000
+"""Sum of all `multipleOf`, without their powers of ten: each is a state machine of so many states,
+compiled at 70 a millisecond."""
 EXACT = 1 << 53
 """The compiler computes in float64: larger whole numbers would become their neighbours."""
 
@@ -90,17 +98,21 @@ def checked_schema(schema: Any) -> str:
             references.append(place)
         ahead += _checked(place)
     _check_references(references, visited)
+    _check_costs([schema for schema in visited.values() if isinstance(schema, dict)])
     return text if root == schema else _text(root)
 
 
 def _text(schema: Any) -> str:
     try:
-        text = json.dumps(schema, allow_nan=False)
+        text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
     except (TypeError, ValueError):
-        raise GrammarError("expected a schema of JSON values, without NaN or Infinity") from None
-    if len(text) > MAX_BYTES:
         raise GrammarError(
-            f"expected a schema of at most {MAX_BYTES:,} bytes as JSON, got {len(text):,}"
+            "expected a schema of JSON values and Unicode text, without NaN or Infinity"
+        ) from None
+    if size > MAX_BYTES:
+        raise GrammarError(
+            f"expected a schema of at most {MAX_BYTES:,} bytes as JSON, got {size:,}"
         )
     return text
 
@@ -108,8 +120,7 @@ def _text(schema: Any) -> str:
 def _check_depth(schema: Any) -> None:
     """Level by level, so that no depth of a hostile schema costs a stack."""
     level, count = [schema], 0
-    # A schema in a schema is two levels of JSON: {"properties": {"a": {...}}}.
-    for _ in range(3 * MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for value in level
@@ -121,7 +132,7 @@ def _check_depth(schema: Any) -> None:
             return
         if count > MAX_BYTES:
             raise GrammarError(f"expected a schema of at most {MAX_BYTES:,} bytes as JSON")
-    raise GrammarError(f"expected a schema of at most {MAX_DEPTH} levels")
+    raise GrammarError(f"expected objects and lists at most {MAX_DEPTH} levels deep")
 
 
 def _check_draft(draft: Any) -> None:
@@ -135,8 +146,6 @@ def _check_draft(draft: Any) -> None:
 
 def _checked(place: _Schema) -> Iterator[_Schema]:
     """The schemas inside one, when its own keywords are right."""
-    if len(place.path) > 3 * MAX_DEPTH:
-        raise place.refuse(f"expected a schema of at most {MAX_DEPTH} levels")
     for key, value in place.value.items():
         inner = place.under(key)
         if key in _ANNOTATIONS or (key.startswith("x-") and key != "x-guidance"):
@@ -157,6 +166,8 @@ def _checked(place: _Schema) -> Iterator[_Schema]:
             if len(value) > MAX_PROPERTIES:
                 raise inner.refuse(f"expected at most {MAX_PROPERTIES}, got {len(value)}")
             if key == "patternProperties":
+                if len(value) > MAX_PATTERN_PROPERTIES:
+                    raise inner.refuse(f"expected at most {MAX_PATTERN_PROPERTIES} patterns")
                 for pattern in value:
                     _check_pattern(_Schema(pattern, inner.path))
             yield from (inner.under(name) for name in value)
@@ -164,10 +175,60 @@ def _checked(place: _Schema) -> Iterator[_Schema]:
             raise place.refuse(f"{key} is not supported; {_HINTS[key]}")
         else:
             raise place.refuse(f"{shown(key)} is not supported")
-    least = place.value.get("minProperties", 0)
+    _check_counted_properties(place)
+
+
+def _check_counted_properties(place: _Schema) -> None:
+    properties, required = place.value.get("properties", {}), place.value.get("required", [])
     # The grammar counts keys, and cannot forbid the same key twice.
-    if least > max(1, len(place.value.get("required", ()))):
+    if place.value.get("minProperties", 0) > max(1, len(set(required))):
         raise place.refuse("minProperties above 1 is supported only up to the number of required")
+    if "minProperties" not in place.value and "maxProperties" not in place.value:
+        return
+    if len(properties) > MAX_COUNTED_PROPERTIES and not set(properties) <= set(required):
+        raise place.refuse(
+            "minProperties and maxProperties are supported beside at most "
+            f"{MAX_COUNTED_PROPERTIES} properties, got {len(properties)}"
+        )
+
+
+def _check_costs(schemas: list[dict[str, Any]]) -> None:
+    """Those that would take the compiler minutes, and gigabytes."""
+    multiples = [Decimal(str(s["multipleOf"])) for s in schemas if "multipleOf" in s]
+    if sum(map(_digits, multiples)) > MAX_MULTIPLES:
+        raise GrammarError(
+            f"expected all multipleOf together to be at most {MAX_MULTIPLES}, not counting powers "
+            "of ten"
+        )
+    # The intersection of regular expressions takes time exponential in their number.
+    expressions = sum(len(s.keys() & _EXPRESSIONS) for s in schemas)
+    if any({"pattern", "format"} <= s.keys() for s in schemas):
+        raise GrammarError("pattern and format of one string are not supported together")
+    if expressions > 1 and any(map(_combines, schemas)):
+        raise GrammarError(
+            f"only one of {sorted(_EXPRESSIONS)} is supported in a schema that combines schemas: "
+            "allOf, or $ref, anyOf or oneOf beside other keywords"
+        )
+
+
+_EXPRESSIONS = {"pattern", "patternProperties", "format", "multipleOf"}
+
+
+def _digits(number: Decimal) -> int:
+    digits = int("".join(map(str, number.as_tuple().digits)))
+    while digits and digits % 10 == 0:
+        digits //= 10
+    return digits
+
+
+def _combines(schema: dict[str, Any]) -> bool:
+    """Whether an answer must be valid for two schemas at once."""
+    keywords = {key for key in schema if key not in _ANNOTATIONS and not key.startswith("x-")}
+    applied = keywords & {"$ref", "anyOf", "oneOf", "allOf"}
+    if not applied:
+        return False
+    others = keywords - {"type", "$defs", "definitions"}
+    return len(others) > 1 or len(schema.get("allOf", ())) > 1
 
 
 _HINTS = {

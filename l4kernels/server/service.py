@@ -19,7 +19,7 @@ from l4kernels.engine.request import Request
 from l4kernels.engine.sampling import Sampling
 from l4kernels.prompt.chat import Prompt, Prompter
 from l4kernels.prompt.tokenizer_file import ContextError, TokenizerError
-from l4kernels.server.constraints import Grammar, GrammarError, Grammars
+from l4kernels.server.constraints import Grammar, Grammars
 from l4kernels.server.errors import ApiError, context_exceeded, server_error, shutting_down
 from l4kernels.server.generation import Generation, Outbox
 from l4kernels.server.media import Media
@@ -36,6 +36,7 @@ from l4kernels.server.protocol.chat import (
 )
 from l4kernels.server.protocol.common import SampledRequest
 from l4kernels.server.protocol.completions import CompletionRequest
+from l4kernels.server.schemas import GrammarError
 
 _Result = TypeVar("_Result")
 _WORKERS = 4

@@ -178,6 +178,7 @@ def test_json(client):
         holy: bool
 
     schema = Verse.model_json_schema()
+    schema["additionalProperties"] = False
     schema["properties"]["book"]["maxLength"] = 12
     schema["properties"]["chapter"] |= {"minimum": 1, "maximum": 150}
     form = {"type": "json_schema", "json_schema": {"name": "verse", "schema": schema}}
