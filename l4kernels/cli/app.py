@@ -32,8 +32,21 @@ Reference = Annotated[
 ]
 
 WEIGHTS = " or".join(", ".join(FORMATS).rsplit(",", 1))
+# Of the verbs that load a model.
+Weights = Annotated[
+    str | None,
+    typer.Option(help=f"{WEIGHTS}: quantised at load.  [default: as the checkpoint has them]"),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
+]
+Lora = Annotated[
+    list[Path] | None, typer.Option(help="Folder of a PEFT adapter to merge; repeatable.")
+]
+KvDtype = Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")]
 
-# What `generate` and `chat` have in common.
+# Of the verbs that a prompt is given to.
 Temperature = Annotated[
     float | None, typer.Option(help="0 takes the likeliest token.  [default: checkpoint's]")
 ]
@@ -48,18 +61,6 @@ MinP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this string; repeatable.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(help=f"{WEIGHTS}: quantised at load.  [default: as the checkpoint has them]"),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help="Activations: bfloat16 or float32.  [default: bfloat16 on a GPU]"),
-]
-Lora = Annotated[
-    list[Path] | None, typer.Option(help="Folder of a PEFT adapter to merge; repeatable.")
-]
-KvDtype = Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")]
 
 
 def _verb(name: str) -> Any:
@@ -206,6 +207,74 @@ def chat(
     )
     with _route(reference):
         verb.run(request, as_json=json)
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option("--served-model-name", help="[default: the folder's]")
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask for this key; repeatable.", envvar="L4K_API_KEY"),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Most tokens of a conversation.  [default: what fits]")
+    ] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option(help="Room of the KV cache.  [default: what is free]")
+    ] = None,
+    slots: Annotated[int, typer.Option(help="Answers at once.")] = 64,
+    prefix_cache: Annotated[bool, typer.Option(help="Reuse prompts that begin alike.")] = True,
+    max_waiting: Annotated[
+        int, typer.Option(help="Answers that may wait for a slot; then 429.")
+    ] = 256,
+    max_output_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16_384,
+    request_seconds: Annotated[float, typer.Option(help="Most time of a request.")] = 600.0,
+    drain_seconds: Annotated[
+        float, typer.Option(help="For running requests, when asked to end.")
+    ] = 30.0,
+    allow_media_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Fetch images and videos from this host; repeatable."),
+    ] = None,
+    weights: Weights = None,
+    dtype: Dtype = None,
+    lora: Lora = None,
+    device: Device = None,
+    kv_dtype: KvDtype = "auto",
+    reference: Reference = False,
+) -> None:
+    """Answer requests in OpenAI's protocol, and a browser at the same address."""
+    verb = _verb("serve")
+
+    settings = verb.Settings(
+        model=model,
+        host=host,
+        port=port,
+        name=name,
+        api_keys=tuple(api_key or ()),
+        context=context,
+        kv_tokens=kv_tokens,
+        slots=slots,
+        prefix_cache=prefix_cache,
+        max_waiting=max_waiting,
+        max_output_tokens=max_output_tokens,
+        request_seconds=request_seconds,
+        drain_seconds=drain_seconds,
+        media_hosts=tuple(allow_media_host or ()),
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        kv_dtype=kv_dtype,
+        reference=reference,
+        lora=tuple(lora or ()),
+    )
+    with _route(reference):
+        raise typer.Exit(verb.run(settings))
 
 
 @app.command()

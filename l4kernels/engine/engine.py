@@ -7,8 +7,10 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -22,6 +24,8 @@ from l4kernels.inputs.files import shown
 from l4kernels.model.llama4 import Llama4Model
 from l4kernels.planning.footprint import MAX_PREFILL_TOKENS, activation_bytes
 from l4kernels.prompt.tokenizer import Detokenizer, Tokenizer
+
+_Result = TypeVar("_Result")
 
 _CPU_KV_BYTES = 1 << 30
 _GPU_SPARE = 1_000_000_000
@@ -84,9 +88,12 @@ class Stream:
         raise output
 
     def _finish(self, error: BaseException | None) -> None:
-        if not self._over:
-            self._over = True
-            self._outputs.put(error)
+        if self._over:
+            return
+        self._over = True
+        self._outputs.put(error)
+        if self.request.on_end is not None:
+            self.request.on_end(error)
 
     def result(self) -> list[list[int]]:
         """Waits for the end; the tokens of each sample."""
@@ -97,7 +104,11 @@ class Stream:
         return samples
 
 
-_Letter = tuple[Callable[[Stream], None], Stream]
+class _Letter(NamedTuple):
+    """What the engine's thread is to do, or, where it cannot any more, whom it tells."""
+
+    act: Callable[[], None]
+    fail: Callable[[BaseException], None]
 
 
 class _Mailbox:
@@ -110,11 +121,11 @@ class _Mailbox:
         self._why: str | None = None
         self._drain = False
 
-    def put(self, act: Callable[[Stream], None], stream: Stream) -> None:
+    def put(self, act: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
         with self._wake:
             if self._why is not None:
                 raise EngineClosed(f"{self._why}: it takes no more requests")
-            self._letters.append((act, stream))
+            self._letters.append(_Letter(act, fail))
             self._wake.notify()
 
     def close(self, why: str, *, drain: bool) -> None:
@@ -136,6 +147,12 @@ class _Mailbox:
 
     @property
     def closed(self) -> str | None:
+        """Why nothing more is taken, if it is."""
+        with self._wake:
+            return self._why
+
+    @property
+    def ends(self) -> str | None:
         """Why what is being done is to end now, if it is."""
         with self._wake:
             return None if self._drain else self._why
@@ -236,13 +253,7 @@ class Engine:
         if why := self._core.why_never(one.prompt_length, one.choice.max_new_tokens):
             raise ValueError(why)
         stream = Stream(request, sequences, texts)
-        alive = self._thread.is_alive()
-        self._mail.put(self._begin, stream)
-        if not alive:  # and not closed
-            raise EngineClosed(
-                "the engine's thread does not run in this process, which was forked from the one "
-                "that made the engine: make one here"
-            )
+        self._send(partial(self._begin, stream), stream._finish)
         return stream
 
     def cancel(self, stream: Stream) -> None:
@@ -251,7 +262,34 @@ class Engine:
         if not isinstance(stream, Stream):
             raise ValueError(f"expected the Stream of a request, got {shown(stream)}")
         with contextlib.suppress(EngineClosed):  # which has ended all requests
-            self._mail.put(self._cancel, stream)
+            self._mail.put(partial(self._cancel, stream), stream._finish)
+
+    def between_steps(self, function: Callable[[], _Result]) -> "Future[_Result]":
+        """Has the engine's thread call a function, so that no step runs beside it: what else is to
+        be computed with the model. All requests wait for it.
+
+        Raises:
+            EngineClosed: as `add` does.
+        """
+        if not callable(function):
+            raise ValueError(f"expected a function, got {shown(function)}")
+        future: Future[_Result] = Future()
+        self._send(partial(_answer, future, function), future.set_exception)
+        return future
+
+    @property
+    def closed(self) -> str | None:
+        """Why the engine takes no more requests: it was closed, or it failed; None while it does.
+
+        >>> from l4kernels import Llama4, demo
+        >>> engine = Engine(Llama4.from_pretrained(demo.CHECKPOINT))
+        >>> engine.closed is None
+        True
+        >>> engine.close()
+        >>> engine.closed
+        'the engine was closed'
+        """
+        return self._mail.closed
 
     def stats(self) -> Stats:
         core = self._core
@@ -283,6 +321,15 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _send(self, act: Callable[[], None], fail: Callable[[BaseException], None]) -> None:
+        alive = self._thread.is_alive()
+        self._mail.put(act, fail)
+        if not alive:  # and not closed
+            raise EngineClosed(
+                "the engine's thread does not run in this process, which was forked from the one "
+                "that made the engine: make one here"
+            )
+
     def _texts(self, request: Request) -> list[Detokenizer]:
         if self.tokenizer is not None:
             return [Detokenizer(self.tokenizer, request.stop) for _ in range(request.n)]
@@ -295,9 +342,8 @@ class Engine:
     def _turn(self) -> bool:
         """Does what came, and a step; whether there is more to do."""
         while (letter := self._mail.take()) is not None:
-            act, stream = letter
-            act(stream)
-        if (closed := self._mail.closed) is not None:
+            letter.act()
+        if (closed := self._mail.ends) is not None:
             why = EngineClosed(f"{closed} before the request was done")
             for stream in {stream for stream, _ in self._streams.values()}:
                 self._fail(stream, why)
@@ -373,11 +419,10 @@ class Engine:
         """Nothing can be done any more, and nobody is to wait for it."""
         why = f"the engine failed ({shown(error)})"
         self._mail.close(why, drain=False)
-        streams = [stream for stream, _ in self._streams.values()]
-        while (letter := self._mail.take()) is not None:
-            streams.append(letter[1])
-        for stream in streams:
+        for stream in {stream for stream, _ in self._streams.values()}:
             stream._finish(EngineClosed(why))
+        while (letter := self._mail.take()) is not None:
+            letter.fail(EngineClosed(why))
         self._streams.clear()
 
 
@@ -396,6 +441,16 @@ def _serve(engine_of: Callable[[], Engine | None], mail: _Mailbox, threads: int)
             raise
         if not going_on:
             engine = None
+
+
+def _answer(future: "Future[_Result]", function: Callable[[], _Result]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            result = function()
+        except BaseException as error:  # of the caller's function, and its own affair
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
 
 def _close(mail: _Mailbox, thread: threading.Thread, *, drain: bool = False) -> None:

@@ -57,8 +57,10 @@ class Request:
         cache_salt: only requests with the same salt reuse each other's prefixes.
         token_mask: called before each token with the sample's tokens so far; returns which may
             follow, int32 `[ceil(V / 32)]`, token v is bit `v % 32` of word `v // 32`, or None for
-            all. The engine waits for it.
+            all. The engine waits for it. One function for all samples, or a list of one for each.
         on_output: called by the engine's thread with each output; what it raises ends the request.
+        on_end: called by the engine's thread once, after the last output, with the error that ended
+            the request, or None. It must not raise.
     """
 
     prompt: Any
@@ -71,8 +73,9 @@ class Request:
     logprobs: int | None = None
     priority: int = 0
     cache_salt: str = ""
-    token_mask: TokenMask | None = None
+    token_mask: TokenMask | Sequence[TokenMask] | None = None
     on_output: Callable[[Output], None] | None = None
+    on_end: Callable[[BaseException | None], None] | None = None
 
     def sequences(self, model: Llama4Model) -> list[EngineSequence]:
         """One for each sample.
@@ -91,18 +94,32 @@ class Request:
             raise ValueError(f"expected sampling to be a Sampling, got {shown(self.sampling)}")
         if not isinstance(self.cache_salt, str):
             raise ValueError(f"expected cache_salt to be a string, got {shown(self.cache_salt)}")
-        for name in ("token_mask", "on_output"):
+        for name in ("on_output", "on_end"):
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise ValueError(f"expected {name} to be a function or None, got {shown(given)}")
+        masks = self._masks(samples)
         stop = frozenset(stop_ids_of(model, self.stop_ids))
         check_biases(model, self.sampling)
         prompt = prompt_of(model, self.prompt, self.pixel_values)
         seed = self.sampling.seed_now()
         seeds = [stream_seed(seed, index) for index in range(samples)]
-        rest = stop, new_tokens, logprobs, self.token_mask
+        rest = stop, new_tokens, logprobs
         shared = prompt.images, priority, self.cache_salt.encode()
         return [
-            EngineSequence(prompt.ids.copy(), Choice(self.sampling, own, *rest), *shared)
-            for own in seeds
+            EngineSequence(prompt.ids.copy(), Choice(self.sampling, own, *rest, mask), *shared)
+            for own, mask in zip(seeds, masks, strict=True)
         ]
+
+    def _masks(self, samples: int) -> Sequence[TokenMask | None]:
+        """Of each sample."""
+        given = self.token_mask
+        if given is None or callable(given):
+            return [given] * samples
+        good = isinstance(given, (list, tuple)) and all(map(callable, given))
+        if not good or len(given) != samples:
+            raise ValueError(
+                f"expected token_mask to be a function, a list of {samples}, one for each sample, "
+                f"or None, got {shown(given)}"
+            )
+        return given

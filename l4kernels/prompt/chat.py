@@ -18,6 +18,7 @@ from l4kernels.prompt.chat_template import ChatError, ChatTemplate
 from l4kernels.prompt.control_tokens import ControlTokens
 from l4kernels.prompt.image_processor import ImageProcessor, Tiles
 from l4kernels.prompt.tokenizer import Tokenizer
+from l4kernels.prompt.tokenizer_file import ContextError
 
 IMAGE = "<|image|>"
 
@@ -112,7 +113,8 @@ class Prompter:
 
         Raises:
             ChatError: the template, its budget, the messages or the images do not allow it.
-            TokenizerError: text that is not Unicode or does not fit the model's context.
+            ContextError: more tokens than the model's context.
+            TokenizerError: text that is not Unicode.
 
         >>> from l4kernels.demo import CHECKPOINT
         >>> prompter = Prompter(CHECKPOINT)
@@ -152,7 +154,7 @@ class Prompter:
             elif token is not None:
                 ids.append(self.tokenizer.id(token))
             if len(ids) > limit:
-                raise ChatError(
+                raise ContextError(
                     f"the prompt does not fit the model's context of {limit} tokens; shorten it"
                 )
         if seen != len(grids):

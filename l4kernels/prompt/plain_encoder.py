@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 
-from l4kernels.prompt.tokenizer_file import TokenizerError, guarded, steps
+from l4kernels.prompt.tokenizer_file import ContextError, TokenizerError, guarded, steps
 
 PIECE_CHARS = 1 << 16
 """Longer texts of published split patterns are encoded in pieces of about this length."""
@@ -194,8 +194,8 @@ class PlainEncoder:
 _FAILED = "the tokenizer's library fails on this text"
 
 
-def too_long(limit: int) -> TokenizerError:
-    return TokenizerError(f"the text does not fit the context of {limit} tokens; shorten it")
+def too_long(limit: int) -> ContextError:
+    return ContextError(f"the text does not fit the context of {limit} tokens; shorten it")
 
 
 def _is_published(data: Mapping[str, Any]) -> bool:

@@ -28,6 +28,10 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be used, or text or ids that it cannot take."""
 
 
+class ContextError(TokenizerError):
+    """More tokens than the model's context."""
+
+
 def guarded(what: str, call: Callable[[], _Result]) -> _Result:
     """`call()`; whatever the library fails with becomes a `TokenizerError`.
 

@@ -41,7 +41,6 @@ LAW = {
 }
 COMING = {  # rooms that nobody has moved into
     "l4kernels.integrations",
-    "l4kernels.server",
 }
 
 SYSTEM = r"[a-z_]+|(cxxabi|dlfcn|immintrin|link|stddef|stdint)\.h"  # of C++ and of Linux

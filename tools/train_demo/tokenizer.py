@@ -48,12 +48,21 @@ SPECIAL_ID = {token: BPE_TOKENS + i for i, token in enumerate(SPECIAL)}
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
+{%- if tools %}
+    {{- '<|header_start|>system<|header_end|>\\n\\nFunctions that can be called, by JSON alone: ' }}
+    {{- '{"name": ..., "parameters": {...}}\\n' }}
+    {%- for tool in tools %}
+        {{- tool | tojson + '\\n' }}
+    {%- endfor %}
+    {{- '<|eot|>' }}
+{%- endif %}
 {%- for message in messages %}
-    {{- '<|header_start|>' + message['role'] + '<|header_end|>\\n\\n' }}
+    {%- set role = 'ipython' if message['role'] == 'tool' else message['role'] %}
+    {{- '<|header_start|>' + role + '<|header_end|>\\n\\n' }}
     {%- if message['content'] is string %}
         {{- message['content'] }}
     {%- else %}
-        {%- for content in message['content'] %}
+        {%- for content in message['content'] or [] %}
             {%- if content['type'] == 'image' %}
                 {{- '<|image|>' }}
             {%- elif content['type'] == 'text' %}
@@ -61,6 +70,9 @@ CHAT_TEMPLATE = """\
             {%- endif %}
         {%- endfor %}
     {%- endif %}
+    {%- for call in message['tool_calls'] or [] %}
+        {{- {'name': call.function.name, 'parameters': call.function.arguments} | tojson }}
+    {%- endfor %}
     {{- '<|eot|>' }}
 {%- endfor %}
 {%- if add_generation_prompt %}

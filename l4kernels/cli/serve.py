@@ -1,0 +1,129 @@
+"""`l4k serve`."""
+
+import asyncio
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from l4kernels.checkpoint.choice import stored_formats
+from l4kernels.checkpoint.formats import open_checkpoint
+from l4kernels.cli.loading import check_options, checkpoint_bytes, load_options
+from l4kernels.cli.progress import loading_bar
+from l4kernels.engine.engine import Engine
+from l4kernels.engine.llama4 import Llama4
+from l4kernels.engine.request import Request
+from l4kernels.inputs.arguments import number, whole_number
+from l4kernels.inputs.extras import require
+from l4kernels.inputs.forms import convert_hint
+from l4kernels.model.config import Llama4Config
+from l4kernels.planning import cpu
+from l4kernels.prompt.chat import Prompter
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the command line; None: the default of `ServerOptions` or of the engine."""
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    api_keys: tuple[str, ...] = ()
+    context: int | None = None
+    kv_tokens: int | None = None
+    slots: int = 64
+    prefix_cache: bool = True
+    max_waiting: int = 256
+    max_output_tokens: int = 16_384
+    request_seconds: float = 600.0
+    drain_seconds: float = 30.0
+    media_hosts: tuple[str, ...] = ()
+    weights: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    kv_dtype: str = "auto"
+    reference: bool = False
+    lora: tuple[Path, ...] = ()
+
+
+def run(settings: Settings) -> int:
+    """Loads the model, answers a request of its own, listens until a signal comes; the exit code."""
+    for module in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance"):
+        require(module, "serve")
+    _check(settings)
+    if not settings.model.is_dir():
+        raise FileNotFoundError(
+            f"{settings.model}: no such checkpoint folder{convert_hint(settings.model)}"
+        )
+    config = Llama4Config.from_pretrained(settings.model)
+    prompter = Prompter(settings.model, config)
+    source = open_checkpoint(settings.model, config)
+    options = load_options(
+        settings.device,
+        settings.dtype,
+        settings.weights,
+        settings.kv_dtype,
+        stored=stored_formats(source).values(),
+        reference=settings.reference,
+    )
+    with cpu.threads(cpu.threads_for(checkpoint_bytes(settings.model))):
+        with loading_bar() as progress:
+            model = Llama4.from_checkpoint(source, progress=progress, lora=settings.lora, **options)
+        with Engine(
+            model,
+            slots=settings.slots,
+            context=settings.context,
+            kv_tokens=settings.kv_tokens,
+            prefix_cache=settings.prefix_cache,
+            tokenizer=prompter.tokenizer,
+        ) as engine:
+            first = torch.tensor([config.bos_token_id or 0])
+            engine.add(Request(first, 2, stop_ids=())).result()  # whatever is made at first use
+            return _listen(engine, prompter, settings)
+
+
+def _check(settings: Settings) -> None:
+    check_options(settings.device, settings.dtype, settings.weights, settings.kv_dtype)
+    whole_number("--port", settings.port, 0, 65_535)
+    whole_number("--max-waiting", settings.max_waiting, 0, 1 << 20)
+    whole_number("--max-output-tokens", settings.max_output_tokens, 1, 1 << 30)
+    number("--request-seconds", settings.request_seconds, 1, 1e7)
+    number("--drain-seconds", settings.drain_seconds, 0, 1e7)
+    for key in settings.api_keys:
+        if not key.isascii() or not key.isprintable() or not key.strip():
+            raise ValueError("expected --api-key to be printable ASCII")
+
+
+def _listen(engine: Engine, prompter: Prompter, settings: Settings) -> int:
+    from l4kernels.server.app import create_app
+    from l4kernels.server.options import ServerOptions
+    from l4kernels.server.serve import Server
+
+    logging.basicConfig(level=logging.WARNING, format="l4k: %(message)s", stream=sys.stderr)
+    options = ServerOptions(
+        settings.name or settings.model.resolve().name,
+        api_keys=settings.api_keys,
+        media_hosts=settings.media_hosts,
+        max_waiting=settings.max_waiting,
+        max_output_tokens=settings.max_output_tokens,
+        request_seconds=settings.request_seconds,
+        drain_seconds=settings.drain_seconds,
+    )
+    app = create_app(engine, prompter, options)
+    server = Server(app, options, settings.host, settings.port)
+    asyncio.run(_serve(server, options.model_name))
+    return 1 if server.failed else 0
+
+
+async def _serve(server: "Server", name: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+    serving = asyncio.ensure_future(server.serve())
+    while not (server.started or serving.done()):
+        await asyncio.sleep(0.01)
+    if server.started:
+        host, port = server.address
+        shown = f"[{host}]" if ":" in host else host
+        print(f"l4k: {name} at http://{shown}:{port}/ (API: /v1); Ctrl-C ends", file=sys.stderr)
+    await serving

@@ -1,0 +1,305 @@
+"""The routes of the server."""
+
+import base64
+import hashlib
+import logging
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+
+from l4kernels import __version__
+from l4kernels.engine.engine import Engine
+from l4kernels.prompt.chat import Prompter
+from l4kernels.server.chat import ChatAnswer
+from l4kernels.server.completions import CompletionAnswer
+from l4kernels.server.errors import ApiError, server_error
+from l4kernels.server.gate import Gate
+from l4kernels.server.generation import Generation
+from l4kernels.server.options import ServerOptions
+from l4kernels.server.protocol.chat import ChatRequest, TokenizeRequest
+from l4kernels.server.protocol.common import ErrorAnswer
+from l4kernels.server.protocol.completions import CompletionRequest, DetokenizeRequest
+from l4kernels.server.service import Service
+from l4kernels.server.streams import ClientLeft, EventStream, event, while_connected
+
+LOG = logging.getLogger("l4kernels.server")
+PAGE = Path(__file__).with_name("page.html")
+
+
+class Answer(Protocol):
+    """What a route begins, and then sends whole or as events."""
+
+    async def begin(self) -> None: ...
+    def close(self) -> None: ...
+    async def whole(self) -> dict[str, Any]: ...
+    def events(self) -> AsyncIterator[bytes]: ...
+    @property
+    def generation(self) -> Generation: ...
+
+
+def create_app(engine: Engine, prompter: Prompter, options: ServerOptions) -> FastAPI:
+    """An ASGI application over an engine, which it does not close.
+
+    Args:
+        engine: made with `tokenizer=prompter.tokenizer`.
+        prompter: of the checkpoint.
+        options: its name, keys and limits.
+
+    >>> from l4kernels import Llama4, demo
+    >>> prompter = Prompter(demo.CHECKPOINT)
+    >>> engine = Engine(Llama4.from_pretrained(demo.CHECKPOINT), tokenizer=prompter.tokenizer)
+    >>> app = create_app(engine, prompter, ServerOptions("demo"))
+    >>> "/v1/chat/completions" in app.openapi()["paths"]
+    True
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.service = service = Service(engine, prompter, options)
+        try:
+            yield
+        finally:
+            service.close()
+
+    app = FastAPI(
+        title="l4kernels",
+        version=__version__,
+        summary="Llama 4, in OpenAI's protocol.",
+        docs_url=None,  # their pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.add_middleware(Gate, options=options)
+    _handle_errors(app)
+    _add_answers(app, options)
+    _add_tokens(app)
+    _add_state(app, options)
+    return app
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _add_answers(app: FastAPI, options: ServerOptions) -> None:
+    async def answer(request: Request, made: Answer, stream: bool) -> Response:
+        try:
+            await while_connected(request, made.begin())
+            request.scope["l4k_release"]()
+            if stream:
+                events = _kept_alive(made, options.heartbeat_seconds)
+                return EventStream(events, options.stall_seconds)
+            return JSONResponse(await while_connected(request, made.whole()))
+        except BaseException:
+            stream = False
+            raise
+        finally:
+            if not stream:
+                made.close()
+
+    @app.post("/v1/chat/completions", tags=["chat"], responses=_responses())
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answers a conversation."""
+        service = _service(request)
+        service.check(body.model)
+        made = ChatAnswer(service, body, request.scope["l4k_key"])
+        return await answer(request, made, bool(body.stream))
+
+    @app.post("/v1/completions", tags=["completions"], responses=_responses())
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Continues texts."""
+        service = _service(request)
+        service.check(body.model)
+        made = CompletionAnswer(service, body, request.scope["l4k_key"])
+        return await answer(request, made, bool(body.stream))
+
+
+async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, None]:
+    """The events of an answer, signs of life between them, and at the end of one that failed its
+    error. Closing it ends the answer."""
+    generation, loop = made.generation, made.generation.loop
+    clock = loop.call_later(seconds, generation.nudge)
+    try:
+        async for part in made.events():
+            clock.cancel()
+            yield part
+            clock = loop.call_later(seconds, generation.nudge)
+    except ApiError as error:
+        yield event(error.body())
+    except Exception:
+        yield event(_unexpected().body())
+    finally:
+        clock.cancel()
+        made.close()
+
+
+def _add_tokens(app: FastAPI) -> None:
+    @app.post("/tokenize", tags=["tokens"], responses=_responses())
+    async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+        """The tokens of a text, or of a chat."""
+        service = _service(request)
+        service.check(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "expected either prompt or messages", param="prompt")
+
+        def ids() -> list[int]:
+            if body.messages is None:
+                assert body.prompt is not None
+                return service.text_prompt(body.prompt, bos=body.add_special_tokens).ids
+            ending = body.add_generation_prompt, body.continue_final_message
+            return service.chat_prompt(body.messages, body.tools, *ending).ids
+
+        tokens = await service.in_thread(ids)
+        named = None
+        if body.return_token_strs:
+            named = [service.tokenizer.decode([i], skip_special=False) for i in tokens]
+        return JSONResponse(
+            {
+                "count": len(tokens),
+                "max_model_len": service.context,
+                "tokens": tokens,
+                "token_strs": named,
+            }
+        )
+
+    @app.post("/detokenize", tags=["tokens"], responses=_responses())
+    async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+        """The text of tokens, special ones spelled out."""
+        service = _service(request)
+        service.check(body.model)
+        decode = service.tokenizer.decode
+        text = await service.in_thread(lambda: decode(body.tokens, skip_special=False))
+        return JSONResponse({"prompt": text})
+
+
+def _add_state(app: FastAPI, options: ServerOptions) -> None:
+    @app.get("/v1/models", tags=["models"])
+    async def models(request: Request) -> Response:
+        """The one model that is served."""
+        return JSONResponse({"object": "list", "data": [_model(_service(request))]})
+
+    @app.get("/v1/models/{model:path}", tags=["models"], responses=_responses())
+    async def model(request: Request, model: str) -> Response:
+        """The model of this name."""
+        service = _service(request)
+        service.check(model)
+        return JSONResponse(_model(service))
+
+    @app.get("/health", tags=["state"])
+    async def health(request: Request) -> Response:
+        """200 while requests are taken, 503 when the server ends or its engine has failed."""
+        service = _service(request)
+        if service.draining or service.engine.closed is not None:
+            state = "draining" if service.draining else "failed"
+            return JSONResponse({"status": state}, status_code=503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/version", tags=["state"])
+    async def version() -> Response:
+        """Of the package."""
+        return JSONResponse({"version": __version__})
+
+    @app.get("/metrics", tags=["state"])
+    async def metrics(request: Request) -> Response:
+        """What the server counts, for Prometheus."""
+        text = _service(request).metrics.text()
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        content, policy = _page()
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.options.model_name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "l4kernels",
+        "max_model_len": service.context,
+    }
+
+
+@cache
+def _page() -> tuple[str, str]:
+    """The page, and a policy that allows its own script and style and nothing else."""
+    content = PAGE.read_text("utf-8")
+    rules = ["default-src 'none'", "connect-src 'self'", "img-src data: blob:", "base-uri 'none'"]
+    rules += ["form-action 'none'", "frame-ancestors 'none'"]
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        (inner,) = re.findall(f"<{tag}>(.*?)</{tag}>", content, re.S)
+        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
+        rules.append(f"{rule} 'sha256-{digest}'")
+    return content, "; ".join(rules)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return _error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _error(_explained(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        known: dict[int, Callable[[], str]] = {
+            404: lambda: f"there is no {request.method} {request.url.path[:200]}",
+            405: lambda: f"{request.url.path[:200]} does not take {request.method}",
+        }
+        text = known.get(error.status_code, lambda: str(error.detail))()
+        return _error(ApiError(error.status_code, text, headers=error.headers))
+
+    @app.exception_handler(ClientLeft)
+    async def left(request: Request, error: ClientLeft) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return _error(_unexpected())
+
+
+def _unexpected() -> ApiError:
+    """Of an error that nobody thought of: the log has it, the client its number."""
+    number = uuid.uuid4().hex[:12]
+    LOG.exception("error %s", number)
+    return server_error(f"the server failed at this request; its log has it as error {number}")
+
+
+def _error(error: ApiError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+def _explained(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong, and where. What came is not repeated."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON (at character {first['loc'][-1]})")
+    # Names of alternatives of a union are pydantic's, and no fields of the request.
+    param = ".".join(part for part in place if re.fullmatch(r"[A-Za-z0-9_]{1,64}", part))
+    if first["type"] == "extra_forbidden":
+        message = f"unknown field {place[-1][:64]!r}: this server does not support it"
+    else:
+        message = f"{param or 'the body'}: {first['msg'][:500]}"
+    return ApiError(400, message, param=param or None, code=None)
+
+
+def _responses() -> dict[int | str, dict[str, Any]]:
+    """Answers other than 200, for the description of the API."""
+    about = {400: "A field is wrong.", 401: "No key of this server.", 404: "No such model.",
+             408: "Out of time.", 413: "Too large.", 429: "Too busy.", 503: "Ending."}  # fmt: skip
+    return {status: {"description": text, "model": ErrorAnswer} for status, text in about.items()}

@@ -1,0 +1,165 @@
+"""What every request passes before it is looked at: the key, the size of its body, the queue."""
+
+import asyncio
+import hmac
+import json
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from l4kernels.server.errors import ApiError
+from l4kernels.server.options import ServerOptions
+
+OPEN = ("/", "/health")
+"""Asked without a key: what supervisors ask, and the page in which one types the key."""
+
+
+class Gate:
+    """An ASGI middleware.
+
+    It reads bodies whole, within their limits of size and time, so that what lies behind it never
+    waits for a slow client; answers beyond them are 413 and 408, without a key 401.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServerOptions):
+        self._app, self._options = app, options
+        self._keys = [key.encode() for key in options.api_keys]
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, share = dict(scope["headers"]), _Share(self)
+        send = _counted(scope, send)
+        try:
+            if scope["path"] not in OPEN:
+                scope["l4k_key"] = self._check_key(headers)
+            self._check_length(headers)
+            reading = self._read(receive, share)
+            body = await asyncio.wait_for(reading, self._options.body_seconds)
+            # The app gives the memory back as soon as it has made a prompt of it.
+            scope["l4k_release"] = share.release
+            await self._app(scope, _replay(body, receive), send)
+        except ApiError as error:
+            await refuse(send, error)
+        except asyncio.TimeoutError:
+            late = "the body of the request did not arrive in time"
+            await refuse(send, ApiError(408, late, code="request_timeout"))
+        except ConnectionError:  # the client left
+            pass
+        finally:
+            share.release()
+
+    def _check_key(self, headers: dict[bytes, bytes]) -> str:
+        """The key that came, where one is asked for."""
+        if not self._keys:
+            return ""
+        kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+        given = key.strip() if kind.lower() == b"bearer" else b""
+        # All are compared, so that the time says nothing.
+        matches = [hmac.compare_digest(given, known) for known in self._keys]
+        if not any(matches):
+            raise ApiError(
+                401,
+                "expected an API key of this server as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        return given.decode()
+
+    def _check_length(self, headers: dict[bytes, bytes]) -> None:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 18:
+            raise ApiError(400, "expected a Content-Length that is a number")
+        if int(length) > self._options.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> ApiError:
+        most = self._options.max_body_bytes
+        return ApiError(
+            413,
+            f"expected a body of at most {most >> 20} MiB; scale images down",
+            code="request_too_large",
+            headers={"Connection": "close"},
+        )
+
+    async def _read(self, receive: Receive, share: "_Share") -> bytes:
+        parts: list[bytes] = []
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError
+            parts.append(message.get("body", b""))
+            share.take(len(parts[-1]))
+            if share.size > self._options.max_body_bytes:
+                raise self._too_large()
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+    def hold(self, size: int) -> None:
+        if self._held + size > self._options.max_bodies_bytes:
+            raise ApiError(
+                429,
+                "the server is reading as many large requests as it can; try again",
+                code="rate_limit_exceeded",
+                type="rate_limit_error",
+                headers={"Retry-After": "2"},
+            )
+        self._held += size
+
+
+class _Share:
+    """Of the memory for bodies, what one request holds."""
+
+    def __init__(self, gate: Gate):
+        self._gate, self.size = gate, 0
+
+    def take(self, size: int) -> None:
+        self._gate.hold(size)
+        self.size += size
+
+    def release(self) -> None:
+        self._gate.hold(-self.size)
+        self.size = 0
+
+
+def _counted(scope: Scope, send: Send) -> Send:
+    """Counts the answer by its route, which is known once it has been looked for, and status."""
+
+    async def counted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            route = getattr(scope.get("route"), "path", "none")
+            answers = scope["app"].state.service.metrics.answers
+            answers.labels(route, message["status"]).inc()
+        await send(message)
+
+    return counted
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body in one piece, then what the client does next."""
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return replayed
+
+
+async def refuse(send: Send, error: ApiError) -> None:
+    """An error object as a whole answer."""
+    content = json.dumps(error.body()).encode()
+    headers: dict[str, Any] = {
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        **error.headers,
+    }
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,147 @@
+"""Messages of a request as a prompt of the checkpoint's."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from l4kernels.prompt.chat import Prompt, Prompter
+from l4kernels.prompt.chat_template import ChatError
+from l4kernels.prompt.images import ImageError
+from l4kernels.prompt.tokenizer_file import ContextError, TokenizerError
+from l4kernels.server.errors import ApiError, context_exceeded
+from l4kernels.server.media import Media, MediaError
+from l4kernels.server.options import ServerOptions
+from l4kernels.server.protocol.chat import (
+    AnyMessage,
+    AssistantMessage,
+    ImagePart,
+    RefusalPart,
+    TextPart,
+    Tool,
+    ToolMessage,
+    UserMessage,
+    VideoPart,
+)
+
+
+class Conversation:
+    """Messages as chat templates want them, and their images in order.
+
+    Args:
+        media: turns URLs into bytes.
+        options: how many images a request may have.
+    """
+
+    def __init__(self, prompter: Prompter, media: Media, options: ServerOptions):
+        self._prompter, self._media, self._options = prompter, media, options
+        self.messages: list[dict[str, Any]] = []
+        self.images: list[Any] = []
+
+    def add(self, message: AnyMessage, where: str) -> None:
+        """`where` names the message in errors: `messages.0`."""
+        if isinstance(message, UserMessage):
+            parts = self._user_content(message.content, where)
+            self.messages.append({"role": "user", "content": parts})
+        elif isinstance(message, AssistantMessage):
+            self.messages.append(_assistant(message, where))
+        elif isinstance(message, ToolMessage):
+            content = _texts(message.content)
+            self.messages.append(
+                {"role": "tool", "content": content, "tool_call_id": message.tool_call_id}
+            )
+        else:  # OpenAI's newer name for system
+            self.messages.append({"role": "system", "content": _texts(message.content)})
+
+    def _user_content(self, content: Any, where: str) -> Any:
+        if isinstance(content, str):
+            return content
+        parts: list[dict[str, Any]] = []
+        for index, part in enumerate(content):
+            at = f"{where}.content.{index}"
+            if isinstance(part, TextPart):
+                parts.append({"type": "text", "text": part.text})
+                continue
+            try:
+                parts += self._pictures(part)
+            except (MediaError, ImageError) as error:
+                raise ApiError(400, str(error), param=at, code="invalid_image") from None
+            if len(self.images) > self._options.max_images:
+                raise ApiError(
+                    400,
+                    f"expected at most {self._options.max_images} images and frames in a request",
+                    param=at,
+                )
+        return parts
+
+    def _pictures(self, part: ImagePart | VideoPart) -> list[dict[str, Any]]:
+        if isinstance(part, ImagePart):
+            self.images.append(self._media.image(part.image_url.url))
+            return [{"type": "image"}]
+        raise MediaError("videos are not read")
+
+    def prompt(self, tools: Sequence[Tool] | None, **ending: Any) -> Prompt:
+        """Of all messages.
+
+        Raises:
+            ApiError: the template refuses them, or they do not fit the model's context.
+        """
+        given = None
+        if tools:
+            given = [tool.model_dump(exclude_none=True) for tool in tools]
+            for tool in given:
+                tool["function"].pop("strict", None)
+        try:
+            return self._prompter.chat(self.messages, self.images, tools=given, **ending)
+        except ContextError:
+            limit = self._prompter.config.max_position_embeddings
+            raise context_exceeded(limit, None, 0, "messages") from None
+        except (ChatError, TokenizerError, ImageError) as error:
+            text = str(error).replace(f"{self._prompter.path}", "the model")
+            raise ApiError(400, text, param="messages") from None
+
+
+def _texts(content: str | Iterable[TextPart | RefusalPart]) -> Any:
+    """Text, or text parts, in the template's form. Templates read texts of system messages in one
+    piece."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
+
+
+def _assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
+    if message.content is None and message.refusal is None and not message.tool_calls:
+        raise ApiError(
+            400,
+            "expected content or tool_calls in a message of the assistant",
+            param=f"{where}.content",
+        )
+    content = _texts(message.content if message.content is not None else message.refusal or "")
+    turn: dict[str, Any] = {"role": "assistant", "content": content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {
+                    "name": call.function.name,
+                    "arguments": _arguments(call.function.arguments, f"{where}.tool_calls.{n}"),
+                },
+            }
+            for n, call in enumerate(message.tool_calls)
+        ]
+    return turn
+
+
+def _arguments(text: str, where: str) -> Any:
+    """Templates write the object as JSON again; a client sends it as text."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ApiError(
+            400,
+            "expected the arguments of a tool call to be a JSON object, as text",
+            param=f"{where}.function.arguments",
+        )
+    return value

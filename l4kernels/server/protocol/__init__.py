@@ -1,0 +1,1 @@
+"""Requests as OpenAI's clients send them, with the bounds of their fields."""

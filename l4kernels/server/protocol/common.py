@@ -1,0 +1,88 @@
+"""What requests for chats and for completions share."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_TEXT = 16 << 20
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Seed = Annotated[int, Field(ge=-(1 << 63), le=(1 << 63) - 1)]
+TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+TokenKey = Annotated[str, Field(max_length=12, pattern="^[0-9]+$")]
+
+
+class Message(BaseModel):
+    """A part of a request. A field that is not known is refused, so that none is ignored in
+    silence; numbers are numbers, and not NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Message):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    """Accepted; nothing is obfuscated."""
+
+
+class SampledRequest(Message):
+    """How tokens are chosen. What is left out, the checkpoint's `generation_config.json` says."""
+
+    model: str | None = Field(None, max_length=4096)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = 1
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Seed | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=1024)] | None = None
+    user: str | None = Field(None, max_length=4096)
+    """Accepted, and used for nothing."""
+
+    # vLLM's names for what OpenAI's interface lacks.
+    top_k: Annotated[int, Field(ge=-1, le=1 << 30)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool = False
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+    def stop_strings(self) -> list[str]:
+        if self.stop is None:
+            return []
+        return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    def sampling(self) -> dict[str, Any]:
+        """Fields of `Sampling` that the request sets."""
+        given: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("temperature", "top_p", "min_p", "seed", "repetition_penalty")
+            if getattr(self, name) is not None
+        }
+        if self.top_k is not None:
+            given["top_k"] = max(self.top_k, 0)
+        if self.min_tokens:
+            given["min_tokens"] = self.min_tokens
+        given["presence_penalty"] = self.presence_penalty or 0.0
+        given["frequency_penalty"] = self.frequency_penalty or 0.0
+        given["logit_bias"] = {int(key): bias for key, bias in (self.logit_bias or {}).items()}
+        return given
+
+
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """What comes with every status but 200."""
+
+    error: ErrorObject
