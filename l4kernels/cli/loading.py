@@ -23,17 +23,10 @@ from l4kernels.planning.machine import gpu_problem
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRequest:
-    """The options that all verbs have which let a model speak."""
+class ModelOptions:
+    """A checkpoint, and how its model is held: options of all verbs that load one."""
 
     model: Path
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
     weights: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -44,12 +37,28 @@ class ModelRequest:
     def config(self) -> Llama4Config:
         """The checkpoint's, after a look at the options that need nothing of it."""
         check_options(self.device, self.dtype, self.weights, self.kv_dtype)
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"expected --max-new-tokens >= 1, got {self.max_new_tokens}")
         if not self.model.is_dir():
             hint = convert_hint(self.model)
             raise FileNotFoundError(f"{self.model}: no such checkpoint folder{hint}")
         return Llama4Config.from_pretrained(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest(ModelOptions):
+    """The options of verbs that a prompt is given to."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def config(self) -> Llama4Config:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"expected --max-new-tokens >= 1, got {self.max_new_tokens}")
+        return super().config()
 
     def sampling(self) -> Sampling:
         """What the request leaves open, the checkpoint decides."""
@@ -61,7 +70,7 @@ class ModelRequest:
 class Loader:
     """A request's checkpoint: headers are read here, weights by `loaded`."""
 
-    def __init__(self, request: ModelRequest, config: Llama4Config):
+    def __init__(self, request: ModelOptions, config: Llama4Config):
         self.request = request
         self.source = open_checkpoint(request.model, config)
         self.options = load_options(
