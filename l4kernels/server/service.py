@@ -180,10 +180,8 @@ class Service:
         config = self.engine.model.config
         try:
             if isinstance(given, str):
-                if bos and given:
-                    return self.prompter.raw(given)
                 limit = config.max_position_embeddings
-                given = self.tokenizer.encode(given, bos=bos, limit=limit)
+                given = self.tokenizer.encode(given, bos=bos, limit=limit) if given else []
         except ContextError:
             raise context_exceeded(self.context, None, 0, "prompt") from None
         except TokenizerError as error:
@@ -239,7 +237,8 @@ class Service:
         try:
             generation.start(requests)
         except ValueError as error:  # of the model's own bounds, such as of token ids
-            raise ApiError(400, str(error), code="invalid_value") from None
+            named = str(error).partition("logit_bias")[1] or None
+            raise ApiError(400, str(error), param=named) from None
 
     @cached_property
     def _grammars(self) -> Grammars:

@@ -68,14 +68,14 @@ class ChecksumModel(Llama4):
         if GLOBAL not in at:
             return _chunk_alone(x, *at[CHUNKED], self.config.attention_chunk_size)
         meta, keys = at[GLOBAL]
-        _write(keys, meta.slots, x[:, 0])
+        write(keys, meta.slots, x[:, 0])
         if meta.max_seqlen_q > 1:
             if CHUNKED in at:
-                _write(at[CHUNKED][1], at[CHUNKED][0].slots, _prefixes(meta, keys))
+                write(at[CHUNKED][1], at[CHUNKED][0].slots, _prefixes(meta, keys))
             return x
         sums = _sums(meta, keys, 0, 1)
         if CHUNKED in at:
-            _write(at[CHUNKED][1], at[CHUNKED][0].slots, sums)
+            write(at[CHUNKED][1], at[CHUNKED][0].slots, sums)
             sums = sums + _sums(*at[CHUNKED], self.config.attention_chunk_size, 2)
         return (sums % PRIME).float()[:, None].expand(-1, 8)
 
@@ -85,13 +85,13 @@ class ChecksumModel(Llama4):
 
 
 def _chunk_alone(x, meta, keys, chunk):
-    _write(keys, meta.slots, x[:, 0])
+    write(keys, meta.slots, x[:, 0])
     if meta.max_seqlen_q > 1:
         return x
     return (_sums(meta, keys, chunk, 2) % PRIME).float()[:, None].expand(-1, 8)
 
 
-def _write(keys: Tensor, slots: Tensor, values: Tensor) -> None:
+def write(keys: Tensor, slots: Tensor, values: Tensor) -> None:
     """Where slots are -1, nothing; without asking which, as a captured step must."""
     keys = keys.view(keys.shape[0] * keys.shape[1], -1)[:, 0]
     size = len(keys)
@@ -105,13 +105,13 @@ def _weights(positions: int | Tensor, kind: int) -> int | Tensor:
     return (positions * (2749 * kind) + positions * positions * 31) % 4093 + 1
 
 
-def _seen(meta, keys, rows=slice(None)) -> Tensor:
+def contents_of(meta, keys, rows=slice(None)) -> Tensor:
     """`[B, positions]`, what the pages of each sequence hold."""
     return keys[meta.block_table[rows].clamp(min=0).long(), :, 0, 0].flatten(1).long()
 
 
 def _sums(meta, keys, chunk: int, kind: int) -> Tensor:
-    seen, positions = _seen(meta, keys), meta.positions[:, None]
+    seen, positions = contents_of(meta, keys), meta.positions[:, None]
     at = torch.arange(seen.shape[1])
     visible = (at < meta.seqlens_k[:, None]) & (
         at >= (positions - positions % chunk if chunk else 0)
@@ -126,7 +126,7 @@ def _prefixes(meta, keys) -> Tensor:
     for row, (length, new) in enumerate(
         zip(lengths, meta.cu_seqlens_q.diff().tolist(), strict=True)
     ):
-        seen = _seen(meta, keys, slice(row, row + 1))[0, :length]
+        seen = contents_of(meta, keys, slice(row, row + 1))[0, :length]
         parts.append(((seen * _weights(torch.arange(length), 1)).cumsum(0) % PRIME)[length - new :])
     return torch.cat(parts)
 
