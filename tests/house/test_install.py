@@ -158,6 +158,11 @@ def test_a_missing_tool_is_named(tmp_path, monkeypatch, missing):
         build_folder.made_with(checkout.nvcc)
 
 
+def test_a_missing_program_says_nothing():
+    """The build asks git for its commit; an image that builds from a copy has none."""
+    assert build_folder.capture("no-such-program", "--version") == ""
+
+
 def test_a_failing_tool_ends_the_build_in_one_sentence():
     with pytest.raises(SystemExit, match=r"^l4kernels: false failed"):
         build_folder.run("false")
@@ -207,6 +212,9 @@ def test_one_checkout_installs_twice(tmp_path):
     variables = build_environment(tmp_path / "first")
     files, said = wheel(checkout, tmp_path / "a", variables)
     assert {library, "l4kernels/old.py", "l4kernels/py.typed", "l4kernels/demo/README.md"} <= files
+    package = (checkout / "l4kernels").rglob("*")
+    held = {p.relative_to(checkout).as_posix() for p in package if p.is_file()}
+    assert not {name for name in held - files if "__pycache__" not in name}, "not in the wheel"
     assert "l4kernels: building the CUDA kernels with nvcc 13.0.88" in said
     for part in ("test_", "tests/", "tools/", "csrc/", "micro/", "results/", "gpu_s"):
         assert not [file for file in files if part in file], part
