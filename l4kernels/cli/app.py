@@ -117,6 +117,12 @@ def generate(
     image: Annotated[
         list[Path] | None, typer.Option(help="Image file; repeatable. Implies --chat.")
     ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Video file, seen as a few frames. Implies --chat.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Most frames of the video.  [default: 8]")
+    ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Use the checkpoint's chat template.")
     ] = False,
@@ -136,13 +142,15 @@ def generate(
     reference: Reference = False,
     json: Json = False,
 ) -> None:
-    """Continue a prompt (raw text), or answer it (--chat, --image)."""
+    """Continue a prompt (raw text), or answer it (--chat, --image, --video)."""
     verb = _verb("generate")
 
     request = verb.Request(
         model=model,
         prompt=prompt,
         images=tuple(image or ()),
+        video=video,
+        frames=frames,
         chat=chat,
         system=system,
         max_new_tokens=max_new_tokens,

@@ -17,12 +17,15 @@ from l4kernels.engine.prompts import check_length
 from l4kernels.prompt.chat import Prompt, Prompter, user_message
 from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer
+from l4kernels.prompt.video import FRAMES, sample_frames, video_parts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(ModelRequest):
     prompt: str
     images: tuple[Path, ...] = ()
+    video: Path | None = None
+    frames: int | None = None  # of the video
     chat: bool = False
     system: str | None = None
     max_new_tokens: int = 256
@@ -116,11 +119,22 @@ def _print_status(result: dict[str, Any]) -> None:
 
 
 def build_prompt(request: Request, prompter: Prompter) -> Prompt:
-    """Raw text, or the checkpoint's chat form if there are images or a system message."""
+    """Raw text, or the checkpoint's chat form if there is an image, a video or a system message."""
+    if request.frames is not None and request.video is None:
+        raise ValueError("--frames is the number of frames of a --video, but there is none")
     text = read_input() if request.prompt == "-" else request.prompt
-    if not (request.chat or request.images or request.system is not None):
+    pictures = request.images or request.video is not None
+    if not (request.chat or pictures or request.system is not None):
         return prompter.raw(text)
-    if not text and not request.images:
+    if not text and not pictures:
         raise ChatError("the prompt is empty")
+    parts: list[dict[str, str]] = []
+    images: list[Any] = [*request.images]
+    if request.video is not None:
+        count = FRAMES if request.frames is None else request.frames
+        video = sample_frames(request.video, count, max_side=prompter.tile_size)
+        parts, frames = video_parts(video)
+        images += frames
     messages = [] if request.system is None else [{"role": "system", "content": request.system}]
-    return prompter.chat([*messages, user_message(text, len(request.images))], request.images)
+    turn = user_message(text, len(request.images), parts)
+    return prompter.chat([*messages, turn], images)

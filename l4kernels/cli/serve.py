@@ -35,7 +35,7 @@ class Settings(ModelOptions):
 
 
 def run(settings: Settings) -> int:
-    """Loads the model, answers a request of its own, listens until a signal; the exit code."""
+    """Loads the model, tries it out, and listens until a signal comes; the exit code."""
     for module in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance"):
         require(module, "serve")
     _check(settings)

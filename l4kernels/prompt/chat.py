@@ -4,7 +4,7 @@ The template may come from a stranger and the messages from another one. So the 
 process of its own, and no text of a message can become a control token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -164,9 +164,17 @@ class Prompter:
             )
         return Prompt(self._checked(ids), *(tiles or ()))
 
-    def _tiles(self, images: Sequence[Any]) -> Tiles | None:
-        if isinstance(images, (list, tuple)) and not images:
-            return None
+    @property
+    def tile_size(self) -> int:
+        """Side in pixels of the tiles that images are cut into. An image no larger is one tile,
+        unless the checkpoint enlarges all images (`resize_to_max_canvas`).
+
+        Raises:
+            ChatError: the checkpoint cannot be given images.
+        """
+        return self._usable_processor().tile_size
+
+    def _usable_processor(self) -> ImageProcessor:
         vision = self.config.vision
         if vision is None:
             raise ChatError(
@@ -178,6 +186,12 @@ class Prompter:
                 f"{self.path}: the image processor makes tiles of {processor.tile_size} pixels, "
                 f"the vision tower expects {vision.image_size}"
             )
+        return processor
+
+    def _tiles(self, images: Sequence[Any]) -> Tiles | None:
+        if isinstance(images, (list, tuple)) and not images:
+            return None
+        processor = self._usable_processor()
         patch = self.tokenizer.id("<|patch|>")
         if patch != self.config.image_token_index:
             raise ChatError(
@@ -198,9 +212,10 @@ class Prompter:
         return ids
 
 
-def user_message(text: str, num_images: int = 0) -> dict[str, Any]:
-    """One user turn, images first."""
-    if not num_images:
-        return {"role": "user", "content": text}
-    parts: list[dict[str, str]] = [{"type": "image"}] * num_images
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+def user_message(
+    text: str, num_images: int = 0, video: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
+    """One user turn: images, then the parts of a video (`video_parts`), then the text."""
+    parts = [*[{"type": "image"}] * num_images, *video]
+    content = [*parts, {"type": "text", "text": text}] if parts else text
+    return {"role": "user", "content": content}

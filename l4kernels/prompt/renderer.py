@@ -158,7 +158,8 @@ def one_line(text: str, longest: int = 500) -> str:
     return shown if len(shown) <= longest else shown[: longest - 3] + "..."
 
 
-def _command() -> list[str]:
+def interpreter() -> str:
+    """The Python of a process of its own; `WorkerError` if this program names none."""
     # As for multiprocessing: a program with Python inside it names an interpreter there.
     python = os.fsdecode(get_executable() or "")
     if not python or (getattr(sys, "frozen", False) and python == sys.executable):
@@ -166,6 +167,11 @@ def _command() -> list[str]:
             "needs a Python interpreter for a process of its own, but this program names none; "
             "call multiprocessing.set_executable(path)"
         )
+    return python
+
+
+def _command() -> list[str]:
+    python = interpreter()
     # Only what renders is found: this folder's `rendering`, and jinja2 where this process has it.
     # Without `site` no installed package can slow the start or put itself into the process.
     found = map(find_spec, ("jinja2", "markupsafe"))

@@ -19,6 +19,9 @@ from starlette.exceptions import HTTPException
 from l4kernels import __version__
 from l4kernels.engine.engine import Engine
 from l4kernels.prompt.chat import Prompter
+from l4kernels.prompt.chat_template import ChatError
+from l4kernels.prompt.images import ImageError
+from l4kernels.prompt.tokenizer_file import TokenizerError
 from l4kernels.server.chat import ChatAnswer
 from l4kernels.server.completions import CompletionAnswer
 from l4kernels.server.errors import ApiError, server_error
@@ -249,6 +252,14 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> Response:
         return _error(error)
+
+    async def unusable(request: Request, error: Exception) -> Response:
+        path = str(_service(request).prompter.path)
+        return _error(ApiError(400, str(error).replace(path, "the model")))
+
+    # Of what came with the request, wherever it is found out.
+    for kind in (ChatError, ImageError, TokenizerError):
+        app.add_exception_handler(kind, unusable)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -10,6 +10,7 @@ from l4kernels.engine.request import Request
 from l4kernels.server.deltas import Choice, Delta, joined_calls
 from l4kernels.server.errors import ApiError
 from l4kernels.server.generation import Generation, Nudge
+from l4kernels.server.prompts import has_video
 from l4kernels.server.protocol.chat import ChatRequest
 from l4kernels.server.service import Service, tool_names
 from l4kernels.server.streams import DONE, HEARTBEAT, event
@@ -42,7 +43,8 @@ class ChatAnswer:
         if body.top_logprobs is not None and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs = true", param="top_logprobs")
         self._generation = self._stack.enter_context(service.admitted(body.n or 1))
-        request: Request = await service.in_thread(service.chat, body, self._key)
+        slow = has_video(body.messages)
+        request: Request = await service.in_thread(service.chat, body, self._key, video=slow)
         self.prompt_tokens = len(request.prompt)
         await service.in_thread(service.start, self._generation, [request])
 

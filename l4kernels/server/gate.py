@@ -41,11 +41,13 @@ class Gate:
             # The app gives the memory back as soon as it has made a prompt of it.
             scope["l4k_release"] = share.release
             await self._app(scope, _replay(body, receive), send)
-        except ApiError as error:
+        except ApiError as error:  # perhaps before the body was read: nothing can follow it
+            error.headers["Connection"] = "close"
             await refuse(send, error)
         except asyncio.TimeoutError:
             late = "the body of the request did not arrive in time"
-            await refuse(send, ApiError(408, late, code="request_timeout"))
+            headers = {"Connection": "close"}
+            await refuse(send, ApiError(408, late, code="request_timeout", headers=headers))
         except ConnectionError:  # the client left
             pass
         finally:
@@ -81,7 +83,6 @@ class Gate:
             413,
             f"expected a body of at most {most >> 20} MiB; scale images down",
             code="request_too_large",
-            headers={"Connection": "close"},
         )
 
     async def _read(self, receive: Receive, share: "_Share") -> bytes:

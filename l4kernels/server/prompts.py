@@ -8,6 +8,7 @@ from l4kernels.prompt.chat import Prompt, Prompter
 from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.images import ImageError
 from l4kernels.prompt.tokenizer_file import ContextError, TokenizerError
+from l4kernels.prompt.video import VideoError, sample_frames, video_parts
 from l4kernels.server.errors import ApiError, context_exceeded
 from l4kernels.server.media import Media, MediaError
 from l4kernels.server.options import ServerOptions
@@ -22,6 +23,18 @@ from l4kernels.server.protocol.chat import (
     UserMessage,
     VideoPart,
 )
+
+VIDEO_SECONDS = 10
+"""Of processor time for a video's frames."""
+
+
+def has_video(messages: Iterable[AnyMessage]) -> bool:
+    return any(
+        isinstance(part, VideoPart)
+        for message in messages
+        if isinstance(message, UserMessage) and not isinstance(message.content, str)
+        for part in message.content
+    )
 
 
 class Conversation:
@@ -63,8 +76,9 @@ class Conversation:
                 continue
             try:
                 parts += self._pictures(part)
-            except (MediaError, ImageError) as error:
-                raise ApiError(400, str(error), param=at, code="invalid_image") from None
+            except (MediaError, ImageError, VideoError) as error:
+                code = "invalid_image" if isinstance(part, ImagePart) else "invalid_video"
+                raise ApiError(400, str(error), param=at, code=code) from None
             if len(self.images) > self._options.max_images:
                 raise ApiError(
                     400,
@@ -77,7 +91,13 @@ class Conversation:
         if isinstance(part, ImagePart):
             self.images.append(self._media.image(part.image_url.url))
             return [{"type": "image"}]
-        raise MediaError("videos are not read")
+        frames = part.frames or self._options.video_frames
+        side = self._prompter.tile_size
+        content = self._media.video(part.video_url.url)
+        video = sample_frames(content, frames, max_side=side, max_seconds=VIDEO_SECONDS)
+        parts, images = video_parts(video)
+        self.images += images
+        return parts
 
     def prompt(self, tools: Sequence[Tool] | None, **ending: Any) -> Prompt:
         """Of all messages.

@@ -65,6 +65,7 @@ class Service:
         self.end_ids = engine.model.config.eos_token_ids
         self._outbox = Outbox(asyncio.get_running_loop())
         self._pool = ThreadPoolExecutor(_WORKERS, "l4k-prompts")
+        self._video_pool = ThreadPoolExecutor(1, "l4k-videos")
         self._making_grammars = threading.Lock()
         self._samples = 0
         self._running: set[Generation] = set()
@@ -126,12 +127,17 @@ class Service:
     def busy(self) -> bool:
         return bool(self._running)
 
-    async def in_thread(self, function: Callable[..., _Result], *args: Any) -> _Result:
-        """What takes processor time: it must not hold up other clients' streams."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+    async def in_thread(
+        self, function: Callable[..., _Result], *args: Any, video: bool = False
+    ) -> _Result:
+        """What takes processor time: it must not hold up other clients' streams, and videos, which
+        take seconds, not other prompts."""
+        pool = self._video_pool if video else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._video_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     # Requests of the engine; all of this runs in threads
 

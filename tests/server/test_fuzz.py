@@ -1,4 +1,4 @@
-"""Requests that are made up from the server's own description of its API: none is a server error."""
+"""Requests made up from the description of the API: none is a server error."""
 
 import pytest
 import schemathesis
