@@ -1,6 +1,7 @@
 """Installing: what a build folder remembers, what a wheel holds, what make's environment needs."""
 
 import json
+import re
 import os
 import shutil
 import subprocess
@@ -237,6 +238,18 @@ def test_one_checkout_installs_twice(tmp_path):
     assert record["torch"] == metadata.version("torch")
     assert "L4K_EMULATOR:UNINITIALIZED=1" in (checkout / "build/cmake/CMakeCache.txt").read_text()
     assert (checkout / library).exists()
+
+
+def test_the_image_asks_for_extras_that_there_are():
+    """pip only warns of others, and of what is not copied into the image nobody does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", (ROOT / "Dockerfile").read_text())
+    assert {*extras.split(",")} <= {*project["optional-dependencies"]}
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    assert all((ROOT / name).exists() for name in kept)
+    assert {"setup.py", "pyproject.toml", "l4kernels", "csrc", "cmake", "tools"} <= kept
 
 
 def test_the_demo_needs_what_it_runs_on():
