@@ -1,8 +1,8 @@
 """Installing: what a build folder remembers, what a wheel holds, what make's environment needs."""
 
 import json
-import re
 import os
+import re
 import shutil
 import subprocess
 import sys
