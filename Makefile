@@ -3,6 +3,7 @@
 #   make test    every test that needs no GPU               make build   the compiled libraries
 #   make check   format, lint, types, house tests           make gpu     a GPU run (docs/measuring.md)
 #   make fmt     formats Python and C++                     make size    lines and density by room
+#   make browser-test   the chat page in a headless Chromium
 #   make soak    50,000 requests through the engine (make test: 10,000)
 #   make sanitize   the emulator's and the host tests under ASan and UBSan
 #   make kernel K=silu_mul   compile one kernel, print its report
@@ -23,7 +24,7 @@ nvcc := $(firstword $(CUDACXX) $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command
 environment = $(PYTHON) -m tools.environment $(VENV) \
   $(if $(filter-out file,$(origin PYTHON)),--exact) --requirements
 
-.PHONY: venv demo-venv build demo test soak sanitize parity check check-format check-types check-house fmt kernel emulate \
+.PHONY: venv demo-venv build demo test browser-test soak sanitize parity check check-format check-types check-house fmt kernel emulate \
   gpu gpu-files size clean
 
 venv:
@@ -42,7 +43,13 @@ demo: demo-venv
 test: build
 	$(run) ctest --test-dir build/cmake -j $(JOBS) --output-on-failure
 	$(run) $(bin)/python -m tests.emulator.emulator_programs cutlass
-	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu and not soak"
+	$(run) $(bin)/python -m pytest -n $(JOBS) -m "not gpu and not soak and not browser"
+
+# The chat page, as a user has it, in a headless Chromium.
+browser-test: venv
+	@for program in chromium chromedriver; do command -v $$program >/dev/null || { \
+	  echo "make browser-test: expected $$program on the PATH; on Debian: apt-get install chromium chromium-driver"; exit 2; }; done
+	$(bin)/python -m pytest -m browser tests/browser
 
 # No kernel runs: the engine's own part, on a model that is a checksum of its keys.
 soak: venv

@@ -194,7 +194,7 @@ if __name__ == "__main__":
             "l4kernels.demo": ["*.md", "*.json"],
             "l4kernels.demo.checkpoint": ["*"],
             "l4kernels.demo.data": ["*"],
-            "l4kernels.server": ["*.html"],
+            "l4kernels.server.page": ["*.html", "*.css", "*.js"],
         },
         ext_modules=[Extension("l4kernels.lib", [])],
         cmdclass={

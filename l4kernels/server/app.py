@@ -1,19 +1,15 @@
 """The routes of the server."""
 
-import base64
-import hashlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from l4kernels import __version__
@@ -28,14 +24,16 @@ from l4kernels.server.errors import ApiError, server_error
 from l4kernels.server.gate import Gate
 from l4kernels.server.generation import Generation
 from l4kernels.server.options import ServerOptions
+from l4kernels.server.page import HEADERS, PAGE
 from l4kernels.server.protocol.chat import ChatRequest, TokenizeRequest
 from l4kernels.server.protocol.common import ErrorAnswer
 from l4kernels.server.protocol.completions import CompletionRequest, DetokenizeRequest
+from l4kernels.server.protocol.responses import ResponseRequest
+from l4kernels.server.responses import ResponseAnswer
 from l4kernels.server.service import Service
-from l4kernels.server.streams import ClientLeft, EventStream, event, while_connected
+from l4kernels.server.streams import ClientLeft, EventStream, while_connected
 
 LOG = logging.getLogger("l4kernels.server")
-PAGE = Path(__file__).with_name("page.html")
 
 
 class Answer(Protocol):
@@ -45,6 +43,7 @@ class Answer(Protocol):
     def close(self) -> None: ...
     async def whole(self) -> dict[str, Any]: ...
     def events(self) -> AsyncIterator[bytes]: ...
+    def failed(self, error: ApiError) -> bytes: ...
     @property
     def generation(self) -> Generation: ...
 
@@ -127,6 +126,14 @@ def _add_answers(app: FastAPI, options: ServerOptions) -> None:
         made = CompletionAnswer(service, body, request.scope["l4k_key"])
         return await answer(request, made, bool(body.stream))
 
+    @app.post("/v1/responses", tags=["responses"], responses=_responses())
+    async def responses(request: Request, body: ResponseRequest) -> Response:
+        """Answers a conversation, in OpenAI's newer protocol; nothing of it is stored."""
+        service = _service(request)
+        service.check(body.model)
+        made = ResponseAnswer(service, body, request.scope["l4k_key"])
+        return await answer(request, made, bool(body.stream))
+
 
 async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, None]:
     """The events of an answer, signs of life between them, and at the end of one that failed its
@@ -139,9 +146,9 @@ async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, Non
             yield part
             clock = loop.call_later(seconds, generation.nudge)
     except ApiError as error:
-        yield event(error.body())
+        yield made.failed(error)
     except Exception:
-        yield event(_unexpected().body())
+        yield made.failed(_unexpected())
     finally:
         clock.cancel()
         made.close()
@@ -221,8 +228,8 @@ def _add_state(app: FastAPI, options: ServerOptions) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        content, policy = _page()
-        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
+        """The chat page."""
+        return Response(PAGE, headers=HEADERS)
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -233,19 +240,6 @@ def _model(service: Service) -> dict[str, Any]:
         "owned_by": "l4kernels",
         "max_model_len": service.context,
     }
-
-
-@cache
-def _page() -> tuple[str, str]:
-    """The page, and a policy that allows its own script and style and nothing else."""
-    content = PAGE.read_text("utf-8")
-    rules = ["default-src 'none'", "connect-src 'self'", "img-src data: blob:", "base-uri 'none'"]
-    rules += ["form-action 'none'", "frame-ancestors 'none'"]
-    for tag, rule in (("script", "script-src"), ("style", "style-src")):
-        (inner,) = re.findall(f"<{tag}>(.*?)</{tag}>", content, re.S)
-        digest = base64.b64encode(hashlib.sha256(inner.encode()).digest()).decode()
-        rules.append(f"{rule} 'sha256-{digest}'")
-    return content, "; ".join(rules)
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -295,18 +289,39 @@ def _error(error: ApiError) -> Response:
 
 
 def _explained(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong, and where. What came is not repeated."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON (at character {first['loc'][-1]})")
-    # Names of alternatives of a union are pydantic's, and no fields of the request.
-    param = ".".join(part for part in place if re.fullmatch(r"[A-Za-z0-9_]{1,64}", part))
-    if first["type"] == "extra_forbidden":
-        message = f"unknown field {place[-1][:64]!r}: this server does not support it"
+    """What is wrong, and where. What came is not repeated."""
+    if isinstance(error.body, bytes):
+        return ApiError(400, "expected JSON, with the header 'Content-Type: application/json'")
+    # Each alternative of a union has its errors; the one that was meant got furthest.
+    worst = max(error.errors(), key=lambda one: len(one["loc"]))
+    if worst["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON (at character {worst['loc'][-1]})")
+    param = _field(worst["loc"][1:], error.body, missing=worst["type"] == "missing")
+    if worst["type"] == "extra_forbidden":
+        name = f"{worst['loc'][-1]}"[:64]
+        message = f"unknown field {name!r}: this server does not support it"
     else:
-        message = f"{param or 'the body'}: {first['msg'][:500]}"
+        message = f"{param or 'the body'}: {worst['msg'][:500]}"
     return ApiError(400, message, param=param or None, code=None)
+
+
+def _field(place: Sequence[str | int], value: Any, *, missing: bool) -> str:
+    """The path of a field of a body. Names of a union's alternatives, which pydantic has in its
+    places, are no fields.
+
+    >>> _field(("messages", 0, "user", "name"), {"messages": [{"name": 1}]}, missing=False)
+    'messages.0.name'
+    """
+    found = []
+    for count, part in enumerate(place, 1):
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            if not (missing and count == len(place)):
+                continue
+        if re.fullmatch(r"[A-Za-z0-9_]{1,64}", f"{part}"):
+            found.append(f"{part}")
+    return ".".join(found)
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:

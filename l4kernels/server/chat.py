@@ -104,6 +104,10 @@ class ChatAnswer:
             "finish_reason": delta.finish_reason,
         }
 
+    def failed(self, error: ApiError) -> bytes:
+        """The last event of a stream that failed."""
+        return event(error.body())
+
     async def events(self) -> AsyncIterator[bytes]:
         """`chat.completion.chunk`s."""
         asked = self._body.stream_options

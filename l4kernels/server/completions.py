@@ -169,6 +169,10 @@ class CompletionAnswer:
             "usage": self.usage(),
         }
 
+    def failed(self, error: ApiError) -> bytes:
+        """The last event of a stream that failed."""
+        return event(error.body())
+
     async def events(self) -> AsyncIterator[bytes]:
         asked = self._body.stream_options
         counted = asked is not None and asked.include_usage

@@ -41,6 +41,9 @@ _Result = TypeVar("_Result")
 _WORKERS = 4
 """Prompts that are made at once: an image of 20 megapixels takes 140 MB while it is decoded."""
 
+_COMPLETION_TOKENS = 16
+"""Of a completion that asks for none, as at OpenAI."""
+
 
 class Service:
     """What the routes share. Made in the event loop in which they run.
@@ -174,10 +177,10 @@ class Service:
         )
 
     def completions(self, body: CompletionRequest, key: str) -> list[Request]:
-        most = 0 if body.max_tokens is None else body.max_tokens
+        asked = body.max_tokens or min(_COMPLETION_TOKENS, self.options.max_output_tokens)
         names = "max_tokens", "prompt"
         return [
-            self._request(body, key, self.text_prompt(given), most or 16, names, body.logprobs)
+            self._request(body, key, self.text_prompt(given), asked, names, body.logprobs)
             for given in body.prompts()
         ]
 

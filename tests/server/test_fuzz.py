@@ -19,6 +19,9 @@ def one(model, prompter):
         yield server
 
 
+_MODES = [GenerationMode.POSITIVE, GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+
+
 def fuzz(one, requests: int) -> None:
     schema = schemathesis.openapi.from_url(f"{one.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
@@ -28,7 +31,7 @@ def fuzz(one, requests: int) -> None:
 
     for operation in operations:
         share = requests * 9 // 10 // len(posts) if operation in posts else requests // 100
-        modes = [operation.as_strategy(generation_mode=mode) for mode in GenerationMode]
+        modes = [operation.as_strategy(generation_mode=mode) for mode in _MODES]
 
         @settings(
             max_examples=max(share, 1),
@@ -40,7 +43,9 @@ def fuzz(one, requests: int) -> None:
         )
         @given(strategies.one_of(modes))
         def ask(case) -> None:
-            answer = case.call()
+            if isinstance(case.body, dict) and case.body.get("model"):
+                case.body["model"] = "demo"  # else all there is to see is a 404
+            answer = case.call(timeout=60)
             seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
             assert answer.status_code < 500, (case.as_curl_command(), answer.text)
             if answer.status_code != 200:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from l4kernels.server.protocol.common import Message, Name, SampledRequest, Text
+from l4kernels.server.protocol.common import AnyObject, Message, Name, SampledRequest, Text
 
 Url = Annotated[str, Field(max_length=64 << 20)]
 FunctionName = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")]
@@ -96,7 +96,7 @@ AnyMessage = Annotated[
 class FunctionTool(Message):
     name: FunctionName
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: AnyObject | None = None
     strict: bool | None = None
     """Accepted. The arguments of a call that is forced are always of the schema."""
 
@@ -126,7 +126,7 @@ class JsonObject(Message):
 class Schema(Message):
     name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
     description: Text | None = None
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    schema_: AnyObject = Field(default_factory=dict, alias="schema")
     strict: bool | None = None
     """Accepted: answers are always of the schema."""
 

@@ -1,8 +1,10 @@
 """What requests for chats and for completions share."""
 
+import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MAX_TEXT = 16 << 20
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -12,6 +14,27 @@ TokenId = Annotated[int, Field(ge=0, le=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenKey = Annotated[str, Field(max_length=12, pattern="^[0-9]+$")]
+MAX_LEVELS = 64
+
+
+def _checked(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_LEVELS):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for values in inner for one in values if isinstance(one, (dict, list))]
+    if level:
+        limit = {"levels": MAX_LEVELS}
+        raise PydanticCustomError("json", "expected at most {levels} levels of JSON", limit)
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        message = "expected JSON, without NaN, Infinity or halves of Unicode characters"
+        raise PydanticCustomError("json", message) from None
+    return value
+
+
+AnyObject = Annotated[dict[str, Any], AfterValidator(_checked)]
+"""JSON that nothing here looks into, but that can be written again for model and client."""
 
 
 class Message(BaseModel):

@@ -16,7 +16,8 @@ class CompletionRequest(SampledRequest):
         | Annotated[list[Text], Field(min_length=1, max_length=64)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=64)]
     )
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """16 unless given, as at OpenAI; 0 with `echo`: only the prompt."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = False
     best_of: Annotated[int, Field(ge=1, le=8)] | None = None
