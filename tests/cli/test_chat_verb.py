@@ -413,6 +413,7 @@ def test_ends_at_a_terminal(number, code):
     with PseudoTerminal([*L4K, "chat", str(CHECKPOINT), "--json"]) as terminal:
         terminal.expect(">>> ")
         if number == signal.SIGTERM:
+            terminal.settle()
             terminal.child.send_signal(number)
         else:
             terminal.interrupt()

@@ -48,12 +48,18 @@ class PseudoTerminal:
     def send(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def interrupt(self) -> None:
-        """Ctrl-C, once the program waits: what comes just before Python waits for a line is not
-        seen until a key comes."""
-        stat = Path(f"/proc/{self.child.pid}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+    def settle(self) -> None:
+        """Waits until the program waits: a signal that comes between the prompt and Python's wait
+        for a key is not seen before the key."""
+        stat, asleep = Path(f"/proc/{self.child.pid}/stat"), 0
+        while asleep < 3:
+            state = stat.read_text().rpartition(")")[2].split()[0]
+            asleep = asleep + 1 if state == "S" else 0
             time.sleep(0.01)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.settle()
         self.send("\x03")
 
     def expect(self, text: str, seconds: float = 60) -> str:
