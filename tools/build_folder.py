@@ -101,5 +101,8 @@ def run(*command: object) -> None:
 
 
 def capture(*command: object) -> str:
+    """What it prints; nothing where there is no such program, such as git in an image."""
+    if shutil.which(str(command[0])) is None:
+        return ""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     return done.stdout.strip()

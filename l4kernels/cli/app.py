@@ -46,6 +46,22 @@ Lora = Annotated[
 ]
 KvDtype = Annotated[str, typer.Option(help="fp8, or auto: fp8 with int4 on a GPU.")]
 
+# Of the verbs that a prompt is given to.
+Temperature = Annotated[
+    float | None, typer.Option(help="0 takes the likeliest token.  [default: checkpoint's]")
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Nucleus mass, 1 is off.  [default: checkpoint's]")
+]
+TopK = Annotated[
+    int | None, typer.Option(help="Keep the k likeliest, 0 is off.  [default: checkpoint's]")
+]
+MinP = Annotated[
+    float | None, typer.Option(help="Drop below this share of the likeliest, 0 is off.")
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same text.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this string; repeatable.")]
+
 
 def _verb(name: str) -> Any:
     """The module that does a verb's work."""
@@ -112,22 +128,12 @@ def generate(
     ] = False,
     system: Annotated[str | None, typer.Option(help="System message. Implies --chat.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 takes the likeliest token.  [default: checkpoint's]")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Nucleus mass, 1 is off.  [default: checkpoint's]")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep the k likeliest, 0 is off.  [default: checkpoint's]")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Drop below this share of the likeliest, 0 is off.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string; repeatable.")
-    ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = 0,
+    stop: Stop = None,
     weights: Weights = None,
     dtype: Dtype = None,
     lora: Lora = None,
@@ -163,6 +169,52 @@ def generate(
     )
     with _route(reference):
         raise typer.Exit(verb.run(request, as_json=json))
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of an answer.  [default: what the context leaves]"),
+    ] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: MinP = None,
+    seed: Seed = 0,
+    stop: Stop = None,
+    weights: Weights = None,
+    dtype: Dtype = None,
+    lora: Lora = None,
+    device: Device = None,
+    kv_dtype: KvDtype = "auto",
+    reference: Reference = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an answer.")] = False,
+) -> None:
+    """Talk with a model at the terminal, or line by line through a pipe; /help lists commands."""
+    verb = _verb("chat")
+
+    request = verb.Request(
+        model=model,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+        weights=weights,
+        dtype=dtype,
+        device=device,
+        kv_dtype=kv_dtype,
+        reference=reference,
+        lora=tuple(lora or ()),
+    )
+    with _route(reference):
+        verb.run(request, as_json=json)
 
 
 @app.command()

@@ -2,35 +2,26 @@
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from l4kernels.checkpoint.choice import stored_formats
-from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.cli.interrupts import exit_code
-from l4kernels.cli.loading import check_options, checkpoint_bytes, load_options
+from l4kernels.cli.loading import Loader, ModelRequest
 from l4kernels.cli.output import print_json, stream
-from l4kernels.cli.progress import loading_bar
 from l4kernels.cli.streams import read_input
 from l4kernels.engine.generate import Generation
-from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.prompts import check_length
-from l4kernels.engine.sampling import Sampling
-from l4kernels.inputs.forms import convert_hint
-from l4kernels.model.config import Llama4Config
-from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompt, Prompter, user_message
 from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.tokenizer import Detokenizer
 from l4kernels.prompt.video import FRAMES, sample_frames, video_parts
 
 
-@dataclass(frozen=True)
-class Request:
-    model: Path
+@dataclass(frozen=True, kw_only=True)
+class Request(ModelRequest):
     prompt: str
     images: tuple[Path, ...] = ()
     video: Path | None = None
@@ -38,18 +29,6 @@ class Request:
     chat: bool = False
     system: str | None = None
     max_new_tokens: int = 256
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    weights: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    kv_dtype: str = "auto"
-    reference: bool = False
-    lora: tuple[Path, ...] = ()
 
 
 def run(request: Request, *, as_json: bool) -> int:
@@ -58,32 +37,15 @@ def run(request: Request, *, as_json: bool) -> int:
     Returns the exit code: a generation that is interrupted shows what it has.
     """
     started = time.perf_counter()
-    check_options(request.device, request.dtype, request.weights, request.kv_dtype)
-    if request.max_new_tokens < 1:
-        raise ValueError(f"expected --max-new-tokens >= 1, got {request.max_new_tokens}")
-    if not request.model.is_dir():
-        raise FileNotFoundError(
-            f"{request.model}: no such checkpoint folder{convert_hint(request.model)}"
-        )
-    config = Llama4Config.from_pretrained(request.model)
-    sampling = _sampling(request)
+    config = request.config()
+    sampling = request.sampling()
     prompter = Prompter(request.model, config)
     prompt = build_prompt(request, prompter)
     text = Detokenizer(prompter.tokenizer, request.stop)
     check_length(config, len(prompt.ids), request.max_new_tokens)
-    source = open_checkpoint(request.model, config)
-    options = load_options(
-        request.device,
-        request.dtype,
-        request.weights,
-        request.kv_dtype,
-        stored=stored_formats(source).values(),
-        reference=request.reference,
-    )
+    loader = Loader(request, config)
     prepared = time.perf_counter()
-    with cpu.threads(cpu.threads_for(checkpoint_bytes(request.model))):
-        with loading_bar() as progress:
-            model = Llama4.from_checkpoint(source, progress=progress, lora=request.lora, **options)
+    with loader.loaded() as model:
         loaded = time.perf_counter()
         ids = torch.tensor([prompt.ids])
         generation = model.stream(
@@ -176,10 +138,3 @@ def build_prompt(request: Request, prompter: Prompter) -> Prompt:
     messages = [] if request.system is None else [{"role": "system", "content": request.system}]
     turn = user_message(text, len(request.images), parts)
     return prompter.chat([*messages, turn], images)
-
-
-def _sampling(request: Request) -> Sampling:
-    """What the request leaves open, the checkpoint decides."""
-    asked = {name: getattr(request, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    return replace(Sampling.from_pretrained(request.model), **asked, seed=request.seed)

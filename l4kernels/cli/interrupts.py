@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 
@@ -68,3 +68,21 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ctrl_c(action: Callable[[], None]) -> Iterator[None]:
+    """In the block, which `interruptible` is around, Ctrl-C calls `action`, as often as it comes;
+    SIGTERM ends the program still."""
+
+    def act(number: int, frame: object) -> None:
+        action()
+
+    ours = signal.getsignal(signal.SIGINT) == _interrupt
+    if ours:
+        signal.signal(signal.SIGINT, act)
+    try:
+        yield
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) == act:  # SIGTERM may have come
+            signal.signal(signal.SIGINT, _interrupt)

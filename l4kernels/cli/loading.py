@@ -1,15 +1,97 @@
-"""What the verbs that load a model share: its options and its size."""
+"""What the verbs that load a model share: its options, its size, and the order of the steps."""
 
+import contextlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from l4kernels.checkpoint.choice import stored_formats
+from l4kernels.checkpoint.formats import open_checkpoint
+from l4kernels.cli.progress import loading_bar
+from l4kernels.engine.llama4 import Llama4
+from l4kernels.engine.sampling import Sampling
+from l4kernels.inputs.forms import convert_hint
 from l4kernels.layers.options import DTYPES, find_device
 from l4kernels.layers.weights import FORMATS, WeightFormat
+from l4kernels.model.config import Llama4Config
+from l4kernels.planning import cpu
 from l4kernels.planning.machine import gpu_problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """A checkpoint, and how its model is held: options of all verbs that load one."""
+
+    model: Path
+    weights: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    kv_dtype: str = "auto"
+    reference: bool = False
+    lora: tuple[Path, ...] = ()
+
+    def config(self) -> Llama4Config:
+        """The checkpoint's, after a look at the options that need nothing of it."""
+        check_options(self.device, self.dtype, self.weights, self.kv_dtype)
+        if not self.model.is_dir():
+            hint = convert_hint(self.model)
+            raise FileNotFoundError(f"{self.model}: no such checkpoint folder{hint}")
+        return Llama4Config.from_pretrained(self.model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest(ModelOptions):
+    """The options of verbs that a prompt is given to."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def config(self) -> Llama4Config:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"expected --max-new-tokens >= 1, got {self.max_new_tokens}")
+        return super().config()
+
+    def sampling(self) -> Sampling:
+        """What the request leaves open, the checkpoint decides."""
+        asked = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p")}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        return replace(Sampling.from_pretrained(self.model), **asked, seed=self.seed)
+
+
+class Loader:
+    """A request's checkpoint: headers are read here, weights by `loaded`."""
+
+    def __init__(self, request: ModelOptions, config: Llama4Config):
+        self.request = request
+        self.source = open_checkpoint(request.model, config)
+        self.options = load_options(
+            request.device,
+            request.dtype,
+            request.weights,
+            request.kv_dtype,
+            stored=stored_formats(self.source).values(),
+            reference=request.reference,
+        )
+
+    @contextlib.contextmanager
+    def loaded(self) -> Iterator[Llama4]:
+        """The model; in the block the CPU has the threads that suit its size."""
+        request = self.request
+        with cpu.threads(cpu.threads_for(checkpoint_bytes(request.model))):
+            with loading_bar() as progress:
+                model = Llama4.from_checkpoint(
+                    self.source, progress=progress, lora=request.lora, **self.options
+                )
+            yield model
 
 
 def checkpoint_bytes(folder: Path) -> int:

@@ -4,30 +4,21 @@ import asyncio
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from l4kernels.checkpoint.choice import stored_formats
-from l4kernels.checkpoint.formats import open_checkpoint
-from l4kernels.cli.loading import check_options, checkpoint_bytes, load_options
-from l4kernels.cli.progress import loading_bar
+from l4kernels.cli.loading import Loader, ModelOptions
 from l4kernels.engine.engine import Engine
-from l4kernels.engine.llama4 import Llama4
 from l4kernels.engine.request import Request
 from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.extras import require
-from l4kernels.inputs.forms import convert_hint
-from l4kernels.model.config import Llama4Config
-from l4kernels.planning import cpu
 from l4kernels.prompt.chat import Prompter
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(ModelOptions):
     """Of the command line; None: the default of `ServerOptions` or of the engine."""
 
-    model: Path
     host: str = "127.0.0.1"
     port: int = 8000
     name: str | None = None
@@ -41,12 +32,6 @@ class Settings:
     request_seconds: float = 600.0
     drain_seconds: float = 30.0
     media_hosts: tuple[str, ...] = ()
-    weights: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    kv_dtype: str = "auto"
-    reference: bool = False
-    lora: tuple[Path, ...] = ()
 
 
 def run(settings: Settings) -> int:
@@ -54,39 +39,26 @@ def run(settings: Settings) -> int:
     for module in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance"):
         require(module, "serve")
     _check(settings)
-    if not settings.model.is_dir():
-        raise FileNotFoundError(
-            f"{settings.model}: no such checkpoint folder{convert_hint(settings.model)}"
-        )
-    config = Llama4Config.from_pretrained(settings.model)
+    config = settings.config()
     prompter = Prompter(settings.model, config)
-    source = open_checkpoint(settings.model, config)
-    options = load_options(
-        settings.device,
-        settings.dtype,
-        settings.weights,
-        settings.kv_dtype,
-        stored=stored_formats(source).values(),
-        reference=settings.reference,
-    )
-    with cpu.threads(cpu.threads_for(checkpoint_bytes(settings.model))):
-        with loading_bar() as progress:
-            model = Llama4.from_checkpoint(source, progress=progress, lora=settings.lora, **options)
-        with Engine(
+    loader = Loader(settings, config)
+    with (
+        loader.loaded() as model,
+        Engine(
             model,
             slots=settings.slots,
             context=settings.context,
             kv_tokens=settings.kv_tokens,
             prefix_cache=settings.prefix_cache,
             tokenizer=prompter.tokenizer,
-        ) as engine:
-            first = torch.tensor([config.bos_token_id or 0])
-            engine.add(Request(first, 2, stop_ids=())).result()  # whatever is made at first use
-            return _listen(engine, prompter, settings)
+        ) as engine,
+    ):
+        first = torch.tensor([config.bos_token_id or 0])
+        engine.add(Request(first, 2, stop_ids=())).result()  # whatever is made at first use
+        return _listen(engine, prompter, settings)
 
 
 def _check(settings: Settings) -> None:
-    check_options(settings.device, settings.dtype, settings.weights, settings.kv_dtype)
     whole_number("--port", settings.port, 0, 65_535)
     whole_number("--max-waiting", settings.max_waiting, 0, 1 << 20)
     whole_number("--max-output-tokens", settings.max_output_tokens, 1, 1 << 30)

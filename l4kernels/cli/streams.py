@@ -43,6 +43,11 @@ class Output:
     def encoding(self) -> str:
         return self._stream.encoding or "utf-8"
 
+    @property
+    def errors(self) -> str:
+        """`input` edits lines only where a stream says this, too."""
+        return self._stream.errors or "strict"
+
     def isatty(self) -> bool:
         return self._stream.isatty()
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from l4kernels.checkpoint import load
-from l4kernels.cli import generate, interrupts, main
+from l4kernels.cli import generate, interrupts, loading, main
 from l4kernels.demo import CHECKPOINT
 from tests.support.terminals import ENVIRONMENT, L4K, Terminal
 
@@ -64,7 +64,7 @@ def test_an_interruption_before_the_first_token(monkeypatch, capsys, number, cod
     def load(*arguments, **options):
         signal.raise_signal(number)
 
-    monkeypatch.setattr(generate.Llama4, "from_checkpoint", load)
+    monkeypatch.setattr(loading.Llama4, "from_checkpoint", load)
     command = ["generate", "--model", str(CHECKPOINT), "--prompt", "a"]
     assert main(command) == code and capsys.readouterr() == ("", "l4k: interrupted\n")
     assert main([*command, "--json"]) == code

@@ -34,7 +34,7 @@ LAW = {
     "l4kernels.__main__": "l4kernels.cli",
     "tools": "l4kernels.emulation l4kernels.model",
     "setup": "tools",
-    "examples": "l4kernels.demo l4kernels.testing",
+    "examples": "l4kernels.demo l4kernels.server l4kernels.testing",
     "bench": "l4kernels.bench l4kernels.demo tools",
     "tests.support": "bench l4kernels.server",
     "tests": "tests.support l4kernels.cli",

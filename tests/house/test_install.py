@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,11 @@ def test_a_missing_tool_is_named(tmp_path, monkeypatch, missing):
         build_folder.made_with(checkout.nvcc)
 
 
+def test_a_missing_program_says_nothing():
+    """The build asks git for its commit; an image that builds from a copy has none."""
+    assert build_folder.capture("no-such-program", "--version") == ""
+
+
 def test_a_failing_tool_ends_the_build_in_one_sentence():
     with pytest.raises(SystemExit, match=r"^l4kernels: false failed"):
         build_folder.run("false")
@@ -207,6 +213,9 @@ def test_one_checkout_installs_twice(tmp_path):
     variables = build_environment(tmp_path / "first")
     files, said = wheel(checkout, tmp_path / "a", variables)
     assert {library, "l4kernels/old.py", "l4kernels/py.typed", "l4kernels/demo/README.md"} <= files
+    package = (checkout / "l4kernels").rglob("*")
+    held = {p.relative_to(checkout).as_posix() for p in package if p.is_file()}
+    assert not {name for name in held - files if "__pycache__" not in name}, "not in the wheel"
     assert "l4kernels: building the CUDA kernels with nvcc 13.0.88" in said
     for part in ("test_", "tests/", "tools/", "csrc/", "micro/", "results/", "gpu_s"):
         assert not [file for file in files if part in file], part
@@ -229,6 +238,18 @@ def test_one_checkout_installs_twice(tmp_path):
     assert record["torch"] == metadata.version("torch")
     assert "L4K_EMULATOR:UNINITIALIZED=1" in (checkout / "build/cmake/CMakeCache.txt").read_text()
     assert (checkout / library).exists()
+
+
+def test_the_image_asks_for_extras_that_there_are():
+    """pip only warns of others, and of what is not copied into the image nobody does."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"\.whl\)\[([\w,]+)\]", (ROOT / "Dockerfile").read_text())
+    assert {*extras.split(",")} <= {*project["optional-dependencies"]}
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"
+    }
+    assert all((ROOT / name).exists() for name in kept)
+    assert {"setup.py", "pyproject.toml", "l4kernels", "csrc", "cmake", "tools"} <= kept
 
 
 def test_the_demo_needs_what_it_runs_on():

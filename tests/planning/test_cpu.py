@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import l4kernels
-from l4kernels.cli import demo, generate
+from l4kernels.cli import demo, generate, loading
 from l4kernels.planning import cpu
 
 ROOT = Path(__file__).parents[2]
@@ -91,8 +91,8 @@ def test_verbs_take_that_many_and_give_them_back(monkeypatch):
         taken.append(torch.get_num_threads())
         raise RuntimeError
 
-    monkeypatch.setattr(generate.Llama4, "_load", stop)
-    monkeypatch.setattr(generate, "checkpoint_bytes", lambda folder: 2e9)
+    monkeypatch.setattr(loading.Llama4, "_load", stop)
+    monkeypatch.setattr(loading, "checkpoint_bytes", lambda folder: 2e9)
     with pytest.raises(RuntimeError):
         request = generate.Request(model=demo.data.CHECKPOINT, prompt="a")
         generate.run(request, as_json=True)
