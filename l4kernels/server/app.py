@@ -101,7 +101,7 @@ def _add_answers(app: FastAPI, options: ServerOptions) -> None:
             request.scope["l4k_release"]()
             if stream:
                 events = _kept_alive(made, options.heartbeat_seconds)
-                return EventStream(events, options.stall_seconds)
+                return EventStream(events, made.close, options.stall_seconds)
             return JSONResponse(await while_connected(request, made.whole()))
         except BaseException:
             stream = False
@@ -137,7 +137,7 @@ def _add_answers(app: FastAPI, options: ServerOptions) -> None:
 
 async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, None]:
     """The events of an answer, signs of life between them, and at the end of one that failed its
-    error. Closing it ends the answer."""
+    error."""
     generation, loop = made.generation, made.generation.loop
     clock = loop.call_later(seconds, generation.nudge)
     try:
@@ -151,7 +151,6 @@ async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, Non
         yield made.failed(_unexpected())
     finally:
         clock.cancel()
-        made.close()
 
 
 def _add_tokens(app: FastAPI) -> None:

@@ -47,20 +47,23 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _Result]) 
 
 
 class EventStream(Response):
-    """Events as they come. When the client leaves, or reads nothing for `stall_seconds` while the
-    connection's buffer is full, the generator is closed.
+    """Events as they come, until the client leaves, or reads nothing for `stall_seconds` while the
+    connection's buffer is full.
 
     Args:
-        events: gives bytes; closing it ends what it stands for.
+        events: gives bytes.
+        end: called when no more events are wanted, also if none ever was.
         stall_seconds: how long one write may wait for the client.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], stall_seconds: float):
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], end: Callable[[], None], stall_seconds: float
+    ):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._stall_seconds = events, stall_seconds
+        self._events, self._end, self._stall_seconds = events, end, stall_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.ensure_future(self._send(send))
@@ -69,20 +72,21 @@ class EventStream(Response):
             await asyncio.wait({sender, left}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _cancel(sender, left)
-            await self._events.aclose()
+            await self._events.aclose()  # which runs nothing of a generator that has not begun
+            self._end()
         failed = sender.done() and not sender.cancelled()
         error = sender.exception() if failed else None
         if error is not None and not isinstance(error, OSError):  # of a connection that broke
             raise error
 
     async def _send(self, send: Send) -> None:
-        await send(
-            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        )
+        async def write(kind: str, **rest: Any) -> None:
+            await self._in_time(send({"type": f"http.response.{kind}", **rest}))
+
+        await write("start", status=self.status_code, headers=self.raw_headers)
         async for part in self._events:
-            await self._in_time(send({"type": "http.response.body", "body": part,
-                                      "more_body": True}))  # fmt: skip
-        await self._in_time(send({"type": "http.response.body", "body": b"", "more_body": False}))
+            await write("body", body=part, more_body=True)
+        await write("body", body=b"", more_body=False)
 
     async def _in_time(self, write: Awaitable[None]) -> None:
         """A write that waits for the client too long ends the stream. Most do not wait at all, so
