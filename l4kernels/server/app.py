@@ -313,9 +313,8 @@ def _field(place: Sequence[str | int], value: Any, *, missing: bool) -> str:
     """
     found = []
     for count, part in enumerate(place, 1):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        listed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if listed or (isinstance(value, dict) and part in value):
             value = value[part]
         elif not (missing and count == len(place)):
             continue
