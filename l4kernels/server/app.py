@@ -313,11 +313,11 @@ def _field(place: Sequence[str | int], value: Any, *, missing: bool) -> str:
     """
     found = []
     for count, part in enumerate(place, 1):
-        try:
+        listed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if listed or (isinstance(value, dict) and part in value):
             value = value[part]
-        except (LookupError, TypeError):
-            if not (missing and count == len(place)):
-                continue
+        elif not (missing and count == len(place)):
+            continue
         if re.fullmatch(r"[A-Za-z0-9_]{1,64}", f"{part}"):
             found.append(f"{part}")
     return ".".join(found)

@@ -1,0 +1,60 @@
+"""What a client is told about a body that is wrong: which field, whatever alternatives it has."""
+
+import json
+
+import httpx
+import pytest
+
+from l4kernels.server.app import _field
+
+MESSAGE = {"role": "user", "content": "a"}
+CHAT = {"messages": [MESSAGE]}
+FUNCTION = {"name": "find", "parameters": {"x": float("nan")}}
+SCHEMA = {"name": "s", "schema": {"enum": ["\ud800"]}}
+FORM = {"type": "json_schema", "json_schema": SCHEMA}
+
+WRONG = {
+    "a part that is none": (
+        {"messages": [{**MESSAGE, "content": [{"type": "text", "text": "a"}, {"type": "smell"}]}]},
+        "messages.0.content.1",
+    ),
+    "a part's text": (
+        {"messages": [{**MESSAGE, "content": [{"type": "text", "text": 5}]}]},
+        "messages.0.content.0.text",
+    ),
+    "a field that lacks": ({"messages": [MESSAGE, {"role": "user"}]}, "messages.1.content"),
+    "a field too many": ({"messages": [{**MESSAGE, "user": 1}]}, "messages.0.user"),
+    "a choice that is none": ({**CHAT, "tool_choice": {"type": "search"}}, "tool_choice.type"),
+    "one of a list": ({**CHAT, "stop": ["a", 1]}, "stop.1"),
+    "a key": ({**CHAT, "logit_bias": {"a": 1}}, "logit_bias.a"),
+    "NaN for the model": (
+        {**CHAT, "tools": [{"type": "function", "function": FUNCTION}]},
+        "tools.0.function.parameters",
+    ),
+    "half a character": (
+        {**CHAT, "response_format": FORM},
+        "response_format.json_schema.schema",
+    ),
+}
+
+
+def post(one, content, kind="application/json"):
+    url, headers = f"{one.url}/v1/chat/completions", {"Content-Type": kind}
+    answer = httpx.post(url, content=content, headers=headers)
+    assert answer.status_code == 400, answer.text
+    return answer.json()["error"]
+
+
+@pytest.mark.parametrize("body, param", WRONG.values(), ids=WRONG.keys())
+def test_an_error_names_the_field(demo, body, param):
+    assert post(demo, json.dumps(body))["param"] == param
+
+
+def test_a_body_of_another_kind(demo):
+    error = post(demo, json.dumps(CHAT), "application/x-www-form-urlencoded")
+    assert "Content-Type: application/json" in error["message"]
+
+
+@pytest.mark.parametrize("body", [None, 5, "text", [], b"{}"], ids=repr)
+def test_places_in_what_is_no_object(body):
+    assert _field(("messages", 0, "user"), body, missing=False) == ""
