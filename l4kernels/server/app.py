@@ -98,7 +98,6 @@ def _add_answers(app: FastAPI, options: ServerOptions) -> None:
     async def answer(request: Request, made: Answer, stream: bool) -> Response:
         try:
             await while_connected(request, made.begin())
-            request.scope["l4k_release"]()
             if stream:
                 events = _kept_alive(made, options.heartbeat_seconds)
                 return EventStream(events, made.close, options.stall_seconds)

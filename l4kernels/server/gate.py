@@ -30,28 +30,33 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, share = dict(scope["headers"]), _Share(self)
-        send = _counted(scope, send)
+        share, send = _Share(self), _counted(scope, send)
         try:
-            if scope["path"] not in OPEN:
-                scope["l4k_key"] = self._check_key(headers)
-            self._check_length(headers)
-            reading = self._read(receive, share)
-            body = await asyncio.wait_for(reading, self._options.body_seconds)
-            # The app gives the memory back as soon as it has made a prompt of it.
-            scope["l4k_release"] = share.release
-            await self._app(scope, _replay(body, receive), send)
-        except ApiError as error:  # perhaps before the body was read: nothing can follow it
-            error.headers["Connection"] = "close"
+            body = await self._let_in(scope, receive, share)
+        except ApiError as error:
+            share.release()
+            error.headers["Connection"] = "close"  # what is left of the body is in the way
             await refuse(send, error)
-        except asyncio.TimeoutError:
-            late = "the body of the request did not arrive in time"
-            headers = {"Connection": "close"}
-            await refuse(send, ApiError(408, late, code="request_timeout", headers=headers))
+            return
         except ConnectionError:  # the client left
-            pass
+            share.release()
+            return
+        try:
+            await self._app(scope, _replay(body, receive), send)
         finally:
             share.release()
+
+    async def _let_in(self, scope: Scope, receive: Receive, share: "_Share") -> bytes:
+        """The body of a request that is welcome."""
+        headers = dict(scope["headers"])
+        if scope["path"] not in OPEN:
+            scope["l4k_key"] = self._check_key(headers)
+        self._check_length(headers)
+        try:
+            return await asyncio.wait_for(self._read(receive, share), self._options.body_seconds)
+        except asyncio.TimeoutError:
+            late = "the body of the request did not arrive in time"
+            raise ApiError(408, late, code="request_timeout") from None
 
     def _check_key(self, headers: dict[bytes, bytes]) -> str:
         """The key that came, where one is asked for."""

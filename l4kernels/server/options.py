@@ -15,8 +15,9 @@ class ServerOptions:
     api_keys: tuple[str, ...] = ()
     """One of them has to come with each request; none: nobody is asked."""
     max_body_bytes: int = 32 << 20
-    max_bodies_bytes: int = 512 << 20
-    """Of all requests together that are being read or prepared."""
+    max_bodies_bytes: int = 1 << 30
+    """Of all requests together, from their first byte to the end of their answers. Parsed and
+    decoded they take about three times as much memory."""
     body_seconds: float = 60.0
     """For a body to arrive."""
     max_image_pixels: int = 20_000_000
