@@ -65,7 +65,7 @@ def test_the_text_is_that_of_python_and_of_the_command_line(client, model, promp
     new = model.generate(ids, 24)[0, ids.shape[1] :]
     assert prompter.tokenizer.decode(new) == text
     request = cli_generate.Request(
-        CHECKPOINT, SAID[0]["content"], chat=True, max_new_tokens=24, temperature=0.0
+        model=CHECKPOINT, prompt=SAID[0]["content"], chat=True, max_new_tokens=24, temperature=0.0
     )
     cli_generate.run(request, as_json=True)
     assert json.loads(capsys.readouterr().out)["text"] == text
