@@ -1,8 +1,11 @@
 """`l4k serve`."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +15,7 @@ from l4kernels.engine.engine import Engine
 from l4kernels.engine.request import Request
 from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.extras import require
+from l4kernels.model.config import Llama4Config
 from l4kernels.prompt.chat import Prompter
 
 
@@ -38,10 +42,21 @@ def run(settings: Settings) -> int:
     """Loads the model, tries it out, and listens until a signal comes; the exit code."""
     for module in ("fastapi", "uvicorn", "pydantic", "prometheus_client", "llguidance"):
         require(module, "serve")
-    _check(settings)
+    from l4kernels.server.serve import taken
+
     config = settings.config()
+    _check(settings, config)
     prompter = Prompter(settings.model, config)
     loader = Loader(settings, config)
+    with contextlib.ExitStack() as stack:
+        # Before weights are read, which may take minutes.
+        listeners = [stack.enter_context(one) for one in taken(settings.host, settings.port)]
+        return _run(listeners, loader, prompter, settings)
+
+
+def _run(
+    listeners: Sequence[socket.socket], loader: Loader, prompter: Prompter, settings: Settings
+) -> int:
     with (
         loader.loaded() as model,
         Engine(
@@ -53,13 +68,16 @@ def run(settings: Settings) -> int:
             tokenizer=prompter.tokenizer,
         ) as engine,
     ):
-        first = torch.tensor([config.bos_token_id or 0])
+        first = torch.tensor([prompter.config.bos_token_id or 0])
         engine.add(Request(first, 2, stop_ids=())).result()  # whatever is made at first use
-        return _listen(engine, prompter, settings)
+        return _listen(listeners, engine, prompter, settings)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: Settings, config: Llama4Config) -> None:
     whole_number("--port", settings.port, 0, 65_535)
+    whole_number("--slots", settings.slots, 1, 1 << 12)
+    if settings.context is not None:
+        whole_number("--context", settings.context, 2, config.max_position_embeddings)
     whole_number("--max-waiting", settings.max_waiting, 0, 1 << 20)
     whole_number("--max-output-tokens", settings.max_output_tokens, 1, 1 << 30)
     number("--request-seconds", settings.request_seconds, 1, 1e7)
@@ -69,7 +87,9 @@ def _check(settings: Settings) -> None:
             raise ValueError("expected --api-key to be printable ASCII")
 
 
-def _listen(engine: Engine, prompter: Prompter, settings: Settings) -> int:
+def _listen(
+    listeners: Sequence[socket.socket], engine: Engine, prompter: Prompter, settings: Settings
+) -> int:
     from l4kernels.server.app import create_app
     from l4kernels.server.options import ServerOptions
     from l4kernels.server.serve import Server
@@ -85,7 +105,7 @@ def _listen(engine: Engine, prompter: Prompter, settings: Settings) -> int:
         drain_seconds=settings.drain_seconds,
     )
     app = create_app(engine, prompter, options)
-    server = Server(app, options, settings.host, settings.port)
+    server = Server(app, options, listeners)
     asyncio.run(_serve(server, options.model_name))
     return 1 if server.failed else 0
 

@@ -290,8 +290,7 @@ def _explained(error: RequestValidationError) -> ApiError:
     """What is wrong, and where. What came is not repeated."""
     if isinstance(error.body, bytes):
         return ApiError(400, "expected JSON, with the header 'Content-Type: application/json'")
-    # Each alternative of a union has its errors; the one that was meant got furthest.
-    worst = max(error.errors(), key=lambda one: len(one["loc"]))
+    worst = max(error.errors(), key=_closeness)
     if worst["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON (at character {worst['loc'][-1]})")
     param = _field(worst["loc"][1:], error.body, missing=worst["type"] == "missing")
@@ -303,23 +302,37 @@ def _explained(error: RequestValidationError) -> ApiError:
     return ApiError(400, message, param=param or None, code=None)
 
 
-def _field(place: Sequence[str | int], value: Any, *, missing: bool) -> str:
+def _closeness(error: dict[str, Any]) -> tuple[int, bool, bool]:
+    """To what was meant: each alternative of a union has its errors. The one that was meant got
+    furthest, is not of another type, and what a client asks for tells it more than what lacks."""
+    kind = error["type"]
+    return len(error["loc"]), not kind.endswith("_type"), kind == "extra_forbidden"
+
+
+def _field(place: Sequence[str | int], body: Any, *, missing: bool) -> str:
     """The path of a field of a body. Names of a union's alternatives, which pydantic has in its
     places, are no fields.
 
     >>> _field(("messages", 0, "user", "name"), {"messages": [{"name": 1}]}, missing=False)
     'messages.0.name'
     """
-    found = []
-    for count, part in enumerate(place, 1):
-        listed = isinstance(value, list) and isinstance(part, int) and part < len(value)
-        if listed or (isinstance(value, dict) and part in value):
-            value = value[part]
-        elif not (missing and count == len(place)):
-            continue
-        if re.fullmatch(r"[A-Za-z0-9_]{1,64}", f"{part}"):
-            found.append(f"{part}")
-    return ".".join(found)
+    names = _fields(place, body, missing)
+    return ".".join(name for name in names if re.fullmatch(r"[A-Za-z0-9_]{1,64}", name))
+
+
+def _fields(place: Sequence[str | int], value: Any, missing: bool) -> list[str]:
+    """An alternative may have the name of a field beside it (`text`): of the ways through the body
+    the longest is meant, and of those the one that comes to the end of the place."""
+    if not place:
+        return []
+    part, rest = place[0], place[1:]
+    skipped = _fields(rest, value, missing)
+    listed = isinstance(value, list) and isinstance(part, int) and part < len(value)
+    if listed or (isinstance(value, dict) and part in value):
+        found = [f"{part}", *_fields(rest, value[part], missing)]
+    else:
+        found = [f"{part}"] if missing and not rest else []
+    return max(skipped, found, key=len)
 
 
 def _responses() -> dict[int | str, dict[str, Any]]:

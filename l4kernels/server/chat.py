@@ -40,7 +40,7 @@ class ChatAnswer:
     async def begin(self) -> None:
         """Everything that can be refused is refused here, before an answer has begun."""
         body, service = self._body, self._service
-        if body.top_logprobs is not None and not body.logprobs:
+        if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs = true", param="top_logprobs")
         self._generation = self._stack.enter_context(service.admitted(body.n or 1))
         slow = has_video(body.messages)
@@ -110,9 +110,8 @@ class ChatAnswer:
 
     async def events(self) -> AsyncIterator[bytes]:
         """`chat.completion.chunk`s."""
-        asked = self._body.stream_options
-        counted = asked is not None and asked.include_usage
-        rest = {"usage": None} if counted else {}
+        counted = self._body.usage_of_stream
+        rest: dict[str, Any] = {"usage": None} if counted else {}
         head = self._head("chat.completion.chunk")
         first = {"role": "assistant", "content": "", "refusal": None}
         for index in range(len(self.choices)):
@@ -130,6 +129,8 @@ class ChatAnswer:
             if delta.calls:
                 new["tool_calls"] = delta.calls
             chunk = _chunk(index, new, self._logprobs(delta), delta.finish_reason)
+            if counted == "each":
+                rest = {"usage": self.usage()}
             yield event({**head, "choices": [chunk], **rest})
         if counted:
             yield event({**head, "choices": [], "usage": self.usage()})

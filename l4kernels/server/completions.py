@@ -21,7 +21,7 @@ class _Choice:
     """One text: of a prompt, and of one of its `n` samples."""
 
     def __init__(self, service: Service, logprobs: int | None):
-        self._tokenizer, self._end_ids = service.tokenizer, service.end_ids
+        self._tokenizer = service.tokenizer
         self._top = logprobs
         self._spoken = Detokenizer(service.tokenizer)  # its text: what is before the next token
         self.tokens = 0
@@ -42,7 +42,9 @@ class _Choice:
             )
             new["tokens"].append(named)
             new["token_logprobs"].append(None if logprob is None else bounded(logprob))
-            new["top_logprobs"].append(None if top is None else self._by_text(top))
+            if logprob is not None:  # its own is there, too, be it ever so unlikely
+                top = self._by_text([*top, (token, logprob)])
+            new["top_logprobs"].append(top)
             new["text_offset"].append(len(self._spoken.text))
             self._spoken.push(token)
         self.text += text
@@ -51,11 +53,12 @@ class _Choice:
         return {"text": text, "logprobs": new if self._top is not None else None}
 
     def output(self, output: Output) -> dict[str, Any]:
+        """An end token has no text, but its log-probability: who sums those of an echoed prompt
+        counts on one for each new token."""
         tokens = []
         if output.token_id is not None:
             self.tokens += 1
-            if not (output.finish_reason == "stop" and output.token_id in self._end_ids):
-                tokens.append((output.token_id, output.logprob, output.top_logprobs or []))
+            tokens.append((output.token_id, output.logprob, output.top_logprobs or []))
         self.finish_reason = output.finish_reason
         return self.push(output.text, tokens)
 
@@ -174,9 +177,8 @@ class CompletionAnswer:
         return event(error.body())
 
     async def events(self) -> AsyncIterator[bytes]:
-        asked = self._body.stream_options
-        counted = asked is not None and asked.include_usage
-        rest = {"usage": None} if counted else {}
+        counted = self._body.usage_of_stream
+        rest: dict[str, Any] = {"usage": None} if counted else {}
         for index, piece in enumerate(self._echoes):
             reason = self.choices[index].finish_reason  # of a prompt alone
             yield self._event(index, piece, reason, rest)
@@ -186,6 +188,8 @@ class CompletionAnswer:
                 continue
             index, piece = item
             reason = self.choices[index].finish_reason
+            if counted == "each":
+                rest = {"usage": self.usage()}
             if piece["text"] or piece["logprobs"] or reason:
                 yield self._event(index, piece, reason, rest)
         if counted:

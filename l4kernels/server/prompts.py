@@ -107,7 +107,9 @@ class Conversation:
         """
         given = None
         if tools:
-            given = [tool.model_dump(exclude_none=True) for tool in tools]
+            given = [
+                tool.model_dump(exclude_none=True, exclude={"cache_control"}) for tool in tools
+            ]
             for tool in given:
                 tool["function"].pop("strict", None)
         try:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +19,51 @@ MAX_CONNECTIONS = 4096
 _WATCH_SECONDS = 0.25
 
 
+def taken(host: str, port: int) -> list[socket.socket]:
+    """An address of this machine, to listen at later: nobody else has it from now on.
+
+    Args:
+        host: a name may have an address of each family.
+        port: 0 is a free one.
+
+    Raises:
+        OSError: there is no such address here, or another program has it.
+    """
+    found: list[socket.socket] = []
+    problem: OSError | None = None
+    try:
+        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in known:
+            try:
+                found.append(_bound(family, (address[0], port, *address[2:])))
+                port = found[-1].getsockname()[1]
+            except OSError as error:
+                # A machine without IPv6 may still have names for its addresses.
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                problem = error
+        if problem is not None and not found:
+            raise problem
+    except OSError as error:
+        for one in found:
+            one.close()
+        raise OSError(f"cannot listen at {host}, port {port}: {error.strerror}") from None
+    return found
+
+
+def _bound(family: int, address: tuple[str | int, ...]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
 class Server(uvicorn.Server):
     """uvicorn's, with another end: at SIGTERM or SIGINT `/health` says 503, requests that come are
     refused, those that run have `drain_seconds`, and then an error tells them why. A second
@@ -25,15 +72,13 @@ class Server(uvicorn.Server):
     Args:
         app: of `create_app`.
         options: the same as the app's.
-        host, port: where to listen; port 0 is a free one.
+        listeners: sockets of one port, as `taken` gives them.
     """
 
-    def __init__(self, app: FastAPI, options: ServerOptions, host: str, port: int):
-        self._app, self._options = app, options
+    def __init__(self, app: FastAPI, options: ServerOptions, listeners: Sequence[socket.socket]):
+        self._app, self._options, self._listeners = app, options, [*listeners]
         config = uvicorn.Config(
             app,
-            host=host,
-            port=port,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=5,
             server_header=False,
@@ -52,12 +97,12 @@ class Server(uvicorn.Server):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens, once it has `started`."""
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        """Where it listens."""
+        host, port = self._listeners[0].getsockname()[:2]
         return host, port
 
     async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
-        await super().startup(sockets)
+        await super().startup(sockets or self._listeners)
         if self.started:
             self._watch = asyncio.ensure_future(self._watch_engine())
 
@@ -73,7 +118,7 @@ class Server(uvicorn.Server):
         if self.started:
             self._watch.cancel()
             await self._drain()
-        await super().shutdown(sockets)
+        await super().shutdown(sockets or self._listeners)
 
     async def _drain(self) -> None:
         """The sockets still listen: whoever comes is told that the server ends."""

@@ -24,6 +24,10 @@ WRONG = {
     ),
     "a field that lacks": ({"messages": [MESSAGE, {"role": "user"}]}, "messages.1.content"),
     "a field too many": ({"messages": [{**MESSAGE, "user": 1}]}, "messages.0.user"),
+    "a field too many beside one of its alternative's name": (
+        {"messages": [{**MESSAGE, "content": [{"type": "text", "text": "a", "smell": 1}]}]},
+        "messages.0.content.0.smell",
+    ),
     "a choice that is none": ({**CHAT, "tool_choice": {"type": "search"}}, "tool_choice.type"),
     "one of a list": ({**CHAT, "stop": ["a", 1]}, "stop.1"),
     "a key": ({**CHAT, "logit_bias": {"a": 1}}, "logit_bias.a"),
@@ -48,6 +52,11 @@ def post(one, content, kind="application/json"):
 @pytest.mark.parametrize("body, param", WRONG.values(), ids=WRONG.keys())
 def test_an_error_names_the_field(demo, body, param):
     assert post(demo, json.dumps(body))["param"] == param
+
+
+def test_an_empty_list_is_told_that_it_is_empty(demo):
+    error = post(demo, json.dumps({"messages": [{**MESSAGE, "content": []}]}))
+    assert "at least 1 item" in error["message"] and error["param"] == "messages.0.content"
 
 
 def test_a_body_of_another_kind(demo):

@@ -16,7 +16,10 @@ import httpx
 import pytest
 
 from l4kernels import Engine
+from l4kernels.cli import main
+from l4kernels.cli.loading import Loader
 from l4kernels.demo import CHECKPOINT
+from l4kernels.server.serve import taken
 from tests.support.serving import serving
 
 HTTP = httpx.Client(timeout=60, verify=False)  # reading certificates takes longer than a request
@@ -272,6 +275,26 @@ def program():
     process.kill()
     process.wait()
     process.stderr.close()
+
+
+def test_an_address_that_cannot_be_had_is_one_line(capsys):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        mock.patch.object(Loader, "loaded") as load,
+    ):
+        for host in ("127.0.0.1", "192.0.2.1", "no.such.invalid"):
+            command = ["serve", str(CHECKPOINT), "--host", host]
+            assert main([*command, "--port", f"{other.getsockname()[1]}"]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"l4k: cannot listen at {host}, port "), line
+    assert not load.called, "weights were read before"
+
+
+def test_an_address_of_both_families():
+    listeners = taken("localhost", 0)
+    assert len({one.getsockname()[1] for one in listeners}) == 1
+    for one in listeners:
+        one.close()
 
 
 def test_sigterm_drains_and_ends(program):

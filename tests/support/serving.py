@@ -11,7 +11,7 @@ from typing import Any
 from l4kernels import Engine, Prompter
 from l4kernels.server.app import create_app
 from l4kernels.server.options import ServerOptions
-from l4kernels.server.serve import Server
+from l4kernels.server.serve import Server, taken
 
 OPTIONS = ServerOptions("demo", drain_seconds=5)
 
@@ -53,7 +53,7 @@ class Serving:
 def serving(engine: Engine, prompter: Prompter, **changes: Any) -> Iterator[Serving]:
     """A server over an engine; `changes` are fields of `ServerOptions`."""
     options = replace(OPTIONS, **changes)
-    server = Server(create_app(engine, prompter, options), options, "127.0.0.1", 0)
+    server = Server(create_app(engine, prompter, options), options, taken("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), name="server")
     thread.start()
     while not server.started:

@@ -10,7 +10,12 @@ Url = Annotated[str, Field(max_length=64 << 20)]
 FunctionName = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")]
 
 
-class TextPart(Message):
+class Marked(Message):
+    cache_control: AnyObject | None = None
+    """Accepted: beginnings that repeat are kept whether they are marked or not."""
+
+
+class TextPart(Marked):
     type: Literal["text"]
     text: Text
 
@@ -26,7 +31,7 @@ class ImageUrl(Message):
     """Accepted: the checkpoint's image processor decides."""
 
 
-class ImagePart(Message):
+class ImagePart(Marked):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -35,7 +40,7 @@ class VideoUrl(Message):
     url: Url
 
 
-class VideoPart(Message):
+class VideoPart(Marked):
     type: Literal["video_url"]
     video_url: VideoUrl
     frames: Annotated[int, Field(ge=1, le=32)] | None = None
@@ -47,16 +52,22 @@ Spoken = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 Texts = Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
 
 
-class SystemMessage(Message):
+class Turn(Marked):
+    """What a message of any role may have."""
+
+    name: Name | None = None
+    type: Literal["text", "message"] | None = None
+    """Accepted: the first is lm-eval's, the second of the newer protocol."""
+
+
+class SystemMessage(Turn):
     role: Literal["system", "developer"]
     content: Text | Texts
-    name: Name | None = None
 
 
-class UserMessage(Message):
+class UserMessage(Turn):
     role: Literal["user"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=1024)]
-    name: Name | None = None
 
 
 class FunctionCall(Message):
@@ -68,21 +79,24 @@ class ToolCall(Message):
     id: str = Field(max_length=256)
     type: Literal["function"] = "function"
     function: FunctionCall
+    index: Annotated[int, Field(ge=0)] | None = None
+    """Accepted: clients that put chunks together leave it there."""
 
 
-class AssistantMessage(Message):
+class AssistantMessage(Turn):
     role: Literal["assistant"]
     content: Text | Annotated[list[Spoken], Field(min_length=1, max_length=1024)] | None = None
     refusal: Text | None = None
-    name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
-    audio: None = None
+
+    # Accepted: clients send answers back as they came, those of other models, too.
     annotations: list[Any] | None = None
-    """Accepted: clients send answers back as they came."""
-    function_call: None = None
+    reasoning: Text | None = None
+    reasoning_content: Text | None = None
+    """Templates leave out the thoughts of turns that are over; Llama 4 has none."""
 
 
-class ToolMessage(Message):
+class ToolMessage(Turn):
     role: Literal["tool"]
     content: Text | Texts
     tool_call_id: str = Field(max_length=256)
@@ -101,7 +115,7 @@ class FunctionTool(Message):
     """Accepted. The arguments of a call that is forced are always of the schema."""
 
 
-class Tool(Message):
+class Tool(Marked):
     type: Literal["function"]
     function: FunctionTool
 

@@ -1,9 +1,9 @@
 """What requests for chats and for completions share."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_TEXT = 16 << 20
@@ -39,13 +39,22 @@ AnyObject = Annotated[dict[str, Any], AfterValidator(_checked)]
 
 class Message(BaseModel):
     """A part of a request. A field that is not known is refused, so that none is ignored in
-    silence; numbers are numbers, and not NaN."""
+    silence; one that is null asks for nothing, known or not; numbers are numbers, and not NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class StreamOptions(Message):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """vLLM's: with every chunk, of what came by then."""
     include_obfuscation: bool = False
     """Accepted; nothing is obfuscated."""
 
@@ -75,6 +84,14 @@ class SampledRequest(Message):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+    @property
+    def usage_of_stream(self) -> Literal["end", "each"] | None:
+        """Where a stream says how many tokens there were: at its end, or with each chunk, too."""
+        asked = self.stream_options
+        if asked is None or not asked.include_usage:
+            return None
+        return "each" if asked.continuous_usage_stats else "end"
 
     def stop_strings(self) -> list[str]:
         if self.stop is None:

@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag
 
 from l4kernels.server.protocol.chat import (
     FunctionName,
@@ -15,14 +14,6 @@ from l4kernels.server.protocol.chat import (
 )
 from l4kernels.server.protocol.common import AnyObject, Message, Text
 
-
-def _refuse(value: Any) -> None:
-    if value is not None:
-        raise PydanticCustomError("unsupported", "this server does not support it")
-
-
-Refused = Annotated[None, BeforeValidator(_refuse)]
-"""Clients may spell out that they do not ask for it."""
 Id = Annotated[str, Field(max_length=256)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -35,7 +26,6 @@ class InputText(Message):
 
 class InputImage(Message):
     type: Literal["input_image"]
-    file_id: Refused = None
     image_url: Url
     detail: Literal["auto", "low", "high", "original"] | None = None
     """Accepted: the checkpoint's image processor decides."""
@@ -138,7 +128,6 @@ class TextConfig(Message):
     format: (
         Annotated[TextFormat | JsonObject | JsonSchemaFormat, Field(discriminator="type")] | None
     ) = None
-    verbosity: Refused = None
 
 
 class ResponseStreamOptions(Message):
@@ -171,13 +160,4 @@ class ResponseRequest(Message):
     service_tier: str | None = Field(None, max_length=64)
     safety_identifier: str | None = Field(None, max_length=256)
     prompt_cache_key: str | None = Field(None, max_length=256)
-
-    # Each request stands alone, and the model's own functions are the only tools.
     background: Literal[False] | None = None
-    previous_response_id: Refused = None
-    conversation: Refused = None
-    prompt: Refused = None
-    include: Refused = None
-    reasoning: Refused = None
-    max_tool_calls: Refused = None
-    top_logprobs: Refused = None
