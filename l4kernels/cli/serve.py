@@ -69,7 +69,8 @@ def _run(
         ) as engine,
     ):
         first = torch.tensor([prompter.config.bos_token_id or 0])
-        engine.add(Request(first, 2, stop_ids=())).result()  # whatever is made at first use
+        # Whatever is made at first use; a step is captured when it comes a second time.
+        engine.add(Request(first, 4, stop_ids=())).result()
         return _listen(listeners, engine, prompter, settings)
 
 
