@@ -346,7 +346,9 @@ class EngineCore:
         logprob, top = None, None
         if sequence.choice.logprobs is not None:
             logprob, ids, values = listed
-            top = [*zip(ids, values, strict=True)][: sequence.choice.logprobs]
+            top = [*zip(ids, values, strict=True)]
+            logprob = dict(top).get(token, logprob)  # they differ by rounding
+            top = top[: sequence.choice.logprobs]
         reason = _REASONS[code]
         if reason is not None:
             self._finish(sequence, reason, stopped=True)

@@ -31,16 +31,10 @@ MAX_HEADER = 1024  # characters of a data URI before its data
 MAX_URL = 8192  # characters of a remote URL
 MAX_ADDRESSES = 4  # of a host, that are tried
 # Of what base64 may hold. No general function: one part for each escape of 64 MB fills the memory.
-ESCAPES = (
-    *(
-        (b"%2B", b"+"),
-        (b"%2b", b"+"),
-        (b"%2F", b"/"),
-        (b"%2f", b"/"),
-        (b"%3D", b"="),
-        (b"%3d", b"="),
-    ),
-    *((b"%20", b" "), (b"%0A", b"\n"), (b"%0a", b"\n"), (b"%0D", b"\r"), (b"%0d", b"\r")),
+ESCAPES = tuple(
+    (escape, bytes([byte]))
+    for byte in b"+/= \n\r"
+    for escape in sorted({b"%%%02X" % byte, b"%%%02x" % byte})
 )
 # What a host's name means depends on the version of IDNA; its other form is the same in both.
 DEVIATIONS = frozenset("ßςẞ\u200c\u200d")

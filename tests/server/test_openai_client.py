@@ -126,6 +126,7 @@ def test_log_probabilities(client, model, prompter):
     assert [entry.logprob for entry in top] == pytest.approx(
         expected.topk(3).values.tolist(), abs=1e-3
     )
+    assert all(token.top_logprobs[0].logprob == token.logprob for token in listed)
     assert top[0].token == listed[0].token and bytes(listed[0].bytes).decode() == listed[0].token
     _, chunks, _ = streamed(client, logprobs=True, top_logprobs=3)
     again = [t for chunk in chunks for t in (chunk.choices[0].logprobs or _None).content]
