@@ -260,7 +260,10 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         known: dict[int, Callable[[], str]] = {
-            404: lambda: f"there is no {request.method} {request.url.path[:200]}",
+            404: lambda: (
+                f"there is no {request.method} {request.url.path[:200]}; a base URL of "
+                f"OpenAI's clients ends in /v1"
+            ),
             405: lambda: f"{request.url.path[:200]} does not take {request.method}",
         }
         text = known.get(error.status_code, lambda: str(error.detail))()
@@ -298,7 +301,9 @@ def _explained(error: RequestValidationError) -> ApiError:
         name = f"{worst['loc'][-1]}"[:64]
         message = f"unknown field {name!r}: this server does not support it"
     else:
-        message = f"{param or 'the body'}: {worst['msg'][:500]}"
+        of_python = worst["type"].startswith("model_")
+        text = "Input should be an object" if of_python else worst["msg"][:500]
+        message = f"{param or 'the body'}: {text}"
     return ApiError(400, message, param=param or None, code=None)
 
 

@@ -59,6 +59,17 @@ def test_an_empty_list_is_told_that_it_is_empty(demo):
     assert "at least 1 item" in error["message"] and error["param"] == "messages.0.content"
 
 
+def test_what_should_be_an_object_is_told_so(demo):
+    part = {"type": "image_url", "image_url": "data:image/png;base64,AAAA"}
+    error = post(demo, json.dumps({"messages": [{**MESSAGE, "content": [part]}]}))
+    assert error["message"] == "messages.0.content.0.image_url: Input should be an object"
+
+
+def test_a_base_url_without_v1(demo):
+    answer = httpx.post(f"{demo.url}/chat/completions", json=CHAT)
+    assert answer.status_code == 404 and "ends in /v1" in answer.json()["error"]["message"]
+
+
 def test_a_body_of_another_kind(demo):
     error = post(demo, json.dumps(CHAT), "application/x-www-form-urlencoded")
     assert "Content-Type: application/json" in error["message"]
