@@ -95,6 +95,11 @@ class Stream:
         if self.request.on_end is not None:
             self.request.on_end(error)
 
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, found in the cache by the first sample, once an output has come."""
+        return self._sequences[0].reused
+
     def result(self) -> list[list[int]]:
         """Waits for the end; the tokens of each sample."""
         samples: list[list[int]] = [[] for _ in self._sequences]

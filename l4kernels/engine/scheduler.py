@@ -83,6 +83,8 @@ class Scheduler:
             sequence.slot = heapq.heappop(self._free)
             self.counts.prompt_tokens += len(sequence.tokens) - 1
             self.counts.reused_tokens += sequence.computed
+            if not sequence.preemptions:
+                sequence.reused = sequence.computed
             self.prefilling.append(sequence)
             begun.append(sequence)
         return begun

@@ -63,6 +63,8 @@ class Sequence:
     awaits: "tuple[Sequence, int] | None" = None
     """Who is about to compute pages that this one can share, and up to which token."""
     preemptions: int = 0
+    reused: int = 0
+    """Tokens of its prompt that were in the cache when it began."""
     _names: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:

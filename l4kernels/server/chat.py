@@ -69,6 +69,7 @@ class ChatAnswer:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": new,
             "total_tokens": self.prompt_tokens + new,
+            "prompt_tokens_details": {"cached_tokens": self._generation.cached_tokens},
         }
 
     async def whole(self) -> dict[str, Any]:

@@ -131,6 +131,11 @@ class Generation:
             )
         )
 
+    @property
+    def cached_tokens(self) -> int:
+        """Of all prompts together, found in the cache, once outputs have come."""
+        return sum(stream.cached_tokens for stream in self._streams)
+
     def nudge(self) -> None:
         self._queue.put_nowait(Nudge())
 

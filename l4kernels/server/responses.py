@@ -79,9 +79,10 @@ class ResponseAnswer:
 
     def _ended(self) -> dict[str, Any]:
         used = self._chat.usage()
+        cached = used["prompt_tokens_details"]["cached_tokens"]
         usage = {
             "input_tokens": used["prompt_tokens"],
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
             "output_tokens": used["completion_tokens"],
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": used["total_tokens"],

@@ -303,6 +303,18 @@ def test_answers_of_tools_are_read(client, prompter):
     assert answer.usage.prompt_tokens == len(prompter.chat(turns, tools=[TIME]).ids)
 
 
+def test_prefixes_that_are_found_again_are_told(client):
+    words = [{"role": "user", "content": "Selah " * 90}]
+    found = [chat(client, words).usage.prompt_tokens_details.cached_tokens for _ in range(2)]
+    assert found[0] == 0 and found[1] >= 64
+    assert streamed(client, words)[2].prompt_tokens_details.cached_tokens == found[1]
+    prompt = [5] * 200
+    pair = [complete(client, prompt=[prompt, prompt]).usage for _ in range(2)]
+    assert pair[1].prompt_tokens_details.cached_tokens >= 2 * 128
+    answers = [client.responses.create(model="demo", input="Amen " * 90) for _ in range(2)]
+    assert answers[1].usage.input_tokens_details.cached_tokens >= 64
+
+
 def complete(client, **fields):
     settings = {"max_tokens": 6, "temperature": 0} | fields
     return client.completions.create(model="demo", **settings)
