@@ -9,7 +9,7 @@ from typing import Any
 
 from l4kernels.cli.conversation import Conversation, ImageFile, Message, path_of, read_image
 from l4kernels.cli.interrupts import ctrl_c
-from l4kernels.cli.loading import Loader, ModelRequest
+from l4kernels.cli.loading import Loader, ModelRequest, warm_up
 from l4kernels.cli.messages import PipedLines, TerminalLines, Typed, read_message
 from l4kernels.cli.output import print_json, stream
 from l4kernels.engine.engine import Engine, Stream
@@ -53,6 +53,7 @@ def run(request: Request, *, as_json: bool) -> None:
         loader.loaded() as model,
         Engine(model, slots=1, tokenizer=prompter.tokenizer) as engine,
     ):
+        warm_up(engine)
         chat = Chat(engine, prompter, request, as_json=as_json)
         if sys.stdin.isatty():
             at_terminal(chat)

@@ -12,7 +12,9 @@ import torch
 from l4kernels.checkpoint.choice import stored_formats
 from l4kernels.checkpoint.formats import open_checkpoint
 from l4kernels.cli.progress import loading_bar
+from l4kernels.engine.engine import Engine
 from l4kernels.engine.llama4 import Llama4
+from l4kernels.engine.request import Request
 from l4kernels.engine.sampling import Sampling
 from l4kernels.inputs.forms import convert_hint
 from l4kernels.layers.options import DTYPES, find_device
@@ -92,6 +94,12 @@ class Loader:
                     self.source, progress=progress, lora=request.lora, **self.options
                 )
             yield model
+
+
+def warm_up(engine: Engine) -> None:
+    """Has what is made at first use made now; a step is captured when it comes a second time."""
+    first = [engine.model.config.bos_token_id or 0]
+    engine.add(Request(first, 4, stop_ids=())).result()
 
 
 def checkpoint_bytes(folder: Path) -> int:

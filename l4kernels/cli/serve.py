@@ -8,11 +8,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from l4kernels.cli.loading import Loader, ModelOptions
+from l4kernels.cli.loading import Loader, ModelOptions, warm_up
 from l4kernels.engine.engine import Engine
-from l4kernels.engine.request import Request
 from l4kernels.inputs.arguments import number, whole_number
 from l4kernels.inputs.extras import require
 from l4kernels.model.config import Llama4Config
@@ -68,9 +65,7 @@ def _run(
             tokenizer=prompter.tokenizer,
         ) as engine,
     ):
-        first = torch.tensor([prompter.config.bos_token_id or 0])
-        # Whatever is made at first use; a step is captured when it comes a second time.
-        engine.add(Request(first, 4, stop_ids=())).result()
+        warm_up(engine)
         return _listen(listeners, engine, prompter, settings)
 
 
