@@ -3,8 +3,17 @@
 import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 MAX_TEXT = 16 << 20
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -15,6 +24,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenKey = Annotated[str, Field(max_length=12, pattern="^[0-9]+$")]
 MAX_LEVELS = 64
+MAX_ERRORS = 1024
 
 
 def _checked(value: dict[str, Any]) -> dict[str, Any]:
@@ -44,13 +54,29 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Body(Message):
+    """All of a request. Millions of wrong entries are one error: to explain each takes the event
+    loop half a minute."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explainable(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if error.error_count() <= MAX_ERRORS:
+                raise
+        limit = {"errors": MAX_ERRORS}
+        raise PydanticCustomError("errors", "more than {errors} values are wrong", limit)
+
+
 class StreamOptions(Message):
     include_usage: bool = False
     include_obfuscation: bool = False
     """Accepted; nothing is obfuscated."""
 
 
-class SampledRequest(Message):
+class SampledRequest(Body):
     """How tokens are chosen. What is left out, the checkpoint's `generation_config.json` says."""
 
     model: str | None = Field(None, max_length=4096)
