@@ -13,6 +13,10 @@ from l4kernels.server.options import ServerOptions
 OPEN = ("/", "/health")
 """Asked without a key: what supervisors ask, and the page in which one types the key."""
 
+MAX_BRACKETS = 1 << 18
+"""Objects and lists of a body, at the most: millions take the event loop seconds to parse. Those
+in texts count, which a pass over the bytes cannot tell apart."""
+
 
 class Gate:
     """An ASGI middleware.
@@ -53,10 +57,14 @@ class Gate:
             scope["l4k_key"] = self._check_key(headers)
         self._check_length(headers)
         try:
-            return await asyncio.wait_for(self._read(receive, share), self._options.body_seconds)
+            reading = self._read(receive, share)
+            body = await asyncio.wait_for(reading, self._options.body_seconds)
         except asyncio.TimeoutError:
             late = "the body of the request did not arrive in time"
             raise ApiError(408, late, code="request_timeout") from None
+        if body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
+            raise ApiError(400, f"expected a body of at most {MAX_BRACKETS:,} brackets")
+        return body
 
     def _check_key(self, headers: dict[bytes, bytes]) -> str:
         """The key that came, where one is asked for."""

@@ -6,7 +6,6 @@ keywords are checked here first.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -255,7 +254,7 @@ def _check_number(place: _Schema) -> None:
     value = place.value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise place.refuse(f"expected a number, got {shown(value)}")
-    if not math.isfinite(value) or abs(value) > EXACT:
+    if not -EXACT <= value <= EXACT:  # nor is NaN; whole numbers may be beyond all floats
         raise place.refuse(f"expected a number from -2^53 to 2^53, got {shown(value)}")
 
 

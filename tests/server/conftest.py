@@ -9,6 +9,7 @@ from PIL import Image
 from l4kernels import Engine, Llama4, Prompter
 from l4kernels.demo import CHECKPOINT, held_out_digits
 from l4kernels.engine.graphs import as_it_is
+from l4kernels.engine.request import Request
 from tests.support.parrot import Parrot
 from tests.support.pictures import saved
 from tests.support.serving import serving
@@ -21,7 +22,12 @@ def prompter():
 
 @pytest.fixture(scope="session")
 def model():
-    return Llama4.from_pretrained(CHECKPOINT)
+    """At its first step PyTorch imports its compiler, which takes seconds, on a busy machine more
+    than a client waits. `l4k serve` takes that step before it listens."""
+    model = Llama4.from_pretrained(CHECKPOINT)
+    with Engine(model, slots=1) as engine:
+        engine.add(Request([1], max_new_tokens=2)).result()
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,18 @@ def test_bodies_that_are_no_request(demo, content):
     assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
+def test_many_small_objects_are_not_parsed(demo):
+    for content in (b"[" + b"{}," * 300_000 + b"{}]", b"[" * 300_000):
+        answer = post(demo, content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400 and "brackets" in answer.json()["error"]["message"]
+
+
+def test_schemas_have_a_size(demo):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": [1] * 70_000}}}
+    answer = post(demo, json=body(tools=[tool]))
+    assert answer.status_code == 400 and "65536 values" in answer.json()["error"]["message"]
+
+
 def test_forms_of_other_pages_are_not_read(demo):
     """A page of another origin may send plain text without asking first."""
     data = json.dumps(body())

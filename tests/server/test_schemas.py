@@ -59,6 +59,7 @@ REFUSED = {
     "a huge count": ({"minItems": 10**9}, "10000"),
     "a bound that is none": ({"minimum": "1"}, "expected a number"),
     "a bound of draft 4": ({"minimum": 1, "exclusiveMinimum": True}, "expected a number"),
+    "a number beyond all floats": ({"minimum": -(10**400)}, "2^53"),
     "an inexact number": ({"const": 2**53 + 1}, "2^53"),
     "an inexact number inside": ({"enum": [{"a": [2**53 + 1]}]}, "2^53"),
     "multiples of nothing": ({"multipleOf": 0}, "above 0"),

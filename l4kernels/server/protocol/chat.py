@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from l4kernels.server.protocol.common import AnyObject, Message, Name, SampledRequest, Text
+from l4kernels.server.protocol.common import AnyObject, Body, Message, Name, SampledRequest, Text
 
 Url = Annotated[str, Field(max_length=64 << 20)]
 FunctionName = Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")]
@@ -49,7 +49,7 @@ class VideoPart(Marked):
 
 Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 Spoken = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
-Texts = Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+Texts = Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 
 class Turn(Marked):
@@ -67,7 +67,7 @@ class SystemMessage(Turn):
 
 class UserMessage(Turn):
     role: Literal["user"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=1024)]
+    content: Text | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 
 class FunctionCall(Message):
@@ -85,9 +85,11 @@ class ToolCall(Message):
 
 class AssistantMessage(Turn):
     role: Literal["assistant"]
-    content: Text | Annotated[list[Spoken], Field(min_length=1, max_length=1024)] | None = None
+    content: (
+        Text | Annotated[list[Spoken], Field(fail_fast=True, min_length=1, max_length=1024)] | None
+    ) = None
     refusal: Text | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=128)] | None = None
 
     # Accepted: clients send answers back as they came, those of other models, too.
     annotations: list[Any] | None = None
@@ -154,13 +156,13 @@ ResponseFormat = Annotated[TextFormat | JsonObject | JsonSchema, Field(discrimin
 
 
 class ChatRequest(SampledRequest):
-    messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[AnyMessage], Field(fail_fast=True, min_length=1, max_length=4096)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = True
     modalities: list[Literal["text"]] | None = None
@@ -184,13 +186,15 @@ class ChatRequest(SampledRequest):
         return self.max_tokens
 
 
-class TokenizeRequest(Message):
+class TokenizeRequest(Body):
     """`/tokenize`: of a text, or of a chat."""
 
     model: str | None = Field(None, max_length=4096)
     prompt: Text | None = None
-    messages: Annotated[list[AnyMessage], Field(min_length=1, max_length=4096)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    messages: (
+        Annotated[list[AnyMessage], Field(fail_fast=True, min_length=1, max_length=4096)] | None
+    ) = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     add_special_tokens: bool = True
     """Whether a text begins with the begin-of-text token."""
     add_generation_prompt: bool | None = None

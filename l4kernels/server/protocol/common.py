@@ -3,8 +3,17 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+from typing_extensions import Self
 
 MAX_TEXT = 16 << 20
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
@@ -15,11 +24,18 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenKey = Annotated[str, Field(max_length=12, pattern="^[0-9]+$")]
 MAX_LEVELS = 64
+MAX_VALUES = 1 << 16
+MAX_ERRORS = 1024
 
 
 def _checked(value: dict[str, Any]) -> dict[str, Any]:
     level: list[Any] = [value]
+    count = 0
     for _ in range(MAX_LEVELS):
+        count += sum(map(len, level))
+        if count > MAX_VALUES:  # before a walk that would hold up the event loop
+            limit = {"values": MAX_VALUES}
+            raise PydanticCustomError("json", "expected at most {values} values in JSON", limit)
         inner = (one.values() if isinstance(one, dict) else one for one in level)
         level = [one for values in inner for one in values if isinstance(one, (dict, list))]
     if level:
@@ -51,6 +67,22 @@ class Message(BaseModel):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+class Body(Message):
+    """All of a request. Millions of wrong entries are one error: to explain each takes the event
+    loop half a minute."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explainable(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            if error.error_count() <= MAX_ERRORS:
+                raise
+        limit = {"errors": MAX_ERRORS}
+        raise PydanticCustomError("errors", "more than {errors} values are wrong", limit)
+
+
 class StreamOptions(Message):
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -59,7 +91,7 @@ class StreamOptions(Message):
     """Accepted; nothing is obfuscated."""
 
 
-class SampledRequest(Message):
+class SampledRequest(Body):
     """How tokens are chosen. What is left out, the checkpoint's `generation_config.json` says."""
 
     model: str | None = Field(None, max_length=4096)

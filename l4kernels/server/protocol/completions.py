@@ -4,17 +4,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from l4kernels.server.protocol.common import Message, SampledRequest, Text, TokenId
+from l4kernels.server.protocol.common import Body, SampledRequest, Text, TokenId
 
-Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=16 << 20)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=16 << 20)]
+"""The first that is wrong is reported: an error for each of millions takes gigabytes."""
 
 
 class CompletionRequest(SampledRequest):
     prompt: (
         Text
         | Tokens
-        | Annotated[list[Text], Field(min_length=1, max_length=64)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=64)]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=64)]
+        | Annotated[list[Tokens], Field(fail_fast=True, min_length=1, max_length=64)]
     )
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """16 unless given, as at OpenAI; 0 with `echo`: only the prompt."""
@@ -34,6 +35,6 @@ class CompletionRequest(SampledRequest):
         return given
 
 
-class DetokenizeRequest(Message):
+class DetokenizeRequest(Body):
     model: str | None = Field(None, max_length=4096)
-    tokens: Annotated[list[TokenId], Field(max_length=16 << 20)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=16 << 20)]

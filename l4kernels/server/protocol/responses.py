@@ -12,7 +12,7 @@ from l4kernels.server.protocol.chat import (
     TextFormat,
     Url,
 )
-from l4kernels.server.protocol.common import AnyObject, Message, Text
+from l4kernels.server.protocol.common import AnyObject, Body, Message, Text
 
 Id = Annotated[str, Field(max_length=256)]
 MetadataKey = Annotated[str, Field(max_length=64)]
@@ -39,7 +39,7 @@ class OutputText(Message):
     """Accepted, as annotations are: clients send answers back as they came."""
 
 
-InputTexts = Annotated[list[InputText], Field(min_length=1, max_length=1024)]
+InputTexts = Annotated[list[InputText], Field(fail_fast=True, min_length=1, max_length=1024)]
 InputPart = Annotated[InputText | InputImage, Field(discriminator="type")]
 OutputPart = Annotated[OutputText | RefusalPart, Field(discriminator="type")]
 
@@ -58,13 +58,15 @@ class SystemInput(Item):
 class UserInput(Item):
     type: Literal["message"] = "message"
     role: Literal["user"]
-    content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=1024)]
+    content: Text | Annotated[list[InputPart], Field(fail_fast=True, min_length=1, max_length=1024)]
 
 
 class AssistantInput(Item):
     type: Literal["message"] = "message"
     role: Literal["assistant"]
-    content: Text | Annotated[list[OutputPart], Field(min_length=1, max_length=1024)]
+    content: (
+        Text | Annotated[list[OutputPart], Field(fail_fast=True, min_length=1, max_length=1024)]
+    )
     phase: Literal["commentary", "final_answer"] | None = None
 
 
@@ -135,17 +137,17 @@ class ResponseStreamOptions(Message):
     """Accepted; nothing is obfuscated."""
 
 
-class ResponseRequest(Message):
+class ResponseRequest(Body):
     """What is left out of how tokens are chosen, the checkpoint's `generation_config.json` says."""
 
     model: str | None = Field(None, max_length=4096)
-    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=4095)]
+    input: Text | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=4095)]
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     text: TextConfig | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionChoice | None = None
     parallel_tool_calls: bool | None = True
     stream: bool | None = False
