@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -20,12 +21,12 @@ from l4kernels.prompt.images import ImageError
 from l4kernels.prompt.tokenizer_file import TokenizerError
 from l4kernels.server.chat import ChatAnswer
 from l4kernels.server.completions import CompletionAnswer
-from l4kernels.server.errors import ApiError, server_error
+from l4kernels.server.errors import ApiError, server_error, shutting_down
 from l4kernels.server.gate import Gate
 from l4kernels.server.generation import Generation
 from l4kernels.server.options import ServerOptions
 from l4kernels.server.page import HEADERS, PAGE
-from l4kernels.server.prompts import has_video
+from l4kernels.server.prompts import slowest
 from l4kernels.server.protocol.chat import ChatRequest, TokenizeRequest
 from l4kernels.server.protocol.common import ErrorAnswer
 from l4kernels.server.protocol.completions import CompletionRequest, DetokenizeRequest
@@ -162,12 +163,18 @@ def _add_tokens(app: FastAPI) -> None:
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "expected either prompt or messages", param="prompt")
 
+        left = threading.Event()
+
+        def check_wanted() -> None:
+            if left.is_set():
+                raise shutting_down()  # which nobody reads
+
         def ids() -> list[int]:
             if body.messages is None:
                 assert body.prompt is not None
                 return service.text_prompt(body.prompt, bos=body.add_special_tokens).ids
             ending = body.add_generation_prompt, body.continue_final_message
-            return service.chat_prompt(body.messages, body.tools, *ending).ids
+            return service.chat_prompt(body.messages, body.tools, *ending, check_wanted).ids
 
         def tokenized() -> tuple[list[int], list[str] | None]:
             tokens, decode = ids(), service.tokenizer.decode
@@ -175,8 +182,11 @@ def _add_tokens(app: FastAPI) -> None:
                 return tokens, None
             return tokens, [decode([token], skip_special=False) for token in tokens]
 
-        work = service.in_thread(tokenized, video=has_video(body.messages or ()))
-        tokens, named = await while_connected(request, work)
+        work = service.in_thread(tokenized, kind=slowest(body.messages or ()))
+        try:
+            tokens, named = await while_connected(request, work)
+        finally:
+            left.set()
         return JSONResponse(
             {
                 "count": len(tokens),
@@ -275,7 +285,7 @@ def _handle_errors(app: FastAPI) -> None:
         known: dict[int, Callable[[], str]] = {
             # What Python's parser fails with, other than a misplaced character.
             400: lambda: (
-                "expected JSON in UTF-8, not deeply nested and without numbers of thousands of digits"
+                "expected JSON in UTF-8, not nested deeply, its numbers below thousands of digits"
             ),
             404: lambda: (
                 f"there is no {request.method} {request.url.path[:200]}; a base URL of "

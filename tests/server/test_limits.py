@@ -369,3 +369,4 @@ def test_a_second_signal_does_not_wait(program):
         said = [line for line in lines if line.startswith("data:")]
         assert json.loads(said[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
     assert process.wait(15) == 0
+    assert "Traceback" not in process.stderr.read()
