@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -20,11 +21,12 @@ from l4kernels.prompt.images import ImageError
 from l4kernels.prompt.tokenizer_file import TokenizerError
 from l4kernels.server.chat import ChatAnswer
 from l4kernels.server.completions import CompletionAnswer
-from l4kernels.server.errors import ApiError, server_error
+from l4kernels.server.errors import ApiError, server_error, shutting_down
 from l4kernels.server.gate import Gate
 from l4kernels.server.generation import Generation
 from l4kernels.server.options import ServerOptions
 from l4kernels.server.page import HEADERS, PAGE
+from l4kernels.server.prompts import slowest
 from l4kernels.server.protocol.chat import ChatRequest, TokenizeRequest
 from l4kernels.server.protocol.common import ErrorAnswer
 from l4kernels.server.protocol.completions import CompletionRequest, DetokenizeRequest
@@ -161,17 +163,30 @@ def _add_tokens(app: FastAPI) -> None:
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "expected either prompt or messages", param="prompt")
 
+        left = threading.Event()
+
+        def check_wanted() -> None:
+            if left.is_set():
+                raise shutting_down()  # which nobody reads
+
         def ids() -> list[int]:
             if body.messages is None:
                 assert body.prompt is not None
                 return service.text_prompt(body.prompt, bos=body.add_special_tokens).ids
             ending = body.add_generation_prompt, body.continue_final_message
-            return service.chat_prompt(body.messages, body.tools, *ending).ids
+            return service.chat_prompt(body.messages, body.tools, *ending, check_wanted).ids
 
-        tokens = await service.in_thread(ids)
-        named = None
-        if body.return_token_strs:
-            named = [service.tokenizer.decode([i], skip_special=False) for i in tokens]
+        def tokenized() -> tuple[list[int], list[str] | None]:
+            tokens, decode = ids(), service.tokenizer.decode
+            if not body.return_token_strs:
+                return tokens, None
+            return tokens, [decode([token], skip_special=False) for token in tokens]
+
+        work = service.in_thread(tokenized, kind=slowest(body.messages or ()))
+        try:
+            tokens, named = await while_connected(request, work)
+        finally:
+            left.set()
         return JSONResponse(
             {
                 "count": len(tokens),
@@ -186,9 +201,17 @@ def _add_tokens(app: FastAPI) -> None:
         """The text of tokens, special ones spelled out."""
         service = _service(request)
         service.check(body.model)
+        if len(body.tokens) > service.context:
+            raise ApiError(
+                400,
+                f"expected at most {service.context} tokens, the context of this server, got "
+                f"{len(body.tokens)}",
+                param="tokens",
+                code="context_length_exceeded",
+            )
         decode = service.tokenizer.decode
-        text = await service.in_thread(lambda: decode(body.tokens, skip_special=False))
-        return JSONResponse({"prompt": text})
+        work = service.in_thread(lambda: decode(body.tokens, skip_special=False))
+        return JSONResponse({"prompt": await while_connected(request, work)})
 
 
 def _add_state(app: FastAPI, options: ServerOptions) -> None:
@@ -260,6 +283,10 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         known: dict[int, Callable[[], str]] = {
+            # What Python's parser fails with, other than a misplaced character.
+            400: lambda: (
+                "expected JSON in UTF-8, not nested deeply, its numbers below thousands of digits"
+            ),
             404: lambda: (
                 f"there is no {request.method} {request.url.path[:200]}; a base URL of "
                 f"OpenAI's clients ends in /v1"

@@ -10,7 +10,7 @@ from l4kernels.engine.request import Request
 from l4kernels.server.deltas import Choice, Delta, joined_calls
 from l4kernels.server.errors import ApiError
 from l4kernels.server.generation import Generation, Nudge
-from l4kernels.server.prompts import has_video
+from l4kernels.server.prompts import slowest
 from l4kernels.server.protocol.chat import ChatRequest
 from l4kernels.server.service import Service, tool_names
 from l4kernels.server.streams import DONE, HEARTBEAT, event
@@ -43,8 +43,8 @@ class ChatAnswer:
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs = true", param="top_logprobs")
         self._generation = self._stack.enter_context(service.admitted(body.n or 1))
-        slow = has_video(body.messages)
-        request: Request = await service.in_thread(service.chat, body, self._key, video=slow)
+        check, kind = self._generation.check_wanted, slowest(body.messages)
+        request: Request = await service.in_thread(service.chat, body, self._key, check, kind=kind)
         self.prompt_tokens = len(request.prompt)
         await service.in_thread(service.start, self._generation, [request])
 

@@ -13,9 +13,10 @@ from l4kernels.server.options import ServerOptions
 OPEN = ("/", "/health")
 """Asked without a key: what supervisors ask, and the page in which one types the key."""
 
-MAX_BRACKETS = 1 << 18
-"""Objects and lists of a body, at the most: millions take the event loop seconds to parse. Those
-in texts count, which a pass over the bytes cannot tell apart."""
+MAX_MARKS = 1 << 18
+"""Objects, lists and fields of a body, at the most, by their brackets and colons: millions take
+the event loop seconds to parse. Those in texts count, which a pass over the bytes cannot tell
+apart."""
 
 
 class Gate:
@@ -34,6 +35,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         share, send = _Share(self), _counted(scope, send)
         try:
             body = await self._let_in(scope, receive, share)
@@ -62,8 +65,8 @@ class Gate:
         except asyncio.TimeoutError:
             late = "the body of the request did not arrive in time"
             raise ApiError(408, late, code="request_timeout") from None
-        if body.count(b"{") + body.count(b"[") > MAX_BRACKETS:
-            raise ApiError(400, f"expected a body of at most {MAX_BRACKETS:,} brackets")
+        if sum(map(body.count, (b"{", b"[", b":"))) > MAX_MARKS:
+            raise ApiError(400, f"expected a body of at most {MAX_MARKS:,} brackets and colons")
         return body
 
     def _check_key(self, headers: dict[bytes, bytes]) -> str:
@@ -84,6 +87,10 @@ class Gate:
         return given.decode()
 
     def _check_length(self, headers: dict[bytes, bytes]) -> None:
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy may go by the one and this server by the other: what follows this request
+            # would be another client's for one of them.
+            raise ApiError(400, "expected Content-Length or Transfer-Encoding, got both")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18:
             raise ApiError(400, "expected a Content-Length that is a number")

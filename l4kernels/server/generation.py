@@ -1,6 +1,7 @@
 """Requests in the engine, as asynchronous streams of what they give."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -14,6 +15,8 @@ from l4kernels.engine.request import Output, Request
 from l4kernels.server.errors import ApiError, server_error, shutting_down
 from l4kernels.server.metrics import Metrics
 from l4kernels.server.schemas import GrammarError
+
+LOG = logging.getLogger("l4kernels.server")
 
 
 class Outbox:
@@ -68,6 +71,7 @@ class Generation:
         self._streams: list[Stream] = []
         self._left = 0
         self._closed = False
+        self._failure: ApiError | None = None
         self._started = time.monotonic()
         self._last: dict[tuple[int, int], float] = {}
         self.loop = asyncio.get_running_loop()
@@ -120,7 +124,7 @@ class Generation:
             self._queue.put_nowait(None)
 
     def _expire(self, seconds: float) -> None:
-        self._queue.put_nowait(
+        self.fail(
             ApiError(
                 408,
                 f"the request took longer than the {seconds:g} seconds that this server allows; "
@@ -141,7 +145,16 @@ class Generation:
 
     def fail(self, error: ApiError) -> None:
         """Ends the iteration with an error."""
+        self._failure = error
         self._queue.put_nowait(error)
+
+    def check_wanted(self) -> None:
+        """Raises the error with which it ended, before it began; from any thread, between parts of
+        work that takes long."""
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise shutting_down()  # which nobody reads: the client left
 
     def ready(self) -> bool:
         """Whether something can be had without waiting."""
@@ -178,4 +191,5 @@ def _for_client(error: BaseException) -> ApiError:
         return ApiError(400, str(error), param="response_format")
     if isinstance(error, ValueError) and str(error).startswith("no next token"):
         return server_error("the model gave no next token: its logits are not numbers")
+    LOG.error("the engine failed at a request", exc_info=error)
     return server_error("the engine failed at this request")

@@ -1,7 +1,7 @@
 """Messages of a request as a prompt of the checkpoint's."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from l4kernels.prompt.chat import Prompt, Prompter
@@ -28,13 +28,30 @@ VIDEO_SECONDS = 10
 """Of processor time for a video's frames."""
 
 
-def has_video(messages: Iterable[AnyMessage]) -> bool:
-    return any(
-        isinstance(part, VideoPart)
+def slowest(messages: Iterable[AnyMessage]) -> str:
+    """The kind of part that takes the longest: `text`, `image` or `video`."""
+    kinds = {
+        part.type
         for message in messages
         if isinstance(message, UserMessage) and not isinstance(message.content, str)
         for part in message.content
-    )
+    }
+    if "video_url" in kinds:
+        return "video"
+    return "image" if "image_url" in kinds else "text"
+
+
+class _Images(list[Any]):
+    """Images that are no longer given once nobody waits for them: many take long to decode."""
+
+    def __init__(self, images: Iterable[Any], check_wanted: Callable[[], None]):
+        super().__init__(images)
+        self._check_wanted = check_wanted
+
+    def __iter__(self) -> Iterator[Any]:
+        for image in super().__iter__():
+            self._check_wanted()
+            yield image
 
 
 class Conversation:
@@ -43,10 +60,18 @@ class Conversation:
     Args:
         media: turns URLs into bytes.
         options: how many images a request may have.
+        check_wanted: called between images; raises an error when nobody waits any more.
     """
 
-    def __init__(self, prompter: Prompter, media: Media, options: ServerOptions):
+    def __init__(
+        self,
+        prompter: Prompter,
+        media: Media,
+        options: ServerOptions,
+        check_wanted: Callable[[], None],
+    ):
         self._prompter, self._media, self._options = prompter, media, options
+        self._check_wanted = check_wanted
         self.messages: list[dict[str, Any]] = []
         self.images: list[Any] = []
 
@@ -113,7 +138,8 @@ class Conversation:
             for tool in given:
                 tool["function"].pop("strict", None)
         try:
-            return self._prompter.chat(self.messages, self.images, tools=given, **ending)
+            images = _Images(self.images, self._check_wanted)
+            return self._prompter.chat(self.messages, images, tools=given, **ending)
         except ContextError:
             limit = self._prompter.config.max_position_embeddings
             raise context_exceeded(limit, None, 0, "messages") from None

@@ -119,6 +119,8 @@ class Server(uvicorn.Server):
             self._watch.cancel()
             await self._drain()
         await super().shutdown(sockets or self._listeners)
+        if self.started and self.force_exit:  # else it has done so
+            await self.lifespan.shutdown()
 
     async def _drain(self) -> None:
         """The sockets still listen: whoever comes is told that the server ends."""

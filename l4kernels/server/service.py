@@ -39,8 +39,9 @@ from l4kernels.server.protocol.completions import CompletionRequest
 from l4kernels.server.schemas import GrammarError
 
 _Result = TypeVar("_Result")
-_WORKERS = 4
-"""Prompts that are made at once: an image of 20 megapixels takes 140 MB while it is decoded."""
+_WORKERS = {"text": 4, "image": 2, "video": 1}
+"""Prompts that are made at once, by the slowest part of them: 32 images take seconds, and no text
+waits for them. An image of 20 megapixels takes 140 MB while it is decoded."""
 
 _COMPLETION_TOKENS = 16
 """Of a completion that asks for none, as at OpenAI."""
@@ -68,8 +69,9 @@ class Service:
         self.defaults = Sampling.from_pretrained(prompter.path)
         self.end_ids = engine.model.config.eos_token_ids
         self._outbox = Outbox(asyncio.get_running_loop())
-        self._pool = ThreadPoolExecutor(_WORKERS, "l4k-prompts")
-        self._video_pool = ThreadPoolExecutor(1, "l4k-videos")
+        self._pools = {
+            kind: ThreadPoolExecutor(workers, f"l4k-{kind}") for kind, workers in _WORKERS.items()
+        }
         self._making_grammars = threading.Lock()
         self._samples = 0
         self._running: set[Generation] = set()
@@ -132,25 +134,26 @@ class Service:
         return bool(self._running)
 
     async def in_thread(
-        self, function: Callable[..., _Result], *args: Any, video: bool = False
+        self, function: Callable[..., _Result], *args: Any, kind: str = "text"
     ) -> _Result:
-        """What takes processor time: it must not hold up other clients' streams, and videos, which
-        take seconds, not other prompts."""
-        pool = self._video_pool if video else self._pool
-        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+        """What takes processor time: it must not hold up other clients' streams, nor images and
+        videos, which take seconds, other prompts."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pools[kind], function, *args)
 
     def close(self) -> None:
-        for pool in (self._pool, self._video_pool):
+        for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
     # Requests of the engine; all of this runs in threads
 
-    def chat(self, body: ChatRequest, key: str) -> Request:
+    def chat(self, body: ChatRequest, key: str, check_wanted: Callable[[], None]) -> Request:
         prompt = self.chat_prompt(
             body.messages,
             _shown_tools(body),
             body.add_generation_prompt,
             body.continue_final_message,
+            check_wanted,
         )
         grammar = self._grammar(body)
         param = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
@@ -167,8 +170,10 @@ class Service:
         tools: Sequence[Tool] | None,
         add_generation_prompt: bool | None,
         continue_final_message: bool,
+        check_wanted: Callable[[], None],
     ) -> Prompt:
-        conversation = Conversation(self.prompter, self.media, self.options)
+        """`check_wanted` is called between images; it raises an error when nobody waits."""
+        conversation = Conversation(self.prompter, self.media, self.options, check_wanted)
         for index, message in enumerate(messages):
             conversation.add(message, f"messages.{index}")
         return conversation.prompt(

@@ -119,9 +119,37 @@ def test_bodies_that_are_no_request(demo, content):
 
 
 def test_many_small_objects_are_not_parsed(demo):
-    for content in (b"[" + b"{}," * 300_000 + b"{}]", b"[" * 300_000):
+    fields = b"{" + b'"a":1,' * 300_000 + b'"a":1}'
+    for content in (b"[" + b"{}," * 300_000 + b"{}]", b"[" * 300_000, fields):
         answer = post(demo, content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400 and "brackets" in answer.json()["error"]["message"]
+
+
+def test_tokens_beyond_the_context_are_no_text(demo):
+    context = demo.service.context
+    assert post(demo, "/detokenize", json={"tokens": [300] * context}).status_code == 200
+    answer = post(demo, "/detokenize", json={"tokens": [300] * (context + 1)})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_body_has_one_length(demo):
+    """What a proxy in front takes for the next request must not be part of this one."""
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection(demo.server.address) as sock:
+        sock.settimeout(10)
+        sock.sendall(head + b"2\r\n{}\r\n0\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(4096), b""))  # to the end of the connection
+    assert answer.startswith(b"HTTP/1.1 400") and answer.count(b"HTTP/1.1") == 1
+
+
+def test_what_supervisors_get_they_may_ask_the_head_of(demo):
+    for path in ("/health", "/", "/v1/models", "/nowhere", "/tokenize"):
+        head, whole = HTTP.head(f"{demo.url}{path}"), HTTP.get(f"{demo.url}{path}")
+        assert head.status_code == whole.status_code and not head.content
+        assert head.headers["content-length"] == whole.headers["content-length"]
 
 
 def test_schemas_have_a_size(demo):
@@ -341,3 +369,4 @@ def test_a_second_signal_does_not_wait(program):
         said = [line for line in lines if line.startswith("data:")]
         assert json.loads(said[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
     assert process.wait(15) == 0
+    assert "Traceback" not in process.stderr.read()
