@@ -13,7 +13,7 @@ from l4kernels.server.options import ServerOptions
 OPEN = ("/", "/health")
 """Asked without a key: what supervisors ask, and the page in which one types the key."""
 
-MAX_MARKS = 1 << 18
+MAX_MARKS = 1 << 19
 """Objects, lists and fields of a body, at the most, by their brackets and colons: millions take
 the event loop seconds to parse. Those in texts count, which a pass over the bytes cannot tell
 apart."""
