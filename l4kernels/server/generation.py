@@ -60,8 +60,8 @@ class Generation:
     """Requests that are made together, and their outputs in the order in which they come.
 
     Iterate over it, in the event loop: pieces, and a `Nudge` after each `nudge`. It raises
-    `ApiError` where a request fails or takes too long. `close` ends what is still running; so does
-    leaving the iteration early, once the caller has closed it.
+    `ApiError` where a request fails or takes too long. In any case it has to be closed, which ends
+    what is still running.
     """
 
     def __init__(self, engine: Engine, outbox: Outbox, metrics: Metrics, seconds: float):
@@ -155,10 +155,6 @@ class Generation:
             raise self._failure
         if self._closed:
             raise shutting_down()  # which nobody reads: the client left
-
-    def ready(self) -> bool:
-        """Whether something can be had without waiting."""
-        return not self._queue.empty()
 
     def __aiter__(self) -> AsyncIterator[Piece | Nudge]:
         return self
