@@ -5,7 +5,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -203,13 +203,13 @@ class Service:
             raise ApiError(400, str(error), param="prompt") from None
         if not given:
             raise ApiError(400, "the prompt is empty: expected at least one token", param="prompt")
-        if max(given) >= config.vocab_size:
-            raise ApiError(
-                400,
-                f"expected token ids below {config.vocab_size}, got {max(given)}",
-                param="prompt",
-            )
+        self._check_ids(given, "prompt")
         return Prompt(given)
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
+        most, largest = self.engine.model.config.vocab_size, max(ids, default=0)
+        if largest >= most:
+            raise ApiError(400, f"expected token ids below {most}, got {largest}", param=param)
 
     def _request(
         self,
@@ -231,13 +231,15 @@ class Service:
             )
         if room < (asked or 1):
             raise context_exceeded(self.context, len(prompt.ids), asked or 1, names[1])
-        stop_ids = set() if body.ignore_eos else {*self.end_ids}
-        stop_ids |= {*(body.stop_token_ids or ())}
+        sampling, more_ids = body.sampling(), body.stop_token_ids or ()
+        self._check_ids(sampling["logit_bias"], "logit_bias")
+        self._check_ids(more_ids, "stop_token_ids")
+        stop_ids = {*(() if body.ignore_eos else self.end_ids), *more_ids}
         try:
             return Request(
                 prompt.ids,
                 max_new_tokens=min(room, most) if asked is None else asked,
-                sampling=replace(self.defaults, **body.sampling()),
+                sampling=replace(self.defaults, **sampling),
                 pixel_values=prompt.pixel_values,
                 stop_ids=sorted(stop_ids),
                 stop=body.stop_strings(),
@@ -251,9 +253,8 @@ class Service:
     def start(self, generation: Generation, requests: Sequence[Request]) -> None:
         try:
             generation.start(requests)
-        except ValueError as error:  # of the model's own bounds, such as of token ids
-            named = str(error).partition("logit_bias")[1] or None
-            raise ApiError(400, str(error), param=named) from None
+        except ValueError as error:  # of the engine's own bounds
+            raise ApiError(400, str(error)) from None
 
     @cached_property
     def _grammars(self) -> Grammars:

@@ -371,6 +371,7 @@ REFUSED = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
       {"type": "nothing"}}}}, 400, "response_format", None),
     ({"logit_bias": {"5000": 1.0}}, 400, "logit_bias", None),
+    ({"stop_token_ids": [1056]}, 400, "stop_token_ids", None),
     ({"messages": [{"role": "assistant", "content": None}]}, 400, "messages.0.content", None),
 ]  # fmt: skip
 
