@@ -24,6 +24,10 @@ from l4kernels.planning.footprint import MAX_PREFILL_TOKENS
 _REASONS = {RUNNING: None, STOP: "stop", LENGTH: "length", FAILED: "error"}
 
 
+class NoNextToken(ValueError):
+    """A sequence whose logits are NaN, or all -inf."""
+
+
 class Event(NamedTuple):
     """A token of a sequence, and why it was the last one, if it was."""
 
@@ -335,7 +339,7 @@ class EngineCore:
         if error is not None or code == FAILED:
             why = "its logits are NaN, or all of them are -inf"
             at = len(sequence.tokens) - sequence.prompt_length
-            cause = error or ValueError(f"no next token at step {at}: {why}")
+            cause = error or NoNextToken(f"no next token at step {at}: {why}")
             self._finish(sequence, "error", stopped=code != RUNNING)
             self._events.append(Event(sequence, -1, "error", error=cause))
             return

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from l4kernels.engine.core import NoNextToken
 from l4kernels.engine.engine import Engine, EngineClosed, Stream
 from l4kernels.engine.request import Output, Request
 from l4kernels.server.errors import ApiError, server_error, shutting_down
@@ -185,7 +186,7 @@ def _for_client(error: BaseException) -> ApiError:
         return shutting_down()
     if isinstance(error, GrammarError):
         return ApiError(400, str(error), param="response_format")
-    if isinstance(error, ValueError) and str(error).startswith("no next token"):
+    if isinstance(error, NoNextToken):
         return server_error("the model gave no next token: its logits are not numbers")
     LOG.error("the engine failed at a request", exc_info=error)
     return server_error("the engine failed at this request")

@@ -19,6 +19,7 @@ from l4kernels import Engine
 from l4kernels.cli import main
 from l4kernels.cli.loading import Loader
 from l4kernels.demo import CHECKPOINT
+from l4kernels.engine.graphs import as_it_is
 from l4kernels.server.serve import taken
 from tests.support.serving import serving
 
@@ -250,6 +251,20 @@ def test_a_request_that_fails_harms_no_other(demo):
         assert re.search(r"error [0-9a-f]{12}", answer.json()["error"]["message"])
         assert len({a.result().json()["choices"][0]["message"]["content"] for a in answers}) == 1
     assert post(demo, json=body()).json()["choices"][0]["message"]["content"] == good
+
+
+def test_a_model_without_a_next_token(demo, model):
+    with (
+        mock.patch.object(model, "compute_logits", lambda hidden: _nan(hidden, model)),
+        mock.patch.object(demo.engine._core.runner, "capture", as_it_is),
+    ):
+        answer = post(demo, json=body(n=7))  # a number of rows that no step was captured for
+    assert answer.status_code == 500 and "not numbers" in answer.json()["error"]["message"]
+    assert demo.settled() and post(demo, json=body()).status_code == 200
+
+
+def _nan(hidden, model):
+    return hidden.new_full((len(hidden), model.config.vocab_size), float("nan")).float()
 
 
 def test_a_stream_that_has_nothing_to_say_shows_signs_of_life(model, prompter):
