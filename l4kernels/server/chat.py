@@ -1,32 +1,25 @@
 """`/v1/chat/completions`: one answer, or a stream of its pieces."""
 
-import time
-import uuid
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from typing import Any
 
 from l4kernels.engine.request import Request
+from l4kernels.server.answers import EngineAnswer
 from l4kernels.server.deltas import Choice, Delta, joined_calls
 from l4kernels.server.errors import ApiError
-from l4kernels.server.generation import Generation, Nudge
+from l4kernels.server.generation import Nudge
 from l4kernels.server.prompts import slowest
 from l4kernels.server.protocol.chat import ChatRequest
 from l4kernels.server.service import Service, tool_names
 from l4kernels.server.streams import DONE, HEARTBEAT, event
 
 
-class ChatAnswer:
+class ChatAnswer(EngineAnswer[Choice]):
     """The answer to one request: `begin` it, then ask for it `whole`, or for its `events`."""
 
     def __init__(self, service: Service, body: ChatRequest, key: str):
-        self._service, self._body, self._key = service, body, key
-        self._stack = ExitStack()
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-        self.prompt_tokens = 0
         names, parallel = tool_names(body), body.parallel_tool_calls is not False
-        self.choices = [
+        choices = [
             Choice(
                 service.tokenizer,
                 service.end_ids,
@@ -36,41 +29,27 @@ class ChatAnswer:
             )
             for _ in range(body.n or 1)
         ]
+        super().__init__(service, "chatcmpl", choices)
+        self._body, self._key = body, key
 
     async def begin(self) -> None:
         """Everything that can be refused is refused here, before an answer has begun."""
         body, service = self._body, self._service
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs = true", param="top_logprobs")
-        self._generation = self._stack.enter_context(service.admitted(body.n or 1))
-        check, kind = self._generation.check_wanted, slowest(body.messages)
+        self.admit()
+        check, kind = self.generation.check_wanted, slowest(body.messages)
         request: Request = await service.in_thread(service.chat, body, self._key, check, kind=kind)
         self.prompt_tokens = len(request.prompt)
-        await service.in_thread(service.start, self._generation, [request])
-
-    def close(self) -> None:
-        self._stack.close()
-
-    @property
-    def generation(self) -> Generation:
-        return self._generation
+        await service.in_thread(service.start, self.generation, [request])
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta] | Nudge]:
-        async for piece in self._generation:
+        async for piece in self.generation:
             if isinstance(piece, Nudge):
                 yield piece
                 continue
             index = piece.output.sample
             yield index, self.choices[index].push(piece.output)
-
-    def usage(self) -> dict[str, Any]:
-        new = sum(choice.tokens for choice in self.choices)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": new,
-            "total_tokens": self.prompt_tokens + new,
-            "prompt_tokens_details": {"cached_tokens": self._generation.cached_tokens},
-        }
 
     async def whole(self) -> dict[str, Any]:
         """A `chat.completion`."""
@@ -84,7 +63,7 @@ class ChatAnswer:
             found[index].logprobs += delta.logprobs
             found[index].finish_reason = delta.finish_reason or found[index].finish_reason
         return {
-            **self._head("chat.completion"),
+            **self.head("chat.completion"),
             "choices": [self._choice(index, delta) for index, delta in enumerate(found)],
             "usage": self.usage(),
         }
@@ -105,15 +84,11 @@ class ChatAnswer:
             "finish_reason": delta.finish_reason,
         }
 
-    def failed(self, error: ApiError) -> bytes:
-        """The last event of a stream that failed."""
-        return event(error.body())
-
     async def events(self) -> AsyncIterator[bytes]:
         """`chat.completion.chunk`s."""
         counted = self._body.usage_of_stream
         rest: dict[str, Any] = {"usage": None} if counted else {}
-        head = self._head("chat.completion.chunk")
+        head = self.head("chat.completion.chunk")
         first = {"role": "assistant", "content": "", "refusal": None}
         for index in range(len(self.choices)):
             yield event({**head, "choices": [_chunk(index, first)], **rest})
@@ -139,15 +114,6 @@ class ChatAnswer:
 
     def _logprobs(self, delta: Delta) -> dict[str, Any] | None:
         return {"content": delta.logprobs, "refusal": None} if self._body.logprobs else None
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._service.options.model_name,
-            "system_fingerprint": self._service.fingerprint,
-        }
 
 
 def _chunk(

@@ -1,17 +1,15 @@
 """`/v1/completions`: texts that go on."""
 
-import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from l4kernels.engine.logprobs import TokenLogprob
 from l4kernels.engine.request import Output, Request
 from l4kernels.prompt.tokenizer import Detokenizer
+from l4kernels.server.answers import EngineAnswer
 from l4kernels.server.deltas import bounded
 from l4kernels.server.errors import ApiError
-from l4kernels.server.generation import Generation, Nudge
+from l4kernels.server.generation import Nudge
 from l4kernels.server.protocol.completions import CompletionRequest
 from l4kernels.server.service import Service
 from l4kernels.server.streams import DONE, HEARTBEAT, event
@@ -71,17 +69,14 @@ class _Choice:
         return named
 
 
-class CompletionAnswer:
+class CompletionAnswer(EngineAnswer[_Choice]):
     """As `ChatAnswer`, of prompts that are texts or tokens."""
 
     def __init__(self, service: Service, body: CompletionRequest, key: str):
-        self._service, self._body, self._key = service, body, key
-        self._stack = ExitStack()
-        self._id, self._created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self._body, self._key = body, key
         self._n = body.n or 1
-        self.prompt_tokens = 0
         count = len(body.prompts()) * self._n
-        self.choices = [_Choice(service, body.logprobs) for _ in range(count)]
+        super().__init__(service, "cmpl", [_Choice(service, body.logprobs) for _ in range(count)])
         self._echoes: list[dict[str, Any]] = []
 
     async def begin(self) -> None:
@@ -101,7 +96,7 @@ class CompletionAnswer:
                 f"times n",
                 param="prompt",
             )
-        self._generation = self._stack.enter_context(service.admitted(len(self.choices)))
+        self.admit()
         requests = await service.in_thread(service.completions, body, self._key)
         self.prompt_tokens = sum(len(request.prompt) for request in requests)
         if body.echo:
@@ -110,7 +105,7 @@ class CompletionAnswer:
             for choice in self.choices:
                 choice.finish_reason = "length"
         else:
-            await service.in_thread(service.start, self._generation, requests)
+            await service.in_thread(service.start, self.generation, requests)
 
     async def _echo(self, requests: Sequence[Request]) -> None:
         service, top = self._service, self._body.logprobs
@@ -125,34 +120,18 @@ class CompletionAnswer:
             for choice in self._samples(index):
                 self._echoes.append(choice.push(text, tokens))
 
-    def _samples(self, prompt: int) -> list[_Choice]:
+    def _samples(self, prompt: int) -> Sequence[_Choice]:
         return self.choices[prompt * self._n : (prompt + 1) * self._n]
-
-    def close(self) -> None:
-        self._stack.close()
-
-    @property
-    def generation(self) -> Generation:
-        return self._generation
 
     async def _pieces(self) -> AsyncIterator[tuple[int, dict[str, Any]] | Nudge]:
         if self._body.max_tokens == 0:
             return
-        async for piece in self._generation:
+        async for piece in self.generation:
             if isinstance(piece, Nudge):
                 yield piece
                 continue
             index = piece.request * self._n + piece.output.sample
             yield index, self.choices[index].output(piece.output)
-
-    def usage(self) -> dict[str, Any]:
-        new = sum(choice.tokens for choice in self.choices)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": new,
-            "total_tokens": self.prompt_tokens + new,
-            "prompt_tokens_details": {"cached_tokens": self._generation.cached_tokens},
-        }
 
     async def whole(self) -> dict[str, Any]:
         """A `text_completion`."""
@@ -160,7 +139,7 @@ class CompletionAnswer:
             pass
         asked = self._body.logprobs is not None
         return {
-            **self._head(),
+            **self.head("text_completion"),
             "choices": [
                 {
                     "index": index,
@@ -172,10 +151,6 @@ class CompletionAnswer:
             ],
             "usage": self.usage(),
         }
-
-    def failed(self, error: ApiError) -> bytes:
-        """The last event of a stream that failed."""
-        return event(error.body())
 
     async def events(self) -> AsyncIterator[bytes]:
         counted = self._body.usage_of_stream
@@ -194,21 +169,12 @@ class CompletionAnswer:
             if piece["text"] or piece["logprobs"] or reason:
                 yield self._event(index, piece, reason, rest)
         if counted:
-            yield event({**self._head(), "choices": [], "usage": self.usage()})
+            yield event({**self.head("text_completion"), "choices": [], "usage": self.usage()})
         yield DONE
 
     def _event(self, index: int, piece: dict[str, Any], reason: str | None, rest: Any) -> bytes:
         choice = {"index": index, **piece, "finish_reason": reason}
-        return event({**self._head(), "choices": [choice], **rest})
-
-    def _head(self) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._service.options.model_name,
-            "system_fingerprint": self._service.fingerprint,
-        }
+        return event({**self.head("text_completion"), "choices": [choice], **rest})
 
 
 def _empty() -> dict[str, list[Any]]:
