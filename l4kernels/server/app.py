@@ -21,7 +21,7 @@ from l4kernels.prompt.images import ImageError
 from l4kernels.prompt.tokenizer_file import TokenizerError
 from l4kernels.server.chat import ChatAnswer
 from l4kernels.server.completions import CompletionAnswer
-from l4kernels.server.errors import ApiError, server_error, shutting_down
+from l4kernels.server.errors import ApiError, server_error, shutting_down, unusable
 from l4kernels.server.gate import Gate
 from l4kernels.server.generation import Generation
 from l4kernels.server.options import ServerOptions
@@ -268,13 +268,12 @@ def _handle_errors(app: FastAPI) -> None:
     async def refused(request: Request, error: ApiError) -> Response:
         return _error(error)
 
-    async def unusable(request: Request, error: Exception) -> Response:
-        path = str(_service(request).prompter.path)
-        return _error(ApiError(400, str(error).replace(path, "the model")))
+    async def of_the_request(request: Request, error: Exception) -> Response:
+        return _error(unusable(error, _service(request).prompter.path))
 
     # Of what came with the request, wherever it is found out.
     for kind in (ChatError, ImageError, TokenizerError):
-        app.add_exception_handler(kind, unusable)
+        app.add_exception_handler(kind, of_the_request)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

@@ -1,6 +1,7 @@
 """What a client is told when a request fails: OpenAI's error objects."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -30,13 +31,8 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.type = (
-            status,
-            message,
-            param,
-            code,
-            type,
-        )
+        self.status, self.message = status, message
+        self.param, self.code, self.type = param, code, type
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
@@ -64,6 +60,12 @@ def context_exceeded(context: int, prompt: int | None, answer: int, param: str) 
         param=param,
         code="context_length_exceeded",
     )
+
+
+def unusable(error: Exception, folder: Path, param: str | None = None) -> ApiError:
+    """What came with a request cannot be used; errors of a checkpoint's files name its folder,
+    which is nobody's business."""
+    return ApiError(400, str(error).replace(str(folder), "the model"), param=param)
 
 
 def server_error(message: str, status: int = 500, code: str | None = None) -> ApiError:

@@ -1,4 +1,4 @@
-"""What every request passes before it is looked at: the key, the size of its body, the queue."""
+"""What every request passes before it is looked at: its key, and the size of its body."""
 
 import asyncio
 import hmac

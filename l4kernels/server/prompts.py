@@ -9,7 +9,7 @@ from l4kernels.prompt.chat_template import ChatError
 from l4kernels.prompt.images import ImageError
 from l4kernels.prompt.tokenizer_file import ContextError, TokenizerError
 from l4kernels.prompt.video import VideoError, sample_frames, video_parts
-from l4kernels.server.errors import ApiError, context_exceeded
+from l4kernels.server.errors import ApiError, context_exceeded, unusable
 from l4kernels.server.media import Media, MediaError
 from l4kernels.server.options import ServerOptions
 from l4kernels.server.protocol.chat import (
@@ -144,8 +144,7 @@ class Conversation:
             limit = self._prompter.config.max_position_embeddings
             raise context_exceeded(limit, None, 0, "messages") from None
         except (ChatError, TokenizerError, ImageError) as error:
-            text = str(error).replace(f"{self._prompter.path}", "the model")
-            raise ApiError(400, text, param="messages") from None
+            raise unusable(error, self._prompter.path, "messages") from None
 
 
 def _texts(content: str | Iterable[TextPart | RefusalPart]) -> Any:
