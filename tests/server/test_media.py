@@ -14,7 +14,7 @@ import trustme
 from l4kernels.server import media
 from l4kernels.server.media import Media, MediaError, is_public
 from tests.support import pictures
-from tests.support.deadlines import within
+from tests.support.deadlines import cheaply, within
 from tests.support.pictures import noise, saved
 from tests.support.videos import numbered
 
@@ -105,15 +105,17 @@ def test_the_limit_of_bytes_comes_before_the_decoding(monkeypatch):
             Media(max_bytes=1_000_000).image("data:;base64," + filler * 2_100_000)
 
 
-def test_long_input_is_refused_quickly():
-    started = time.process_time()
-    for url in ("data:" + ";" * 10**7, "data:;base64," + "=" * 10**7, "x" * 10**7, "%" * 10**7):
+@pytest.mark.parametrize(
+    "start, filler",
+    [("data:", ";"), ("data:;base64,", "="), ("", "x"), ("", "%"), ("https://", "a"),
+     ("data:;base64,", "%41")],
+)  # fmt: skip
+def test_long_input_is_refused_quickly(start, filler):
+    def refused():
         with pytest.raises(MediaError):
-            Media(allowed_hosts=[HOST]).image(url)
-    for url in ("https://" + "a" * 10**7, "data:;base64," + "%41" * 10**7):
-        with pytest.raises(MediaError):
-            Media(allowed_hosts=[HOST]).image(url)
-    assert time.process_time() - started < 1
+            Media(allowed_hosts=[HOST]).image(start + filler * 10**7)
+
+    cheaply(0.5, refused)
 
 
 def test_videos():
@@ -425,7 +427,7 @@ def test_the_time_limit_is_for_everything(fetch, server, case):
     started = time.monotonic()
     with pytest.raises(MediaError, match=r"^the host of the URL took more than 1 s$"):
         fetch(timeout=1, **options)
-    assert 0.9 < time.monotonic() - started < 1.5
+    assert 0.9 < time.monotonic() - started < 2.5  # 3 or more, were it waited for
 
 
 def test_the_certificate_must_be_the_hosts(authority, fetch):

@@ -1,6 +1,7 @@
-"""Calls that may hang, in tests that must not."""
+"""Calls that may hang or take long, in tests that must not."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,3 +24,19 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return result
+
+
+def cheaply(seconds: float, function: Callable[[], Any]) -> Any:
+    """What a function returns; it fails if three calls of it each take more processor time.
+
+    What is slow by itself is slow each time. A collection of everything that the process holds,
+    or a machine with other things to do, is not.
+    """
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        result = function()
+        taken.append(time.process_time() - start)
+        if taken[-1] < seconds:
+            return result
+    raise AssertionError(f"{function} takes {min(taken):.2f} s, expected less than {seconds:.2f}")
