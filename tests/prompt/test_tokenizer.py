@@ -202,17 +202,17 @@ def test_a_prompt_that_cannot_fit_is_refused_at_once(tmp_path):
     tiny.write_settings(tmp_path)
     prompter = Prompter(tmp_path)
     long = "the answer " * 1_000_000
-    for call in (
-        lambda: prompter.raw(long),
-        lambda: prompter.tokenizer.encode(long, special=True, limit=5000),
-        lambda: prompter.tokenizer.check_fits(long, 5000),
-    ):
 
-        def refused(call=call):
+    def refused():
+        for call in (
+            lambda: prompter.raw(long),
+            lambda: prompter.tokenizer.encode(long, special=True, limit=5000),
+            lambda: prompter.tokenizer.check_fits(long, 5000),
+        ):
             with pytest.raises(TokenizerError, match="context of"):
                 call()
 
-        cheaply(1, refused)
+    cheaply(1, refused)
 
 
 @pytest.mark.parametrize("module", [tokenizer, stop_strings])

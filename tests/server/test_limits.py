@@ -21,6 +21,7 @@ from l4kernels.cli.loading import Loader
 from l4kernels.demo import CHECKPOINT
 from l4kernels.engine.graphs import as_it_is
 from l4kernels.server.serve import taken
+from tests.support.deadlines import cheaply
 from tests.support.serving import serving
 
 HTTP = httpx.Client(timeout=60, verify=False)  # reading certificates takes longer than a request
@@ -194,7 +195,7 @@ def test_a_client_that_leaves_while_it_waits(small, stream):
 def test_a_full_queue(small):
     busy = [raw(small, body(max_tokens=3000, stream=True, ignore_eos=True)) for _ in range(3)]
     until(lambda: small.engine.stats().waiting == 1)
-    answer = post(small, json=body())
+    answer = cheaply(1, lambda: post(small, json=body()), clock=time.monotonic)
     assert small.engine.stats().waiting == 1, "nobody was waited for"
     assert answer.status_code == 429 and 1 <= int(answer.headers["Retry-After"]) <= 60
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"

@@ -105,17 +105,16 @@ def test_the_limit_of_bytes_comes_before_the_decoding(monkeypatch):
             Media(max_bytes=1_000_000).image("data:;base64," + filler * 2_100_000)
 
 
-@pytest.mark.parametrize(
-    "start, filler",
-    [("data:", ";"), ("data:;base64,", "="), ("", "x"), ("", "%"), ("https://", "a"),
-     ("data:;base64,", "%41")],
-)  # fmt: skip
-def test_long_input_is_refused_quickly(start, filler):
+def test_long_input_is_refused_quickly():
     def refused():
-        with pytest.raises(MediaError):
-            Media(allowed_hosts=[HOST]).image(start + filler * 10**7)
+        for url in ("data:" + ";" * 10**7, "data:;base64," + "=" * 10**7, "x" * 10**7, "%" * 10**7):
+            with pytest.raises(MediaError):
+                Media(allowed_hosts=[HOST]).image(url)
+        for url in ("https://" + "a" * 10**7, "data:;base64," + "%41" * 10**7):
+            with pytest.raises(MediaError):
+                Media(allowed_hosts=[HOST]).image(url)
 
-    cheaply(0.5, refused)
+    cheaply(1, refused)
 
 
 def test_videos():
@@ -424,10 +423,14 @@ def test_the_time_limit_is_for_everything(fetch, server, case):
         server.pause = 3 if case == "silent" else 0.05
         if case == "body":
             server.answer = b"HTTP/1.0 200\r\n\r\n" + bytes(200)
-    started = time.monotonic()
-    with pytest.raises(MediaError, match=r"^the host of the URL took more than 1 s$"):
-        fetch(timeout=1, **options)
-    assert 0.9 < time.monotonic() - started < 2.5  # 3 or more, were it waited for
+
+    def waited_for():
+        started = time.monotonic()
+        with pytest.raises(MediaError, match=r"^the host of the URL took more than 1 s$"):
+            fetch(timeout=1, **options)
+        assert time.monotonic() - started > 0.9
+
+    cheaply(1.5, waited_for, clock=time.monotonic)
 
 
 def test_the_certificate_must_be_the_hosts(authority, fetch):

@@ -1,5 +1,6 @@
 """Calls that may hang or take long, in tests that must not."""
 
+import reprlib
 import threading
 import time
 from collections.abc import Callable
@@ -26,17 +27,24 @@ def within(seconds: float, function: Callable[[], Any]) -> Any:
     return result
 
 
-def cheaply(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a function returns; it fails if three calls of it each take more processor time.
+def cheaply(
+    seconds: float,
+    function: Callable[..., Any],
+    *args: Any,
+    clock: Callable[[], float] = time.process_time,
+) -> Any:
+    """What a function returns; it fails if three calls of it each take more, by default of the
+    processor's time.
 
-    What is slow by itself is slow each time. A collection of everything that the process holds,
-    or a machine with other things to do, is not.
+    What is slow by itself is slow each time, if each call does the work anew. A collection of
+    everything that the process holds, or a machine with other things to do, is not.
     """
     taken = []
     for _ in range(3):
-        start = time.process_time()
-        result = function()
-        taken.append(time.process_time() - start)
+        start = clock()
+        result = function(*args)
+        taken.append(clock() - start)
         if taken[-1] < seconds:
             return result
-    raise AssertionError(f"{function} takes {min(taken):.2f} s, expected less than {seconds:.2f}")
+    given = reprlib.repr(args)
+    raise AssertionError(f"{function} of {given} takes {min(taken):.2f} s, not {seconds:.2f}")
