@@ -97,43 +97,38 @@ def _service(request: Request) -> Service:
 
 
 def _add_answers(app: FastAPI, options: ServerOptions) -> None:
-    async def answer(request: Request, made: Answer, stream: bool) -> Response:
+    async def answer(
+        request: Request, kind: Callable[[Service, Any, str], Answer], body: Any
+    ) -> Response:
+        service = _service(request)
+        service.check(body.model)
+        made = kind(service, body, request.scope["l4k_key"])
         try:
             await while_connected(request, made.begin())
-            if stream:
+            if body.stream:
                 events = _kept_alive(made, options.heartbeat_seconds)
                 return EventStream(events, made.close, options.stall_seconds)
-            return JSONResponse(await while_connected(request, made.whole()))
+            whole = await while_connected(request, made.whole())
         except BaseException:
-            stream = False
+            made.close()
             raise
-        finally:
-            if not stream:
-                made.close()
+        made.close()
+        return JSONResponse(whole)
 
     @app.post("/v1/chat/completions", tags=["chat"], responses=_responses())
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answers a conversation."""
-        service = _service(request)
-        service.check(body.model)
-        made = ChatAnswer(service, body, request.scope["l4k_key"])
-        return await answer(request, made, bool(body.stream))
+        return await answer(request, ChatAnswer, body)
 
     @app.post("/v1/completions", tags=["completions"], responses=_responses())
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continues texts."""
-        service = _service(request)
-        service.check(body.model)
-        made = CompletionAnswer(service, body, request.scope["l4k_key"])
-        return await answer(request, made, bool(body.stream))
+        return await answer(request, CompletionAnswer, body)
 
     @app.post("/v1/responses", tags=["responses"], responses=_responses())
     async def responses(request: Request, body: ResponseRequest) -> Response:
         """Answers a conversation, in OpenAI's newer protocol; nothing of it is stored."""
-        service = _service(request)
-        service.check(body.model)
-        made = ResponseAnswer(service, body, request.scope["l4k_key"])
-        return await answer(request, made, bool(body.stream))
+        return await answer(request, ResponseAnswer, body)
 
 
 async def _kept_alive(made: Answer, seconds: float) -> AsyncGenerator[bytes, None]:

@@ -20,21 +20,6 @@ KEYS = {"text", "token_ids", "prompt_tokens", "completion_tokens", "finish_reaso
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint")
-    tiny.write_checkpoint(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """A checkpoint without weights: what fails on it after the checks was checked too late."""
-    path = tmp_path_factory.mktemp("settings")
-    tiny.write_settings(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def picture(tmp_path_factory):
     file = tmp_path_factory.mktemp("images") / "two tiles.png"
     Image.new("RGB", (60, 30), (200, 30, 30)).save(file)

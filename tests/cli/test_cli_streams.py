@@ -20,7 +20,6 @@ from l4kernels.cli import main, output, streams
 from l4kernels.cli.demo import ASCII_BLOCKS, BLOCKS
 from l4kernels.demo import CHECKPOINT
 from l4kernels.planning import cpu
-from tests.support import tiny
 from tests.support.terminals import ENVIRONMENT, L4K, Terminal
 
 EVERY_CHARACTER = "".join(map(chr, (*range(0xD800), *range(0xE000, 0x110000))))
@@ -44,13 +43,6 @@ def encoded(encoding):
 def written(stream) -> str:
     stream.flush()
     return stream.buffer.getvalue().decode(stream.encoding)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint")
-    tiny.write_checkpoint(path)
-    return path
 
 
 def test_examples():

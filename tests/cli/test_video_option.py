@@ -13,21 +13,6 @@ from tests.support.videos import encoded, grey, numbered, sound
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("checkpoint")
-    tiny.write_checkpoint(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """A checkpoint without weights: what fails on it after the checks was checked too late."""
-    path = tmp_path_factory.mktemp("settings")
-    tiny.write_settings(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     file = tmp_path_factory.mktemp("videos") / "clip.mp4"
     file.write_bytes(encoded("mp4 mpeg4", [grey(20 * n, (320, 180)) for n in range(12)]))
