@@ -317,7 +317,9 @@ def test_peak_memory_of_loading(tmp_path, stored, weights):
         write(tmp_path / name, content, shards, **sizes, **said)
     folders = [str(tmp_path / "big"), str(tmp_path / "small")]
     command = [sys.executable, "-c", MEASURE, *folders, weights]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # glibc's allocator otherwise keeps up to 16 MB of what was given back, more or less at random.
+    env = {**os.environ, "MALLOC_TRIM_THRESHOLD_": f"{128 << 10}"}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
     used, final = map(int, output.split())
     shard = max(f.stat().st_size for f in (tmp_path / "big").glob("*.safetensors"))
     assert used <= 1.05 * (final + shard), f"{used=} {final=} {shard=}"
